@@ -1,0 +1,1 @@
+"""hidream: the self-hosted home of the HiDream-I1 text-to-image model."""

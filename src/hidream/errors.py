@@ -1,0 +1,107 @@
+"""Every error that hidream raises on purpose.
+
+    HiDreamError                      code  HTTP  retryable
+    ├── InvalidInput                  1401   400  no     a request says something that is not accepted
+    │   └── MissingInput              1400   400  no     a required field is absent or empty
+    ├── Unauthorized                     –   401  no     no key, or one that is not known
+    ├── NotFound                         –   404  no     no such path, model or prediction (or another key's)
+    ├── BodyTooLarge                     –   413  no     more bytes than a request may have
+    ├── QueueFull                        –   429  yes    as many tasks wait as the operator allows
+    ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
+    ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
+    │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
+    ├── TaskFailed                    1405   200  yes    a worker could not finish a task
+    └── Interrupted                      –     –  yes    a picture was given up before it was finished
+
+`code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
+answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value that
+was seen, and what is accepted or what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HiDreamError(Exception):
+    """The root: catch it to catch everything that hidream raises on purpose."""
+
+    code: ClassVar[int] = 5000
+    http_status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        """The text that a user reads."""
+        return str(self)
+
+
+class InvalidInput(HiDreamError):
+    """A request says something that is not accepted; the message names field, value and what is accepted."""
+
+    code = 1401
+    http_status = 400
+
+
+class MissingInput(InvalidInput):
+    """A required field is absent or empty."""
+
+    code = 1400
+
+
+class Unauthorized(HiDreamError):
+    """The request carries no key, or one that is not known or was revoked."""
+
+    http_status = 401
+
+
+class NotFound(HiDreamError):
+    """There is no such path, model or prediction, or it belongs to another key."""
+
+    http_status = 404
+
+
+class BodyTooLarge(HiDreamError):
+    """The request has more bytes than the server accepts."""
+
+    http_status = 413
+
+
+class QueueFull(HiDreamError):
+    """As many tasks wait as the operator allows; try again after `retry_after_s`."""
+
+    http_status = 429
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PromptRefused(HiDreamError):
+    """The safety room does not allow the prompt."""
+
+    code = 1200
+    http_status = 200
+
+
+class ConfigurationError(HiDreamError):
+    """A setting, a checkpoint or a file on disk is wrong; the operator has to change something."""
+
+
+class CheckpointError(ConfigurationError):
+    """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
+
+
+class TaskFailed(HiDreamError):
+    """A worker could not finish a task."""
+
+    code = 1405
+    http_status = 200
+    retryable = True
+
+
+class Interrupted(HiDreamError):
+    """A picture was given up before it was finished, because its caller asked for it."""
+
+    retryable = True
