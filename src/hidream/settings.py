@@ -1,9 +1,10 @@
 """Settings: read once, at the edge, from flag > environment > TOML file > default.
 
-Every setting is a field of one of the tables below; `[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in the
-environment. Four variables stand outside the tables: `HIDREAM_HOME` (where all state lies), `HIDREAM_CONFIG` (the
-TOML file, by default `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and
-`HIDREAM_API_KEY` (the first key). An unknown key or a bad value is an error that names it.
+Every setting is a field of one of the tables below; `[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in
+the environment. Four variables stand outside the tables: `HIDREAM_HOME` (where all state lies),
+`HIDREAM_CONFIG` (the TOML file, by default `hidream.toml` in the home), `HIDREAM_MODEL` (short for
+`HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first key). An unknown key or a bad value is an error that
+names it.
 
 This room knows nothing of models, servers or databases; it hands frozen values to those who do.
 """
@@ -20,6 +21,7 @@ from typing import Any, get_type_hints
 import platformdirs
 
 from hidream.errors import ConfigurationError
+from hidream.types import Variant
 
 
 def _setting(default: Any, doc: str) -> Any:  # noqa: ANN401 - dataclasses.field is typed this way
@@ -37,13 +39,27 @@ class Models:
         None, "Folder of Llama-3.1-8B-Instruct, when the checkpoint has no text_encoder_4 and tokenizer_4."
     )
 
+    def folder(self, variant: Variant) -> Path | None:
+        """Folder of a variant's checkpoint; None is the embedded model.
+
+        Raises ConfigurationError when other variants have one, but not this.
+        """
+        folders = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
+        if folders[variant] is None and any(folders.values()):
+            raise ConfigurationError(
+                f"no checkpoint is configured for {variant}; accepted: a folder in `[models] {variant}`"
+            )
+        return folders[variant]
+
 
 @dataclass(frozen=True, slots=True)
 class Compute:
     """Where and in which type the model computes."""
 
     device: str = _setting("auto", "A torch device; auto is cuda, then mps, then cpu.")
-    dtype: str = _setting("auto", "float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere.")
+    dtype: str = _setting(
+        "auto", "float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."
+    )
     threads: int = _setting(0, "CPU threads of the worker; 0 leaves the choice to torch.")
 
 
@@ -56,7 +72,9 @@ class Server:
     public_url: str = _setting("", "Base of the URLs in answers; empty takes it from each request's headers.")
     queue_max: int = _setting(1000, "Unfinished tasks, over all keys, above which a submission is a 429.")
     body_max_bytes: int = _setting(1_048_576, "Largest request body.")
-    sync_timeout_s: float = _setting(90.0, "How long enable_sync_mode waits before it answers with code 5004.")
+    sync_timeout_s: float = _setting(
+        90.0, "How long enable_sync_mode waits before it answers with code 5004."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +104,7 @@ class Settings:
     """All settings of one process."""
 
     home: Path
+    api_key: str = field(default="", repr=False)
     models: Models = Models()
     compute: Compute = Compute()
     server: Server = Server()
@@ -99,12 +118,21 @@ class Settings:
         return self.store.database_url or f"sqlite+aiosqlite:///{self.home / 'hidream.db'}"
 
     @property
+    def hash_cache(self) -> Path:
+        """File that remembers the digests of large weights."""
+        return self.home / "hashes.json"
+
+    @property
     def outputs_dir(self) -> Path:
         """Folder of the finished pictures."""
         return self.home / "outputs"
 
 
-TABLES = {f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings) if f.name != "home"}
+TABLES = {
+    f.name: get_type_hints(Settings)[f.name]
+    for f in dataclasses.fields(Settings)
+    if f.name not in ("home", "api_key")
+}
 """Name of each table in the TOML file to its dataclass."""
 
 _OUTSIDE_TABLES = {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
@@ -115,12 +143,24 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
     Raises ConfigurationError on an unknown key, a bad value, or a TOML file that cannot be read.
     """
-    home = Path(environ.get("HIDREAM_HOME") or platformdirs.user_data_dir("hidream", appauthor=False)).expanduser()
+    home = Path(
+        environ.get("HIDREAM_HOME") or platformdirs.user_data_dir("hidream", appauthor=False)
+    ).expanduser()
     chosen: dict[str, dict[str, object]] = {name: {} for name in TABLES}
     for layer in (_from_toml(environ, home), _from_environ(environ), flags or {}):
         for table, values in layer.items():
             chosen[table].update(values)
-    return Settings(home=home.resolve(), **{name: TABLES[name](**values) for name, values in chosen.items()})
+    tables = {name: TABLES[name](**values) for name, values in chosen.items()}
+    return Settings(home=home.resolve(), api_key=environ.get("HIDREAM_API_KEY", ""), **tables)
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """Undo `load`: the variables that give a child process the same settings, but for the API key."""
+    values = {"HIDREAM_HOME": str(settings.home)}
+    for table in TABLES:
+        for key, value in dataclasses.asdict(getattr(settings, table)).items():
+            values[env_name(table, key)] = "" if value is None else str(value)
+    return values
 
 
 def env_name(table: str, key: str) -> str:
@@ -141,19 +181,29 @@ def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, ob
     for table, values in document.items():
         if table not in TABLES or not isinstance(values, dict):
             raise ConfigurationError(f"{path}: unknown table [{table}]; accepted: {', '.join(TABLES)}")
-        found[table] = {key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()}
+        found[table] = {
+            key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()
+        }
     return found
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    names = {env_name(table, f.name): (table, f.name) for table in TABLES for f in dataclasses.fields(TABLES[table])}
+    names = {
+        env_name(table, f.name): (table, f.name)
+        for table in TABLES
+        for f in dataclasses.fields(TABLES[table])
+    }
     names["HIDREAM_MODEL"] = ("models", "dev")
     found: dict[str, dict[str, object]] = {}
-    for name, text in sorted(environ.items(), reverse=True):  # HIDREAM_MODELS_DEV before its short form, which wins
+    for name, text in sorted(
+        environ.items(), reverse=True
+    ):  # HIDREAM_MODELS_DEV before its short form, which wins
         if not name.startswith("HIDREAM_") or (name in _OUTSIDE_TABLES and name not in names) or not text:
             continue
         if name not in names:
-            raise ConfigurationError(f"unknown environment variable {name}; accepted: {', '.join(sorted(names))}")
+            raise ConfigurationError(
+                f"unknown environment variable {name}; accepted: {', '.join(sorted(names))}"
+            )
         table, key = names[name]
         found.setdefault(table, {})[key] = _value(table, key, text, name)
     return found

@@ -5,14 +5,21 @@ Standard library only. A type that a single room uses lives in that room.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
+
+from hidream.errors import InvalidInput, MissingInput
 
 SEED_MAX = 9_999_999_999
 """Largest seed that is accepted (the seed document's range is −1 to 9999999999; −1 asks for a random one)."""
 
 PROMPT_MAX_CHARS = 10_000
 SIDE_MAX_PX = 1536
+STEPS_MAX = 200
+GUIDANCE_MAX = 30.0
+SHIFT_MIN, SHIFT_MAX = 0.1, 100.0
 
 
 class Variant(StrEnum):
@@ -21,6 +28,10 @@ class Variant(StrEnum):
     DEV = "dev"
     FULL = "full"
     FAST = "fast"
+
+
+MODELS = {"wavespeed-ai/hidream-i1-dev": Variant.DEV}
+"""The API's names of the models that are served."""
 
 
 class Render(StrEnum):
@@ -52,6 +63,11 @@ class Status(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
 
+    @property
+    def final(self) -> bool:
+        """Whether a task in this state stays as it is."""
+        return self in (Status.COMPLETED, Status.FAILED)
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -59,6 +75,18 @@ class Size:
 
     width: int
     height: int
+
+    @classmethod
+    def parse(cls, text: str, smallest_px: int, largest_px: int = SIDE_MAX_PX) -> Self:
+        """Read "W*H" or "WxH". Raises InvalidInput when it is neither, or a side is out of range."""
+        match = re.fullmatch(r"([0-9]{1,6})[*xX]([0-9]{1,6})", text.strip())
+        accepted = f"accepted: width*height, each {smallest_px} to {largest_px}, such as 1024*1024"
+        if not match:
+            raise InvalidInput(f"size is {text!r:.100}; {accepted}")
+        size = cls(int(match[1]), int(match[2]))
+        if not (smallest_px <= size.width <= largest_px and smallest_px <= size.height <= largest_px):
+            raise InvalidInput(f"size is {text!r:.100}; {accepted}")
+        return size
 
     def __str__(self) -> str:
         return f"{self.width}*{self.height}"
@@ -68,8 +96,11 @@ class Size:
 class ImageRequest:
     """One picture: everything that decides its pixels.
 
-    `steps`, `guidance` and `shift` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is the seed
-    that is used: a random one is drawn by whoever makes the request, so that it can be written down first.
+    `steps`, `guidance` and `shift` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is the
+    seed that is used: a random one is drawn by whoever makes the request, so that it can be written down
+    first.
+
+    Raises InvalidInput, or MissingInput without a prompt.
     """
 
     prompt: str
@@ -80,6 +111,16 @@ class ImageRequest:
     guidance: float | None = None
     shift: float | None = None
     render: Render = Render.BEST
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise MissingInput("prompt is empty; accepted: a text that says what to draw")
+        _check("seed", self.seed, 0, SEED_MAX)
+        _check("width", self.size.width, 1, SIDE_MAX_PX)
+        _check("height", self.size.height, 1, SIDE_MAX_PX)
+        _check("steps", self.steps, 1, STEPS_MAX)
+        _check("guidance", self.guidance, 0, GUIDANCE_MAX)
+        _check("shift", self.shift, SHIFT_MIN, SHIFT_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +135,8 @@ class Timings:
     def inference_s(self) -> float:
         """Model time in all: text, denoising and decoding; neither queue nor file encoding."""
         return self.text_s + self.denoise_s + self.decode_s
+
+
+def _check(name: str, value: float | None, smallest: float, largest: float) -> None:
+    if value is not None and not smallest <= value <= largest:
+        raise InvalidInput(f"{name} is {value}; accepted: {smallest} to {largest}")

@@ -1,0 +1,199 @@
+"""The command line: `hidream generate`, `serve`, `worker`, `keys`, `info`.
+
+Reads flags and settings, calls one function of one room, prints for people. Imports of rooms happen inside the
+commands, so that `hidream --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hidream import __version__, settings
+from hidream.errors import HiDreamError, InvalidInput
+from hidream.types import SEED_MAX, ImageFormat, ImageRequest, Render, Size, Variant
+
+if TYPE_CHECKING:
+    from hidream.model.pipeline import Model
+
+CLI_SMALLEST_PX = 256
+SUFFIXES = {".png": ImageFormat.PNG, ".jpg": ImageFormat.JPEG, ".jpeg": ImageFormat.JPEG, ".webp": ImageFormat.WEBP}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, or 1 after an error that is printed in one line."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    try:
+        return int(arguments.command(arguments, settings.load(os.environ, _flags(arguments))))
+    except HiDreamError as error:
+        print(f"hidream: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    output_format = SUFFIXES.get(arguments.out.suffix.lower())
+    if output_format is None:
+        raise InvalidInput(f"--out is {str(arguments.out)!r}; accepted: a name that ends in {', '.join(SUFFIXES)}")
+    request = ImageRequest(
+        prompt=arguments.prompt,
+        size=Size.parse(arguments.size, CLI_SMALLEST_PX),
+        seed=secrets.randbelow(SEED_MAX + 1) if arguments.seed == -1 else arguments.seed,
+        negative_prompt=arguments.negative,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        shift=arguments.shift,
+        render=Render(arguments.render),
+    )
+
+    from tqdm import tqdm
+
+    from hidream.model.pipeline import generate
+    from hidream.outputs.encode import encode
+
+    model = _load(Variant(arguments.variant), config, arguments.model)
+    with tqdm(unit="step", desc=f"seed {request.seed}") as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        picture = generate(model, request, on_step)
+    arguments.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=model.version))
+    t = picture.timings
+    print(
+        f"{arguments.out}: {request.size}, seed {request.seed}, {model.version}\n"
+        f"text {t.text_s:.2f} s, denoise {t.denoise_s:.2f} s, decode {t.decode_s:.2f} s"
+    )
+    return 0
+
+
+def _info(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    import torch
+
+    print(f"hidream   {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"home      {config.home}")
+    for variant in Variant:
+        try:
+            model = _load(variant, config)
+        except HiDreamError as error:
+            print(f"{variant:9} not served: {error.message}")
+            continue
+        parts = {
+            "transformer": [model.transformer],
+            "text encoders": model.text.encoders,
+            "autoencoder": [model.vae.module],
+        }
+        tensors = {name: [p for module in modules for p in module.parameters()] for name, modules in parts.items()}
+        sizes = ", ".join(
+            f"{name} {sum(p.numel() for p in ps):,} parameters ({sum(p.nbytes for p in ps) / 2**20:,.0f} MiB)"
+            for name, ps in tensors.items()
+        )
+        print(f"{variant:9} {model.version} on {model.device}\n          {sizes}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    from hidream.server.serve import run
+
+    return run(config)
+
+
+def _worker(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    from hidream.worker.main import run
+
+    return run(config, with_parent=arguments.with_parent)
+
+
+def _load(variant: Variant, config: settings.Settings, folder: Path | None = None) -> Model:
+    """Load `folder`, or the configured checkpoint of a variant, or without any configured the embedded one."""
+    import torch
+
+    from hidream.model.pipeline import load
+
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    folder = folder or config.models.folder(variant)
+    return load(variant, folder, config.models.llama, config.compute.device, config.compute.dtype, config.hash_cache)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hidream", description="The self-hosted home of HiDream-I1.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _generate_parser(commands)
+
+    serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
+    serve.add_argument("--host", dest="server.host", help="address to listen on")
+    serve.add_argument("--port", dest="server.port", type=int, help="port to listen on; 0 takes a free one")
+    _serving_flags(serve)
+    serve.set_defaults(command=_serve)
+
+    worker = commands.add_parser("worker", help="draw what the database asks for")
+    worker.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
+    _serving_flags(worker)
+    worker.set_defaults(command=_worker)
+
+    info = commands.add_parser("info", help="models, parameters, memory, device")
+    _serving_flags(info)
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _generate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser("generate", help="draw one picture")
+    generate.add_argument("prompt")
+    generate.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    generate.add_argument("--seed", type=_seed, default=-1, help=f"0 to {SEED_MAX}; -1 draws one (default)")
+    generate.add_argument("--out", type=Path, default=Path("out.png"), help="a .png, .jpg or .webp file")
+    generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
+    generate.add_argument("--negative", default="", metavar="PROMPT", help="what the picture should not show (full only)")
+    generate.add_argument("--steps", type=int, help="denoising steps (default: the variant's own)")
+    generate.add_argument("--guidance", type=float, help="classifier-free guidance (default: the variant's own)")
+    generate.add_argument("--shift", type=float, help="shift of the noise levels (default: the variant's own)")
+    generate.add_argument("--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws")
+    generate.add_argument("--model", type=Path, help="the variant's folder (default: as configured, or the embedded model)")
+    _compute_flags(generate)
+    generate.set_defaults(command=_generate)
+
+
+def _serving_flags(parser: argparse.ArgumentParser) -> None:
+    for variant in Variant:
+        parser.add_argument(f"--{variant}", dest=f"models.{variant}", type=Path, help=f"folder of HiDream-I1-{variant.title()}")
+    _compute_flags(parser)
+
+
+def _compute_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llama", dest="models.llama", type=Path, help="folder of Llama-3.1-8B-Instruct")
+    parser.add_argument("--device", dest="compute.device", help="torch device (default: auto)")
+    parser.add_argument("--dtype", dest="compute.dtype", help="float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--threads", dest="compute.threads", type=int, help="CPU threads (default: torch's choice)")
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not -1 <= value <= SEED_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is out of range; accepted: -1 to {SEED_MAX}")
+    return value
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """Flags that were given, as {table: {key: value}}: those whose destination is `table.key`."""
+    flags: dict[str, dict[str, object]] = {}
+    for name, value in vars(arguments).items():
+        if "." in name and value is not None:
+            table, key = name.split(".")
+            flags.setdefault(table, {})[key] = value
+    return flags
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,130 @@
+"""Joint attention of image and text tokens, and the rotary positions of the image.
+
+Shapes: B batch, N image tokens, S tokens that ask, L text tokens of one encoder, D width, H heads, K head dim (D = H·K).
+
+Knows no blocks, modulation or residuals. Text tokens stand at position (0, 0, 0), where the rotation is the identity,
+so that only image tokens need one. Parameter names are the published ones (`_t` is the text side of a double block).
+Source: HiDream-ai/HiDream-I1 @9b42dd6, models/attention.py and attention_processor.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hidream.model.pack import pack
+
+ROPE_THETA = 10_000.0
+RMS_EPS = 1e-5
+
+
+class Rope(NamedTuple):
+    """Cosine and sine of each token's angles, each [S, 1, K/2], float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rope_table(grid: tuple[int, int], text_tokens: int, axes: Sequence[int], device: torch.device) -> Rope:
+    """Angles of an image of `grid` = (rows, columns) of tokens, followed by `text_tokens` at the origin.
+
+    The axes are (0, row, column); angles are computed in float64, as in the reference. S = rows·columns + text_tokens.
+    """
+    rows, columns = grid
+    positions = torch.zeros(rows, columns, 3, dtype=torch.float64)
+    positions[..., 1] = torch.arange(rows)[:, None]
+    positions[..., 2] = torch.arange(columns)
+    angles = [
+        positions[..., axis, None] / ROPE_THETA ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+        for axis, width in enumerate(axes)
+    ]
+    image = torch.cat(angles, dim=-1).flatten(0, 1)  # [N, K/2]
+    table = F.pad(image, (0, 0, 0, text_tokens))[:, None]  # [S, 1, K/2]
+    return Rope(table.cos().float().to(device), table.sin().float().to(device))
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn neighbouring pairs of channels of x [B, S, H, K] by the rope's angles, in float32."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, S, H, K/2] each
+    turned = torch.stack((a * rope.cos - b * rope.sin, a * rope.sin + b * rope.cos), dim=-1)
+    return turned.flatten(-2).type_as(x)
+
+
+class Projection(NamedTuple):
+    """The six modules of one side of an attention, image or text."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    out: nn.Linear
+    q_norm: nn.RMSNorm
+    k_norm: nn.RMSNorm
+
+
+class Attention(nn.Module):
+    """Projections of one block's attention, for the image side and, in a double block, for the text side."""
+
+    def __init__(self, dim: int, heads: int, *, double: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        for side in ("", "_t") if double else ("",):
+            for name in ("to_q", "to_k", "to_v", "to_out"):
+                self.add_module(name + side, nn.Linear(dim, dim))
+            for name in ("q_rms_norm", "k_rms_norm"):
+                self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
+        self.packed: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D]
+
+    def side(self, side: str) -> Projection:
+        """Modules of one side: "" image, "_t" text."""
+        names = ("to_q", "to_k", "to_v", "to_out", "q_rms_norm", "k_rms_norm")
+        return Projection(*(getattr(self, name + side) for name in names))
+
+    def pack(self) -> None:
+        """Lay q, k and v of each side into one matrix."""
+        for side in ("", "_t") if hasattr(self, "to_q_t") else ("",):
+            p = self.side(side)
+            weight = pack([p.q.weight, p.k.weight, p.v.weight])
+            bias = pack([p.q.bias, p.k.bias, p.v.bias])
+            self.packed[side] = (weight, bias)
+
+    def qkv(self, x: Tensor, side: str = "") -> tuple[Tensor, Tensor, Tensor]:
+        """Project x [B, S, D] to q, k and v, each [B, S, H, K], q and k normalised over the whole width."""
+        p = self.side(side)
+        if side in self.packed:
+            q, k, v = F.linear(x, *self.packed[side]).chunk(3, dim=-1)
+        else:
+            q, k, v = p.q(x), p.k(x), p.v(x)
+        return self._split(p.q_norm(q)), self._split(p.k_norm(k)), self._split(v)
+
+    def kv(self, x: Tensor, side: str = "") -> tuple[Tensor, Tensor]:
+        """Project x [B, S, D] to k and v only, for tokens that are looked at but do not look."""
+        p = self.side(side)
+        if side in self.packed:
+            weight, bias = self.packed[side]
+            width = p.q.out_features
+            k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
+        else:
+            k, v = p.k(x), p.v(x)
+        return self._split(p.k_norm(k)), self._split(v)
+
+    def q(self, x: Tensor) -> Tensor:
+        """Project x [B, S, D] to q [B, S, H, K] only."""
+        return self._split(self.side("").q_norm(self.side("").q(x)))
+
+    def out(self, x: Tensor, side: str = "") -> Tensor:
+        """Bring attended heads x [B, S, H, K] back to [B, S, D]."""
+        return self.side(side).out(x.flatten(-2))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))  # [B, S, H, K]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of q [B, S, H, K] to k, v [B, T, H, K]; `bias` [T] is added to every row's logits."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = None if bias is None else bias[None, None, None, :].expand(1, 1, q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

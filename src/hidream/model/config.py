@@ -1,0 +1,104 @@
+"""The numbers of the model: the transformer's configuration and the recipe of each published variant.
+
+Knows no tensors. The values come from a checkpoint's `transformer/config.json` and from the reference's
+`inference.py` (HiDream-ai/HiDream-I1 @9b42dd6, lines 16-38).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hidream.errors import CheckpointError
+from hidream.types import Variant
+
+TIMESTEPS = 1000
+"""The model's time runs from 0 to this; sigma = time / TIMESTEPS."""
+
+
+class Sampler(StrEnum):
+    """The two samplers of the reference; `sampler.py` holds their steps."""
+
+    FLASH = "flash"
+    UNIPC = "unipc"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a variant is meant to be sampled."""
+
+    steps: int
+    guidance: float
+    shift: float
+    sampler: Sampler
+
+
+RECIPES = {
+    Variant.DEV: Recipe(steps=28, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
+    Variant.FULL: Recipe(steps=50, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
+    Variant.FAST: Recipe(steps=16, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """`transformer/config.json`; the defaults are those of the 17 B checkpoints."""
+
+    patch_size: int = 2
+    in_channels: int = 16
+    out_channels: int = 16
+    num_layers: int = 16
+    num_single_layers: int = 32
+    attention_head_dim: int = 128
+    num_attention_heads: int = 20
+    caption_channels: tuple[int, int] = (4096, 4096)  # T5, Llama
+    text_emb_dim: int = 2048
+    num_routed_experts: int = 4
+    num_activated_experts: int = 2
+    axes_dims_rope: tuple[int, ...] = (64, 32, 32)
+    max_resolution: tuple[int, int] = (128, 128)
+    llama_layers: tuple[int, ...] = (*range(32), *(31,) * 16)
+
+    @property
+    def dim(self) -> int:
+        """Width D of the transformer."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """Image tokens of the largest trained shape, to which the reference pads what is not square."""
+        return self.max_resolution[0] * self.max_resolution[1] // self.patch_size**2
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """Read a published configuration; keys that only concern diffusers are passed over.
+
+        Raises CheckpointError when it describes another architecture.
+        """
+        if values.get("_class_name") != "HiDreamImageTransformer2DModel":
+            raise CheckpointError(
+                f"transformer/config.json names the class {values.get('_class_name')!r}; "
+                "accepted: HiDreamImageTransformer2DModel"
+            )
+        known = {field.name for field in dataclasses.fields(cls)}
+        config = cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
+        )
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise CheckpointError on numbers that do not fit together."""
+        blocks = self.num_layers + self.num_single_layers
+        if len(self.llama_layers) != blocks:
+            raise CheckpointError(f"llama_layers has {len(self.llama_layers)} entries; accepted: one for each of {blocks} blocks")
+        if sum(self.axes_dims_rope) != self.attention_head_dim:
+            raise CheckpointError(
+                f"axes_dims_rope {self.axes_dims_rope} adds up to {sum(self.axes_dims_rope)}; "
+                f"accepted: attention_head_dim = {self.attention_head_dim}"
+            )
+        if self.in_channels != self.out_channels:
+            raise CheckpointError(f"in_channels {self.in_channels} and out_channels {self.out_channels} differ; accepted: equal")

@@ -1,0 +1,135 @@
+"""Feed-forward layers: SwiGLU, and the sparse mixture of experts with one shared expert.
+
+Shapes: T tokens (batch and sequence in one), D width, F hidden width, E experts, A active experts per token.
+
+Each token goes to its A best of E experts; their answers are weighted with the gate's probabilities, which are *not*
+renormalised, and a shared expert's answer is added. Two ways to compute it: `grouped_experts` sorts the tokens by
+expert and multiplies each expert's rows once, with fixed shapes, no host sync and a deterministic sum; `dense_experts`
+is its plain twin, every expert on every token.
+Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hidream.model.pack import pack
+
+MULTIPLE_OF = 256
+"""Hidden widths are rounded up to this (models/moe.py, FeedForwardSwiGLU)."""
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1·x) * w3·x), without biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        hidden = -(-int(2 * hidden / 3) // MULTIPLE_OF) * MULTIPLE_OF
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.packed: Tensor | None = None  # w1 over w3, [2F, D]
+
+    def pack(self) -> None:
+        """Lay w1 and w3 into one matrix."""
+        self.packed = pack([self.w1.weight, self.w3.weight])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        if self.packed is None:
+            return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+        return self.w2(_swish(F.linear(x, self.packed)))  # type: ignore[no-any-return]
+
+
+class Gate(nn.Module):
+    """Chooses the experts of each token."""
+
+    def __init__(self, dim: int, experts: int, active: int) -> None:
+        super().__init__()
+        self.active = active
+        self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
+        probability, expert = F.linear(x, self.weight).softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
+        return probability, expert
+
+
+class MixtureOfExperts(nn.Module):
+    """E routed experts of which A see each token, and one expert that sees all."""
+
+    def __init__(self, dim: int, hidden: int, experts: int, active: int) -> None:
+        super().__init__()
+        self.shared_experts = SwiGLU(dim, hidden // 2)
+        self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
+        self.gate = Gate(dim, experts, active)
+        self.grouped = True  # False computes by the plain twin
+        self.packed: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
+
+    def pack(self) -> None:
+        """Lay all experts' first and all their second matrices side by side, and the shared expert's."""
+        self.shared_experts.pack()
+        first = pack([w.weight for expert in self.experts for w in (expert.w1, expert.w3)])
+        second = pack([expert.w2.weight for expert in self.experts])
+        self.packed = (first.unflatten(0, (len(self.experts), -1)), second.unflatten(0, (len(self.experts), -1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        tokens = x.flatten(0, 1)
+        probability, expert = self.gate(tokens)
+        first, second = self.packed or self._stacked()
+        compute = grouped_experts if self.grouped else dense_experts
+        return (compute(tokens, probability, expert, first, second) + self.shared_experts(tokens)).view_as(x)
+
+    def _stacked(self) -> tuple[Tensor, Tensor]:
+        first = [torch.cat((expert.w1.weight, expert.w3.weight)) for expert in self.experts]
+        return torch.stack(first), torch.stack([expert.w2.weight for expert in self.experts])
+
+
+def grouped_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Σ_a probability·expert(x), each expert on its own tokens only.
+
+    x [T, D]; probability, expert [T, A]; first [E, 2F, D] (w1 over w3), second [E, D, F]. Returns [T, D].
+    """
+    active, experts = expert.shape[1], first.shape[0]
+    choice = expert.flatten()  # [T·A]
+    order = choice.argsort(stable=True)
+    ends = (choice[:, None] == torch.arange(experts, device=x.device)).sum(0).cumsum(0).to(torch.int32)  # [E]
+    rows = x[order // active]  # [T·A, D]
+    rows = grouped_mm(_swish(grouped_mm(rows, first.mT, ends)), second.mT, ends)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
+    answers = rows[back].unflatten(0, (-1, active))  # [T, A, D]
+    return (answers * probability[..., None]).sum(1)
+
+
+def dense_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The same by the definition: every expert on every token, those not chosen weighted with 0."""
+    weight = torch.zeros(x.shape[0], first.shape[0], dtype=x.dtype, device=x.device).scatter(1, expert, probability)
+    answers = [_swish(x @ w13.mT) @ w2.mT for w13, w2 in zip(first, second, strict=True)]
+    return torch.stack(answers, dim=-1).mul(weight[:, None, :]).sum(-1)
+
+
+def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply each group of rows of x [R, I] with its own matrix of weight [E, I, O]; group e ends at row ends[e]."""
+    if x.dtype is torch.bfloat16:
+        return F.grouped_mm(x, weight, offs=ends)
+    return _grouped_mm(x, weight, ends)
+
+
+@torch.library.custom_op("hidream::grouped_mm", mutates_args=())
+def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """PyTorch's own, for the types whose shape rule it lacks under torch.compile (2.13 knows bfloat16 only)."""
+    return F.grouped_mm(x, weight, offs=ends)
+
+
+@_grouped_mm.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+def _swish(x: Tensor) -> Tensor:
+    """silu(first half) * second half of the last axis."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up

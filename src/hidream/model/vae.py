@@ -1,0 +1,51 @@
+"""The autoencoder: latents to pixels, through the diffusers class that the checkpoint's `vae/config.json` names.
+
+HiDream-I1 uses FLUX's AutoencoderKL (16 channels, 8×), the embedded model an AutoencoderDC (16 channels, 16×).
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from hidream.errors import CheckpointError
+from hidream.model.weights import Checkpoint, assign, read_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """A diffusers autoencoder and the numbers that lead from its latents to the transformer's."""
+
+    module: Any
+    factor: int  # pixels per latent cell, along one side
+    scaling: float
+    shift: float
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The transformer's latent [B, C, h, w] to a picture [B, 3, h·factor, w·factor] in about −1 to 1."""
+        unscaled = latent.to(self.module.dtype) / self.scaling + self.shift
+        return self.module.decode(unscaled, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+def load_autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    """Build the class that the configuration names and give it the checkpoint's weights."""
+    config = checkpoint.config("vae")
+    name = str(config.get("_class_name"))
+    kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
+    if kind is None:
+        raise CheckpointError(f"vae/config.json names the class {name!r}; accepted: an autoencoder of diffusers")
+    known = inspect.signature(kind.__init__).parameters
+    with torch.device("meta"):
+        module = kind(**{key: value for key, value in config.items() if key in known})
+    assign(module, read_tensors(checkpoint.part("vae"), device, dtype), checkpoint.part("vae"))
+    return Autoencoder(
+        module=module.eval().requires_grad_(False),
+        factor=2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1),
+        scaling=config["scaling_factor"],
+        shift=config.get("shift_factor") or 0.0,
+    )
