@@ -1,0 +1,101 @@
+"""Our transformer against diffusers' on the same weights, one call at a time, interleaved.
+
+nano's weights at several shapes, and one double plus one single block of the real width (2560) with random weights.
+Shapes that are not square run in the reference's padded mode on both sides; ours is timed without padding as well,
+which the reference cannot do. Each row first checks that both sides answer the same.
+
+    python benchmarks/transformer.py [--rounds 15] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import torch
+from diffusers import HiDreamImageTransformer2DModel
+from measure import interleaved, report
+
+from hidream.model.config import TransformerConfig
+from hidream.model.transformer import Transformer
+from hidream.model.weights import embedded, load_transformer
+from hidream.types import Variant
+
+WIDE = TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1))
+
+
+def reference_of(ours: Transformer) -> HiDreamImageTransformer2DModel:
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(ours.config).items()}
+    with torch.device("meta"):
+        reference = HiDreamImageTransformer2DModel(**config)
+    reference.load_state_dict(ours.state_dict(), assign=True)
+    return reference.eval()
+
+
+def wide() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(WIDE).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    model.pack()
+    return model
+
+
+def inputs(config: TransformerConfig, rows: int, columns: int, text_tokens: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(rows * columns)
+    p, layers = config.patch_size, max(config.llama_layers) + 1
+    t5, llama = config.caption_channels
+    return [
+        torch.randn(1, config.in_channels, rows * p, columns * p, generator=g),
+        torch.full((1,), 700.0),
+        torch.randn(1, text_tokens, t5, generator=g),
+        torch.randn(layers, 1, text_tokens, llama, generator=g),
+        torch.randn(1, config.text_emb_dim, generator=g),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    nano = load_transformer(embedded(Variant.DEV), torch.device("cpu"), torch.float32)
+    cases = [("nano", nano, 16, shape) for shape in ((8, 8), (16, 16), (24, 24), (32, 32), (7, 9), (16, 24))]
+    cases += [("width 2560", wide(), 128, shape) for shape in ((16, 16), (32, 32), (24, 32))]
+    rows: list[dict[str, object]] = []
+    for name, ours, text_tokens, (h, w) in cases:
+        rows.append(compare(name, ours, inputs(ours.config, h, w, text_tokens), max(3, arguments.rounds // (1 if name == "nano" else 4))))
+    report("transformer", rows, {"dtype": "float32", "batch": 1, "rounds": arguments.rounds})
+
+
+@torch.inference_mode()
+def compare(name: str, ours: Transformer, x: list[torch.Tensor], rounds: int) -> dict[str, object]:
+    reference = reference_of(ours)
+    latent, time, t5, llama, pooled = x
+    grid = (latent.shape[2] // 2, latent.shape[3] // 2)
+    padded = ours.condition(t5, llama, pooled, grid, padded=True)
+    plain = ours.condition(t5, llama, pooled, grid)
+    expected = -reference(latent, time, t5, llama, pooled, return_dict=False)[0]
+    difference = (ours.velocity(latent, time, padded) - expected).abs().max() / expected.abs().max()
+    sides = {
+        "diffusers": lambda: reference(latent, time, t5, llama, pooled),
+        "ours, one call": lambda: ours(latent, time, t5, llama, pooled, padded=True),
+        "ours, a step": lambda: ours.velocity(latent, time, padded),
+        "ours, unpadded": lambda: ours.velocity(latent, time, plain),
+    }
+    spread = interleaved(sides, rounds)
+    base = spread["diffusers"].median_ms
+    return {
+        "model": name,
+        "tokens": f"{grid[0]}x{grid[1]}+3x{t5.shape[1]}",
+        "difference": f"{difference.item():.1e}",
+        "diffusers ms": str(spread["diffusers"]).strip(),
+        **{f"{side} ms": str(spread[side]).strip() for side in sides if side != "diffusers"},
+        **{f"ratio, {side[6:]}": base / spread[side].median_ms for side in sides if side != "diffusers"},
+    }
+
+
+if __name__ == "__main__":
+    main()
