@@ -11,6 +11,8 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,6 +129,19 @@ def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 @_grouped_mm.register_fake
 def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[2])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401 - torch's context
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
+    x, weight, ends = ctx.saved_tensors
+    grad = grad.contiguous()
+    return F.grouped_mm(grad, weight.mT, offs=ends), F.grouped_mm(x.mT, grad, offs=ends), None
+
+
+_grouped_mm.register_autograd(_gradients, setup_context=_keep)
 
 
 def _swish(x: Tensor) -> Tensor:

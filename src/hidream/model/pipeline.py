@@ -77,7 +77,7 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     encoded = _now(model.device)
 
     schedule = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift)
-    state = sampler.SamplerState(schedule, torch.Generator().manual_seed(request.seed))
+    state = sampler.SamplerState(schedule, sampler.generator_of(request.seed))
     x = initial_noise(model, grid, state.generator)
     for i, timestep in enumerate(schedule.timesteps):
         latent = x.to(model.dtype).expand(len(prompts), -1, -1, -1)

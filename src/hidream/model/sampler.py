@@ -13,6 +13,7 @@ order 2, as diffusers' UniPCMultistepScheduler with flow sigmas.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 
@@ -66,6 +67,17 @@ def step(sampler: Sampler, x: Tensor, velocity: Tensor, state: SamplerState, i: 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
     """Move noise levels towards 1: s·σ / (1 + (s − 1)·σ)."""
     return np.asarray(shift * sigma / (1 + (shift - 1) * sigma))
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Return a CPU generator for a seed of any size.
+
+    Torch's reads only the lowest 32 bits of a seed; larger seeds are hashed to 32 bits first, so that they do not
+    repeat the pictures of the small ones. Below 2³² it is `torch.Generator().manual_seed(seed)`, as diffusers uses it.
+    """
+    if seed >= 2**32:
+        seed = int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big")).digest()[:4], "big")
+    return torch.Generator().manual_seed(seed)
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,18 @@
+"""Loaded models that several test files share."""
+
+from __future__ import annotations
+
+import pytest
+
+from hidream.model.pipeline import Model, load
+from hidream.types import Variant
+
+
+@pytest.fixture(scope="session")
+def dev() -> Model:
+    return load(Variant.DEV)
+
+
+@pytest.fixture(scope="session")
+def full() -> Model:
+    return load(Variant.FULL)

@@ -1,0 +1,69 @@
+"""The mixture of experts: routing, order, and the count of products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hidream.model import moe
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_grouped_equals_the_definition(active):
+    g = torch.Generator().manual_seed(active)
+    x, first, second = torch.randn(37, 16, generator=g), torch.randn(4, 64, 16, generator=g), torch.randn(4, 16, 32, generator=g)
+    probability, expert = torch.randn(37, 4, generator=g).softmax(-1).topk(active)
+    expected = torch.stack(
+        [
+            sum(
+                p * (F.silu(first[e, :32] @ token) * (first[e, 32:] @ token)) @ second[e].T
+                for p, e in zip(ps, es, strict=True)
+            )
+            for token, ps, es in zip(x, probability, expert, strict=True)
+        ]
+    )
+    for compute in (moe.grouped_experts, moe.dense_experts):
+        result = compute(x, probability, expert, first, second)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_expert_without_tokens_is_no_problem():
+    x, first, second = torch.randn(5, 8), torch.randn(4, 16, 8), torch.randn(4, 8, 8)
+    probability, expert = torch.ones(5, 2), torch.tensor([[1, 3]] * 5)
+    grouped = moe.grouped_experts(x, probability, expert, first, second)
+    torch.testing.assert_close(grouped, moe.dense_experts(x, probability, expert, first, second))
+
+
+def test_grouped_multiplies_only_the_chosen_rows(monkeypatch):
+    rows = []
+
+    def counting(x, weight, ends):
+        rows.append(x.shape[0])
+        return original(x, weight, ends)
+
+    original = moe.grouped_mm
+    monkeypatch.setattr(moe, "grouped_mm", counting)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
+    layer(torch.randn(1, 10, 16))
+    assert rows == [20, 20]  # tokens · active, not tokens · experts
+
+
+def test_result_of_a_token_does_not_depend_on_the_others():
+    torch.manual_seed(0)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
+    x = torch.randn(1, 30, 16)
+    torch.testing.assert_close(layer(x)[:, :7], layer(x[:, :7]))
+
+
+def test_gradients_reach_every_chosen_expert():
+    torch.manual_seed(0)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
+    x = torch.randn(1, 30, 16)
+    layer(x).square().sum().backward()
+    grouped = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    layer.grouped = False
+    layer(x).square().sum().backward()
+    for ours, plain in zip(grouped, (p.grad for p in layer.parameters()), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,94 @@
+"""Our transformer equals diffusers' on the same weights, and its fast forms equal its plain ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from hidream.model.config import TransformerConfig
+from hidream.model.moe import MixtureOfExperts
+from hidream.model.transformer import Transformer
+
+TOLERANCE = 1e-5  # of the output's largest value, float32
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return tiny.reference()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "height", "width"),
+    [(1, 16, 16), (2, 16, 16), (1, 32, 32), (1, 2, 2), (1, 16, 24), (2, 24, 12), (1, 20, 8), (1, 4, 32)],
+)
+def test_equals_diffusers(reference, packed, batch, height, width):
+    latent, *rest = tiny.inputs(batch, height, width)
+    theirs = -reference(latent, *rest, return_dict=False)[0]
+    ours = tiny.ours(reference, pack=packed)(latent, *rest, padded=True)
+    assert tiny.relative(ours, theirs) <= TOLERANCE
+
+
+def test_padding_changes_what_is_not_square(reference):
+    """The pad token matters: without it the answer is another one, so the test above does test it."""
+    model, x = tiny.ours(reference), tiny.inputs(1, 16, 24)
+    assert tiny.relative(model(*x), model(*x, padded=True)) > 1e-2
+
+
+def test_parameter_names_are_the_published_ones(reference):
+    published = {key: value.shape for key, value in reference.state_dict().items()}
+    for pack in (False, True):
+        assert {k: v.shape for k, v in tiny.ours(reference, pack=pack).state_dict().items()} == published
+
+
+def test_packing_stores_nothing_twice(reference):
+    model = tiny.ours(reference)
+    whole, _ = model.double_stream_blocks[0]["block"].attn1.packed[""]
+    assert model.double_stream_blocks[0]["block"].attn1.to_q.weight.data_ptr() == whole.data_ptr()
+    model.double_stream_blocks[0]["block"].attn1.to_v.weight.zero_()
+    assert whole[-1].abs().max() == 0
+
+
+def test_real_configuration_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = Transformer(TransformerConfig())
+    assert sum(p.numel() for p in model.parameters()) == 17_105_733_184
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24)])
+def test_grouped_experts_equal_their_plain_twin(reference, height, width):
+    model, x = tiny.ours(reference), tiny.inputs(2, height, width)
+    fast = model(*x)
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.grouped = False
+    assert tiny.relative(fast, model(*x)) <= TOLERANCE
+
+
+def test_condition_once_equals_one_call(reference):
+    model = tiny.ours(reference)
+    latent, time, *text = tiny.inputs(1, 16, 24)
+    prepared = model.condition(*text, (8, 12))
+    assert torch.equal(model.velocity(latent, time, prepared), model(latent, time, *text))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiles_to_one_graph_and_equals_eager(padded):
+    config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
+    model, x = tiny.ours(tiny.reference(config), config), tiny.inputs(1, 8, 12)
+    compiled = torch.compile(model, fullgraph=True)
+    assert tiny.relative(compiled(*x, padded=padded), model(*x, padded=padded)) <= TOLERANCE
+
+
+def test_bfloat16_stays_close(reference):
+    """bf16-safe: rotary angles, norms and softmax do not lose what bf16 has."""
+    x = tiny.inputs(1, 8, 8)
+    exact = tiny.ours(reference)(*x)
+    low = tiny.ours(reference, pack=False).to(torch.bfloat16)
+    low.pack()
+    rough = low(*(value.to(torch.bfloat16) if i != 1 else value for i, value in enumerate(x)))
+    assert rough.dtype is torch.bfloat16
+    assert (rough.float() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt() < 0.05
