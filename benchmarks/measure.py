@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, medians with spread, a table for people, one JSON line for machines."""
+"""What every benchmark shares: interleaved timing, medians with spread, a table, and one JSON line for machines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -74,8 +75,8 @@ def environment() -> dict[str, object]:
 
 def _cpu() -> str:
     try:
-        with open("/proc/cpuinfo") as stream:
-            return next(line.split(":")[1].strip() for line in stream if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
 

@@ -66,7 +66,14 @@ def main() -> None:
     cases += [("width 2560", wide(), 128, shape) for shape in ((16, 16), (32, 32), (24, 32))]
     rows: list[dict[str, object]] = []
     for name, ours, text_tokens, (h, w) in cases:
-        rows.append(compare(name, ours, inputs(ours.config, h, w, text_tokens), max(3, arguments.rounds // (1 if name == "nano" else 4))))
+        rows.append(
+            compare(
+                name,
+                ours,
+                inputs(ours.config, h, w, text_tokens),
+                max(3, arguments.rounds // (1 if name == "nano" else 4)),
+            )
+        )
     report("transformer", rows, {"dtype": "float32", "batch": 1, "rounds": arguments.rounds})
 
 

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import platformdirs
 
@@ -24,20 +24,18 @@ from hidream.errors import ConfigurationError
 from hidream.types import Variant
 
 
-def _setting(default: Any, doc: str) -> Any:  # noqa: ANN401 - dataclasses.field is typed this way
-    return field(default=default, metadata={"doc": doc})
-
-
 @dataclass(frozen=True, slots=True)
 class Models:
     """Which checkpoints are served; without any of dev, full and fast the embedded model, nano."""
 
-    dev: Path | None = _setting(None, "Folder of HiDream-I1-Dev in the diffusers layout.")
-    full: Path | None = _setting(None, "Folder of HiDream-I1-Full.")
-    fast: Path | None = _setting(None, "Folder of HiDream-I1-Fast.")
-    llama: Path | None = _setting(
-        None, "Folder of Llama-3.1-8B-Instruct, when the checkpoint has no text_encoder_4 and tokenizer_4."
-    )
+    dev: Path | None = None
+    """Folder of HiDream-I1-Dev in the diffusers layout."""
+    full: Path | None = None
+    """Folder of HiDream-I1-Full."""
+    fast: Path | None = None
+    """Folder of HiDream-I1-Fast."""
+    llama: Path | None = None
+    """Folder of Llama-3.1-8B-Instruct, when the checkpoint has no text_encoder_4 and tokenizer_4."""
 
     def folder(self, variant: Variant) -> Path | None:
         """Folder of a variant's checkpoint; None is the embedded model.
@@ -56,47 +54,56 @@ class Models:
 class Compute:
     """Where and in which type the model computes."""
 
-    device: str = _setting("auto", "A torch device; auto is cuda, then mps, then cpu.")
-    dtype: str = _setting(
-        "auto", "float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."
-    )
-    threads: int = _setting(0, "CPU threads of the worker; 0 leaves the choice to torch.")
+    device: str = "auto"
+    """A torch device; auto is cuda, then mps, then cpu."""
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
+    threads: int = 0
+    """CPU threads of the worker; 0 leaves the choice to torch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """The HTTP side."""
 
-    host: str = _setting("127.0.0.1", "Address to listen on.")
-    port: int = _setting(8000, "Port to listen on; 0 takes a free one.")
-    public_url: str = _setting("", "Base of the URLs in answers; empty takes it from each request's headers.")
-    queue_max: int = _setting(1000, "Unfinished tasks, over all keys, above which a submission is a 429.")
-    body_max_bytes: int = _setting(1_048_576, "Largest request body.")
-    sync_timeout_s: float = _setting(
-        90.0, "How long enable_sync_mode waits before it answers with code 5004."
-    )
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    public_url: str = ""
+    """Base of the URLs in answers; empty takes it from each request's headers."""
+    queue_max: int = 1000
+    """Unfinished tasks, over all keys, above which a submission is a 429."""
+    body_max_bytes: int = 1_048_576
+    """Largest request body."""
+    sync_timeout_s: float = 90.0
+    """How long enable_sync_mode waits before it answers with code 5004."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The process that owns the model."""
 
-    lease_s: float = _setting(15.0, "A task whose worker has been silent this long is taken up by another.")
-    attempts_max: int = _setting(3, "A task that ended this many workers fails instead of ending the next.")
+    lease_s: float = 15.0
+    """A task whose worker has been silent this long is taken up by another."""
+    attempts_max: int = 3
+    """A task that ended this many workers fails instead of ending the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Safety:
     """What is flagged."""
 
-    nsfw_threshold: float = _setting(0.8, "Probability from which a picture is flagged, 0 to 1.")
+    nsfw_threshold: float = 0.8
+    """Probability from which a picture is flagged, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
     """The database: record and queue in one."""
 
-    database_url: str = _setting("", "SQLAlchemy URL; empty is the SQLite file hidream.db in the home.")
+    database_url: str = ""
+    """SQLAlchemy URL; empty is the SQLite file hidream.db in the home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +136,7 @@ class Settings:
 
 
 TABLES = {
-    f.name: get_type_hints(Settings)[f.name]
-    for f in dataclasses.fields(Settings)
-    if f.name not in ("home", "api_key")
+    f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings) if f.name not in ("home", "api_key")
 }
 """Name of each table in the TOML file to its dataclass."""
 
@@ -143,9 +148,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
     Raises ConfigurationError on an unknown key, a bad value, or a TOML file that cannot be read.
     """
-    home = Path(
-        environ.get("HIDREAM_HOME") or platformdirs.user_data_dir("hidream", appauthor=False)
-    ).expanduser()
+    home = Path(environ.get("HIDREAM_HOME") or platformdirs.user_data_dir("hidream", appauthor=False)).expanduser()
     chosen: dict[str, dict[str, object]] = {name: {} for name in TABLES}
     for layer in (_from_toml(environ, home), _from_environ(environ), flags or {}):
         for table, values in layer.items():
@@ -181,29 +184,19 @@ def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, ob
     for table, values in document.items():
         if table not in TABLES or not isinstance(values, dict):
             raise ConfigurationError(f"{path}: unknown table [{table}]; accepted: {', '.join(TABLES)}")
-        found[table] = {
-            key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()
-        }
+        found[table] = {key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()}
     return found
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    names = {
-        env_name(table, f.name): (table, f.name)
-        for table in TABLES
-        for f in dataclasses.fields(TABLES[table])
-    }
+    names = {env_name(table, f.name): (table, f.name) for table in TABLES for f in dataclasses.fields(TABLES[table])}
     names["HIDREAM_MODEL"] = ("models", "dev")
     found: dict[str, dict[str, object]] = {}
-    for name, text in sorted(
-        environ.items(), reverse=True
-    ):  # HIDREAM_MODELS_DEV before its short form, which wins
+    for name, text in sorted(environ.items(), reverse=True):  # HIDREAM_MODELS_DEV before its short form, which wins
         if not name.startswith("HIDREAM_") or (name in _OUTSIDE_TABLES and name not in names) or not text:
             continue
         if name not in names:
-            raise ConfigurationError(
-                f"unknown environment variable {name}; accepted: {', '.join(sorted(names))}"
-            )
+            raise ConfigurationError(f"unknown environment variable {name}; accepted: {', '.join(sorted(names))}")
         table, key = names[name]
         found.setdefault(table, {})[key] = _value(table, key, text, name)
     return found

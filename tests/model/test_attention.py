@@ -30,7 +30,10 @@ def test_one_pad_token_stands_for_many():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 9, 2, 16) for _ in range(3))
     k[:, -1] = 0
-    many = torch.cat((k, k[:, -1:].expand(-1, 99, -1, -1)), 1), torch.cat((v, v[:, -1:].expand(-1, 99, -1, -1)), 1)
+    many = (
+        torch.cat((k, k[:, -1:].expand(-1, 99, -1, -1)), 1),
+        torch.cat((v, v[:, -1:].expand(-1, 99, -1, -1)), 1),
+    )
     bias = torch.zeros(9)
     bias[-1] = math.log(100)
     torch.testing.assert_close(attend(q, k, v, bias), attend(q, *many, None), rtol=1e-5, atol=1e-6)

@@ -12,7 +12,11 @@ from hidream.model import moe
 @pytest.mark.parametrize("active", [1, 2, 3])
 def test_grouped_equals_the_definition(active):
     g = torch.Generator().manual_seed(active)
-    x, first, second = torch.randn(37, 16, generator=g), torch.randn(4, 64, 16, generator=g), torch.randn(4, 16, 32, generator=g)
+    x, first, second = (
+        torch.randn(37, 16, generator=g),
+        torch.randn(4, 64, 16, generator=g),
+        torch.randn(4, 16, 32, generator=g),
+    )
     probability, expert = torch.randn(37, 4, generator=g).softmax(-1).topk(active)
     expected = torch.stack(
         [

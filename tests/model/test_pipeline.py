@@ -44,7 +44,9 @@ def test_same_seed_same_picture_whatever_else_runs(dev):
     first = generate(dev, request())
     torch.randn(1000)
     generate(dev, request(seed=8))
-    assert np.array_equal(generate(dev, request(), on_step=lambda done, total: torch.randn(3).sum()).pixels, first.pixels)
+    assert np.array_equal(
+        generate(dev, request(), on_step=lambda done, total: torch.randn(3).sum()).pixels, first.pixels
+    )
 
 
 def test_another_seed_is_another_picture(dev):

@@ -12,9 +12,10 @@ from hidream.types import Variant
 
 # HiDream-ai/HiDream-I1 @9b42dd6: what its own schedulers print for inference.py's settings
 OFFICIAL = {
-    Variant.DEV: "1000 993.67 986.93 979.73 972.02 963.76 954.88 945.3 934.95 923.71 911.48 898.12 883.46 867.31 849.42 "
-    "829.49 807.17 781.98 753.33 720.48 682.4 637.76 584.69 520.56 441.51 341.64 211.48 34.78",
-    Variant.FAST: "1000 976.82 951.38 923.34 892.29 857.69 818.92 775.17 725.42 668.33 602.15 524.53 432.23 320.62 182.97 8.93",
+    Variant.DEV: "1000 993.67 986.93 979.73 972.02 963.76 954.88 945.3 934.95 923.71 911.48 898.12 883.46 867.31 "
+    "849.42 829.49 807.17 781.98 753.33 720.48 682.4 637.76 584.69 520.56 441.51 341.64 211.48 34.78",
+    Variant.FAST: "1000 976.82 951.38 923.34 892.29 857.69 818.92 775.17 725.42 668.33 602.15 524.53 432.23 320.62 "
+    "182.97 8.93",
 }
 
 
@@ -41,7 +42,10 @@ def test_flash_equals_diffusers(steps, shift):
     torch.testing.assert_close(torch.tensor(ours.timesteps), theirs.timesteps, rtol=1e-6, atol=1e-3)
 
     x = y = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    state, generator = sampler.SamplerState(ours, torch.Generator().manual_seed(7)), torch.Generator().manual_seed(7)
+    state, generator = (
+        sampler.SamplerState(ours, torch.Generator().manual_seed(7)),
+        torch.Generator().manual_seed(7),
+    )
     for i, t in enumerate(theirs.timesteps):
         x, state = sampler.step(Sampler.FLASH, x, velocity(x, ours.timesteps[i]), state, i)
         y = theirs.step(velocity(y, float(t)), t, y, generator=generator, return_dict=False)[0]

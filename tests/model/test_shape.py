@@ -33,7 +33,13 @@ def test_square_is_drawn_at_the_best_area(side):
 
 @pytest.mark.parametrize(
     ("size", "drawn"),  # facts/hidream-i1.md §1.6
-    [((1360, 768), (1360, 768)), ((1536, 1024), (1248, 832)), ((1216, 832), (1232, 832)), ((1536, 512), (1760, 576)), ((512, 512), (1024, 1024))],
+    [
+        ((1360, 768), (1360, 768)),
+        ((1536, 1024), (1248, 832)),
+        ((1216, 832), (1232, 832)),
+        ((1536, 512), (1760, 576)),
+        ((512, 512), (1024, 1024)),
+    ],
 )
 def test_reference_rounds_as_the_reference(size, drawn):
     grid = render_grid(Size(*size), Render.REFERENCE, 16, 4096, 4096)

@@ -40,7 +40,10 @@ def test_loads_shards(folder):
     state = load_file(file)
     file.unlink()
     save_torch_state_dict(
-        state, folder / "transformer", filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size="1MB"
+        state,
+        folder / "transformer",
+        filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
+        max_shard_size="1MB",
     )
     assert len(weights.safetensors_files(folder / "transformer")) > 2
     sharded = load_transformer(Checkpoint(folder), CPU, torch.float32)
@@ -48,7 +51,7 @@ def test_loads_shards(folder):
     assert tiny.relative(sharded(*x), whole(*x)) <= 1e-6  # not bit for bit: the shards' tensors lie at other addresses
 
     next((folder / "transformer").glob("*-00002-*")).unlink()
-    with pytest.raises(CheckpointError, match="lacks .*00002"):
+    with pytest.raises(CheckpointError, match=r"lacks .*00002"):
         load_transformer(Checkpoint(folder), CPU, torch.float32)
 
 
@@ -78,7 +81,11 @@ def test_a_broken_file_is_named(folder):
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("_class_name", "FluxTransformer2DModel", "Flux"), ("llama_layers", [0], "llama_layers"), ("axes_dims_rope", [8, 8], "axes_dims_rope")],
+    [
+        ("_class_name", "FluxTransformer2DModel", "Flux"),
+        ("llama_layers", [0], "llama_layers"),
+        ("axes_dims_rope", [8, 8], "axes_dims_rope"),
+    ],
 )
 def test_another_architecture_is_named(folder, key, value, message):
     path = folder / "transformer" / "config.json"

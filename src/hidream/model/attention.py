@@ -1,6 +1,6 @@
 """Joint attention of image and text tokens, and the rotary positions of the image.
 
-Shapes: B batch, N image tokens, S tokens that ask, L text tokens of one encoder, D width, H heads, K head dim (D = H·K).
+Shapes: B batch, N image tokens, S tokens that ask, T tokens that are asked, D width, H heads, K head dim (D = H·K).
 
 Knows no blocks, modulation or residuals. Text tokens stand at position (0, 0, 0), where the rotation is the identity,
 so that only image tokens need one. Parameter names are the published ones (`_t` is the text side of a double block).
@@ -117,14 +117,14 @@ class Attention(nn.Module):
 
     def out(self, x: Tensor, side: str = "") -> Tensor:
         """Bring attended heads x [B, S, H, K] back to [B, S, D]."""
-        return self.side(side).out(x.flatten(-2))  # type: ignore[no-any-return]
+        return self.side(side).out(x.flatten(-2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, S, H, K]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Scaled dot-product attention of q [B, S, H, K] to k, v [B, T, H, K]; `bias` [T] is added to every row's logits."""
+    """Scaled dot-product attention of q [B, S, H, K] to k, v [B, T, H, K]; `bias` [T] is added to all logits."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     mask = None if bias is None else bias[None, None, None, :].expand(1, 1, q.shape[2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

@@ -84,9 +84,12 @@ class TransformerConfig:
                 "accepted: HiDreamImageTransformer2DModel"
             )
         known = {field.name for field in dataclasses.fields(cls)}
-        config = cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None}
-        )
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known and value is not None
+        }
+        config = cls(**given)
         config.check()
         return config
 
@@ -94,11 +97,15 @@ class TransformerConfig:
         """Raise CheckpointError on numbers that do not fit together."""
         blocks = self.num_layers + self.num_single_layers
         if len(self.llama_layers) != blocks:
-            raise CheckpointError(f"llama_layers has {len(self.llama_layers)} entries; accepted: one for each of {blocks} blocks")
+            raise CheckpointError(
+                f"llama_layers has {len(self.llama_layers)} entries; accepted: one for each of {blocks} blocks"
+            )
         if sum(self.axes_dims_rope) != self.attention_head_dim:
             raise CheckpointError(
                 f"axes_dims_rope {self.axes_dims_rope} adds up to {sum(self.axes_dims_rope)}; "
                 f"accepted: attention_head_dim = {self.attention_head_dim}"
             )
         if self.in_channels != self.out_channels:
-            raise CheckpointError(f"in_channels {self.in_channels} and out_channels {self.out_channels} differ; accepted: equal")
+            raise CheckpointError(
+                f"in_channels {self.in_channels} and out_channels {self.out_channels} differ; accepted: equal"
+            )

@@ -11,7 +11,7 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
         if self.packed is None:
-            return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
-        return self.w2(_swish(F.linear(x, self.packed)))  # type: ignore[no-any-return]
+            return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(_swish(F.linear(x, self.packed)))
 
 
 class Gate(nn.Module):
@@ -71,11 +71,14 @@ class MixtureOfExperts(nn.Module):
         self.packed: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
 
     def pack(self) -> None:
-        """Lay all experts' first and all their second matrices side by side, and the shared expert's."""
+        """Lay all experts' first and all their second matrices side by side, and the shared expert's first."""
         self.shared_experts.pack()
-        first = pack([w.weight for expert in self.experts for w in (expert.w1, expert.w3)])
-        second = pack([expert.w2.weight for expert in self.experts])
-        self.packed = (first.unflatten(0, (len(self.experts), -1)), second.unflatten(0, (len(self.experts), -1)))
+        first = pack([w.weight for expert in self._routed() for w in (expert.w1, expert.w3)])
+        second = pack([expert.w2.weight for expert in self._routed()])
+        self.packed = (
+            first.unflatten(0, (len(self.experts), -1)),
+            second.unflatten(0, (len(self.experts), -1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
@@ -86,8 +89,11 @@ class MixtureOfExperts(nn.Module):
         return (compute(tokens, probability, expert, first, second) + self.shared_experts(tokens)).view_as(x)
 
     def _stacked(self) -> tuple[Tensor, Tensor]:
-        first = [torch.cat((expert.w1.weight, expert.w3.weight)) for expert in self.experts]
-        return torch.stack(first), torch.stack([expert.w2.weight for expert in self.experts])
+        first = [torch.cat((expert.w1.weight, expert.w3.weight)) for expert in self._routed()]
+        return torch.stack(first), torch.stack([expert.w2.weight for expert in self._routed()])
+
+    def _routed(self) -> list[SwiGLU]:
+        return [cast(SwiGLU, expert) for expert in self.experts]
 
 
 def grouped_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor) -> Tensor:

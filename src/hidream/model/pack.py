@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def pack(parameters: Sequence[nn.Parameter]) -> Tensor:
+def pack(parameters: Sequence[Tensor]) -> Tensor:
     """Lay parameters of shape [n_i, ...] into one tensor [Σ n_i, ...] and make each of them a view into it."""
     whole = torch.cat([parameter.data for parameter in parameters])
     parts = whole.split([parameter.shape[0] for parameter in parameters])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
 
 def resolve(recipe: Recipe, request: ImageRequest) -> Recipe:
     """Return the variant's recipe with what the request says otherwise."""
-    asked = {"steps": request.steps, "guidance": request.guidance, "shift": request.shift}
+    asked: dict[str, Any] = {"steps": request.steps, "guidance": request.guidance, "shift": request.shift}
     return dataclasses.replace(recipe, **{name: value for name, value in asked.items() if value is not None})
 
 

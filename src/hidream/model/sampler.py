@@ -137,7 +137,8 @@ def _unip(x: Tensor, x0: Tensor, state: SamplerState, i: int, order: int) -> Ten
 
 def _unic(x0: Tensor, state: SamplerState, i: int) -> Tensor:
     """Redo the last predictor step, sigmas[i - 1] to sigmas[i], now that the model has spoken at its end."""
-    assert state.x_last is not None and state.x0_last is not None, "the corrector runs from the second step on"
+    assert state.x_last is not None, "the corrector runs from the second step on"
+    assert state.x0_last is not None, "the corrector runs from the second step on"
     sigmas = state.schedule.sigmas
     h = _lambda(sigmas[i]) - _lambda(sigmas[i - 1])
     b_h, alpha = math.expm1(-h), 1 - sigmas[i]

@@ -51,9 +51,7 @@ class TextEncoders:
     def encode(self, prompts: Sequence[str]) -> TextEmbeds:
         """Encode B prompts at once."""
         clip_tokens = min(self.tokens, CLIP_MAX_TOKENS)
-        pooled = [
-            self.encoders[i](self._tokenize(i, prompts, clip_tokens)["input_ids"]).text_embeds for i in (0, 1)
-        ]
+        pooled = [self.encoders[i](self._tokenize(i, prompts, clip_tokens)["input_ids"]).text_embeds for i in (0, 1)]
         t5 = self.encoders[2](**self._tokenize(2, prompts, self.tokens)).last_hidden_state
         llama = self.encoders[3](
             **self._tokenize(3, prompts, self.tokens), output_hidden_states=True, use_cache=False

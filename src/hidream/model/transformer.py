@@ -7,8 +7,8 @@ Shapes: B batch, N image tokens, L text tokens of one encoder, D width, C latent
     fresh [B, L, D]    one Llama layer's tokens, different in every block: looked at, then thrown away
     vec   [B, D]       silu(time + pooled CLIP), which modulates every block
 
-Double blocks attend jointly over (img, txt, fresh) with separate weights for image and text, single blocks with the same
-weights for all. What the reference computes and throws away (the fresh tokens' queries and feed-forward, the last
+Double blocks attend jointly over (img, txt, fresh) with separate weights for image and text, single blocks with the
+same weights for all. What the reference computes and throws away (the fresh tokens' queries and feed-forward, the last
 block's text) is not computed here.
 
 What does not change from step to step (projections, rotary table, normalised fresh tokens) is computed once per
@@ -80,6 +80,12 @@ class DoubleBlock(nn.Module):
         txt = torch.addcmul(txt, gate_mlp_t, self.ff_t(modulate(norm(txt), scale_mlp_t, shift_mlp_t)))
         return img, txt
 
+    def pack(self) -> None:
+        """Lay weights that share an input side by side."""
+        self.attn1.pack()
+        self.ff_i.pack()
+        self.ff_t.pack()
+
 
 class SingleBlock(nn.Module):
     """Image and text in one sequence, with the same weights and the same mixture of experts."""
@@ -107,6 +113,11 @@ class SingleBlock(nn.Module):
         x = torch.addcmul(x[:, :keep], gate, self.attn1.out(mixed))
         return torch.addcmul(x, gate_mlp, self.ff_i(modulate(norm(x), scale_mlp, shift_mlp)))
 
+    def pack(self) -> None:
+        """Lay weights that share an input side by side."""
+        self.attn1.pack()
+        self.ff_i.pack()
+
 
 class FinalLayer(nn.Module):
     """Image tokens to patches of the output; here the order of the modulation is shift, scale."""
@@ -119,7 +130,7 @@ class FinalLayer(nn.Module):
     def forward(self, img: Tensor, vec: Tensor) -> Tensor:
         """[B, N, D] to [B, N, p·p·C]."""
         shift, scale = self.adaLN_modulation[1](vec)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(norm(img), scale, shift))  # type: ignore[no-any-return]
+        return self.linear(modulate(norm(img), scale, shift))
 
 
 class Embedder(nn.Module):
@@ -132,7 +143,7 @@ class Embedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inner] to [B, D]."""
-        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class Transformer(nn.Module):
@@ -158,9 +169,15 @@ class Transformer(nn.Module):
         )
 
     def forward(
-        self, latent: Tensor, timestep: Tensor, t5: Tensor, llama: Tensor, pooled: Tensor, padded: bool = False
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        t5: Tensor,
+        llama: Tensor,
+        pooled: Tensor,
+        padded: bool = False,
     ) -> Tensor:
-        """Velocity [B, C, H, W] of latent [B, C, H, W] at timestep [B] (0 to 1000); the other arguments: `condition`."""
+        """Velocity [B, C, H, W] of latent [B, C, H, W] at timestep [B], 0 to 1000; for the rest see `condition`."""
         grid = (latent.shape[2] // self.config.patch_size, latent.shape[3] // self.config.patch_size)
         return self.velocity(latent, timestep, self.condition(t5, llama, pooled, grid, padded))
 
@@ -169,8 +186,8 @@ class Transformer(nn.Module):
     ) -> Conditioning:
         """Prepare a prompt for `velocity`.
 
-        t5 [B, L, D_T5]; llama [layers, B, L, D_Llama], the hidden states without the embedding's; pooled [B, 2048], both
-        CLIPs'; grid (h, w) in tokens. `padded` repeats the reference's padding of shapes that are not square.
+        t5 [B, L, D_T5]; llama [layers, B, L, D_Llama], the hidden states without the embedding's; pooled [B, 2048],
+        both CLIPs'; grid (h, w) in tokens. `padded` repeats the reference's padding of shapes that are not square.
         """
         projection = [cast(nn.Linear, module["linear"]) for module in self.caption_projection]  # type: ignore[index]
         captions = [projection[i](llama[layer]) for i, layer in enumerate(self.config.llama_layers)]
@@ -214,9 +231,8 @@ class Transformer(nn.Module):
 
     def pack(self) -> None:
         """Lay weights that share an input side by side (`pack.py`); call it last, after any move or cast."""
-        for module in self.modules():
-            if isinstance(module, Attention | MixtureOfExperts | SwiGLU):
-                module.pack()
+        for layer in (*self.double_stream_blocks, *self.single_stream_blocks):
+            cast(DoubleBlock | SingleBlock, layer["block"]).pack()
 
 
 def norm(x: Tensor) -> Tensor:

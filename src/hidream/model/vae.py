@@ -29,7 +29,7 @@ class Autoencoder:
     def decode(self, latent: Tensor) -> Tensor:
         """The transformer's latent [B, C, h, w] to a picture [B, 3, h·factor, w·factor] in about −1 to 1."""
         unscaled = latent.to(self.module.dtype) / self.scaling + self.shift
-        return self.module.decode(unscaled, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.module.decode(unscaled, return_dict=False)[0]
 
 
 def load_autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Autoencoder:

@@ -1,8 +1,8 @@
-"""From a checkpoint folder to modules in memory: finds the parts, reads safetensors, checks every key, names the version.
+"""From a checkpoint folder to modules in memory: finds the parts, reads safetensors, checks every key.
 
 The folder has the diffusers layout: `transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`. A part
-that is missing may come from elsewhere: Llama from a folder of its own, since the official repository does not include
-it, and everything but the transformer from a sibling checkpoint, as the embedded model's Full variant takes it from Dev.
+that is missing may come from elsewhere: Llama from a folder of its own, since the official repository does not
+include it, and all but the transformer from a sibling checkpoint, as the embedded model's Full takes it from Dev.
 
 Modules are built on the meta device and given the file's tensors, so that nothing is initialised only to be replaced.
 """
@@ -100,7 +100,11 @@ def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.
     config = TransformerConfig.from_json(checkpoint.config("transformer"))
     with torch.device("meta"):
         transformer = Transformer(config)
-    assign(transformer, read_tensors(checkpoint.part("transformer"), device, dtype), checkpoint.part("transformer"))
+    assign(
+        transformer,
+        read_tensors(checkpoint.part("transformer"), device, dtype),
+        checkpoint.part("transformer"),
+    )
     transformer.pack()
     return transformer.eval().requires_grad_(False)
 
@@ -123,9 +127,16 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> Non
     problems = [
         ("missing", sorted(wanted.keys() - tensors.keys())),
         ("unexpected", sorted(tensors.keys() - wanted.keys())),
-        ("of another shape", sorted(k for k in wanted.keys() & tensors.keys() if wanted[k] != tensors[k].shape)),
+        (
+            "of another shape",
+            sorted(k for k in wanted.keys() & tensors.keys() if wanted[k] != tensors[k].shape),
+        ),
     ]
-    texts = [f"{len(keys)} {what} ({', '.join(keys[:KEYS_SHOWN])}{', …' * (len(keys) > KEYS_SHOWN)})" for what, keys in problems if keys]
+    texts = [
+        f"{len(keys)} {what} ({', '.join(keys[:KEYS_SHOWN])}{', …' * (len(keys) > KEYS_SHOWN)})"
+        for what, keys in problems
+        if keys
+    ]
     if texts:
         raise CheckpointError(f"the weights in {where} do not fit their configuration: keys {'; '.join(texts)}")
     module.load_state_dict(tensors, assign=True)

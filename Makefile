@@ -1,0 +1,47 @@
+# `make demo` and `make test` start from a fresh machine; everything lives in .venv and .cache.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo serve check format test test-long bench clean
+
+help:           ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(READY) ## make the environment
+
+$(READY): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (PyTorch takes a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## two pictures through the HTTP API, from a server of their own
+	@BIN=$(BIN) bash examples/demo.sh
+
+serve: $(READY) ## the HTTP API, until interrupted
+	@$(BIN)/hidream serve
+
+check: $(READY) ## linter, formatter, types, the import contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(READY)  ## every suite in its short form
+	$(BIN)/pytest -m "not long"
+
+test-long: $(READY) ## every suite in its full form
+	$(BIN)/pytest
+
+bench: $(READY) ## all benchmarks; dated results under benchmarks/results
+	@BIN=$(BIN) bash benchmarks/run.sh
+
+clean:          ## remove what the targets above made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

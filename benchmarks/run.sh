@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs every benchmark in turn and keeps what each printed under benchmarks/results/DATE-NAME.txt.
+set -euo pipefail
+cd "$(dirname "$0")"
+mkdir -p results
+for script in transformer pipeline server; do
+    echo "== $script"
+    "../$BIN/python" "$script.py" 2>/dev/null | tee "results/$(date -u +%F)-$script.txt" | grep -v '^{'
+done

@@ -1,0 +1,1 @@
+"""What may be asked (`prompt`) and what is flagged when it is shown (`image`)."""

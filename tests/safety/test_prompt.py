@@ -1,0 +1,140 @@
+"""The prompt check against its table of prompts, plus cost, determinism and what a refusal says."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prompt_table import BENIGN, SEED_PROMPT, UNSAFE
+
+from hidream.errors import PromptRefused
+from hidream.safety.prompt import Category, check, classify
+from hidream.types import PROMPT_MAX_CHARS
+
+
+@pytest.mark.parametrize("prompt", BENIGN)
+def test_benign_prompts_pass(prompt):
+    assert classify(prompt) is None
+    check(prompt, enabled=True)
+
+
+@pytest.mark.parametrize(("prompt", "category"), UNSAFE)
+def test_unsafe_prompts_are_refused_with_their_category(prompt, category):
+    with pytest.raises(PromptRefused, match=category.value):
+        check(prompt, enabled=True)
+
+
+@pytest.mark.parametrize(("prompt", "category"), UNSAFE)
+def test_disabled_checker_refuses_minors_only(prompt, category):
+    if category is Category.MINORS:
+        with pytest.raises(PromptRefused, match="never allowed"):
+            check(prompt, enabled=False)
+    else:
+        check(prompt, enabled=False)
+
+
+def test_the_table_is_as_large_as_promised():
+    assert len(BENIGN) >= 60
+    assert len(UNSAFE) >= 40
+    assert {category for _, category in UNSAFE} == set(Category)
+
+
+def test_a_refusal_is_one_sentence_and_does_not_repeat_the_prompt():
+    with pytest.raises(PromptRefused) as refused:
+        check("zebra porn zebra", enabled=True)
+    assert "zebra" not in refused.value.message
+    assert "porn" not in refused.value.message
+    assert refused.value.message.count(".") == 1
+    assert refused.value.code == 1200
+
+
+@pytest.mark.parametrize("case", [str.upper, str.title, lambda p: f"  {p}!!\n", lambda p: f"masterpiece, ({p}:1.3)"])
+def test_case_and_surroundings_do_not_matter(case):
+    assert classify(case("nude child")) is Category.MINORS
+    assert classify(case("hentai")) is Category.SEXUAL
+    assert classify(case("nak3d k1d")) is Category.MINORS
+
+
+@pytest.mark.parametrize(
+    "age", ["17 year old", "17-year-olds", "seventeen years old", "aged 17", "17 yo", "17 y/o", "17yrs"]
+)
+def test_ages_under_18_are_minors(age):
+    assert classify(f"{age}, nude") is Category.MINORS
+    assert classify(f"{age}, portrait") is None
+
+
+@pytest.mark.parametrize(
+    "age", ["18 year old", "25-year-old", "aged 40", "forty years old", "35mm, f/8", "15 metres", "25歳"]
+)
+def test_adult_ages_and_measures_are_not(age):
+    assert classify(f"{age}, nude") is None
+
+
+def test_negation_is_read_for_adults_and_never_for_minors():
+    assert classify("a haunted house, no gore") is None
+    assert classify("a haunted house, no gore, gore") is Category.GORE
+    assert classify("a child, no nudity") is Category.MINORS
+
+
+def test_harmless_phrases_cover_only_themselves():
+    assert classify("naked mole rat, child") is None
+    assert classify("naked mole rat, naked child") is Category.MINORS
+
+
+def test_the_gravest_category_is_named():
+    assert classify("gore, porn, a child") is Category.MINORS
+
+
+@given(st.text(max_size=300))
+def test_any_text_gets_the_same_answer_twice(text):
+    assert classify(text) is classify(text)
+
+
+@given(st.text(alphabet=" .-_\u200b\u00ad", min_size=1, max_size=2))
+def test_separators_between_letters_do_not_hide_a_word(separator):
+    assert classify(separator.join("porn")) is Category.SEXUAL
+
+
+HOSTILE = {
+    "words": SEED_PROMPT + " ",
+    "one letter": "a",
+    "single letters": "a ",
+    "fragments": "ab ",
+    "digits": "1 ",
+    "glued": "sex",
+    "almost glued": "s3xk1d",
+    "stars": "a*",
+    "only stars": "*",
+    "spaces": " ",
+    "dots": "a.",
+    "years": "15 year ",
+    "marks": "\u0301\u0323",
+    "ligatures": "\ufdfa",
+    "invisible": "a\u200b",
+    "first words": "kill all ",
+    "han": "少性",
+    "katakana": "エ",
+    "cyrillic": "рогн ",
+}
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE.keys())
+def test_the_longest_prompt_takes_milliseconds(piece):
+    """Measured 1 to 40 ms; a quadratic step would take seconds."""
+    prompt = (piece * PROMPT_MAX_CHARS)[:PROMPT_MAX_CHARS]
+    classify(prompt[:100])
+    times_s = []
+    for _ in range(3):
+        start = time.perf_counter()
+        classify(prompt)
+        times_s.append(time.perf_counter() - start)
+    assert min(times_s) < 0.25
+
+
+def test_importing_is_light():
+    heavy = ("numpy", "onnxruntime", "PIL", "torch")
+    code = f"import sys, hidream.safety.prompt; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
