@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every benchmark in turn and keeps what each printed under benchmarks/results/DATE-NAME.txt.
 set -euo pipefail
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # as the product runs, see cli.py
 cd "$(dirname "$0")"
 mkdir -p results
 for script in transformer pipeline server; do

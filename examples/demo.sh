@@ -57,7 +57,7 @@ await "$requestId" demo.png
 requestId=$(curl -s --location --request POST "$host/api/v2/wavespeed-ai/hidream-i1-dev" \
 --header "Content-Type: application/json" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}" \
---data-raw '{"prompt": "flat style a sailboat in the ocean", "size": "1024*1024", "seed": 7}' | field "data['id']")
+--data-raw '{"prompt": "flat style a fox in the snow", "size": "1024*1024", "seed": 7}' | field "data['id']")
 await "$requestId" demo-nano.png
 
 cat <<END

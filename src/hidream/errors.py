@@ -14,8 +14,8 @@
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
-answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value that
-was seen, and what is accepted or what to do.
+answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value
+that was seen, and what is accepted or what to do.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ class PromptRefused(HiDreamError):
 
 class ConfigurationError(HiDreamError):
     """A setting, a checkpoint or a file on disk is wrong; the operator has to change something."""
+
+    exit_status: ClassVar[int] = 78
+    """What a worker ends with, so that nobody starts it again in vain (EX_CONFIG of BSD's sysexits.h)."""
 
 
 class CheckpointError(ConfigurationError):
