@@ -1,0 +1,51 @@
+"""Waiting for tasks to end: one watcher asks the database for all who wait, however many they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from hidream.store import predictions
+from hidream.store.database import Database
+from hidream.store.predictions import Prediction
+
+LINGER_S = 1.0
+"""How long the watcher stays when nobody waits any more."""
+
+
+class Endings:
+    """Who waits for which task, in one process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: dict[asyncio.Event, str] = {}  # set when the task of this id has ended
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def settled(self, prediction_id: str, key_id: str, timeout_s: float) -> Prediction | None:
+        """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up."""
+        ended = asyncio.Event()
+        self._waiting[ended] = prediction_id  # before looking, so that an end in between is not missed
+        try:
+            prediction = await predictions.get(self._database, prediction_id, key_id)
+            if prediction is None or prediction.status.final or timeout_s <= 0:
+                return prediction
+            if self._watcher is None or self._watcher.done():
+                self._watcher = asyncio.create_task(self._watch())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await ended.wait()
+        finally:
+            del self._waiting[ended]
+        return await predictions.get(self._database, prediction_id, key_id)
+
+    async def _watch(self) -> None:
+        changes = self._database.changes
+        while self._waiting and not changes.stopped:
+            seen = changes.now()
+            over = await predictions.ended(self._database, set(self._waiting.values()))
+            for ended, prediction_id in self._waiting.items():
+                if prediction_id in over:
+                    ended.set()
+            await changes.since(seen, LINGER_S)
+        for ended in self._waiting:
+            ended.set()

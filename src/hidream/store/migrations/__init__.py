@@ -1,0 +1,1 @@
+"""Alembic's folder: `env.py`, which it runs, and the numbered steps in `versions`."""

@@ -1,0 +1,63 @@
+"""Which workers there are: a row means a process with a loaded model, as long as it is seen often.
+
+A worker's id names its host and process, so a row under one's own id was left by a process that is dead.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from hidream.store.database import Database
+from hidream.store.schema import WORKERS
+
+FORGET_MS = 24 * 3600 * 1000
+"""A row that was not refreshed for this long is removed by the next worker that registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A process that owns a model: what it serves, by the API's names, and the version its pictures carry."""
+
+    id: str
+    models: Sequence[str]
+    version: str
+
+
+def worker_id(pid: int) -> str:
+    """Name the worker that is process `pid` of this host."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+async def register(database: Database, worker: Worker) -> None:
+    """Say that this worker's model is loaded."""
+    now = database.now_ms()
+    stale = sa.or_(WORKERS.c.id == worker.id, WORKERS.c.seen_ms < now - FORGET_MS)
+    row = {"id": worker.id, "models": list(worker.models), "version": worker.version, "seen_ms": now}
+    async with database.write() as connection:
+        await connection.execute(sa.delete(WORKERS).where(stale))
+        await connection.execute(sa.insert(WORKERS).values(row))
+
+
+async def beat(database: Database, worker_id: str) -> None:
+    """Say that the worker is still there."""
+    statement = sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(seen_ms=database.now_ms())
+    async with database.write() as connection:
+        await connection.execute(statement)
+
+
+async def leave(database: Database, worker_id: str) -> None:
+    """Say that the worker is gone."""
+    async with database.write() as connection:
+        await connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker_id))
+
+
+async def ready(database: Database, within_s: float) -> list[Worker]:
+    """Workers with a loaded model that were seen in the last `within_s` seconds."""
+    since = database.now_ms() - round(within_s * 1000)
+    wanted = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.version).where(WORKERS.c.seen_ms >= since)
+    async with database.read() as connection:
+        return [Worker(*row) for row in await connection.execute(wanted.order_by(WORKERS.c.id))]

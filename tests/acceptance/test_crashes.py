@@ -1,0 +1,60 @@
+"""What was acknowledged is drawn, whoever is killed, and it is the picture it would have been."""
+
+import os
+import signal
+
+from service import until
+
+
+def start_a_picture(service, seed):
+    """Submit a picture that takes a while, and return as soon as the worker is at it."""
+    data = service.submit(size="1536*1536", seed=seed, output_format="png", enable_base64_output=False)
+    until(lambda: service.http.get(data["urls"]["get"]).json()["data"]["status"] == "processing")
+    return data
+
+
+def was_drawn_twice(service, data):
+    return f"task_started id={data['id']} attempt=2" in service.log.read_text()
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture(own_service):
+    service = own_service
+    _, expected = service.draw(size="1536*1536", seed=7, output_format="png")
+
+    interrupted = start_a_picture(service, seed=7)
+    os.kill(service.worker_pid(), signal.SIGKILL)
+    data = service.result(interrupted)
+    assert (data["status"], data["seed"]) == ("completed", 7)
+    assert was_drawn_twice(service, data)
+    assert service.http.get(data["outputs"][0]).content == expected
+
+    interrupted = start_a_picture(service, seed=7)
+    os.kill(service.worker_pid(), signal.SIGTERM)
+    data = service.result(interrupted)
+    assert data["status"] == "completed"
+    assert was_drawn_twice(service, data)
+    assert service.http.get(data["outputs"][0]).content == expected
+
+
+def test_when_the_server_is_killed_nothing_acknowledged_is_lost(own_service):
+    service = own_service
+    acknowledged = [start_a_picture(service, seed=1)]
+    acknowledged += [service.submit(size="256*256", seed=seed) for seed in range(2, 6)]
+    worker = service.worker_pid()
+    service.process.kill()
+    service.stop()
+    until(lambda: is_gone(worker))
+
+    service.start()
+    for number, data in enumerate(acknowledged, start=1):
+        again = service.result(data | {"urls": {"get": f"/api/v3/predictions/{data['id']}"}})
+        assert (again["status"], again["seed"]) == ("completed", number)
+        assert again["created_at"] == data["created_at"]

@@ -1,0 +1,62 @@
+"""Starting and stopping: keys, and what an operator is told when it cannot work."""
+
+import re
+
+import httpx
+import pytest
+from service import MODEL, PROMPT, Service
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def start(**environ):
+        started.append(Service(tmp_path / "home", **environ))
+        return started[-1]
+
+    yield start
+    for service in started:
+        if not service.process.stdout.closed:
+            service.stop()
+
+
+def status_with(service, key):
+    body = {"prompt": PROMPT, "size": "256*256"}
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{service.url}/api/v3/{MODEL}", json=body, headers=headers).status_code
+
+
+def test_the_operators_own_key_is_the_first_key(start):
+    service = start(HIDREAM_API_KEY="any opaque text")
+    assert status_with(service, "any opaque text") == 200
+    assert service.stop() == 0
+    assert service.said == ""
+    assert "any opaque text" not in service.log.read_text()
+
+
+def test_keys_are_made_and_revoked_while_the_server_runs(start):
+    service = start()
+    made = re.search(r"hd_[A-Za-z0-9_-]{43}", service.command("keys", "create", "--name", "second"))[0]
+    assert status_with(service, made) == 200
+    (line,) = [line for line in service.command("keys", "list").splitlines() if "second" in line]
+    service.command("keys", "revoke", re.search(r"\b[0-9a-f]{32}\b", line)[0])
+    assert status_with(service, made) == 401
+    assert status_with(service, service.key) == 200
+    assert service.stop() == 0
+    assert made not in service.log.read_text()
+
+
+def test_a_second_start_shows_no_key_again(start):
+    service = start()
+    assert service.stop() == 0
+    service.start()
+    assert status_with(service, service.key) == 200
+    assert service.stop() == 0
+    assert service.said == ""
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_and_says_why(start, tmp_path):
+    service = start(HIDREAM_MODEL=str(tmp_path / "no-such-model"))
+    assert service.process.wait(60) == 1
+    assert "no-such-model" in service.log.read_text()

@@ -1,0 +1,49 @@
+"""Each format gives the picture back, with the seed and the version that drew it."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from hidream.outputs.encode import MEDIA_TYPES, encode
+from hidream.types import ImageFormat
+
+VERSION = "hidream-i1-dev/3c82d124b51e/exact/cpu-float32/0.1.0"
+
+
+def gradient(height=48, width=64):
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 4, columns * 3, rows + columns], axis=-1).astype(np.uint8)
+
+
+def about(image):
+    """Read back what the file says of itself."""
+    if image.format == "PNG":
+        return image.text
+    comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    return json.loads(comment.removeprefix(b"ASCII\0\0\0"))
+
+
+@pytest.mark.parametrize("output_format", ImageFormat)
+def test_seed_and_version_are_in_the_file(output_format):
+    image = Image.open(io.BytesIO(encode(gradient(), output_format, seed=9_999_999_999, version=VERSION)))
+    assert image.format == output_format.upper()
+    assert Image.MIME[image.format] == MEDIA_TYPES[output_format]
+    assert about(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
+
+
+@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24)])
+def test_the_picture_comes_back(output_format, tolerance):
+    pixels = gradient()
+    file = io.BytesIO(encode(pixels, ImageFormat(output_format), seed=1, version=VERSION))
+    back = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert back.shape == pixels.shape
+    assert abs(back - pixels).max() <= tolerance
+
+
+@pytest.mark.parametrize("output_format", ImageFormat)
+def test_the_same_picture_is_the_same_bytes(output_format):
+    first, second = (encode(gradient(), output_format, seed=1, version=VERSION) for _ in range(2))
+    assert first == second

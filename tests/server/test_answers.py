@@ -1,0 +1,37 @@
+"""Answers: the URL a client is told, whoever stands between."""
+
+import pytest
+from starlette.requests import Request
+
+from hidream.server.answers import base_url
+
+
+def request(**headers):
+    scope = {
+        "type": "http",
+        "scheme": "http",
+        "server": ("10.0.0.1", 8000),
+        "path": "/api/v3/x",
+        "query_string": b"",
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+    }
+    return Request(scope)
+
+
+@pytest.mark.parametrize(
+    ("headers", "public_url", "expected"),
+    [
+        ({"host": "draw.example:81"}, "", "http://draw.example:81"),
+        ({}, "", "http://10.0.0.1:8000"),
+        ({"host": "inner", "x_forwarded_proto": "https"}, "", "https://inner"),
+        (
+            {"host": "inner", "x_forwarded_host": "outer, middle", "x_forwarded_proto": "https, http"},
+            "",
+            "https://outer",
+        ),
+        ({"host": "inner", "x_forwarded_prefix": "/draw/"}, "", "http://inner/draw"),
+        ({"host": "inner", "x_forwarded_host": "outer"}, "https://public.example/a/", "https://public.example/a"),
+    ],
+)
+def test_the_base_of_all_urls(headers, public_url, expected):
+    assert base_url(request(**headers), public_url) == expected

@@ -1,0 +1,25 @@
+"""The worker beside the server: what it is told, and when it is not started again."""
+
+import asyncio
+from dataclasses import replace
+
+from hidream.server.supervisor import keep_worker
+from hidream.settings import Models, Server, Settings, load, to_environ
+from hidream.store.database import Database
+
+
+def test_the_worker_gets_the_servers_settings_but_not_its_key(tmp_path):
+    settings = Settings(home=tmp_path, api_key="secret", server=Server(port=0, sync_timeout_s=1.5))
+    environ = to_environ(settings)
+    assert "secret" not in environ.values()
+    assert load(environ) == replace(settings, api_key="")
+
+
+def test_a_start_that_is_hopeless_is_not_tried_again(tmp_path):
+    settings = Settings(home=tmp_path, models=Models(dev=tmp_path / "nothing"))
+
+    async def scenario():
+        async with Database.open(settings.database_url) as database, asyncio.timeout(60):
+            await keep_worker(settings, database)
+
+    asyncio.run(scenario())

@@ -1,0 +1,40 @@
+"""A database in a file of its own, on a clock that the test sets."""
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from hidream.store.database import Database
+
+
+@dataclass
+class Clock:
+    now: float = 1_700_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite+aiosqlite:///{tmp_path}/hidream.db"
+
+
+@pytest.fixture
+def in_database(url, clock):
+    """Run `scenario(database)` in an event loop of its own."""
+
+    def run(scenario):
+        async def main():
+            async with Database.open(url, clock) as database:
+                return await scenario(database)
+
+        return asyncio.run(main())
+
+    return run

@@ -1,0 +1,35 @@
+"""Workers: ready while they are seen."""
+
+from hidream.store import workers
+from hidream.store.workers import Worker
+
+
+def test_a_worker_is_ready_while_it_is_seen(in_database, clock):
+    async def scenario(database):
+        assert await workers.ready(database, 15) == []
+        worker = Worker("host:1", ["m"], "v1")
+        await workers.register(database, worker)
+        assert await workers.ready(database, 15) == [worker]
+        clock.now += 16
+        assert await workers.ready(database, 15) == []
+        await workers.beat(database, worker.id)
+        assert await workers.ready(database, 15) == [worker]
+        await workers.leave(database, worker.id)
+        assert await workers.ready(database, 15) == []
+
+    in_database(scenario)
+
+
+def test_registering_again_replaces_a_dead_namesake_and_forgets_the_long_gone(in_database, clock):
+    async def scenario(database):
+        await workers.register(database, Worker("host:1", ["m"], "v1"))
+        await workers.register(database, Worker("host:2", ["m"], "v1"))
+        clock.now += workers.FORGET_MS / 1000 + 1
+        await workers.register(database, Worker("host:1", ["m"], "v2"))
+        assert await workers.ready(database, 1e9) == [Worker("host:1", ["m"], "v2")]
+
+    in_database(scenario)
+
+
+def test_ids_tell_processes_apart():
+    assert workers.worker_id(1) != workers.worker_id(2)
