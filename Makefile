@@ -1,6 +1,7 @@
 # `make demo` and `make test` start from a fresh machine; everything lives in .venv and .cache.
 PYTHON ?= python3
 VENV   := .venv
+SHELL  := bash
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
@@ -37,8 +38,10 @@ format: $(READY) ## put the code into shape
 test: $(READY)  ## every suite in its short form
 	$(BIN)/pytest -m "not long"
 
-test-long: $(READY) ## every suite in its full form
-	$(BIN)/pytest
+test-long: $(READY) ## every suite in its full form; a dated summary under tests/results
+	@mkdir -p tests/results
+	@set -o pipefail; { git describe --always --dirty; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
+		| tee /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
 
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh

@@ -21,6 +21,7 @@ from hidream.model.transformer import Transformer
 from hidream.model.weights import embedded, load_transformer
 from hidream.types import Variant
 
+WIDE_ROUNDS = 6
 WIDE = TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1))
 
 
@@ -64,16 +65,10 @@ def main() -> None:
     nano = load_transformer(embedded(Variant.DEV), torch.device("cpu"), torch.float32)
     cases = [("nano", nano, 16, shape) for shape in ((8, 8), (16, 16), (24, 24), (32, 32), (7, 9), (16, 24))]
     cases += [("width 2560", wide(), 128, shape) for shape in ((16, 16), (32, 32), (24, 32))]
-    rows: list[dict[str, object]] = []
-    for name, ours, text_tokens, (h, w) in cases:
-        rows.append(
-            compare(
-                name,
-                ours,
-                inputs(ours.config, h, w, text_tokens),
-                max(3, arguments.rounds // (1 if name == "nano" else 4)),
-            )
-        )
+    rows = [
+        compare(name, ours, inputs(ours.config, *shape, text_tokens), arguments.rounds if ours is nano else WIDE_ROUNDS)
+        for name, ours, text_tokens, shape in cases
+    ]
     report("transformer", rows, {"dtype": "float32", "batch": 1, "rounds": arguments.rounds})
 
 

@@ -1,9 +1,12 @@
 """What was acknowledged is drawn, whoever is killed, and it is the picture it would have been."""
 
 import os
+import random
 import signal
+import time
 
-from service import until
+import pytest
+from service import Service, until
 
 
 def start_a_picture(service, seed):
@@ -48,13 +51,40 @@ def test_when_the_server_is_killed_nothing_acknowledged_is_lost(own_service):
     service = own_service
     acknowledged = [start_a_picture(service, seed=1)]
     acknowledged += [service.submit(size="256*256", seed=seed) for seed in range(2, 6)]
-    worker = service.worker_pid()
-    service.process.kill()
-    service.stop()
-    until(lambda: is_gone(worker))
-
-    service.start()
+    kill_server(service)
     for number, data in enumerate(acknowledged, start=1):
         again = service.result(data | {"urls": {"get": f"/api/v3/predictions/{data['id']}"}})
         assert (again["status"], again["seed"]) == ("completed", number)
         assert again["created_at"] == data["created_at"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_random_kills_lose_nothing(tmp_path, seed):
+    """Forty tasks while worker and server are killed at random: each ends completed, with its own picture."""
+    service, dice = Service(tmp_path / "home", HIDREAM_WORKER_ATTEMPTS_MAX="100"), random.Random(seed)
+    expected = [service.draw(size="256*256", seed=number, output_format="png")[1] for number in range(4)]
+    acknowledged = []
+    for number in range(40):
+        acknowledged.append(service.submit(size="256*256", seed=number % 4, output_format="png"))
+        if number % 5 == 3:
+            service.wait_until_ready()
+            time.sleep(dice.uniform(0, 2))
+            kill_worker(service) if dice.random() < 0.5 else kill_server(service)
+    for number, data in enumerate(acknowledged):
+        data |= {"urls": {"get": f"/api/v3/predictions/{data['id']}"}}
+        until(lambda data=data: service.result(data)["status"] == "completed", timeout_s=240)
+        assert service.http.get(service.result(data)["outputs"][0]).content == expected[number % 4]
+    assert service.stop() == 0
+
+
+def kill_worker(service):
+    os.kill(service.worker_pid(), signal.SIGKILL)
+
+
+def kill_server(service):
+    worker = service.worker_pid()
+    service.process.kill()
+    service.stop()
+    until(lambda: is_gone(worker))
+    service.start()

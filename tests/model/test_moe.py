@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.transformers.transformer_hidream_image import MoEGate
 
 from hidream.model import moe
 
@@ -71,3 +72,28 @@ def test_gradients_reach_every_chosen_expert():
     layer(x).square().sum().backward()
     for ours, plain in zip(grouped, (p.grad for p in layer.parameters()), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_balance_loss_is_diffusers_own():
+    torch.manual_seed(0)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
+    theirs = MoEGate(16, num_routed_experts=4, num_activated_experts=2, aux_loss_alpha=0.5).train()
+    theirs.load_state_dict(layer.gate.state_dict())
+    x = torch.randn(2, 30, 16)
+    with moe.balance_losses(layer) as losses:
+        layer(x)
+    torch.testing.assert_close(losses[0] * 0.5, theirs(x)[2])
+    layer(x)
+    assert len(losses) == 1  # collected within the block only
+
+
+def test_autocast_reaches_the_grouped_product():
+    torch.manual_seed(0)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
+    x = torch.randn(1, 30, 16, requires_grad=True)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = layer(x)
+    rough.sum().backward()
+    assert x.grad is not None
+    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
@@ -16,7 +16,6 @@ sides = st.integers(256, 1536)
 
 
 @given(sides, sides)
-@settings(max_examples=200, deadline=None)
 def test_best_stays_near_area_and_aspect(width, height):
     for token_px, best, largest in ((32, 64, 1024), (16, 4096, 4096)):
         grid = render_grid(Size(width, height), Render.BEST, token_px, best, largest)
@@ -51,7 +50,6 @@ def test_native_covers_the_asked_size():
 
 
 @given(st.integers(16, 600), st.integers(16, 600), st.integers(8, 700), st.integers(8, 700))
-@settings(max_examples=50, deadline=None)
 def test_fit_gives_exactly_the_size(height, width, to_width, to_height):
     assert fit(torch.zeros(3, height, width), Size(to_width, to_height)).shape == (3, to_height, to_width)
 

@@ -266,7 +266,7 @@ class Model:
         return len(lost)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(STEPS)
 def test_any_order_of_transitions_gives_what_the_model_says(steps):
     with tempfile.TemporaryDirectory() as folder:

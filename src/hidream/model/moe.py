@@ -11,6 +11,8 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -121,6 +123,8 @@ def dense_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor,
 
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiply each group of rows of x [R, I] with its own matrix of weight [E, I, O]; group e ends at row ends[e]."""
+    if torch.is_autocast_enabled(x.device.type):  # which knows the linear layers, but not this product
+        x, weight = (tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in (x, weight))
     if x.dtype is torch.bfloat16:
         return F.grouped_mm(x, weight, offs=ends)
     return _grouped_mm(x, weight, ends)
@@ -148,6 +152,29 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: 
 
 
 _grouped_mm.register_autograd(_gradients, setup_context=_keep)
+
+
+@contextmanager
+def balance_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """For training: collect the load-balancing loss of every gate that `model` calls within, each at least about 1.
+
+    E·Σ_e (share of the choices that fell on e)·(mean probability of e): 1 when all experts are used alike, and its
+    gradient moves probability away from those that are used most (models/moe.py, MoEGate, its `aux_loss` over alpha).
+    """
+    losses: list[Tensor] = []
+
+    def note(gate: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        assert isinstance(gate, Gate), "hooked to gates only"
+        mean = F.linear(inputs[0], gate.weight).softmax(dim=-1).mean(0)
+        share = F.one_hot(output[1].flatten(), mean.shape[0]).float().mean(0)
+        losses.append(mean.shape[0] * (share * mean).sum())
+
+    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Gate)]
+    try:
+        yield losses
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _swish(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The autoencoder: latents to pixels, through the diffusers class that the checkpoint's `vae/config.json` names.
+"""The autoencoder: latents to pixels and back, by the diffusers class that the checkpoint's `vae/config.json` names.
 
 HiDream-I1 uses FLUX's AutoencoderKL (16 channels, 8×), the embedded model an AutoencoderDC (16 channels, 16×).
 """
@@ -26,8 +26,14 @@ class Autoencoder:
     scaling: float
     shift: float
 
+    def encode(self, picture: Tensor) -> Tensor:
+        """Turn a picture [B, 3, H, W] in −1 to 1 into the transformer's latent [B, C, H/factor, W/factor]."""
+        encoded = self.module.encode(picture.to(self.module.dtype))
+        latent: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        return (latent - self.shift) * self.scaling
+
     def decode(self, latent: Tensor) -> Tensor:
-        """The transformer's latent [B, C, h, w] to a picture [B, 3, h·factor, w·factor] in about −1 to 1."""
+        """Turn the transformer's latent [B, C, h, w] into a picture [B, 3, h·factor, w·factor] in about −1 to 1."""
         unscaled = latent.to(self.module.dtype) / self.scaling + self.shift
         return self.module.decode(unscaled, return_dict=False)[0]
 
