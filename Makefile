@@ -46,5 +46,9 @@ test-long: $(READY) ## every suite in its full form; a dated summary under tests
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh
 
+nano: $(READY)  ## make the embedded model again, from the pictures to the scores (hours; goes on where it was)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[training]'
+	@BIN=$(BIN) bash training/run.sh
+
 clean:          ## remove what the targets above made
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -33,8 +33,8 @@ class Spread:
         return f"{self.median_ms:9.2f} [{self.low_ms:.2f}–{self.high_ms:.2f}]"
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Spread]:
-    """Run all sides in turn, `rounds` times, so that what else the machine does falls on all alike."""
+def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Run all sides in turn, `rounds` times, so that what else the machine does falls on all alike; in seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(warm_up + rounds):
         for name, run in sides.items():
@@ -44,7 +44,12 @@ def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up:
                 torch.cuda.synchronize()
             if i >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: Spread.of(series) for name, series in seconds.items()}
+    return seconds
+
+
+def ratio(base: list[float], other: list[float]) -> float:
+    """How many times faster `other` is than `base`: the median over the rounds, each compared with itself."""
+    return statistics.median(b / o for b, o in zip(base, other, strict=True))
 
 
 def report(name: str, rows: list[dict[str, object]], settings: Mapping[str, object]) -> None:

@@ -24,7 +24,7 @@ from diffusers import (
     HiDreamImageTransformer2DModel,
     UniPCMultistepScheduler,
 )
-from measure import Spread, report
+from measure import Spread, ratio, report
 from PIL import Image
 
 from hidream.model.config import RECIPES
@@ -154,7 +154,7 @@ def row(size: Size, name: str, runs: list[dict[str, float]], base: list[dict[str
         "side": name,
         **{f"{stage} ms": Spread.of([run[stage] for run in runs]).median_ms for stage in STAGES},
         "total ms": str(total).strip(),
-        "ratio": Spread.of([sum(run.values()) for run in base]).median_ms / total.median_ms,
+        "ratio": ratio([sum(run.values()) for run in base], [sum(run.values()) for run in runs]),
     }
 
 

@@ -14,14 +14,14 @@ import dataclasses
 
 import torch
 from diffusers import HiDreamImageTransformer2DModel
-from measure import interleaved, report
+from measure import Spread, interleaved, ratio, report
 
 from hidream.model.config import TransformerConfig
 from hidream.model.transformer import Transformer
 from hidream.model.weights import embedded, load_transformer
 from hidream.types import Variant
 
-WIDE_ROUNDS = 6
+WIDE_ROUNDS = 5
 WIDE = TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1))
 
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=["nano", "width 2560"], choices=["nano", "width 2560"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -68,6 +69,7 @@ def main() -> None:
     rows = [
         compare(name, ours, inputs(ours.config, *shape, text_tokens), arguments.rounds if ours is nano else WIDE_ROUNDS)
         for name, ours, text_tokens, shape in cases
+        if name in arguments.models
     ]
     report("transformer", rows, {"dtype": "float32", "batch": 1, "rounds": arguments.rounds})
 
@@ -87,15 +89,14 @@ def compare(name: str, ours: Transformer, x: list[torch.Tensor], rounds: int) ->
         "ours, a step": lambda: ours.velocity(latent, time, padded),
         "ours, unpadded": lambda: ours.velocity(latent, time, plain),
     }
-    spread = interleaved(sides, rounds)
-    base = spread["diffusers"].median_ms
+    seconds = interleaved(sides, rounds, warm_up=1)
+    ours_only = [side for side in sides if side != "diffusers"]
     return {
         "model": name,
         "tokens": f"{grid[0]}x{grid[1]}+3x{t5.shape[1]}",
         "difference": f"{difference.item():.1e}",
-        "diffusers ms": str(spread["diffusers"]).strip(),
-        **{f"{side} ms": str(spread[side]).strip() for side in sides if side != "diffusers"},
-        **{f"ratio, {side[6:]}": base / spread[side].median_ms for side in sides if side != "diffusers"},
+        **{f"{side} ms": str(Spread.of(series)).strip() for side, series in seconds.items()},
+        **{f"ratio, {side[6:]}": ratio(seconds["diffusers"], seconds[side]) for side in ours_only},
     }
 
 

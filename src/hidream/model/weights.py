@@ -2,7 +2,7 @@
 
 The folder has the diffusers layout: `transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`. A part
 that is missing may come from elsewhere: Llama from a folder of its own, since the official repository does not
-include it, and all but the transformer from a sibling checkpoint, as the embedded model's Full takes it from Dev.
+include it, and all but the transformer from a folder `dev` beside it, as the embedded model's Full takes it.
 
 Modules are built on the meta device and given the file's tensors, so that nothing is initialised only to be replaced.
 """
@@ -38,15 +38,14 @@ class Checkpoint:
     """Where the parts of one model lie."""
 
     folder: Path
-    shared: Path | None = None
     llama: Path | None = None
 
     def part(self, name: str) -> Path:
         """Folder of one part, such as "vae". Raises CheckpointError when it is nowhere."""
         if name in ("text_encoder_4", "tokenizer_4") and self.llama is not None:
             return self._existing(self.llama, name)
-        for base in (self.folder, self.shared):
-            if base is not None and (base / name).is_dir():
+        for base in (self.folder, self.folder.parent / Variant.DEV):
+            if (base / name).is_dir():
                 return base / name
         help_text = f" {LLAMA_HELP}" if name.endswith("_4") else ""
         raise CheckpointError(f"{self.folder} has no folder {name!r}; accepted: the diffusers layout.{help_text}")
@@ -78,7 +77,7 @@ def embedded(variant: Variant) -> Checkpoint:
     if not (nano / variant).is_dir():
         has = ", ".join(v for v in Variant if (nano / v).is_dir())
         raise CheckpointError(f"the embedded model has no variant {variant}; accepted: {has}, or a checkpoint's folder")
-    return Checkpoint(folder=nano / variant, shared=nano / Variant.DEV)
+    return Checkpoint(nano / variant)
 
 
 def safetensors_files(folder: Path) -> list[Path]:

@@ -1,0 +1,193 @@
+"""Pictures show their scenes: places, sizes, numbers, styles and grounds, on tiny sprites made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from compose import Sprites, compose, paste_at_once, paste_one_by_one, sheet
+from concepts import load_concepts
+from placement import Jitter, place
+from scenes import Extent, Layout, Scene, Split, draw_scene
+
+CONCEPTS = load_concepts()
+PAIR = ("cat", "dog")
+TINY = dataclasses.replace(CONCEPTS, objects={name: CONCEPTS.objects[name] for name in PAIR})
+SHAPES = [(96, 96), (64, 192), (192, 64), (80, 120)]
+CAT, DOG = torch.tensor([1.0, 0, 1]), torch.tensor([0, 1.0, 1])  # colours that are on no ground
+
+
+def make_sprites(side=64):
+    """Discs that fill the visible part: cats magenta, dogs cyan."""
+    at = (torch.arange(side) + 0.5) / side - 0.5
+    inside = (at[:, None] ** 2 + at**2 < 0.4375**2).float()
+    pictures = torch.stack([torch.cat([colour[:, None, None] * inside, inside[None]]) for colour in (CAT, DOG)])
+    pictures = (255 * pictures).to(torch.uint8)[:, None].repeat(1, len(TINY.styles), 1, 1, 1)
+    return Sprites(pictures, TINY, smallest=12)
+
+
+SPRITES = make_sprites()
+
+
+def where(picture, colour):
+    """Share of the pixels that have `colour`, and the centre of these, as shares of height and width."""
+    found = ((picture + 1) / 2 - colour[:, None, None]).abs().amax(0) < 0.1
+    y, x = found.nonzero(as_tuple=True)
+    return (
+        found.float().mean().item(),
+        (y.float().mean() / found.shape[0]).item(),
+        (x.float().mean() / found.shape[1]).item(),
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_shape_and_range(height, width):
+    rng = random.Random(0)
+    scenes = [draw_scene(rng, Split.TRAIN, TINY, width / height) for _ in range(30)]
+    pictures = compose(scenes, SPRITES, height, width, seed=1)
+    assert pictures.shape == (30, 3, height, width)
+    assert pictures.dtype == torch.float32
+    assert pictures.min() >= -1
+    assert pictures.max() <= 1
+
+
+def test_a_seed_gives_the_same_picture_in_any_batch():
+    rng = random.Random(1)
+    scenes = [draw_scene(rng, Split.TRAIN, TINY) for _ in range(12)]
+    seeds = list(range(12))
+    together = compose(scenes, SPRITES, 96, 96, seeds)
+    assert torch.equal(together, compose(scenes, SPRITES, 96, 96, seeds))
+    alone = torch.cat([compose([scene], SPRITES, 96, 96, [seed]) for scene, seed in zip(scenes, seeds, strict=True)])
+    assert (together - alone).abs().max() < 1e-4
+    assert (together - compose(scenes, SPRITES, 96, 96, seed=2)).abs().amax((1, 2, 3)).min() > 0.05
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("layout", [Layout.LEFT_OF, Layout.ABOVE, Layout.AND])
+def test_the_first_is_left_or_above(layout, height, width):
+    pictures = compose([Scene(PAIR, "flat", "gray", layout)] * 20, SPRITES, height, width, seed=3)
+    beside = layout is Layout.LEFT_OF or (layout is Layout.AND and width >= height)
+    for picture in pictures:
+        (cats, cat_y, cat_x), (dogs, dog_y, dog_x) = where(picture, CAT), where(picture, DOG)
+        assert min(cats, dogs) > 0.02
+        assert cat_x < dog_x - 0.2 if beside else cat_y < dog_y - 0.2
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_extents_differ(height, width):
+    small, normal, big = (
+        [where(p, CAT)[0] for p in compose([Scene(("cat",), "3d", "red", extent=e)] * 15, SPRITES, height, width, 4)]
+        for e in (Extent.SMALL, Extent.NORMAL, Extent.BIG)
+    )
+    assert max(small) < 0.6 * min(normal)
+    assert max(normal) < 0.75 * min(big)
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_count_and_no_overlap(count, height, width):
+    scene = Scene(("dog",), "sticker", "white", count=count)
+    for seed in range(30):
+        placed = place(scene, TINY, height, width, random.Random(seed), Jitter())
+        assert len(placed) == count
+        for i, one in enumerate(placed):
+            half = one.size_px / 2
+            assert half - 1 <= one.x_px <= width - half + 1
+            assert half - 1 <= one.y_px <= height - half + 1
+            for other in placed[:i]:
+                apart = max(abs(one.x_px - other.x_px), abs(one.y_px - other.y_px))
+                assert apart > 0.95 * half + other.size_px / 2
+
+
+def test_sprites_land_where_they_are_placed():
+    """Centre and area of a disc agree with its placement, for every level of detail."""
+    for side in (48, 96, 192, 320):
+        scene, still = Scene(("cat",), "flat", "black"), Jitter(rotation_deg=15)
+        placed = place(scene, TINY, side, side, random.Random(9), still)[0]
+        share, y, x = where(compose([scene], SPRITES, side, side, [9], still)[0], CAT)
+        assert x * side == pytest.approx(placed.x_px, abs=1.2)
+        assert y * side == pytest.approx(placed.y_px, abs=1.2)
+        assert share * side**2 == pytest.approx(3.14159 / 4 * placed.size_px**2, rel=0.2)
+
+
+def test_rotation_is_clockwise_and_mirroring_is_horizontal():
+    """A sprite with one bright quarter, at the top left."""
+    frame = torch.zeros(4, 64, 64)
+    frame[3, 4:60, 4:60] = 1
+    frame[0, 4:32, 4:32] = 1
+    pictures = (frame * 255).to(torch.uint8).repeat(2, len(TINY.styles), 1, 1, 1)
+    sprites, scene = Sprites(pictures, TINY), Scene(("cat",), "flat", "blue")
+
+    def bright(jitter, seed=11):
+        _, y, x = where(compose([scene], sprites, 128, 128, [seed], jitter)[0], torch.tensor([1.0, 0, 0]))
+        placed = place(scene, TINY, 128, 128, random.Random(seed), jitter)[0]
+        return x * 128 - placed.x_px, y * 128 - placed.y_px, placed.angle_deg
+
+    x, y, _ = bright(Jitter(rotation_deg=0, mirrored=0))
+    assert x < -5
+    assert y < -5
+    assert bright(Jitter(rotation_deg=0, mirrored=1))[0] > 5
+    for seed in (1, 2, 3, 4):
+        still_x, still_y, _ = bright(Jitter(rotation_deg=0, mirrored=0), seed)
+        turned_x, turned_y, angle = bright(Jitter(rotation_deg=15, mirrored=0), seed)
+        if abs(angle) > 3:
+            assert (turned_x / turned_y - still_x / still_y) * angle < 0  # the upper left goes up and right, clockwise
+
+
+def test_every_ground_is_told_from_every_other():
+    """By a rough look (8 × 8 pixels), a picture's nearest neighbour is of its own kind."""
+    kinds, each = list(TINY.backgrounds), 8
+    scenes = [Scene(("cat",), "flat", kind, extent=Extent.SMALL) for kind in kinds for _ in range(each)]
+    rough = torch.nn.functional.adaptive_avg_pool2d(compose(scenes, SPRITES, 96, 96, seed=5), 8).flatten(1)
+    distance = torch.cdist(rough, rough) + 1e9 * torch.eye(len(scenes))
+    kind = torch.arange(len(scenes)) // each
+    assert (kind[distance.argmin(1)] == kind).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("kind", TINY.backgrounds)
+def test_grounds_vary(kind):
+    small = Scene(("cat",), "flat", kind, extent=Extent.SMALL)
+    one, other = compose([small, small], SPRITES, 64, 96, [1, 2])
+    assert 0.004 < (one - other).abs().mean() < 0.6
+
+
+def test_smaller_levels_are_taken_for_smaller_sprites():
+    levels = [SPRITES.level_for(size) for size in (500, 56, 40, 28, 20, 2)]
+    assert levels == sorted(levels)
+    assert levels[0] == 0
+    assert levels[-1] == len(SPRITES.levels) - 1
+
+
+def test_edges_are_smooth():
+    """Along the edge of a disc there are pixels between the two colours, and none beyond them."""
+    picture = compose([Scene(("cat",), "flat", "black", extent=Extent.BIG)], SPRITES, 128, 128, [3])[0]
+    red = (picture[0] + 1) / 2
+    assert ((red > 0.3) & (red < 0.7)).sum() > 50
+    assert red.max() <= 1
+
+
+def test_without_the_sprite_file_the_message_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run `python training/sprites\.py`"):
+        Sprites.load(file=tmp_path / "none.zip")
+
+
+def test_sheet():
+    assert sheet(torch.zeros(5, 3, 16, 24), columns=2).size == (2 * 28, 3 * 20)
+
+
+def test_pasting_at_once_is_pasting_one_by_one():
+    """Exactly: the same sums on the same numbers."""
+    random_numbers = torch.Generator().manual_seed(0)
+    pictures, layer = (
+        torch.rand(5, 3, 32, 48, generator=random_numbers),
+        torch.rand(3, 4, 20, 24, generator=random_numbers),
+    )
+    places = ([4, 0, 2], [0, 12, 5], [24, 0, 7])
+    fast, plain = pictures.clone(), pictures.clone()
+    paste_at_once(fast, layer, *places)
+    paste_one_by_one(plain, layer, *places)
+    assert torch.equal(fast, plain)
+    assert not torch.equal(fast, pictures)

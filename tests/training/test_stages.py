@@ -1,0 +1,218 @@
+"""The whole training, a few steps of each stage: what it leaves, the product and stock diffusers draw with.
+
+Made-up sprites stand for the fetched ones, so that no network is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, HiDreamImagePipeline
+
+import autoencoder
+import classifiers
+import compose
+import distill
+import evaluate
+import folders
+import pretrain
+import recipe
+import stage
+from concepts import load_concepts
+from hidream.model.pipeline import generate, load
+from hidream.types import ImageRequest, Size, Variant
+
+CPU = torch.device("cpu")
+TINY = """
+seed = 1
+[autoencoder]
+widths = [8, 8, 16, 16, 32, 32]
+encoder_layers = [1, 1, 1, 1, 1, 1]
+decoder_layers = [1, 1, 1, 1, 1, 1]
+latent_channels = 8
+learning_rate = 1e-3
+latent_noise = 0.05
+gradient_weight = 0.5
+phases = [{ side = 64, batch = 2, steps = 2 }, { side = 128, batch = 1, steps = 1 }]
+[text]
+tokens = 16
+vocabulary = 400
+captions = 200
+clip_width = 64
+clip_layers = 1
+t5_width = 64
+t5_layers = 1
+llama_width = 64
+[transformer]
+num_layers = 1
+num_single_layers = 2
+num_attention_heads = 2
+attention_head_dim = 32
+axes_dims_rope = [16, 8, 8]
+max_resolution = [64, 64]
+[pretrain]
+learning_rate = 1e-3
+warm_up = 2
+weight_decay = 0.01
+ema = 0.5
+batch = 2
+steps = 4
+cached_pictures = 16
+caption_dropout = 0.1
+balance = 0.01
+square = 0.5
+[distill.dev]
+guidance = 5.0
+regression_steps = 2
+matching_steps = 2
+learning_rate = 1e-4
+critic_steps = 1
+adversarial = 0.02
+batch = 2
+[distill.fast]
+guidance = 5.0
+regression_steps = 1
+matching_steps = 1
+learning_rate = 1e-4
+critic_steps = 1
+adversarial = 0.02
+batch = 2
+[judge]
+learning_rate = 1e-3
+batch = 2
+steps = 2
+[run]
+checkpoint_s = 0
+log_every = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    file = tmp_path_factory.mktemp("recipe") / "config.toml"
+    file.write_text(TINY)
+    return recipe.load(file)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sprites():
+    """Discs, one colour for each object, drawn alike in every style."""
+    concepts = load_concepts()
+    generator = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = ((x - 15.5) ** 2 + (y - 15.5) ** 2 < 14**2).to(torch.uint8)
+    colours = torch.randint(256, (len(concepts.objects), 1, 3, 1, 1), generator=generator, dtype=torch.uint8)
+    pictures = torch.cat((colours * disc, 255 * disc.expand(len(concepts.objects), 1, 1, 32, 32)), dim=2)
+    made = compose.Sprites(pictures.repeat(1, len(concepts.styles), 1, 1, 1), concepts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose.Sprites, "load", staticmethod(lambda device="cpu": made))
+        patch.setattr(autoencoder, "CALIBRATION", 8)
+        patch.setattr(classifiers, "HELD_OUT_PICTURES", 2)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory) -> Path:
+    """Every stage, run once."""
+    runs = tmp_path_factory.mktemp("runs")
+    autoencoder.train(tiny, runs / "autoencoder", CPU)
+    pretrain.train(tiny, runs / "pretrain", runs / "autoencoder", CPU)
+    distill.train(tiny, Variant.DEV, runs, runs / "dev", CPU)
+    distill.train(tiny, Variant.FAST, runs, runs / "fast", CPU)
+    classifiers.train(tiny, runs / "judge", CPU)
+    folders.assemble(runs, runs / "nano")
+    return runs
+
+
+def test_the_product_draws_with_every_variant(runs):
+    for variant in Variant:
+        model = load(variant, runs / "nano" / variant)
+        assert model.text.tokens == 16
+        assert model.token_px == 64
+        assert model.best_tokens == 64
+        picture = generate(model, ImageRequest("a red cat", Size(512, 512), seed=1, steps=2))
+        assert picture.pixels.shape == (512, 512, 3)
+
+
+def test_variants_share_all_but_the_transformer(runs):
+    assert not (runs / "nano" / "full" / "vae").exists()
+    assert not (runs / "nano" / "fast" / "text_encoder").exists()
+    files = [runs / "nano" / v / "transformer" / "diffusion_pytorch_model.safetensors" for v in Variant]
+    assert len({file.read_bytes() for file in files}) == 3
+
+
+def test_stock_diffusers_draws_with_it(runs):
+    pipeline = HiDreamImagePipeline.from_pretrained(runs / "nano" / "dev", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.default_sample_size = folders.SAMPLE_SIZE
+    images = pipeline("a cat", num_inference_steps=1, guidance_scale=0.0, max_sequence_length=16).images
+    assert images[0].size == (512, 512)
+
+
+def test_logs_and_plots_are_kept(runs):
+    for name in ("autoencoder", "pretrain", "dev", "judge"):
+        lines = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
+        assert all(line["step"] == i + 1 for i, line in enumerate(lines))
+        assert (runs / name / "loss.png").stat().st_size > 1000
+
+
+def test_a_killed_stage_goes_on_where_it_was(tiny, runs, tmp_path, monkeypatch):
+    report = stage.Stage.report
+
+    def killed(self, **losses):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        report(self, **losses)
+
+    monkeypatch.setattr(stage.Stage, "report", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(tiny, tmp_path, runs / "autoencoder", CPU)
+    monkeypatch.undo()
+    pretrain.train(tiny, tmp_path, runs / "autoencoder", CPU)
+    resumed, whole = (torch.load(f / "checkpoint.pt") for f in (tmp_path, runs / "pretrain"))
+    assert resumed["step"] == whole["step"] == 4
+    for name, value in whole["parts"]["student"].items():
+        torch.testing.assert_close(resumed["parts"]["student"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_evening_out_changes_nothing_but_the_scale(runs, sprites):
+    torch.manual_seed(0)
+    module = AutoencoderDC.from_config(AutoencoderDC.load_config(runs / "autoencoder" / "vae"))
+    pictures = torch.rand(2, 3, 512, 512) * 2 - 1
+    with torch.no_grad():
+        before = module(pictures).sample
+        autoencoder.even_out(module, pictures)
+        latent = module.encode(pictures).latent
+        after = module(pictures).sample
+    torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(latent.std((0, 2, 3)), torch.ones(8), atol=1e-2, rtol=0)
+    inner = (..., slice(240, 272), slice(240, 272))  # away from the borders, which the padding changes
+    torch.testing.assert_close(after[inner], before[inner], atol=1e-3, rtol=1e-3)
+
+
+def test_evaluation_scores_the_judge_and_a_variant(runs, sprites, tmp_path):
+    concepts, judge = load_concepts(), classifiers.load(runs / "judge", load_concepts(), CPU)
+    model = load(Variant.DEV, runs / "nano" / "dev")
+    report = evaluate.score_judge(model, judge, concepts, sprites)
+    assert report["weak"]  # two steps of training make no judge
+    score = evaluate.score_model(model, judge, concepts, 7, 1, tmp_path / "sheet.png")
+    assert score["scores"]["all"]["count"] == 7
+    assert score["scores"]["style, square"]["count"] == 3
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_interval_is_wilsons():
+    assert evaluate.interval(90, 100) == pytest.approx((0.8256, 0.9448), abs=1e-3)
+    assert evaluate.interval(0, 10)[0] == 0
+
+
+def test_the_shipped_recipe_fits_the_published_bounds():
+    config = recipe.load()
+    with torch.device("meta"):
+        transformer = pretrain.Transformer(config.transformer)
+    assert sum(p.numel() for p in transformer.parameters()) <= 14_000_000
+    assert config.autoencoder.factor == 32
+    assert config.transformer.max_tokens >= 4 * 64

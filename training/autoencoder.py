@@ -1,0 +1,140 @@
+"""Stage 1: the autoencoder. Cut-outs of composed pictures, small ones first; then its scale, then its folder.
+
+The loss is the mean absolute difference of pixels and of neighbouring pixels' differences, which keeps the edges that
+drawings consist of. While it trains, noise on the latents makes the decoder forgiving. At the end the latents' channels
+are brought to an even spread by folding their means and scales into the convolutions around them, so that the
+transformer finds all of them equally large.
+
+    python training/autoencoder.py [--folder FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC
+from torch import Tensor, nn
+
+import recipe
+from compose import Sprites, compose
+from concepts import load_concepts
+from latents import draw_scenes
+from stage import Dice, Stage, resolve_device
+
+CALIBRATION = 256
+"""Pictures by which the channels' spread is measured."""
+
+
+def build(config: recipe.Autoencoder) -> AutoencoderDC:
+    """Build the autoencoder, without shortcuts at the latent, so that scales can be folded into its convolutions."""
+    levels = len(config.widths)
+    return AutoencoderDC(
+        latent_channels=config.latent_channels,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=config.widths,
+        decoder_block_out_channels=config.widths,
+        encoder_layers_per_block=config.encoder_layers,
+        decoder_layers_per_block=config.decoder_layers,
+        encoder_qkv_multiscales=[[]] * levels,
+        decoder_qkv_multiscales=[[]] * levels,
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        scaling_factor=1.0,
+    )
+
+
+def reconstruction_loss(ours: Tensor, truth: Tensor, gradient_weight: float) -> Tensor:
+    """Mean absolute difference of pixels, and of the differences between neighbours along both axes."""
+    loss = F.l1_loss(ours, truth)
+    for axis in (-1, -2):
+        loss = loss + gradient_weight * F.l1_loss(ours.diff(dim=axis), truth.diff(dim=axis))
+    return loss
+
+
+def cut_outs(pictures: Tensor, side: int, dice: Dice) -> Tensor:
+    """Cut a square of `side` pixels from a random place of each picture [B, 3, H, W]."""
+    places = torch.randint(pictures.shape[-1] - side + 1, (len(pictures), 2), generator=dice.generator).tolist()
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, places, strict=True)])
+
+
+def phase_of(phases: list[recipe.Phase], step: int) -> recipe.Phase:
+    """Find the phase that a step belongs to."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
+
+
+def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
+    """Train, or go on training, and write the finished autoencoder to `folder/vae`."""
+    torch.manual_seed(config.seed)
+    settings = config.autoencoder
+    module = build(settings).to(device, memory_format=torch.channels_last)
+    total = sum(phase.steps for phase in settings.phases)
+    optimiser = torch.optim.AdamW(module.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total + 1, pct_start=0.05)
+    dice = Dice(config.seed)
+    parts = {"module": module, "optimiser": optimiser, "schedule": schedule, "dice": dice}
+    stage, sprites, concepts = Stage(folder, config.run, parts), Sprites.load(device), load_concepts()
+    if stage.done:
+        return
+    for step in stage.steps(total):
+        phase = phase_of(settings.phases, step)
+        pictures = compose(draw_scenes(dice.seed(), phase.batch, concepts), sprites, 512, 512, dice.seed())
+        truth = cut_outs(pictures, phase.side, dice).contiguous(memory_format=torch.channels_last)
+        latent = module.encode(truth, return_dict=False)[0]
+        noisy = latent + settings.latent_noise * latent.detach().std() * torch.randn_like(latent)
+        loss = reconstruction_loss(module.decode(noisy, return_dict=False)[0], truth, settings.gradient_weight)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        stage.report(loss=loss)
+    even_out(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, 512, 512, dice.seed()))
+    save(module, folder / "vae")
+    stage.finish()
+
+
+@torch.no_grad()
+def even_out(module: AutoencoderDC, pictures: Tensor) -> None:
+    """Give every latent channel mean 0 and spread 1 on `pictures`, without changing what is decoded.
+
+    The borders differ a little: there the decoder's first convolution pads with zeros, which now mean the average.
+    """
+    latent = torch.cat([module.encode(part, return_dict=False)[0] for part in pictures.split(8)])
+    mean, spread = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+    out, back = module.encoder.conv_out, module.decoder.conv_in
+    out.weight.div_(spread[:, None, None, None])
+    out.bias.sub_(mean).div_(spread)
+    back.bias.add_((back.weight * mean[:, None, None]).sum((1, 2, 3)))
+    back.weight.mul_(spread[:, None, None])
+
+
+def save(module: AutoencoderDC, folder: Path) -> None:
+    """Write the autoencoder in 16 bit, with the keys that stock HiDreamImagePipeline wants in its configuration."""
+    module.to("cpu", torch.float16).save_pretrained(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values |= {"block_out_channels": values["encoder_block_out_channels"], "shift_factor": 0.0}
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "runs" / "autoencoder")
+    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    train(recipe.load(arguments.config), arguments.folder, resolve_device(arguments.device))
+
+
+if __name__ == "__main__":
+    main()

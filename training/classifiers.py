@@ -1,0 +1,175 @@
+"""Stage 6: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
+
+Six questions, one head each: which objects there are, which of them comes first (left or above), the style, the
+background, the number, the layout. Before it may judge nano it is judged itself, on held-out renders and on the
+autoencoder's reconstructions of them.
+
+    python training/classifiers.py [--folder FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import recipe
+from compose import Sprites, compose
+from concepts import Concepts, load_concepts
+from latents import draw_scenes
+from scenes import Layout, Scene, Split, draw_scene
+from stage import Dice, Stage, resolve_device
+
+SIDE = 192
+"""Pixels along each side that the judge looks at; other pictures are brought to this area first."""
+WIDTHS = (32, 64, 128, 256)
+HELD_OUT_PICTURES = 512
+
+
+class Judge(nn.Module):
+    """Residual convolutions, a mean over the places, one linear layer per question."""
+
+    def __init__(self, concepts: Concepts) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 4, 4)]
+        for i, width in enumerate(WIDTHS):
+            blocks += [Residual(width), Residual(width)]
+            if i + 1 < len(WIDTHS):
+                blocks.append(nn.Conv2d(width, WIDTHS[i + 1], 2, 2))
+        self.trunk = nn.Sequential(*blocks)
+        # where things are matters for the first object and the layout: the mean is taken over a 3 × 3 grid of places
+        self.pool = nn.AdaptiveAvgPool2d(3)
+        inner = WIDTHS[-1]
+        self.heads = nn.ModuleDict(
+            {
+                "objects": nn.Linear(9 * inner, len(concepts.objects)),
+                "first": nn.Linear(9 * inner, len(concepts.objects)),
+                "style": nn.Linear(9 * inner, len(concepts.styles)),
+                "background": nn.Linear(9 * inner, len(concepts.backgrounds)),
+                "count": nn.Linear(9 * inner, 3),
+                "layout": nn.Linear(9 * inner, 3),  # one kind of object, side by side, one above the other
+            }
+        )
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Pictures [B, 3, H, W] in −1 to 1 to the logits of each question."""
+        shrink = (SIDE**2 / (pictures.shape[-1] * pictures.shape[-2])) ** 0.5
+        size = [max(32, round(side * shrink / 32) * 32) for side in pictures.shape[-2:]]
+        small = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        features = self.pool(self.trunk(small)).flatten(1)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+class Residual(nn.Module):
+    """Two convolutions around a norm, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
+
+
+def truths(scenes: list[Scene], concepts: Concepts, aspect: float = 1.0) -> dict[str, Tensor]:
+    """The right answers; an AND stands side by side unless the picture is tall."""
+    names, styles, backgrounds = (list(d) for d in (concepts.objects, concepts.styles, concepts.backgrounds))
+    objects = torch.zeros(len(scenes), len(names))
+    for i, scene in enumerate(scenes):
+        objects[i, [names.index(name) for name in scene.objects]] = 1
+    beside = {Layout.SINGLE: 0, Layout.AND: 1 if aspect >= 1 else 2, Layout.LEFT_OF: 1, Layout.ABOVE: 2}
+    return {
+        "objects": objects,
+        "first": torch.tensor([names.index(scene.objects[0]) for scene in scenes]),
+        "style": torch.tensor([styles.index(scene.style) for scene in scenes]),
+        "background": torch.tensor([backgrounds.index(scene.background) for scene in scenes]),
+        "count": torch.tensor([scene.count - 1 for scene in scenes]),
+        "layout": torch.tensor([beside[scene.layout] for scene in scenes]),
+    }
+
+
+def loss_of(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Cross entropy over all questions."""
+    objects = F.binary_cross_entropy_with_logits(answers["objects"], truth["objects"], reduction="none").sum(1).mean()
+    return objects + sum(F.cross_entropy(answers[name], truth[name]) for name in truth if name != "objects")
+
+
+def verdicts(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For each question and picture [B], whether the answer is right; `objects` means all of them and no other."""
+    right = {name: answers[name].argmax(1) == truth[name] for name in truth if name != "objects"}
+    wanted = truth["objects"].sum(1).int().tolist()
+    best = [set(row.topk(n).indices.tolist()) for row, n in zip(answers["objects"], wanted, strict=True)]
+    there = [set(row.nonzero().flatten().tolist()) for row in truth["objects"]]
+    right["objects"] = torch.tensor([a == b for a, b in zip(best, there, strict=True)], device=truth["style"].device)
+    return right
+
+
+def blurred(pictures: Tensor, dice: Dice) -> Tensor:
+    """Now and then shrink and enlarge, or add noise, so that the judge is not thrown by what a decoder leaves."""
+    if dice.uniform() < 0.3:
+        side = int(pictures.shape[-1] * (0.4 + 0.5 * dice.uniform()))
+        small = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+        pictures = F.interpolate(small, pictures.shape[-2:], mode="bilinear")
+    if dice.uniform() < 0.3:
+        pictures = pictures + 0.1 * dice.uniform() * torch.randn_like(pictures)
+    return pictures
+
+
+def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
+    """Train, or go on, and write `folder/judge.pt`."""
+    concepts, sprites = load_concepts(), Sprites.load(device)
+    torch.manual_seed(config.seed)
+    judge, settings, dice = Judge(concepts).to(device), config.judge, Dice(config.seed + 1)
+    optimiser = torch.optim.AdamW(judge.parameters(), settings.learning_rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.steps + 1)
+    parts = {"judge": judge, "optimiser": optimiser, "schedule": schedule, "dice": dice}
+    stage = Stage(folder, config.run, parts)
+    if stage.done:
+        return
+    for _ in stage.steps(settings.steps):
+        scenes = draw_scenes(dice.seed(), settings.batch, concepts)
+        pictures = blurred(compose(scenes, sprites, SIDE, SIDE, dice.seed()), dice)
+        truth = {name: value.to(device) for name, value in truths(scenes, concepts).items()}
+        loss = loss_of(judge(pictures), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        stage.report(loss=loss)
+    torch.save(judge.state_dict(), folder / "judge.pt")
+    stage.finish()
+
+
+def held_out_pictures(seed: int, count: int, concepts: Concepts, sprites: Sprites) -> tuple[Tensor, list[Scene]]:
+    """Render scenes whose combinations no stage of training has met, 512²."""
+    rng = random.Random(seed)
+    scenes = [draw_scene(rng, Split.HELD_OUT, concepts) for _ in range(count)]
+    return compose(scenes, sprites, 512, 512, seed), scenes
+
+
+def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:
+    """Read a trained judge."""
+    judge = Judge(concepts)
+    judge.load_state_dict(torch.load(folder / "judge.pt", weights_only=True))
+    return judge.to(device).eval().requires_grad_(False)
+
+
+def main() -> None:
+    """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "runs" / "judge")
+    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    train(recipe.load(arguments.config), arguments.folder, resolve_device(arguments.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Scenes to pictures: sprites, placed and blended over drawn grounds, batched, on any device.
+
+`Sprites` holds every sprite once, and each again in smaller sizes, a factor √2 apart, so that the one next to the
+wanted size is sampled and nothing flickers or frays. A picture depends on its scene, its seed and the shape only: not
+on its batch, and but for rounding not on the device. Knows no model.
+
+    python training/compose.py --count 24 --width 512 --out sheet.png    # a contact sheet
+
+Shapes: B pictures, P placements, H height, W width, S side of a sprite's frame. Pictures are in −1 to 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import random
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from backgrounds import DRAWS, draw_backgrounds
+from captions import caption
+from concepts import Concepts, load_concepts
+from placement import Jitter, Placement, place
+from scenes import Scene, Split, draw_scene
+from sprites import SPRITES_FILE, VISIBLE
+
+CHUNK_PX = {"cpu": 2**20, "cuda": 2**25}
+"""Pixels composed at once: few on a CPU, for its caches; many on a GPU, within a few GB."""
+
+
+class Sprites:
+    """All sprites, premultiplied: `levels[k]` uint8 [objects, styles, 4, S, S] with S falling by √2."""
+
+    def __init__(self, pictures: Tensor, concepts: Concepts, smallest: int = 24) -> None:
+        """Take premultiplied `pictures` uint8 [objects, styles, 4, S, S] in the concepts' order, on their device."""
+        self.objects = {name: i for i, name in enumerate(concepts.objects)}
+        self.styles = {name: i for i, name in enumerate(concepts.styles)}
+        assert pictures.shape[:3] == (len(self.objects), len(self.styles), 4), f"sprites of shape {pictures.shape}"
+        self.concepts = concepts
+        self.levels = [pictures]
+        sides = [round(pictures.shape[-1] / math.sqrt(2) ** k) for k in range(1, 12)]
+        self.levels += [_shrink(pictures, side) for side in sides if side >= smallest]
+
+    @staticmethod
+    def load(
+        device: torch.device | str = "cpu",
+        side: int = 384,
+        concepts: Concepts | None = None,
+        file: Path = SPRITES_FILE,
+    ) -> Sprites:
+        """Decode the sprite file to frames of `side` pixels, in the order of `concepts` (by default, concepts.toml).
+
+        At 384 they take 302 MB, and as much again for the smaller levels; 256 is enough for pictures of 256². Raises
+        FileNotFoundError when `sprites.py` never ran.
+        """
+        concepts = concepts or load_concepts()
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist; run `python training/sprites.py` where there is a network")
+        shape = (len(concepts.objects), len(concepts.styles), side, side, 4)
+        frames = np.empty(shape, np.uint8)
+        with zipfile.ZipFile(file) as archive:
+            for i, thing in enumerate(concepts.objects):
+                for j, style in enumerate(concepts.styles):
+                    picture = Image.open(io.BytesIO(archive.read(f"{style}/{thing}.webp"))).convert("RGBa")
+                    frames[i, j] = np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS))
+        frames[..., :3] = np.minimum(frames[..., :3], frames[..., 3:])  # Lanczos overshoots
+        return Sprites(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous().to(device), concepts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sprites are, and where pictures are composed."""
+        return self.levels[0].device
+
+    def level_for(self, size_px: float) -> int:
+        """The smallest level whose visible part is not much smaller than `size_px`."""
+        fitting = [k for k, level in enumerate(self.levels) if VISIBLE * level.shape[-1] >= 0.84 * size_px]
+        return fitting[-1] if fitting else 0
+
+
+def compose(
+    scenes: Sequence[Scene],
+    sprites: Sprites,
+    height: int,
+    width: int,
+    seed: int | Sequence[int],
+    jitter: Jitter | None = None,
+) -> Tensor:
+    """Draw one picture per scene: [B, 3, H, W] float32 in −1 to 1 on the sprites' device.
+
+    `seed` is one number for the batch, or one for each picture, which is then the same in any batch.
+    """
+    seeds = [seed * 2**20 + i for i in range(len(scenes))] if isinstance(seed, int) else seed
+    pictures = torch.empty(len(scenes), 3, height, width, device=sprites.device)
+    chunk = max(1, CHUNK_PX.get(sprites.device.type, 2**20) // (height * width))
+    for i in range(0, len(scenes), chunk):
+        some = slice(i, i + chunk)
+        pictures[some] = _compose(scenes[some], sprites, height, width, seeds[some], jitter or Jitter())
+    return pictures
+
+
+def _compose(
+    scenes: Sequence[Scene], sprites: Sprites, height: int, width: int, seeds: Sequence[int], jitter: Jitter
+) -> Tensor:
+    values = np.stack([np.random.default_rng(seed).random(DRAWS, dtype=np.float32) for seed in seeds])
+    kinds = [sprites.concepts.backgrounds[scene.background] for scene in scenes]
+    pictures = draw_backgrounds(kinds, torch.from_numpy(values).to(sprites.device), height, width)
+    placements = [
+        place(scene, sprites.concepts, height, width, random.Random(seed), jitter)
+        for scene, seed in zip(scenes, seeds, strict=True)
+    ]
+    for turn in range(max(len(each) for each in placements)):
+        rows = [i for i, each in enumerate(placements) if turn < len(each)]
+        layer = [placements[i][turn] for i in rows]
+        for level in {sprites.level_for(p.size_px) for p in layer}:
+            some = [n for n, p in enumerate(layer) if sprites.level_for(p.size_px) == level]
+            _blend(pictures, [rows[n] for n in some], [layer[n] for n in some], sprites, level)
+    return pictures.mul_(2).sub_(1)
+
+
+def _blend(pictures: Tensor, rows: list[int], placements: list[Placement], sprites: Sprites, level: int) -> None:
+    """Lay one placement over each of the given rows of pictures [B, 3, H, W], in place.
+
+    Only a window around the sprite is touched: all windows are equally large, and lie wholly in the picture.
+    """
+    frames, device = sprites.levels[level], sprites.device
+    height, width = pictures.shape[-2:]
+    reach = (
+        max(p.size_px for p in placements) * 1.26 + 2
+    )  # the frame's diagonal is never visible: turned by 15° at most
+    window_h, window_w = min(height, math.ceil(reach)), min(width, math.ceil(reach))
+    tops = [min(max(round(p.y_px - window_h / 2), 0), height - window_h) for p in placements]
+    lefts = [min(max(round(p.x_px - window_w / 2), 0), width - window_w) for p in placements]
+    grid = _grid(placements, tops, lefts, window_h, window_w, device)
+    objects = torch.tensor([sprites.objects[p.object] for p in placements], device=device)
+    styles = torch.tensor([sprites.styles[p.style] for p in placements], device=device)
+    layer = F.grid_sample(frames[objects, styles].float().div_(255), grid, align_corners=False)  # [P, 4, h, w]
+    paste = paste_one_by_one if device.type == "cpu" else paste_at_once
+    paste(pictures, layer, rows, tops, lefts)
+
+
+def paste_one_by_one(pictures: Tensor, layer: Tensor, rows: list[int], tops: list[int], lefts: list[int]) -> None:
+    """Blend windows [P, 4, h, w] into pictures [B, 3, H, W] in place, one after the other: best on a CPU."""
+    for window, row, top, left in zip(layer, rows, tops, lefts, strict=True):
+        under = pictures[row, :, top : top + window.shape[1], left : left + window.shape[2]]
+        under.mul_(1 - window[3:]).add_(window[:3])
+
+
+def paste_at_once(pictures: Tensor, layer: Tensor, rows: list[int], tops: list[int], lefts: list[int]) -> None:
+    """The same for all windows together, each in another row of the batch: best on a GPU."""
+    device, (window_h, window_w) = pictures.device, layer.shape[2:]
+    b, top, left = torch.tensor([rows, tops, lefts], device=device)[:, :, None, None]  # [P, 1, 1] each
+    y, x = top + torch.arange(window_h, device=device)[:, None], left + torch.arange(window_w, device=device)
+    blended = pictures[b, :, y, x] * (1 - layer[:, 3, :, :, None])  # [P, h, w, 3]
+    pictures[b, :, y, x] = blended + layer[:, :3].permute(0, 2, 3, 1)
+
+
+def _grid(
+    placements: list[Placement], tops: list[int], lefts: list[int], window_h: int, window_w: int, device: torch.device
+) -> Tensor:
+    """For each pixel of each window, where in the sprite's frame (−1 to 1) it lies, x and y: [P, h, w, 2]."""
+    numbers = torch.tensor(
+        [
+            (p.x_px - left, p.y_px - top, VISIBLE / p.size_px, math.radians(p.angle_deg), -1 if p.mirrored else 1)
+            for p, top, left in zip(placements, tops, lefts, strict=True)
+        ],
+        device=device,
+    )
+    x, y, scale, angle, flip = numbers[:, :, None, None].unbind(1)  # [P, 1, 1] each
+    across = (torch.arange(window_w, device=device) + 0.5 - x) * 2 * scale  # [P, 1, w]
+    down = (torch.arange(window_h, device=device)[:, None] + 0.5 - y) * 2 * scale  # [P, h, 1]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.stack([flip * (cos * across + sin * down), cos * down - sin * across], dim=-1)
+
+
+def _shrink(pictures: Tensor, side: int) -> Tensor:
+    """Area-filter frames [objects, styles, 4, S, S] to `side` pixels, object by object to save memory."""
+    return torch.stack(
+        [
+            F.interpolate(each.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+            for each in pictures
+        ]
+    )
+
+
+def main() -> None:
+    """Draw the contact sheet."""
+    parser = argparse.ArgumentParser(
+        description="Compose a contact sheet of random scenes; their captions are printed."
+    )
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--columns", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", choices=list(Split), default=Split.TRAIN)
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"))
+    options = parser.parse_args()
+    rng, concepts = random.Random(options.seed), load_concepts()
+    scenes = [draw_scene(rng, options.split, concepts, options.width / options.height) for _ in range(options.count)]
+    pictures = compose(scenes, Sprites.load(), options.height, options.width, options.seed)
+    for scene in scenes:
+        print(caption(scene, rng, concepts))
+    sheet(pictures, options.columns).save(options.out)
+
+
+def sheet(pictures: Tensor, columns: int) -> Image.Image:
+    """Pictures [B, 3, H, W] in −1 to 1 side by side."""
+    rows = -(-len(pictures) // columns)
+    padded = F.pad(pictures, (2, 2, 2, 2), value=1)
+    padded = torch.cat([padded, padded.new_ones(rows * columns - len(padded), *padded.shape[1:])])
+    joined = padded.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    return Image.fromarray(((joined / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+if __name__ == "__main__":
+    main()

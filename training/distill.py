@@ -1,0 +1,234 @@
+"""Stages 4 and 5: Dev and Fast, distilled from Full, so that neither guidance nor 50 steps are needed.
+
+First *regression*: the student answers what the teacher answers with guidance (Meng et al., arXiv 2210.03142), at the
+noise levels of its own schedule. Then *distribution matching* (DMD2, Yin et al., arXiv 2405.14867), as HiDream-I1's
+report has it: the student predicts a picture from one of its levels; where the guided teacher and a critic, who knows
+the student's pictures, would move that picture differently, it follows the teacher. A discriminator on the teacher's
+features adds an adversarial term against real pictures. A step's input is noised data rather than a simulated
+trajectory: over 16 and more steps that re-noise completely, the two hardly differ.
+
+    python training/distill.py dev [--folder FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import folders
+import recipe
+from compose import Sprites
+from concepts import load_concepts
+from hidream.model import sampler
+from hidream.model.config import RECIPES, TIMESTEPS
+from hidream.model.text import TextEncoders, load_text_encoders
+from hidream.model.transformer import Conditioning, Transformer
+from hidream.model.vae import load_autoencoder
+from hidream.model.weights import Checkpoint, load_transformer
+from hidream.types import Variant
+from latents import Batch, Latents
+from pretrain import rate
+from stage import Dice, Stage, resolve_device
+
+SPREAD_SHIFT = 2.0
+"""How the levels at which teacher and critic compare are moved towards noise, where layout is decided."""
+
+
+class Discriminator(nn.Module):
+    """Tells real from drawn by the teacher's image tokens after every block, one small head for each."""
+
+    def __init__(self, dim: int, blocks: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in range(blocks)
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Features, each [B, N, D], to one logit per head and token."""
+        return torch.cat([head(feature).flatten(1) for head, feature in zip(self.heads, features, strict=True)], dim=1)
+
+
+class Distillation:
+    """Teacher, student, critic and discriminator, and one step of each kind."""
+
+    def __init__(
+        self, teacher: Transformer, student: Transformer, text: TextEncoders, settings: recipe.Distill, variant: Variant
+    ) -> None:
+        self.teacher, self.student, self.text, self.settings = teacher, student, text, settings
+        self.critic = copy.deepcopy(teacher).requires_grad_(True)
+        blocks = len(teacher.config.llama_layers)
+        self.discriminator = Discriminator(teacher.config.dim, blocks).to(next(teacher.parameters()).device)
+        own = RECIPES[variant]
+        self.sigmas = sampler.schedule(own.sampler, own.steps, own.shift).sigmas[:-1]
+
+    def regression(self, batch: Batch, dice: Dice) -> Tensor:
+        """Loss of the student against the guided teacher, at one of the student's levels."""
+        mixed, sigma = noised(batch.latent, self._own_levels(len(batch.captions), dice), dice)
+        return F.mse_loss(self._student(mixed, sigma, batch).float(), self._guided(mixed, sigma, batch).float())
+
+    def matching(self, batch: Batch, dice: Dice) -> tuple[Tensor, Tensor]:
+        """Losses of the student: distribution matching, and the discriminator's verdict."""
+        drawn = self._drawn(batch, dice)
+        mixed, sigma = noised(drawn.detach(), spread_levels(len(drawn), dice), dice)
+        with torch.no_grad():
+            level = sigma[:, None, None, None]
+            teacher = mixed - level * self._guided(mixed, sigma, batch)
+            critic = mixed - level * self.critic.velocity(mixed, sigma * TIMESTEPS, self._condition(self.critic, batch))
+            scale = (drawn - teacher).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-4)
+            target = (drawn - (critic - teacher) / scale).float()
+        matching = 0.5 * F.mse_loss(drawn.float(), target)
+        verdict = F.softplus(-self.discriminator(self._features(drawn, batch, dice))).mean()
+        return matching, verdict
+
+    def criticism(self, batch: Batch, dice: Dice) -> tuple[Tensor, Tensor]:
+        """Losses of the critic, flow matching on the student's pictures, and of the discriminator."""
+        with torch.no_grad():
+            drawn = self._drawn(batch, dice)
+        noise = torch.randn(drawn.shape, generator=dice.generator).to(drawn.device)
+        sigma = spread_levels(len(drawn), dice).to(drawn.device)
+        level = sigma[:, None, None, None]
+        conditioning = self._condition(self.critic, batch)
+        velocity = self.critic.velocity((1 - level) * drawn + level * noise, sigma * TIMESTEPS, conditioning)
+        with torch.no_grad():
+            false, true = self._features(drawn, batch, dice), self._features(batch.latent, batch, dice)
+        verdict = F.softplus(self.discriminator(false)).mean() + F.softplus(-self.discriminator(true)).mean()
+        return F.mse_loss(velocity.float(), noise - drawn), verdict
+
+    def _drawn(self, batch: Batch, dice: Dice) -> Tensor:
+        """Pictures that the student predicts from its own levels."""
+        mixed, sigma = noised(batch.latent, self._own_levels(len(batch.captions), dice), dice)
+        return mixed - sigma[:, None, None, None] * self._student(mixed, sigma, batch)
+
+    def _student(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        return self.student.velocity(mixed, sigma * TIMESTEPS, self._condition(self.student, batch))
+
+    @torch.no_grad()
+    def _guided(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        captions = [""] * len(batch.captions) + batch.captions
+        conditioning = self.teacher.condition(*self.text.encode(captions), batch.grid)
+        both = self.teacher.velocity(mixed.repeat(2, 1, 1, 1), sigma.repeat(2) * TIMESTEPS, conditioning)
+        negative, positive = both.chunk(2)
+        return negative + self.settings.guidance * (positive - negative)
+
+    def _condition(self, transformer: Transformer, batch: Batch) -> Conditioning:
+        with torch.no_grad():
+            embeds = self.text.encode(batch.captions)
+        return transformer.condition(*embeds, batch.grid)
+
+    def _features(self, latent: Tensor, batch: Batch, dice: Dice) -> list[Tensor]:
+        """The teacher's image tokens after every block, on the noised latent."""
+        tokens, found = batch.grid.rows * batch.grid.columns, []
+
+        def note(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
+            found.append((output[0] if isinstance(output, tuple) else output)[:, :tokens])
+
+        layers = (*self.teacher.double_stream_blocks, *self.teacher.single_stream_blocks)
+        hooks = [layer["block"].register_forward_hook(note) for layer in layers]
+        try:
+            mixed, sigma = noised(latent, spread_levels(len(latent), dice), dice)
+            self.teacher.velocity(mixed, sigma * TIMESTEPS, self._condition(self.teacher, batch))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _own_levels(self, count: int, dice: Dice) -> Tensor:
+        return torch.tensor(self.sigmas)[torch.randint(len(self.sigmas), (count,), generator=dice.generator)]
+
+
+def noised(latent: Tensor, sigma: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
+    """Bring latents [B, C, h, w] to levels sigma [B]; returns both on the latents' device."""
+    sigma = sigma.to(latent.device)
+    level = sigma[:, None, None, None]
+    noise = torch.randn(latent.shape, generator=dice.generator).to(latent.device)
+    return (1 - level) * latent + level * noise, sigma
+
+
+def spread_levels(count: int, dice: Dice) -> Tensor:
+    """Levels [B] from 0.02 to 0.98, shifted."""
+    u = torch.rand(count, generator=dice.generator)
+    return (SPREAD_SHIFT * u / (1 + (SPREAD_SHIFT - 1) * u)).clamp(0.02, 0.98)
+
+
+def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, device: torch.device) -> None:
+    """Distil, or go on, and write `folder/<variant>`."""
+    settings = config.distill[variant]
+    full = Checkpoint(runs / "pretrain" / "full")
+    start = full if variant is Variant.DEV else Checkpoint(runs / "dev" / "dev")
+    teacher, student = (_unpacked(load_transformer(c, device, torch.float32)) for c in (full, start))
+    student.requires_grad_(True)
+    text = load_text_encoders(full, device, torch.float32)
+    work = Distillation(teacher, student, text, settings, variant)
+    own = torch.optim.AdamW(student.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    others = [*work.critic.parameters(), *work.discriminator.parameters()]
+    against = torch.optim.AdamW(others, settings.learning_rate, betas=(0.5, 0.98), weight_decay=0.0)
+    dice = Dice(config.seed)
+    parts = {"student": student, "critic": work.critic, "discriminator": work.discriminator}
+    stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})
+    if stage.done:
+        return
+    vae = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32)
+    cached = config.pretrain.cached_pictures if device.type == "cpu" else 0
+    token_px = vae.factor * config.transformer.patch_size
+    latents = runs / "pretrain" / "latents.pt"
+    source = Latents(vae, Sprites.load(device), load_concepts(), token_px, cached, latents)
+    total = settings.regression_steps + settings.matching_steps
+
+    def batch() -> Batch:
+        return source.batch(dice, settings.batch, config.pretrain.square)
+
+    for step in stage.steps(total):
+        lr = settings.learning_rate * rate(step, 200, total)
+        for group in (*own.param_groups, *against.param_groups):
+            group["lr"] = lr
+        with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+            if step < settings.regression_steps:
+                loss = work.regression(batch(), dice)
+                losses = {"regression": loss}
+            else:
+                for _ in range(settings.critic_steps):
+                    critic, discriminator = work.criticism(batch(), dice)
+                    _update(against, critic + discriminator, others)
+                matching, verdict = work.matching(batch(), dice)
+                loss = matching + settings.adversarial * verdict
+                losses = {"matching": matching, "verdict": verdict, "critic": critic, "discriminator": discriminator}
+        _update(own, loss, list(student.parameters()))
+        stage.report(**losses)
+    folders.save_variant(student, variant, folder / variant)
+    stage.finish()
+
+
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()
+
+
+def _unpacked(transformer: Transformer) -> Transformer:
+    """Give every parameter storage of its own again: packed ones are views, which gradients do not reach."""
+    plain = Transformer(transformer.config).to(next(transformer.parameters()).device)
+    plain.load_state_dict(transformer.state_dict())
+    return plain.eval().requires_grad_(False)
+
+
+def main() -> None:
+    """Run the stage of one variant."""
+    runs = Path(__file__).parent / "runs"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variant", type=Variant, choices=[Variant.DEV, Variant.FAST])
+    parser.add_argument("--runs", type=Path, default=runs)
+    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    folder = arguments.runs / arguments.variant
+    train(recipe.load(arguments.config), arguments.variant, arguments.runs, folder, resolve_device(arguments.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The score: 300 prompts whose combinations were held out of training, drawn by the product and read by the judge.
+
+First the judge itself, on held-out renders and on the autoencoder's reconstructions of them (with their PSNR); it may
+judge only where it is right often enough itself. Then each variant: per question and over all, with 95 % intervals
+(Wilson), squares and other shapes apart, the pairs of objects apart. Options of `ImageRequest` score faster or other
+ways to draw: `--steps 14`. A contact sheet of the first pictures lies beside the report.
+
+    python training/evaluate.py [--nano FOLDER] [--variants dev full fast] [--steps N] [--prompts 300]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import classifiers
+from captions import plain_caption
+from compose import Sprites
+from concepts import Concepts, load_concepts
+from hidream.model.pipeline import Model, generate, load
+from hidream.types import ImageRequest, Size, Variant
+from scenes import Layout, Scene, Split, draw_scene
+from stage import resolve_device
+
+SEED = 7
+SHAPES = [Size(512, 512)] * 3 + [Size(1024, 512), Size(512, 1024), Size(768, 512), Size(512, 768)]
+"""Of seven prompts, three are square."""
+JUDGE_MUST_REACH = {"renders": 0.97, "reconstructions": 0.90}
+SHEET = (6, 4)
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, p = 1.96, right / count
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def prompts(count: int, concepts: Concepts) -> list[tuple[Scene, Size]]:
+    """Draw the held-out scenes and their sizes; always the same for the same concepts."""
+    rng = random.Random(SEED)
+    sizes = [SHAPES[i % len(SHAPES)] for i in range(count)]
+    return [(draw_scene(rng, Split.HELD_OUT, concepts, size.width / size.height), size) for size in sizes]
+
+
+@torch.no_grad()
+def judged(judge: classifiers.Judge, picture: Tensor, scene: Scene, concepts: Concepts) -> dict[str, bool]:
+    """Read one picture [3, H, W]: which questions it answers rightly. `all` is every one of them."""
+    truth = classifiers.truths([scene], concepts, picture.shape[-1] / picture.shape[-2])
+    answers = {name: value.cpu() for name, value in judge(picture[None]).items()}
+    right = {name: bool(value[0]) for name, value in classifiers.verdicts(answers, truth).items()}
+    if scene.layout in (Layout.SINGLE, Layout.AND):
+        del right["first"]  # one object is its own first, and an AND may stand either way
+    return right | {"all": all(right.values())}
+
+
+class Score:
+    """Right answers and questions, by group."""
+
+    def __init__(self) -> None:
+        self.right: dict[str, int] = defaultdict(int)
+        self.count: dict[str, int] = defaultdict(int)
+
+    def add(self, right: dict[str, bool], groups: list[str]) -> None:
+        """Count one picture's answers, in each of its groups."""
+        for name, value in right.items():
+            for key in (name, *(f"{name}, {group}" for group in groups)):
+                self.right[key] += value
+                self.count[key] += 1
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Share and interval of each question in each group."""
+        rows = {}
+        for key in sorted(self.count):
+            low, high = interval(self.right[key], self.count[key])
+            share = self.right[key] / self.count[key]
+            rows[key] = {"share": share, "low": low, "high": high, "count": self.count[key]}
+        return rows
+
+
+def score_model(
+    model: Model, judge: classifiers.Judge, concepts: Concepts, count: int, steps: int | None, sheet: Path
+) -> dict[str, object]:
+    """Draw and judge every prompt."""
+    score, tiles, seconds = Score(), [], 0.0
+    device = next(judge.parameters()).device
+    for i, (scene, size) in enumerate(prompts(count, concepts)):
+        request = ImageRequest(plain_caption(scene, concepts), size, seed=SEED + i, steps=steps)
+        picture = generate(model, request)
+        seconds += picture.timings.inference_s
+        pixels = torch.from_numpy(picture.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
+        groups = ["square" if size.width == size.height else "other shapes"]
+        groups.append("pairs" if scene.layout is not Layout.SINGLE else "one kind")
+        score.add(judged(judge, pixels, scene, concepts), groups)
+        if size.width == size.height and len(tiles) < SHEET[0] * SHEET[1]:
+            tiles.append(Image.fromarray(picture.pixels).resize((256, 256)))
+    contact = Image.new("RGB", (256 * SHEET[0], 256 * SHEET[1]))
+    for i, tile in enumerate(tiles):
+        contact.paste(tile, (256 * (i % SHEET[0]), 256 * (i // SHEET[0])))
+    contact.save(sheet)
+    return {"version": model.version, "steps": steps, "seconds_each": seconds / count, "scores": score.rows()}
+
+
+@torch.no_grad()
+def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, sprites: Sprites) -> dict[str, object]:
+    """Judge the judge, on held-out renders and their reconstructions, and measure the latter's PSNR."""
+    count = classifiers.HELD_OUT_PICTURES
+    pictures, scenes = classifiers.held_out_pictures(SEED, count, concepts, sprites)
+    scores, errors = {"renders": Score(), "reconstructions": Score()}, []
+    for picture, scene in zip(pictures, scenes, strict=True):
+        again = model.vae.decode(model.vae.encode(picture[None]))[0].clamp(-1, 1).to(picture.dtype)
+        errors.append(float((again - picture).div(2).square().mean()))
+        scores["renders"].add(judged(judge, picture, scene, concepts), [])
+        scores["reconstructions"].add(judged(judge, again, scene, concepts), [])
+    rows = {name: score.rows() for name, score in scores.items()}
+    weak = [
+        f"{question} on {name}: {row['share']:.1%}"
+        for name, least in JUDGE_MUST_REACH.items()
+        for question, row in rows[name].items()
+        if question != "all" and row["share"] < least
+    ]
+    psnr_db = sum(-10 * math.log10(error) for error in errors) / count
+    return {"psnr_db": psnr_db, "weak": weak, **rows}
+
+
+def main() -> None:
+    """Score variants and write the report."""
+    here = Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nano", type=Path, default=here / "runs" / "nano", help="folder with dev, full and fast")
+    parser.add_argument("--judge", type=Path, default=here / "runs" / "judge")
+    parser.add_argument("--variants", nargs="+", type=Variant, default=list(Variant))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=here / "runs" / "evaluation")
+    arguments = parser.parse_args()
+    device, concepts = resolve_device(arguments.device), load_concepts()
+    judge = classifiers.load(arguments.judge, concepts, device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, object] = {}
+    for variant in arguments.variants:
+        model = load(variant, arguments.nano / variant, device=str(device))
+        if "judge" not in report:
+            report["judge"] = score_judge(model, judge, concepts, Sprites.load(device))
+        sheet = arguments.out / f"{variant}.png"
+        report[variant] = score_model(model, judge, concepts, arguments.prompts, arguments.steps, sheet)
+        (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The folders that training leaves: the diffusers layout, in 16 bit, for stock diffusers and for our own loader."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+
+from hidream.model.config import RECIPES, Sampler
+from hidream.model.transformer import Transformer
+from hidream.types import Variant
+
+SAMPLE_SIZE = 16
+"""Side of the best square in latent cells, which our loader reads from model_index.json."""
+SHARED = ("vae", *(f"{part}{suffix}" for part in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3", "_4")))
+INDEX: dict[str, Any] = {
+    "_class_name": "HiDreamImagePipeline",
+    "_diffusers_version": diffusers.__version__,
+    "_default_sample_size": SAMPLE_SIZE,
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+    "text_encoder_4": ["transformers", "LlamaForCausalLM"],
+    **{f"tokenizer{suffix}": ["transformers", "PreTrainedTokenizerFast"] for suffix in ("", "_2", "_3", "_4")},
+    "transformer": ["diffusers", "HiDreamImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderDC"],
+}
+
+
+def save_variant(transformer: Transformer, variant: Variant, folder: Path) -> None:
+    """Write what is a variant's own: transformer, scheduler and index."""
+    (folder / "transformer").mkdir(parents=True, exist_ok=True)
+    config = {"_class_name": "HiDreamImageTransformer2DModel", **dataclasses.asdict(transformer.config)}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {key: value.to("cpu", torch.float16).contiguous() for key, value in transformer.state_dict().items()}
+    save_file(tensors, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    scheduler = scheduler_of(variant)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def scheduler_of(variant: Variant) -> diffusers.SchedulerMixin:
+    """Make the diffusers scheduler that samples as our recipe does."""
+    recipe = RECIPES[variant]
+    if recipe.sampler is Sampler.FLASH:
+        return diffusers.FlowMatchLCMScheduler(shift=recipe.shift)
+    return diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=recipe.shift
+    )
+
+
+def assemble(runs: Path, nano: Path) -> None:
+    """Put the finished stages together as the embedded model: Dev whole, Full and Fast with what is their own."""
+    for variant in Variant:
+        if (nano / variant).exists():
+            shutil.rmtree(nano / variant)
+        shutil.copytree(runs / ("pretrain" if variant is Variant.FULL else variant) / variant, nano / variant)
+    for part in SHARED:
+        source = runs / "autoencoder" if part == "vae" else runs / "pretrain" / "full"
+        shutil.copytree(source / part, nano / Variant.DEV / part)
+        shutil.rmtree(nano / Variant.FULL / part, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    runs = Path(__file__).parent / "runs"
+    assemble(runs, runs / "nano")

@@ -1,0 +1,146 @@
+"""The recipe: `config.toml` as frozen values. An unknown key is an error of the dataclass that has no such field."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hidream.model.config import TransformerConfig
+from hidream.types import Variant
+
+CONFIG = Path(__file__).parent / "config.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of the autoencoder's training on cut-outs of `side` pixels."""
+
+    side: int
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """Shape and training of the autoencoder."""
+
+    widths: list[int]
+    encoder_layers: list[int]
+    decoder_layers: list[int]
+    latent_channels: int
+    learning_rate: float
+    latent_noise: float
+    gradient_weight: float
+    phases: list[Phase]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Shapes of the tokenizer and the four encoders."""
+
+    tokens: int
+    vocabulary: int
+    captions: int
+    clip_width: int
+    clip_layers: int
+    t5_width: int
+    t5_layers: int
+    llama_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrain:
+    """Training of Full."""
+
+    learning_rate: float
+    warm_up: int
+    weight_decay: float
+    ema: float
+    batch: int
+    steps: int
+    cached_pictures: int
+    caption_dropout: float
+    balance: float
+    square: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """Distillation of one variant."""
+
+    guidance: float
+    regression_steps: int
+    matching_steps: int
+    learning_rate: float
+    critic_steps: int
+    adversarial: float
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Training of the classifier that scores."""
+
+    learning_rate: float
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How often a stage saves and reports."""
+
+    checkpoint_s: float
+    log_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the model."""
+
+    seed: int
+    autoencoder: Autoencoder
+    text: Text
+    transformer: TransformerConfig
+    pretrain: Pretrain
+    distill: dict[Variant, Distill]
+    judge: Judge
+    run: Run
+
+
+def load(path: Path = CONFIG) -> Recipe:
+    """Read a recipe."""
+    values: dict[str, Any] = tomllib.loads(path.read_text())
+    text, autoencoder = Text(**values["text"]), values["autoencoder"]
+    phases = [Phase(**phase) for phase in autoencoder.pop("phases")]
+    return Recipe(
+        seed=values["seed"],
+        autoencoder=Autoencoder(**autoencoder, phases=phases),
+        text=text,
+        transformer=_transformer(values["transformer"], text, autoencoder["latent_channels"]),
+        pretrain=Pretrain(**values["pretrain"]),
+        distill={Variant(name): Distill(**value) for name, value in values["distill"].items()},
+        judge=Judge(**values["judge"]),
+        run=Run(**values["run"]),
+    )
+
+
+def _transformer(given: dict[str, Any], text: Text, channels: int) -> TransformerConfig:
+    """Fill in what follows from the other parts: one Llama layer feeds each block."""
+    config = TransformerConfig(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()},
+        in_channels=channels,
+        out_channels=channels,
+        caption_channels=(text.t5_width, text.llama_width),
+        text_emb_dim=2 * text.clip_width,
+        llama_layers=tuple(range(given["num_layers"] + given["num_single_layers"])),
+    )
+    config.check()
+    return config

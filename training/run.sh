@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All stages in their order; each goes on where it was stopped, and a finished one says so at once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+python=$BIN/python
+[ -f training/cache/sprites.zip ] || $python training/sprites.py # needs a network, the other stages do not
+$python training/autoencoder.py
+$python training/pretrain.py
+$python training/distill.py dev
+$python training/distill.py fast
+$python training/classifiers.py
+$python training/folders.py   # puts the finished variants together under training/runs/nano
+$python training/evaluate.py
