@@ -41,7 +41,7 @@ test: $(READY)  ## every suite in its short form
 test-long: $(READY) ## every suite in its full form; a dated summary under tests/results
 	@mkdir -p tests/results
 	@set -o pipefail; { git describe --always --dirty; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
-		| tee /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
+		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
 
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh

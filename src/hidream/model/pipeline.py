@@ -63,7 +63,11 @@ class Picture:
 
 @torch.inference_mode()
 def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None) -> Picture:
-    """Draw `request.prompt` at exactly `request.size`."""
+    """Draw `request.prompt` at exactly `request.size`.
+
+    The figure of the reference's pipeline (diffusers 0.42.1, pipeline_hidream_image.py) with its two promises kept:
+    the size that was asked, and one picture for one seed. Raises whatever `on_step` raises.
+    """
     recipe = resolve(RECIPES[model.variant], request)
     grid = render_grid(
         request.size, request.render, model.token_px, model.best_tokens, model.transformer.config.max_tokens
