@@ -5,6 +5,7 @@ Made-up sprites stand for the fetched ones, so that no network is needed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import compose
 import distill
 import evaluate
 import folders
+import latents
 import pretrain
 import recipe
 import stage
 from concepts import load_concepts
 from hidream.model.pipeline import generate, load
+from hidream.model.shape import Grid
 from hidream.types import ImageRequest, Size, Variant
 
 CPU = torch.device("cpu")
@@ -209,10 +212,18 @@ def test_interval_is_wilsons():
     assert evaluate.interval(0, 10)[0] == 0
 
 
-def test_the_shipped_recipe_fits_the_published_bounds():
+def test_the_shipped_recipe_can_be_built_and_fits_its_bounds():
     config = recipe.load()
-    with torch.device("meta"):
-        transformer = pretrain.Transformer(config.transformer)
-    assert sum(p.numel() for p in transformer.parameters()) <= 14_000_000
-    assert config.autoencoder.factor == 32
-    assert config.transformer.max_tokens >= 4 * 64
+    module = autoencoder.build(config.autoencoder)
+    with torch.no_grad():
+        latent = module.encode(torch.zeros(1, 3, 512, 512)).latent
+        assert latent.shape == (1, config.autoencoder.latent_channels, 16, 16)
+        assert module.decode(latent).sample.shape == (1, 3, 512, 512)
+    student = pretrain.build(dataclasses.replace(config, text=dataclasses.replace(config.text, captions=500)))
+    with torch.no_grad():
+        velocity = student(latent, torch.tensor([0.5]), ["a cat"], Grid(8, 8))
+    assert velocity.shape == latent.shape
+    parameters = [sum(p.numel() for p in m.parameters()) for m in (module, student.encoders, student.transformer)]
+    assert parameters[2] <= 14_000_000
+    assert 2 * (parameters[0] + parameters[1] + 3 * parameters[2]) <= 100e6  # bytes of all variants in 16 bit
+    assert config.transformer.max_tokens >= max(grid.rows * grid.columns for grid in latents.shapes())
