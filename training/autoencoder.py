@@ -5,12 +5,11 @@ drawings consist of. While it trains, noise on the latents makes the decoder for
 are brought to an even spread by folding their means and scales into the convolutions around them, so that the
 transformer finds all of them equally large.
 
-    python training/autoencoder.py [--folder FOLDER]
+    python training/autoencoder.py [--runs FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import recipe
 from compose import Sprites, compose
 from concepts import load_concepts
 from latents import draw_scenes
-from stage import Dice, Stage, resolve_device
+from stage import Dice, Stage, arguments
 
 CALIBRATION = 256
 """Pictures by which the channels' spread is measured."""
@@ -128,12 +127,8 @@ def save(module: AutoencoderDC, folder: Path) -> None:
 
 def main() -> None:
     """Run the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "runs" / "autoencoder")
-    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    train(recipe.load(arguments.config), arguments.folder, resolve_device(arguments.device))
+    given = arguments(__doc__).parse_args()
+    train(recipe.load(given.config), given.runs / "autoencoder", given.device)
 
 
 if __name__ == "__main__":

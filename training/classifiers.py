@@ -4,12 +4,11 @@ Six questions, one head each: which objects there are, which of them comes first
 background, the number, the layout. Before it may judge nano it is judged itself, on held-out renders and on the
 autoencoder's reconstructions of them.
 
-    python training/classifiers.py [--folder FOLDER]
+    python training/classifiers.py [--runs FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from compose import Sprites, compose
 from concepts import Concepts, load_concepts
 from latents import draw_scenes
 from scenes import Layout, Scene, Split, draw_scene
-from stage import Dice, Stage, resolve_device
+from stage import Dice, Stage, arguments
 
 SIDE = 192
 """Pixels along each side that the judge looks at; other pictures are brought to this area first."""
@@ -163,12 +162,8 @@ def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:
 
 def main() -> None:
     """Run the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "runs" / "judge")
-    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    train(recipe.load(arguments.config), arguments.folder, resolve_device(arguments.device))
+    given = arguments(__doc__).parse_args()
+    train(recipe.load(given.config), given.runs / "judge", given.device)
 
 
 if __name__ == "__main__":

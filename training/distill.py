@@ -7,12 +7,11 @@ the student's pictures, would move that picture differently, it follows the teac
 features adds an adversarial term against real pictures. A step's input is noised data rather than a simulated
 trajectory: over 16 and more steps that re-noise completely, the two hardly differ.
 
-    python training/distill.py dev [--folder FOLDER]
+    python training/distill.py dev [--runs FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Variant
 from latents import Batch, Latents
 from pretrain import rate
-from stage import Dice, Stage, resolve_device
+from stage import Dice, Stage, arguments
 
 SPREAD_SHIFT = 2.0
 """How the levels at which teacher and critic compare are moved towards noise, where layout is decided."""
@@ -219,15 +218,10 @@ def _unpacked(transformer: Transformer) -> Transformer:
 
 def main() -> None:
     """Run the stage of one variant."""
-    runs = Path(__file__).parent / "runs"
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("variant", type=Variant, choices=[Variant.DEV, Variant.FAST])
-    parser.add_argument("--runs", type=Path, default=runs)
-    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    folder = arguments.runs / arguments.variant
-    train(recipe.load(arguments.config), arguments.variant, arguments.runs, folder, resolve_device(arguments.device))
+    given = parser.parse_args()
+    train(recipe.load(given.config), given.variant, given.runs, given.runs / given.variant, given.device)
 
 
 if __name__ == "__main__":

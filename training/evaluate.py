@@ -10,7 +10,6 @@ ways to draw: `--steps 14`. A contact sheet of the first pictures lies beside th
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -28,7 +27,7 @@ from concepts import Concepts, load_concepts
 from hidream.model.pipeline import Model, generate, load
 from hidream.types import ImageRequest, Size, Variant
 from scenes import Layout, Scene, Split, draw_scene
-from stage import resolve_device
+from stage import arguments
 
 SEED = 7
 SHAPES = [Size(512, 512)] * 3 + [Size(1024, 512), Size(512, 1024), Size(768, 512), Size(512, 768)]
@@ -134,27 +133,23 @@ def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, spri
 
 def main() -> None:
     """Score variants and write the report."""
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nano", type=Path, default=here / "runs" / "nano", help="folder with dev, full and fast")
-    parser.add_argument("--judge", type=Path, default=here / "runs" / "judge")
+    parser = arguments(__doc__)
+    parser.add_argument("--nano", type=Path, help="folder with dev, full and fast (default: that of the runs)")
     parser.add_argument("--variants", nargs="+", type=Variant, default=list(Variant))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--prompts", type=int, default=300)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=here / "runs" / "evaluation")
-    arguments = parser.parse_args()
-    device, concepts = resolve_device(arguments.device), load_concepts()
-    judge = classifiers.load(arguments.judge, concepts, device)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    given = parser.parse_args()
+    device, concepts, out = given.device, load_concepts(), given.runs / "evaluation"
+    judge = classifiers.load(given.runs / "judge", concepts, device)
+    out.mkdir(parents=True, exist_ok=True)
     report: dict[str, object] = {}
-    for variant in arguments.variants:
-        model = load(variant, arguments.nano / variant, device=str(device))
+    for variant in given.variants:
+        model = load(variant, (given.nano or given.runs / "nano") / variant, device=str(device))
         if "judge" not in report:
             report["judge"] = score_judge(model, judge, concepts, Sprites.load(device))
-        sheet = arguments.out / f"{variant}.png"
-        report[variant] = score_model(model, judge, concepts, arguments.prompts, arguments.steps, sheet)
-        (arguments.out / "report.json").write_text(json.dumps(report, indent=1))
+        sheet = out / f"{variant}.png"
+        report[variant] = score_model(model, judge, concepts, given.prompts, given.steps, sheet)
+        (out / "report.json").write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
 
 

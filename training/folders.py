@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from hidream.model.config import RECIPES, Sampler
 from hidream.model.transformer import Transformer
 from hidream.types import Variant
+from stage import arguments
 
 SAMPLE_SIZE = 16
 """Side of the best square in latent cells, which our loader reads from model_index.json."""
@@ -69,5 +70,5 @@ def assemble(runs: Path, nano: Path) -> None:
 
 
 if __name__ == "__main__":
-    runs = Path(__file__).parent / "runs"
-    assemble(runs, runs / "nano")
+    given = arguments(__doc__).parse_args()
+    assemble(given.runs, given.runs / "nano")

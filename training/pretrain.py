@@ -3,12 +3,11 @@
 For a latent x0, noise ε and a level σ the transformer sees (1 − σ)·x0 + σ·ε and should answer ε − x0. One caption in
 ten is emptied, for classifier-free guidance. What is kept is the moving average of the weights.
 
-    python training/pretrain.py [--folder FOLDER]
+    python training/pretrain.py [--runs FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Latents, draw_scenes
-from stage import Dice, Stage, resolve_device
+from stage import Dice, Stage, arguments
 
 
 class Student(nn.Module):
@@ -126,15 +125,8 @@ def rate(step: int, warm_up: int, steps: int) -> float:
 
 def main() -> None:
     """Run the stage."""
-    runs = Path(__file__).parent / "runs"
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=runs / "pretrain")
-    parser.add_argument("--autoencoder", type=Path, default=runs / "autoencoder")
-    parser.add_argument("--config", type=Path, default=recipe.CONFIG)
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    config = recipe.load(arguments.config)
-    train(config, arguments.folder, arguments.autoencoder, resolve_device(arguments.device))
+    given = arguments(__doc__).parse_args()
+    train(recipe.load(given.config), given.runs / "pretrain", given.runs / "autoencoder", given.device)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and a count of steps. It is saved whole, atomically, every few minutes; killed a
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,10 @@ from typing import Any, Protocol
 
 import torch
 
+import recipe
 from recipe import Run
+
+RUNS = Path(__file__).parent / "runs"
 
 
 class Stateful(Protocol):
@@ -133,6 +137,15 @@ def plot(folder: Path) -> None:
     axes.set(xlabel="step", yscale="log", title=folder.name)
     axes.legend()
     figure.savefig(folder / "loss.png")
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """Begin a stage's command line: where all stages lie, which recipe, which device."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of all stages (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=recipe.CONFIG, help="the recipe (default: %(default)s)")
+    parser.add_argument("--device", type=resolve_device, default=resolve_device(), help="default: %(default)s")
+    return parser
 
 
 def resolve_device(name: str = "auto") -> torch.device:
