@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from diffusers import AutoencoderKL, FlowMatchLCMScheduler, HiDreamImagePipeline
+from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline
 from reference import SeededLCM, stock_picture
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -30,15 +30,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     pipeline = HiDreamImagePipeline(
         scheduler=FlowMatchLCMScheduler(shift=6.0),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-        ),
+        vae=tiny.autoencoder_kl(),
         text_encoder=_clip(),
         tokenizer=_clip_tokenizer(),
         text_encoder_2=_clip(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import tiny
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
@@ -30,15 +31,7 @@ def test_there_and_back_is_nearly_the_same_picture(dev):
 def test_equals_diffusers_in_the_references_convention(tmp_path, kind):
     torch.manual_seed(0)
     if kind is AutoencoderKL:
-        module = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=4,
-            latent_channels=16,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-        )
+        module = tiny.autoencoder_kl()
         shift = 0.1159
     else:
         module = AutoencoderDC.from_config(AutoencoderDC.load_config(embedded(Variant.DEV).part("vae")))

@@ -1,11 +1,11 @@
-"""A tiny HiDream-I1 with random weights, and diffusers' own class on the same weights."""
+"""A tiny HiDream-I1 with random weights, diffusers' own class on the same weights, and an autoencoder like FLUX's."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import torch
-from diffusers import HiDreamImageTransformer2DModel
+from diffusers import AutoencoderKL, HiDreamImageTransformer2DModel
 from torch import Tensor
 
 from hidream.model.config import TransformerConfig
@@ -41,6 +41,19 @@ def ours(of: HiDreamImageTransformer2DModel, config: TransformerConfig = CONFIG,
     if pack:
         model.pack()
     return model
+
+
+def autoencoder_kl() -> AutoencoderKL:
+    """An 8x autoencoder of the official class, with FLUX's scale and shift."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
 
 
 def inputs(batch: int, height: int, width: int, tokens: int = 16, seed: int = 0) -> tuple[Tensor, ...]:
