@@ -82,12 +82,12 @@ def compare(name: str, ours: Transformer, x: list[torch.Tensor], rounds: int) ->
     padded = ours.condition(t5, llama, pooled, grid, padded=True)
     plain = ours.condition(t5, llama, pooled, grid)
     expected = -reference(latent, time, t5, llama, pooled, return_dict=False)[0]
-    difference = (ours.velocity(latent, time, padded) - expected).abs().max() / expected.abs().max()
+    difference = (ours.velocity_at(latent, time, padded) - expected).abs().max() / expected.abs().max()
     sides = {
         "diffusers": lambda: reference(latent, time, t5, llama, pooled),
         "ours, one call": lambda: ours(latent, time, t5, llama, pooled, padded=True),
-        "ours, a step": lambda: ours.velocity(latent, time, padded),
-        "ours, unpadded": lambda: ours.velocity(latent, time, plain),
+        "ours, a step": lambda: ours.velocity_at(latent, time, padded),
+        "ours, unpadded": lambda: ours.velocity_at(latent, time, plain),
     }
     seconds = interleaved(sides, rounds, warm_up=1)
     ours_only = [side for side in sides if side != "diffusers"]

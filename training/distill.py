@@ -77,7 +77,8 @@ class Distillation:
         with torch.no_grad():
             level = sigma[:, None, None, None]
             teacher = mixed - level * self._guided(mixed, sigma, batch)
-            critic = mixed - level * self.critic.velocity(mixed, sigma * TIMESTEPS, self._condition(self.critic, batch))
+            fake = self.critic.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.critic, batch))
+            critic = mixed - level * fake
             scale = (drawn - teacher).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-4)
             target = (drawn - (critic - teacher) / scale).float()
         matching = 0.5 * F.mse_loss(drawn.float(), target)
@@ -92,7 +93,7 @@ class Distillation:
         sigma = spread_levels(len(drawn), dice).to(drawn.device)
         level = sigma[:, None, None, None]
         conditioning = self._condition(self.critic, batch)
-        velocity = self.critic.velocity((1 - level) * drawn + level * noise, sigma * TIMESTEPS, conditioning)
+        velocity = self.critic.velocity_at((1 - level) * drawn + level * noise, sigma * TIMESTEPS, conditioning)
         with torch.no_grad():
             false, true = self._features(drawn, batch, dice), self._features(batch.latent, batch, dice)
         verdict = F.softplus(self.discriminator(false)).mean() + F.softplus(-self.discriminator(true)).mean()
@@ -104,13 +105,13 @@ class Distillation:
         return mixed - sigma[:, None, None, None] * self._student(mixed, sigma, batch)
 
     def _student(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        return self.student.velocity(mixed, sigma * TIMESTEPS, self._condition(self.student, batch))
+        return self.student.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.student, batch))
 
     @torch.no_grad()
     def _guided(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         captions = [""] * len(batch.captions) + batch.captions
         conditioning = self.teacher.condition(*self.text.encode(captions), batch.grid)
-        both = self.teacher.velocity(mixed.repeat(2, 1, 1, 1), sigma.repeat(2) * TIMESTEPS, conditioning)
+        both = self.teacher.velocity_at(mixed.repeat(2, 1, 1, 1), sigma.repeat(2) * TIMESTEPS, conditioning)
         negative, positive = both.chunk(2)
         return negative + self.settings.guidance * (positive - negative)
 
@@ -130,7 +131,7 @@ class Distillation:
         hooks = [layer["block"].register_forward_hook(note) for layer in layers]
         try:
             mixed, sigma = noised(latent, spread_levels(len(latent), dice), dice)
-            self.teacher.velocity(mixed, sigma * TIMESTEPS, self._condition(self.teacher, batch))
+            self.teacher.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.teacher, batch))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -52,7 +52,7 @@ class Student(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, captions: list[str], grid: Grid) -> Tensor:
         """Velocity of x [B, C, h, w] at noise levels sigma [B]."""
         conditioning = self.transformer.condition(*self.text.encode(captions), grid)
-        return self.transformer.velocity(x, sigma * TIMESTEPS, conditioning)
+        return self.transformer.velocity_at(x, sigma * TIMESTEPS, conditioning)
 
 
 def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:

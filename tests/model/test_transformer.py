@@ -76,7 +76,16 @@ def test_condition_once_equals_one_call(reference):
     model = tiny.ours(reference)
     latent, time, *text = tiny.inputs(1, 16, 24)
     prepared = model.condition(*text, (8, 12))
-    assert torch.equal(model.velocity(latent, time, prepared), model(latent, time, *text))
+    assert torch.equal(model.velocity_at(latent, time, prepared), model(latent, time, *text))
+
+
+def test_all_modulations_at_once_equal_one_by_one(reference):
+    model = tiny.ours(reference)
+    latent, _, *text = tiny.inputs(2, 16, 24)
+    c, times = model.condition(*text, (8, 12)), [999.0, 500.5, 0.25]
+    for time, modulation in zip(times, model.modulations(times, c), strict=True):
+        alone = model.velocity_at(latent, torch.full((2,), time), c)
+        assert tiny.relative(model.velocity(latent, modulation, c), alone) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidream.model.linear import UNCHANGED, Changes, Linear, changed
 from hidream.model.pack import pack
 
 ROPE_THETA = 10_000.0
@@ -57,10 +58,10 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
 class Projection(NamedTuple):
     """The six modules of one side of an attention, image or text."""
 
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-    out: nn.Linear
+    q: Linear
+    k: Linear
+    v: Linear
+    out: Linear
     q_norm: nn.RMSNorm
     k_norm: nn.RMSNorm
 
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         self.heads = heads
         for side in ("", "_t") if double else ("",):
             for name in ("to_q", "to_k", "to_v", "to_out"):
-                self.add_module(name + side, nn.Linear(dim, dim))
+                self.add_module(name + side, Linear(dim, dim))
             for name in ("q_rms_norm", "k_rms_norm"):
                 self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
         self.packed: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D]
@@ -91,33 +92,35 @@ class Attention(nn.Module):
             bias = pack([p.q.bias, p.k.bias, p.v.bias])
             self.packed[side] = (weight, bias)
 
-    def qkv(self, x: Tensor, side: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor, Tensor]:
         """Project x [B, S, D] to q, k and v, each [B, S, H, K], q and k normalised over the whole width."""
         p = self.side(side)
-        if side in self.packed:
-            q, k, v = F.linear(x, *self.packed[side]).chunk(3, dim=-1)
-        else:
-            q, k, v = p.q(x), p.k(x), p.v(x)
+        q, k, v = self._project(x, side, (p.q, p.k, p.v), changes)
         return self._split(p.q_norm(q)), self._split(p.k_norm(k)), self._split(v)
 
-    def kv(self, x: Tensor, side: str = "") -> tuple[Tensor, Tensor]:
+    def kv(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor]:
         """Project x [B, S, D] to k and v only, for tokens that are looked at but do not look."""
         p = self.side(side)
-        if side in self.packed:
-            weight, bias = self.packed[side]
-            width = p.q.out_features
-            k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
-        else:
-            k, v = p.k(x), p.v(x)
+        k, v = self._project(x, side, (p.k, p.v), changes)
         return self._split(p.k_norm(k)), self._split(v)
 
-    def q(self, x: Tensor) -> Tensor:
+    def q(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """Project x [B, S, D] to q [B, S, H, K] only."""
-        return self._split(self.side("").q_norm(self.side("").q(x)))
+        p = self.side("")
+        return self._split(p.q_norm(p.q(x, changes)))
 
-    def out(self, x: Tensor, side: str = "") -> Tensor:
+    def out(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> Tensor:
         """Bring attended heads x [B, S, H, K] back to [B, S, D]."""
-        return self.side(side).out(x.flatten(-2))
+        return self.side(side).out(x.flatten(-2), changes)
+
+    def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], changes: Changes) -> list[Tensor]:
+        """Multiply x with each of `layers`, the last ones of q, k, v: in one product where they are packed."""
+        if side not in self.packed:
+            return [layer(x, changes) for layer in layers]
+        weight, bias = (whole[-len(layers) * layers[0].out_features :] for whole in self.packed[side])
+        answers = F.linear(x, weight, bias).chunk(len(layers), dim=-1)
+        pairs = zip(layers, answers, strict=True)
+        return [changed(layer.published, x, answer, layer.bias, changes) for layer, answer in pairs]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [B, S, H, K]

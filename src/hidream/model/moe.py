@@ -11,7 +11,7 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidream.model.linear import UNCHANGED, Changes, Linear, changed
 from hidream.model.pack import pack
 
 MULTIPLE_OF = 256
@@ -31,33 +32,39 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         hidden = -(-int(2 * hidden / 3) // MULTIPLE_OF) * MULTIPLE_OF
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w1 = Linear(dim, hidden, bias=False)
+        self.w2 = Linear(hidden, dim, bias=False)
+        self.w3 = Linear(dim, hidden, bias=False)
         self.packed: Tensor | None = None  # w1 over w3, [2F, D]
 
     def pack(self) -> None:
         """Lay w1 and w3 into one matrix."""
         self.packed = pack([self.w1.weight, self.w3.weight])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """[..., D] to [..., D]."""
         if self.packed is None:
-            return self.w2(F.silu(self.w1(x)) * self.w3(x))
-        return self.w2(_swish(F.linear(x, self.packed)))
+            return self.w2(F.silu(self.w1(x, changes)) * self.w3(x, changes), changes)
+        gate, up = F.linear(x, self.packed).chunk(2, dim=-1)
+        gate = changed(self.w1.published, x, gate, None, changes)
+        up = changed(self.w3.published, x, up, None, changes)
+        return self.w2(F.silu(gate) * up, changes)
 
 
 class Gate(nn.Module):
     """Chooses the experts of each token."""
+
+    published = ""  # the gate's name in the published checkpoints
 
     def __init__(self, dim: int, experts: int, active: int) -> None:
         super().__init__()
         self.active = active
         self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor]:
         """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
-        probability, expert = F.linear(x, self.weight).softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
+        logits = changed(self.published, x, F.linear(x, self.weight), None, changes)
+        probability, expert = logits.softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
         return probability, expert
 
 
@@ -82,23 +89,47 @@ class MixtureOfExperts(nn.Module):
             second.unflatten(0, (len(self.experts), -1)),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, 1)
-        probability, expert = self.gate(tokens)
-        first, second = self.packed or self._stacked()
+        probability, expert = self.gate(tokens, changes)
+        first, second = self.packed or self._stacked(x.dtype)
         compute = grouped_experts if self.grouped else dense_experts
-        return (compute(tokens, probability, expert, first, second) + self.shared_experts(tokens)).view_as(x)
+        routed = compute(tokens, probability, expert, first, second, self._adjust(changes))
+        return (routed + self.shared_experts(tokens, changes)).view_as(x)
 
-    def _stacked(self) -> tuple[Tensor, Tensor]:
-        first = [torch.cat((expert.w1.weight, expert.w3.weight)) for expert in self._routed()]
-        return torch.stack(first), torch.stack([expert.w2.weight for expert in self._routed()])
+    def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        first = [w.dense(dtype) for expert in self._routed() for w in (expert.w1, expert.w3)]
+        second = [expert.w2.dense(dtype) for expert in self._routed()]
+        return torch.cat(first).unflatten(0, (len(second), -1)), torch.stack(second)
+
+    def _adjust(self, changes: Changes) -> Adjust | None:
+        """Gather what the request changes in the routed experts: a function that adjusts a product's rows, or None."""
+        if not any(w.published in changes for expert in self._routed() for w in (expert.w1, expert.w2, expert.w3)):
+            return None
+
+        def adjust(names: tuple[str, ...], x: Tensor, product: Tensor, owner: Tensor) -> Tensor:
+            parts = list(product.chunk(len(names), dim=-1))
+            for i, name in enumerate(names):
+                for e, expert in enumerate(self._routed()):
+                    layer = cast(Linear, getattr(expert, name))
+                    with_change = changed(layer.published, x, parts[i], None, changes)
+                    parts[i] = torch.where(owner[:, None] == e, with_change, parts[i])
+            return torch.cat(parts, dim=-1)
+
+        return adjust
 
     def _routed(self) -> list[SwiGLU]:
         return [cast(SwiGLU, expert) for expert in self.experts]
 
 
-def grouped_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor) -> Tensor:
+Adjust = Callable[[tuple[str, ...], Tensor, Tensor, Tensor], Tensor]
+"""(names of the layers, their input [R, I], their product [R, O], whose expert's each row is [R]) to the product."""
+
+
+def grouped_experts(
+    x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor, adjust: Adjust | None = None
+) -> Tensor:
     """Σ_a probability·expert(x), each expert on its own tokens only.
 
     x [T, D]; probability, expert [T, A]; first [E, 2F, D] (w1 over w3), second [E, D, F]. Returns [T, D].
@@ -108,16 +139,30 @@ def grouped_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tenso
     order = choice.argsort(stable=True)
     ends = (choice[:, None] == torch.arange(experts, device=x.device)).sum(0).cumsum(0).to(torch.int32)  # [E]
     rows = x[order // active]  # [T·A, D]
-    rows = grouped_mm(_swish(grouped_mm(rows, first.mT, ends)), second.mT, ends)
+    hidden = grouped_mm(rows, first.mT, ends)
+    if adjust:
+        hidden = adjust(("w1", "w3"), rows, hidden, choice[order])
+    hidden = _swish(hidden)
+    rows = grouped_mm(hidden, second.mT, ends)
+    if adjust:
+        rows = adjust(("w2",), hidden, rows, choice[order])
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
     answers = rows[back].unflatten(0, (-1, active))  # [T, A, D]
     return (answers * probability[..., None]).sum(1)
 
 
-def dense_experts(x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def dense_experts(
+    x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor, adjust: Adjust | None = None
+) -> Tensor:
     """The same by the definition: every expert on every token, those not chosen weighted with 0."""
     weight = torch.zeros(x.shape[0], first.shape[0], dtype=x.dtype, device=x.device).scatter(1, expert, probability)
-    answers = [_swish(x @ w13.mT) @ w2.mT for w13, w2 in zip(first, second, strict=True)]
+    answers = []
+    for e, (w13, w2) in enumerate(zip(first, second, strict=True)):
+        owner = torch.full((x.shape[0],), e, device=x.device)
+        hidden = x @ w13.mT
+        hidden = _swish(adjust(("w1", "w3"), x, hidden, owner) if adjust else hidden)
+        answer = hidden @ w2.mT
+        answers.append(adjust(("w2",), hidden, answer, owner) if adjust else answer)
     return torch.stack(answers, dim=-1).mul(weight[:, None, :]).sum(-1)
 
 

@@ -82,12 +82,12 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     encoded = _now(model.device)
 
     schedule = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift)
+    modulations = model.transformer.modulations(schedule.timesteps, conditioning)
     state = sampler.SamplerState(schedule, sampler.generator_of(request.seed))
     x = initial_noise(model, grid, state.generator)
-    for i, timestep in enumerate(schedule.timesteps):
+    for i, modulation in enumerate(modulations):
         latent = x.to(model.dtype).expand(len(prompts), -1, -1, -1)
-        times = torch.full((len(prompts),), timestep, device=model.device)
-        velocity = model.transformer.velocity(latent, times, conditioning).float()
+        velocity = model.transformer.velocity(latent, modulation, conditioning).float()
         if guided:
             negative, positive = velocity.chunk(2)
             velocity = negative + recipe.guidance * (positive - negative)

@@ -5,14 +5,17 @@ Shapes: B batch, N image tokens, L text tokens of one encoder, D width, C latent
     img   [B, N, D]    image tokens (in padded mode one more: the reference's pad token, see below)
     txt   [B, 2L, D]   running text tokens: T5, then Llama's last projection
     fresh [B, L, D]    one Llama layer's tokens, different in every block: looked at, then thrown away
-    vec   [B, D]       silu(time + pooled CLIP), which modulates every block
+    vec   [B, D]       silu(time + pooled CLIP), from which every block's modulation is made
+    mod   [B, k·D]     one block's shifts, scales and gates for one step
 
 Double blocks attend jointly over (img, txt, fresh) with separate weights for image and text, single blocks with the
 same weights for all. What the reference computes and throws away (the fresh tokens' queries and feed-forward, the last
 block's text) is not computed here.
 
 What does not change from step to step (projections, rotary table, normalised fresh tokens) is computed once per
-request by `condition`; `velocity` then is one step. `forward` is both in one call.
+request by `condition`; `velocity` then is one step. What only depends on the step's time, the modulations, is computed
+by `modulation` for one step, or by `modulations` for all steps of a request in one product per block: a seventh of the
+weights, which then need not be at hand while the steps run. `forward` is all of it in one call.
 
 Padded mode repeats the reference on latents that are not square: there they are padded to `max_tokens` tokens whose
 keys are 0, so that each pad token still takes part with weight exp(0). All pad tokens are identical, so one stands for
@@ -24,6 +27,7 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/transformers/transformer_hidream_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -33,7 +37,8 @@ from torch import Tensor, nn
 
 from hidream.model.attention import Attention, Rope, attend, rope_table, rotate
 from hidream.model.config import TransformerConfig
-from hidream.model.moe import MixtureOfExperts, SwiGLU
+from hidream.model.linear import UNCHANGED, Changes, Linear
+from hidream.model.moe import Gate, MixtureOfExperts, SwiGLU
 
 LAYER_NORM_EPS = 1e-6
 TIME_CHANNELS = 256
@@ -49,6 +54,14 @@ class Conditioning(NamedTuple):
     rope: Rope  # of (img, txt)
     key_mask: Tensor | None  # [N + 1, 1, 1]: 0 for the pad token; None without padding
     bias: Tensor | None  # [N + 1 + 3L]: log(pad tokens) for the pad token
+    changes: Changes = UNCHANGED  # what the request's LoRAs add to linear layers
+
+
+class Modulation(NamedTuple):
+    """What one step's time gives to every block."""
+
+    blocks: tuple[Tensor, ...]  # [B, 12D] of each double block, then [B, 6D] of each single block
+    final: Tensor  # [B, 2D]
 
 
 class DoubleBlock(nn.Module):
@@ -56,28 +69,28 @@ class DoubleBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 12 * config.dim))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.dim, 12 * config.dim))
         self.attn1 = Attention(config.dim, config.num_attention_heads, double=True)
         self.ff_i = _mixture(config)
         self.ff_t = SwiGLU(config.dim, 4 * config.dim)
 
-    def forward(self, img: Tensor, txt: Tensor, fresh: Tensor, vec: Tensor, c: Conditioning) -> tuple[Tensor, Tensor]:
+    def forward(self, img: Tensor, txt: Tensor, fresh: Tensor, mod: Tensor, c: Conditioning) -> tuple[Tensor, Tensor]:
         """Return the next img and txt."""
-        modulation = self.adaLN_modulation[1](vec)[:, None].chunk(12, dim=-1)
-        shift_i, scale_i, gate_i, shift_mlp_i, scale_mlp_i, gate_mlp_i = modulation[:6]
-        shift_t, scale_t, gate_t, shift_mlp_t, scale_mlp_t, gate_mlp_t = modulation[6:]
+        parts = mod[:, None].chunk(12, dim=-1)
+        shift_i, scale_i, gate_i, shift_mlp_i, scale_mlp_i, gate_mlp_i = parts[:6]
+        shift_t, scale_t, gate_t, shift_mlp_t, scale_mlp_t, gate_mlp_t = parts[6:]
 
-        q_i, k_i, v_i = self.attn1.qkv(modulate(norm(img), scale_i, shift_i))
-        q_t, k_t, v_t = self.attn1.qkv(modulate(norm(txt), scale_t, shift_t), "_t")
-        k_f, v_f = self.attn1.kv(modulate(fresh, scale_t, shift_t), "_t")
+        q_i, k_i, v_i = self.attn1.qkv(modulate(norm(img), scale_i, shift_i), "", c.changes)
+        q_t, k_t, v_t = self.attn1.qkv(modulate(norm(txt), scale_t, shift_t), "_t", c.changes)
+        k_f, v_f = self.attn1.kv(modulate(fresh, scale_t, shift_t), "_t", c.changes)
         rope = Rope(c.rope.cos[: img.shape[1]], c.rope.sin[: img.shape[1]])
         q_i, k_i = rotate(q_i, rope), mask_pad(rotate(k_i, rope), c)
         mixed = attend(torch.cat((q_i, q_t), 1), torch.cat((k_i, k_t, k_f), 1), torch.cat((v_i, v_t, v_f), 1), c.bias)
 
-        img = torch.addcmul(img, gate_i, self.attn1.out(mixed[:, : img.shape[1]]))
-        txt = torch.addcmul(txt, gate_t, self.attn1.out(mixed[:, img.shape[1] :], "_t"))
-        img = torch.addcmul(img, gate_mlp_i, self.ff_i(modulate(norm(img), scale_mlp_i, shift_mlp_i)))
-        txt = torch.addcmul(txt, gate_mlp_t, self.ff_t(modulate(norm(txt), scale_mlp_t, shift_mlp_t)))
+        img = torch.addcmul(img, gate_i, self.attn1.out(mixed[:, : img.shape[1]], "", c.changes))
+        txt = torch.addcmul(txt, gate_t, self.attn1.out(mixed[:, img.shape[1] :], "_t", c.changes))
+        img = torch.addcmul(img, gate_mlp_i, self.ff_i(modulate(norm(img), scale_mlp_i, shift_mlp_i), c.changes))
+        txt = torch.addcmul(txt, gate_mlp_t, self.ff_t(modulate(norm(txt), scale_mlp_t, shift_mlp_t), c.changes))
         return img, txt
 
     def pack(self) -> None:
@@ -92,26 +105,26 @@ class SingleBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
         self.attn1 = Attention(config.dim, config.num_attention_heads, double=False)
         self.ff_i = _mixture(config)
 
-    def forward(self, x: Tensor, fresh: Tensor, vec: Tensor, c: Conditioning, keep: int) -> Tensor:
+    def forward(self, x: Tensor, fresh: Tensor, mod: Tensor, c: Conditioning, keep: int) -> Tensor:
         """Return the next x = (img, txt), of which only the first `keep` tokens are computed."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation[1](vec)[:, None].chunk(6, dim=-1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mod[:, None].chunk(6, dim=-1)
 
         normed = modulate(norm(x), scale, shift)
-        k_f, v_f = self.attn1.kv(modulate(fresh, scale, shift))
+        k_f, v_f = self.attn1.kv(modulate(fresh, scale, shift), "", c.changes)
         if keep == x.shape[1]:
-            q, k, v = self.attn1.qkv(normed)
+            q, k, v = self.attn1.qkv(normed, "", c.changes)
         else:
-            q, (k, v) = self.attn1.q(normed[:, :keep]), self.attn1.kv(normed)
+            q, (k, v) = self.attn1.q(normed[:, :keep], c.changes), self.attn1.kv(normed, "", c.changes)
         q = rotate(q, Rope(c.rope.cos[:keep], c.rope.sin[:keep]))
         k = mask_pad(rotate(k, c.rope), c)
         mixed = attend(q, torch.cat((k, k_f), 1), torch.cat((v, v_f), 1), c.bias)
 
-        x = torch.addcmul(x[:, :keep], gate, self.attn1.out(mixed))
-        return torch.addcmul(x, gate_mlp, self.ff_i(modulate(norm(x), scale_mlp, shift_mlp)))
+        x = torch.addcmul(x[:, :keep], gate, self.attn1.out(mixed, "", c.changes))
+        return torch.addcmul(x, gate_mlp, self.ff_i(modulate(norm(x), scale_mlp, shift_mlp), c.changes))
 
     def pack(self) -> None:
         """Lay weights that share an input side by side."""
@@ -124,13 +137,13 @@ class FinalLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(config.dim, config.patch_size**2 * config.out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 2 * config.dim))
+        self.linear = Linear(config.dim, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.dim, 2 * config.dim))
 
-    def forward(self, img: Tensor, vec: Tensor) -> Tensor:
+    def forward(self, img: Tensor, mod: Tensor, c: Conditioning) -> Tensor:
         """[B, N, D] to [B, N, p·p·C]."""
-        shift, scale = self.adaLN_modulation[1](vec)[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(norm(img), scale, shift))
+        shift, scale = mod[:, None].chunk(2, dim=-1)
+        return self.linear(modulate(norm(img), scale, shift), c.changes)
 
 
 class Embedder(nn.Module):
@@ -138,12 +151,12 @@ class Embedder(nn.Module):
 
     def __init__(self, inner: int, dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(inner, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_1 = Linear(inner, dim)
+        self.linear_2 = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """[B, inner] to [B, D]."""
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(F.silu(self.linear_1(x, changes)), changes)
 
 
 class Transformer(nn.Module):
@@ -156,7 +169,7 @@ class Transformer(nn.Module):
         widths = [llama] * (config.num_layers + config.num_single_layers) + [t5]
         self.t_embedder = nn.ModuleDict({"timestep_embedder": Embedder(TIME_CHANNELS, config.dim)})
         self.p_embedder = nn.ModuleDict({"pooled_embedder": Embedder(config.text_emb_dim, config.dim)})
-        self.x_embedder = nn.ModuleDict({"proj": nn.Linear(config.in_channels * config.patch_size**2, config.dim)})
+        self.x_embedder = nn.ModuleDict({"proj": Linear(config.in_channels * config.patch_size**2, config.dim)})
         self.double_stream_blocks = nn.ModuleList(
             nn.ModuleDict({"block": DoubleBlock(config)}) for _ in range(config.num_layers)
         )
@@ -165,8 +178,17 @@ class Transformer(nn.Module):
         )
         self.final_layer = FinalLayer(config)
         self.caption_projection = nn.ModuleList(
-            nn.ModuleDict({"linear": nn.Linear(width, config.dim, bias=False)}) for width in widths
+            nn.ModuleDict({"linear": Linear(width, config.dim, bias=False)}) for width in widths
         )
+        for name, module in self.named_modules():
+            if isinstance(module, Linear | Gate):
+                module.published = name
+
+    @property
+    def blocks(self) -> list[DoubleBlock | SingleBlock]:
+        """All blocks, the double ones first."""
+        layers = (*self.double_stream_blocks, *self.single_stream_blocks)
+        return [cast(DoubleBlock | SingleBlock, layer["block"]) for layer in layers]
 
     def forward(
         self,
@@ -179,19 +201,26 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Velocity [B, C, H, W] of latent [B, C, H, W] at timestep [B], 0 to 1000; for the rest see `condition`."""
         grid = (latent.shape[2] // self.config.patch_size, latent.shape[3] // self.config.patch_size)
-        return self.velocity(latent, timestep, self.condition(t5, llama, pooled, grid, padded))
+        c = self.condition(t5, llama, pooled, grid, padded)
+        return self.velocity_at(latent, timestep, c)
 
     def condition(
-        self, t5: Tensor, llama: Tensor, pooled: Tensor, grid: tuple[int, int], padded: bool = False
+        self,
+        t5: Tensor,
+        llama: Tensor,
+        pooled: Tensor,
+        grid: tuple[int, int],
+        padded: bool = False,
+        changes: Changes = UNCHANGED,
     ) -> Conditioning:
         """Prepare a prompt for `velocity`.
 
         t5 [B, L, D_T5]; llama [layers, B, L, D_Llama], the hidden states without the embedding's; pooled [B, 2048],
         both CLIPs'; grid (h, w) in tokens. `padded` repeats the reference's padding of shapes that are not square.
         """
-        projection = [cast(nn.Linear, module["linear"]) for module in self.caption_projection]  # type: ignore[index]
-        captions = [projection[i](llama[layer]) for i, layer in enumerate(self.config.llama_layers)]
-        txt = torch.cat((projection[-1](t5), captions[-1]), dim=1)
+        projection = [cast(Linear, module["linear"]) for module in self.caption_projection]  # type: ignore[index]
+        captions = [projection[i](llama[layer], changes) for i, layer in enumerate(self.config.llama_layers)]
+        txt = torch.cat((projection[-1](t5, changes), captions[-1]), dim=1)
         pads = max(self.config.max_tokens - grid[0] * grid[1], 0) if padded and grid[0] != grid[1] else 0
         text_tokens = txt.shape[1] + (1 if pads else 0)
         rope = rope_table(grid, text_tokens, self.config.axes_dims_rope, t5.device)
@@ -202,37 +231,60 @@ class Transformer(nn.Module):
             key_mask[tokens] = 0
             bias = torch.zeros(tokens + text_tokens + captions[-1].shape[1], dtype=t5.dtype, device=t5.device)
             bias[tokens] = math.log(pads)
-        vec = self.p_embedder["pooled_embedder"](pooled)
-        return Conditioning(txt, torch.stack([norm(caption) for caption in captions]), vec, rope, key_mask, bias)
+        vec = self.p_embedder["pooled_embedder"](pooled, changes)
+        fresh = torch.stack([norm(caption) for caption in captions])
+        return Conditioning(txt, fresh, vec, rope, key_mask, bias, changes)
 
-    def velocity(self, latent: Tensor, timestep: Tensor, c: Conditioning) -> Tensor:
-        """One step: latent [B, C, H, W] at timestep [B] (0 to 1000) to its velocity, noise − picture, [B, C, H, W]."""
+    def modulation(self, timestep: Tensor, c: Conditioning) -> Modulation:
+        """Modulate one step at timestep [B], 0 to 1000."""
+        return self._modulate(timestep, c.pooled, c.changes)
+
+    def modulations(self, timesteps: Sequence[float], c: Conditioning) -> list[Modulation]:
+        """Modulate all steps of a request, each block in one product.
+
+        One step of the published model takes 2 MB (bf16), the 28 steps of Dev 55 MB; the weights that make them 5 GB.
+        """
+        batch, steps = c.pooled.shape[0], len(timesteps)
+        times = torch.tensor(timesteps, device=c.pooled.device).repeat_interleave(batch)
+        whole = self._modulate(times, c.pooled.repeat(steps, 1), c.changes)  # [steps·B, …]
+        tables = [table.split(batch) for table in (*whole.blocks, whole.final)]
+        return [Modulation(blocks=tuple(step[:-1]), final=step[-1]) for step in zip(*tables, strict=True)]
+
+    def _modulate(self, timestep: Tensor, pooled: Tensor, changes: Changes) -> Modulation:
+        time = sinusoid(timestep).to(pooled.dtype)
+        vec = F.silu(self.t_embedder["timestep_embedder"](time, changes) + pooled)
+        tables = [part.adaLN_modulation[1](vec, changes) for part in (*self.blocks, self.final_layer)]
+        return Modulation(blocks=tuple(tables[:-1]), final=tables[-1])
+
+    def velocity_at(self, latent: Tensor, timestep: Tensor, c: Conditioning) -> Tensor:
+        """One step at timestep [B], with its modulation made on the spot."""
+        return self.velocity(latent, self.modulation(timestep, c), c)
+
+    def velocity(self, latent: Tensor, modulation: Modulation, c: Conditioning) -> Tensor:
+        """One step: latent [B, C, H, W] and the step's modulation to the velocity, noise − picture, [B, C, H, W]."""
         p = self.config.patch_size
         patches = rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
         tokens = patches.shape[1]
         if c.key_mask is not None:
             patches = F.pad(patches, (0, 0, 0, 1))
-        img = self.x_embedder["proj"](patches)
-        time = sinusoid(timestep).to(img.dtype)
-        vec = F.silu(self.t_embedder["timestep_embedder"](time) + c.pooled)
+        img = self.x_embedder["proj"](patches, c.changes)
 
         txt, doubles = c.txt, len(self.double_stream_blocks)
-        for i, layer in enumerate(self.double_stream_blocks):
-            img, txt = layer["block"](img, txt, c.fresh[i], vec, c)  # type: ignore[index]
+        for i, block in enumerate(self.blocks[:doubles]):
+            img, txt = block(img, txt, c.fresh[i], modulation.blocks[i], c)
         x = torch.cat((img, txt), dim=1)
-        last = len(self.single_stream_blocks) - 1
-        for i, layer in enumerate(self.single_stream_blocks):
-            keep = tokens if i == last else x.shape[1]
-            x = layer["block"](x, c.fresh[doubles + i], vec, c, keep)  # type: ignore[index]
+        for i, block in enumerate(self.blocks[doubles:], start=doubles):
+            keep = tokens if i == len(self.blocks) - 1 else x.shape[1]
+            x = block(x, c.fresh[i], modulation.blocks[i], c, keep)
 
         # the published weights answer with picture − noise
-        out = -self.final_layer(x[:, :tokens], vec)
+        out = -self.final_layer(x[:, :tokens], modulation.final, c)
         return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=latent.shape[2] // p, p=p, q=p)
 
     def pack(self) -> None:
         """Lay weights that share an input side by side (`pack.py`); call it last, after any move or cast."""
-        for layer in (*self.double_stream_blocks, *self.single_stream_blocks):
-            cast(DoubleBlock | SingleBlock, layer["block"]).pack()
+        for block in self.blocks:
+            block.pack()
 
 
 def norm(x: Tensor) -> Tensor:
