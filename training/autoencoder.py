@@ -16,16 +16,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
-from torch import Tensor, nn
+from torch import Tensor
 
 import recipe
 from compose import Sprites, compose
 from concepts import load_concepts
 from latents import draw_scenes
+from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments
 
 CALIBRATION = 256
 """Pictures by which the channels' spread is measured."""
+CUT_OUTS = 4
+"""Cut-outs taken from one picture, which costs about as much to compose as they cost to learn."""
+WARM_UP = 100
 
 
 def build(config: recipe.Autoencoder) -> AutoencoderDC:
@@ -76,25 +80,25 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     settings = config.autoencoder
     module = build(settings).to(device, memory_format=torch.channels_last)
     total = sum(phase.steps for phase in settings.phases)
-    optimiser = torch.optim.AdamW(module.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total + 1, pct_start=0.05)
+    optimiser = Optimisers(
+        module, settings.muon_rate, settings.adamw_rate, lambda step: rise_and_fall(step, WARM_UP, total)
+    )
     dice = Dice(config.seed)
-    parts = {"module": module, "optimiser": optimiser, "schedule": schedule, "dice": dice}
-    stage, sprites, concepts = Stage(folder, config.run, parts), Sprites.load(device), load_concepts()
+    stage = Stage(folder, config.run, {"module": module, "optimiser": optimiser, "dice": dice})
+    sprites, concepts = Sprites.load(device), load_concepts()
     if stage.done:
         return
     for step in stage.steps(total):
         phase = phase_of(settings.phases, step)
-        pictures = compose(draw_scenes(dice.seed(), phase.batch, concepts), sprites, 512, 512, dice.seed())
-        truth = cut_outs(pictures, phase.side, dice).contiguous(memory_format=torch.channels_last)
+        count = -(-phase.batch // CUT_OUTS) if phase.side < 512 else phase.batch
+        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, 512, 512, dice.seed())
+        truth = cut_outs(pictures.repeat(phase.batch // count, 1, 1, 1), phase.side, dice).contiguous(
+            memory_format=torch.channels_last
+        )
         latent = module.encode(truth, return_dict=False)[0]
         noisy = latent + settings.latent_noise * latent.detach().std() * torch.randn_like(latent)
         loss = reconstruction_loss(module.decode(noisy, return_dict=False)[0], truth, settings.gradient_weight)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         stage.report(loss=loss)
     even_out(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, 512, 512, dice.seed()))
     save(module, folder / "vae")

@@ -9,6 +9,7 @@ autoencoder's reconstructions of them.
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import recipe
 from compose import Sprites, compose
 from concepts import Concepts, load_concepts
 from latents import draw_scenes
+from muon import Optimisers, rise_and_fall
 from scenes import Layout, Scene, Split, draw_scene
 from stage import Dice, Stage, arguments
 
@@ -27,6 +29,7 @@ SIDE = 192
 """Pixels along each side that the judge looks at; other pictures are brought to this area first."""
 WIDTHS = (32, 64, 128, 256)
 HELD_OUT_PICTURES = 512
+WARM_UP = 100
 
 
 class Judge(nn.Module):
@@ -126,10 +129,9 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     concepts, sprites = load_concepts(), Sprites.load(device)
     torch.manual_seed(config.seed)
     judge, settings, dice = Judge(concepts).to(device), config.judge, Dice(config.seed + 1)
-    optimiser = torch.optim.AdamW(judge.parameters(), settings.learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.steps + 1)
-    parts = {"judge": judge, "optimiser": optimiser, "schedule": schedule, "dice": dice}
-    stage = Stage(folder, config.run, parts)
+    rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
+    optimiser = Optimisers(judge, settings.muon_rate, settings.adamw_rate, rates)
+    stage = Stage(folder, config.run, {"judge": judge, "optimiser": optimiser, "dice": dice})
     if stage.done:
         return
     for _ in stage.steps(settings.steps):
@@ -137,10 +139,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         pictures = blurred(compose(scenes, sprites, SIDE, SIDE, dice.seed()), dice)
         truth = {name: value.to(device) for name, value in truths(scenes, concepts).items()}
         loss = loss_of(judge(pictures), truth)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         stage.report(loss=loss)
     torch.save(judge.state_dict(), folder / "judge.pt")
     stage.finish()

@@ -13,6 +13,7 @@ trajectory: over 16 and more steps that re-noise completely, the two hardly diff
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 
 import torch
@@ -21,8 +22,6 @@ from torch import Tensor, nn
 
 import folders
 import recipe
-from compose import Sprites
-from concepts import load_concepts
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.text import TextEncoders, load_text_encoders
@@ -30,10 +29,12 @@ from hidream.model.transformer import Conditioning, Transformer
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Variant
-from latents import Batch, Latents
-from pretrain import rate
+from latents import Batch
+from muon import Optimisers, rise_and_fall
+from pretrain import latents_of
 from stage import Dice, Stage, arguments
 
+WARM_UP = 200
 SPREAD_SHIFT = 2.0
 """How the levels at which teacher and critic compare are moved towards noise, where layout is decided."""
 
@@ -164,28 +165,23 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     student.requires_grad_(True)
     text = load_text_encoders(full, device, torch.float32)
     work = Distillation(teacher, student, text, settings, variant)
-    own = torch.optim.AdamW(student.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    others = [*work.critic.parameters(), *work.discriminator.parameters()]
-    against = torch.optim.AdamW(others, settings.learning_rate, betas=(0.5, 0.98), weight_decay=0.0)
+    total = settings.regression_steps + settings.matching_steps
+
+    def rates(step: int) -> float:
+        return rise_and_fall(step, WARM_UP, total)
+
+    own = Optimisers(student, settings.muon_rate, settings.adamw_rate, rates)
+    critics = nn.ModuleList((work.critic, work.discriminator))
+    against = Optimisers(critics, settings.muon_rate, settings.adamw_rate, lambda step: 1.0)
     dice = Dice(config.seed)
     parts = {"student": student, "critic": work.critic, "discriminator": work.discriminator}
     stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})
     if stage.done:
         return
     vae = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32)
-    cached = config.pretrain.cached_pictures if device.type == "cpu" else 0
-    token_px = vae.factor * config.transformer.patch_size
-    latents = runs / "pretrain" / "latents.pt"
-    source = Latents(vae, Sprites.load(device), load_concepts(), token_px, cached, latents)
-    total = settings.regression_steps + settings.matching_steps
-
-    def batch() -> Batch:
-        return source.batch(dice, settings.batch, config.pretrain.square)
-
+    source = latents_of(config, vae, runs / "pretrain", device)
     for step in stage.steps(total):
-        lr = settings.learning_rate * rate(step, 200, total)
-        for group in (*own.param_groups, *against.param_groups):
-            group["lr"] = lr
+        batch = functools.partial(source.batch, dice, settings.batch, config.pretrain.steps + step)
         with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
             if step < settings.regression_steps:
                 loss = work.regression(batch(), dice)
@@ -193,21 +189,14 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
             else:
                 for _ in range(settings.critic_steps):
                     critic, discriminator = work.criticism(batch(), dice)
-                    _update(against, critic + discriminator, others)
+                    against.step(critic + discriminator)
                 matching, verdict = work.matching(batch(), dice)
                 loss = matching + settings.adversarial * verdict
                 losses = {"matching": matching, "verdict": verdict, "critic": critic, "discriminator": discriminator}
-        _update(own, loss, list(student.parameters()))
+        own.step(loss)
         stage.report(**losses)
     folders.save_variant(student, variant, folder / variant)
     stage.finish()
-
-
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
 
 
 def _unpacked(transformer: Transformer) -> Transformer:

@@ -24,7 +24,8 @@ import classifiers
 from captions import plain_caption
 from compose import Sprites
 from concepts import Concepts, load_concepts
-from hidream.model.pipeline import Model, generate, load
+from hidream.model.loading import Model, load
+from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Size, Variant
 from scenes import Layout, Scene, Split, draw_scene
 from stage import arguments

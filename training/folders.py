@@ -24,6 +24,7 @@ INDEX: dict[str, Any] = {
     "_class_name": "HiDreamImagePipeline",
     "_diffusers_version": diffusers.__version__,
     "_default_sample_size": SAMPLE_SIZE,
+    "_refines": False,  # it was trained at its best area only
     "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     "text_encoder_3": ["transformers", "T5EncoderModel"],

@@ -1,6 +1,8 @@
-"""Latents with captions to train on: composed and encoded afresh, or drawn once and kept where that costs too much.
+"""Latents with captions to train on: composed and encoded afresh, or drawn from a pool where that costs too much.
 
-A batch has one shape; shapes are those that the product itself would draw for sizes of 1:3 to 3:1.
+A batch has one shape; shapes are those that the product itself would draw for sizes of 1:3 to 3:1. The pool grows
+while the training runs: part by part, each of one shape and in a file of its own, made when a step first needs it. What
+a part shows follows from its number, so that a killed training finds the same pool.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import recipe
 from captions import caption
 from compose import Sprites, compose
 from concepts import Concepts
@@ -24,7 +28,8 @@ from stage import Dice
 BEST_SIDE = 8
 """Tokens along each side of the best square."""
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
-ENCODED_AT_ONCE = 16
+PART = 16
+"""Pictures in a part of the pool, and pictures encoded at once."""
 
 
 def shapes() -> list[Grid]:
@@ -52,49 +57,60 @@ class Batch:
 
 
 class Latents:
-    """The source; `cached` pictures a shape are kept in `file`, 0 makes every batch afresh."""
+    """The source of batches; without a `pool` every batch is made afresh."""
 
     def __init__(
-        self, vae: Autoencoder, sprites: Sprites, concepts: Concepts, token_px: int, cached: int, file: Path
+        self,
+        vae: Autoencoder,
+        sprites: Sprites,
+        concepts: Concepts,
+        token_px: int,
+        square: float,
+        pool: recipe.Pool | None,
+        folder: Path,
     ) -> None:
         self._vae, self._sprites, self._concepts, self._token_px = vae, sprites, concepts, token_px
+        self._square, self._pool, self._folder = square, pool, folder
         self._grids = shapes()
-        self._cache = self._load(cached, file) if cached else {}
+        self._parts: list[tuple[Grid, Tensor, list[Scene]]] = []
 
-    def batch(self, dice: Dice, size: int, square: float) -> Batch:
-        """Draw a batch; with probability `square` a square one. Captions are worded anew each time."""
+    def batch(self, dice: Dice, size: int, step: int) -> Batch:
+        """Draw the batch of a step, of one shape. Captions are worded anew each time."""
         wording = random.Random(dice.seed())
-        grid = self._grids[0] if dice.uniform() < square else wording.choice(self._grids[1:])
-        if grid in self._cache:
-            latents, scenes = self._cache[grid]
-            chosen = [wording.randrange(len(scenes)) for _ in range(size)]
-            latent, picked = latents[chosen].float().to(self._sprites.device), [scenes[i] for i in chosen]
-        else:
+        grid = self._draw_grid(wording)
+        if self._pool is None:
             latent, picked = self._encode(grid, size, dice.seed())
+        else:
+            self._grow(min(self._pool.start + step * self._pool.per_step, self._pool.most))
+            parts = [part for part in self._parts if part[0] == grid] or self._parts[:1]
+            grid = parts[0][0]  # of the first part, as long as there is none of the shape that was drawn
+            chosen = [(wording.choice(parts), wording.randrange(PART)) for _ in range(size)]
+            latent = torch.stack([latents[i] for (_, latents, _), i in chosen]).float().to(self._sprites.device)
+            picked = [scenes[i] for (_, _, scenes), i in chosen]
         return Batch(latent, [caption(scene, wording, self._concepts) for scene in picked], grid)
+
+    def _draw_grid(self, rng: random.Random) -> Grid:
+        return self._grids[0] if rng.random() < self._square else rng.choice(self._grids[1:])
 
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
         height, width = grid.rows * self._token_px, grid.columns * self._token_px
         scenes = draw_scenes(seed, size, self._concepts, width / height)
         pictures = compose(scenes, self._sprites, height, width, seed)
-        return torch.cat([self._vae.encode(part) for part in pictures.split(ENCODED_AT_ONCE)]), scenes
+        return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]), scenes
 
-    def _load(self, cached: int, file: Path) -> dict[Grid, tuple[Tensor, list[Scene]]]:
-        """Read the cache, or make it: shapes that are not square share as many pictures as the square has."""
-        if file.exists():
-            kept: dict[Grid, Tensor] = torch.load(file, weights_only=True)
-        else:
-            kept = {}
-        cache = {}
-        for i, grid in enumerate(self._grids):
-            count = cached if i == 0 else cached // (len(self._grids) - 1)
-            parts = -(-count // ENCODED_AT_ONCE)
-            seeds = [i * 1_000_000 + part for part in range(parts)]
-            if tuple(grid) not in kept:
-                kept[tuple(grid)] = torch.cat([self._encode(grid, ENCODED_AT_ONCE, s)[0].half().cpu() for s in seeds])
-                torch.save(kept, file)
-            aspect = grid.columns / grid.rows
-            scenes = [scene for s in seeds for scene in draw_scenes(s, ENCODED_AT_ONCE, self._concepts, aspect)]
-            cache[grid] = (kept[tuple(grid)], scenes)
-        return cache
+    def _grow(self, pictures: int) -> None:
+        """Read or make parts until there are as many pictures."""
+        while len(self._parts) * PART < pictures:
+            number = len(self._parts)
+            grid, file = self._draw_grid(random.Random(number)), self._folder / f"{number:05}.safetensors"
+            if file.exists():
+                aspect = grid.columns / grid.rows
+                latents, scenes = load_file(file)["latents"], draw_scenes(number, PART, self._concepts, aspect)
+            else:
+                latents, scenes = self._encode(grid, PART, number)
+                latents = latents.half().cpu()
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_file({"latents": latents}, file.with_suffix(".part"))
+                file.with_suffix(".part").replace(file)
+            self._parts.append((grid, latents, scenes))

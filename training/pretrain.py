@@ -27,10 +27,11 @@ from hidream.model.moe import balance_losses
 from hidream.model.shape import Grid
 from hidream.model.text import TextEncoders
 from hidream.model.transformer import Transformer
-from hidream.model.vae import load_autoencoder
+from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Latents, draw_scenes
+from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments
 
 
@@ -82,21 +83,21 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
     settings = config.pretrain
     student = build(config).to(device)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimiser = torch.optim.AdamW(
-        student.parameters(), settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    optimiser = Optimisers(
+        student,
+        settings.muon_rate,
+        settings.adamw_rate,
+        lambda step: rise_and_fall(step, settings.warm_up, settings.steps, settings.fall),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, settings.warm_up, settings.steps))
     dice = Dice(config.seed)
-    parts = {"student": student, "average": average, "optimiser": optimiser, "schedule": schedule, "dice": dice}
+    parts = {"student": student, "average": average, "optimiser": optimiser, "dice": dice}
     stage = Stage(folder, config.run, parts)
     if stage.done:
         return
     vae = load_autoencoder(Checkpoint(autoencoder), device, torch.float32)
-    cached = settings.cached_pictures if device.type == "cpu" else 0
-    token_px = vae.factor * config.transformer.patch_size
-    source = Latents(vae, Sprites.load(device), load_concepts(), token_px, cached, folder / "latents.pt")
-    for _ in stage.steps(settings.steps):
-        batch = source.batch(dice, settings.batch, settings.square)
+    source = latents_of(config, vae, folder, device)
+    for step in stage.steps(settings.steps):
+        batch = source.batch(dice, settings.batch, step)
         captions = ["" if dice.uniform() < settings.caption_dropout else text for text in batch.captions]
         noise = torch.randn(batch.latent.shape, generator=dice.generator).to(device)
         sigma = draw_sigmas(len(captions), RECIPES[Variant.FULL].shift, dice.generator).to(device)
@@ -106,11 +107,7 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
             velocity = student(mixed, sigma, captions, batch.grid)
         flow = F.mse_loss(velocity.float(), noise - batch.latent)
         loss = flow + settings.balance * torch.stack(balance).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         average.update_parameters(student)
         stage.report(flow=flow, balance=torch.stack(balance).mean())
     folders.save_variant(average.module.transformer, Variant.FULL, folder / "full")
@@ -118,9 +115,12 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
     stage.finish()
 
 
-def rate(step: int, warm_up: int, steps: int) -> float:
-    """Share of the learning rate: up in a line, then down in a line to nothing."""
-    return min((step + 1) / warm_up, max(0.0, 1 - (step - warm_up) / max(1, steps - warm_up)))
+def latents_of(config: recipe.Recipe, vae: Autoencoder, folder: Path, device: torch.device) -> Latents:
+    """Open the source of batches, whose pool is kept in pretraining's `folder` on a CPU."""
+    pool = config.pretrain.pool if device.type == "cpu" else None
+    token_px = vae.factor * config.transformer.patch_size
+    concepts = load_concepts()
+    return Latents(vae, Sprites.load(device), concepts, token_px, config.pretrain.square, pool, folder / "latents")
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ class Autoencoder:
     encoder_layers: list[int]
     decoder_layers: list[int]
     latent_channels: int
-    learning_rate: float
+    muon_rate: float
+    adamw_rate: float
     latent_noise: float
     gradient_weight: float
     phases: list[Phase]
@@ -56,16 +57,26 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Pictures that are encoded once and drawn often: so many at first, per step, and at most."""
+
+    start: int
+    per_step: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pretrain:
     """Training of Full."""
 
-    learning_rate: float
+    muon_rate: float
+    adamw_rate: float
     warm_up: int
-    weight_decay: float
+    fall: float
     ema: float
     batch: int
     steps: int
-    cached_pictures: int
+    pool: Pool
     caption_dropout: float
     balance: float
     square: float
@@ -78,7 +89,8 @@ class Distill:
     guidance: float
     regression_steps: int
     matching_steps: int
-    learning_rate: float
+    muon_rate: float
+    adamw_rate: float
     critic_steps: int
     adversarial: float
     batch: int
@@ -88,7 +100,8 @@ class Distill:
 class Judge:
     """Training of the classifier that scores."""
 
-    learning_rate: float
+    muon_rate: float
+    adamw_rate: float
     batch: int
     steps: int
 
@@ -125,7 +138,7 @@ def load(path: Path = CONFIG) -> Recipe:
         autoencoder=Autoencoder(**autoencoder, phases=phases),
         text=text,
         transformer=_transformer(values["transformer"], text, autoencoder["latent_channels"]),
-        pretrain=Pretrain(**values["pretrain"]),
+        pretrain=Pretrain(**values["pretrain"] | {"pool": Pool(**values["pretrain"]["pool"])}),
         distill={Variant(name): Distill(**value) for name, value in values["distill"].items()},
         judge=Judge(**values["judge"]),
         run=Run(**values["run"]),

@@ -24,7 +24,8 @@ import pretrain
 import recipe
 import stage
 from concepts import load_concepts
-from hidream.model.pipeline import generate, load
+from hidream.model.loading import load
+from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
 from hidream.types import ImageRequest, Size, Variant
 
@@ -36,7 +37,8 @@ widths = [8, 8, 16, 16, 32, 32]
 encoder_layers = [1, 1, 1, 1, 1, 1]
 decoder_layers = [1, 1, 1, 1, 1, 1]
 latent_channels = 8
-learning_rate = 1e-3
+muon_rate = 1e-2
+adamw_rate = 1e-3
 latent_noise = 0.05
 gradient_weight = 0.5
 phases = [{ side = 64, batch = 2, steps = 2 }, { side = 128, batch = 1, steps = 1 }]
@@ -57,13 +59,14 @@ attention_head_dim = 32
 axes_dims_rope = [16, 8, 8]
 max_resolution = [64, 64]
 [pretrain]
-learning_rate = 1e-3
+muon_rate = 1e-2
+adamw_rate = 1e-3
 warm_up = 2
-weight_decay = 0.01
+fall = 0.5
 ema = 0.5
 batch = 2
 steps = 4
-cached_pictures = 16
+pool = { start = 16, per_step = 8, most = 40 }
 caption_dropout = 0.1
 balance = 0.01
 square = 0.5
@@ -71,7 +74,8 @@ square = 0.5
 guidance = 5.0
 regression_steps = 2
 matching_steps = 2
-learning_rate = 1e-4
+muon_rate = 1e-3
+adamw_rate = 1e-4
 critic_steps = 1
 adversarial = 0.02
 batch = 2
@@ -79,12 +83,14 @@ batch = 2
 guidance = 5.0
 regression_steps = 1
 matching_steps = 1
-learning_rate = 1e-4
+muon_rate = 1e-3
+adamw_rate = 1e-4
 critic_steps = 1
 adversarial = 0.02
 batch = 2
 [judge]
-learning_rate = 1e-3
+muon_rate = 1e-2
+adamw_rate = 1e-3
 batch = 2
 steps = 2
 [run]
