@@ -1,0 +1,73 @@
+"""4-bit weights as bitsandbytes publishes them, to `Quantized`.
+
+A weight X is several tensors: `X` with the packed values, `X.absmax`, `X.quant_map` and, as JSON in bytes,
+`X.quant_state.bitsandbytes__nf4`; if the scales are quantised too ("double quantisation"), also `X.nested_absmax` and
+`X.nested_quant_map`. The scales are made plain here: they are a thirty-second of the values, and cost time each step.
+
+Source: bitsandbytes 0.50.2, functional.py, `QuantState`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hidream.errors import CheckpointError
+from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
+
+STATE = ".quant_state.bitsandbytes__"
+PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+
+
+def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Quantized]:
+    """Put each 4-bit weight's tensors together; the others, and files without such weights, stay as they are.
+
+    Raises CheckpointError on another type than NF4, and when a part is missing or does not fit.
+    """
+    states = {key.partition(STATE)[0]: key for key in tensors if STATE in key}
+    lost = sorted(states.keys() - tensors.keys())
+    if lost:
+        raise CheckpointError(f"{len(lost)} weights of bitsandbytes have a state, but no values: {', '.join(lost[:3])}")
+    folded = {weight + part for weight in states for part in PARTS} | set(states.values())
+    return {
+        key: _weight(key, states[key], tensors) if key in states else tensor
+        for key, tensor in tensors.items()
+        if key not in folded
+    }
+
+
+def _weight(name: str, state_key: str, tensors: Mapping[str, Tensor]) -> Quantized:
+    kind = state_key.partition(STATE)[2]
+    if kind != Scheme.NF4:
+        raise CheckpointError(f"{name} is quantised to {kind!r} by bitsandbytes; accepted: nf4")
+    try:
+        state: dict[str, Any] = json.loads(bytes(tensors[state_key].cpu().numpy()))
+        scale = _scales(name, state, tensors)
+        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), torch.Size(state["shape"]))
+        pairs = nf4_pairs(tensors[name + ".quant_map"])
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the bitsandbytes weight {name} lacks a part or is torn: {error!r}") from error
+    return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, torch.Size(state["shape"]))
+
+
+def _blocks(packed: Tensor, block: int, count: int, shape: torch.Size) -> Tensor:
+    """Packed values, two in a byte, as [count, block / 2]: a view, unless the last block is cut (never in HiDream)."""
+    data = packed.flatten().view(torch.uint8)
+    if data.numel() != -(-shape.numel() // 2) or count != -(-shape.numel() // block):
+        raise ValueError(f"{data.numel()} bytes in {count} blocks of {block} are not a matrix of shape {list(shape)}")
+    cut = count * block // 2 - data.numel()
+    return (F.pad(data, (0, cut)) if cut else data).view(count, block // 2)
+
+
+def _scales(name: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the largest value of each block, float32 [n]."""
+    absmax = tensors[name + ".absmax"]
+    if name + ".nested_absmax" not in tensors:
+        return absmax.float()
+    outer = tensors[name + ".nested_absmax"].repeat_interleave(int(state["nested_blocksize"]))[: absmax.numel()]
+    return tensors[name + ".nested_quant_map"][absmax.int()] * outer + float(state["nested_offset"])

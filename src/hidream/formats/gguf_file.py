@@ -1,0 +1,149 @@
+"""GGUF files: read by memory map, without a copy, and written.
+
+Names and shapes are those of the published checkpoint, as city96's converter keeps them: nothing is renamed or
+permuted, GGUF's reversed order of dimensions is undone, and `comfy.gguf.orig_shape.<name>` says where a tensor was
+reshaped to be quantised. Knows nothing of configurations and modules.
+
+Source: ggml, docs/gguf.md; city96/ComfyUI-GGUF, loader.py and tools/convert.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from torch import Tensor
+
+from hidream.errors import CheckpointError, ConfigurationError
+from hidream.formats.gguf_grids import GGUF_TYPES
+from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
+
+ARCHITECTURE = "hidream"
+UNNAMED = ("", "pig")
+"""Architectures that say nothing: none at all (stable-diffusion.cpp), and what calcuis' converter always writes."""
+HIDREAM_KEY = "caption_projection.0.linear.weight"
+"""A tensor that only HiDream-I1 has, by which its files are known where their architecture says nothing."""
+
+PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WRITABLE = (*PLAIN, *GGUF_WRITABLE)
+SMALL_VALUES = 1024
+"""Tensors of at most so many values stay float32 (city96, tools/convert.py, QUANTIZATION_THRESHOLD)."""
+EXACT = ".gate.weight"
+"""Chooses the experts, and stays float32 (city96, tools/convert.py, ModelHiDream.keys_hiprec)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GGUF:
+    """An open file: its tensors are the file's mapping, whose pages are read when they are used."""
+
+    architecture: str
+    metadata: Mapping[str, Any]  # all other keys: numbers, strings and lists
+    tensors: Mapping[str, Tensor | Quantized]
+
+
+def open_gguf(path: Path) -> GGUF:
+    """Open a file of HiDream-I1.
+
+    The mapping is private: writing to a tensor would not change the file. Raises CheckpointError when the file is not
+    GGUF, torn, of another architecture, or has a tensor of a type that the `gguf` package cannot read.
+    """
+    reader, metadata = _read(path)
+    if reader.byte_order == "S":
+        raise CheckpointError(
+            f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
+        )
+    named = str(metadata.pop("general.architecture", ""))
+    known = named in UNNAMED and any(tensor.name.endswith(HIDREAM_KEY) for tensor in reader.tensors)
+    if named != ARCHITECTURE and not known:
+        raise CheckpointError(f"{path} holds a model of architecture {named!r}; accepted: {ARCHITECTURE!r}")
+    tensors = {tensor.name: _tensor(path, tensor, metadata) for tensor in reader.tensors}
+    return GGUF(ARCHITECTURE, metadata, tensors)
+
+
+def write_gguf(
+    path: Path,
+    tensors: Mapping[str, Tensor | Quantized],
+    kind: str,
+    metadata: Mapping[str, str] | None = None,
+    architecture: str = ARCHITECTURE,
+) -> None:
+    """Write tensors under their published names, the matrices in the type `kind`, one of WRITABLE.
+
+    What is small, has one dimension, chooses experts or has rows that `kind` cannot hold is written as float32. One
+    tensor at a time is converted, and the file appears at `path` when it is whole. Raises ConfigurationError on a type
+    that cannot be written.
+    """
+    if kind not in WRITABLE:
+        raise ConfigurationError(f"GGUF files cannot be written in {kind!r}; accepted: {', '.join(WRITABLE)}")
+    kinds = {name: _kind(name, value.shape, kind) for name, value in tensors.items()}
+    writer = GGUFWriter(None, architecture)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}{'_MOE' * (kind == 'MXFP4')}"])
+    for key, text in (metadata or {}).items():
+        writer.add_string(key, text)
+    for name, value in tensors.items():
+        block_type = GGMLQuantizationType[kinds[name]]
+        row = gguf.quant_shape_to_byte_shape(tuple(value.shape), block_type)
+        writer.add_tensor_info(name, row, np.dtype(np.uint8), int(np.prod(row)), block_type)
+    partial = path.with_name(path.name + ".part")
+    writer.write_header_to_file(partial)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, value in tensors.items():
+        writer.write_tensor_data(_stored_bytes(value, kinds[name]))
+    writer.close()
+    partial.replace(path)
+
+
+def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+    try:
+        with path.open("rb") as stream:
+            if stream.read(4) != b"GGUF":
+                raise CheckpointError(f"{path} is not a GGUF file: it does not start with these four letters")
+        reader = GGUFReader(path, "c")  # copy-on-write, because torch wants writable memory
+        return reader, {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        if "GGMLQuantizationType" in str(error):
+            text = f"{path} has a tensor of a type that is not known: {error}; accepted: {_accepted()}"
+            raise CheckpointError(text) from error
+        raise CheckpointError(f"{path} is torn, or not a GGUF file of version 2 or 3: {error}") from error
+
+
+def _tensor(path: Path, tensor: gguf.ReaderTensor, metadata: Mapping[str, Any]) -> Tensor | Quantized:
+    kind, stored = tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)]
+    if kind not in PLAIN and kind not in GGUF_TYPES:
+        raise CheckpointError(f"{path} has {tensor.name} in the type {kind}; accepted: {_accepted()}")
+    shape = torch.Size(metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored))
+    if shape.numel() != tensor.n_elements:
+        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {list(shape)}")
+    data = torch.from_numpy(tensor.data)
+    return data.view(PLAIN[kind]).view(shape) if kind in PLAIN else from_blocks(kind, data, shape)
+
+
+def _accepted() -> str:
+    return ", ".join((*PLAIN, *GGUF_TYPES))
+
+
+def _kind(name: str, shape: torch.Size, kind: str) -> str:
+    """Return the type in which one tensor is written."""
+    if len(shape) < 2 or shape.numel() <= SMALL_VALUES or name.endswith(EXACT):
+        return "F32"
+    return kind if kind in PLAIN or shape[-1] % GGUF_TYPES[kind].values == 0 else "F32"
+
+
+def _stored_bytes(value: Tensor | Quantized, kind: str) -> np.ndarray:
+    if isinstance(value, Quantized) and value.scheme != kind:
+        value = value.dense(torch.float32)
+    if isinstance(value, Tensor):
+        value = value.to(PLAIN[kind]) if kind in PLAIN else quantize(value, kind)
+    data = value if isinstance(value, Tensor) else value.parts["data"]
+    return data.contiguous().cpu().flatten().view(torch.uint8).numpy()

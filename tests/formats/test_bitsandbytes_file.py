@@ -1,0 +1,70 @@
+"""4-bit weights as bitsandbytes saves them: a recording of the package (`record_bitsandbytes.py`)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hidream.errors import CheckpointError
+from hidream.formats.bitsandbytes_file import fold
+from hidream.formats.quantized import Quantized
+
+RECORDED = load_file(Path(__file__).parent / "fixtures" / "bitsandbytes.safetensors")
+STATE = "double.weight.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize("name", ["plain", "double"])
+def test_a_weight_is_read_as_bitsandbytes_reads_it(name: str):
+    """Bit for bit, in the type that it was recorded in."""
+    weight, theirs = fold(RECORDED)[f"{name}.weight"], RECORDED[f"{name}.dequantized"]
+    assert isinstance(weight, Quantized)
+    assert weight.shape == theirs.shape
+    assert torch.equal(weight.dense(theirs.dtype), theirs)
+
+
+def test_all_else_stays_and_nothing_is_left_over():
+    folded = fold(RECORDED)
+    assert folded.keys() == {
+        f"{name}.{key}" for name in ("plain", "double") for key in ("matrix", "dequantized", "weight")
+    }
+    assert folded["plain.matrix"] is RECORDED["plain.matrix"]
+
+
+def test_values_are_not_copied():
+    weight = fold(RECORDED)["double.weight"]
+    assert isinstance(weight, Quantized)
+    assert weight.parts["data"].data_ptr() == RECORDED["double.weight"].data_ptr()
+
+
+def test_a_file_without_such_weights_stays():
+    tensors = {"a": torch.zeros(2)}
+    assert fold(tensors) == tensors
+
+
+@pytest.mark.parametrize("part", [".absmax", ".quant_map", ".nested_quant_map"])
+def test_a_missing_part_is_an_error(part: str):
+    lost = f"double.weight{part}"
+    with pytest.raises(CheckpointError, match=rf"double\.weight lacks a part or is torn: KeyError\('{lost}'\)"):
+        fold({key: value for key, value in RECORDED.items() if key != lost})
+
+
+def test_missing_values_are_an_error():
+    with pytest.raises(CheckpointError, match=r"1 weights of bitsandbytes have a state, but no values: plain\.weight"):
+        fold({key: value for key, value in RECORDED.items() if key != "plain.weight"})
+
+
+def test_torn_values_are_an_error():
+    with pytest.raises(CheckpointError, match="8000 bytes in 260 blocks"):
+        fold(RECORDED | {"double.weight": RECORDED["double.weight"][:8000]})
+
+
+def test_a_torn_state_is_an_error():
+    with pytest.raises(CheckpointError, match=r"double\.weight lacks a part or is torn"):
+        fold(RECORDED | {STATE: RECORDED[STATE][:-5]})
+
+
+def test_another_type_is_named():
+    tensors = {key.replace("__nf4", "__fp4"): value for key, value in RECORDED.items()}
+    with pytest.raises(CheckpointError, match="quantised to 'fp4' by bitsandbytes; accepted: nf4"):
+        fold(tensors)
