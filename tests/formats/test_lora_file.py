@@ -1,0 +1,191 @@
+"""LoRA files: formats by their keys, strengths by each trainer's rule, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lycoris.functional import lokr
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+
+from hidream.errors import CheckpointError
+from hidream.formats.lora_file import Kronecker, LoraFormat, LowRank, bare, read_lora
+
+A, B = torch.randn(4, 6), torch.randn(10, 4)
+LAYER = "double_stream_blocks.3.block.attn1.to_q"
+UNDERSCORED = LAYER.replace(".", "_")
+
+
+def read(folder, tensors, metadata=None, name="style.safetensors"):
+    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, folder / name, metadata)
+    return read_lora(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "format_"),
+    [
+        (f"transformer.{LAYER}.lora_A.weight", f"transformer.{LAYER}.lora_B.weight", LoraFormat.PEFT),
+        (f"base_model.model.{LAYER}.lora_A.weight", f"base_model.model.{LAYER}.lora_B.weight", LoraFormat.PEFT),
+        (f"{LAYER}.lora_A.default.weight", f"{LAYER}.lora_B.default.weight", LoraFormat.PEFT),
+        (
+            f"diffusion_model.{LAYER}.lora_A.weight",
+            f"diffusion_model.{LAYER}.lora_B.weight",
+            LoraFormat.DIFFUSION_MODEL,
+        ),
+        (f"transformer.{LAYER}.lora_down.weight", f"transformer.{LAYER}.lora_up.weight", LoraFormat.DOWN_UP),
+        (f"transformer.{LAYER}.lora.down.weight", f"transformer.{LAYER}.lora.up.weight", LoraFormat.DOWN_UP),
+        (f"lora_unet_{UNDERSCORED}.lora_down.weight", f"lora_unet_{UNDERSCORED}.lora_up.weight", LoraFormat.LORA_UNET),
+        (f"lycoris_{UNDERSCORED}.lora_down.weight", f"lycoris_{UNDERSCORED}.lora_up.weight", LoraFormat.LYCORIS),
+    ],
+)
+def test_formats(down, up, format_, tmp_path):
+    file = read(tmp_path, {down: A, up: B})
+    (key, adapter), *others = file.adapters.items()
+    assert (file.name, file.format, file.notes, others) == ("style", format_, (), [])
+    assert bare(key) in (LAYER, UNDERSCORED)
+    assert down.startswith(key)
+    assert isinstance(adapter, LowRank)
+    assert adapter.shape == (10, 6)
+    torch.testing.assert_close(adapter.delta(), B @ A)  # without alpha, alpha is the rank
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(2.0), torch.tensor([2.0]), torch.tensor(2, dtype=torch.int64)])
+def test_alpha_is_over_the_rank(alpha, tmp_path):
+    tensors = {
+        f"{LAYER}.lora_down.weight": A[:, :, None, None],
+        f"{LAYER}.lora_up.weight": B.half(),
+        f"{LAYER}.alpha": alpha,
+    }
+    adapter = read(tmp_path, tensors).adapters[LAYER]
+    assert adapter.scale == 0.5
+    torch.testing.assert_close(adapter.delta(), 0.5 * B.half().float() @ A)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("where", ["diffusers", "pipeline", "peft"])
+def test_pefts_configuration(where, rslora, tmp_path):
+    patterns = {"to_q": 3, r"block\.attn1\.to_k": 5, "^double_stream_blocks.3.block.attn1.to_v": 7}
+    settings = {"r": 4, "lora_alpha": 2, "alpha_pattern": patterns, "use_rslora": rslora}
+    prefix = "transformer." if where == "pipeline" else ""
+    names = [LAYER.replace("to_q", name) for name in ("to_q", "to_k", "to_v", "to_out", "to_q_t")]
+    tensors = {f"{prefix}{n}.lora_{side}.weight": m for n in names for side, m in (("A", A), ("B", B))}
+    if where == "peft":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+        read(tmp_path, tensors, name="adapter_model.safetensors")
+        file = read_lora(tmp_path)
+        assert file.name == tmp_path.name
+    else:
+        metadata = {"lora_adapter_metadata": json.dumps({prefix + key: value for key, value in settings.items()})}
+        file = read(tmp_path, tensors, metadata)
+    config = LoraConfig(**settings)
+    for name in names:
+        alpha = config.alpha_pattern.get(get_pattern_key(patterns, name), config.lora_alpha)
+        assert file.adapters[prefix + name].scale == alpha / (2 if rslora else 4)
+    assert len({adapter.scale for adapter in file.adapters.values()}) == 4
+
+
+@pytest.mark.parametrize("left", [("w1",), ("w1_a", "w1_b")])
+@pytest.mark.parametrize("right", [("w2",), ("w2_a", "w2_b"), ("t2", "w2_a", "w2_b")])
+def test_lokr_is_lycoriss(left, right, tmp_path):
+    shapes = {"w1": (2, 3), "w1_a": (2, 4), "w1_b": (4, 3), "w2": (5, 7), "w2_a": (5, 4), "w2_b": (4, 7), "t2": (4, 4)}
+    if "t2" in right:
+        shapes["w2_a"] = (4, 5)
+    parts = {name: torch.randn(shapes[name]) for name in (*left, *right)}
+    tensors = {f"lycoris_{UNDERSCORED}.lokr_{name}": tensor for name, tensor in parts.items()}
+    file = read(tmp_path, tensors | {f"lycoris_{UNDERSCORED}.alpha": torch.tensor(3.0)})
+    adapter = file.adapters[f"lycoris_{UNDERSCORED}"]
+    assert isinstance(adapter, Kronecker)
+    assert adapter.shape == (10, 21)
+    order = [parts.get(name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
+    scale = 1.0 if len(parts) == 2 else 3 / 4
+    torch.testing.assert_close(adapter.delta(), lokr.kron_weight(*order, scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "becomes"),
+    [
+        ("lora_magnitude_vector", (10,), (10, 1)),
+        ("lora_magnitude_vector.weight", (10,), (10, 1)),
+        ("dora_scale", (10, 1), (10, 1)),
+        ("dora_scale", (1, 6), (1, 6)),
+        ("dora_scale", (1, 6, 1, 1), (1, 6)),
+    ],
+)
+def test_magnitudes(key, shape, becomes, tmp_path):
+    tensors = {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B, f"{LAYER}.{key}": torch.ones(shape)}
+    assert read(tmp_path, tensors).adapters[LAYER].magnitude.shape == becomes
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder_2.text_model.fc1", "llama.layers.0.q_proj", "t5.fc",
+     "text_encoder.text_model.fc1", "lora_te_text_model_fc1", "clip_l.text_model.fc1", "lora_te4_model_layers_0"],
+)  # fmt: skip
+def test_text_encoders_are_skipped_and_said_to_be(encoder, tmp_path):
+    pair = {"lora_down.weight": A, "lora_up.weight": B}
+    tensors = {f"{layer}.{part}": m for layer in (encoder, f"transformer.{LAYER}") for part, m in pair.items()}
+    file = read(tmp_path, tensors)
+    assert set(file.adapters) == {f"transformer.{LAYER}"}
+    assert file.notes == ("skipped tensors of text encoders: 2",)
+    only = {key: tensor for key, tensor in tensors.items() if key.startswith(encoder)}
+    with pytest.raises(CheckpointError, match="no LoRA of the transformer"):
+        read(tmp_path, only)
+
+
+def test_what_is_unknown_is_said(tmp_path):
+    file = read(tmp_path, {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B, "final_layer.linear.diff": B})
+    assert file.notes == ("skipped tensors of an unknown kind: 1 (final_layer.linear.diff)",)
+
+
+PAIR = {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": A}, "no LoRA of the transformer: its keys are weight; accepted: safetensors with lora_A"),
+        ({f"{LAYER}.hada_w1_a": A, f"{LAYER}.hada_w1_b": B}, "no LoRA of the transformer: its keys are .*hada_w1_a"),
+        ({f"{LAYER}.lora_A.weight": A}, f"layer {LAYER} is not complete: it has only down"),
+        ({f"{LAYER}.alpha": A}, f"layer {LAYER} is not complete: it has only alpha"),
+        ({f"{LAYER}.lokr_w1": A, f"{LAYER}.lokr_w2_a": B}, "is not complete"),
+        ({f"{LAYER}.lokr_w1_a": A, f"{LAYER}.lokr_w1_b": A, f"{LAYER}.lokr_w2": A}, r"\[4, 6\] and \[4, 6\]"),
+        (PAIR | {f"{LAYER}.lora_B.weight": B[:, :3]}, r"shapes \[10, 3\] and \[4, 6\]; accepted: parts of one rank"),
+        (PAIR | {f"{LAYER}.lora_mid.weight": A}, "in a way that is not known: .*lora_mid.weight"),
+        (PAIR | {f"{LAYER}.lora_B.bias": B[:, 0]}, "in a way that is not known: .*lora_B.bias"),
+        (PAIR | {f"{LAYER}.lora_A.weight": A * torch.nan}, "values that are not finite in down"),
+        (PAIR | {f"{LAYER}.lora_A.weight": A.int()}, "type torch.int32 in down"),
+        (PAIR | {f"{LAYER}.alpha": torch.tensor(torch.inf)}, "scale inf; accepted: a finite alpha"),
+        ({f"{LAYER}.lora_A.weight": A[:0], f"{LAYER}.lora_B.weight": B[:, :0]}, r"the shape \[0, 6\] in down"),
+    ],
+)
+def test_errors(tensors, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path, tensors)
+
+
+def test_what_is_no_file_of_tensors(tmp_path):
+    (tmp_path / "style.pt").write_bytes(b"PK\x03\x04 a pickle, perhaps")
+    for path in (tmp_path / "style.pt", tmp_path / "absent.safetensors"):
+        with pytest.raises(CheckpointError, match=f"{path.name} cannot be read: .*; accepted: safetensors"):
+            read_lora(path)
+    with pytest.raises(CheckpointError, match="has 0 safetensors files; accepted: a LoRA's file, or its folder"):
+        read_lora(tmp_path)
+
+
+def test_a_broken_configuration(tmp_path):
+    save_file(PAIR, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"configuration of the LoRA .* cannot be read"):
+        read_lora(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "much"}')
+    with pytest.raises(CheckpointError, match=f"gives {LAYER} the alpha 'much'; accepted: a number"):
+        read_lora(tmp_path)
+
+
+def test_float8(tmp_path):
+    tensors = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in PAIR.items()}
+    adapter = read(tmp_path, tensors).adapters[LAYER]
+    torch.testing.assert_close(adapter.delta(), B.to(torch.float8_e4m3fn).float() @ A.to(torch.float8_e4m3fn).float())

@@ -1,0 +1,388 @@
+"""LoRAs on our transformer equal PEFT's, LyCORIS's and diffusers' own on diffusers' transformer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+from diffusers import HiDreamImagePipeline
+from lycoris import LycorisNetwork
+from peft import LoKrConfig, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hidream.errors import CheckpointError, InvalidInput
+from hidream.formats.lora_file import LoraFile, LoraFormat, LowRank
+from hidream.formats.quantized import Quantized, Scheme
+from hidream.model.linear import Linear
+from hidream.model.lora import changes, layers, load_lora, match
+from hidream.model.moe import MixtureOfExperts
+
+TOLERANCE = 1e-5  # of the output's largest value, float32
+CPU = torch.device("cpu")
+INPUTS = tiny.inputs(2, 8, 8)
+ATTENTION = ["to_q", "to_k", "to_v", "to_out", "to_q_t", "to_v_t"]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny.reference()
+
+
+@pytest.fixture(scope="module")
+def model(base):
+    return tiny.ours(base)
+
+
+def linears(reference) -> list[str]:
+    return [name for name, module in reference.named_modules() if isinstance(module, nn.Linear)]
+
+
+def randomise(adapted, seed: int = 0) -> None:
+    """Give every adapter weights that matter."""
+    g = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "magnitude" in name or "dora_scale" in name:
+            parameter.data.mul_(1 + 0.4 * torch.rand(parameter.shape, generator=g))
+        elif "lora_" in name or "lokr_" in name:
+            parameter.data.normal_(std=0.1, generator=g)
+
+
+def peft_folder(folder, config, seed: int = 0):
+    """PEFT's adapter of diffusers' transformer, saved by PEFT, and the adapted transformer itself."""
+    adapted = get_peft_model(tiny.reference(), config).eval()
+    randomise(adapted, seed)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@torch.no_grad()
+def theirs(reference):
+    return -reference(*INPUTS, return_dict=False)[0]
+
+
+@torch.no_grad()
+def ours(model, *loras):
+    latent, timestep, *text = INPUTS
+    c = model.condition(*text, (4, 4), changes=changes(loras, CPU, torch.float32))
+    return model.velocity_at(latent, timestep, c)
+
+
+CONFIGS = {
+    "plain": LoraConfig(r=4, lora_alpha=6, target_modules=ATTENTION),
+    "every layer, several ranks": LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=r".*\.(to_\w+|w[123]|linear(_[12])?|proj|adaLN_modulation\.1)",
+        rank_pattern={"to_q": 7, r"experts\.\d\.w2": 2},
+        alpha_pattern={"attn1.to_q": 3, "^x_embedder.proj": 9},
+    ),
+    "rslora": LoraConfig(r=5, lora_alpha=3, use_rslora=True, target_modules=ATTENTION),
+    "dora": LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=[*ATTENTION, "w1", "w2"]),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """What PEFT saved of each configuration, and what its model draws."""
+    folders = {name: tmp_path_factory.mktemp("peft") for name in CONFIGS}
+    return {name: (folder, theirs(peft_folder(folder, CONFIGS[name]))) for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_peft_folders(name, base, model, saved):
+    folder, expected = saved[name]
+    for mine in (model, tiny.ours(base, pack=False)):
+        result = ours(mine, (load_lora(folder, mine), 1.0))
+        assert tiny.relative(result, expected) <= TOLERANCE
+    assert tiny.relative(ours(model), expected) > 1e-2
+
+
+def test_experts_by_the_plain_twin(base, saved):
+    folder, expected = saved["every layer, several ranks"]
+    mine = tiny.ours(base)
+    for module in mine.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.grouped = False
+    lora = load_lora(folder, mine)
+    assert "double_stream_blocks.1.block.ff_i.experts.2.w1" in lora.parts
+    assert tiny.relative(ours(mine, (lora, 1.0)), expected) <= TOLERANCE
+
+
+def test_names_are_those_of_diffusers(base, model):
+    gates = [name for name, module in base.named_modules() if type(module).__name__ == "MoEGate"]
+    assert set(layers(model)) == {*linears(base), *gates}
+    assert len(gates) == 5
+
+
+def test_a_gate_by_pefts_target_parameters(model, tmp_path):
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["to_q"], target_parameters=["ff_i.gate.weight"])
+    expected = theirs(peft_folder(tmp_path, config))
+    lora = load_lora(tmp_path, model)
+    assert sum(name.endswith("ff_i.gate") for name in lora.parts) == 5
+    assert tiny.relative(ours(model, (lora, 1.0)), expected) <= TOLERANCE
+
+
+def test_pefts_lokr(model, tmp_path):
+    """PEFT writes no alpha into the file, and scales whole matrices too, unlike LyCORIS."""
+    config = LoKrConfig(r=4, alpha=3, decompose_both=True, target_modules=ATTENTION, rank_pattern={"to_k": 500})
+    expected = theirs(peft_folder(tmp_path, config))
+    assert any(key.endswith("to_k.lokr_w2") for key in load_file(tmp_path / "adapter_model.safetensors"))
+    assert tiny.relative(ours(model, (load_lora(tmp_path, model), 1.0)), expected) <= TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_several_with_weights_as_diffusers(model, tmp_path):
+    """Diffusers adds and weighs the adapters, and writes a file of each with its settings as metadata."""
+    reference = tiny.reference()
+    configs = {"a": CONFIGS["plain"], "b": CONFIGS["rslora"]}
+    for name, config in configs.items():
+        reference.add_adapter(config, name)
+    randomise(reference)
+    for name in configs:
+        reference.save_lora_adapter(tmp_path / name, adapter_name=name)
+    loras = [load_lora(tmp_path / name, model) for name in configs]
+    for weights in ([1.0, 1.0], [0.7, -0.4], [0.0, 1.3]):
+        reference.set_adapters(["a", "b"], weights)
+        result = ours(model, *zip(loras, weights, strict=True))
+        assert tiny.relative(result, theirs(reference)) <= TOLERANCE
+
+
+def renamed(kind: str, state: dict, alpha: float) -> dict:
+    """PEFT's keys as other trainers write them."""
+    result = {}
+    for key, tensor in state.items():
+        layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+        if kind == "lora_unet":
+            layer = f"lora_unet_{layer.replace('.', '_')}"
+        elif kind != "bare":
+            layer = f"{kind}.{layer}"
+        if kind in ("lora_unet", "transformer"):
+            part = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight", "magnitude_vector": "dora_scale"}[
+                part
+            ]
+            tensor = tensor[:, None] if part == "dora_scale" else tensor
+        else:
+            part = f"lora_{part}"
+        result |= {f"{layer}.{part}": tensor.contiguous(), f"{layer}.alpha": torch.tensor(alpha)}
+    return result
+
+
+@pytest.mark.parametrize("config", ["plain", "dora"])
+@pytest.mark.parametrize("kind", ["bare", "diffusion_model", "transformer", "lora_unet", "model.diffusion_model"])
+def test_other_trainers_keys(kind, config, model, saved, tmp_path):
+    folder, expected = saved[config]
+    state = load_file(folder / "adapter_model.safetensors")
+    save_file(renamed(kind, state, 6.0), tmp_path / "style.safetensors")
+    lora = load_lora(tmp_path / "style.safetensors", model)
+    assert tiny.relative(ours(model, (lora, 1.0)), expected) <= TOLERANCE
+
+
+def test_diffusers_loads_the_same(model, saved, tmp_path):
+    """Its own loader as a second oracle, for the layout that it converts: without alpha, the strength is 1."""
+    state = load_file(saved["plain"][0] / "adapter_model.safetensors")
+    file = tmp_path / "style.safetensors"
+    save_file({k.replace("base_model.model", "diffusion_model"): v for k, v in state.items()}, file)
+    reference = tiny.reference()
+    loaded, metadata = HiDreamImagePipeline.lora_state_dict(file, return_lora_metadata=True)
+    HiDreamImagePipeline.load_lora_into_transformer(loaded, reference, metadata=metadata)
+    result = ours(model, (load_lora(file, model), 1.0))
+    assert tiny.relative(result, theirs(reference)) <= TOLERANCE
+
+
+LYCORIS = {
+    "full left": {"factor": 8},
+    "both in factors": {"factor": 16, "decompose_both": True, "lora_dim": 2},
+    "both full": {"full_matrix": True, "lora_dim": 4, "alpha": 16},
+    "rslora": {"factor": 8, "rs_lora": True},
+    "unbalanced": {"factor": 4, "unbalanced_factorization": True},
+    "dora of rows": {"factor": 8, "weight_decompose": True},
+    "dora of columns": {"factor": 8, "weight_decompose": True, "wd_on_out": False},
+    "low rank": {"network_module": "locon"},
+    "low rank, dora of rows": {"network_module": "locon", "weight_decompose": True},
+    "low rank, dora of columns": {"network_module": "locon", "weight_decompose": True, "wd_on_out": False},
+}
+
+
+def lycoris(file, monkeypatch, **options):
+    """LyCORIS's adapter of diffusers' transformer, saved by LyCORIS, and the adapted transformer itself."""
+    reference = tiny.reference()
+    monkeypatch.setattr(LycorisNetwork, "TARGET_REPLACE_MODULE", [])
+    monkeypatch.setattr(LycorisNetwork, "TARGET_REPLACE_NAME", [r".*\.(to_[qkv]|to_out|w[12]|linear_1)$"])
+    network = LycorisNetwork(reference, **({"network_module": "lokr", "lora_dim": 3, "alpha": 2} | options))
+    network.apply_to()
+    randomise(network)
+    network.save_weights(str(file), None, None)
+    return reference
+
+
+@pytest.mark.parametrize("name", LYCORIS)
+def test_lycoris(name, model, monkeypatch, tmp_path):
+    file = tmp_path / "style.safetensors"
+    expected = theirs(lycoris(file, monkeypatch, **LYCORIS[name]))
+    lora = load_lora(file, model)
+    assert tiny.relative(ours(model, (lora, 1.0)), expected) <= TOLERANCE
+    assert tiny.relative(ours(model), expected) > 1e-3
+    dotted = {key.replace("lycoris_", "lycoris."): tensor for key, tensor in load_file(file).items()}
+    save_file(dotted, file)
+    torch.testing.assert_close(ours(model, (load_lora(file, model), 1.0)), ours(model, (lora, 1.0)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_the_weight_of_dora_goes_from_none_to_all(columns, monkeypatch, tmp_path, base):
+    """W + w·(W' − W), as ComfyUI's strength: here with the weights themselves replaced."""
+    file = tmp_path / "style.safetensors"
+    lycoris(file, monkeypatch, network_module="locon", weight_decompose=True, wd_on_out=not columns)
+    plain, state = tiny.reference().state_dict(), load_file(file)
+    merged = dict(plain)
+    for name in {key.rsplit(".lora_")[0] for key in state if ".lora_" in key}:
+        key = next(k for k in plain if f"lycoris_{k.removesuffix('.weight').replace('.', '_')}" == name)
+        up, down, m = (state[f"{name}.{part}"] for part in ("lora_up.weight", "lora_down.weight", "dora_scale"))
+        new = plain[key] + 2 / 3 * up @ down
+        new = m * new / new.norm(dim=0 if columns else 1, keepdim=True)
+        merged[key] = plain[key] + 0.3 * (new - plain[key])
+    reference = tiny.reference()
+    reference.load_state_dict(merged)
+    mine = tiny.ours(base)
+    result = ours(mine, (load_lora(file, mine), 0.3))
+    assert tiny.relative(result, theirs(reference)) <= TOLERANCE
+
+
+def quantised(base, scheme: Scheme, *, store: bool):
+    """Our transformer with every linear weight in 8 bits, or with what those bits stand for."""
+    model = tiny.ours(base, pack=False)
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            top = layer.weight.abs().amax(dim=1, keepdim=True)
+            largest, dtype = (127, torch.int8) if scheme is Scheme.INT8 else (448, torch.float8_e4m3fn)
+            values = layer.weight * largest / top
+            data = (values.round() if scheme is Scheme.INT8 else values).to(dtype)
+            weight = Quantized(scheme, {"data": data, "scale": top / largest}, layer.weight.shape)
+            if store:
+                layer.store(weight)
+            else:
+                layer.weight.data = weight.dense(torch.float32)
+    if not store:
+        model.pack()
+    return model
+
+
+@pytest.mark.parametrize("scheme", [Scheme.INT8, Scheme.FP8])
+def test_on_quantised_weights(scheme, base, saved, monkeypatch, tmp_path):
+    columns = tmp_path / "columns.safetensors"
+    lycoris(columns, monkeypatch, weight_decompose=True, wd_on_out=False)
+    weights = {saved["every layer, several ranks"][0]: 0.5, saved["dora"][0]: 0.2, columns: 0.1}
+    kept, dense = (quantised(base, scheme, store=store) for store in (True, False))
+    results = [ours(mine, *((load_lora(p, mine), w) for p, w in weights.items())) for mine in (kept, dense)]
+    assert tiny.relative(*results) <= TOLERANCE
+    assert tiny.relative(results[0], ours(dense)) > 1e-2
+
+
+@torch.no_grad()
+def test_two_requests_do_not_disturb_each_other(model, saved):
+    loras = [(load_lora(saved[name][0], model), 1.0) for name in ("plain", "dora")]
+    alone = [ours(model), ours(model, loras[0]), ours(model, loras[1])]
+    latent, timestep, *text = INPUTS
+    requests = [model.condition(*text, (4, 4), changes=changes(of, CPU, torch.float32)) for of in ([], *zip(loras))]
+    modulations = [model.modulation(timestep, c) for c in requests]
+    for c, modulation, expected in zip(requests, modulations, alone, strict=True):
+        assert torch.equal(model.velocity(latent, modulation, c), expected)
+    assert not torch.equal(alone[0], alone[1])
+
+
+@pytest.mark.parametrize("name", ["plain", "dora"])
+def test_bfloat16_is_as_near_as_pefts(name, base, saved, tmp_path):
+    folder, exact = saved[name]
+    latent, timestep, *text = (INPUTS[0].bfloat16(), INPUTS[1], *(tensor.bfloat16() for tensor in INPUTS[2:]))
+    peft = peft_folder(tmp_path, CONFIGS[name]).bfloat16()
+    mine = tiny.ours(base, pack=False).bfloat16()
+    mine.pack()
+    with torch.no_grad():
+        c = mine.condition(*text, (4, 4), changes=changes([(load_lora(folder, mine), 1.0)], CPU, torch.bfloat16))
+        result = mine.velocity_at(latent, timestep, c)
+        reference = -peft(latent, timestep, *text, return_dict=False)[0]
+    assert (result - exact).norm() <= 1.2 * (reference - exact).norm()
+
+
+@pytest.mark.long
+@torch.no_grad()
+def test_a_step_is_still_one_graph(model, saved, monkeypatch, tmp_path):
+    lycoris(tmp_path / "rows.safetensors", monkeypatch, weight_decompose=True)
+    lycoris(
+        tmp_path / "columns.safetensors", monkeypatch, network_module="locon", weight_decompose=True, wd_on_out=False
+    )
+    paths = (saved["every layer, several ranks"][0], tmp_path / "rows.safetensors", tmp_path / "columns.safetensors")
+    loras = [(load_lora(path, model), 0.3) for path in paths]
+    latent, timestep, *text = INPUTS
+    compiled = torch.compile(model.velocity, fullgraph=True, backend="eager")
+    for stance, weight in (("default", 1.0), ("fail_on_recompile", 0.6)):  # one graph for all weights of a LoRA
+        weighted = [(lora, weight * w) for lora, w in loras]
+        c = model.condition(*text, (4, 4), changes=changes(weighted, CPU, torch.float32))
+        modulation = model.modulation(timestep, c)
+        with torch.compiler.set_stance(stance):
+            result = compiled(latent, modulation, c)
+        torch.testing.assert_close(result, model.velocity(latent, modulation, c))
+
+
+def low_rank(outputs: int, inputs: int, **more) -> LowRank:
+    return LowRank(torch.ones(2, inputs), torch.ones(outputs, 2), 1.0, **more)
+
+
+def file_of(**adapters) -> LoraFile:
+    return LoraFile("style", LoraFormat.PEFT, adapters, ())
+
+
+def test_says_what_does_not_match(model):
+    name = "double_stream_blocks.0.block.attn1.to_q"
+    lora = match(
+        file_of(**{f"transformer.{name}": low_rank(128, 128), "transformer_blocks.7.to_q": low_rank(8, 8)}),
+        layers(model),
+    )
+    assert set(lora.parts) == {name}
+    assert lora.report == "style (peft): 1 of 2 layers matched; not in this model: transformer_blocks.7.to_q"
+    with pytest.raises(
+        CheckpointError, match=r"matches no layer.*transformer_blocks\.7\.to_q.*accepted: layers such as"
+    ):
+        match(file_of(**{"transformer_blocks.7.to_q": low_rank(8, 8)}), layers(model))
+
+
+def test_another_models_shapes_are_refused(model):
+    name = "double_stream_blocks.0.block.attn1.to_q"
+    with pytest.raises(CheckpointError, match=rf"\[3072, 3072\] for {name}, which is \[128, 128\]"):
+        match(file_of(**{name: low_rank(3072, 3072)}), layers(model))
+    with pytest.raises(CheckpointError, match=rf"magnitude of {name}.*\[7, 1\].*\[128, 1\]"):
+        match(file_of(**{name: low_rank(128, 128, magnitude=torch.ones(7, 1))}), layers(model))
+
+
+def test_one_layer_under_two_names_is_refused(model):
+    name = "double_stream_blocks.0.block.attn1.to_q"
+    adapters = {f"{prefix}.{name}": low_rank(128, 128) for prefix in ("transformer", "diffusion_model")}
+    with pytest.raises(CheckpointError, match=f"changes {name} twice"):
+        match(file_of(**adapters), layers(model))
+
+
+def test_underscores_that_may_mean_two_layers_are_refused():
+    both = {"a.b_c": Linear(4, 4), "a_b.c": Linear(4, 4)}
+    with pytest.raises(CheckpointError, match=r"may be a\.b_c or a_b\.c"):
+        match(file_of(lora_unet_a_b_c=low_rank(4, 4)), both)
+    assert set(match(file_of(**{"transformer.a_b.c": low_rank(4, 4)}), both).parts) == {"a_b.c"}
+
+
+def test_a_row_of_zeros_stays_one():
+    layer = Linear(4, 3, bias=False)
+    layer.weight.data[1] = 0
+    adapter = LowRank(torch.ones(2, 4), torch.tensor([[1.0, 1.0], [0, 0], [1, 1]]), 1.0, torch.ones(3, 1))
+    made = changes([(match(file_of(layer=adapter), {"layer": layer}), 1.0)], CPU, torch.float16)
+    x = torch.ones(1, 4, dtype=torch.float16)
+    added = made["layer"][0](x, layer.half()(x))
+    assert added[0, 1] == 0
+    assert added.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_are_numbers(weight, model):
+    lora = match(file_of(**{"x_embedder.proj": low_rank(128, 64)}), layers(model))
+    with pytest.raises(InvalidInput, match=f"style is {weight}; accepted"):
+        changes([(lora, weight)], CPU, torch.float32)
