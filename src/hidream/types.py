@@ -20,6 +20,9 @@ SIDE_MAX_PX = 1536
 STEPS_MAX = 200
 GUIDANCE_MAX = 30.0
 SHIFT_MIN, SHIFT_MAX = 0.1, 100.0
+STRENGTH, STRENGTH_MIN = 0.8, 0.01
+LORA_WEIGHT_MAX = 10.0
+LORAS_MAX = 8
 
 
 class Variant(StrEnum):
@@ -29,6 +32,11 @@ class Variant(StrEnum):
     FULL = "full"
     FAST = "fast"
 
+    @property
+    def guided(self) -> bool:
+        """Whether it takes guidance and a negative prompt; the others were distilled, and guidance spoils them."""
+        return self is Variant.FULL
+
 
 MODELS = {"wavespeed-ai/hidream-i1-dev": Variant.DEV}
 """The API's names of the models that are served."""
@@ -37,14 +45,53 @@ MODELS = {"wavespeed-ai/hidream-i1-dev": Variant.DEV}
 class Render(StrEnum):
     """Which shape the model itself draws, before the picture is brought to the size that was asked.
 
-    BEST: the model's own best area, in the legal shape nearest to the asked aspect; no padding.
+    BEST: REFINE where the asked size is well above the model's best area and the model can, else SCALED.
+    SCALED: the model's own best area, in the legal shape nearest to the asked aspect, then scaled; no padding.
     NATIVE: the asked size itself, rounded up to a legal shape; no padding.
+    REFINE: first SCALED, then the latent enlarged to the asked size, noised and denoised again.
     REFERENCE: what the reference pipelines draw: their rounding, and padded keys where it is not square.
     """
 
     BEST = "best"
+    SCALED = "scaled"
     NATIVE = "native"
+    REFINE = "refine"
     REFERENCE = "reference"
+
+
+class Sampler(StrEnum):
+    """How noise becomes a picture; `model/sampler.py` holds their steps.
+
+    FLASH: predict the picture, noise it afresh (Dev and Fast).
+    UNIPC: a multistep solver of second order (Full).
+    EULER: one straight step at a time, without fresh noise: what others offer for flow-matching models.
+    """
+
+    FLASH = "flash"
+    UNIPC = "unipc"
+    EULER = "euler"
+
+
+class Conformance(StrEnum):
+    """Which of the two references is followed where they differ (`docs/REFERENCES.md`)."""
+
+    DIFFUSERS = "diffusers"
+    OFFICIAL = "official"
+
+
+class Storage(StrEnum):
+    """In which type the large matrices are kept; products are always computed in the compute type.
+
+    COMPUTE: in the compute type.
+    STORED: as the file has them, straight from its memory map where they stay on the CPU.
+    FP8, INT8, NF4: quantised while loading, unless the file's own are as small.
+    """
+
+    COMPUTE = "compute"
+    STORED = "stored"
+    FP8 = "fp8"
+    INT8 = "int8"
+    NF4 = "nf4"
 
 
 class ImageFormat(StrEnum):
@@ -93,27 +140,69 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """One picture's prompt, and what single text encoders are told instead.
+
+    None means the prompt itself; an empty text is an empty text (the reference takes it for None).
+    """
+
+    prompt: str
+    clip_l: str | None = None
+    clip_g: str | None = None
+    t5: str | None = None
+    llama: str | None = None
+
+    @property
+    def each(self) -> tuple[str, str, str, str]:
+        """What CLIP-L, CLIP-G, T5 and Llama are told."""
+        clip_l, clip_g, t5, llama = (
+            self.prompt if own is None else own for own in (self.clip_l, self.clip_g, self.t5, self.llama)
+        )
+        return clip_l, clip_g, t5, llama
+
+
+@dataclass(frozen=True, slots=True)
+class LoraUse:
+    """A LoRA by the name under which the model knows it, and how strongly it is applied."""
+
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(f"weight of the LoRA {self.name!r}", self.weight, -LORA_WEIGHT_MAX, LORA_WEIGHT_MAX)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One picture: everything that decides its pixels.
 
-    `steps`, `guidance` and `shift` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is the
-    seed that is used: a random one is drawn by whoever makes the request, so that it can be written down
-    first.
+    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is
+    the seed that is used: a random one is drawn by whoever makes the request, so that it can be written down first.
+
+    `image` is the content of a file to start from; `strength` the share of the steps that are taken: 1 ignores the
+    picture's details, near 0 hardly changes it. `mask` is one of equal size, white where the picture may change.
+    `prompt` may tell single text encoders something else.
 
     Raises InvalidInput, or MissingInput without a prompt.
     """
 
-    prompt: str
+    prompt: str | Prompts
     size: Size
     seed: int
     negative_prompt: str = ""
     steps: int | None = None
     guidance: float | None = None
     shift: float | None = None
+    sampler: Sampler | None = None
+    conformance: Conformance = Conformance.DIFFUSERS
     render: Render = Render.BEST
+    image: bytes | None = None
+    strength: float = STRENGTH
+    mask: bytes | None = None
+    loras: tuple[LoraUse, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        if not (self.prompt if isinstance(self.prompt, str) else self.prompt.prompt).strip():
             raise MissingInput("prompt is empty; accepted: a text that says what to draw")
         _check("seed", self.seed, 0, SEED_MAX)
         _check("width", self.size.width, 1, SIDE_MAX_PX)
@@ -121,6 +210,9 @@ class ImageRequest:
         _check("steps", self.steps, 1, STEPS_MAX)
         _check("guidance", self.guidance, 0, GUIDANCE_MAX)
         _check("shift", self.shift, SHIFT_MIN, SHIFT_MAX)
+        _check("strength", self.strength, STRENGTH_MIN, 1)
+        if self.mask is not None and self.image is None:
+            raise MissingInput("mask is given without an image; accepted: a mask of the image to change")
 
 
 @dataclass(frozen=True, slots=True)

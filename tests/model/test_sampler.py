@@ -1,14 +1,17 @@
-"""Our samplers against diffusers' and against the official repository's own numbers."""
+"""Our samplers against diffusers', and the official repository's printed numbers; `test_official.py` has the rest."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from diffusers import FlowMatchLCMScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_shift
 
 from hidream.model import sampler
-from hidream.model.config import RECIPES, Sampler
-from hidream.types import Variant
+from hidream.model.config import RECIPES, official_shift
+from hidream.types import Sampler, Variant
 
 # HiDream-ai/HiDream-I1 @9b42dd6: what its own schedulers print for inference.py's settings
 OFFICIAL = {
@@ -66,6 +69,40 @@ def test_unipc_equals_diffusers(steps, shift):
         x, state = sampler.step(Sampler.UNIPC, x, velocity(x, ours.timesteps[i]), state, i)
         y = theirs.step(velocity(y, float(t)), t, y, return_dict=False)[0]
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(30, 3.0), (28, 6.0), (4, 1.0), (1, 3.0)])
+def test_euler_equals_diffusers(steps, shift):
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    theirs.set_timesteps(steps)
+    ours = sampler.schedule(Sampler.EULER, steps, shift)
+    torch.testing.assert_close(torch.tensor(ours.sigmas), theirs.sigmas, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(ours.timesteps), theirs.timesteps, rtol=1e-6, atol=1e-3)
+
+    x = y = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    state = sampler.SamplerState(ours, torch.Generator())
+    for i, t in enumerate(theirs.timesteps):
+        x, state = sampler.step(Sampler.EULER, x, velocity(x, ours.timesteps[i]), state, i)
+        y = theirs.step(velocity(y, float(t)), t, y, return_dict=False)[0]
+    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", Sampler)
+def test_every_sampler_finds_the_picture_of_a_straight_path(kind):
+    """With the velocity of the straight path from noise to a picture, each arrives there, in any number of steps."""
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for steps in (1, 2, 7):
+        schedule = sampler.schedule(kind, steps, 3.0)
+        state = sampler.SamplerState(schedule, torch.Generator().manual_seed(2))
+        x = torch.randn(picture.shape, generator=state.generator)
+        for i in range(schedule.steps):
+            x, state = sampler.step(kind, x, (x - picture) / schedule.sigmas[i], state, i)
+        torch.testing.assert_close(x, picture, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [256, 4096, 4608])
+def test_official_shift_is_the_one_that_diffusers_has_commented_out(tokens):
+    assert official_shift(tokens) == pytest.approx(math.exp(calculate_shift(tokens)), rel=1e-12)
 
 
 def test_every_draw_comes_from_the_requests_own_generator():

@@ -7,23 +7,16 @@ Knows no tensors. The values come from a checkpoint's `transformer/config.json` 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from hidream.errors import CheckpointError
-from hidream.types import Variant
+from hidream.types import Conformance, Sampler, Variant
 
 TIMESTEPS = 1000
 """The model's time runs from 0 to this; sigma = time / TIMESTEPS."""
-
-
-class Sampler(StrEnum):
-    """The two samplers of the reference; `sampler.py` holds their steps."""
-
-    FLASH = "flash"
-    UNIPC = "unipc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +34,35 @@ RECIPES = {
     Variant.FULL: Recipe(steps=50, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
     Variant.FAST: Recipe(steps=16, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
 }
+
+PUBLISHED_TOKENS = 4096
+"""Image tokens of the published checkpoints' largest shape: their `max_resolution` of 128 × 128 latent cells."""
+
+
+def recipe_of(
+    variant: Variant,
+    conformance: Conformance = Conformance.DIFFUSERS,
+    sampler: Sampler | None = None,
+    max_tokens: int = PUBLISHED_TOKENS,
+) -> Recipe:
+    """How `variant` is sampled, by the reference that is asked for and with another sampler if one is asked for.
+
+    The official pipeline gives UniPC a shift that follows from the model's largest shape, `max_tokens`, and passes
+    over its own table's; diffusers has that argument commented out (0.42.1, pipeline_hidream_image.py, line 909).
+    """
+    recipe = RECIPES[variant]
+    recipe = dataclasses.replace(recipe, sampler=sampler or recipe.sampler)
+    if conformance is Conformance.OFFICIAL and recipe.sampler is Sampler.UNIPC:
+        return dataclasses.replace(recipe, shift=official_shift(max_tokens))
+    return recipe
+
+
+def official_shift(max_tokens: int) -> float:
+    """Return exp(μ), with μ linear in the tokens: 0.5 at 256 and 1.15 at 4096, thus 3.158 for the published model.
+
+    Source: HiDream-ai/HiDream-I1 @9b42dd6, pipeline_hidream_image.py, lines 40-50 and 636-639.
+    """
+    return math.exp(0.5 + (1.15 - 0.5) * (max_tokens - 256) / (4096 - 256))
 
 
 @dataclass(frozen=True, slots=True)

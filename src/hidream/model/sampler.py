@@ -1,4 +1,4 @@
-"""The two samplers of HiDream-I1 as pure functions: `schedule` makes the noise levels, `step` takes one step.
+"""The samplers of HiDream-I1 as pure functions: `schedule` makes the noise levels, `step` takes one step.
 
 They never own the loop and draw nothing themselves: the noise of a step comes from the generator in the state, which
 belongs to one request. Latents are kept in float32 between the steps.
@@ -6,22 +6,33 @@ belongs to one request. Latents are kept in float32 between the steps.
     σ  noise level, 1 (noise) to 0 (picture);  x_σ = (1 − σ)·x0 + σ·noise
     v  velocity, the negated output of the transformer;  x0 = x − σ·v
 
-Sources: Flash is diffusers' FlowMatchLCMScheduler (the official `flash_flow_match.py`, whose last step forgets to
-denoise; here it returns x0 as in diffusers). UniPC is Zhao et al., arXiv 2302.04867, B(h) = expm1(−h) ("bh2"),
-order 2, as diffusers' UniPCMultistepScheduler with flow sigmas.
+Sources: Flash is diffusers' FlowMatchLCMScheduler and the official `flash_flow_match.py`. UniPC is Zhao et al., arXiv
+2302.04867, B(h) = expm1(−h) ("bh2"), order 2, as diffusers' UniPCMultistepScheduler with flow sigmas and the official
+`fm_solvers_unipc.py`. Euler is diffusers' FlowMatchEulerDiscreteScheduler, on Flash's noise levels. The steps are the
+same in both references; what `Conformance` decides is in the schedule alone:
+
+- Flash: officially the last step forgets to denoise, so that the picture still has the noise of the last level (3.5 %
+  with Dev's settings). What the model answers there is thrown away; here it is not asked: one call less.
+- UniPC: officially the even spacing runs from just below 1 to 0; in diffusers from 1 to 0.001, the first level lowered.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hidream.model.config import TIMESTEPS, Sampler
+from hidream.errors import InvalidInput
+from hidream.model.config import TIMESTEPS
+from hidream.types import Conformance, Sampler
+
+OFFICIAL_SPACING_SHIFT = 3.0
+"""Shift of the level from which UniPC's spacing officially starts (inference.py, line 28: Full's own shift)."""
 
 UNIPC_EPS = 1e-6
 """Kept between the first noise level and 1, where UniPC's logarithm ends (diffusers, set_timesteps)."""
@@ -29,7 +40,10 @@ UNIPC_EPS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The noise levels of one picture: `sigmas` has one entry more than there are steps and ends with 0."""
+    """The noise levels of one picture: `sigmas` has one entry more than there are steps, `timesteps` one for each.
+
+    The last level is 0, except that of the official Flash.
+    """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
@@ -52,16 +66,21 @@ class SamplerState:
     order_last: int = field(default=0)
 
 
-def schedule(sampler: Sampler, steps: int, shift: float) -> Schedule:
-    """Noise levels and model times of `steps` steps."""
-    return _flash_schedule(steps, shift) if sampler is Sampler.FLASH else _unipc_schedule(steps, shift)
+def schedule(sampler: Sampler, steps: int, shift: float, conformance: Conformance = Conformance.DIFFUSERS) -> Schedule:
+    """Noise levels and model times of `steps` steps; the official Flash asks the model one time less.
+
+    Raises InvalidInput when nothing would be left of it.
+    """
+    official = conformance is Conformance.OFFICIAL
+    if sampler is Sampler.UNIPC:
+        return _unipc_schedule(steps, shift, official)
+    whole = _flash_schedule(steps, shift)
+    return _without_last(whole) if official and sampler is Sampler.FLASH else whole
 
 
 def step(sampler: Sampler, x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tuple[Tensor, SamplerState]:
     """Take step `i`: x at sigmas[i] and its velocity to x at sigmas[i + 1]; shapes are equal, float32."""
-    if sampler is Sampler.FLASH:
-        return flash_step(x, velocity, state, i)
-    return unipc_step(x, velocity, state, i)
+    return STEPS[sampler](x, velocity, state, i)
 
 
 def shifted(sigma: np.ndarray, shift: float) -> np.ndarray:
@@ -92,6 +111,16 @@ def _flash_schedule(steps: int, shift: float) -> Schedule:
     return Schedule(sigmas=(*sigmas.tolist(), 0.0), timesteps=tuple((sigmas * np.float32(TIMESTEPS)).tolist()))
 
 
+def _without_last(whole: Schedule) -> Schedule:
+    """End at the last level above 0, where the official Flash returns x as it is."""
+    if whole.steps < 2:
+        raise InvalidInput(
+            f"steps is {whole.steps} with sampler flash and conformance official, which never denoises in the last "
+            "step; accepted: 2 or more"
+        )
+    return Schedule(sigmas=whole.sigmas[:-1], timesteps=whole.timesteps[:-1])
+
+
 def flash_step(x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tuple[Tensor, SamplerState]:
     """Predict the picture, then noise it afresh to the next level: x' = (1 − σ')·x0 + σ'·ε."""
     sigma, sigma_next = state.schedule.sigmas[i], state.schedule.sigmas[i + 1]
@@ -101,10 +130,20 @@ def flash_step(x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tupl
     return (1 - sigma_next) * x0 + sigma_next * noise_like(x, state.generator), state
 
 
-def _unipc_schedule(steps: int, shift: float) -> Schedule:
-    sigmas = shifted(np.linspace(1, 1 / TIMESTEPS, steps + 1)[:-1], shift)
-    sigmas[0] = min(sigmas[0], 1 - UNIPC_EPS)
-    # the reference truncates the model's times to whole numbers, but not the noise levels
+def euler_step(x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tuple[Tensor, SamplerState]:
+    """Follow the velocity to the next level: x' = x + (σ' − σ)·v."""
+    sigmas = state.schedule.sigmas
+    return x + (sigmas[i + 1] - sigmas[i]) * velocity, state
+
+
+def _unipc_schedule(steps: int, shift: float, official: bool) -> Schedule:
+    if official:
+        first = float(shifted(np.array(1 - 1 / TIMESTEPS, dtype=np.float32), OFFICIAL_SPACING_SHIFT))
+        sigmas = shifted(np.linspace(first, 0, steps + 1)[:-1], shift)
+    else:
+        sigmas = shifted(np.linspace(1, 1 / TIMESTEPS, steps + 1)[:-1], shift)
+        sigmas[0] = min(sigmas[0], 1 - UNIPC_EPS)
+    # the references truncate the model's times to whole numbers, but not the noise levels
     timesteps = tuple(float(int(sigma * TIMESTEPS)) for sigma in sigmas)
     return Schedule(sigmas=(*sigmas.astype(np.float32).tolist(), 0.0), timesteps=timesteps)
 
@@ -165,3 +204,13 @@ def _unic_rhos(h: float, ratio: float) -> tuple[float, float]:
 def _lambda(sigma: float) -> float:
     """Half the log signal-to-noise ratio, log(1 − σ) − log σ."""
     return math.log(1 - sigma) - math.log(sigma)
+
+
+Step = Callable[[Tensor, Tensor, SamplerState, int], tuple[Tensor, SamplerState]]
+
+STEPS: Mapping[Sampler, Step] = {
+    Sampler.FLASH: flash_step,
+    Sampler.UNIPC: unipc_step,
+    Sampler.EULER: euler_step,
+}
+"""How each sampler takes a step."""
