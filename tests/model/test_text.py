@@ -1,27 +1,148 @@
-"""The text encoders give what the stock pipeline's `encode_prompt` gives."""
+"""The text encoders give what the stock pipeline's `encode_prompt` gives, and tell what is cut."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+import transformers
 from reference import stock_pipeline
 
-from hidream.types import Variant
+from hidream.errors import CheckpointError
+from hidream.model.prompts import ENCODERS
+from hidream.model.weights import embedded
+from hidream.types import Prompts, Variant
 
 LONG = "a very long prompt with words that nobody has taught it, " * 20
+ELSEWHERE = torch.device("cpu:1")  # the same memory, yet another device: what is moved there is copied
 
 
-@pytest.mark.parametrize("prompts", [["flat style a car in the desert"], ["", "3d a frog"], [LONG]])
-def test_equals_stock_encode_prompt(dev, prompts):
-    t5, _, llama, _, pooled, _ = stock_pipeline(Variant.DEV).encode_prompt(
-        prompts, do_classifier_free_guidance=False, max_sequence_length=16
-    )
-    ours = dev.text.encode(prompts)
+@pytest.fixture(scope="module")
+def stock():
+    return stock_pipeline(Variant.DEV)
+
+
+def equal_to_stock(ours, t5, llama, pooled):
     torch.testing.assert_close(ours.t5, t5, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.pooled, pooled, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.llama, llama, rtol=1e-4, atol=1e-4)
 
 
+def identical(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("prompts", [["flat style a car in the desert"], ["", "3d a frog"], [LONG], [LONG, "short"]])
+def test_equals_stock_encode_prompt(dev, stock, prompts):
+    t5, _, llama, _, pooled, _ = stock.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
+    equal_to_stock(dev.text.encode(prompts), t5, llama, pooled)
+    equal_to_stock(dev.text.embed(prompts).embeds, t5, llama, pooled)
+
+
+def test_each_encoder_may_be_told_something_else(dev, stock):
+    t5, not_t5, llama, not_llama, pooled, not_pooled = stock.encode_prompt(
+        "a frog",
+        prompt_2="a red frog",
+        prompt_3="a frog on a hill",
+        prompt_4="3d a green frog",
+        negative_prompt="blue",
+        negative_prompt_4="sad",
+        max_sequence_length=16,
+    )
+    told = Prompts("a frog", clip_g="a red frog", t5="a frog on a hill", llama="3d a green frog")
+    ours = dev.text.embed([told, Prompts("blue", llama="sad")]).embeds
+    equal_to_stock(ours, torch.cat((t5, not_t5)), torch.cat((llama, not_llama), dim=1), torch.cat((pooled, not_pooled)))
+
+
+def test_an_empty_text_of_its_own_is_an_empty_text(dev):
+    told = dev.text.embed([Prompts("a frog", clip_l="", t5="")]).embeds
+    frog, empty = dev.text.embed(["a frog"]).embeds, dev.text.embed([""]).embeds
+    width = empty.pooled.shape[1] // 2
+    assert torch.equal(told.t5, empty.t5)
+    assert torch.equal(told.llama, frog.llama)
+    assert torch.equal(told.pooled, torch.cat((empty.pooled[:, :width], frog.pooled[:, width:]), dim=1))
+
+
+def test_what_else_is_asked_for_does_not_change_a_bit(dev):
+    alone, together = dev.text.embed(["a frog"]).embeds, dev.text.embed(["", "a frog", LONG]).embeds
+    assert torch.equal(together.t5[1:2], alone.t5)
+    assert torch.equal(together.llama[:, 1:2], alone.llama)
+    assert torch.equal(together.pooled[1:2], alone.pooled)
+
+
 def test_length_comes_from_the_tokenizers(dev):
     assert dev.text.tokens == 16
+    assert dev.text.limits == (16, 16, 16, 16)
     assert dev.text.encode(["a"]).t5.shape[1] == 16
+
+
+def test_what_is_cut_is_told_and_what_fits_is_not(dev):
+    warnings = dev.text.embed([Prompts("a frog"), Prompts("a cat", llama=LONG)]).warnings
+    assert len(warnings) == 1
+    assert "for Llama: " in warnings[0]
+    assert "16 are read" in warnings[0]
+    assert dev.text.embed(["flat style a sailboat in the ocean", ""]).warnings == ()
+    all_of_it = " ".join(dev.text.embed([LONG]).warnings)
+    assert all(name in all_of_it for name in ENCODERS)
+
+
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same(dev):
+    left = transformers.AutoTokenizer.from_pretrained(embedded(Variant.DEV).folder / "tokenizer_4", padding_side="left")
+    text = dataclasses.replace(dev.text, tokenizers=(*dev.text.tokenizers[:3], left))
+    assert identical(text.embed(["a frog"]).embeds, dev.text.embed(["a frog"]).embeds)
+
+
+def test_embeddings_come_in_the_type_that_is_asked_for(dev):
+    exact = dev.text.embed(["a frog"]).embeds
+    text = dataclasses.replace(dev.text, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert identical(text.embed(["a frog"]).embeds, [part.bfloat16() for part in exact])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_in_turn_only_one_encoder_is_on_the_device(dev, inference):
+    def away():
+        """Which encoders compute with other memory than at home."""
+        return [i for i, encoder in enumerate(dev.text.encoders) if places(encoder) != home[i]]
+
+    def places(encoder):
+        return [value.data_ptr() for value in (*encoder.parameters(), *encoder.buffers())]
+
+    home = [places(encoder) for encoder in dev.text.encoders]
+    seen = []
+    hooks = [encoder.register_forward_pre_hook(lambda *_: seen.append(away())) for encoder in dev.text.encoders]
+    text = dataclasses.replace(dev.text, device=ELSEWHERE, in_turn=True)
+    with torch.inference_mode(inference):
+        visited = text.embed(["a frog", "a cat"]).embeds
+        for hook in hooks:
+            hook.remove()
+        assert seen == [[0], [0], [1], [1], [2], [2], [3], [3]]
+        assert away() == []
+        assert identical(visited, dev.text.embed(["a frog", "a cat"]).embeds)
+
+
+def test_the_clip_of_other_models_is_refused(dev):
+    stock_clip = transformers.CLIPTextModelWithProjection(
+        transformers.CLIPTextConfig(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1)
+    )
+    assert stock_clip.config.max_position_embeddings == 77  # OpenAI's CLIP is transformers' default
+    folder = embedded(Variant.DEV).folder / "tokenizer"
+    long = transformers.AutoTokenizer.from_pretrained(folder, model_max_length=131072)
+    with pytest.raises(CheckpointError, match=r"CLIP-G has 77 positions, 128 are needed.*clip_g_hidream"):
+        dataclasses.replace(
+            dev.text,
+            tokenizers=(long, long, long, long),
+            encoders=(_with_positions(248), stock_clip, *dev.text.encoders[2:]),
+        )
+
+
+def _with_positions(positions):
+    return transformers.CLIPTextModelWithProjection(
+        transformers.CLIPTextConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            max_position_embeddings=positions,
+        )
+    )
