@@ -28,7 +28,8 @@ from measure import Spread, ratio, report
 from PIL import Image
 
 from hidream.model.config import RECIPES
-from hidream.model.pipeline import Model, generate, load
+from hidream.model.loading import Model, load
+from hidream.model.pipeline import generate
 from hidream.model.shape import render_grid
 from hidream.model.weights import embedded
 from hidream.outputs.encode import encode

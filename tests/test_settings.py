@@ -22,9 +22,16 @@ def test_model_is_short_for_models_dev(tmp_path):
     environ = {"HIDREAM_HOME": str(tmp_path), "HIDREAM_MODEL": "/one", "HIDREAM_MODELS_DEV": "/two"}
     models = settings.load(environ).models
     assert models.dev == Path("/one")
-    assert models.folder(Variant.DEV) == Path("/one")
+    assert models.parts(Variant.DEV) == {"folder": Path("/one")}
     with pytest.raises(ConfigurationError, match="fast"):
-        models.folder(Variant.FAST)
+        models.parts(Variant.FAST)
+
+
+def test_parts_of_a_model_are_named_one_by_one(tmp_path):
+    environ = {"HIDREAM_HOME": str(tmp_path), "HIDREAM_MODEL": "/dev.gguf", "HIDREAM_MODELS_CLIP_L": "/l.safetensors"}
+    parts = settings.load(environ).models.parts(Variant.DEV)
+    assert parts == {"folder": Path("/dev.gguf"), "clip_l": Path("/l.safetensors")}
+    assert settings.load({"HIDREAM_HOME": str(tmp_path)}).models.parts(Variant.DEV) is None
 
 
 def test_all_state_lies_under_the_home(tmp_path):

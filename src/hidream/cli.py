@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,15 +20,37 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hidream import __version__, settings
 from hidream.errors import HiDreamError, InvalidInput
-from hidream.types import SEED_MAX, ImageFormat, ImageRequest, Render, Size, Variant
+from hidream.types import (
+    SEED_MAX,
+    STRENGTH,
+    Conformance,
+    ImageFormat,
+    ImageRequest,
+    LoraUse,
+    Render,
+    Sampler,
+    Size,
+    Storage,
+    Variant,
+)
 
 if TYPE_CHECKING:
-    from hidream.model.pipeline import Model
+    from hidream.model.loading import Model
     from hidream.store.database import Database
 
 T = TypeVar("T")
 
 CLI_SMALLEST_PX = 256
+PARTS = {
+    "llama": "Llama-3.1-8B-Instruct, a folder or a file",
+    "t5": "T5-XXL's encoder, a folder or a file",
+    "clip_l": "HiDream's CLIP-L, a folder or a file",
+    "clip_g": "HiDream's CLIP-G, a folder or a file",
+    "vae": "the autoencoder, a folder or a file",
+    "tokenizers": "folder of the four tokenizers, for single files",
+    "loras": "folder of LoRAs",
+}
+"""What `[models]` names beside the variants, for the flags."""
 SUFFIXES = {
     ".png": ImageFormat.PNG,
     ".jpg": ImageFormat.JPEG,
@@ -71,7 +94,13 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
         steps=arguments.steps,
         guidance=arguments.guidance,
         shift=arguments.shift,
+        sampler=arguments.sampler and Sampler(arguments.sampler),
+        conformance=Conformance(arguments.conformance),
         render=Render(arguments.render),
+        image=_bytes(arguments.image),
+        strength=arguments.strength,
+        mask=_bytes(arguments.mask),
+        loras=tuple(arguments.lora),
     )
 
     _let_threads_sleep()
@@ -80,7 +109,7 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.model.pipeline import generate
     from hidream.outputs.encode import encode
 
-    model = _load(Variant(arguments.variant), config, arguments.model)
+    model = _load(Variant(arguments.variant), config)
     with tqdm(unit="step", desc=f"seed {request.seed}") as bar:
 
         def on_step(done: int, total: int) -> None:
@@ -90,6 +119,8 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
         picture = generate(model, request, on_step)
     arguments.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=model.version))
     t = picture.timings
+    for warning in picture.warnings:
+        print(f"hidream: {warning}", file=sys.stderr)
     print(
         f"{arguments.out}: {request.size}, seed {request.seed}, {model.version}\n"
         f"text {t.text_s:.2f} s, denoise {t.denoise_s:.2f} s, decode {t.decode_s:.2f} s"
@@ -98,6 +129,8 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
 
 
 def _info(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    if arguments.plan:
+        return _plan(arguments, config)
     import torch
 
     print(f"hidream   {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -119,6 +152,18 @@ def _info(arguments: argparse.Namespace, config: settings.Settings) -> int:
             for name, ps in tensors.items()
         )
         print(f"{variant:9} {model.version} on {model.device}\n          {sizes}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    from hidream.model import plan_text
+    from hidream.model.ways import Options
+
+    size = Size.parse(arguments.size, CLI_SMALLEST_PX)
+    wish = None if config.compute.storage == "auto" else Storage(config.compute.storage)
+    options = Options.of(Variant(arguments.variant), size, transformer=wish, fewest_bits=arguments.bits)
+    device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
+    print(plan_text.tell(arguments.memory, arguments.host, options, device))
     return 0
 
 
@@ -175,16 +220,33 @@ def _day(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
-def _load(variant: Variant, config: settings.Settings, folder: Path | None = None) -> Model:
-    """Load `folder`, or the configured checkpoint of a variant, or without any configured the embedded one."""
+def _load(variant: Variant, config: settings.Settings) -> Model:
+    """Load the configured checkpoint of a variant, or without any configured the embedded one."""
     import torch
 
-    from hidream.model.pipeline import load
+    from hidream.model.loading import load
+    from hidream.model.weights import Checkpoint
 
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    folder = folder or config.models.folder(variant)
-    return load(variant, folder, config.models.llama, config.compute.device, config.compute.dtype, config.hash_cache)
+    parts = config.models.parts(variant)
+    return load(
+        variant,
+        None if parts is None else Checkpoint(**parts),
+        device=config.compute.device,
+        dtype=config.compute.dtype,
+        storage=config.compute.storage,
+        loras=config.models.loras,
+        hash_cache=config.hash_cache,
+    )
+
+
+def _bytes(path: Path | None) -> bytes | None:
+    """Content of a file that a flag names."""
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,12 +258,12 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
     serve.add_argument("--host", dest="server.host", help="address to listen on")
     serve.add_argument("--port", dest="server.port", type=int, help="port to listen on; 0 takes a free one")
-    _serving_flags(serve)
+    _model_flags(serve)
     serve.set_defaults(command=_serve)
 
     worker = commands.add_parser("worker", help="draw what the database asks for")
     worker.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
-    _serving_flags(worker)
+    _model_flags(worker)
     worker.set_defaults(command=_worker)
 
     keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
@@ -216,9 +278,23 @@ def _parser() -> argparse.ArgumentParser:
     revoke.set_defaults(command=_keys_revoke)
 
     info = commands.add_parser("info", help="models, parameters, memory, device")
-    _serving_flags(info)
+    _model_flags(info)
+    _plan_flags(info)
     info.set_defaults(command=_info)
     return parser
+
+
+def _plan_flags(info: argparse.ArgumentParser) -> None:
+    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
+    info.add_argument(
+        "--memory", type=_gigabytes, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)"
+    )
+    info.add_argument("--host", type=float, default=64, help="GB of host memory beside the card (default: %(default)s)")
+    info.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
+    info.add_argument(
+        "--bits", type=int, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)"
+    )
 
 
 def _generate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -234,28 +310,57 @@ def _generate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
     generate.add_argument("--steps", type=int, help="denoising steps (default: the variant's own)")
     generate.add_argument("--guidance", type=float, help="classifier-free guidance (default: the variant's own)")
     generate.add_argument("--shift", type=float, help="shift of the noise levels (default: the variant's own)")
+    generate.add_argument("--sampler", choices=list(Sampler), help="default: the variant's own")
+    generate.add_argument(
+        "--conformance",
+        choices=list(Conformance),
+        default=Conformance.DIFFUSERS,
+        help="whose schedule, where they differ",
+    )
+    generate.add_argument("--image", type=Path, help="a picture to start from")
+    generate.add_argument(
+        "--strength",
+        type=float,
+        default=STRENGTH,
+        help="how much of --image is redrawn, up to 1 (default: %(default)s)",
+    )
+    generate.add_argument("--mask", type=Path, help="white where --image may change, and of its size")
+    generate.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHT]",
+        help="one of --loras; may be repeated",
+    )
     generate.add_argument(
         "--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws"
     )
-    generate.add_argument(
-        "--model", type=Path, help="the variant's folder (default: as configured, or the embedded model)"
-    )
-    _compute_flags(generate)
+    _model_flags(generate)
     generate.set_defaults(command=_generate)
 
 
-def _serving_flags(parser: argparse.ArgumentParser) -> None:
+def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", dest="models.dev", type=Path, help="folder of HiDream-I1-Dev (default: the embedded model)"
+        "--model", type=Path, help="the variant's folder or transformer file (default: as configured, or the embedded)"
     )
-    _compute_flags(parser)
-
-
-def _compute_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--llama", dest="models.llama", type=Path, help="folder of Llama-3.1-8B-Instruct")
+    for part, what in PARTS.items():
+        parser.add_argument(f"--{part.replace('_', '-')}", dest=f"models.{part}", type=Path, help=what)
     parser.add_argument("--device", dest="compute.device", help="torch device (default: auto)")
     parser.add_argument("--dtype", dest="compute.dtype", help="float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--storage", dest="compute.storage", help="compute, stored, fp8, int8 or nf4 (default: auto)")
     parser.add_argument("--threads", dest="compute.threads", type=int, help="CPU threads (default: torch's choice)")
+
+
+def _lora(text: str) -> LoraUse:
+    name, _, weight = text.partition(":")
+    return LoraUse(name, float(weight or 1))
+
+
+def _gigabytes(text: str) -> list[float]:
+    if not re.fullmatch(r"[1-9]\d{0,4}(\.\d+)?(,[1-9]\d{0,4}(\.\d+)?)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes; accepted: gigabytes such as 12,16,24")
+    return [float(part) for part in text.split(",")]
 
 
 def _seed(text: str) -> int:
@@ -268,6 +373,8 @@ def _seed(text: str) -> int:
 def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     """Flags that were given, as {table: {key: value}}: those whose destination is `table.key`."""
     flags: dict[str, dict[str, object]] = {}
+    if getattr(arguments, "model", None):
+        flags["models"] = {str(getattr(arguments, "variant", Variant.DEV)): arguments.model}
     for name, value in vars(arguments).items():
         if "." in name and value is not None:
             table, key = name.split(".")

@@ -26,28 +26,46 @@ from hidream.types import Variant
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Which checkpoints are served; without any of dev, full and fast the embedded model, nano."""
+    """Which checkpoints are served; without any of dev, full and fast the embedded model, nano.
+
+    What can be a file may be in any format of docs/MODELS.md.
+    """
 
     dev: Path | None = None
-    """Folder of HiDream-I1-Dev in the diffusers layout."""
+    """HiDream-I1-Dev: a folder in the diffusers layout, or a single file of its transformer."""
     full: Path | None = None
-    """Folder of HiDream-I1-Full."""
+    """HiDream-I1-Full, likewise."""
     fast: Path | None = None
-    """Folder of HiDream-I1-Fast."""
+    """HiDream-I1-Fast, likewise."""
     llama: Path | None = None
-    """Folder of Llama-3.1-8B-Instruct, when the checkpoint has no text_encoder_4 and tokenizer_4."""
+    """Llama-3.1-8B-Instruct, a folder or a file, when the checkpoint has no text_encoder_4 and tokenizer_4."""
+    t5: Path | None = None
+    """T5-XXL's encoder, a folder or a file, when the checkpoint is a single file."""
+    clip_l: Path | None = None
+    """HiDream's CLIP-L, likewise."""
+    clip_g: Path | None = None
+    """HiDream's CLIP-G, likewise."""
+    vae: Path | None = None
+    """The autoencoder, likewise."""
+    tokenizers: Path | None = None
+    """Folder with tokenizer, tokenizer_2, tokenizer_3 and tokenizer_4, likewise."""
+    loras: Path | None = None
+    """Folder of LoRAs; a request names one by its file's name without the ending."""
 
-    def folder(self, variant: Variant) -> Path | None:
-        """Folder of a variant's checkpoint; None is the embedded model.
+    def parts(self, variant: Variant) -> dict[str, Path] | None:
+        """Path of each part of a variant's checkpoint that is named; None is the embedded model.
 
-        Raises ConfigurationError when other variants have one, but not this.
+        Raises ConfigurationError when other variants have a checkpoint, but not this.
         """
-        folders = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
-        if folders[variant] is None and any(folders.values()):
+        wholes = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
+        if wholes[variant] is None and any(wholes.values()):
             raise ConfigurationError(
-                f"no checkpoint is configured for {variant}; accepted: a folder in `[models] {variant}`"
+                f"no checkpoint is configured for {variant}; accepted: a folder or a file in `[models] {variant}`"
             )
-        return folders[variant]
+        if wholes[variant] is None:
+            return None
+        named = {name: getattr(self, name) for name in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers")}
+        return {name: path for name, path in {"folder": wholes[variant], **named}.items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,10 @@ class Compute:
     """A torch device; auto is cuda, then mps, then cpu."""
     dtype: str = "auto"
     """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
+    storage: str = "auto"
+    """compute, stored, fp8, int8 or nf4: how the large matrices are kept; auto takes what fits best."""
+    memory_gb: float = 0.0
+    """GB of the device that may be used; 0 is what it has."""
     threads: int = 0
     """CPU threads of the worker; 0 leaves the choice to torch."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hidream.model.pipeline import Model, load
+from hidream.model.loading import Model, load
 from hidream.types import Variant
 
 

@@ -18,7 +18,8 @@ from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline
 from reference import SeededLCM, stock_picture
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from hidream.model.pipeline import generate, load
+from hidream.model.loading import load
+from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Render, Size, Variant
 
 CONFIG = dataclasses.replace(tiny.CONFIG, caption_channels=(64, 64), text_emb_dim=64)

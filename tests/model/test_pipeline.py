@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import stock_picture, stock_pipeline
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput, MissingInput
 from hidream.model import pipeline
-from hidream.model.pipeline import generate, load
-from hidream.types import ImageRequest, Render, Size, Variant
+from hidream.model.loading import load
+from hidream.model.pipeline import generate
+from hidream.model.sampler import schedule
+from hidream.model.shape import fit, to_pixels
+from hidream.types import Conformance, ImageRequest, LoraUse, Prompts, Render, Sampler, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
 
@@ -76,6 +82,110 @@ def test_native_draws_the_asked_size(dev, monkeypatch):
     assert grids == [(10, 13)]
 
 
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(float) - other.astype(float)).mean())
+
+
+@pytest.fixture(scope="module")
+def photo(dev) -> np.ndarray:
+    """A picture to start from, of another prompt."""
+    return generate(dev, request(prompt="flat style a red apple on a blue background", seed=3)).pixels
+
+
+def test_strength_says_how_far_a_picture_is_left(dev, photo):
+    far = [distance(generate(dev, request(image=png(photo), strength=s)).pixels, photo) for s in (0.1, 0.5, 1.0)]
+    assert far[0] < far[1] < far[2]
+    assert far[0] < 12  # of 255: the autoencoder's own loss, and one step
+
+
+def test_only_a_share_of_the_steps_is_taken(dev, photo):
+    seen = []
+    generate(dev, request(image=png(photo), strength=0.25), lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (7, 7)
+
+
+@pytest.mark.parametrize("size", [Size(256, 256), Size(400, 304)])
+def test_what_the_mask_protects_comes_back_to_the_last_pixel(dev, photo, size):
+    mask = np.zeros((256, 256), np.uint8)
+    mask[:, 128:] = 255
+    drawn = generate(dev, request(image=png(photo), mask=png(mask), strength=1.0, size=size, steps=8)).pixels
+    untouched = generate_nothing(photo, size)
+    half = size.width // 2
+    assert np.array_equal(drawn[:, : half - 2], untouched[:, : half - 2])
+    assert distance(drawn[:, half + 20 :], untouched[:, half + 20 :]) > 10
+
+
+def generate_nothing(photo: np.ndarray, size: Size) -> np.ndarray:
+    """The picture itself, brought to the size as the pipeline does it."""
+    return to_pixels(fit(torch.from_numpy(photo.copy()).permute(2, 0, 1) / 127.5 - 1, size)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("image", {"image": b"not a picture"}),
+        ("mask", {"image": png(np.zeros((8, 8, 3), np.uint8)), "mask": b""}),
+        ("mask", {"image": png(np.zeros((8, 8, 3), np.uint8)), "mask": png(np.zeros((8, 9), np.uint8))}),
+        ("loras", {"loras": (LoraUse("nobody"),)}),
+    ],
+)
+def test_files_and_names_that_cannot_be_used_are_named(dev, field, changes):
+    with pytest.raises(InvalidInput, match=field):
+        generate(dev, request(steps=1, **changes))
+
+
+def test_refining_draws_the_tail_on_the_larger_grid(dev, monkeypatch):
+    grids, steps = [], []
+    original = pipeline.initial_noise
+    monkeypatch.setattr(
+        pipeline, "initial_noise", lambda model, grid, g: grids.append(grid) or original(model, grid, g)
+    )
+    asked = request(size=Size(512, 384), steps=6, render=Render.REFINE)
+    picture = generate(dev, asked, lambda done, total: steps.append((done, total)))
+    assert picture.pixels.shape == (384, 512, 3)
+    assert grids == [(7, 9), (12, 16)]
+    below = sum(sigma <= pipeline.REFINE_FROM for sigma in schedule(Sampler.FLASH, 6, 6.0).sigmas[:-1])
+    assert steps[-1] == (6 + below, 6 + below)
+
+
+def test_the_default_refines_where_the_model_can(dev):
+    asked = request(size=Size(1024, 1024))
+    recipe = pipeline.resolve(dev, asked)
+    assert len(pipeline.plan_passes(dev, asked, recipe)) == 1  # nano cannot, and says so
+    able = dataclasses.replace(dev, refines=True)
+    assert len(pipeline.plan_passes(able, asked, recipe)) == 2
+    assert len(pipeline.plan_passes(able, request(size=Size(272, 256)), recipe)) == 1
+    assert len(pipeline.plan_passes(able, request(size=Size(1024, 1024), render=Render.SCALED), recipe)) == 1
+
+
+def test_samplers_and_conformance_are_chosen_by_the_request(dev, full):
+    pictures = [generate(full, request(steps=4, sampler=sampler)).pixels for sampler in Sampler]
+    assert all(distance(a, b) > 0.5 for a, b in itertools.combinations(pictures, 2))
+    calls = []
+    generate(dev, request(steps=4, conformance=Conformance.OFFICIAL), lambda done, total: calls.append(total))
+    assert calls == [3, 3, 3]
+
+
+def test_a_long_prompt_is_told(dev):
+    assert generate(dev, request(steps=1)).warnings == ()
+    warnings = generate(dev, request(steps=1, prompt=PROMPT + " and a dog" * 20)).warnings
+    assert warnings
+    assert all("too long" in warning for warning in warnings)
+
+
+def test_encoders_may_be_told_different_things(dev):
+    same = generate(dev, request(steps=2, prompt=Prompts(PROMPT))).pixels
+    assert np.array_equal(same, generate(dev, request(steps=2)).pixels)
+    other = generate(dev, request(steps=2, prompt=Prompts(PROMPT, llama="a cat at night"))).pixels
+    assert not np.array_equal(other, same)
+
+
 def test_progress_is_told_and_may_end_the_picture(dev):
     seen = []
 
@@ -118,6 +228,8 @@ def test_version_names_variant_weights_and_arithmetic(dev, full):
         ({"steps": 0}, InvalidInput),
         ({"guidance": -1.0}, InvalidInput),
         ({"shift": float("nan")}, InvalidInput),
+        ({"strength": 0.0}, InvalidInput),
+        ({"mask": b""}, MissingInput),
         ({"size": Size(0, 512)}, InvalidInput),
     ],
 )

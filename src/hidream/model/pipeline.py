@@ -1,7 +1,10 @@
-"""The readable specification: `generate` is one prompt to one picture, `load` a checkpoint to a model.
+"""The readable specification: `generate` is one prompt to one picture.
 
 Everything that decides the pixels is in the request; every random number comes from its seed, drawn on the CPU so that
-a seed means the same noise on any device. Knows no queue, no files of pictures and no HTTP.
+a seed means the same noise on any device. Knows no queue, no HTTP and no files but those that a request brings along.
+
+A picture is drawn in one pass, or in two: small, then enlarged and refined. A pass starts from noise alone, or from a
+latent that is noised to the level from which its steps lead down.
 """
 
 from __future__ import annotations
@@ -10,55 +13,50 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-import hidream
-from hidream.errors import ConfigurationError
 from hidream.model import sampler
-from hidream.model.config import RECIPES, Recipe
+from hidream.model.canvas import Canvas, cells, open_canvas
+from hidream.model.config import Recipe, recipe_of
+from hidream.model.loading import Model
+from hidream.model.sampler import Schedule
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
-from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.types import ImageRequest, Render, Timings, Variant
+from hidream.model.transformer import Conditioning
+from hidream.types import ImageRequest, Render, Size, Timings
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+REFINE_ABOVE = 1.2
+"""Times the best area from which a size is refined by default; up to there enlarging costs nothing that is seen."""
+REFINE_FROM = 0.6
+"""Noise level at which the second pass begins: the layout of the first stays, details are drawn anew."""
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each step; whatever it raises ends the picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A loaded checkpoint."""
-
-    variant: Variant
-    version: str
-    text: TextEncoders
-    transformer: Transformer
-    vae: Autoencoder
-    best_tokens: int
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def token_px(self) -> int:
-        """Pixels that one image token covers, along one side."""
-        return self.vae.factor * self.transformer.config.patch_size
+Velocity = Callable[[Tensor, int], Tensor]
+"""Velocity of the latent x at step i."""
+Keep = Callable[[Tensor, float], Tensor]
+"""Brings the latent x at noise level σ back to what must not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A finished picture: uint8 pixels [height, width, 3], and where the time went."""
+    """A finished picture: uint8 pixels [height, width, 3], where the time went, and what its user should know."""
 
     pixels: np.ndarray
     timings: Timings
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run of the sampler."""
+
+    grid: Grid
+    schedule: Schedule
 
 
 @torch.inference_mode()
@@ -66,115 +64,156 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     """Draw `request.prompt` at exactly `request.size`.
 
     The figure of the reference's pipeline (diffusers 0.42.1, pipeline_hidream_image.py) with its two promises kept:
-    the size that was asked, and one picture for one seed. Raises whatever `on_step` raises.
+    the size that was asked, and one picture for one seed. Raises InvalidInput on files and LoRAs that cannot be used,
+    and whatever `on_step` raises.
     """
-    recipe = resolve(RECIPES[model.variant], request)
-    grid = render_grid(
-        request.size, request.render, model.token_px, model.best_tokens, model.transformer.config.max_tokens
-    )
+    recipe = resolve(model, request)
+    canvas, passes, changes = open_canvas(request), plan_passes(model, request, recipe), model.changes(request.loras)
+    tick = _counter(on_step, sum(each.schedule.steps for each in passes))
     started = _now(model.device)
 
-    guided = recipe.guidance > 1
-    prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
-    conditioning = model.transformer.condition(
-        *model.text.encode(prompts), grid, padded=request.render is Render.REFERENCE
-    )
-    encoded = _now(model.device)
+    prompts = [request.negative_prompt, request.prompt] if recipe.guidance > 1 else [request.prompt]
+    text = model.text.embed(prompts)
+    embedded = _now(model.device)
 
-    schedule = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift)
-    modulations = model.transformer.modulations(schedule.timesteps, conditioning)
-    state = sampler.SamplerState(schedule, sampler.generator_of(request.seed))
-    x = initial_noise(model, grid, state.generator)
-    for i, modulation in enumerate(modulations):
-        latent = x.to(model.dtype).expand(len(prompts), -1, -1, -1)
-        velocity = model.transformer.velocity(latent, modulation, conditioning).float()
-        if guided:
-            negative, positive = velocity.chunk(2)
-            velocity = negative + recipe.guidance * (positive - negative)
-        x, state = sampler.step(recipe.sampler, x, velocity, state, i)
-        if on_step:
-            on_step(i + 1, schedule.steps)
+    generator, x0 = sampler.generator_of(request.seed), None
+    for each in passes:
+        conditioning = model.transformer.condition(
+            *text.embeds, each.grid, padded=request.render is Render.REFERENCE, changes=changes
+        )
+        velocity = velocity_of(model, recipe.guidance, conditioning, each.schedule)
+        noise = initial_noise(model, each.grid, generator)
+        given = None if canvas is None else lay(model, canvas, each.grid)
+        start = given if x0 is None else enlarge(x0, noise)
+        keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, given, noise)
+        x0 = denoise(recipe, each.schedule, velocity, noised(start, noise, each.schedule), generator, keep, tick)
+    assert x0 is not None, "there is at least one pass"
     denoised = _now(model.device)
 
-    pixels = to_pixels(fit(model.vae.decode(x)[0].float(), request.size)).cpu().numpy()
+    drawn = fit(model.vae.decode(x0)[0].float(), request.size)
+    pixels = to_pixels(drawn if canvas is None else canvas.at(request.size).keep(drawn)).cpu().numpy()
     done = _now(model.device)
-    return Picture(pixels, Timings(encoded - started, denoised - encoded, done - denoised))
+    return Picture(pixels, Timings(embedded - started, denoised - embedded, done - denoised), text.warnings)
 
 
-def resolve(recipe: Recipe, request: ImageRequest) -> Recipe:
+def resolve(model: Model, request: ImageRequest) -> Recipe:
     """Return the variant's recipe with what the request says otherwise."""
+    recipe = recipe_of(model.variant, request.conformance, request.sampler, model.transformer.config.max_tokens)
     asked: dict[str, Any] = {"steps": request.steps, "guidance": request.guidance, "shift": request.shift}
     return dataclasses.replace(recipe, **{name: value for name, value in asked.items() if value is not None})
 
 
+def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> list[Pass]:
+    """Settle grids and noise levels: one pass, or a second one that refines on the grid of the size itself."""
+
+    def grid(render: Render) -> Grid:
+        return render_grid(request.size, render, model.token_px, model.best_tokens, model.transformer.config.max_tokens)
+
+    whole = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, request.conformance)
+    share = 1.0 if request.image is None else request.strength
+    first = Pass(grid(request.render), _tail(whole, whole.steps - max(1, int(whole.steps * share))))
+    native = grid(Render.NATIVE)
+    larger = native.rows * native.columns / (first.grid.rows * first.grid.columns)
+    refines = request.render is Render.REFINE and larger > 1
+    refines |= request.render is Render.BEST and larger > REFINE_ABOVE and model.refines
+    if not refines:
+        return [first]
+    below = sum(sigma > REFINE_FROM for sigma in whole.sigmas[:-1])
+    return [first, Pass(native, _tail(whole, min(below, whole.steps - 1)))]
+
+
+def velocity_of(model: Model, guidance: float, conditioning: Conditioning, schedule: Schedule) -> Velocity:
+    """Make the function that a sampler asks; two prompts in the conditioning are a negative one and the prompt."""
+    modulations = model.transformer.modulations(schedule.timesteps, conditioning)
+    batch = conditioning.txt.shape[0]
+
+    def velocity(x: Tensor, i: int) -> Tensor:
+        latent = x.to(model.dtype).expand(batch, -1, -1, -1)
+        answer = model.transformer.velocity(latent, modulations[i], conditioning).float()
+        if batch == 1:
+            return answer
+        negative, positive = answer.chunk(2)
+        return negative + guidance * (positive - negative)
+
+    return velocity
+
+
+def denoise(
+    recipe: Recipe,
+    schedule: Schedule,
+    velocity: Velocity,
+    x: Tensor,
+    generator: torch.Generator,
+    keep: Keep,
+    tick: Callable[[], None],
+) -> Tensor:
+    """Lead the latent x [1, C, h, w] from the schedule's first noise level to its last."""
+    state = sampler.SamplerState(schedule, generator)
+    for i in range(schedule.steps):
+        x, state = sampler.step(recipe.sampler, x, velocity(x, i), state, i)
+        x = keep(x, schedule.sigmas[i + 1])
+        tick()
+    return x
+
+
 def initial_noise(model: Model, grid: Grid, generator: torch.Generator) -> Tensor:
-    """Draw the noise a picture starts from, [1, C, h, w], float32."""
+    """Draw the noise a pass starts from, [1, C, h, w], float32."""
     config = model.transformer.config
     shape = (1, config.in_channels, grid.rows * config.patch_size, grid.columns * config.patch_size)
     return torch.randn(shape, generator=generator).to(model.device)
 
 
-def load(
-    variant: Variant,
-    folder: Path | None = None,
-    llama: Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    hash_cache: Path | None = None,
-) -> Model:
-    """Load a checkpoint in the diffusers layout; without `folder` the embedded nano.
-
-    `llama` is a folder of Llama-3.1-8B-Instruct for checkpoints without one. `hash_cache` is a file that remembers the
-    digests of large weights. Raises CheckpointError when a part is missing or does not fit, ConfigurationError on an
-    unknown device or dtype.
-    """
-    checkpoint = embedded(variant) if folder is None else Checkpoint(folder, llama=llama)
-    where, kind = resolve_device(device), resolve_dtype(dtype, resolve_device(device))
-    transformer = load_transformer(checkpoint, where, kind)
-    vae = load_autoencoder(checkpoint, where, kind)
-    digest = weights_hash(checkpoint.weight_files(), hash_cache)
-    return Model(
-        variant=variant,
-        version=f"hidream-i1-{variant}/{digest}/exact/{where.type}-{str(kind).removeprefix('torch.')}/{hidream.__version__}",
-        text=load_text_encoders(checkpoint, where, kind),
-        transformer=transformer,
-        vae=vae,
-        best_tokens=_best_tokens(checkpoint, transformer),
-        device=where,
-        dtype=kind,
-    )
+def noised(x0: Tensor | None, noise: Tensor, schedule: Schedule) -> Tensor:
+    """Bring x0 to the schedule's first level; without x0 that is the noise itself."""
+    sigma = schedule.sigmas[0]
+    return noise if x0 is None else (1 - sigma) * x0 + sigma * noise
 
 
-def resolve_device(name: str) -> torch.device:
-    """Settle "auto". Raises ConfigurationError on a device that torch does not know or this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigurationError(f"the device {name!r} cannot be used: {error}") from error
-    return device
+def enlarge(x0: Tensor, like: Tensor) -> Tensor:
+    """Bring a latent to another's grid, smoothly."""
+    return F.interpolate(x0, like.shape[-2:], mode="bicubic")
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Settle "auto": float32 on a CPU, where 16-bit arithmetic may be a hundred times slower, else bfloat16."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    if name not in DTYPES:
-        raise ConfigurationError(f"the dtype {name!r} is not known; accepted: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+def lay(model: Model, canvas: Canvas, grid: Grid) -> Tensor:
+    """Encode the canvas for a grid: its latent [1, C, h, w], float32."""
+    size = Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
+    return model.vae.encode(canvas.at(size).picture[None].to(model.device)).float()
 
 
-def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:
-    """Image tokens of the area the model draws best: 1024² pixels, unless the configuration says otherwise.
+def keeping(model: Model, canvas: Canvas, given: Tensor, noise: Tensor) -> Keep:
+    """Make the function that sets what lies outside the canvas's mask back to `given`, at any noise level."""
+    rows, columns = given.shape[-2:]
+    fitting = canvas.at(Size(width=columns * model.vae.factor, height=rows * model.vae.factor)).mask
+    if fitting is None:
+        return _keep_nothing
+    mask = cells(fitting, rows, columns).to(given.device)
 
-    `_default_sample_size` in model_index.json is a side in latent cells, as in diffusers' pipelines, which pass over
-    private keys; the published checkpoints do not have it, their largest shape is their best.
-    """
-    side = checkpoint.index().get("_default_sample_size")
-    config = transformer.config
-    return int((side // config.patch_size) ** 2) if side else config.max_tokens
+    def keep(x: Tensor, sigma: float) -> Tensor:
+        return torch.where(mask > 0, x, (1 - sigma) * given + sigma * noise)
+
+    return keep
+
+
+def _keep_nothing(x: Tensor, sigma: float) -> Tensor:
+    return x
+
+
+def _tail(schedule: Schedule, start: int) -> Schedule:
+    """What is left of a schedule from step `start` on."""
+    return Schedule(sigmas=schedule.sigmas[start:], timesteps=schedule.timesteps[start:])
+
+
+def _counter(on_step: OnStep | None, total: int) -> Callable[[], None]:
+    """Make the function that is called after each step."""
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if on_step:
+            on_step(done, total)
+
+    return tick
 
 
 def _now(device: torch.device) -> float:

@@ -28,7 +28,8 @@ class Grid(NamedTuple):
 def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max_tokens: int) -> Grid:
     """Choose the shape to draw for `size`.
 
-    `best_tokens` is the area the model was trained for, `max_tokens` the largest trained area; see `types.Render`.
+    `best_tokens` is the area the model was trained for, `max_tokens` the largest trained area; see `types.Render`, of
+    which BEST and REFINE begin as SCALED does.
     """
     if render is Render.NATIVE:
         return Grid(rows=-(-size.height // token_px), columns=-(-size.width // token_px))

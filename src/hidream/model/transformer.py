@@ -27,7 +27,7 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/transformers/transformer_hidream_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -62,6 +62,14 @@ class Modulation(NamedTuple):
 
     blocks: tuple[Tensor, ...]  # [B, 12D] of each double block, then [B, 6D] of each single block
     final: Tensor  # [B, 2D]
+
+
+class Walks(NamedTuple):
+    """How to come by what may live in host memory (`stream.py`), in the order in which it is needed."""
+
+    blocks: Iterable[DoubleBlock | SingleBlock]
+    modulations: Iterable[DoubleBlock | SingleBlock]  # the same blocks, for the layer that modulates them
+    captions: Iterable[nn.Module]  # the caption projections
 
 
 class DoubleBlock(nn.Module):
@@ -183,6 +191,7 @@ class Transformer(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, Linear | Gate):
                 module.published = name
+        self.walks = Walks(self.blocks, self.blocks, self.caption_projection)
 
     @property
     def blocks(self) -> list[DoubleBlock | SingleBlock]:
@@ -218,9 +227,9 @@ class Transformer(nn.Module):
         t5 [B, L, D_T5]; llama [layers, B, L, D_Llama], the hidden states without the embedding's; pooled [B, 2048],
         both CLIPs'; grid (h, w) in tokens. `padded` repeats the reference's padding of shapes that are not square.
         """
-        projection = [cast(Linear, module["linear"]) for module in self.caption_projection]  # type: ignore[index]
-        captions = [projection[i](llama[layer], changes) for i, layer in enumerate(self.config.llama_layers)]
-        txt = torch.cat((projection[-1](t5, changes), captions[-1]), dim=1)
+        said = [*(llama[layer] for layer in self.config.llama_layers), t5]
+        captions = [module["linear"](x, changes) for module, x in zip(self.walks.captions, said, strict=True)]  # type: ignore[index]
+        txt = torch.cat((captions.pop(), captions[-1]), dim=1)
         pads = max(self.config.max_tokens - grid[0] * grid[1], 0) if padded and grid[0] != grid[1] else 0
         text_tokens = txt.shape[1] + (1 if pads else 0)
         rope = rope_table(grid, text_tokens, self.config.axes_dims_rope, t5.device)
@@ -253,8 +262,8 @@ class Transformer(nn.Module):
     def _modulate(self, timestep: Tensor, pooled: Tensor, changes: Changes) -> Modulation:
         time = sinusoid(timestep).to(pooled.dtype)
         vec = F.silu(self.t_embedder["timestep_embedder"](time, changes) + pooled)
-        tables = [part.adaLN_modulation[1](vec, changes) for part in (*self.blocks, self.final_layer)]
-        return Modulation(blocks=tuple(tables[:-1]), final=tables[-1])
+        tables = [block.adaLN_modulation[1](vec, changes) for block in self.walks.modulations]
+        return Modulation(blocks=tuple(tables), final=self.final_layer.adaLN_modulation[1](vec, changes))
 
     def velocity_at(self, latent: Tensor, timestep: Tensor, c: Conditioning) -> Tensor:
         """One step at timestep [B], with its modulation made on the spot."""
@@ -269,13 +278,15 @@ class Transformer(nn.Module):
             patches = F.pad(patches, (0, 0, 0, 1))
         img = self.x_embedder["proj"](patches, c.changes)
 
-        txt, doubles = c.txt, len(self.double_stream_blocks)
-        for i, block in enumerate(self.blocks[:doubles]):
-            img, txt = block(img, txt, c.fresh[i], modulation.blocks[i], c)
-        x = torch.cat((img, txt), dim=1)
-        for i, block in enumerate(self.blocks[doubles:], start=doubles):
-            keep = tokens if i == len(self.blocks) - 1 else x.shape[1]
-            x = block(x, c.fresh[i], modulation.blocks[i], c, keep)
+        txt, doubles, last = c.txt, len(self.double_stream_blocks), len(modulation.blocks) - 1
+        x = img
+        for i, block in enumerate(self.walks.blocks):
+            if isinstance(block, DoubleBlock):
+                img, txt = block(img, txt, c.fresh[i], modulation.blocks[i], c)
+                continue
+            if i == doubles:
+                x = torch.cat((img, txt), dim=1)
+            x = block(x, c.fresh[i], modulation.blocks[i], c, tokens if i == last else x.shape[1])
 
         # the published weights answer with picture − noise
         out = -self.final_layer(x[:, :tokens], modulation.final, c)

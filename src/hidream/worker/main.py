@@ -23,7 +23,7 @@ from hidream.worker.bridge import Bridge
 from hidream.worker.loop import Loop, Tools
 
 if TYPE_CHECKING:
-    from hidream.model.pipeline import Model
+    from hidream.model.loading import Model
 
 logger = logging.getLogger(__name__)
 
@@ -76,19 +76,23 @@ def _load(settings: Settings) -> tuple[Model, Tools]:
     """Import and load all that is slow and heavy; seconds to minutes, on the model thread."""
     import torch
 
-    from hidream.model.pipeline import generate, load
+    from hidream.model.loading import load
+    from hidream.model.pipeline import generate
+    from hidream.model.weights import Checkpoint
     from hidream.safety.image import ImageChecker
 
     models, compute = settings.models, settings.compute
     if compute.threads:
         torch.set_num_threads(compute.threads)
+    parts = models.parts(Variant.DEV)
     model = load(
         Variant.DEV,
-        models.folder(Variant.DEV),
-        models.llama,
-        compute.device,
-        compute.dtype,
-        settings.hash_cache,
+        None if parts is None else Checkpoint(**parts),
+        device=compute.device,
+        dtype=compute.dtype,
+        storage=compute.storage,
+        loras=models.loras,
+        hash_cache=settings.hash_cache,
     )
     checker = ImageChecker(settings.safety.nsfw_threshold)
     return model, Tools(functools.partial(generate, model), checker.flagged, settings.outputs_dir)
