@@ -1,9 +1,10 @@
-"""Checkpoint folders: parts, shards, errors that say what is wrong, and a name for their content."""
+"""Checkpoints: parts, shards, single files, storage, errors that say what is wrong, and a name for their content."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,11 +12,15 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
+import comfy_files
 from hidream.errors import CheckpointError
+from hidream.formats.gguf_file import write_gguf
+from hidream.formats.quantized import NF4_CODE, quantize
+from hidream.formats.safetensors_file import shards
 from hidream.model import weights
-from hidream.model.pipeline import load
+from hidream.model.loading import load
 from hidream.model.weights import Checkpoint, embedded, load_transformer
-from hidream.types import Variant
+from hidream.types import Storage, Variant
 
 CPU = torch.device("cpu")
 
@@ -45,7 +50,7 @@ def test_loads_shards(folder):
         filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
         max_shard_size="1MB",
     )
-    assert len(weights.safetensors_files(folder / "transformer")) > 2
+    assert len(shards(folder / "transformer")) > 2
     sharded = load_transformer(Checkpoint(folder), CPU, torch.float32)
     x = tiny.inputs(1, 8, 8)
     assert tiny.relative(sharded(*x), whole(*x)) <= 1e-6  # not bit for bit: the shards' tensors lie at other addresses
@@ -72,6 +77,23 @@ def test_wrong_keys_are_named(folder, change):
         load_transformer(Checkpoint(folder), CPU, torch.float32)
 
 
+def test_a_wrong_type_is_named(folder):
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["final_layer.linear.weight"] = state["final_layer.linear.weight"].to(torch.int8)
+    save_file(state, file)
+    with pytest.raises(CheckpointError, match=r"1 of a type that is no float \(final_layer.linear.weight: int8\)"):
+        load_transformer(Checkpoint(folder), CPU, torch.float32)
+
+
+def test_only_a_few_of_many_keys_are_shown(folder):
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file({key: state[key] for key in state if "single" not in key}, file)
+    with pytest.raises(CheckpointError, match=r"keys \d\d missing \((single\S+, ){5}…\)$"):
+        load_transformer(Checkpoint(folder), CPU, torch.float32)
+
+
 def test_a_broken_file_is_named(folder):
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -94,6 +116,158 @@ def test_another_architecture_is_named(folder, key, value, message):
         load_transformer(Checkpoint(folder), CPU, torch.float32)
 
 
+def as_file(tmp_path, state, metadata=True):
+    """The tiny transformer as a single file, which says its own numbers."""
+    config = (tmp_path / "transformer" / "config.json").read_text() if metadata else ""
+    return comfy_files.write(tmp_path / "model.safetensors", state, config)
+
+
+def answer(state):
+    """What diffusers' transformer says with these weights, float32."""
+    model = tiny.reference()
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+    return -model(*tiny.inputs(1, 8, 8), return_dict=False)[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("storage", [None, Storage.COMPUTE, Storage.STORED])
+def test_single_files_of_every_type(folder, prefix, dtype, storage):
+    state = {key: tensor.to(dtype) for key, tensor in tiny.reference().state_dict().items()}
+    file = as_file(folder, comfy_files.prefixed(state, prefix))
+    model = load_transformer(Checkpoint(file), CPU, torch.float32, storage)
+    assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state)) <= 1e-5
+    kept = storage is Storage.STORED or (storage is None and dtype is torch.float8_e4m3fn)
+    assert model.blocks[0].attn1.to_q.weight.dtype is (dtype if kept else torch.float32)
+    assert model.blocks[0].attn1.q_rms_norm.weight.dtype is torch.float32
+    assert bool(model.blocks[0].attn1.packed) is not kept
+
+
+def test_what_keeps_its_type_stays_in_the_file(folder):
+    file = as_file(folder, tiny.reference().to(torch.bfloat16).state_dict())
+    model = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.STORED)
+    start, end = mapping(file)
+    weights_in_file = [start <= layer.weight.data_ptr() < end for layer in linears(model)]
+    assert all(weights_in_file)
+    assert len(weights_in_file) > 50
+
+    same = load_transformer(Checkpoint(file), CPU, torch.bfloat16, Storage.STORED)
+    start, end = mapping(file)
+    assert all(start <= parameter.data_ptr() < end for parameter in same.parameters())  # norms and biases too
+
+
+@pytest.mark.parametrize("storage", [Storage.FP8, Storage.INT8, Storage.NF4])
+def test_quantises_while_loading(folder, storage):
+    state = tiny.reference().state_dict()
+    file = as_file(folder, state)
+    model = load_transformer(Checkpoint(file), CPU, torch.float32, storage)
+    expected = dict(state)
+    for layer in linears(model):
+        whole = layer.published.startswith(("t_embedder", "p_embedder", "x_embedder", "final_layer"))
+        assert (layer.quantized is None) is whole
+        if not whole:
+            assert layer.quantized.scheme == storage
+            key = f"{layer.published}.weight"
+            expected[key] = quantize(state[key], storage).dense(torch.float32)
+    assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(expected)) <= 1e-5
+    assert tiny.relative(answer(expected), answer(state)) > 1e-4  # it does make a difference
+
+
+def test_gguf_stays_quantised_unless_asked(folder):
+    state = tiny.reference().state_dict()
+    (folder / "config.json").write_text((folder / "transformer" / "config.json").read_text())
+    file = folder / "model.gguf"
+    write_gguf(file, state, "Q8_0")
+    model = load_transformer(Checkpoint(file), CPU, torch.float32)
+    assert model.blocks[0].attn1.to_q.quantized.scheme == "Q8_0"
+    expected = {
+        f"{layer.published}.weight": layer.quantized.dense(torch.float32)
+        for layer in linears(model)
+        if layer.quantized is not None
+    }
+    assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state | expected)) <= 1e-5
+    eight = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.INT8)
+    assert eight.blocks[0].attn1.to_q.quantized.scheme == "Q8_0"  # as small already
+    four = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.NF4)
+    assert four.blocks[0].attn1.to_q.quantized.scheme == "nf4"
+    dense = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.COMPUTE)
+    assert dense.blocks[0].attn1.packed
+    assert tiny.relative(dense(*tiny.inputs(1, 8, 8)), model(*tiny.inputs(1, 8, 8))) <= 1e-5
+
+
+def test_four_bits_of_bitsandbytes_stay_quantised(folder):
+    """The layout of published nf4 folders: uint8 values, scales, the code, and a state in JSON."""
+    expected, published = dict(tiny.reference().state_dict()), {}
+    for key, tensor in tiny.reference().state_dict().items():
+        if not key.endswith("attn1.to_q.weight"):
+            published[key] = tensor
+            continue
+        four = quantize(tensor, "nf4")
+        expected[key] = four.dense(torch.float32)
+        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(tensor.shape)}
+        published |= {
+            key: four.parts["data"].reshape(-1, 1),
+            f"{key}.absmax": four.parts["scale"].flatten(),
+            f"{key}.quant_map": torch.tensor(NF4_CODE),
+            f"{key}.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+        }
+    save_file(published, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    model = load_transformer(Checkpoint(folder), CPU, torch.float32)
+    assert model.blocks[0].attn1.to_q.quantized.scheme == "nf4"
+    assert model.blocks[0].attn1.to_k.quantized is None
+    assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(expected)) <= 1e-5
+
+
+def test_a_single_file_of_unknown_width_says_what_it_needs(folder):
+    file = as_file(folder, tiny.reference().state_dict(), metadata=False)
+    with pytest.raises(CheckpointError, match=r"128 wide.*accepted: 2560 as published, or a config.json"):
+        load_transformer(Checkpoint(file), CPU, torch.float32)
+
+
+def test_a_single_file_passes_over_another_parts_configuration(folder):
+    file = as_file(folder, tiny.reference().state_dict(), metadata=False)
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    assert Checkpoint(file).config("transformer") is None
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("vae", r"single file, which has no 'vae'.*--vae"),
+        ("text_encoder", "clip_l_hidream.*--clip-l"),
+        ("text_encoder_2", "clip_g_hidream.*--clip-g"),
+        ("text_encoder_3", "t5xxl.*--t5"),
+        ("text_encoder_4", r"Llama-3.1-8B-Instruct: download unsloth.*--llama"),
+        ("tokenizer_3", "without tokenizers: download.*--tokenizers"),
+    ],
+)
+def test_parts_that_a_single_file_lacks_are_named(folder, part, message):
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint(as_file(folder, tiny.reference().state_dict())).part(part)
+
+
+def test_parts_may_be_named_one_by_one(tmp_path):
+    nano = embedded(Variant.DEV).folder
+    own = Checkpoint(folder=tmp_path, vae=nano, clip_l=nano / "text_encoder", t5=tmp_path / "nowhere")
+    assert own.part("vae") == nano / "vae"
+    assert own.part("text_encoder") == nano / "text_encoder"
+    with pytest.raises(CheckpointError, match="nowhere, named for 'text_encoder_3', does not exist"):
+        own.part("text_encoder_3")
+    with pytest.raises(CheckpointError, match="is not named"):
+        Checkpoint().part("transformer")
+
+
+def linears(model):
+    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def mapping(file):
+    """First and last address of a file's latest mapping, which safetensors makes whole."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
+    starts, ends = zip(*(line.split()[0].split("-") for line in lines), strict=True)
+    return min(int(start, 16) for start in starts), max(int(end, 16) for end in ends)
+
+
 def test_llama_may_lie_elsewhere(tmp_path):
     nano = embedded(Variant.DEV).folder
     shutil.copytree(nano, tmp_path / "model")
@@ -105,8 +279,8 @@ def test_llama_may_lie_elsewhere(tmp_path):
     with pytest.raises(CheckpointError, match=r"Llama-3.1-8B-Instruct: download"):
         load(Variant.DEV, tmp_path / "model")
     with pytest.raises(CheckpointError, match="does not exist"):
-        load(Variant.DEV, tmp_path / "model", llama=tmp_path / "nowhere")
-    model = load(Variant.DEV, tmp_path / "model", llama=llama)
+        load(Variant.DEV, Checkpoint(tmp_path / "model", llama=tmp_path / "nowhere"))
+    model = load(Variant.DEV, Checkpoint(tmp_path / "model", llama=llama))
     assert torch.equal(model.text.encode(["a cat"]).llama, load(Variant.DEV).text.encode(["a cat"]).llama)
 
 

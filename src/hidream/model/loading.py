@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +14,35 @@ import torch
 
 import hidream
 from hidream.errors import ConfigurationError, InvalidInput
-from hidream.model import lora
+from hidream.formats.comfy import Stored
+from hidream.model import lora, plan_text
+from hidream.model.assign import settled
+from hidream.model.encoders import check_fit, outline_encoder
+from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape, part_of
 from hidream.model.linear import Changes
 from hidream.model.lora import Lora
+from hidream.model.placing import (
+    Phases,
+    autoencoder_in_turn,
+    blocks_in_turn,
+    blocks_streamed,
+    conditioning_streamed,
+)
+from hidream.model.plan import CONTEXT_BYTES, Plan, plan
 from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.text_cache import TextCache
 from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.types import LoraUse, Storage, Variant
+from hidream.model.vae import Autoencoder, load_autoencoder, outline_autoencoder
+from hidream.model.ways import Hardware, Options, Placement
+from hidream.model.weights import Checkpoint, config_of_transformer, embedded, load_transformer, weights_hash
+from hidream.types import LoraUse, Size, Storage, Variant
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HOST = torch.device("cpu")
+PLANNED_SIZE = Size(1024, 1024)
+"""What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
 TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
 
@@ -40,6 +61,7 @@ class Model:
     dtype: torch.dtype
     refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
     loras: Mapping[str, Lora] = field(default_factory=dict)
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def token_px(self) -> int:
@@ -62,38 +84,132 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     storage: str = "auto",
+    memory_gb: float = 0.0,
     loras: Path | None = None,
     hash_cache: Path | None = None,
 ) -> Model:
     """Load a checkpoint, or a path to one in any format of docs/MODELS.md; without either the embedded nano.
 
-    `storage` is a `types.Storage` for the large matrices, or "auto". `loras` is a folder whose LoRAs requests may name.
-    `hash_cache` is a file that remembers the digests of large weights. Raises CheckpointError when a part is missing or
-    does not fit, ConfigurationError on an unknown device, dtype or storage.
+    Where each part lives, and in which type, follows from the memory there is (`plan.py`): `memory_gb` limits the
+    device's; `storage` names a `types.Storage` for the large matrices, instead of "auto". `loras` is a folder whose
+    LoRAs requests may name. `hash_cache` is a file that remembers the digests of large weights.
+
+    Raises CheckpointError when a part is missing or does not fit; ConfigurationError on an unknown device, dtype or
+    storage, and when there is not enough memory.
     """
     if checkpoint is None:
         checkpoint = embedded(variant)
     elif isinstance(checkpoint, Path):
         checkpoint = Checkpoint(checkpoint)
     where = resolve_device(device)
-    kind, stored = resolve_dtype(dtype, where), resolve_storage(storage)
-    transformer = load_transformer(checkpoint, where, kind, stored)
-    text = load_text_encoders(checkpoint, where, kind, stored)
-    digest = weights_hash(checkpoint.weight_files(), hash_cache)
-    compute = f"{where.type}-{str(kind).removeprefix('torch.')}" + (f"-{stored}" if stored else "")
-    cache = TextCache(TEXT_CACHE_BYTES, torch.device("cpu"))
+    kind = resolve_dtype(dtype, where)
+    plan = settle(checkpoint, variant, where, resolve_storage(storage), memory_gb)
+    return carry_out(plan, checkpoint, variant, where, kind, loras, weights_hash(checkpoint.weight_files(), hash_cache))
+
+
+def settle(
+    checkpoint: Checkpoint, variant: Variant, device: torch.device, storage: Storage | None, memory_gb: float
+) -> Plan:
+    """Plan where the parts of a checkpoint live on this machine.
+
+    Without a `storage`, files of fewer than 16 bits stay as they are. Raises ConfigurationError when nothing fits.
+    """
+    published = checkpoint.read("transformer")
+    config = config_of_transformer(checkpoint, published)
+    autoencoder, _ = outline_autoencoder(checkpoint)
+    encoders = [outline_encoder(checkpoint, name) for name in ENCODERS]
+    check_fit([encoder for encoder, _ in encoders], config)
+    shape = ModelShape.of(config, [encoder for encoder, _ in encoders], autoencoder.module, autoencoder.factor)
+    large = {name: tensor for _, part in encoders[2:] for name, tensor in part.tensors.items()}
+    options = dataclasses.replace(
+        Options.of(variant, PLANNED_SIZE, storage or _kept(published.tensors)),
+        encoders=storage or _kept(large),
+        stored_bits=_bits(published.tensors),
+        encoder_bits=_bits(large),
+    )
+    answer = plan(hardware_of(device, memory_gb), shape, options)
+    if not answer.fits:
+        raise ConfigurationError(f"the model does not fit into the memory there is: {plan_text.verdict(answer, shape)}")
+    for reason in plan_text.reasons(answer):
+        logger.info("memory_plan %s", reason)
+    return answer
+
+
+def carry_out(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    variant: Variant,
+    device: torch.device,
+    dtype: torch.dtype,
+    loras: Path | None,
+    digest: str,
+) -> Model:
+    """Load every part to where the plan has it, and let it come to the device when it is needed."""
+
+    def home(name: str) -> torch.device:
+        return device if plan.part(name).placement is Placement.DEVICE else HOST
+
+    storage = plan.part(BLOCKS).storage
+    transformer = load_transformer(checkpoint, device, dtype, storage, lambda key: home(part_of(key)))
+    vae = load_autoencoder(checkpoint, home(VAE), dtype)
+    if plan.tile_px:
+        vae.tile(plan.tile_px)
+    compute = f"{device.type}-{str(dtype).removeprefix('torch.')}" + f"-{storage}" * (storage is not Storage.COMPUTE)
     return Model(
         variant=variant,
         version=f"hidream-i1-{variant}/{digest}/exact/{compute}/{hidream.__version__}",
-        text=dataclasses.replace(text, device=where, dtype=kind, cache=cache, identity=digest),
+        text=_text(plan, checkpoint, home(ENCODERS[0]), device, dtype, digest),
         transformer=transformer,
-        vae=load_autoencoder(checkpoint, where, kind),
+        vae=vae,
         best_tokens=_best_tokens(checkpoint, transformer),
-        device=where,
-        dtype=kind,
+        device=device,
+        dtype=dtype,
         refines=checkpoint.index().get("_refines", True),
         loras=_loras(loras, transformer),
+        phases=_phases(plan, transformer, vae, device) if device != HOST else Phases(),
     )
+
+
+def _text(
+    plan: Plan, checkpoint: Checkpoint, home: torch.device, device: torch.device, dtype: torch.dtype, digest: str
+) -> TextEncoders:
+    """Load the encoders. What the host computes is kept as its file has it rather than blown up to float32."""
+    on_host = plan.part(ENCODERS[0]).placement is Placement.HOST
+    storages = [plan.part(name).storage for name in ENCODERS]
+    if on_host:
+        storages = [Storage.STORED if storage is Storage.COMPUTE else storage for storage in storages]
+    return dataclasses.replace(
+        load_text_encoders(checkpoint, home, torch.float32 if on_host else dtype, storages),
+        device=device,
+        dtype=dtype,
+        in_turn=plan.part(ENCODERS[0]).placement is Placement.IN_TURN and device != HOST,
+        cache=TextCache(TEXT_CACHE_BYTES, HOST),
+        identity=digest,
+    )
+
+
+def _phases(plan: Plan, transformer: Transformer, vae: Autoencoder, device: torch.device) -> Phases:
+    """Let what lives in host memory visit the device."""
+    phases = Phases()
+    if plan.part(MODULATIONS).placement is Placement.STREAMED:
+        conditioning_streamed(transformer, device)
+    if plan.part(BLOCKS).placement is Placement.STREAMED:
+        phases = dataclasses.replace(phases, denoising=blocks_streamed(transformer, device, plan.staying))
+    elif plan.part(BLOCKS).placement is Placement.IN_TURN:
+        phases = dataclasses.replace(phases, denoising=blocks_in_turn(transformer, device))
+    if plan.part(VAE).placement is Placement.IN_TURN:
+        phases = dataclasses.replace(phases, autoencoding=autoencoder_in_turn(vae, device))
+    return phases
+
+
+def hardware_of(device: torch.device, memory_gb: float) -> Hardware:
+    """Ask this machine what there is; `memory_gb` (10^9 bytes) limits the device's memory, or the machine's own."""
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = round(memory_gb * 1e9) or sys.maxsize
+    if device.type in ("cpu", "mps"):
+        return Hardware(device.type, 0, min(host_bytes, limit), fp8=device.type == "cpu")
+    free, _total = torch.cuda.mem_get_info(device)
+    return Hardware(device.type, min(free + CONTEXT_BYTES, limit), host_bytes)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -122,6 +238,16 @@ def resolve_storage(name: str) -> Storage | None:
     if name != "auto" and name not in list(Storage):
         raise ConfigurationError(f"the storage {name!r} is not known; accepted: auto, {', '.join(Storage)}")
     return None if name == "auto" else Storage(name)
+
+
+def _kept(tensors: Mapping[str, Stored]) -> Storage | None:
+    """STORED for files of fewer than 16 bits."""
+    return Storage.STORED if settled(None, tensors) is Storage.STORED else None
+
+
+def _bits(tensors: Mapping[str, Stored]) -> float:
+    """Bits per value, on average."""
+    return 8 * sum(t.nbytes for t in tensors.values()) / sum(t.shape.numel() for t in tensors.values())
 
 
 def _loras(folder: Path | None, transformer: Transformer) -> dict[str, Lora]:

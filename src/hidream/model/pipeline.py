@@ -86,11 +86,14 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
         given = None if canvas is None else lay(model, canvas, each.grid)
         start = given if x0 is None else enlarge(x0, noise)
         keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, given, noise)
-        x0 = denoise(recipe, each.schedule, velocity, noised(start, noise, each.schedule), generator, keep, tick)
+        x = noised(start, noise, each.schedule)
+        with model.phases.denoising():
+            x0 = denoise(recipe, each.schedule, velocity, x, generator, keep, tick)
     assert x0 is not None, "there is at least one pass"
     denoised = _now(model.device)
 
-    drawn = fit(model.vae.decode(x0)[0].float(), request.size)
+    with model.phases.autoencoding():
+        drawn = fit(model.vae.decode(x0)[0].float(), request.size)
     pixels = to_pixels(drawn if canvas is None else canvas.at(request.size).keep(drawn)).cpu().numpy()
     done = _now(model.device)
     return Picture(pixels, Timings(embedded - started, denoised - embedded, done - denoised), text.warnings)
@@ -177,7 +180,8 @@ def enlarge(x0: Tensor, like: Tensor) -> Tensor:
 def lay(model: Model, canvas: Canvas, grid: Grid) -> Tensor:
     """Encode the canvas for a grid: its latent [1, C, h, w], float32."""
     size = Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
-    return model.vae.encode(canvas.at(size).picture[None].to(model.device)).float()
+    with model.phases.autoencoding():
+        return model.vae.encode(canvas.at(size).picture[None].to(model.device)).float()
 
 
 def keeping(model: Model, canvas: Canvas, given: Tensor, noise: Tensor) -> Keep:

@@ -26,7 +26,7 @@ class Phases:
     """What has to be around the phases of a picture; by default nothing, because everything is where it computes."""
 
     denoising: Phase = nullcontext
-    decoding: Phase = nullcontext
+    autoencoding: Phase = nullcontext
 
 
 def blocks_in_turn(transformer: Transformer, device: torch.device) -> Phase:
@@ -57,7 +57,7 @@ def conditioning_streamed(transformer: Transformer, device: torch.device) -> Non
     transformer.walks = Walks(transformer.walks.blocks, tables, captions)
 
 
-def decoder_in_turn(vae: Autoencoder, device: torch.device) -> Phase:
+def autoencoder_in_turn(vae: Autoencoder, device: torch.device) -> Phase:
     """The autoencoder on the device while it encodes or decodes."""
     return lambda: visiting(vae.module, device)
 

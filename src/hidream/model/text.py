@@ -3,25 +3,31 @@
 Shapes: B prompts, L tokens of one encoder.
 
 Both CLIPs give their projected pooled output, T5 its last hidden state, Llama the hidden state after each of its
-layers. The encoders run through `transformers`; all pad to the same length. Attention masks go to T5 and Llama, as in
-the reference, and never to the transformer.
+layers. The encoders run through `transformers`; all pad to the same length, and `prompts` says what becomes of longer
+ones. Attention masks go to T5 and Llama, as in the reference, and never to the transformer.
 Source: diffusers 0.42.1, pipeline_hidream_image.py, lines 205-320.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.model.encoders import load_encoder, load_tokenizer
+from hidream.model.prompts import ENCODERS, warnings
+from hidream.model.residence import visiting
+from hidream.model.text_cache import TextCache
 from hidream.model.weights import Checkpoint
+from hidream.types import Prompts, Storage
 
+SUFFIXES = ("", "_2", "_3", "_4")
+"""What the four parts' names end in, in the order CLIP-L, CLIP-G, T5, Llama."""
 MAX_TOKENS = 128
 """Tokens per prompt that the model was trained with (the reference's max_sequence_length)."""
 CLIP_MAX_TOKENS = 218
@@ -36,75 +42,135 @@ class TextEmbeds(NamedTuple):
     pooled: Tensor  # [B, D_CLIP-L + D_CLIP-G]
 
 
+class Encoded(NamedTuple):
+    """The embeddings of B prompts, and what whoever asked for the pictures should know of them."""
+
+    embeds: TextEmbeds
+    warnings: tuple[str, ...]  # they quote the prompt: for the result, not for a log
+
+
 @dataclass(frozen=True, slots=True)
 class TextEncoders:
-    """Encoders and tokenizers in the order CLIP-L, CLIP-G, T5, Llama."""
+    """Encoders and tokenizers in the order CLIP-L, CLIP-G, T5, Llama.
+
+    `device` and `dtype` are where and in which type the embeddings are wanted; None leaves them as the encoders make
+    them. `in_turn` lets each encoder live in host memory and visit `device` only while it encodes, one at a time. Both
+    CLIPs must have a position for every token: CheckpointError.
+
+    `cache` keeps the embeddings of earlier prompts. It may be shared by models whose encoders are the same, as Dev's,
+    Full's and Fast's are: `identity` tells the encoders apart (a digest of their weights, and how they are stored).
+    """
 
     tokenizers: tuple[Any, Any, Any, Any]
     encoders: tuple[Any, Any, Any, Any]
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    in_turn: bool = False
+    cache: TextCache | None = None
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.device is not None or not self.in_turn, "encoders in turn need a device to visit"
+        assert self.identity or self.cache is None, "a cache needs the identity of the encoders"
+        for name, encoder, limit in zip(ENCODERS[:2], self.encoders, self.limits, strict=False):
+            _check_positions(name, encoder, limit)
 
     @property
     def tokens(self) -> int:
         """Length L to which every prompt is padded or cut."""
         return min(MAX_TOKENS, self.tokenizers[2].model_max_length, self.tokenizers[3].model_max_length)
 
-    def encode(self, prompts: Sequence[str]) -> TextEmbeds:
-        """Encode B prompts at once."""
+    @property
+    def limits(self) -> tuple[int, int, int, int]:
+        """Tokens that each encoder reads."""
         clip_tokens = min(self.tokens, CLIP_MAX_TOKENS)
-        pooled = [self.encoders[i](self._tokenize(i, prompts, clip_tokens)["input_ids"]).text_embeds for i in (0, 1)]
-        t5 = self.encoders[2](**self._tokenize(2, prompts, self.tokens)).last_hidden_state
-        llama = self.encoders[3](
-            **self._tokenize(3, prompts, self.tokens), output_hidden_states=True, use_cache=False
-        ).hidden_states[1:]  # the first is the embedding's output
-        return TextEmbeds(t5=t5, llama=torch.stack(llama), pooled=torch.cat(pooled, dim=-1))
+        return clip_tokens, clip_tokens, self.tokens, self.tokens
 
-    def _tokenize(self, i: int, prompts: Sequence[str], tokens: int) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str | Prompts]) -> Encoded:
+        """Embed B prompts for pictures: from the cache where it has them, each text once, and in turn if so set.
+
+        Every text goes through its encoder alone, as in the reference: rounding would otherwise depend on what else is
+        asked for or cached, and with it the picture. So the result is the same to the last bit in all these cases.
+        """
+        asked = [prompt if isinstance(prompt, Prompts) else Prompts(prompt) for prompt in prompts]
+        parts = [self._recall(i, [prompt.each[i] for prompt in asked]) for i in range(len(ENCODERS))]
+        return Encoded(_joined(parts), warnings(asked, self.tokenizers, self.limits))
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbeds:
+        """Encode B prompts in one batch where the encoders are: what `embed` does, without its devices and its cache.
+
+        For training: gradients flow.
+        """
+        return _joined([[self._run(i, prompts)] for i in range(len(ENCODERS))])
+
+    def _recall(self, i: int, texts: Sequence[str]) -> list[Tensor]:
+        """What encoder `i` says of each text, as `_run` does of one."""
+        at = self.device if self.in_turn and self.device is not None else self.encoders[i].device
+        keys = {text: (self.identity, ENCODERS[i], self.limits[i], at.type, self.dtype, text) for text in texts}
+        known = {text: self.cache.get(key) if self.cache is not None else None for text, key in keys.items()}
+        missing = [text for text, value in known.items() if value is None]
+        if missing:
+            with visiting(self.encoders[i], at) if self.in_turn else nullcontext():
+                known |= {text: self._run(i, [text]).to(dtype=self.dtype) for text in missing}
+        said = {text: value.to(self.device or at) for text, value in known.items() if value is not None}
+        if self.cache is not None:
+            for text in missing:
+                self.cache.put(keys[text], said[text])
+        return [said[text] for text in texts]
+
+    def _run(self, i: int, texts: Sequence[str]) -> Tensor:
+        """What encoder `i` says of B texts: CLIP [B, D], T5 [B, L, D], Llama [layers, B, L, D]."""
+        encoder, batch = self.encoders[i], self._tokenize(i, texts)
+        match ENCODERS[i]:
+            case "T5":
+                return encoder(**batch).last_hidden_state
+            case "Llama":
+                states = encoder(**batch, output_hidden_states=True, use_cache=False).hidden_states
+                return torch.stack(states[1:])  # the first is the embedding's output
+            case _:
+                return encoder(batch["input_ids"]).text_embeds
+
+    def _tokenize(self, i: int, texts: Sequence[str]) -> dict[str, Tensor]:
+        # on the right, as trained, whatever the tokenizer's file says: copies of Llama's that pad on the left are about
         batch = self.tokenizers[i](
-            list(prompts), padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            padding_side="right",
+            max_length=self.limits[i],
+            truncation=True,
+            return_tensors="pt",
         )
         device = self.encoders[i].device
         return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
-def load_text_encoders(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TextEncoders:
-    """Load all four from the checkpoint's folders. Llama comes without its language head, which nothing here needs."""
-    classes = (
-        transformers.CLIPTextModelWithProjection,
-        transformers.CLIPTextModelWithProjection,
-        transformers.T5EncoderModel,
-        transformers.LlamaModel,
-    )
-    suffixes = ("", "_2", "_3", "_4")
-    tokenizers = [_load_tokenizer(checkpoint.part(f"tokenizer{suffix}")) for suffix in suffixes]
+def _joined(parts: Sequence[Sequence[Tensor]]) -> TextEmbeds:
+    """The embeddings of all prompts from what each encoder says of them."""
+    clip_l, clip_g, t5 = (torch.cat(list(part)) for part in parts[:3])
+    return TextEmbeds(t5=t5, llama=torch.cat(list(parts[3]), dim=1), pooled=torch.cat((clip_l, clip_g), dim=-1))
+
+
+def _check_positions(name: str, encoder: Any, tokens: int) -> None:  # noqa: ANN401 - transformers is untyped here
+    positions = encoder.config.max_position_embeddings
+    if positions < tokens:
+        raise CheckpointError(
+            f"{name} has {positions} positions, {tokens} are needed: it is not HiDream's. Its CLIPs were trained anew "
+            "for longer texts, and others in their place draw black pictures; accepted: text_encoder and "
+            "text_encoder_2 of a HiDream-I1 repository, or ComfyUI's clip_l_hidream and clip_g_hidream"
+        )
+
+
+def load_text_encoders(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, storages: Sequence[Storage | None] = (None,) * 4
+) -> TextEncoders:
+    """Load all four, their tokenizers first; for `storages` see `weights.load_transformer`."""
+    tokenizers = [load_tokenizer(checkpoint, f"tokenizer{suffix}") for suffix in SUFFIXES]
     tokenizers[3].pad_token = tokenizers[3].eos_token  # as the reference does
     encoders = [
-        _load_encoder(kind, checkpoint.part(f"text_encoder{suffix}"), dtype).to(device).eval().requires_grad_(False)
-        for kind, suffix in zip(classes, suffixes, strict=True)
+        load_encoder(checkpoint, f"text_encoder{suffix}", device, dtype, storage)
+        for suffix, storage in zip(SUFFIXES, storages, strict=True)
     ]
     return TextEncoders(
         tokenizers=(tokenizers[0], tokenizers[1], tokenizers[2], tokenizers[3]),
         encoders=(encoders[0], encoders[1], encoders[2], encoders[3]),
     )
-
-
-def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - transformers is untyped here
-    try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-
-
-def _load_encoder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it reports the head that is left out on purpose
-    transformers.logging.disable_progress_bar()
-    try:
-        encoder, info = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-    if info["missing_keys"]:
-        raise CheckpointError(f"the text encoder in {folder} lacks {', '.join(sorted(info['missing_keys'])[:5])}")
-    return encoder

@@ -1,74 +1,151 @@
-"""From a checkpoint folder to modules in memory: finds the parts, reads safetensors, checks every key.
+"""From published files to the transformer in memory: where each part lies, what its file says, and a name for it all.
 
-The folder has the diffusers layout: `transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`. A part
-that is missing may come from elsewhere: Llama from a folder of its own, since the official repository does not
-include it, and all but the transformer from a folder `dev` beside it, as the embedded model's Full takes it.
+A part is a folder of the diffusers layout (`transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`)
+or a single file in any format that `formats/detect.py` knows. They may come from one folder, or be named one by one:
+Llama has to be, since the official repositories do not include it. What a folder lacks is also looked for in a folder
+`dev` beside it, as the embedded model's Full takes it.
 
-Modules are built on the meta device and given the file's tensors, so that nothing is initialised only to be replaced.
+Modules are built on the meta device and given the file's tensors (`assign.py`), so that nothing is initialised only to
+be replaced; on the CPU, what keeps its type stays in the mapped file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.formats.comfy import Stored
+from hidream.formats.detect import Kind, Published, config_of, files_of, read
+from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
+from hidream.model.inferred import transformer_config
+from hidream.model.linear import Linear
 from hidream.model.transformer import Transformer
-from hidream.types import Variant
+from hidream.types import Storage, Variant
 
 LLAMA_HELP = (
-    "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: download it and name its folder "
-    "with HIDREAM_MODELS_LLAMA, `[models] llama` or --llama."
+    "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: download "
+    "unsloth/Meta-Llama-3.1-8B-Instruct (the same weights as meta-llama's, which ask for permission), or ComfyUI's "
+    "llama_3.1_8b_instruct_fp8_scaled.safetensors, and name its folder or file with HIDREAM_MODELS_LLAMA, "
+    "`[models] llama` or --llama."
 )
-KEYS_SHOWN = 5
+TOKENIZER_HELP = (
+    "Single files come without tokenizers: download `tokenizer*/` of HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the "
+    "tokenizer.json and tokenizer_config.json of unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with "
+    "HIDREAM_MODELS_TOKENIZERS, `[models] tokenizers` or --tokenizers."
+)
+HELP = {
+    "transformer": "It may also be a single file: hidream_i1_*.safetensors of Comfy-Org/HiDream-I1_ComfyUI, or GGUF.",
+    "vae": "Name ae.safetensors or a folder `vae` with HIDREAM_MODELS_VAE, `[models] vae` or --vae.",
+    "text_encoder": "Name clip_l_hidream.safetensors or a folder `text_encoder` with HIDREAM_MODELS_CLIP_L, "
+    "`[models] clip_l` or --clip-l.",
+    "text_encoder_2": "Name clip_g_hidream.safetensors or a folder `text_encoder_2` with HIDREAM_MODELS_CLIP_G, "
+    "`[models] clip_g` or --clip-g.",
+    "text_encoder_3": "Name t5xxl_*.safetensors or a folder `text_encoder_3` with HIDREAM_MODELS_T5, `[models] t5` "
+    "or --t5.",
+    "text_encoder_4": LLAMA_HELP,
+}
+"""What to do about a part that is missing."""
+
+FIELDS = {
+    "transformer": "transformer",
+    "vae": "vae",
+    "text_encoder": "clip_l",
+    "text_encoder_2": "clip_g",
+    "text_encoder_3": "t5",
+    "text_encoder_4": "llama",
+}
+"""The parts that have weights, and the field of `Checkpoint` by which each can be named alone."""
+
+KINDS = {
+    "transformer": (Kind.TRANSFORMER, ("HiDreamImageTransformer2DModel",)),
+    "vae": (Kind.VAE, ("AutoencoderKL", "AutoencoderDC")),
+    "text_encoder": (Kind.CLIP, ("CLIPTextModelWithProjection", "CLIPTextModel")),
+    "text_encoder_2": (Kind.CLIP, ("CLIPTextModelWithProjection", "CLIPTextModel")),
+    "text_encoder_3": (Kind.T5, ("T5EncoderModel", "T5ForConditionalGeneration")),
+    "text_encoder_4": (Kind.LLAMA, ("LlamaForCausalLM", "LlamaModel")),
+}
+"""What each part has to be, and the classes that a configuration may name for it."""
+
+WHOLE = ("t_embedder", "p_embedder", "x_embedder", "final_layer")
+"""Layers at both ends, a five-hundredth of the weights, that are not worth a loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the parts of one model lie."""
+    """Where the parts of one model lie: each is a folder or a single file."""
 
-    folder: Path
-    llama: Path | None = None
+    folder: Path | None = None  # of all parts in the diffusers layout; or a single file, which then is the transformer
+    llama: Path | None = None  # a folder with encoder and tokenizer, or a single file
+    transformer: Path | None = None
+    vae: Path | None = None
+    clip_l: Path | None = None
+    clip_g: Path | None = None
+    t5: Path | None = None
+    tokenizers: Path | None = None  # a folder with `tokenizer{,_2,_3,_4}/`
 
     def part(self, name: str) -> Path:
-        """Folder of one part, such as "vae". Raises CheckpointError when it is nowhere."""
-        if name in ("text_encoder_4", "tokenizer_4") and self.llama is not None:
-            return self._existing(self.llama, name)
-        for base in (self.folder, self.folder.parent / Variant.DEV):
-            if (base / name).is_dir():
+        """Folder or file of one part, such as "vae". Raises CheckpointError when it is nowhere."""
+        if name in FIELDS and getattr(self, FIELDS[name]) is not None:
+            return _within(getattr(self, FIELDS[name]), name)
+        if name == "transformer" and self.folder is not None and self.folder.is_file():
+            return self.folder
+        bases = [self.tokenizers, self.folder, self.folder.parent / Variant.DEV if self.folder else None]
+        if name == "tokenizer_4" and self.llama is not None:
+            found = _within(self.llama, name)
+            if any(found.glob("tokenizer*.json")):
+                return found
+        for base in bases:
+            if base is not None and (base / name).is_dir():
                 return base / name
-        help_text = f" {LLAMA_HELP}" if name.endswith("_4") else ""
-        raise CheckpointError(f"{self.folder} has no folder {name!r}; accepted: the diffusers layout.{help_text}")
+        raise CheckpointError(self._missing(name))
 
-    def config(self, name: str) -> dict[str, Any]:
-        """`config.json` of one part."""
-        return _read_json(self.part(name) / "config.json")
+    def read(self, name: str) -> Published:
+        """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
+        return read(self.part(name), (KINDS[name][0],))
+
+    def config(self, name: str) -> dict[str, Any] | None:
+        """What one part says of its own numbers; None where it says nothing, as single files mostly do."""
+        path = self.part(name)
+        stated = config_of(path)
+        if stated is None or path.is_dir():
+            return stated
+        # beside a single file may lie another part's
+        return stated if _class(stated) in KINDS[name][1] else None
 
     def index(self) -> dict[str, Any]:
-        """`model_index.json`, which names the classes of all parts."""
-        return _read_json(self.folder / "model_index.json")
+        """`model_index.json`, which names the classes of all parts; empty where there is none."""
+        path = self.folder / "model_index.json" if self.folder else None
+        if path is None or not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
 
     def weight_files(self) -> list[Path]:
         """Every file of weights that decides the picture."""
-        parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
-        return [file for name in parts for file in safetensors_files(self.part(name))]
+        return [file for name in FIELDS for file in files_of(self.part(name))]
 
-    def _existing(self, base: Path, name: str) -> Path:
-        # a folder of Llama holds encoder and tokenizer together, or is itself in the diffusers layout
-        path = base / name if (base / name).is_dir() else base
-        if not path.is_dir():
-            raise CheckpointError(f"the Llama folder {base} does not exist. {LLAMA_HELP}")
-        return path
+    def _missing(self, name: str) -> str:
+        if self.folder is None:
+            what = f"the part {name!r} is not named"
+        elif not self.folder.exists():
+            what = f"{self.folder} does not exist"
+        elif self.folder.is_file():
+            what = f"{self.folder} is a single file, which has no {name!r}"
+        else:
+            what = f"{self.folder} has no folder {name!r}; accepted: the diffusers layout"
+        from_llama = name == "tokenizer_4" and self.llama is None
+        return f"{what}. {LLAMA_HELP if from_llama else HELP.get(name, TOKENIZER_HELP)}"
 
 
 def embedded(variant: Variant) -> Checkpoint:
@@ -80,65 +157,35 @@ def embedded(variant: Variant) -> Checkpoint:
     return Checkpoint(nano / variant)
 
 
-def safetensors_files(folder: Path) -> list[Path]:
-    """Return the files of one part: those that the index names, or the only one there is."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices:
-        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not files:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing) or 'its *.safetensors file'}")
-    return files
+def load_transformer(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    storage: Storage | None = None,
+    home: Callable[[str], torch.device] | None = None,
+) -> Transformer:
+    """Build the transformer and give it the checkpoint's weights.
 
-
-def load_transformer(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """Build the transformer and give it the checkpoint's weights, packed for speed."""
-    config = TransformerConfig.from_json(checkpoint.config("transformer"))
+    Without `storage` they are brought to `dtype`, or kept as they are where the file has them in fewer than 16 bits.
+    `home` says by a tensor's name where it lives if not on `device`. Weights are packed for speed where that copies
+    nothing but what is in the compute type and on the device anyway.
+    """
+    published = checkpoint.read("transformer")
     with torch.device("meta"):
-        transformer = Transformer(config)
-    assign(
-        transformer,
-        read_tensors(checkpoint.part("transformer"), device, dtype),
-        checkpoint.part("transformer"),
-    )
-    transformer.pack()
+        transformer = Transformer(config_of_transformer(checkpoint, published))
+    storage = settled(storage, published.tensors)
+    assign(transformer, published.tensors, Target(device, dtype, storage, home, whole=WHOLE), published.path)
+    if _packs(transformer, published.tensors, storage, device, dtype):
+        transformer.pack()
     return transformer.eval().requires_grad_(False)
 
 
-def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors of one part, on `device` in `dtype`."""
-    tensors: dict[str, Tensor] = {}
-    for file in safetensors_files(folder):
-        try:
-            part = load_file(file, device=str(device))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
-        tensors.update({key: tensor.to(dtype) for key, tensor in part.items()})
-    return tensors
-
-
-def assign(module: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Give `module`, built on meta, its tensors. Raises CheckpointError on a key or shape that does not fit."""
-    wanted = {key: value.shape for key, value in module.state_dict().items()}
-    problems = [
-        ("missing", sorted(wanted.keys() - tensors.keys())),
-        ("unexpected", sorted(tensors.keys() - wanted.keys())),
-        (
-            "of another shape",
-            sorted(k for k in wanted.keys() & tensors.keys() if wanted[k] != tensors[k].shape),
-        ),
-    ]
-    texts = [
-        f"{len(keys)} {what} ({', '.join(keys[:KEYS_SHOWN])}{', …' * (len(keys) > KEYS_SHOWN)})"
-        for what, keys in problems
-        if keys
-    ]
-    if texts:
-        raise CheckpointError(f"the weights in {where} do not fit their configuration: keys {'; '.join(texts)}")
-    module.load_state_dict(tensors, assign=True)
+def config_of_transformer(checkpoint: Checkpoint, published: Published) -> TransformerConfig:
+    """Read the transformer's configuration, or tell it from the shapes in its file."""
+    stated = checkpoint.config("transformer")
+    if stated is not None:
+        return TransformerConfig.from_json(stated)
+    return transformer_config({name: tensor.shape for name, tensor in published.tensors.items()})
 
 
 def weights_hash(files: list[Path], cache: Path | None) -> str:
@@ -161,12 +208,29 @@ def weights_hash(files: list[Path], cache: Path | None) -> str:
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
-    return values
+def _packs(
+    transformer: Transformer, tensors: Mapping[str, Stored], storage: Storage, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether all matrices are plain tensors on their device; and if kept as stored, no longer views of a file."""
+    layers = [module for module in transformer.modules() if isinstance(module, Linear)]
+    if any(layer.quantized is not None or layer.weight.dtype != dtype for layer in layers):
+        return False
+    if any(layer.weight.device.type != device.type for layer in layers):
+        return False
+    mapped = {tensor.data_ptr() for tensor in tensors.values() if isinstance(tensor, Tensor)}
+    return storage is not Storage.STORED or all(layer.weight.data_ptr() not in mapped for layer in layers)
+
+
+def _within(path: Path, name: str) -> Path:
+    """A path that was given for one part: the part itself, or a folder that has it under its own name."""
+    if not path.exists():
+        help_text = f". {LLAMA_HELP}" if name.endswith("_4") else "; accepted: a folder or a file"
+        raise CheckpointError(f"{path}, named for {name!r}, does not exist{help_text}")
+    return path / name if (path / name).is_dir() else path
+
+
+def _class(config: Mapping[str, Any]) -> str:
+    return str(config.get("_class_name") or (config.get("architectures") or [""])[0])
 
 
 def _sha256(file: Path) -> str:

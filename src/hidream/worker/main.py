@@ -91,6 +91,7 @@ def _load(settings: Settings) -> tuple[Model, Tools]:
         device=compute.device,
         dtype=compute.dtype,
         storage=compute.storage,
+        memory_gb=compute.memory_gb,
         loras=models.loras,
         hash_cache=settings.hash_cache,
     )

@@ -1,0 +1,186 @@
+"""ComfyUI's single files: their tensors under the names that diffusers and transformers give them.
+
+Only names and layouts change here; the values stay where they are, in the mapped file. Knows no modules.
+Source: Comfy-Org/ComfyUI, comfy/utils.py (convert_old_quants, transformers_convert), comfy/sd.py
+(load_text_encoder_state_dicts); black-forest-labs/flux, src/flux/modules/autoencoder.py for the autoencoder's names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hidream.errors import CheckpointError
+from hidream.formats.quantized import Quantized, Scheme
+
+Stored = Tensor | Quantized
+"""A tensor as a file has it."""
+
+PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_g.transformer.",
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.llama.transformer.",
+    "first_stage_model.",
+    "vae.",
+)
+"""What stands before every name in files that were cut out of, or saved as, a whole checkpoint."""
+
+SCALES = (".scale_weight", ".weight_scale")
+"""A matrix's scale, in the older and the newer of Comfy's spellings."""
+LEFT_OUT = (".scale_input", ".input_scale", ".comfy_quant")
+"""For products in eight bits: Comfy too passes over them where it multiplies in 16 bits, as is done here."""
+MARKER = "scaled_fp8"
+QUANTIZED_AS = {torch.float8_e4m3fn: Scheme.FP8, torch.float8_e5m2: Scheme.FP8, torch.int8: Scheme.INT8}
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+"""Of `.comfy_quant`, those that are a matrix times a scale."""
+
+
+def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Take off what stands before every name."""
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def with_scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
+    """Join each matrix with its scale; a file without scales stays as it is.
+
+    Raises CheckpointError on a quantisation that is more than a matrix times a scale.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(".comfy_quant") and isinstance(tensor, Tensor):
+            _check_format(name, tensor, path)
+    joined: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if name == MARKER or name.endswith((*SCALES, *LEFT_OUT)):
+            continue
+        scale = next((tensors[key] for key in _scales_of(name) if key in tensors), None)
+        joined[name] = tensor if scale is None else _scaled(name, tensor, scale, path)
+    return joined
+
+
+def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """CLIP's text side in the names of transformers, also from OpenCLIP's (`transformer.resblocks.0.ln_1.weight`)."""
+    tensors = {_renamed(OPEN_CLIP, name): tensor for name, tensor in tensors.items()}
+    named: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if name in CLIP_LEFT_OUT or name.endswith("position_ids"):
+            continue
+        layer, packed, kind = name.partition(".attn.in_proj_")
+        if packed and isinstance(tensor, Tensor):
+            for side, part in zip("qkv", tensor.chunk(3), strict=True):
+                named[f"{layer}.self_attn.{side}_proj.{kind}"] = part
+        elif name == "text_projection" and isinstance(tensor, Tensor):
+            named["text_projection.weight"] = tensor.mT.contiguous()  # OpenCLIP multiplies from the other side
+        else:
+            named[name] = tensor
+    return named
+
+
+def t5_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """T5's encoder: the embedding under one name, without decoder, head and the tokenizer that some files carry."""
+    named = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "shared."))}
+    embedding = named.pop("encoder.embed_tokens.weight", None)
+    if embedding is not None:
+        named.setdefault("shared.weight", embedding)
+    return named
+
+
+def llama_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Llama without its language head, and without the `model.` that files with a head have."""
+    left_out = ("lm_head.", "tekken_model", "tokenizer")
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(left_out) and not name.endswith("rotary_emb.inv_freq")
+    }
+
+
+def autoencoder_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """FLUX's autoencoder in the names of diffusers; one that has them already stays as it is."""
+    levels = {match[1] for name in tensors if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
+    if not levels:
+        return dict(tensors)
+    named: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        new = _renamed(AUTOENCODER, _up_block(name, len(levels)))
+        is_product = ".attentions." in new and isinstance(tensor, Tensor) and tensor.dim() == 4
+        named[new] = tensor.flatten(1) if is_product and isinstance(tensor, Tensor) else tensor
+    return named
+
+
+CLIP_LEFT_OUT = ("logit_scale", "attn_mask")
+OPEN_CLIP = (
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+)
+"""OpenCLIP's names to those of transformers, which none of these match."""
+AUTOENCODER = (
+    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
+    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+)
+"""FLUX's names to diffusers', but for the decoder's levels, which the two count from opposite ends."""
+
+
+def _renamed(rules: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _up_block(name: str, levels: int) -> str:
+    match = re.match(r"decoder\.up\.(\d+)\.(block|upsample)\.(.*)", name)
+    if not match:
+        return name
+    inside = {"block": "resnets", "upsample": "upsamplers.0"}[match[2]]
+    return f"decoder.up_blocks.{levels - 1 - int(match[1])}.{inside}.{match[3]}"
+
+
+def _scales_of(name: str) -> list[str]:
+    stem = name.removesuffix(".weight")
+    return [stem + scale for scale in SCALES] if stem != name else []
+
+
+def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
+    if not isinstance(tensor, Tensor) or not isinstance(scale, Tensor) or tensor.dtype not in QUANTIZED_AS:
+        kind = str(tensor.dtype) if isinstance(tensor, Tensor) else tensor.scheme
+        raise CheckpointError(
+            f"{path}: {name} has a scale, but is {kind}; accepted: {', '.join(str(kind) for kind in QUANTIZED_AS)}"
+        )
+    if scale.numel() not in (1, tensor.shape[0]):
+        raise CheckpointError(
+            f"{path}: {name} {list(tensor.shape)} has a scale {list(scale.shape)}; accepted: one, or one for each row"
+        )
+    scale = scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
+    return Quantized(QUANTIZED_AS[tensor.dtype], {"data": tensor, "scale": scale}, tensor.shape)
+
+
+def _check_format(name: str, tensor: Tensor, path: str) -> None:
+    try:
+        stated = json.loads(bytes(tensor.tolist()))
+        known = stated.get("format") in FORMATS and not stated.get("convrot")
+    except (ValueError, AttributeError, TypeError):
+        stated, known = "unreadable", False
+    if not known:
+        raise CheckpointError(f"{path}: {name} says {stated}; accepted: {', '.join(FORMATS)}, without rotation")

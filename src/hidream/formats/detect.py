@@ -1,0 +1,179 @@
+"""Start here: a path to named tensors, whatever the format, which is told by content and never by the file's name.
+
+A path is a folder of safetensors (one file, or shards with an index), a safetensors file, or a GGUF file. `read` opens
+it by memory map and says which part of a model it holds, with its tensors under the names of diffusers and
+transformers, or raises an error that says what the file looks like instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hidream.errors import CheckpointError
+from hidream.formats import comfy
+from hidream.formats.bitsandbytes_file import fold
+from hidream.formats.comfy import Stored
+from hidream.formats.gguf_file import open_gguf
+from hidream.formats.safetensors_file import open_safetensors, shards
+
+GGUF_MAGIC = b"GGUF"
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
+FEW = 3
+
+
+class Kind(StrEnum):
+    """What of HiDream-I1 a file may hold."""
+
+    TRANSFORMER = "a HiDream-I1 transformer"
+    CLIP = "a CLIP text encoder"
+    T5 = "a T5 encoder"
+    LLAMA = "a Llama"
+    VAE = "an autoencoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One part, as its files hold it."""
+
+    path: Path
+    kind: Kind
+    tensors: dict[str, Stored]  # views of the mapped files
+
+
+def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
+    """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else."""
+    tensors = comfy.with_scales(comfy.without_prefix(_open(path)), str(path))
+    kind = kind_of(tensors)
+    accepted = tuple(accepted)
+    if kind not in accepted:
+        found = kind or looks_like(tensors)
+        raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
+    return Published(path, kind, NAMES[kind](tensors))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of weights that a path stands for. Raises CheckpointError when there is none."""
+    if not path.is_dir():
+        return [path]
+    ggufs = sorted(path.glob("*.gguf"))
+    return ggufs if len(ggufs) == 1 and not any(path.glob("*.safetensors*")) else shards(path)
+
+
+def config_of(path: Path) -> dict[str, Any] | None:
+    """What a part says of its own numbers, as the JSON of diffusers or transformers; None where it says nothing.
+
+    In a folder that is `config.json`. A single file may have it in its metadata (`config`), or beside it.
+    """
+    if path.is_dir():
+        return _read_json(path / "config.json") if (path / "config.json").is_file() else None
+    stated = _metadata(path).get("config")
+    try:
+        if stated is not None:
+            return dict(json.loads(stated))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its metadata `config` is no JSON object: {error}") from error
+    beside = path.parent / "config.json"
+    return _read_json(beside) if beside.is_file() else None
+
+
+def kind_of(names: Iterable[str]) -> Kind | None:
+    """What tensors of these names make up, if it is a part of HiDream-I1."""
+    starts = tuple(names)
+    for kind, marks in MARKS.items():
+        if any(name.startswith(marks) for name in starts) and not any(name.endswith(ADAPTER) for name in starts):
+            return kind
+    return None
+
+
+def looks_like(names: Iterable[str]) -> str:
+    """What a file of somebody else's names seems to be, in words."""
+    names = sorted(names)
+    for mark, what in FOREIGN:
+        if any(mark in name for name in names):
+            return what
+    shown = ", ".join(names[:FEW])
+    return f"tensors that are not known ({shown}{', …' * (len(names) > FEW)})" if names else "no tensors"
+
+
+MARKS: dict[Kind, tuple[str, ...]] = {
+    Kind.TRANSFORMER: ("double_stream_blocks.", "caption_projection."),
+    Kind.CLIP: ("text_model.encoder.layers.", "transformer.resblocks."),
+    Kind.T5: ("encoder.block.0.layer.0.SelfAttention.",),
+    Kind.LLAMA: ("model.layers.0.self_attn.", "layers.0.self_attn."),
+    Kind.VAE: ("decoder.conv_in.", "decoder.up_blocks.", "decoder.up."),
+}
+"""How the names of each kind begin."""
+
+NAMES: dict[Kind, Callable[[Mapping[str, Stored]], dict[str, Stored]]] = {
+    Kind.TRANSFORMER: dict,
+    Kind.CLIP: comfy.clip_names,
+    Kind.T5: comfy.t5_names,
+    Kind.LLAMA: comfy.llama_names,
+    Kind.VAE: comfy.autoencoder_names,
+}
+
+ADAPTER = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lokr_w1", ".lokr_w1_a")
+FOREIGN = (
+    *((mark, "a LoRA, which is named per request and not as a part of the model") for mark in ADAPTER),
+    ("vae.decoder.", "a whole checkpoint of several parts, which have to be given one by one"),
+    ("first_stage_model.", "a whole checkpoint of several parts, which have to be given one by one"),
+    ("distilled_guidance_layer.", "a Chroma transformer"),
+    ("double_blocks.0.img_attn.", "a FLUX or HunyuanVideo transformer"),
+    ("single_transformer_blocks.", "a FLUX transformer"),
+    ("joint_blocks.", "a Stable Diffusion 3 transformer"),
+    ("add_embedding.linear_1.", "a Stable Diffusion XL UNet"),
+    ("label_emb.", "a Stable Diffusion XL UNet"),
+    ("input_blocks.", "a Stable Diffusion UNet"),
+    ("down_blocks.0.attentions.", "a Stable Diffusion UNet"),
+    ("blocks.0.cross_attn.", "a Wan transformer"),
+    ("cap_embedder.", "a Lumina transformer"),
+    ("transformer_blocks.0.attn.add_q_proj.", "another model's transformer (Qwen-Image, Stable Diffusion 3)"),
+    ("transformer_blocks.", "another model's transformer"),
+    ("visual.", "a model of text and vision"),
+    ("blk.0.", "a language model in the names of llama.cpp"),
+)
+"""Part of a name, and what has it; the first that fits."""
+
+
+def _open(path: Path) -> dict[str, Stored]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
+    files = files_of(path)
+    if len(files) == 1 and _magic(files[0]) == GGUF_MAGIC:
+        return dict(open_gguf(files[0]).tensors)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if _magic(file).startswith(PICKLE_MAGIC):
+            raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
+        found = open_safetensors(file)[1]
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise CheckpointError(
+                f"{path}: {len(twice)} keys stand in {file.name} and in another file too ({', '.join(twice[:FEW])}); "
+                "accepted: the files of one model, in one type"
+            )
+        tensors |= found
+    return fold(tensors)
+
+
+def _magic(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4)
+
+
+def _metadata(file: Path) -> Mapping[str, Any]:
+    return open_gguf(file).metadata if _magic(file) == GGUF_MAGIC else open_safetensors(file)[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; accepted: a configuration as published") from error

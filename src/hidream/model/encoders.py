@@ -1,0 +1,113 @@
+"""One text encoder or tokenizer from published files, through the classes of `transformers`.
+
+From a folder with its configuration, or from a single file whose numbers `inferred.py` tells. Knows no prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from hidream.errors import CheckpointError
+from hidream.formats.detect import Published
+from hidream.model.assign import Target, assign, settled
+from hidream.model.config import TransformerConfig
+from hidream.model.inferred import Shapes, clip_config, llama_config, t5_config
+from hidream.model.weights import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
+from hidream.types import Storage
+
+CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
+    "text_encoder": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
+    "text_encoder_2": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
+    "text_encoder_3": (transformers.T5EncoderModel, transformers.T5Config, t5_config),
+    "text_encoder_4": (transformers.LlamaModel, transformers.LlamaConfig, llama_config),
+}
+"""Class, class of its configuration, and where that comes from when no file states it."""
+
+WIDTHS = {"text_encoder": 768, "text_encoder_2": 1280}
+"""CLIP-L's and CLIP-G's, which are easily mistaken for one another."""
+
+
+def load_encoder(
+    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+) -> Any:  # noqa: ANN401 - transformers is untyped here
+    """Load one part, "text_encoder" to "text_encoder_4", computing in `dtype`; Llama without its language head.
+
+    For `storage` see `weights.load_transformer`. Raises CheckpointError when it is missing or does not fit.
+    """
+    encoder, published = outline_encoder(checkpoint, name)
+    # T5's second products leave the range of float16 (transformers: T5PreTrainedModel._keep_in_fp32_modules)
+    precise = (".wo",) if dtype is torch.float16 and name == "text_encoder_3" else ()
+    storage = settled(storage, published.tensors)
+    assign(encoder, published.tensors, Target(device, dtype, storage, float32=precise), published.path)
+    _make_buffers(encoder, device)
+    return encoder.eval().requires_grad_(False)
+
+
+def outline_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
+    """Build one encoder on the meta device, and open its files."""
+    kind, config_kind, infer = CLASSES[name]
+    stated = checkpoint.config(name)
+    published = checkpoint.read(name)
+    values = stated or infer({key: tensor.shape for key, tensor in published.tensors.items()})
+    _check_width(name, values, published.path)
+    try:
+        with torch.device("meta"):
+            return kind(config_kind.from_dict(values)), published
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"the configuration of {published.path} cannot be used: {error}") from error
+
+
+def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
+    """Load one part, "tokenizer" to "tokenizer_4". Raises CheckpointError when it is missing or cannot be read."""
+    folder = checkpoint.part(name)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        help_text = LLAMA_HELP if name == "tokenizer_4" else TOKENIZER_HELP
+        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}. {help_text}") from error
+
+
+def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
+    """Raise CheckpointError when the four encoders' answers are not what the transformer was trained on."""
+    clip_l, clip_g, t5, llama = (encoder.config for encoder in encoders)
+    widths = [
+        ("both CLIPs together", clip_l.projection_dim + clip_g.projection_dim, config.text_emb_dim),
+        ("T5", t5.d_model, config.caption_channels[0]),
+        ("Llama", llama.hidden_size, config.caption_channels[1]),
+    ]
+    for name, width, wanted in widths:
+        if width != wanted:
+            raise CheckpointError(f"{name} gives {width} channels; accepted by this transformer: {wanted}")
+    layers = max(config.llama_layers) + 1
+    if llama.num_hidden_layers != layers:
+        raise CheckpointError(f"Llama has {llama.num_hidden_layers} layers; accepted by this transformer: {layers}")
+
+
+def _check_width(name: str, config: dict[str, Any], path: Path) -> None:
+    """Refuse CLIP-L in CLIP-G's place and the other way round; widths that are neither's are a small model's."""
+    width = config.get("hidden_size")
+    if name in WIDTHS and width in WIDTHS.values() and width != WIDTHS[name]:
+        is_large = width == WIDTHS["text_encoder_2"]
+        raise CheckpointError(
+            f"{path} is {'CLIP-G' if is_large else 'CLIP-L'}, {width} wide; accepted as {name!r}: "
+            f"{'CLIP-L' if is_large else 'CLIP-G'}, {WIDTHS[name]} wide"
+        )
+
+
+def _make_buffers(encoder: nn.Module, device: torch.device) -> None:
+    """Compute what no file holds: Llama's rotary frequencies and CLIP's positions."""
+    if isinstance(encoder, transformers.LlamaModel):
+        encoder.rotary_emb = LlamaRotaryEmbedding(config=encoder.config).to(device)
+    if isinstance(encoder, transformers.CLIPTextModelWithProjection):
+        embeddings = encoder.text_model.embeddings
+        positions = torch.arange(encoder.config.max_position_embeddings, device=device)[None]
+        embeddings.register_buffer("position_ids", positions, persistent=False)
+    left = [name for name, buffer in encoder.named_buffers() if buffer.is_meta]
+    assert not left, f"buffers without values: {left}"

@@ -1,0 +1,262 @@
+"""The memory plan: where each part of a model lives, in which type, and what that costs; one pure function.
+
+`plan` walks through the ways to hold a model, from the best to the worst (`ways.py`), adds up what each costs in every
+phase of a picture (`footprint.py`) and takes the first that fits. Loads nothing, asks no machine: `Hardware` says what
+there is.
+
+All figures are accounted, not measured: bytes of weights exactly, working memory as the code has it alive at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from hidream.model import footprint
+from hidream.model.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, REST, VAE, ModelShape, Weights
+from hidream.model.shape import Grid, render_grid
+from hidream.model.ways import Hardware, Options, Placement, Way, ways
+from hidream.types import Render, Storage
+
+CONTEXT_BYTES = 600_000_000
+"""What CUDA itself takes: context, kernels, cuBLAS' and cuDNN's workspaces. An assumption: 0.3 to 0.6 GB are usual."""
+SLACK = 1.1
+"""Working memory counts this much, for what the allocator rounds up and cannot join. An assumption."""
+WINDOW = 2
+"""Streamed blocks or matrices on the device at a time: one computes, the next arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of the model: what it costs, and where."""
+
+    name: str
+    storage: Storage
+    placement: Placement
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The most that one phase of a picture takes on the device."""
+
+    phase: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A way to hold the transformer that does not fit, by how much at least."""
+
+    storage: Storage
+    streamed: bool
+    short_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer, to be carried out by the loader and printed by `plan_text.py`."""
+
+    hardware: Hardware
+    options: Options
+    parts: tuple[Part, ...]
+    peaks: tuple[Peak, ...]  # in the order of the phases
+    host_bytes: int  # in the host's memory, without the reserve
+    staying: tuple[int, ...]  # numbers of the blocks that stay on the device while it denoises
+    streamed_bytes: int  # brought to the device in each step
+    tile_px: int | None  # side of the tiles for decoding; None decodes whole pictures
+    missed: tuple[Missed, ...] = ()  # the better ways to hold the transformer, which do not fit
+
+    def part(self, name: str) -> Part:
+        """Find a part by its name."""
+        return next(part for part in self.parts if part.name == name)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether blocks are streamed while it denoises."""
+        return self.part(BLOCKS).placement is Placement.STREAMED
+
+    @property
+    def peak(self) -> Peak:
+        """The phase that takes most."""
+        return max(self.peaks, key=lambda peak: peak.nbytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is enough of everything."""
+        return not self.shortfall
+
+    @property
+    def shortfall(self) -> int:
+        """Bytes that are missing, on the device and in the host's memory."""
+        missing = max(self.peak.nbytes - self.hardware.device_budget, 0)
+        return missing + (max(self.host_bytes - self.hardware.host_budget, 0) if self.hardware.separate else 0)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes brought to the device for one picture whose prompt is new."""
+        once = sum(part.nbytes for part in self.parts if part.placement in (Placement.IN_TURN, Placement.STREAMED))
+        return once + self.streamed_bytes * (self.options.steps - 1)
+
+
+def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
+    """Find the best way to draw on `hardware` what `options` ask for.
+
+    Where nothing fits, the answer is what comes nearest: `Plan.fits` is False, and `plan_text.verdict` says what would.
+    Raises ConfigurationError on a wish that the hardware cannot meet at all.
+    """
+    given = _given(hardware, model, options)
+    nearest: dict[tuple[Storage, bool], Plan] = {}
+    fitting = None
+    for way in ways(hardware, options):
+        answer = _account(way, given)
+        if answer.fits:
+            fitting = answer
+            break
+        grade = (way.storage, way.blocks is Placement.STREAMED)
+        nearest[grade] = min(nearest.get(grade, answer), answer, key=lambda plan: plan.shortfall)
+    best = fitting or min(nearest.values(), key=lambda plan: plan.shortfall)
+    missed = tuple(
+        Missed(storage, streamed, miss.shortfall)
+        for (storage, streamed), miss in nearest.items()
+        if fitting is None or (storage, streamed) != (best.part(BLOCKS).storage, best.streaming)
+    )
+    return dataclasses.replace(best, missed=missed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What is the same in every way."""
+
+    hardware: Hardware
+    model: ModelShape
+    options: Options
+    grid: Grid
+    batch: int
+    weights: dict[str, Weights]
+    blocks: list[Weights]
+    kept: int  # bytes of conditioning and modulation tables, which last from the first step to the end
+
+    @property
+    def c(self) -> int:
+        """Bytes of the compute type."""
+        return self.hardware.compute_bytes
+
+    @property
+    def tokens(self) -> int:
+        return self.grid.rows * self.grid.columns + (self.options.render is Render.REFERENCE)
+
+    @property
+    def pixels(self) -> int:
+        return self.grid.rows * self.grid.columns * self.model.token_px**2
+
+
+def _given(hardware: Hardware, model: ModelShape, options: Options) -> _Given:
+    config, batch, c = model.transformer, 2 if options.guided else 1, hardware.compute_bytes
+    return _Given(
+        hardware=hardware,
+        model=model,
+        options=options,
+        grid=render_grid(options.size, options.render, model.token_px, config.max_tokens, config.max_tokens),
+        batch=batch,
+        weights=footprint.transformer_weights(config),
+        blocks=footprint.block_weights(config),
+        kept=footprint.conditioning_bytes(config, batch, c) + footprint.table_bytes(config, batch, options.steps, c),
+    )
+
+
+def _account(way: Way, given: _Given) -> Plan:
+    """Add up what a way costs in each phase."""
+    hardware, parts = given.hardware, _parts(way, given)
+    always = sum(part.nbytes for part in parts if part.placement is Placement.DEVICE)
+    base = always + (CONTEXT_BYTES if hardware.separate else 0)
+    text, embeds = _encoding(way, given), footprint.embeds_bytes(given.model, given.batch, given.c)
+    on_host = way.text is Placement.HOST
+
+    step, blocks = _step(way, given), _block_bytes(way, given)
+    staying, window = tuple(range(len(blocks))), 0
+    if way.blocks is Placement.STREAMED:
+        window = WINDOW * max(blocks)
+        staying = _staying(blocks, hardware.device_budget - base - step - window)
+    stay = sum(blocks[i] for i in staying)
+    come = 0 if way.blocks is Placement.DEVICE else stay + window
+    return Plan(
+        hardware=hardware,
+        options=given.options,
+        parts=parts,
+        peaks=(
+            Peak("text", base + embeds + (0 if on_host else text)),
+            Peak("conditioning", base + embeds + _conditioning(way, given)),
+            Peak("denoising", base + come + step),
+            Peak("decoding", base + _decoding(way, given)),
+        ),
+        host_bytes=sum(part.nbytes for part in parts) - always + (text if on_host else 0),
+        staying=staying,
+        streamed_bytes=sum(blocks) - stay,
+        tile_px=way.tile_px,
+    )
+
+
+def _encoding(way: Way, given: _Given) -> int:
+    """Bytes beside what is always there: the encoder that takes most, where they come in turn with its weights."""
+    most = 0
+    for encoder, storage in zip(given.model.encoders, way.encoders, strict=True):
+        comes = encoder.weights.nbytes(storage, given.c, given.options.encoder_bits)
+        working = encoder.working_bytes(given.batch, given.c) + encoder.weights.dense_bytes(storage, given.c)
+        most = max(most, (comes if way.text is Placement.IN_TURN else 0) + round(SLACK * working))
+    return most
+
+
+def _conditioning(way: Way, given: _Given) -> int:
+    """Bytes for projecting the captions and making all steps' modulations, of which the matrices may be streamed."""
+    weights = given.weights[MODULATIONS]
+    matrix = Weights(weights.largest, 0, weights.largest).nbytes(way.storage, given.c, given.options.stored_bits)
+    arriving = WINDOW * matrix if way.others is Placement.STREAMED else 0
+    # twice: the captions and their norms, and the tables beside what they are cut from
+    return 2 * given.kept + weights.dense_bytes(way.storage, given.c) + arriving
+
+
+def _step(way: Way, given: _Given) -> int:
+    """Bytes of one denoising step beside the weights."""
+    packed = way.storage is Storage.COMPUTE and way.blocks is not Placement.STREAMED
+    lora = given.options.lora_bytes
+    config = given.model.transformer
+    step = footprint.step_bytes(config, given.tokens, given.batch, given.c, packed=packed, adapted=lora > 0)
+    return round(SLACK * step) + given.kept + lora
+
+
+def _decoding(way: Way, given: _Given) -> int:
+    """Bytes of decoding one picture, whole or in tiles, which are then put together."""
+    vae = given.model.vae.nbytes(Storage.COMPUTE, given.c, 16.0) if way.vae is Placement.IN_TURN else 0
+    pixels = min(way.tile_px**2, given.pixels) if way.tile_px else given.pixels
+    together = 2 * 3 * given.c * given.pixels if way.tile_px else 0
+    return vae + given.kept + together + round(SLACK * footprint.decode_bytes(given.model, pixels, given.c))
+
+
+def _block_bytes(way: Way, given: _Given) -> list[int]:
+    return [weights.nbytes(way.storage, given.c, given.options.stored_bits) for weights in given.blocks]
+
+
+def _parts(way: Way, given: _Given) -> tuple[Part, ...]:
+    """Every part with its bytes."""
+    places = {BLOCKS: way.blocks, MODULATIONS: way.others, CAPTIONS: way.others, REST: Placement.DEVICE}
+    transformer = [
+        Part(name, way.storage, places[name], weights.nbytes(way.storage, given.c, given.options.stored_bits))
+        for name, weights in given.weights.items()
+    ]
+    encoders = [
+        Part(name, storage, way.text, encoder.weights.nbytes(storage, given.c, given.options.encoder_bits))
+        for name, encoder, storage in zip(ENCODERS, given.model.encoders, way.encoders, strict=True)
+    ]
+    vae = Part(VAE, Storage.COMPUTE, way.vae, given.model.vae.nbytes(Storage.COMPUTE, given.c, 16.0))
+    return (*transformer, *encoders, vae)
+
+
+def _staying(blocks: list[int], budget: int) -> tuple[int, ...]:
+    """Choose as many blocks as fit, evenly spread, so that streaming always has the next one's time to work in."""
+    n = len(blocks)
+    for count in range(n - 1, 0, -1):
+        chosen = tuple(i for i in range(n) if (i + 1) * count // n > i * count // n)
+        if sum(blocks[i] for i in chosen) <= budget:
+            return chosen
+    return ()

@@ -1,0 +1,198 @@
+"""The ways to hold a model on a machine, the best first: which part where, in which type.
+
+`ways` enumerates them, `plan.py` adds up what each costs and takes the first that fits. So more memory never leads to a
+worse way, and equal questions have equal answers. Knows no sizes.
+
+The order: first the transformer (`grades`), since its weights decide the picture and its place the time; then the
+encoders' types, of which 8 and even 4 bits change little (docs/MEMORY.md); then undivided decoding; then what is
+quickest. On a machine without a graphics card, or with memory that both share, the device's memory is the host's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import product
+
+from hidream.errors import ConfigurationError
+from hidream.model.config import RECIPES
+from hidream.types import Render, Size, Storage, Variant
+
+HOST_RESERVE_BYTES = 3_000_000_000
+"""What the system, Python and torch's libraries take of the host's memory. An assumption."""
+ECC_SHARE = 1 / 16
+"""What error correction takes of a card's memory where it has no chips of its own for it (T4, A10, L4)."""
+MPS_SHARE = 0.75
+"""What Metal lets the GPU have of the memory (recommendedMaxWorkingSetSize of the larger machines)."""
+TILE_PX = 512
+"""Side of the tiles in which a picture is decoded, where it cannot be decoded whole."""
+LOSS = {Storage.COMPUTE: 0, Storage.STORED: 0, Storage.INT8: 1, Storage.FP8: 2, Storage.NF4: 3}
+"""Which storage changes the weights more; STORED changes nothing that the file has."""
+
+
+class Placement(StrEnum):
+    """Where a part lives.
+
+    DEVICE: on the device, always.
+    IN_TURN: in host memory; whole on the device for its phase, and forgotten there when another needs the room. On a
+        CPU: the mapping of its file, whose pages the system takes back.
+    STREAMED: in host memory; comes to the device matrix by matrix or block by block, the next while one computes.
+    HOST: in host memory, and is computed there.
+    """
+
+    DEVICE = "device"
+    IN_TURN = "in turn"
+    STREAMED = "streamed"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What there is. `device_bytes` counts for a card only; elsewhere the device's memory is the host's."""
+
+    device: str  # type of a torch device: cuda, mps or cpu
+    device_bytes: int
+    host_bytes: int
+    fp8: bool = True  # whether it converts from float8
+
+    @classmethod
+    def card(cls, device_gb: float, host_gb: float) -> Hardware:
+        """Describe a card as it is sold: n GB are n·2^30 bytes, of which error correction may take some."""
+        return cls("cuda", int(device_gb * 2**30 * (1 - ECC_SHARE)), int(host_gb * 2**30))
+
+    @classmethod
+    def cpu(cls, host_gb: float) -> Hardware:
+        """Describe a machine without a card."""
+        return cls("cpu", 0, int(host_gb * 2**30))
+
+    @property
+    def separate(self) -> bool:
+        """Whether the device has memory of its own."""
+        return self.device not in ("cpu", "mps")
+
+    @property
+    def device_budget(self) -> int:
+        """Bytes that may be used on the device."""
+        if self.separate:
+            return self.device_bytes
+        share = MPS_SHARE if self.device == "mps" else 1.0
+        return round(share * self.host_bytes) - HOST_RESERVE_BYTES
+
+    @property
+    def host_budget(self) -> int:
+        """Bytes that may be used in the host's memory."""
+        return self.host_bytes - HOST_RESERVE_BYTES
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of the compute type: bfloat16, on a CPU float32."""
+        return 4 if self.device == "cpu" else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked for. Without a wish for its storage, a part takes the best that fits ("auto")."""
+
+    size: Size = field(default_factory=lambda: Size(1024, 1024))
+    render: Render = Render.NATIVE
+    guided: bool = False
+    steps: int = 28
+    transformer: Storage | None = None
+    encoders: Storage | None = None  # T5 and Llama; the CLIPs are small and keep 16 bits
+    stored_bits: float = 16.0  # bits per value of the transformer's file, for Storage.STORED: 4.5 for Q4_K
+    encoder_bits: float = 16.0  # the same for T5's and Llama's files
+    fewest_bits: int = 4  # "auto" stores no value in fewer: 16, 8 or 4
+    lora_bytes: int = 0  # of the LoRAs of one request
+
+    @classmethod
+    def of(cls, variant: Variant, size: Size, transformer: Storage | None = None, fewest_bits: int = 4) -> Options:
+        """Take a variant's own steps and guidance."""
+        recipe = RECIPES[variant]
+        guided = recipe.guidance > 1
+        return cls(size, guided=guided, steps=recipe.steps, transformer=transformer, fewest_bits=fewest_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to hold a model."""
+
+    storage: Storage  # of the transformer
+    blocks: Placement
+    others: Placement  # of what makes modulations and captions
+    encoders: tuple[Storage, ...]
+    text: Placement
+    vae: Placement
+    tile_px: int | None
+
+
+def ways(hardware: Hardware, options: Options) -> Iterator[Way]:
+    """All ways to hold a model, the best first."""
+    device, in_turn, streamed = Placement.DEVICE, Placement.IN_TURN, Placement.STREAMED
+    for storage, is_streamed in grades(hardware, options):
+        places = [(device, device), (device, streamed), (in_turn, streamed)]
+        if is_streamed:
+            places = [(streamed, streamed)]
+        elif not _leaves(hardware, storage):
+            places = [(device, device)]
+        vaes = (device, in_turn) if hardware.separate else (device,)
+        for (text, encoders), tile_px, (blocks, others), vae in product(
+            _encoder_ways(hardware, options), (None, TILE_PX), places, vaes
+        ):
+            yield Way(storage, blocks, others, encoders, text, vae, tile_px)
+
+
+def grades(hardware: Hardware, options: Options) -> list[tuple[Storage, bool]]:
+    """Ways to hold the transformer's blocks, the best first: (storage, whether they are streamed).
+
+    8 bits that stay are taken before 16 bits that are streamed: they change a weight by a hundredth of the spread of
+    its row, while streaming brings up to 28 GB to the device in every step. 8 bits that are streamed are taken before
+    4 bits that stay, which change it by a tenth. Raises ConfigurationError.
+    """
+    storages = _storages(hardware, options, options.transformer)
+    found: list[tuple[Storage, bool]] = []
+    for storage in storages:
+        found.append((storage, False))
+        if hardware.separate and (LOSS[storage] or len(storages) == 1):
+            found.append((storage, True))
+    return found
+
+
+def _storages(hardware: Hardware, options: Options, wish: Storage | None) -> list[Storage]:
+    """Types in which a part may be stored, the best first."""
+    if wish is Storage.FP8 and not hardware.fp8:
+        raise ConfigurationError(f"storage fp8 is asked for on {hardware.device}, which has none; accepted: int8, nf4")
+    if wish is not None:
+        return [wish]
+    exact = [Storage.COMPUTE, Storage.STORED] if hardware.device == "cpu" else [Storage.COMPUTE]
+    fewer = ((8, Storage.INT8), (4, Storage.NF4))
+    return exact + [storage for bits, storage in fewer if bits >= options.fewest_bits]
+
+
+def _encoder_ways(hardware: Hardware, options: Options) -> list[tuple[Placement, tuple[Storage, ...]]]:
+    """Ways to hold the encoders, the best first; on the host only where not even the smallest takes its turn."""
+    storages = _storages(hardware, options, options.encoders)
+
+    def loss(pair: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        losses = [LOSS[storages[i]] for i in pair]
+        return sum(losses), max(losses), pair
+
+    pairs = sorted(product(range(len(storages)), repeat=2), key=loss)
+    types = [(storages[t5], storages[llama]) for t5, llama in pairs]
+    ways = [
+        (place, each)
+        for each in types
+        for place in (Placement.DEVICE, Placement.IN_TURN)
+        if place is Placement.DEVICE or all(_leaves(hardware, storage) for storage in each)
+    ]
+    if hardware.separate:
+        ways += [(Placement.HOST, each) for each in types]
+    exact = dict.fromkeys(Placement, Storage.COMPUTE)
+    if hardware.device == "cpu":
+        exact[Placement.IN_TURN] = Storage.STORED
+    return [(place, (exact[place], exact[place], *each)) for place, each in ways]
+
+
+def _leaves(hardware: Hardware, storage: Storage) -> bool:
+    """Whether a part can give its memory back: on a CPU only as the mapping of a file, which holds no float32."""
+    return hardware.device != "cpu" or storage is not Storage.COMPUTE

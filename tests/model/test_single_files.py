@@ -1,0 +1,172 @@
+"""Nano written as others publish it draws the embedded model's picture, to the last bit where nothing is rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderKL
+
+import comfy_files
+from hidream.errors import CheckpointError
+from hidream.formats.gguf_file import write_gguf
+from hidream.model.encoders import check_fit, load_encoder, load_tokenizer
+from hidream.model.loading import load
+from hidream.model.pipeline import generate
+from hidream.model.text import load_text_encoders
+from hidream.model.vae import load_autoencoder
+from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.types import ImageRequest, Size, Storage, Variant
+
+CPU, F32 = torch.device("cpu"), torch.float32
+REQUEST = ImageRequest("flat style a fox in the snow", Size(256, 256), seed=7, steps=2)
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory):
+    return comfy_files.write_comfy(tmp_path_factory.mktemp("comfy"))
+
+
+def loaded(dev, checkpoint, storage=None):
+    return dataclasses.replace(
+        dev,
+        transformer=load_transformer(checkpoint, CPU, F32, storage),
+        vae=load_autoencoder(checkpoint, CPU, F32),
+        text=load_text_encoders(checkpoint, CPU, F32, [storage] * 4),
+    )
+
+
+@pytest.mark.parametrize("storage", [None, Storage.STORED])
+def test_comfys_files_draw_the_same_picture(dev, comfy, storage):
+    pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels
+    assert np.array_equal(pixels, generate(dev, REQUEST).pixels)
+
+
+def test_gguf_draws_the_same_picture(dev, comfy, tmp_path):
+    write_gguf(
+        tmp_path / "model.gguf",
+        comfy_files.tensors_of("transformer"),
+        "F16",
+        {"config": comfy_files.config_of("transformer")},
+    )
+    checkpoint = dataclasses.replace(comfy, folder=tmp_path / "model.gguf")
+    model = dataclasses.replace(dev, transformer=load_transformer(checkpoint, CPU, F32))
+    assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
+
+
+def test_eight_bits_draw_nearly_the_same_picture(dev):
+    exact = generate(dev, REQUEST).pixels.astype(float)
+    model = dataclasses.replace(dev, transformer=load_transformer(embedded(Variant.DEV), CPU, F32, Storage.INT8))
+    difference = np.abs(generate(model, REQUEST).pixels - exact)
+    assert 0 < difference.mean() < 4  # of 255
+
+
+def test_the_public_way_takes_a_single_file_of_a_transformer(dev, tmp_path):
+    nano = embedded(Variant.DEV).folder
+    file = comfy_files.write_comfy(tmp_path / "dev").folder
+    with pytest.raises(CheckpointError, match="single file, which has no 'vae'"):
+        load(Variant.DEV, file)
+    own = Checkpoint(nano, transformer=file)
+    assert own.part("transformer") == file
+    assert own.part("vae") == nano / "vae"
+    assert np.array_equal(generate(load(Variant.DEV, own), REQUEST).pixels, generate(dev, REQUEST).pixels)
+
+
+def test_the_name_of_the_weights_follows_every_file(comfy, tmp_path):
+    files = comfy.weight_files()
+    assert len(files) == 6
+    assert weights_hash(files, None) == weights_hash(comfy.weight_files(), tmp_path / "cache.json")
+    other = comfy_files.write(
+        tmp_path / "t5.safetensors", comfy_files.scaled_fp8(comfy_files.tensors_of("text_encoder_3"))
+    )
+    assert weights_hash(dataclasses.replace(comfy, t5=other).weight_files(), None) != weights_hash(files, None)
+
+
+@pytest.mark.parametrize("part", ["text_encoder_3", "text_encoder_4"])
+@pytest.mark.parametrize("storage", [None, Storage.COMPUTE])
+def test_scaled_fp8_encoders(dev, tmp_path, part, storage):
+    published = comfy_files.scaled_fp8(comfy_files.tensors_of(part))
+    file = comfy_files.write(tmp_path / "scaled.safetensors", published, comfy_files.config_of(part))
+    field = {"text_encoder_3": "t5", "text_encoder_4": "llama"}[part]
+    nano = embedded(Variant.DEV).folder
+    ours = load_encoder(Checkpoint(nano, **{field: file}), part, CPU, F32, storage)
+    held = [module for module in ours.modules() if getattr(module, "quantized", None) is not None]
+    assert bool(held) is (storage is None)
+
+    rounded = comfy_files.write(
+        tmp_path / "plain.safetensors", comfy_files.unscaled(published), comfy_files.config_of(part)
+    )
+    plain = load_encoder(Checkpoint(nano, **{field: rounded}), part, CPU, F32)
+    exact = load_encoder(embedded(Variant.DEV), part, CPU, F32)
+    tokens = dev.text.tokenizers[2](["a fox in the snow"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        answers = [model(tokens).last_hidden_state for model in (ours, plain, exact)]
+    assert tiny.relative(answers[0], answers[1]) <= 1e-5
+    assert 1e-4 < tiny.relative(answers[0], answers[2]) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_encoders_kept_in_another_type_compute_in_ours(dtype):
+    """T5 turns its inputs into the type of its last product's weight, if it is a parameter: it must not be one."""
+    nano = embedded(Variant.DEV)
+    stored = load_encoder(nano, "text_encoder_3", CPU, dtype, Storage.STORED)
+    plain = load_encoder(nano, "text_encoder_3", CPU, dtype, Storage.COMPUTE)
+    tokens = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        ours, theirs = stored(tokens).last_hidden_state, plain(tokens).last_hidden_state
+    assert ours.dtype == theirs.dtype == dtype
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("convert", [comfy_files.flux_names, None])
+def test_the_autoencoder_of_flux_without_configuration(tmp_path, convert):
+    torch.manual_seed(0)
+    module = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+    state = module.state_dict()
+    file = comfy_files.write(tmp_path / "ae.safetensors", convert(state, 4) if convert else state)
+    ours = load_autoencoder(Checkpoint(vae=file), CPU, F32)
+    assert (ours.factor, ours.scaling, ours.shift) == (8, 0.3611, 0.1159)
+    latent = torch.randn(1, 16, 4, 6)
+    with torch.no_grad():
+        assert torch.equal(ours.decode(latent), module.decode(latent / 0.3611 + 0.1159).sample)
+
+
+def test_one_clip_in_the_others_place_is_named(tmp_path):
+    config = json.loads(comfy_files.config_of("text_encoder")) | {"hidden_size": 1280}
+    file = comfy_files.write(tmp_path / "clip.safetensors", comfy_files.tensors_of("text_encoder"), json.dumps(config))
+    with pytest.raises(CheckpointError, match="is CLIP-G, 1280 wide; accepted as 'text_encoder': CLIP-L, 768 wide"):
+        load_encoder(Checkpoint(clip_l=file), "text_encoder", CPU, F32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_emb_dim": 2048}, "both CLIPs together gives 128 channels; accepted by this transformer: 2048"),
+        ({"caption_channels": (4096, 128)}, "T5 gives 128"),
+        ({"caption_channels": (128, 4096)}, "Llama gives 128"),
+        ({"llama_layers": (*range(7), 31)}, "Llama has 8 layers; accepted by this transformer: 32"),
+    ],
+)
+def test_encoders_of_another_model_are_named(dev, changes, message):
+    check_fit(dev.text.encoders, dev.transformer.config)
+    with pytest.raises(CheckpointError, match=message):
+        check_fit(dev.text.encoders, dataclasses.replace(dev.transformer.config, **changes))
+
+
+def test_a_torn_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{ torn")
+    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be loaded"):
+        load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")
