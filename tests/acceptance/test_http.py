@@ -43,7 +43,7 @@ def test_the_seed_documents_own_request(service):
     )
     assert (submitted["status"], submitted["outputs"]) == ("created", [])
     data = service.result(submitted)
-    assert set(data) == FIELDS
+    assert set(data) == FIELDS | {"warnings"}, "the prompt is longer than what nano reads"
     assert (data["status"], data["error"], data["has_nsfw_contents"]) == ("completed", "", [False])
     assert 0 < data["timings"]["inference"] <= data["executionTime"]
     image = Image.open(io.BytesIO(base64.b64decode(data["outputs"][0], validate=True)))
@@ -157,9 +157,7 @@ def test_a_long_body_in_chunks_is_cut_off(service):
 
 
 def test_nulls_and_unknown_keys_are_ignored(service):
-    data = service.submit(
-        size=None, seed=None, enable_base64_output=None, output_format=None, loras=[], num_inference_steps=28
-    )
+    data = service.submit(size=None, seed=None, enable_base64_output=None, output_format=None, loras=[], num_images=1)
     assert data["status"] == "created"
 
 

@@ -33,11 +33,11 @@ class Api:
     async def get(self, path):
         return await self.client.get(path, headers=self.bearer)
 
-    async def draw(self, data=b"the picture", has_nsfw=False):
+    async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):
         """Do what a worker does with the oldest task."""
         task = await predictions.claim(self.database, [MODEL], "host:1", "v1", 15)
         await files.write(self.settings.outputs_dir, task.output_name, data)
-        assert await predictions.complete(self.database, task, has_nsfw, 1234)
+        assert await predictions.complete(self.database, task, has_nsfw, 1234, warnings)
 
 
 @pytest.fixture

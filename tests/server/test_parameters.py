@@ -1,6 +1,7 @@
 """Every parameter: what is taken, what is assumed, and a clear word for everything else."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -8,11 +9,29 @@ from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.server.parameters import RANDOM_SEEDS, V2, V3, parse
-from hidream.types import ImageFormat, Size
+from hidream.types import Conformance, ImageFormat, LoraUse, Render, Sampler, Size, Variant
+
+DEV, FULL, FAST = Variant.DEV, Variant.FULL, Variant.FAST
+
+EXTRAS = {
+    "negative_prompt": "fog",
+    "num_inference_steps": 12,
+    "guidance_scale": 3.5,
+    "shift": 2,
+    "sampler": "euler",
+    "conformance": "official",
+    "render": "native",
+    "loras": [{"name": "ink", "scale": 0.5}, {"path": "acme/water"}],
+}
+"""What v3 takes beyond the documents."""
+
+
+def asked(variant=FULL, api=V3, **body):
+    return parse({"prompt": "a house", "seed": 7} | body, api, variant)
 
 
 def test_the_defaults_of_both_versions():
-    v2, v3 = (parse({"prompt": "a house", "seed": 7}, api) for api in (V2, V3))
+    v2, v3 = (parse({"prompt": "a house", "seed": 7}, api, DEV) for api in (V2, V3))
     assert dataclasses.asdict(v2) == {
         "prompt": "a house",
         "size": {"width": 1024, "height": 1024},
@@ -21,6 +40,14 @@ def test_the_defaults_of_both_versions():
         "enable_safety_checker": True,
         "enable_sync_mode": False,
         "output_format": ImageFormat.PNG,
+        "negative_prompt": "",
+        "num_inference_steps": None,
+        "guidance_scale": None,
+        "shift": None,
+        "sampler": None,
+        "conformance": Conformance.DIFFUSERS,
+        "render": Render.BEST,
+        "loras": (),
     }
     assert v3 == dataclasses.replace(v2, enable_base64_output=False, output_format=ImageFormat.JPEG)
 
@@ -35,10 +62,12 @@ def test_nulls_and_unknown_names_change_nothing():
             "enable_safety_checker",
             "enable_sync_mode",
             "output_format",
+            *EXTRAS,
         ]
     )
-    body = {"prompt": "a house", "seed": 7, "loras": [], "num_inference_steps": 28, "\ud800": 1}
-    assert parse(body | nulls, V3) == parse({"prompt": "a house", "seed": 7}, V3)
+    body = {"prompt": "a house", "seed": 7, "num_images": 1, "max_images": 1, "scheduler": 3, "\ud800": 1}
+    for api in (V2, V3):
+        assert parse(body | nulls, api, FULL) == parse({"prompt": "a house", "seed": 7}, api, FULL)
 
 
 @pytest.mark.parametrize(
@@ -52,29 +81,104 @@ def test_nulls_and_unknown_names_change_nothing():
     ],
 )
 def test_sizes(given, expected):
-    assert parse({"prompt": "a house"} | given, V2).size == expected
+    assert parse({"prompt": "a house"} | given, V2, DEV).size == expected
 
 
 def test_v3_goes_down_to_256():
-    assert parse({"prompt": "a house", "size": "256*256"}, V3).size == Size(256, 256)
+    assert parse({"prompt": "a house", "size": "256*256"}, V3, DEV).size == Size(256, 256)
     with pytest.raises(InvalidInput, match="512 to 1536"):
-        parse({"prompt": "a house", "size": "256*256"}, V2)
+        parse({"prompt": "a house", "size": "256*256"}, V2, DEV)
 
 
 @pytest.mark.parametrize("seed", [None, -1, -1.0])
 def test_a_random_seed_is_settled_here(seed):
-    seeds = {parse({"prompt": "a house", "seed": seed}, V3).seed for _ in range(8)}
+    seeds = {parse({"prompt": "a house", "seed": seed}, V3, DEV).seed for _ in range(8)}
     assert len(seeds) == 8
     assert all(0 <= drawn < RANDOM_SEEDS for drawn in seeds)
 
 
 @pytest.mark.parametrize("seed", [0, 7.0, 9_999_999_999])
 def test_seeds(seed):
-    assert parse({"prompt": "a house", "seed": seed}, V2).seed == seed
+    assert parse({"prompt": "a house", "seed": seed}, V2, DEV).seed == seed
 
 
 def test_the_longest_prompt():
-    assert len(parse({"prompt": "x" * 10_000}, V3).prompt) == 10_000
+    assert len(parse({"prompt": "x" * 10_000}, V3, DEV).prompt) == 10_000
+
+
+def test_what_is_said_about_the_drawing_is_kept():
+    assert asked(**EXTRAS) == dataclasses.replace(
+        asked(),
+        negative_prompt="fog",
+        num_inference_steps=12,
+        guidance_scale=3.5,
+        shift=2.0,
+        sampler=Sampler.EULER,
+        conformance=Conformance.OFFICIAL,
+        render=Render.NATIVE,
+        loras=(LoraUse("ink", 0.5), LoraUse("acme/water", 1.0)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "largest"),
+    [("num_inference_steps", 1, 200), ("guidance_scale", 0, 30), ("shift", 0.1, 100)],
+)
+def test_the_ends_of_the_ranges_are_accepted(name, smallest, largest):
+    for value in (smallest, largest):
+        assert getattr(asked(**{name: value}), name) == value
+
+
+def test_v2_does_not_know_it():
+    nonsense = {name: [None, {"no": "sense"}] for name in EXTRAS}
+    for body in (EXTRAS, nonsense):
+        assert asked(api=V2, **body) == asked(api=V2)
+
+
+@pytest.mark.parametrize("variant", [DEV, FAST])
+def test_distilled_variants_pass_over_guidance_and_negative_prompts(variant):
+    guided = {"guidance_scale": 3.5, "negative_prompt": "fog"}
+    assert asked(variant, **guided) == asked(variant)
+    assert asked(variant, **EXTRAS) == asked(variant, **{k: v for k, v in EXTRAS.items() if k not in guided})
+
+
+def test_nothing_given_means_nothing_asked():
+    assert asked(**dict.fromkeys(EXTRAS, "") | {"loras": []}) == asked()
+    assert asked(loras="") == asked()
+    assert asked(loras=[{"name": "ink", "path": None, "scale": None}]).loras == (LoraUse("ink", 1.0),)
+
+
+# What each client sends by itself (facts/wavespeed-api.md, from their sources at the versions named there).
+CLIENTS = {
+    "PyPI wavespeed-mcp 0.1.27": {
+        "loras": [],
+        "size": "1024*1024",
+        "num_inference_steps": 28,
+        "guidance_scale": 3.5,
+        "num_images": 1,
+        "max_images": 1,
+        "seed": -1,
+        "enable_base64_output": False,
+    },
+    "huggingface_hub 2.4.0": {
+        "negative_prompt": None,
+        "height": 512,
+        "width": 512,
+        "num_inference_steps": None,
+        "guidance_scale": None,
+        "scheduler": None,
+    },
+    "langchain-wavespeed 0.1.3": {"resolution": "1k", "aspect_ratio": "1:1"},
+    "wavespeed-comfyui 6b1425b": {"size": "1000*776", "seed": 5554226022, "enable_base64_output": False},
+    "wavespeed-cli 1.3.5": {"model": "wavespeed-ai/hidream-i1-dev"},
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("variant", Variant)
+def test_no_clients_own_defaults_are_an_error(client, variant):
+    accepted = parse({"prompt": "a house"} | CLIENTS[client], V3, variant)
+    assert accepted.guidance_scale == (CLIENTS[client].get("guidance_scale") if variant is FULL else None)
 
 
 BAD = [
@@ -115,17 +219,67 @@ BAD = [
 ]
 
 
+BAD_EXTRAS = [
+    ("num_inference_steps", 0, "num_inference_steps is 0; accepted: a whole number from 1 to 200"),
+    ("num_inference_steps", 201, "num_inference_steps is 201"),
+    ("num_inference_steps", 2.5, "num_inference_steps is 2.5"),
+    ("num_inference_steps", "28", "num_inference_steps is '28'"),
+    ("num_inference_steps", True, "num_inference_steps is True"),
+    ("num_inference_steps", [], "num_inference_steps is []"),
+    ("guidance_scale", -0.1, "guidance_scale is -0.1; accepted: a number from 0 to 30"),
+    ("guidance_scale", 30.1, "guidance_scale is 30.1"),
+    ("guidance_scale", "3.5", "guidance_scale is '3.5'"),
+    ("guidance_scale", False, "guidance_scale is False"),
+    ("guidance_scale", float("inf"), "guidance_scale is inf"),
+    ("guidance_scale", float("nan"), "guidance_scale is nan"),
+    ("guidance_scale", 10**400, "guidance_scale is 1000"),
+    ("shift", 0, "shift is 0; accepted: a number from 0.1 to 100"),
+    ("shift", 101, "shift is 101"),
+    ("shift", {}, "shift is {}"),
+    ("sampler", "dpm", "sampler is 'dpm'; accepted: flash, unipc, euler"),
+    ("sampler", ["euler"], "sampler is ['euler']"),
+    ("sampler", "Euler", "sampler is 'Euler'"),
+    ("conformance", "comfy", "conformance is 'comfy'; accepted: diffusers, official"),
+    ("conformance", 1, "conformance is 1"),
+    ("render", "huge", "render is 'huge'; accepted: best, scaled, native, refine, reference"),
+    ("render", {}, "render is {}"),
+    ("negative_prompt", 5, "negative_prompt is 5; accepted: up to 10000 characters"),
+    ("negative_prompt", "x" * 10_001, "negative_prompt has 10001 characters"),
+    ("negative_prompt", "a\0b", r"negative_prompt has '\x00' at 1"),
+    ("loras", "ink", "loras is 'ink'; accepted: a list of up to 8 objects"),
+    ("loras", {"name": "ink"}, "loras is {'name': 'ink'}"),
+    ("loras", [{"name": "ink"}] * 9, "loras has 9 entries; accepted: a list of up to 8 objects"),
+    ("loras", ["ink"], "loras[0] is 'ink'; accepted: an object"),
+    ("loras", [{"name": "ink"}, {}], "loras[1] has no name"),
+    ("loras", [{"path": "", "scale": 1}], "loras[0] has no name"),
+    ("loras", [{"name": 5}], "loras[0].name is 5; accepted: the name of a configured LoRA"),
+    ("loras", [{"name": "a\ud83d"}], r"loras[0].name has '\ud83d' at 1"),
+    ("loras", [{"name": "ink", "scale": 10.5}], "loras[0].scale is 10.5; accepted: a number from -10 to 10"),
+    ("loras", [{"name": "ink", "scale": "1"}], "loras[0].scale is '1'"),
+]
+
+
+@pytest.mark.parametrize("variant", Variant)
+@pytest.mark.parametrize(("name", "value", "message"), BAD_EXTRAS, ids=lambda value: f"{value!r:.30}")
+def test_what_is_not_accepted_of_v3_is_named_even_where_it_would_be_passed_over(name, value, message, variant):
+    with pytest.raises(InvalidInput) as caught:
+        asked(variant, **{name: value})
+    assert caught.value.message.startswith(message)
+    assert "accepted" in caught.value.message
+    assert len(caught.value.message) < 300
+
+
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=lambda value: f"{value!r:.30}")
 def test_what_is_not_accepted_is_named(name, value, message):
     with pytest.raises(InvalidInput) as caught:
-        parse({"prompt": "a house"} | {name: value}, V2)
+        parse({"prompt": "a house"} | {name: value}, V2, DEV)
     assert message in caught.value.message
     assert len(caught.value.message) < 300
 
 
 def test_a_missing_prompt_has_a_code_of_its_own():
     with pytest.raises(MissingInput):
-        parse({}, V2)
+        parse({}, V2, DEV)
 
 
 VALUES = st.recursive(
@@ -133,14 +287,25 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NAMES = ["prompt", "size", "width", "height", "seed", "enable_base64_output", "enable_sync_mode", "output_format"]
+NAMES = [
+    "prompt",
+    "size",
+    "width",
+    "height",
+    "seed",
+    "enable_base64_output",
+    "enable_sync_mode",
+    "output_format",
+    *EXTRAS,
+]
+LORAS = st.lists(st.fixed_dictionaries({}, optional={"name": VALUES, "path": VALUES, "scale": VALUES}), max_size=3)
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), VALUES))
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES | LORAS))
 def test_nothing_but_invalid_input_comes_of_any_json(body):
     try:
-        accepted = parse(body, V3)
+        accepted = parse({"prompt": "a house"} | body, V3, FULL)
     except InvalidInput as error:
         error.message.encode()
     else:
-        assert type(accepted).from_json(accepted.to_json()) == accepted
+        assert type(accepted).from_json(json.loads(json.dumps(accepted.to_json()))) == accepted

@@ -9,6 +9,7 @@ import pytest
 
 from hidream.store import keys, predictions, workers
 from hidream.store.workers import Worker
+from hidream.types import LoraUse
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 CREATED = {
@@ -80,6 +81,32 @@ def test_a_finished_picture_as_base64_and_as_a_url(with_api):
         assert (part.status_code, part.content) == (206, b"pic")
         head = await api.client.head(url)
         assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "11")
+
+    with_api(scenario)
+
+
+def test_warnings_are_told_by_both_versions_and_only_if_there_are_any(with_api):
+    async def scenario(api):
+        for warnings in ((), ("the prompt is too long",)):
+            submitted = (await api.submit(prompt="a house")).json()["data"]
+            assert "warnings" not in submitted
+            await api.draw(warnings=warnings)
+            for version in ("v2", "v3"):
+                data = (await api.get(f"/api/{version}/predictions/{submitted['id']}/result")).json()["data"]
+                assert data.get("warnings", []) == list(warnings)
+                assert ("warnings" in data) == bool(warnings)
+
+    with_api(scenario)
+
+
+def test_how_to_draw_may_be_said_on_v3(with_api):
+    async def scenario(api):
+        how = {"num_inference_steps": 3, "shift": 2.5, "sampler": "euler", "loras": [{"path": "ink"}]}
+        for version, expected in (("v2", (None, None, None, ())), ("v3", (3, 2.5, "euler", (LoraUse("ink"),)))):
+            assert (await api.submit(version, prompt="a house", guidance_scale=3.5, **how)).status_code == 200
+            asked = (await predictions.claim(api.database, [MODEL], "w", "v1", 15)).input
+            assert (asked.num_inference_steps, asked.shift, asked.sampler, asked.loras) == expected
+            assert asked.guidance_scale is None
 
     with_api(scenario)
 

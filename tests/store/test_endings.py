@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from hidream.errors import PromptRefused
 from hidream.store import keys, predictions
 from hidream.store.endings import Endings
-from hidream.store.predictions import Submission
+from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hidream.errors import PromptRefused, QueueFull
 from hidream.store import keys, predictions
 from hidream.store.database import Database
-from hidream.store.predictions import Submission
 from hidream.store.schema import PREDICTIONS
+from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from hidream.types import Timings
+from hidream.types import ImageRequest, Timings
 
 STEPS = 4
 
@@ -16,6 +16,7 @@ STEPS = 4
 class Picture:
     pixels: np.ndarray
     timings: Timings
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -25,10 +26,15 @@ class Painter:
     go_on: threading.Event = field(default_factory=threading.Event)
     painting: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
-    seeds: list[int] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    requests: list[ImageRequest] = field(default_factory=list)
+
+    @property
+    def seeds(self):
+        return [request.seed for request in self.requests]
 
     def generate(self, request, on_step):
-        self.seeds.append(request.seed)
+        self.requests.append(request)
         for step in range(STEPS):
             on_step(step + 1, STEPS)
             self.painting.set()
@@ -36,7 +42,7 @@ class Painter:
         if self.error:
             raise self.error
         pixels = np.full((request.size.height, request.size.width, 3), request.seed % 256, np.uint8)
-        return Picture(pixels, Timings(0.1, 0.2, 0.3))
+        return Picture(pixels, Timings(0.1, 0.2, 0.3), self.warnings)
 
 
 @pytest.fixture

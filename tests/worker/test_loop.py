@@ -14,9 +14,9 @@ from hidream.settings import Worker as Limits
 from hidream.store import keys, predictions, workers
 from hidream.store.database import Database
 from hidream.store.endings import Endings
-from hidream.store.predictions import Submission
+from hidream.store.submission import Submission
 from hidream.store.workers import Worker
-from hidream.types import ImageFormat, Size, Status
+from hidream.types import Conformance, ImageFormat, ImageRequest, LoraUse, Render, Sampler, Size, Status
 from hidream.worker.bridge import Bridge
 from hidream.worker.loop import Loop, Tools
 
@@ -34,8 +34,8 @@ class Studio:
         self.stopping = asyncio.Event()
         self.loop = Loop(database, Bridge(), ME, tools, Limits(lease_s=lease_s, attempts_max=3))
 
-    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG):
-        asked = Submission("a house", Size(64, 48), seed, False, checker, False, output_format)
+    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, **extras):
+        asked = Submission("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
         return await predictions.submit(self.database, self.key_id, MODEL, asked, 100)
 
     async def end_of(self, prediction):
@@ -76,6 +76,47 @@ def test_a_task_becomes_a_file_and_then_a_completed_row(studio):
             assert np.asarray(image).min() == np.asarray(image).max() == 7
 
     asyncio.run(scenario())
+
+
+EXTRAS = {"negative_prompt": "fog", "shift": 2.0, "sampler": Sampler.EULER, "conformance": Conformance.OFFICIAL}
+EXTRAS |= {"render": Render.NATIVE, "loras": (LoraUse("ink", 0.5), LoraUse("water"))}
+
+
+def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until):
+    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **EXTRAS)
+
+    async def scenario():
+        painter.go_on.clear()
+        async with studio() as s:
+            submitted = await s.submit(num_inference_steps=3, guidance_scale=4.5, **EXTRAS)
+            await until(painter.painting.is_set)
+            await predictions.recover(s.database, 3, lost_worker_id=ME.id)  # as if this worker had died
+            painter.go_on.set()
+            assert (await s.end_of(submitted)).attempt == 2
+
+    asyncio.run(scenario())
+    assert painter.requests == [expected, expected]
+
+
+def test_what_is_not_asked_is_left_to_the_variant(studio, painter):
+    async def scenario():
+        async with studio() as s:
+            await s.end_of(await s.submit())
+
+    asyncio.run(scenario())
+    assert painter.requests == [ImageRequest("a house", Size(64, 48), 7)]
+
+
+@pytest.mark.parametrize("warnings", [(), ("too long", "left out from “am Meer” on")])
+def test_warnings_stand_in_the_row(studio, painter, warnings, caplog):
+    painter.warnings = warnings
+
+    async def scenario():
+        async with studio() as s:
+            assert (await s.end_of(await s.submit())).warnings == warnings
+
+    asyncio.run(scenario())
+    assert "am Meer" not in caplog.text
 
 
 def test_the_classifiers_word_is_kept_and_not_asked_for_in_vain(studio):

@@ -39,7 +39,7 @@ def failure(status: int, message: str, headers: dict[str, str] | None = None) ->
 
 
 async def prediction_data(prediction: Prediction, api: Api, base_url: str, outputs_dir: Path) -> dict[str, Any]:
-    """Describe a prediction, field for field as the documents have it, plus `seed` and `version`."""
+    """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`."""
     completed = prediction.status is Status.COMPLETED
     data = {
         "id": prediction.id,
@@ -55,7 +55,8 @@ async def prediction_data(prediction: Prediction, api: Api, base_url: str, outpu
         "seed": prediction.input.seed,
         "version": prediction.version,
     }
-    return data | ({"code": prediction.code} if prediction.code else {})
+    extras = {"code": prediction.code, "warnings": list(prediction.warnings)}
+    return data | {name: value for name, value in extras.items() if value}
 
 
 def sync_timeout(timeout_s: float) -> dict[str, Any]:

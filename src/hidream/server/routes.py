@@ -72,7 +72,7 @@ async def submit(
     """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its picture."""
     database, settings = service_of(request).database, service_of(request).settings.server
     model = _model(name)
-    submission = parse(await read_json(request, settings.body_max_bytes), api)
+    submission = parse(await read_json(request, settings.body_max_bytes), api, MODELS[model])
     try:
         prompt_check.check(submission.prompt, enabled=submission.enable_safety_checker)
     except PromptRefused as refusal:

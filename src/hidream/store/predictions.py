@@ -24,41 +24,18 @@ import secrets
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 
 from hidream.errors import PromptRefused, QueueFull, TaskFailed
 from hidream.store.database import Database
 from hidream.store.schema import PREDICTIONS as P
-from hidream.types import ImageFormat, Size, Status
+from hidream.store.submission import Submission
+from hidream.types import Status
 
 RETRY_AFTER_S = 5
 """What a client that finds the queue full is told to wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A request as it was accepted: the API's parameters by their names, defaults filled in, seed drawn."""
-
-    prompt: str
-    size: Size
-    seed: int
-    enable_base64_output: bool
-    enable_safety_checker: bool
-    enable_sync_mode: bool
-    output_format: ImageFormat
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the JSON object that the row keeps."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"size": str(self.size)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Undo `to_json`."""
-        width, height = value["size"].split("*")
-        format_ = ImageFormat(value["output_format"])
-        return cls(**value | {"size": Size(int(width), int(height)), "output_format": format_})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +56,7 @@ class Prediction:
     started_ms: int | None
     finished_ms: int | None
     inference_ms: int
+    warnings: tuple[str, ...]
     attempt: int
 
     @property
@@ -177,7 +155,9 @@ async def renew(database: Database, worker_id: str, lease_s: float) -> set[tuple
         return {(row.id, row.attempt) for row in await connection.execute(statement)}
 
 
-async def complete(database: Database, task: Prediction, has_nsfw: bool, inference_ms: int) -> bool:
+async def complete(
+    database: Database, task: Prediction, has_nsfw: bool, inference_ms: int, warnings: Sequence[str] = ()
+) -> bool:
     """Say that a claimed task's picture is in its place; False if the task is no longer this claim's."""
     return await _leave_processing(
         database,
@@ -185,6 +165,7 @@ async def complete(database: Database, task: Prediction, has_nsfw: bool, inferen
         status=Status.COMPLETED,
         has_nsfw=has_nsfw,
         inference_ms=inference_ms,
+        warnings=list(warnings),
         finished_ms=database.now_ms(),
     )
 
@@ -265,6 +246,7 @@ def _new(
         started_ms=None,
         finished_ms=now if refusal else None,
         inference_ms=0,
+        warnings=(),
         attempt=0,
     )
 
@@ -278,4 +260,5 @@ def _prediction(row: sa.Row[Any]) -> Prediction:
     values = dict(row._mapping)
     values["input"] = Submission.from_json(values["input"])
     values["status"] = Status(values["status"])
+    values["warnings"] = tuple(values["warnings"])
     return Prediction(**values)

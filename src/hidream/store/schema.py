@@ -37,6 +37,7 @@ PREDICTIONS = sa.Table(
     sa.Column("started_ms", sa.BigInteger),
     sa.Column("finished_ms", sa.BigInteger),
     sa.Column("inference_ms", sa.BigInteger, nullable=False),
+    sa.Column("warnings", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("workers_lost", sa.Integer, nullable=False),
     sa.Column("worker_id", sa.String(128)),

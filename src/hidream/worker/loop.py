@@ -20,6 +20,7 @@ from hidream.settings import Worker as WorkerSettings
 from hidream.store import predictions, workers
 from hidream.store.database import Database
 from hidream.store.predictions import Prediction
+from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageRequest
 from hidream.worker.bridge import Bridge
@@ -122,8 +123,7 @@ class Loop:
             del self._drawing[claim]
 
     async def _draw(self, task: Prediction, given_up: asyncio.Event) -> None:
-        asked = task.input
-        request = ImageRequest(prompt=asked.prompt, size=asked.size, seed=asked.seed)
+        asked, request = task.input, request_of(task.input)
 
         def on_step(_done: int, _total: int) -> None:
             if given_up.is_set():
@@ -136,9 +136,26 @@ class Loop:
         )
         await files.write(self._tools.outputs_dir, task.output_name, data)
         inference_ms = round(picture.timings.inference_s * 1000)
-        completed = await predictions.complete(self._database, task, nsfw, inference_ms)
+        completed = await predictions.complete(self._database, task, nsfw, inference_ms, picture.warnings)
         logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, completed, inference_ms)
 
     async def _fail(self, task: Prediction, code: int, error: str) -> None:
         await predictions.fail(self._database, task, code, error)
         logger.warning("task_failed id=%s code=%d", task.id, code)
+
+
+def request_of(asked: Submission) -> ImageRequest:
+    """Say to the model what was submitted."""
+    return ImageRequest(
+        prompt=asked.prompt,
+        size=asked.size,
+        seed=asked.seed,
+        negative_prompt=asked.negative_prompt,
+        steps=asked.num_inference_steps,
+        guidance=asked.guidance_scale,
+        shift=asked.shift,
+        sampler=asked.sampler,
+        conformance=asked.conformance,
+        render=asked.render,
+        loras=asked.loras,
+    )

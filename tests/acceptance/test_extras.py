@@ -1,0 +1,74 @@
+"""What v3 takes beyond the documents, over HTTP: the picture is the one that the library draws for the same request."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hidream.model.loading import load
+from hidream.model.pipeline import generate
+from hidream.types import Conformance, ImageRequest, Render, Sampler, Size, Variant
+
+LONG = "a red apple and a blue house " * 60
+BODY = {"size": "256*256", "seed": 7, "output_format": "png", "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def library():
+    return load(Variant.DEV)
+
+
+def pixels_of(file):
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("body", "same"),
+    [
+        ({}, {}),
+        (
+            {"shift": 2.0, "sampler": "euler", "conformance": "official", "render": "reference", "size": "384*256"},
+            {
+                "shift": 2.0,
+                "sampler": Sampler.EULER,
+                "conformance": Conformance.OFFICIAL,
+                "render": Render.REFERENCE,
+                "size": Size(384, 256),
+            },
+        ),
+    ],
+)
+def test_the_picture_and_its_warnings_are_the_librarys(service, library, body, same):
+    data, file = service.draw(prompt=LONG, **BODY | body)
+    request = ImageRequest(**{"prompt": LONG, "size": Size(256, 256), "seed": 7, "steps": 2} | same)
+    expected = generate(library, request)
+    assert data["version"] == library.version
+    assert np.array_equal(pixels_of(file), expected.pixels)
+    assert data["warnings"] == list(expected.warnings)
+    assert "the prompt is too long for" in data["warnings"][0]
+
+
+def test_it_changes_the_picture_and_nothing_is_said_without_need(service):
+    plain, first = service.draw(**BODY)
+    _, other = service.draw(**BODY | {"sampler": "euler"})
+    assert first != other
+    assert "warnings" not in plain
+
+
+def test_what_dev_passes_over_changes_nothing(service):
+    _, plain = service.draw(**BODY)
+    _, same = service.draw(**BODY, guidance_scale=3.5, negative_prompt="fog", loras=[], sampler="", num_images=1)
+    assert plain == same
+
+
+def test_a_lora_that_is_not_there_is_a_failed_task_that_names_it(service):
+    data = service.result(service.submit(**BODY, loras=[{"path": "acme/ink", "scale": 1}]))
+    assert (data["status"], data["code"], data["outputs"]) == ("failed", 1401, [])
+    assert data["error"].startswith("loras names 'acme/ink'; accepted: ")
+
+
+def test_a_bad_value_is_a_400_that_names_it(service):
+    answer = service.http.post("/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "a house", "sampler": "dpm"})
+    assert (answer.status_code, answer.json()["code"]) == (400, 400)
+    assert answer.json()["message"] == "sampler is 'dpm'; accepted: flash, unipc, euler"

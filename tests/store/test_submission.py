@@ -1,0 +1,55 @@
+"""Submissions: what the row keeps is all of it, and the rows of earlier releases stay readable."""
+
+import dataclasses
+import json
+
+import pytest
+
+from hidream.store.submission import Submission
+from hidream.types import Conformance, ImageFormat, LoraUse, Render, Sampler, Size
+
+PLAIN = Submission("a house", Size(512, 768), 7, True, True, False, ImageFormat.WEBP)
+RICH = dataclasses.replace(
+    PLAIN,
+    negative_prompt="Nebel “am Meer” 🏠",
+    num_inference_steps=12,
+    guidance_scale=4.5,
+    shift=2.0,
+    sampler=Sampler.EULER,
+    conformance=Conformance.OFFICIAL,
+    render=Render.NATIVE,
+    loras=(LoraUse("ink", -0.5), LoraUse("water")),
+)
+FIRST_RELEASE = {
+    "prompt": "a house",
+    "size": "512*768",
+    "seed": 7,
+    "enable_base64_output": True,
+    "enable_safety_checker": True,
+    "enable_sync_mode": False,
+    "output_format": "webp",
+}
+
+
+def test_every_field_of_the_rich_one_differs_from_its_default():
+    for f in dataclasses.fields(Submission):
+        assert f.default is dataclasses.MISSING or getattr(RICH, f.name) != f.default, f.name
+
+
+@pytest.mark.parametrize("submission", [PLAIN, RICH])
+def test_json_keeps_all_of_it(submission):
+    text = json.dumps(submission.to_json())
+    again = Submission.from_json(json.loads(text))
+    assert again == submission
+    for f in dataclasses.fields(Submission):
+        assert type(getattr(again, f.name)) is type(getattr(submission, f.name)), f.name
+
+
+def test_the_row_has_the_names_and_forms_of_the_api():
+    assert RICH.to_json()["loras"] == [{"name": "ink", "scale": -0.5}, {"name": "water", "scale": 1.0}]
+    assert json.loads(json.dumps(RICH.to_json()))["sampler"] == "euler"
+    assert PLAIN.to_json().items() >= FIRST_RELEASE.items()
+
+
+def test_a_row_of_the_first_release_is_read():
+    assert Submission.from_json(FIRST_RELEASE) == PLAIN
