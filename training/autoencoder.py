@@ -10,6 +10,7 @@ transformer finds all of them equally large.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -80,9 +81,8 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     settings = config.autoencoder
     module = build(settings).to(device, memory_format=torch.channels_last)
     total = sum(phase.steps for phase in settings.phases)
-    optimiser = Optimisers(
-        module, settings.muon_rate, settings.adamw_rate, lambda step: rise_and_fall(step, WARM_UP, total)
-    )
+    rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
+    optimiser = Optimisers(module, rates, settings.adamw_rate, settings.muon_rate)
     dice = Dice(config.seed)
     stage = Stage(folder, config.run, {"module": module, "optimiser": optimiser, "dice": dice})
     sprites, concepts = Sprites.load(device), load_concepts()

@@ -166,13 +166,10 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     text = load_text_encoders(full, device, torch.float32)
     work = Distillation(teacher, student, text, settings, variant)
     total = settings.regression_steps + settings.matching_steps
-
-    def rates(step: int) -> float:
-        return rise_and_fall(step, WARM_UP, total)
-
-    own = Optimisers(student, settings.muon_rate, settings.adamw_rate, rates)
+    rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
+    own = Optimisers(student, rates, settings.adamw_rate)
     critics = nn.ModuleList((work.critic, work.discriminator))
-    against = Optimisers(critics, settings.muon_rate, settings.adamw_rate, lambda step: 1.0)
+    against = Optimisers(critics, lambda step: 1.0, settings.adamw_rate)
     dice = Dice(config.seed)
     parts = {"student": student, "critic": work.critic, "discriminator": work.discriminator}
     stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})

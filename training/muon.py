@@ -60,12 +60,14 @@ def orthogonal(matrices: Tensor) -> Tensor:
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     gram = wide @ wide.mT  # [K, m, m], of the shorter side
-    identity = torch.eye(gram.shape[1], device=gram.device)
-    product = identity.expand_as(gram)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(STEPS):
-        step = a * identity + b * gram + c * gram @ gram
-        product, gram = step @ product, step @ gram @ step
+    product = None
+    for i in range(STEPS):
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
+        product = step if product is None else step @ product
+        if i + 1 < STEPS:
+            gram = step @ gram @ step  # the Gram matrix of step @ wide
     wide = product @ wide
     return wide if wide.shape == matrices.shape else wide.mT
 
@@ -73,19 +75,25 @@ def orthogonal(matrices: Tensor) -> Tensor:
 class Optimisers:
     """What trains a module: Muon for its matrices, AdamW for its vectors and embeddings, one schedule for both.
 
-    `schedule` gives the share of the rates at a step, counted from 0.
+    Without a `muon_rate` it is AdamW for all. `schedule` gives the share of the rates at a step, counted from 0.
     """
 
     def __init__(
-        self, module: nn.Module, muon_rate: float, adamw_rate: float, schedule: Callable[[int], float]
+        self,
+        module: nn.Module,
+        schedule: Callable[[int], float],
+        adamw_rate: float,
+        muon_rate: float | None = None,
     ) -> None:
         embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
-        others = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
-        self._optimisers = (Muon(matrices, muon_rate), torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98)))
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in self._parameters if muon_rate and p.ndim > 1 and id(p) not in embeddings]
+        orthogonalised = {id(p) for p in matrices}
+        others = [p for p in self._parameters if id(p) not in orthogonalised]
+        self._optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98))]
+        if muon_rate:
+            self._optimisers.append(Muon(matrices, muon_rate))
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, schedule) for each in self._optimisers]
-        self._parameters = parameters
 
     def step(self, loss: Tensor) -> None:
         """Take one step down the gradient of `loss`."""

@@ -8,6 +8,7 @@ ten is emptied, for classifier-free guidance. What is kept is the moving average
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 
@@ -83,12 +84,8 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
     settings = config.pretrain
     student = build(config).to(device)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimiser = Optimisers(
-        student,
-        settings.muon_rate,
-        settings.adamw_rate,
-        lambda step: rise_and_fall(step, settings.warm_up, settings.steps, settings.fall),
-    )
+    rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
+    optimiser = Optimisers(student, rates, settings.adamw_rate)
     dice = Dice(config.seed)
     parts = {"student": student, "average": average, "optimiser": optimiser, "dice": dice}
     stage = Stage(folder, config.run, parts)

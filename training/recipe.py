@@ -69,7 +69,6 @@ class Pool:
 class Pretrain:
     """Training of Full."""
 
-    muon_rate: float
     adamw_rate: float
     warm_up: int
     fall: float
@@ -89,7 +88,6 @@ class Distill:
     guidance: float
     regression_steps: int
     matching_steps: int
-    muon_rate: float
     adamw_rate: float
     critic_steps: int
     adversarial: float
