@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from hidream import cli, settings
 from hidream.errors import HiDreamError
+from hidream.formats.quantized import GGUF_WRITABLE
+from hidream.formats.targets import TYPES, Format
+from hidream.model.config import RECIPES
 from hidream.server.app import create_app
+from hidream.store.submission import Submission
+from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Render, Sampler, Storage, Variant
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +52,19 @@ def test_every_route_is_documented():
         if path.startswith("/api/{api}/wavespeed-ai"):
             shown = "/api/v3/wavespeed-ai/hidream-i1-dev"
         assert shown in text, path
+
+
+def test_every_parameter_is_documented_with_its_choices_and_the_variants_own():
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| (.+) \|$", read("docs/API.md"), re.MULTILINE))
+    assert {field.name for field in dataclasses.fields(Submission)} <= rows.keys()
+    for name, kind in (("sampler", Sampler), ("conformance", Conformance), ("render", Render)):
+        assert all(f"`{choice}`" in rows[name] for choice in kind), name
+    for variant, recipe in RECIPES.items():
+        assert f"{variant.title()} {recipe.steps}" in rows["num_inference_steps"]
+        assert f"{variant.title()} {recipe.shift:g}" in rows["shift"]
+    assert f"Full {RECIPES[Variant.FULL].guidance:g}" in rows["guidance_scale"]
+    assert f"1 to {STEPS_MAX}" in rows["num_inference_steps"]
+    assert f"up to {LORAS_MAX}" in rows["loras"]
 
 
 def test_every_status_is_documented():
@@ -92,3 +112,55 @@ def test_commands_of_the_readme_are_commands(capsys):
     assert {"generate", "serve", "keys", "info"} <= commands
     for command in commands:
         assert re.search(rf"^    {command}\b", known, re.MULTILINE), command
+
+
+def commands_of(name: str) -> list[list[str]]:
+    """Every `hidream …` of a page's blocks, without `hidream` itself and what the shell makes of the line."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+    shell = "\n".join(text for language, text in blocks if not language).replace("\\\n", " ")
+    lines = re.findall(r"^(?:\w+=\S+ )*hidream (.+)$", shell, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/MODELS.md", "docs/MEMORY.md"])
+def test_commands_are_understood(name):
+    commands = commands_of(name)
+    assert commands
+    for arguments in commands:
+        settings.load({}, cli._flags(cli._parser().parse_args(arguments)))
+
+
+def test_models_names_every_way_to_name_a_part():
+    text = read("docs/MODELS.md")
+    used = {flag for arguments in commands_of("docs/MODELS.md") for flag in arguments if flag.startswith("--")}
+    assert {f"--{part.replace('_', '-')}" for part in cli.PARTS} <= used
+    assert all(f"`{choice}`" in text for kind in (Storage, Conformance, Render, Sampler) for choice in kind)
+    for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
+        assert re.search(rf"\b{kind}\b", text), kind
+
+
+def test_models_names_every_variants_recipe():
+    rows = dict(re.findall(r"^\| (Dev|Full|Fast) \| (.+) \|$", read("docs/MODELS.md"), re.MULTILINE))
+    for variant, recipe in RECIPES.items():
+        steps, guidance, shift, sampler = rows[variant.title()].split(" | ")
+        assert (steps, shift, sampler) == (str(recipe.steps), f"{recipe.shift:g}", f"`{recipe.sampler}`")
+        assert guidance.split(",")[0] == (f"{recipe.guidance:g}" if recipe.guidance > 1 else "–")
+
+
+def test_models_says_of_memory_what_memory_says():
+    """tests/model/test_plan_text.py holds MEMORY.md against the plan."""
+    said = read("docs/MEMORY.md").split("<!-- dev-64 -->")[1].split("<!-- end -->")[0]
+    rows = re.findall(r"^\| (\d+ GB) \| (int8|compute) \| (.+) \|$", read("docs/MODELS.md"), re.MULTILINE)
+    assert len(rows) >= 6
+    for card, storage, happens in rows:
+        assert re.search(rf"^\| {card} \| {storage} .* transformer: {re.escape(happens)};", said, re.MULTILINE), card
+
+
+def test_the_errors_of_models_are_errors_of_ours():
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "src" / "hidream").rglob("*.py")]
+    texts = {node.value for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    section = read("docs/MODELS.md").split("## Errors and what they mean")[1]
+    parts = [part for cell in re.findall(r"^\| (`.+?`) \|", section, re.MULTILINE) for part in cell.split("`")[1::2]]
+    assert len(parts) > 20
+    for part in parts:
+        assert any(part in text for text in texts if isinstance(text, str)), part

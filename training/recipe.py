@@ -34,6 +34,7 @@ class Autoencoder:
     adamw_rate: float
     latent_noise: float
     gradient_weight: float
+    colour_weight: float
     phases: list[Phase]
 
     @property

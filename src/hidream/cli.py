@@ -1,4 +1,4 @@
-"""The command line: `hidream generate`, `serve`, `worker`, `keys`, `info`.
+"""The command line: `hidream generate`, `serve`, `worker`, `keys`, `info`, `convert`.
 
 Reads flags and settings, calls one function of one room, prints for people. Imports of rooms happen inside the
 commands, so that `hidream --help` answers at once.
@@ -167,6 +167,29 @@ def _plan(arguments: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
+def _convert(arguments: argparse.Namespace, config: settings.Settings) -> int:
+    _let_threads_sleep()
+    from tqdm import tqdm
+
+    from hidream.formats.convert import convert, format_of
+    from hidream.formats.targets import Format, Wish
+    from hidream.model.inferred import published_config
+
+    to = Format(arguments.to) if arguments.to else format_of(arguments.target)
+    wish = Wish(to, arguments.type, arguments.shard_size, arguments.force)
+    with tqdm(unit="B", unit_scale=True, delay=0.2) as bar:
+
+        def on_bytes(target: Path, done: int, total: int) -> None:
+            bar.set_description(target.name, refresh=False)
+            bar.total = total
+            bar.update(done - bar.n)
+
+        written = convert(arguments.source, arguments.target, wish, published_config, on_bytes)
+    for path in written:
+        print(path)
+    return 0
+
+
 def _serve(arguments: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.server.serve import run
 
@@ -236,6 +259,7 @@ def _load(variant: Variant, config: settings.Settings) -> Model:
         device=config.compute.device,
         dtype=config.compute.dtype,
         storage=config.compute.storage,
+        memory_gb=config.compute.memory_gb,
         loras=config.models.loras,
         hash_cache=config.hash_cache,
     )
@@ -281,7 +305,23 @@ def _parser() -> argparse.ArgumentParser:
     _model_flags(info)
     _plan_flags(info)
     info.set_defaults(command=_info)
+    _convert_parser(commands)
     return parser
+
+
+def _convert_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    convert = commands.add_parser("convert", help="bring weights into another format or type")
+    convert.add_argument("source", type=Path, help="a file or folder of one part, or a whole folder")
+    convert.add_argument("target", type=Path, help="a file or folder that does not exist yet")
+    convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: what the target's name says")
+    convert.add_argument(
+        "--type", help="bf16, fp16, fp32, fp8, fp8_scaled, Q8_0, Q4_0, … (default: as stored, where that can be kept)"
+    )
+    convert.add_argument(
+        "--shard-size", type=_nbytes, default="5GB", help="largest file of a diffusers folder (default: %(default)s)"
+    )
+    convert.add_argument("--force", action="store_true", help="replace what is there")
+    convert.set_defaults(command=_convert)
 
 
 def _plan_flags(info: argparse.ArgumentParser) -> None:
@@ -361,6 +401,13 @@ def _gigabytes(text: str) -> list[float]:
     if not re.fullmatch(r"[1-9]\d{0,4}(\.\d+)?(,[1-9]\d{0,4}(\.\d+)?)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes; accepted: gigabytes such as 12,16,24")
     return [float(part) for part in text.split(",")]
+
+
+def _nbytes(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,4})(KB|MB|GB)", text.upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; accepted: such as 500MB or 5GB")
+    return int(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
 
 
 def _seed(text: str) -> int:

@@ -10,7 +10,7 @@ Source: ggml, docs/gguf.md; city96/ComfyUI-GGUF, loader.py and tools/convert.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,13 @@ def write_gguf(
     kind: str,
     metadata: Mapping[str, str] | None = None,
     architecture: str = ARCHITECTURE,
+    on_tensor: Callable[[int], None] | None = None,
 ) -> None:
     """Write tensors under their published names, the matrices in the type `kind`, one of WRITABLE.
 
     What is small, has one dimension, chooses experts or has rows that `kind` cannot hold is written as float32. One
-    tensor at a time is converted, and the file appears at `path` when it is whole. Raises ConfigurationError on a type
-    that cannot be written.
+    tensor at a time is converted, of whose bytes `on_tensor` is told, and the file appears at `path` when it is whole.
+    Raises ConfigurationError on a type that cannot be written.
     """
     if kind not in WRITABLE:
         raise ConfigurationError(f"GGUF files cannot be written in {kind!r}; accepted: {', '.join(WRITABLE)}")
@@ -93,12 +94,16 @@ def write_gguf(
         row = gguf.quant_shape_to_byte_shape(tuple(value.shape), block_type)
         writer.add_tensor_info(name, row, np.dtype(np.uint8), int(np.prod(row)), block_type)
     partial = path.with_name(path.name + ".part")
-    writer.write_header_to_file(partial)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, value in tensors.items():
-        writer.write_tensor_data(_stored_bytes(value, kinds[name]))
-    writer.close()
+    try:
+        writer.write_header_to_file(partial)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, value in tensors.items():
+            writer.write_tensor_data(_stored_bytes(value, kinds[name]))
+            if on_tensor is not None:
+                on_tensor(value.nbytes)
+    finally:
+        writer.close()
     partial.replace(path)
 
 

@@ -256,7 +256,10 @@ def _loras(folder: Path | None, transformer: Transformer) -> dict[str, Lora]:
         return {}
     if not folder.is_dir():
         raise ConfigurationError(f"the folder of LoRAs {folder} does not exist")
-    return {file.stem: lora.load_lora(file, transformer) for file in sorted(folder.glob("*.safetensors"))}
+    loras = {file.stem: lora.load_lora(file, transformer) for file in sorted(folder.glob("*.safetensors"))}
+    for read in loras.values():
+        logger.info("lora_read %s", read.report)
+    return loras
 
 
 def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:

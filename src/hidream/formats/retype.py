@@ -1,0 +1,107 @@
+"""In which type each tensor of a part is written to a safetensors file, and how it gets there.
+
+A plain type is given to all tensors. Eight bits are for the matrices of linear layers; the others stay as they are, as
+do all where no type is asked for. What the target cannot hold (blocks of GGUF, 4 bits, a scale for each row) becomes
+bfloat16, in which HiDream-I1 is published. Knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import torch
+from torch import Size, Tensor
+
+from hidream.errors import ConfigurationError
+from hidream.formats.comfy import MARKER, Stored
+from hidream.formats.detect import Kind
+from hidream.formats.quantized import Quantized, Scheme
+from hidream.formats.safetensors_writer import Piece
+
+PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FP8, FP8_SCALED = "fp8", "fp8_scaled"
+PUBLISHED = torch.bfloat16
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = torch.finfo(E4M3).max
+
+WHOLE: dict[Kind, tuple[str, ...]] = {
+    Kind.TRANSFORMER: (".gate.", "t_embedder.", "p_embedder.", "x_embedder.", "final_layer."),
+    Kind.CLIP: ("embedding", "text_projection."),
+    Kind.T5: ("shared.", "relative_attention_bias."),
+    Kind.LLAMA: ("embed_tokens.",),
+}
+"""Matrices that eight bits are not for: what ComfyUI does not multiply with (it would not look for a scale), and the
+transformer's ends, a five-hundredth of it. ComfyUI before convert_old_quants casts those ends to plain fp8."""
+
+
+def pieces(tensors: Mapping[str, Stored], kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> list[Piece]:
+    """Say how each tensor is written in the type `wish`: one of PLAIN, FP8, FP8_SCALED, or None for as it is stored.
+
+    `held` are the types that the target can hold; matrices with one scale count as E4M3. What is made raises
+    ConfigurationError on values that leave fp16's range.
+    """
+    made = [_piece(name, value, kind, wish, held) for name, value in tensors.items()]
+    if any(len(piece.layout) > 1 for piece in made):
+        # two values and not none: the products are to be made in 16 bits (ComfyUI, comfy/utils.py, convert_old_quants)
+        made.append(Piece({MARKER: (E4M3, Size([2]))}, lambda: {MARKER: torch.zeros(2).to(E4M3)}))
+    return made
+
+
+def is_matrix(name: str, shape: Size, kind: Kind) -> bool:
+    """Whether a tensor is a linear layer's matrix that may be stored in eight bits."""
+    return len(shape) == 2 and name.endswith(".weight") and not any(mark in name for mark in WHOLE.get(kind, ()))
+
+
+def _piece(name: str, value: Stored, kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> Piece:
+    if wish in PLAIN:
+        return _single(name, value, PLAIN[wish])
+    may = is_matrix(name, value.shape, kind)
+    if (wish == FP8_SCALED and may) or (wish is None and E4M3 in held and _has_one_scale(value)):
+        return _scaled(name, value)
+    if wish == FP8 and may:
+        return _single(name, value, E4M3)
+    return _single(name, value, value.dtype if isinstance(value, Tensor) and value.dtype in held else PUBLISHED)
+
+
+def _single(name: str, value: Stored, dtype: torch.dtype) -> Piece:
+    return Piece({name: (dtype, value.shape)}, lambda: {name: _dense(name, value, dtype)})
+
+
+def _dense(name: str, value: Stored, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor) and value.dtype == dtype:
+        return value
+    if dtype == E4M3:
+        return _float32(value).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
+    made = value.dense(dtype) if isinstance(value, Quantized) else value.to(dtype)
+    if dtype is torch.float16 and not made.isfinite().all():
+        largest = float(_float32(value).abs().max())
+        raise ConfigurationError(f"{name} has values up to {largest:g}, too large for fp16; accepted: bf16, fp32")
+    return made
+
+
+def _scaled(name: str, value: Stored) -> Piece:
+    """A matrix in eight bits and its scale, one for the whole: what ComfyUI reads."""
+    scale_name = name.removesuffix("weight") + "scale_weight"
+    layout = {name: (E4M3, value.shape), scale_name: (torch.float32, Size())}
+    return Piece(layout, partial(_with_scale, name, scale_name, value))
+
+
+def _with_scale(name: str, scale_name: str, value: Stored) -> dict[str, Tensor]:
+    if isinstance(value, Quantized) and _has_one_scale(value):
+        return {name: value.parts["data"], scale_name: value.parts["scale"].float()}
+    matrix = _float32(value)
+    scale = torch.maximum(matrix.max(), -matrix.min()) / E4M3_MAX
+    scale = torch.where(scale == 0, 1, scale)
+    # clamped, because division may round beyond the largest value
+    return {name: (matrix / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3), scale_name: scale}
+
+
+def _has_one_scale(value: Stored) -> bool:
+    if isinstance(value, Tensor) or value.scheme != Scheme.FP8 or value.parts["data"].dtype != E4M3:
+        return False
+    return value.parts["scale"].ndim == 0 if "scale" in value.parts else False
+
+
+def _float32(value: Stored) -> Tensor:
+    return value.dense(torch.float32) if isinstance(value, Quantized) else value.float()

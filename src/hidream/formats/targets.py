@@ -1,0 +1,168 @@
+"""One part, written in one of three formats; which types each format can be written in.
+
+Knows neither folders of several parts nor what is in the way: `convert.py` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size
+
+from hidream.errors import ConfigurationError
+from hidream.formats import rename
+from hidream.formats.comfy import Stored
+from hidream.formats.detect import Kind, Published
+from hidream.formats.gguf_file import write_gguf
+from hidream.formats.quantized import GGUF_WRITABLE, Quantized
+from hidream.formats.retype import FP8, FP8_SCALED, PLAIN, pieces
+from hidream.formats.safetensors_writer import METADATA, Piece, write_safetensors, write_shards
+
+Config = Mapping[str, Any]
+"""`config.json` of diffusers or transformers."""
+Infer = Callable[[Kind, Mapping[str, Size]], Config]
+"""The configuration of a part whose file does not state it, from the shapes of its tensors."""
+OnBytes = Callable[[int, int], None]
+"""Is told how many bytes, of how many, have been dealt with."""
+
+
+class Format(StrEnum):
+    """What can be written.
+
+    DIFFUSERS: a folder with config.json and safetensors, in shards with an index where they are large.
+    COMFY: one safetensors file in ComfyUI's names.
+    GGUF: one file of architecture `hidream`, of a transformer.
+    """
+
+    DIFFUSERS = "diffusers"
+    COMFY = "comfy"
+    GGUF = "gguf"
+
+
+TYPES: dict[Format, tuple[str, ...]] = {
+    Format.DIFFUSERS: tuple(PLAIN),
+    Format.COMFY: (*PLAIN, FP8, FP8_SCALED),
+    Format.GGUF: (*PLAIN, *GGUF_WRITABLE),
+}
+"""The types that each format can be written in."""
+GGUF_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", **{name: name for name in GGUF_WRITABLE}}
+SIXTEEN_BITS = (torch.float32, torch.bfloat16, torch.float16)
+HELD = {Format.DIFFUSERS: SIXTEEN_BITS, Format.COMFY: (*SIXTEEN_BITS, torch.float8_e4m3fn, torch.float8_e5m2)}
+"""The types that a tensor may keep."""
+STEMS = {Kind.TRANSFORMER: "diffusion_pytorch_model", Kind.VAE: "diffusion_pytorch_model"}
+"""How diffusers names files of weights; transformers calls them `model`."""
+SHARD_BYTES = 5 * 10**9
+"""As the published transformer has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for."""
+
+    to: Format
+    type: str | None = None  # one of TYPES; None: as it is stored, as far as the format can hold it
+    shard_bytes: int = SHARD_BYTES
+    force: bool = False  # replace what is there
+
+
+def settled_type(to: Format, asked: str | None) -> str | None:
+    """The type by its name in TYPES. Raises ConfigurationError on one that the format does not have."""
+    if asked is None:
+        return None
+    for name in TYPES[to]:
+        if asked.lower() in (name.lower(), GGUF_NAMES.get(name, name).lower()):
+            return name
+    why = " (the package gguf has no writer for K- and IQ-types)" if to is Format.GGUF else ""
+    raise ConfigurationError(f"{to} files cannot be written in {asked!r}{why}; accepted: {', '.join(TYPES[to])}")
+
+
+def write(path: Path, published: Published, config: Config | None, wish: Wish, infer: Infer, on_bytes: OnBytes) -> None:
+    """Write one part to `path`: a file, or a folder that this makes.
+
+    `config` is what the part says of itself. Raises ConfigurationError on what the format has no place for, and OSError
+    when writing fails.
+    """
+    if wish.to is Format.GGUF:
+        _to_gguf(path, published, config, wish.type, on_bytes)
+    elif wish.to is Format.COMFY:
+        _to_comfy(path, published, config, wish.type, on_bytes)
+    else:
+        shapes = {name: value.shape for name, value in published.tensors.items()}
+        _to_folder(path, published, config or infer(published.kind, shapes), wish, on_bytes)
+
+
+def _to_gguf(path: Path, published: Published, config: Config | None, kind: str | None, on_bytes: OnBytes) -> None:
+    if published.kind is not Kind.TRANSFORMER:
+        raise ConfigurationError(f"{published.path} holds {published.kind}; accepted for gguf: {Kind.TRANSFORMER}")
+    total = sum(value.nbytes for value in published.tensors.values())
+    kind = GGUF_NAMES[kind or _commonest(published)]
+    write_gguf(path, published.tensors, kind, _metadata(config), on_tensor=_adding(total, on_bytes))
+
+
+def _to_comfy(path: Path, published: Published, config: Config | None, kind: str | None, on_bytes: OnBytes) -> None:
+    if published.kind is Kind.VAE and kind in (FP8, FP8_SCALED):
+        raise ConfigurationError(f"{published.kind} cannot be written in {kind!r}; accepted: {', '.join(PLAIN)}")
+    named = rename.for_comfy(published.tensors, published.kind)
+    made = pieces(named, published.kind, kind, HELD[Format.COMFY])
+    write_safetensors(path, made, METADATA | _metadata(config), _adding(_nbytes(made), on_bytes))
+
+
+def _to_folder(path: Path, published: Published, config: Config, wish: Wish, on_bytes: OnBytes) -> None:
+    path.mkdir()
+    named = rename.for_diffusers(published.tensors, published.kind)
+    made = pieces(named, published.kind, wish.type, HELD[Format.DIFFUSERS])
+    stem = STEMS.get(published.kind, "model")
+    write_shards(path, stem, made, wish.shard_bytes, _adding(_nbytes(made), on_bytes))
+    retyped = {key: _torch_name(wish.type) for key in ("dtype", "torch_dtype") if key in config and wish.type}
+    (path / "config.json").write_text(json.dumps({**config, **retyped}, indent=2) + "\n")
+
+
+def _metadata(config: Config | None) -> dict[str, str]:
+    """Where `detect.config_of` looks; a published file has none, and neither has what is made of it."""
+    return {"config": json.dumps(config)} if config else {}
+
+
+def _torch_name(kind: str | None) -> str:
+    return str(PLAIN[kind]).removeprefix("torch.") if kind else ""
+
+
+def _nbytes(made: list[Piece]) -> int:
+    return sum(piece.nbytes for piece in made)
+
+
+def _adding(total: int, on_bytes: OnBytes) -> Callable[[int], None]:
+    """Turn single tensors' bytes into a sum."""
+    done = 0
+
+    def add(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_bytes(done, total)
+
+    return add
+
+
+def _commonest(published: Published) -> str:
+    """The type of most matrices. Raises ConfigurationError when a GGUF file cannot be written in it."""
+    counted = Counter(_type(value) for value in published.tensors.values() if len(value.shape) > 1)
+    kind = counted.most_common(1)[0][0]
+    if kind not in TYPES[Format.GGUF]:
+        accepted = ", ".join(TYPES[Format.GGUF])
+        raise ConfigurationError(
+            f"{published.path} is in {kind}, in which no gguf file can be written; accepted types: {accepted}"
+        )
+    return kind
+
+
+def _type(value: Stored) -> str:
+    if isinstance(value, Quantized):
+        return str(value.scheme)
+    names = {dtype: name for name, dtype in PLAIN.items()}
+    return names.get(value.dtype, str(value.dtype).removeprefix("torch."))

@@ -1,0 +1,69 @@
+"""Files that appear whole or not at all: written beside their place, and moved there when all has gone well."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hidream.errors import ConfigurationError
+
+PART = ".part"
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Give a path to write a file or a folder to, which takes `target`'s place at the end, or vanishes after an error.
+
+    It lies in a folder of its own beside the target. Raises ConfigurationError when the disk is full or not ours.
+    """
+    workshop = target.with_name(target.name + PART)
+    made = workshop / target.name
+    shutil.rmtree(workshop, ignore_errors=True)
+    try:
+        workshop.mkdir(parents=True)
+        yield made
+        if target.is_dir():
+            target.rename(workshop / "before")
+        made.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigurationError(f"{target} cannot be written: {reason}; nothing has been left there") from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def copying(source: Path, target: Path) -> None:
+    """Copy a small file into a folder that may have to be made. Raises ConfigurationError when that fails."""
+    with appearing(target) as path:
+        shutil.copyfile(source, path)
+
+
+def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[str] = ()) -> None:
+    """Raise ConfigurationError when something is in the way of a new file or folder that may not be replaced.
+
+    With `force` may be: a file, or a folder with config.json and beside it only weights and files named in `renewed`.
+    """
+    leftover = target.with_name(target.name + PART)
+    if leftover.exists() and not force:
+        raise ConfigurationError(
+            f"{leftover} exists: somebody is writing {target.name}, or was ended while doing so; "
+            "accepted: none, or --force to begin anew"
+        )
+    if target.exists() and target.is_dir() is not is_folder:
+        what, wanted = ("a folder", "the path of a file") if target.is_dir() else ("a file", "the path of a folder")
+        raise ConfigurationError(f"{target} is {what}; accepted: {wanted}")
+    if not target.exists() or (is_folder and not any(target.iterdir())):
+        return
+    if not force:
+        raise ConfigurationError(f"{target} exists; accepted: a new path, or --force to replace it")
+    others = sorted(path.name for path in target.iterdir() if not _may_go(path, renewed)) if is_folder else []
+    if others or (is_folder and not (target / "config.json").is_file()):
+        shown = f"more than one part ({', '.join(others[:3])})" if others else "weights, but no config.json of one part"
+        raise ConfigurationError(f"{target} holds {shown}, and --force would delete it all; accepted: a new path")
+
+
+def _may_go(path: Path, renewed: Collection[str]) -> bool:
+    return path.is_file() and (path.name.endswith(WEIGHTS) or path.name in renewed)
