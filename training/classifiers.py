@@ -130,7 +130,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     torch.manual_seed(config.seed)
     judge, settings, dice = Judge(concepts).to(device), config.judge, Dice(config.seed + 1)
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
-    optimiser = Optimisers(judge, rates, settings.adamw_rate, settings.muon_rate)
+    optimiser = Optimisers(judge, rates, settings.adamw_rate, settings.muon_rate, ends=("trunk.0.", "heads"))
     stage = Stage(folder, config.run, {"judge": judge, "optimiser": optimiser, "dice": dice})
     if stage.done:
         return

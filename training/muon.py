@@ -73,9 +73,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Optimisers:
-    """What trains a module: Muon for its matrices, AdamW for its vectors and embeddings, one schedule for both.
+    """What trains a module: Muon for its matrices, AdamW for its vectors and for the layers at its ends, one schedule.
 
-    Without a `muon_rate` it is AdamW for all. `schedule` gives the share of the rates at a step, counted from 0.
+    `ends` are parts of the names of the first and last layers: where few channels meet many, equal steps in all
+    directions lose the faint ones. Without a `muon_rate` it is AdamW for all. `schedule` gives the share of the rates
+    at a step, counted from 0.
     """
 
     def __init__(
@@ -84,10 +86,14 @@ class Optimisers:
         schedule: Callable[[int], float],
         adamw_rate: float,
         muon_rate: float | None = None,
+        ends: Iterable[str] = (),
     ) -> None:
-        embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in self._parameters if muon_rate and p.ndim > 1 and id(p) not in embeddings]
+        matrices = [
+            parameter
+            for name, parameter in module.named_parameters()
+            if muon_rate and parameter.requires_grad and parameter.ndim > 1 and not any(end in name for end in ends)
+        ]
         orthogonalised = {id(p) for p in matrices}
         others = [p for p in self._parameters if id(p) not in orthogonalised]
         self._optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98))]

@@ -389,6 +389,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", dest="compute.device", help="torch device (default: auto)")
     parser.add_argument("--dtype", dest="compute.dtype", help="float32, bfloat16 or float16 (default: auto)")
     parser.add_argument("--storage", dest="compute.storage", help="compute, stored, fp8, int8 or nf4 (default: auto)")
+    parser.add_argument("--memory-gb", dest="compute.memory_gb", type=float, help="GB of the device that may be used")
     parser.add_argument("--threads", dest="compute.threads", type=int, help="CPU threads (default: torch's choice)")
 
 

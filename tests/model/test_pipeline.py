@@ -65,7 +65,7 @@ def test_seeds_beyond_32_bits_differ_from_their_low_half(dev):
 
 
 @pytest.mark.parametrize("size", [Size(512, 512), Size(1000, 776), Size(1536, 512), Size(513, 1531)])
-@pytest.mark.parametrize("render", [Render.BEST, Render.REFERENCE])
+@pytest.mark.parametrize("render", [Render.BEST, Render.REFERENCE, Render.REFINE, Render.NATIVE])
 def test_size_is_exact(dev, size, render):
     picture = generate(dev, request(size=size, steps=1, render=render))
     assert picture.pixels.shape == (size.height, size.width, 3)
