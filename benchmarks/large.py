@@ -159,7 +159,8 @@ def measure(file: Path) -> dict[str, Any]:
         modulations = transformer.modulations(times, c)
     with phase("one step"):
         velocity = transformer.velocity(latent, modulations[0], c)
-    rows.append({"phase": "  of which dequantising", "s": dequantising(transformer)} | dict.fromkeys(MEMORY, "–"))
+    seconds, cpu_seconds = dequantising(transformer)
+    rows.append({"phase": "  of which dequantising", "s": seconds, "CPU s": cpu_seconds, **dict.fromkeys(MEMORY, "–")})
     assert velocity.shape == latent.shape, f"the answer has the shape {list(velocity.shape)}"
     assert bool(velocity.isfinite().all()), "the answer is not finite"
     peak = status_bytes("VmHWM")
@@ -173,26 +174,27 @@ MEMORY = ("anonymous GB", "resident GB")
 
 @contextmanager
 def timed(rows: list[dict[str, object]], phase: str) -> Iterator[None]:
-    """Add a phase's time and peaks to the rows."""
+    """Add a phase's time and peaks to the rows; time on the processors too, of which others take their part."""
     with watched() as peak:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         yield
-        seconds = time.perf_counter() - started
+        taken = {"s": time.perf_counter() - started, "CPU s": time.process_time() - cpu_started}
     memory = dict(zip(MEMORY, (peak.anonymous / 1e9, peak.resident / 1e9), strict=True))
-    rows.append({"phase": phase, "s": seconds} | memory)
+    rows.append({"phase": phase, **taken, **memory})
 
 
-def dequantising(transformer: Transformer) -> float:
-    """Seconds that one step spends on making matrices dense, told from one double and one single block."""
-    seconds = 0.0
+def dequantising(transformer: Transformer) -> tuple[float, float]:
+    """Seconds that one step spends on making matrices dense, told from one double and one single block; CPU's too."""
+    seconds = cpu_seconds = 0.0
     for layers in (transformer.double_stream_blocks, transformer.single_stream_blocks):
         found = [(name, m) for name, m in layers[0].named_modules() if isinstance(m, Linear)]
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         for name, layer in found:
             if "adaLN" not in name:
                 layer.dense(torch.float32)
         seconds += (time.perf_counter() - started) * len(layers)
-    return seconds
+        cpu_seconds += (time.process_time() - cpu_started) * len(layers)
+    return seconds, cpu_seconds
 
 
 if __name__ == "__main__":

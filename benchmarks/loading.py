@@ -4,7 +4,7 @@ The checkpoint is a diffusers folder in bfloat16, in shards, written by diffuser
 mapped file is read when it is used and not when it is opened; hence the second figure of each kind, after one byte of
 every page has been read. Memory is what the process has more than before, over the size of the files.
 
-    python benchmarks/loading.py [--rounds 7] [--folder FOLDER] [--threads 2]
+    python benchmarks/loading.py [--rounds 9] [--dtype bfloat16] [--folder FOLDER] [--threads 2]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor, nn
 
 from hidream.model.config import TransformerConfig
+from hidream.model.loading import DTYPES
 from hidream.model.residence import held
 from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Storage
@@ -35,19 +36,19 @@ SHARD = "1GB"
 CPU = torch.device("cpu")
 
 
-def theirs(folder: Path) -> nn.Module:
-    return HiDreamImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
+def theirs(folder: Path, dtype: torch.dtype) -> nn.Module:
+    return HiDreamImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
 
 
-def stored(folder: Path) -> nn.Module:
-    return load_transformer(Checkpoint(folder), CPU, torch.bfloat16, Storage.STORED)
+def stored(folder: Path, dtype: torch.dtype) -> nn.Module:
+    return load_transformer(Checkpoint(folder), CPU, dtype, Storage.STORED)
 
 
-def compute(folder: Path) -> nn.Module:
-    return load_transformer(Checkpoint(folder), CPU, torch.bfloat16, Storage.COMPUTE)
+def compute(folder: Path, dtype: torch.dtype) -> nn.Module:
+    return load_transformer(Checkpoint(folder), CPU, dtype, Storage.COMPUTE)
 
 
-SIDES: dict[str, Callable[[Path], nn.Module]] = {
+SIDES: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {
     "diffusers": theirs,
     "ours, as stored": stored,
     "ours, compute type": compute,
@@ -56,7 +57,8 @@ SIDES: dict[str, Callable[[Path], nn.Module]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="in which both sides would compute")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written; a temporary folder if not given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["write", *SIDES], help=argparse.SUPPRESS)
@@ -65,16 +67,16 @@ def main() -> None:
     if arguments.side == "write":
         print(json.dumps(write(arguments.folder)))
     elif arguments.side:
-        print(json.dumps(measure(SIDES[arguments.side], arguments.folder)))
+        print(json.dumps(measure(SIDES[arguments.side], arguments.folder, DTYPES[arguments.dtype])))
     else:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            compare(folder, arguments.rounds, arguments.threads)
+            compare(folder, arguments.rounds, arguments.threads, arguments.dtype)
 
 
-def compare(folder: str, rounds: int, threads: int) -> None:
+def compare(folder: str, rounds: int, threads: int, dtype: str) -> None:
     """Run all sides in turn and report; the first round only brings the files into the cache."""
     load = load_average()
-    options = ("--folder", folder, "--threads", str(threads))
+    options = ("--folder", folder, "--threads", str(threads), "--dtype", dtype)
     size = fresh(__file__, "--side", "write", *options)["nbytes"]
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for i in range(1 + rounds):
@@ -83,7 +85,7 @@ def compare(folder: str, rounds: int, threads: int) -> None:
             found[side] += [taken] if i else []
     base = found["diffusers"]
     rows = [row(side, taken, base, size) for side, taken in found.items()]
-    settings = {"file_gb": size / 1e9, "dtype": "bfloat16", "rounds": rounds, "shards": SHARD, "load": load}
+    settings = {"file_gb": size / 1e9, "dtype": dtype, "rounds": rounds, "shards": SHARD, "load": load}
     report("loading", rows, settings | {"threads": threads})
 
 
@@ -113,12 +115,12 @@ def write(folder: Path) -> dict[str, int]:
     return {"nbytes": sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))}
 
 
-def measure(load: Callable[[Path], nn.Module], folder: Path) -> dict[str, float]:
+def measure(load: Callable[[Path, torch.dtype], nn.Module], folder: Path, dtype: torch.dtype) -> dict[str, float]:
     """Load in this process; returns seconds and bytes, counted from before, and the process's whole peak."""
     forget_peak()
     before = status_bytes("VmRSS")
     started = time.perf_counter()
-    model = load(folder)
+    model = load(folder, dtype)
     loaded = time.perf_counter() - started, status_bytes("VmHWM") - before
     touch(value for module in model.modules() for _, value in held(module))
     touched = time.perf_counter() - started, status_bytes("VmHWM") - before

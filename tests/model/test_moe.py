@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_hidream_image import MoEGate
+from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU, MoEGate
 
 from hidream.model import moe
 
@@ -52,6 +52,22 @@ def test_grouped_multiplies_only_the_chosen_rows(monkeypatch):
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
     layer(torch.randn(1, 10, 16))
     assert rows == [20, 20]  # tokens · active, not tokens · experts
+
+
+@pytest.mark.parametrize("tokens", [1, 30])  # of one token, two experts see nothing
+def test_one_after_another_equals_diffusers_and_the_stack(tokens):
+    torch.manual_seed(0)
+    layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2).requires_grad_(False)
+    theirs = MOEFeedForwardSwiGLU(16, 64, num_routed_experts=4, num_activated_experts=2).eval()
+    theirs.load_state_dict(layer.state_dict())
+    for name, module in layer.named_modules():
+        module.published = name
+    x, changes = torch.randn(1, tokens, 16), {"experts.2.w1": [lambda x, y: y.tanh()], "experts.1.w2": [lambda x, y: y]}
+    stacked, changed = layer(x), layer(x, changes)
+    layer.apart = True
+    torch.testing.assert_close(layer(x), theirs(x))
+    torch.testing.assert_close(layer(x), stacked)
+    torch.testing.assert_close(layer(x, changes), changed)
 
 
 def test_result_of_a_token_does_not_depend_on_the_others():

@@ -140,7 +140,28 @@ def test_single_files_of_every_type(folder, prefix, dtype, storage):
     kept = storage is Storage.STORED or (storage is None and dtype is torch.float8_e4m3fn)
     assert model.blocks[0].attn1.to_q.weight.dtype is (dtype if kept else torch.float32)
     assert model.blocks[0].attn1.q_rms_norm.weight.dtype is torch.float32
-    assert bool(model.blocks[0].attn1.packed) is not kept
+    assert not model.blocks[0].attn1.packed  # which would copy what is in the file
+    assert model.blocks[0].ff_i.apart
+
+
+@pytest.mark.parametrize(
+    ("dtype", "storage", "at_home", "packs"),
+    [
+        (torch.float32, None, "nothing", True),
+        (torch.float32, Storage.STORED, "nothing", True),
+        (torch.float32, None, "adaLN_modulation", True),  # which are streamed, and not packed in any case
+        (torch.float32, None, "experts", False),
+        (torch.bfloat16, Storage.STORED, "nothing", False),
+    ],
+)
+def test_packs_what_is_on_a_card_in_the_compute_type(folder, dtype, storage, at_home, packs):
+    card = torch.device("meta")  # any that is not the CPU
+    model = load_transformer(
+        Checkpoint(folder), card, dtype, storage, home=lambda name: CPU if at_home in name else card
+    )
+    assert bool(model.blocks[0].attn1.packed) is packs
+    assert (model.blocks[-1].ff_i.packed is not None) is packs
+    assert not model.blocks[0].ff_i.apart
 
 
 def test_what_keeps_its_type_stays_in_the_file(folder):
@@ -191,7 +212,7 @@ def test_gguf_stays_quantised_unless_asked(folder):
     four = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.NF4)
     assert four.blocks[0].attn1.to_q.quantized.scheme == "nf4"
     dense = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.COMPUTE)
-    assert dense.blocks[0].attn1.packed
+    assert dense.blocks[0].attn1.to_q.quantized is None
     assert tiny.relative(dense(*tiny.inputs(1, 8, 8)), model(*tiny.inputs(1, 8, 8))) <= 1e-5
 
 

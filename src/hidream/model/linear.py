@@ -38,6 +38,11 @@ class Linear(nn.Linear):
     published = ""  # the layer's name in the published checkpoints
     quantized: Quantized | None = None  # if set, `weight` is None
 
+    def reset_parameters(self) -> None:
+        """Draw random weights; on the meta device, from which a file's take over, that would only cost time."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """[..., I] to [..., O]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)

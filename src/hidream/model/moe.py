@@ -5,7 +5,8 @@ Shapes: T tokens (batch and sequence in one), D width, F hidden width, E experts
 Each token goes to its A best of E experts; their answers are weighted with the gate's probabilities, which are *not*
 renormalised, and a shared expert's answer is added. Two ways to compute it: `grouped_experts` sorts the tokens by
 expert and multiplies each expert's rows once, with fixed shapes, no host sync and a deterministic sum; `dense_experts`
-is its plain twin, every expert on every token.
+is its plain twin, every expert on every token. Where weights are not packed, both need a block's experts side by side,
+850 MB of the published model in float32; `MixtureOfExperts.apart` has them come one matrix after another instead.
 Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 """
 
@@ -77,6 +78,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
         self.gate = Gate(dim, experts, active)
         self.grouped = True  # False computes by the plain twin
+        self.apart = False  # True has unpacked experts come one after another; for a CPU, which waits for nobody
         self.packed: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
 
     def pack(self) -> None:
@@ -93,10 +95,21 @@ class MixtureOfExperts(nn.Module):
         """[B, S, D] to [B, S, D]."""
         tokens = x.flatten(0, 1)
         probability, expert = self.gate(tokens, changes)
+        if self.apart and not torch.compiler.is_compiling():
+            return self._one_by_one(tokens, probability, expert, changes).view_as(x)
         first, second = self.packed or self._stacked(x.dtype)
         compute = grouped_experts if self.grouped else dense_experts
         routed = compute(tokens, probability, expert, first, second, self._adjust(changes))
         return (routed + self.shared_experts(tokens, changes)).view_as(x)
+
+    def _one_by_one(self, x: Tensor, probability: Tensor, expert: Tensor, changes: Changes) -> Tensor:
+        """What `forward` answers for x [T, D], with at most one expert's matrices dense at a time."""
+        out = self.shared_experts(x, changes)
+        for e, routed in enumerate(self._routed()):
+            token, choice = (expert == e).nonzero(as_tuple=True)
+            answer = routed(x[token], changes) * probability[token, choice, None]
+            out = out.index_add(0, token, answer.type_as(out))
+        return out
 
     def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         first = [w.dense(dtype) for expert in self._routed() for w in (expert.w1, expert.w3)]

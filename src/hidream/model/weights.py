@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy import Stored
 from hidream.formats.detect import Kind, Published, config_of, files_of, read
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
 from hidream.model.inferred import transformer_config
 from hidream.model.linear import Linear
+from hidream.model.moe import MixtureOfExperts
 from hidream.model.transformer import Transformer
 from hidream.types import Storage, Variant
 
@@ -167,15 +166,19 @@ def load_transformer(
     """Build the transformer and give it the checkpoint's weights.
 
     Without `storage` they are brought to `dtype`, or kept as they are where the file has them in fewer than 16 bits.
-    `home` says by a tensor's name where it lives if not on `device`. Weights are packed for speed where that copies
-    nothing but what is in the compute type and on the device anyway.
+    `home` says by a tensor's name where it lives if not on `device`. Weights that are on a card in the compute type are
+    packed for speed; on the CPU that would gain nothing, and copy what is in the mapped file.
     """
     published = checkpoint.read("transformer")
     with torch.device("meta"):
         transformer = Transformer(config_of_transformer(checkpoint, published))
     storage = settled(storage, published.tensors)
     assign(transformer, published.tensors, Target(device, dtype, storage, home, whole=WHOLE), published.path)
-    if _packs(transformer, published.tensors, storage, device, dtype):
+    if device.type == "cpu":
+        for module in transformer.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.apart = True
+    elif _packs(transformer, device, dtype):
         transformer.pack()
     return transformer.eval().requires_grad_(False)
 
@@ -208,17 +211,14 @@ def weights_hash(files: list[Path], cache: Path | None) -> str:
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
 
 
-def _packs(
-    transformer: Transformer, tensors: Mapping[str, Stored], storage: Storage, device: torch.device, dtype: torch.dtype
-) -> bool:
-    """Whether all matrices are plain tensors on their device; and if kept as stored, no longer views of a file."""
-    layers = [module for module in transformer.modules() if isinstance(module, Linear)]
-    if any(layer.quantized is not None or layer.weight.dtype != dtype for layer in layers):
-        return False
-    if any(layer.weight.device.type != device.type for layer in layers):
-        return False
-    mapped = {tensor.data_ptr() for tensor in tensors.values() if isinstance(tensor, Tensor)}
-    return storage is not Storage.STORED or all(layer.weight.data_ptr() not in mapped for layer in layers)
+def _packs(transformer: Transformer, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the blocks' matrices, but for those of the modulations, are plain tensors on the device."""
+    named = [pair for block in transformer.blocks for pair in block.named_modules()]
+    layers = [layer for name, layer in named if isinstance(layer, Linear) and "adaLN" not in name]
+    return all(
+        layer.quantized is None and layer.weight.dtype == dtype and layer.weight.device.type == device.type
+        for layer in layers
+    )
 
 
 def _within(path: Path, name: str) -> Path:
