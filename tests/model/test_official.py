@@ -142,7 +142,7 @@ def test_a_single_official_flash_step_is_refused():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not REPOSITORY.exists(), reason=f"the official repository is not at {REPOSITORY}")
+@pytest.mark.skipif(not REPOSITORY.exists(), reason="the official repository is not beside this one")
 def test_the_recording_is_what_the_repository_still_answers(recorded):
     answered = record_official.record(record_official.load(REPOSITORY))
     assert answered.keys() == recorded.keys()
