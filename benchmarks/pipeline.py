@@ -11,6 +11,7 @@ the asked size and written as PNG with Pillow's defaults, as its users do; ours 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import time
 from collections import defaultdict
@@ -119,6 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model = load(arguments.variant)
+    model = dataclasses.replace(model, text=dataclasses.replace(model.text, cache=None))  # the peer encodes each time
     stock = Stock(arguments.variant, model)
     recipe, config = RECIPES[arguments.variant], model.transformer.config
 

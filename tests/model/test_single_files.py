@@ -42,8 +42,9 @@ def loaded(dev, checkpoint, storage=None):
 
 @pytest.mark.parametrize("storage", [None, Storage.STORED])
 def test_comfys_files_draw_the_same_picture(dev, comfy, storage):
-    pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels
-    assert np.array_equal(pixels, generate(dev, REQUEST).pixels)
+    pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels.astype(int)
+    difference = np.abs(pixels - generate(dev, REQUEST).pixels).max()
+    assert difference <= (0 if storage is None else 1)  # what stays in the file is not packed: products round otherwise
 
 
 def test_gguf_draws_the_same_picture(dev, comfy, tmp_path):

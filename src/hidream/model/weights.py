@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.formats.comfy import Stored
 from hidream.formats.detect import Kind, Published, config_of, files_of, read
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
@@ -166,20 +168,20 @@ def load_transformer(
     """Build the transformer and give it the checkpoint's weights.
 
     Without `storage` they are brought to `dtype`, or kept as they are where the file has them in fewer than 16 bits.
-    `home` says by a tensor's name where it lives if not on `device`. Weights that are on a card in the compute type are
-    packed for speed; on the CPU that would gain nothing, and copy what is in the mapped file.
+    `home` says by a tensor's name where it lives if not on `device`. Weights that are on `device` in the compute type
+    are packed for speed, but for those in a mapped file, which packing would copy.
     """
     published = checkpoint.read("transformer")
     with torch.device("meta"):
         transformer = Transformer(config_of_transformer(checkpoint, published))
     storage = settled(storage, published.tensors)
     assign(transformer, published.tensors, Target(device, dtype, storage, home, whole=WHOLE), published.path)
-    if device.type == "cpu":
+    if _packs(transformer, published.tensors, device, dtype):
+        transformer.pack()
+    elif device.type == "cpu":
         for module in transformer.modules():
             if isinstance(module, MixtureOfExperts):
                 module.apart = True
-    elif _packs(transformer, device, dtype):
-        transformer.pack()
     return transformer.eval().requires_grad_(False)
 
 
@@ -211,12 +213,16 @@ def weights_hash(files: list[Path], cache: Path | None) -> str:
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
 
 
-def _packs(transformer: Transformer, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the blocks' matrices, but for those of the modulations, are plain tensors on the device."""
+def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the blocks' matrices, but for those of the modulations, are plain tensors on the device, in no file."""
+    mapped = {tensor.data_ptr() for tensor in tensors.values() if isinstance(tensor, Tensor)}
     named = [pair for block in transformer.blocks for pair in block.named_modules()]
     layers = [layer for name, layer in named if isinstance(layer, Linear) and "adaLN" not in name]
     return all(
-        layer.quantized is None and layer.weight.dtype == dtype and layer.weight.device.type == device.type
+        layer.quantized is None
+        and layer.weight.dtype == dtype
+        and layer.weight.device.type == device.type
+        and (device.type != "cpu" or layer.weight.data_ptr() not in mapped)
         for layer in layers
     )
 
