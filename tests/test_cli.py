@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 
-from hidream import cli
+from hidream import arguments, cli
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HIDREAM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -40,24 +45,92 @@ def test_info_names_models_and_what_is_missing(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("typed", "named"),
     [
         (["generate", "x", "--size", "abc"], "size is 'abc'"),
         (["generate", "x", "--out", "x.bmp"], "--out is 'x.bmp'"),
+        (["generate", "x", "--out", "no-such-folder/x.png"], "--out is 'no-such-folder/x.png'"),
         (["generate", " "], "prompt is empty"),
         (["generate", "x", "--steps", "0"], "steps is 0"),
+        (["generate", "x", "--strength", "nan"], "strength is nan"),
+        (["generate", "x", "--image", "/nowhere"], "/nowhere cannot be read"),
         (["generate", "x", "--variant", "fast"], "no variant fast"),
         (["generate", "x", "--model", "/nowhere"], "/nowhere"),
+        (["generate", "x", "--model", ""], "--model is ''; accepted: a path"),
+        (["generate", "x", "--memory-gb", "-2.5"], "--memory-gb is '-2.5'; accepted: a number, 0, or 1 to 100,000"),
+        (["generate", "x", "--device", "cpu", "--memory-gb", "2"], "3 GB are set aside for the system"),
+        (["generate", "x", "--threads", "100000"], "--threads is '100000'; accepted: a whole number, 0 to 1,024"),
+        (["serve", "--port", "70000"], "--port is '70000'; accepted: a whole number, 0 to 65,535"),
+        (["serve", "--host", ""], "--host is ''; accepted: an address"),
+        (["worker", "--device", "meta"], "--device is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
+        (["info", "--plan", "--storage", "int3"], "--storage is 'int3'; accepted: auto, compute, stored"),
+        (["info", "--plan", "--size", "9*9"], "size is '9*9'; accepted: width*height, each 256 to 1536"),
+        (["info", "--plan", "--storage", "fp8", "--device", "mps"], "fp8 is asked for on mps"),
+        (["convert", "/nowhere", "x" * 300], "File name too long"),
     ],
 )
-def test_errors_are_one_line(capsys, arguments, named):
-    assert cli.main(arguments) == 1
+def test_errors_are_one_line(capsys, typed, named):
+    assert cli.main(typed) == 1
     error = capsys.readouterr().err
+    assert error.startswith("hidream: ")
     assert named in error
     assert error.count("\n") == 1
 
 
+def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_COMPUTE_MEMORY_GB", "0.1")
+    assert cli.main(["info"]) == 1
+    assert "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to" in capsys.readouterr().err
+
+
+FLAGS = {
+    "generate": ["size", "seed", "out", "negative", "steps", "guidance", "shift", "image", "strength", "mask", "lora"],
+    "info": ["memory", "host", "size", "bits"],
+    "convert": ["to", "type", "shard-size"],
+}
+SETTINGS = ["device", "dtype", "storage", "memory-gb", "threads", *(part.replace("_", "-") for part in arguments.PARTS)]
+TYPED = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
+    ["", " ", "0", "-1", "7", "0.5", "1e400", "nan", "-inf", "9" * 400, "a" * 5000, "x:99", "x:y", "x:1", ":", "../..",
+     "9*9", "512*512", "x.png", "no/x.png", "a.gguf", "fp8", "cpu", "cuda:0", "int3", "5GB", "12,", "1,2", "4"]
+)  # fmt: skip
+
+
+def typed(command, fixed, settings=()):
+    """Command lines of a command with values for any of its flags; what goes to the operating system has no NUL."""
+    flags = st.tuples(st.sampled_from([*FLAGS[command], *settings]), TYPED)
+    return st.lists(flags, max_size=4).map(
+        lambda given: [command, *fixed, *(f"--{flag}={value}" for flag, value in given)]
+    )
+
+
+@given(
+    typed("generate", ["x", "--model=/nowhere"], SETTINGS)
+    | typed("info", ["--plan"], SETTINGS)
+    | typed("convert", ["/nowhere", "converted"])
+)
+@example(["info", "--plan", "--host=inf"])
+@example(["generate", "x", "--model=/nowhere", "--lora=x:99"])
+def test_no_value_ends_in_a_traceback(argv):
+    error, status = io.StringIO(), 0
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = cli.main(argv)
+        except SystemExit as ended:
+            status = ended.code
+    assert (status == 0) is (error.getvalue() == "")
+    if status:
+        assert status in (1, 2)
+        assert error.getvalue().startswith("hidream")
+        assert error.getvalue().count("\n") == 1
+    assert status or argv[0] == "info"  # there is no model to draw with, and nothing to convert
+
+
 def test_help_imports_nothing_heavy():
-    code = "import sys, hidream.cli; print({'torch', 'diffusers', 'sqlalchemy', 'fastapi'} & sys.modules.keys())"
+    code = (
+        "import sys, hidream.cli\n"
+        "try: hidream.cli.main(['generate', '--help'])\n"
+        "except SystemExit: print({'torch', 'diffusers', 'sqlalchemy', 'fastapi'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert "--lora" in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hidream import settings
 from hidream.errors import ConfigurationError
+from hidream.settings import Between
 from hidream.types import Variant
+
+NOWHERE = {"HIDREAM_HOME": "/nowhere"}
+HINTS = {
+    (table, key): get_args(hint)
+    for table, kind in settings.TABLES.items()
+    for key, hint in get_type_hints(kind, include_extras=True).items()
+}
+"""Each setting's type, and what it accepts."""
+NUMBERS = [(*name, hint[0], hint[1]) for name, hint in HINTS.items() if isinstance(hint[1], Between)]
 
 
 def test_flag_beats_environment_beats_file_beats_default(tmp_path):
@@ -44,10 +60,26 @@ def test_all_state_lies_under_the_home(tmp_path):
 @pytest.mark.parametrize(
     ("environ", "named"),
     [
-        ({"HIDREAM_SERVER_PORT": "many"}, "HIDREAM_SERVER_PORT is 'many'; accepted: a whole number"),
+        ({"HIDREAM_SERVER_PORT": "many"}, "HIDREAM_SERVER_PORT is 'many'; accepted: a whole number, 0 to 65,535"),
+        ({"HIDREAM_SERVER_PORT": "-1"}, "HIDREAM_SERVER_PORT is '-1'; accepted: a whole number"),
         ({"HIDREAM_SERVR_PORT": "1"}, "unknown environment variable HIDREAM_SERVR_PORT"),
-        ({"HIDREAM_WORKER_LEASE_S": "soon"}, "HIDREAM_WORKER_LEASE_S is 'soon'; accepted: a number"),
+        ({"HIDREAM_WORKER_LEASE_S": "soon"}, "HIDREAM_WORKER_LEASE_S is 'soon'; accepted: a number, 1 to 86,400"),
+        ({"HIDREAM_WORKER_LEASE_S": "nan"}, "HIDREAM_WORKER_LEASE_S is 'nan'; accepted: a number"),
+        ({"HIDREAM_COMPUTE_MEMORY_GB": "0.1"}, "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to"),
+        ({"HIDREAM_COMPUTE_MEMORY_GB": "-2.5"}, "HIDREAM_COMPUTE_MEMORY_GB is '-2.5'"),
+        ({"HIDREAM_COMPUTE_STORAGE": "int3"}, "is 'int3'; accepted: auto, compute, stored, fp8, int8, nf4"),
+        ({"HIDREAM_COMPUTE_DEVICE": "meta"}, "is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
+        ({"HIDREAM_COMPUTE_DTYPE": "fp16"}, "is 'fp16'; accepted: auto, float32, bfloat16, float16"),
+        ({"HIDREAM_SERVER_HOST": "ä" * 70}, "HIDREAM_SERVER_HOST is 'ä"),
+        ({"HIDREAM_SERVER_PUBLIC_URL": "example.org"}, "is 'example.org'; accepted: http://HOST or https://HOST"),
+        ({"HIDREAM_MODEL": "~nobody-here/x"}, "HIDREAM_MODEL is '~nobody-here/x'; accepted: a path that can be"),
+        ({"HIDREAM_MODELS_VAE": "x" * 5000}, "HIDREAM_MODELS_VAE is 'xxx"),
+        ({"HIDREAM_MODELS_VAE": "\udcff"}, r"HIDREAM_MODELS_VAE is '\\udcff'"),
         ({"HIDREAM_CONFIG": "/nowhere.toml"}, "nowhere.toml cannot be read"),
+        ({"HIDREAM_CONFIG": "~nobody-here/x"}, "HIDREAM_CONFIG is '~nobody-here/x'"),
+        ({"HIDREAM_HOME": "~nobody-here"}, "HIDREAM_HOME is '~nobody-here'"),
+        ({"HIDREAM_HOME": __file__}, "HIDREAM_HOME is '.*, which is a file; accepted: a folder"),
+        ({"HIDREAM_HOME": f"{__file__}/home"}, "hidream.toml cannot be read: .*Not a directory"),
     ],
 )
 def test_bad_environment_is_named(tmp_path, environ, named):
@@ -63,11 +95,125 @@ def test_bad_environment_is_named(tmp_path, environ, named):
         ("[server]\nprt = 1\n", "prt: unknown key; accepted in .server.: host, port"),
         ("[server]\nport = true\n", "port is True; accepted: a whole number"),
         ("[server]\nport = 1.5\n", "port is 1.5"),
+        ("[server]\nhost = ''\n", "host is ''; accepted: an address, or a host's name"),
+        ("[worker]\nlease_s = inf\n", "lease_s is inf"),
+        (f"[worker]\nlease_s = {10**400}\n", "lease_s is 1000"),
+        (f"[worker]\nlease_s = {'9' * 5000}\n", "cannot be read"),
         ("[models]\ndev = 3\n", "dev is 3; accepted: a path"),
+        ("[models]\ndev = ''\n", "dev is ''; accepted: a path"),
+        ('[models]\ndev = "\\u0000"\n', "dev is .*; accepted: a path that can be followed"),
         ("[server\n", "cannot be read"),
+        (f"[server]\nport = {'[' * 5000}\n", "cannot be read"),
+        ("[server]\nhost = '\udcff'\n", "cannot be read"),
     ],
 )
 def test_bad_file_is_named(tmp_path, text, named):
-    (tmp_path / "hidream.toml").write_text(text)
+    (tmp_path / "hidream.toml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigurationError, match=named):
         settings.load({"HIDREAM_HOME": str(tmp_path)})
+
+
+def test_bad_flag_is_named():
+    with pytest.raises(ConfigurationError, match="--memory-gb is '-1'; accepted: a number, 0, or 1 to 100,000"):
+        settings.load(NOWHERE, {"compute": {"memory_gb": "-1"}})
+    with pytest.raises(ConfigurationError, match="--model is ''; accepted: a path"):
+        settings.load(NOWHERE, {"models": {"full": ""}})
+
+
+@pytest.mark.parametrize("key", [" s3cr3t", "s3cr3t\n", "s3cr3t\x00"])
+def test_no_secret_is_shown(key):
+    with pytest.raises(ConfigurationError, match="HIDREAM_API_KEY") as raised:
+        settings.load({**NOWHERE, "HIDREAM_API_KEY": key})
+    assert "s3cr3t" not in raised.value.message
+    with pytest.raises(ConfigurationError, match=r"is 'postgresql://\*\*\*@host/db'"):
+        settings.load({**NOWHERE, "HIDREAM_STORE_DATABASE_URL": "postgresql://me:s3cr3t@host/db"})
+
+
+@pytest.mark.parametrize(("table", "key", "kind", "accepted"), NUMBERS)
+def test_a_range_holds_its_ends_and_nothing_beyond(table, key, kind, accepted):
+    step = 1 if kind is int else 0.001
+    ends = {accepted.smallest, accepted.largest} | ({0} if accepted.or_zero else set())
+    for end in ends:
+        config = settings.load({**NOWHERE, settings.env_name(table, key): str(end)})
+        assert getattr(getattr(config, table), key) == end
+    beyond = [accepted.smallest - step, accepted.largest + step, -accepted.largest, *(["nan", "inf"] * (kind is float))]
+    for value in beyond:
+        with pytest.raises(ConfigurationError, match=f"accepted: a.* number, {re.escape(str(accepted))}$"):
+            settings.load({**NOWHERE, settings.env_name(table, key): str(value)})
+
+
+@pytest.mark.parametrize(("table", "key", "kind", "accepted"), NUMBERS)
+def test_the_docs_say_each_range(table, key, kind, accepted):
+    text = (Path(__file__).parent.parent / "docs" / "SETTINGS.md").read_text()
+    (row,) = re.findall(rf"^\| `{key}` \|.*", text, re.MULTILINE)
+    assert f"{accepted.smallest:,} to {accepted.largest:,}" in row
+
+
+def test_every_default_is_accepted():
+    for table, kind in settings.TABLES.items():
+        for field in dataclasses.fields(kind):
+            accepted = HINTS[table, field.name][1]
+            assert field.default is None or accepted.holds(field.default), f"{table}.{field.name}"
+
+
+ODD = st.sampled_from(
+    ["", " ", "0", "-1", "-0.0", "1e400", "nan", "0x10", "1_0", "auto", "cuda:1", "~", "[::1]", "a/b"]
+)
+TYPED = st.text(st.characters(codec="utf-8"), max_size=40) | ODD | st.floats().map(repr) | st.integers().map(str)
+WRITTEN = st.one_of(
+    TYPED.map(lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")),
+    st.integers().map(str),
+    st.floats().map(repr),
+    st.sampled_from(["true", "[]", "[1]", "{}", "{a = 1}", "1979-05-27", "07:32:00"]),
+)
+"""Values as TOML has them."""
+
+
+@given(name=st.sampled_from(sorted(HINTS)), text=TYPED | st.text(max_size=20))
+def test_every_text_is_accepted_or_named(name, text):
+    table, key = name
+    variable, flag = settings.env_name(table, key), settings.flag_name(table, key)
+    for where, load in (
+        (variable, lambda: settings.load({**NOWHERE, variable: text})),
+        (flag, lambda: settings.load(NOWHERE, {table: {key: text}})),
+    ):
+        settled_or_named(name, where, load)
+
+
+@given(name=st.sampled_from(sorted(HINTS)), value=WRITTEN)
+def test_every_value_of_a_file_is_accepted_or_named(tmp_path_factory, name, value):
+    table, key = name
+    path = tmp_path_factory.mktemp("written") / "x.toml"
+    path.write_text(f"[{table}]\n{key} = {value}\n", encoding="utf-8")
+    settled_or_named(name, f"[{table}] {key}", lambda: settings.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="replace")))
+def test_every_file_is_read_or_named(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / "x.toml"
+    path.write_bytes(content)
+    _, refusal = loaded(lambda: settings.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
+    assert refusal is None or str(path) in refusal
+
+
+def loaded(load):
+    """The settings, or what is wrong with them; no error but ConfigurationError."""
+    try:
+        return load(), None
+    except ConfigurationError as error:
+        return None, error.message
+
+
+def settled_or_named(name, where, load):
+    """A value that is taken is one that is accepted, and a worker's environment says the same."""
+    table, key = name
+    wanted, accepted = HINTS[name]
+    config, refusal = loaded(load)
+    if refusal:
+        assert where in refusal
+        assert "; accepted: " in refusal
+        return
+    value = getattr(getattr(config, table), key)
+    assert value is None or isinstance(value, wanted)
+    assert isinstance(value, Path | None) or accepted.holds(value)
+    assert settings.load(settings.to_environ(config)) == config

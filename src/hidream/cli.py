@@ -1,7 +1,7 @@
 """The command line: `hidream generate`, `serve`, `worker`, `keys`, `info`, `convert`.
 
-Reads flags and settings, calls one function of one room, prints for people. Imports of rooms happen inside the
-commands, so that `hidream --help` answers at once.
+Reads flags (`arguments.py`) and settings, calls one function of one room, prints for people. Imports of rooms happen
+inside the commands, so that `hidream --help` answers at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import logging
 import os
-import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,39 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hidream import __version__, settings
+from hidream import __version__, arguments, settings
 from hidream.errors import HiDreamError, InvalidInput
-from hidream.types import (
-    SEED_MAX,
-    STRENGTH,
-    Conformance,
-    ImageFormat,
-    ImageRequest,
-    LoraUse,
-    Render,
-    Sampler,
-    Size,
-    Storage,
-    Variant,
-)
+from hidream.types import SEED_MAX, Conformance, ImageFormat, ImageRequest, Render, Sampler, Size, Storage, Variant
 
 if TYPE_CHECKING:
-    from hidream.model.loading import Model
     from hidream.store.database import Database
 
 T = TypeVar("T")
 
 CLI_SMALLEST_PX = 256
-PARTS = {
-    "llama": "Llama-3.1-8B-Instruct, a folder or a file",
-    "t5": "T5-XXL's encoder, a folder or a file",
-    "clip_l": "HiDream's CLIP-L, a folder or a file",
-    "clip_g": "HiDream's CLIP-G, a folder or a file",
-    "vae": "the autoencoder, a folder or a file",
-    "tokenizers": "folder of the four tokenizers, for single files",
-    "loras": "folder of LoRAs",
-}
-"""What `[models]` names beside the variants, for the flags."""
 SUFFIXES = {
     ".png": ImageFormat.PNG,
     ".jpg": ImageFormat.JPEG,
@@ -60,17 +36,30 @@ SUFFIXES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or 1 after an error that is printed in one line."""
-    arguments = _parser().parse_args(argv)
+    """Run one command.
+
+    The exit status is 0; 1 after an error that is printed in one line; 2, by SystemExit, after one of the grammar.
+    """
+    given = arguments.parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every start as of a migration
     try:
-        return int(arguments.command(arguments, settings.load(os.environ, _flags(arguments))))
+        return COMMANDS[given.command](given, settings.load(os.environ, arguments.flags(given)))
     except HiDreamError as error:
-        print(f"hidream: {error.message}", file=sys.stderr)
-        return 1
+        return _fail(error.message)
+    except OSError as error:  # a disk that is full, a folder that is not ours: the system's words say enough
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _fail(message: str) -> int:
+    print(f"hidream: {_in_one_line(message)}", file=sys.stderr)
+    return 1
+
+
+def _in_one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def _let_threads_sleep() -> None:
@@ -82,25 +71,23 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
-    output_format = SUFFIXES.get(arguments.out.suffix.lower())
-    if output_format is None:
-        raise InvalidInput(f"--out is {str(arguments.out)!r}; accepted: a name that ends in {', '.join(SUFFIXES)}")
+def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
+    output_format = _format_of(given.out)
     request = ImageRequest(
-        prompt=arguments.prompt,
-        size=Size.parse(arguments.size, CLI_SMALLEST_PX),
-        seed=secrets.randbelow(SEED_MAX + 1) if arguments.seed == -1 else arguments.seed,
-        negative_prompt=arguments.negative,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        shift=arguments.shift,
-        sampler=arguments.sampler and Sampler(arguments.sampler),
-        conformance=Conformance(arguments.conformance),
-        render=Render(arguments.render),
-        image=_bytes(arguments.image),
-        strength=arguments.strength,
-        mask=_bytes(arguments.mask),
-        loras=tuple(arguments.lora),
+        prompt=given.prompt,
+        size=Size.parse(given.size, CLI_SMALLEST_PX),
+        seed=secrets.randbelow(SEED_MAX + 1) if given.seed == -1 else given.seed,
+        negative_prompt=given.negative,
+        steps=given.steps,
+        guidance=given.guidance,
+        shift=given.shift,
+        sampler=given.sampler and Sampler(given.sampler),
+        conformance=Conformance(given.conformance),
+        render=Render(given.render),
+        image=_bytes(given.image),
+        strength=given.strength,
+        mask=_bytes(given.mask),
+        loras=tuple(given.lora),
     )
 
     _let_threads_sleep()
@@ -108,8 +95,9 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
 
     from hidream.model.pipeline import generate
     from hidream.outputs.encode import encode
+    from hidream.worker.loading import load_configured
 
-    model = _load(Variant(arguments.variant), config)
+    model = load_configured(Variant(given.variant), config)
     with tqdm(unit="step", desc=f"seed {request.seed}") as bar:
 
         def on_step(done: int, total: int) -> None:
@@ -117,29 +105,31 @@ def _generate(arguments: argparse.Namespace, config: settings.Settings) -> int:
             bar.update(done - bar.n)
 
         picture = generate(model, request, on_step)
-    arguments.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=model.version))
+    given.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=model.version))
     t = picture.timings
     for warning in picture.warnings:
         print(f"hidream: {warning}", file=sys.stderr)
     print(
-        f"{arguments.out}: {request.size}, seed {request.seed}, {model.version}\n"
+        f"{given.out}: {request.size}, seed {request.seed}, {model.version}\n"
         f"text {t.text_s:.2f} s, denoise {t.denoise_s:.2f} s, decode {t.decode_s:.2f} s"
     )
     return 0
 
 
-def _info(arguments: argparse.Namespace, config: settings.Settings) -> int:
-    if arguments.plan:
-        return _plan(arguments, config)
+def _info(given: argparse.Namespace, config: settings.Settings) -> int:
+    if given.plan:
+        return _plan(given, config)
     import torch
+
+    from hidream.worker.loading import load_configured
 
     print(f"hidream   {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"home      {config.home}")
     for variant in Variant:
         try:
-            model = _load(variant, config)
+            model = load_configured(variant, config)
         except HiDreamError as error:
-            print(f"{variant:9} not served: {error.message}")
+            print(f"{variant:9} not served: {_in_one_line(error.message)}")
             continue
         parts = {
             "transformer": [model.transformer],
@@ -155,19 +145,19 @@ def _info(arguments: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _plan(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _plan(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.model import plan_text
     from hidream.model.ways import Options
 
-    size = Size.parse(arguments.size, CLI_SMALLEST_PX)
+    size = Size.parse(given.size, CLI_SMALLEST_PX)
     wish = None if config.compute.storage == "auto" else Storage(config.compute.storage)
-    options = Options.of(Variant(arguments.variant), size, transformer=wish, fewest_bits=arguments.bits)
+    options = Options.of(Variant(given.variant), size, transformer=wish, fewest_bits=given.bits)
     device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
-    print(plan_text.tell(arguments.memory, arguments.host, options, device))
+    print(plan_text.tell(given.memory, given.host, options, device))
     return 0
 
 
-def _convert(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _convert(given: argparse.Namespace, config: settings.Settings) -> int:
     _let_threads_sleep()
     from tqdm import tqdm
 
@@ -175,8 +165,8 @@ def _convert(arguments: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.formats.targets import Format, Wish
     from hidream.model.inferred import published_config
 
-    to = Format(arguments.to) if arguments.to else format_of(arguments.target)
-    wish = Wish(to, arguments.type, arguments.shard_size, arguments.force)
+    to = Format(given.to) if given.to else format_of(given.target)
+    wish = Wish(to, given.type, given.shard_size, given.force)
     with tqdm(unit="B", unit_scale=True, delay=0.2) as bar:
 
         def on_bytes(target: Path, done: int, total: int) -> None:
@@ -184,34 +174,34 @@ def _convert(arguments: argparse.Namespace, config: settings.Settings) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        written = convert(arguments.source, arguments.target, wish, published_config, on_bytes)
+        written = convert(given.source, given.target, wish, published_config, on_bytes)
     for path in written:
         print(path)
     return 0
 
 
-def _serve(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _serve(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.server.serve import run
 
     return run(config)
 
 
-def _worker(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _worker(given: argparse.Namespace, config: settings.Settings) -> int:
     _let_threads_sleep()
     from hidream.worker.main import run
 
-    return run(config, with_parent=arguments.with_parent)
+    return run(config, with_parent=given.with_parent)
 
 
-def _keys_create(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_create(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.store import keys
 
-    key, secret = _in_store(config, lambda database: keys.create(database, arguments.name))
+    key, secret = _in_store(config, lambda database: keys.create(database, given.name))
     print(f"{secret}\nshown once: only its hash is kept; the key's id is {key.id}")
     return 0
 
 
-def _keys_list(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_list(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.store import keys
 
     for key in _in_store(config, keys.listed):
@@ -220,11 +210,11 @@ def _keys_list(arguments: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _keys_revoke(arguments: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_revoke(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.store import keys
 
-    _in_store(config, lambda database: keys.revoke(database, arguments.id))
-    print(f"revoked {arguments.id}")
+    _in_store(config, lambda database: keys.revoke(database, given.id))
+    print(f"revoked {given.id}")
     return 0
 
 
@@ -243,26 +233,13 @@ def _day(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
-def _load(variant: Variant, config: settings.Settings) -> Model:
-    """Load the configured checkpoint of a variant, or without any configured the embedded one."""
-    import torch
-
-    from hidream.model.loading import load
-    from hidream.model.weights import Checkpoint
-
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
-    parts = config.models.parts(variant)
-    return load(
-        variant,
-        None if parts is None else Checkpoint(**parts),
-        device=config.compute.device,
-        dtype=config.compute.dtype,
-        storage=config.compute.storage,
-        memory_gb=config.compute.memory_gb,
-        loras=config.models.loras,
-        hash_cache=config.hash_cache,
-    )
+def _format_of(out: Path) -> ImageFormat:
+    """The format that the name of a picture asks for, if one can be written there: it is drawn before it is written."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise InvalidInput(f"--out is {str(out)!r:.100}; accepted: a name that ends in {', '.join(SUFFIXES)}")
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise InvalidInput(f"--out is {str(out)!r:.100}; accepted: a file in a folder that exists and may be written")
+    return SUFFIXES[out.suffix.lower()]
 
 
 def _bytes(path: Path | None) -> bytes | None:
@@ -273,161 +250,19 @@ def _bytes(path: Path | None) -> bytes | None:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hidream", description="The self-hosted home of HiDream-I1.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _generate_parser(commands)
+COMMANDS: dict[str, Callable[[argparse.Namespace, settings.Settings], int]] = {
+    "generate": _generate,
+    "serve": _serve,
+    "worker": _worker,
+    "keys create": _keys_create,
+    "keys list": _keys_list,
+    "keys revoke": _keys_revoke,
+    "info": _info,
+    "convert": _convert,
+}
+"""What each command of the grammar does; the answer is the exit status."""
 
-    serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
-    serve.add_argument("--host", dest="server.host", help="address to listen on")
-    serve.add_argument("--port", dest="server.port", type=int, help="port to listen on; 0 takes a free one")
-    _model_flags(serve)
-    serve.set_defaults(command=_serve)
-
-    worker = commands.add_parser("worker", help="draw what the database asks for")
-    worker.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
-    _model_flags(worker)
-    worker.set_defaults(command=_worker)
-
-    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    create = keys.add_parser("create", help="make a key and print it, once")
-    create.add_argument("--name", default="", help="whose it is, for the list")
-    create.set_defaults(command=_keys_create)
-    keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command=_keys_list)
-    revoke = keys.add_parser("revoke", help="make a key worthless from now on")
-    revoke.add_argument("id", help="as `hidream keys list` shows it")
-    revoke.set_defaults(command=_keys_revoke)
-
-    info = commands.add_parser("info", help="models, parameters, memory, device")
-    _model_flags(info)
-    _plan_flags(info)
-    info.set_defaults(command=_info)
-    _convert_parser(commands)
-    return parser
-
-
-def _convert_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    convert = commands.add_parser("convert", help="bring weights into another format or type")
-    convert.add_argument("source", type=Path, help="a file or folder of one part, or a whole folder")
-    convert.add_argument("target", type=Path, help="a file or folder that does not exist yet")
-    convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: what the target's name says")
-    convert.add_argument(
-        "--type", help="bf16, fp16, fp32, fp8, fp8_scaled, Q8_0, Q4_0, … (default: as stored, where that can be kept)"
-    )
-    convert.add_argument(
-        "--shard-size", type=_nbytes, default="5GB", help="largest file of a diffusers folder (default: %(default)s)"
-    )
-    convert.add_argument("--force", action="store_true", help="replace what is there")
-    convert.set_defaults(command=_convert)
-
-
-def _plan_flags(info: argparse.ArgumentParser) -> None:
-    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
-    info.add_argument(
-        "--memory", type=_gigabytes, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)"
-    )
-    info.add_argument("--host", type=float, default=64, help="GB of host memory beside the card (default: %(default)s)")
-    info.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
-    info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
-    info.add_argument(
-        "--bits", type=int, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)"
-    )
-
-
-def _generate_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    generate = commands.add_parser("generate", help="draw one picture")
-    generate.add_argument("prompt")
-    generate.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
-    generate.add_argument("--seed", type=_seed, default=-1, help=f"0 to {SEED_MAX}; -1 draws one (default)")
-    generate.add_argument("--out", type=Path, default=Path("out.png"), help="a .png, .jpg or .webp file")
-    generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
-    generate.add_argument(
-        "--negative", default="", metavar="PROMPT", help="what the picture should not show (full only)"
-    )
-    generate.add_argument("--steps", type=int, help="denoising steps (default: the variant's own)")
-    generate.add_argument("--guidance", type=float, help="classifier-free guidance (default: the variant's own)")
-    generate.add_argument("--shift", type=float, help="shift of the noise levels (default: the variant's own)")
-    generate.add_argument("--sampler", choices=list(Sampler), help="default: the variant's own")
-    generate.add_argument(
-        "--conformance",
-        choices=list(Conformance),
-        default=Conformance.DIFFUSERS,
-        help="whose schedule, where they differ",
-    )
-    generate.add_argument("--image", type=Path, help="a picture to start from")
-    generate.add_argument(
-        "--strength",
-        type=float,
-        default=STRENGTH,
-        help="how much of --image is redrawn, up to 1 (default: %(default)s)",
-    )
-    generate.add_argument("--mask", type=Path, help="white where --image may change, and of its size")
-    generate.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="NAME[:WEIGHT]",
-        help="one of --loras; may be repeated",
-    )
-    generate.add_argument(
-        "--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws"
-    )
-    _model_flags(generate)
-    generate.set_defaults(command=_generate)
-
-
-def _model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", type=Path, help="the variant's folder or transformer file (default: as configured, or the embedded)"
-    )
-    for part, what in PARTS.items():
-        parser.add_argument(f"--{part.replace('_', '-')}", dest=f"models.{part}", type=Path, help=what)
-    parser.add_argument("--device", dest="compute.device", help="torch device (default: auto)")
-    parser.add_argument("--dtype", dest="compute.dtype", help="float32, bfloat16 or float16 (default: auto)")
-    parser.add_argument("--storage", dest="compute.storage", help="compute, stored, fp8, int8 or nf4 (default: auto)")
-    parser.add_argument("--memory-gb", dest="compute.memory_gb", type=float, help="GB of the device that may be used")
-    parser.add_argument("--threads", dest="compute.threads", type=int, help="CPU threads (default: torch's choice)")
-
-
-def _lora(text: str) -> LoraUse:
-    name, _, weight = text.partition(":")
-    return LoraUse(name, float(weight or 1))
-
-
-def _gigabytes(text: str) -> list[float]:
-    if not re.fullmatch(r"[1-9]\d{0,4}(\.\d+)?(,[1-9]\d{0,4}(\.\d+)?)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes; accepted: gigabytes such as 12,16,24")
-    return [float(part) for part in text.split(",")]
-
-
-def _nbytes(text: str) -> int:
-    match = re.fullmatch(r"([1-9]\d{0,4})(KB|MB|GB)", text.upper())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; accepted: such as 500MB or 5GB")
-    return int(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not -1 <= value <= SEED_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is out of range; accepted: -1 to {SEED_MAX}")
-    return value
-
-
-def _flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """Flags that were given, as {table: {key: value}}: those whose destination is `table.key`."""
-    flags: dict[str, dict[str, object]] = {}
-    if getattr(arguments, "model", None):
-        flags["models"] = {str(getattr(arguments, "variant", Variant.DEV)): arguments.model}
-    for name, value in vars(arguments).items():
-        if "." in name and value is not None:
-            table, key = name.split(".")
-            flags.setdefault(table, {})[key] = value
-    return flags
+_parser, _flags, PARTS = arguments.parser, arguments.flags, arguments.PARTS  # the names that tests/test_docs.py knows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Settings: read once, at the edge, from flag > environment > TOML file > default.
 
-Every setting is a field of one of the tables below; `[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in
-the environment. Four variables stand outside the tables: `HIDREAM_HOME` (where all state lies),
-`HIDREAM_CONFIG` (the TOML file, by default `hidream.toml` in the home), `HIDREAM_MODEL` (short for
-`HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first key). An unknown key or a bad value is an error that
-names it.
+Every setting is a field of one of the tables below, with what it accepts in its annotation; `[table] key` in the TOML
+file is `HIDREAM_TABLE_KEY` in the environment and, where a command has it, `--key`. Four variables stand outside the
+tables: `HIDREAM_HOME` (where all state lies), `HIDREAM_CONFIG` (the TOML file, by default `hidream.toml` in the home),
+`HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first key). An unknown key or a bad value is
+an error that names it; whatever its source, `_value` finds it.
 
 This room knows nothing of models, servers or databases; it hands frozen values to those who do.
 """
@@ -12,16 +12,53 @@ This room knows nothing of models, servers or databases; it hands frozen values 
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import platformdirs
 
 from hidream.errors import ConfigurationError
-from hidream.types import Variant
+from hidream.types import Storage, Variant
+
+DAY_S = 86_400
+"""The longest time that a setting may name: a request or a task that is older is not waited for by anybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The numbers that a setting accepts; infinity and what is no number never are."""
+
+    smallest: float
+    largest: float
+    or_zero: bool = False  # where 0 has a meaning of its own
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is one of them."""
+        assert isinstance(value, int | float), "the type is settled before"
+        return self.smallest <= value <= self.largest or (self.or_zero and value == 0)
+
+    def __str__(self) -> str:
+        return f"{'0, or ' * self.or_zero}{self.smallest:,} to {self.largest:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """The texts that a setting accepts: a pattern for all of one, in ASCII, and the same in words."""
+
+    pattern: str
+    words: str
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is one of them."""
+        assert isinstance(value, str), "the type is settled before"
+        return re.fullmatch(self.pattern, value, re.ASCII) is not None
+
+    def __str__(self) -> str:
+        return self.words
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +109,15 @@ class Models:
 class Compute:
     """Where and in which type the model computes."""
 
-    device: str = "auto"
+    device: Annotated[str, Like(r"auto|cpu|mps|cuda(:\d{1,2})?", "auto, cpu, mps, cuda or cuda:N")] = "auto"
     """A torch device; auto is cuda, then mps, then cpu."""
-    dtype: str = "auto"
+    dtype: Annotated[str, Like("auto|float32|bfloat16|float16", "auto, float32, bfloat16, float16")] = "auto"
     """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
-    storage: str = "auto"
+    storage: Annotated[str, Like("|".join(("auto", *Storage)), ", ".join(("auto", *Storage)))] = "auto"
     """compute, stored, fp8, int8 or nf4: how the large matrices are kept; auto takes what fits best."""
-    memory_gb: float = 0.0
+    memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # below 1, CUDA itself takes most
     """GB of the device that may be used; 0 is what it has."""
-    threads: int = 0
+    threads: Annotated[int, Between(0, 1024)] = 0  # OpenMP ends the process at some tens of thousands
     """CPU threads of the worker; 0 leaves the choice to torch."""
 
 
@@ -88,17 +125,19 @@ class Compute:
 class Server:
     """The HTTP side."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Like(r"[\w:%-]{1,63}(\.[\w:%-]{1,63}){0,9}", "an address, or a host's name")] = "127.0.0.1"
     """Address to listen on."""
-    port: int = 8000
+    port: Annotated[int, Between(0, 65_535)] = 8000
     """Port to listen on; 0 takes a free one."""
-    public_url: str = ""
+    public_url: Annotated[
+        str, Like(r"(https?://[\w.:/\[\]%~-]+)?", "http://HOST or https://HOST, with a path or without")
+    ] = ""
     """Base of the URLs in answers; empty takes it from each request's headers."""
-    queue_max: int = 1000
+    queue_max: Annotated[int, Between(0, 1_000_000_000)] = 1000  # 0 takes nothing more; the end is SQLite's, roughly
     """Unfinished tasks, over all keys, above which a submission is a 429."""
-    body_max_bytes: int = 1_048_576
+    body_max_bytes: Annotated[int, Between(1024, 2**30)] = 1_048_576  # from a short prompt to what memory bears
     """Largest request body."""
-    sync_timeout_s: float = 90.0
+    sync_timeout_s: Annotated[float, Between(0, DAY_S)] = 90.0
     """How long enable_sync_mode waits before it answers with code 5004."""
 
 
@@ -106,9 +145,9 @@ class Server:
 class Worker:
     """The process that owns the model."""
 
-    lease_s: float = 15.0
+    lease_s: Annotated[float, Between(1, DAY_S)] = 15.0  # in less, a worker that waits for the disk counts as dead
     """A task whose worker has been silent this long is taken up by another."""
-    attempts_max: int = 3
+    attempts_max: Annotated[int, Between(1, 1000)] = 3
     """A task that ended this many workers fails instead of ending the next."""
 
 
@@ -116,7 +155,7 @@ class Worker:
 class Safety:
     """What is flagged."""
 
-    nsfw_threshold: float = 0.8
+    nsfw_threshold: Annotated[float, Between(0, 1)] = 0.8
     """Probability from which a picture is flagged, 0 to 1."""
 
 
@@ -124,7 +163,7 @@ class Safety:
 class Store:
     """The database: record and queue in one."""
 
-    database_url: str = ""
+    database_url: Annotated[str, Like(r"(sqlite\+aiosqlite:///[^?#\x00-\x1f]+)?", "sqlite+aiosqlite:///FILE")] = ""
     """SQLAlchemy URL; empty is the SQLite file hidream.db in the home."""
 
 
@@ -170,13 +209,13 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
     Raises ConfigurationError on an unknown key, a bad value, or a TOML file that cannot be read.
     """
-    home = Path(environ.get("HIDREAM_HOME") or platformdirs.user_data_dir("hidream", appauthor=False)).expanduser()
+    home = _home(environ)
     chosen: dict[str, dict[str, object]] = {name: {} for name in TABLES}
-    for layer in (_from_toml(environ, home), _from_environ(environ), flags or {}):
+    for layer in (_from_toml(environ, home), _from_environ(environ), _from_flags(flags or {})):
         for table, values in layer.items():
             chosen[table].update(values)
     tables = {name: TABLES[name](**values) for name, values in chosen.items()}
-    return Settings(home=home.resolve(), api_key=environ.get("HIDREAM_API_KEY", ""), **tables)
+    return Settings(home=home.resolve(), api_key=_api_key(environ), **tables)
 
 
 def to_environ(settings: Settings) -> dict[str, str]:
@@ -193,14 +232,43 @@ def env_name(table: str, key: str) -> str:
     return f"HIDREAM_{table}_{key}".upper()
 
 
+def flag_name(table: str, key: str) -> str:
+    """The flag of a setting; of the variants' checkpoints a command takes one."""
+    return "--model" if table == "models" and key in list(Variant) else f"--{key.replace('_', '-')}"
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    """Where all state lies; made by whoever first writes there."""
+    named = environ.get("HIDREAM_HOME")
+    if not named:
+        return Path(platformdirs.user_data_dir("hidream", appauthor=False))
+    home = _path(named, "HIDREAM_HOME")
+    if home.exists() and not home.is_dir():
+        raise ConfigurationError(f"HIDREAM_HOME is {named!r:.100}, which is a file; accepted: a folder, or a new path")
+    return home
+
+
+def _api_key(environ: Mapping[str, str]) -> str:
+    """The first key. What is wrong with it is said without showing it."""
+    key = environ.get("HIDREAM_API_KEY", "")
+    if key != key.strip() or not key.isprintable():
+        raise ConfigurationError(
+            "HIDREAM_API_KEY has blanks around it, or what cannot be printed, and no request could carry it; "
+            "accepted: printable characters"
+        )
+    return key
+
+
 def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, object]]:
     named = environ.get("HIDREAM_CONFIG")
-    path = Path(named).expanduser() if named else home / "hidream.toml"
-    if not named and not path.exists():
-        return {}
+    path = _path(named, "HIDREAM_CONFIG") if named else home / "hidream.toml"
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if not named:
+            return {}
+        raise ConfigurationError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number without end
         raise ConfigurationError(f"the settings file {path} cannot be read: {error}") from error
     found: dict[str, dict[str, object]] = {}
     for table, values in document.items():
@@ -224,22 +292,59 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
     return found
 
 
+def _from_flags(flags: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    return {
+        table: {key: _value(table, key, value, flag_name(table, key)) for key, value in values.items()}
+        for table, values in flags.items()
+    }
+
+
 def _value(table: str, key: str, value: object, where: str) -> object:
-    """Bring one value to its field's type; `where` names it in the error."""
-    hints = get_type_hints(TABLES[table])
+    """Bring one value to its field's type, and see that the field accepts it; `where` names it in the error."""
+    hints = get_type_hints(TABLES[table], include_extras=True)
     if key not in hints:
         raise ConfigurationError(f"{where}: unknown key; accepted in [{table}]: {', '.join(hints)}")
-    wanted = hints[key]
+    wanted, accepted = get_args(hints[key])
+    if wanted is Path:
+        if isinstance(value, str) and value:
+            return _path(value, where)
+        raise ConfigurationError(f"{where} is {_shown(value)}; accepted: a path")
     try:
-        if wanted is int and not isinstance(value, bool | float):
-            return int(value)  # type: ignore[call-overload]
-        if wanted is float and not isinstance(value, bool):
-            return float(value)  # type: ignore[arg-type]
-        if wanted is str and isinstance(value, str):
-            return value
-        if wanted == Path | None and isinstance(value, str):
-            return Path(value).expanduser()
-    except (TypeError, ValueError):
+        typed = _typed(wanted, value)
+        if accepted.holds(typed):
+            return typed
+    except (TypeError, ValueError, OverflowError):
         pass
-    accepted = {int: "a whole number", float: "a number", str: "a text"}.get(wanted, "a path")
-    raise ConfigurationError(f"{where} is {value!r}; accepted: {accepted}")
+    what = {int: "a whole number, ", float: "a number, "}.get(wanted, "")
+    raise ConfigurationError(f"{where} is {_shown(value)}; accepted: {what}{accepted}")
+
+
+def _typed(wanted: type, value: object) -> object:
+    """Raises TypeError, ValueError or OverflowError; also on surrogates, as which bytes come that are no UTF-8."""
+    if wanted is int and not isinstance(value, bool | float):
+        return int(value)  # type: ignore[call-overload]
+    if wanted is float and not isinstance(value, bool):
+        return float(value)  # type: ignore[arg-type]
+    if wanted is str and isinstance(value, str):
+        value.encode()
+        return value
+    raise TypeError(f"{type(value)} is no {wanted}")
+
+
+def _path(text: str, where: str) -> Path:
+    """A path in UTF-8 that the system can follow; that nothing is there, its reader says, who knows what should be."""
+    try:
+        path = Path(text).expanduser()
+        text.encode()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{where} is {text!r:.100}; accepted: a path that can be followed ({why})") from error
+    return path
+
+
+def _shown(value: object) -> str:
+    """A value for an error: not all of a long one, and no password of a URL."""
+    return re.sub(r"://[^/]*@", "://***@", repr(value))[:100]

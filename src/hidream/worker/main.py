@@ -74,26 +74,10 @@ def _listen(stopping: asyncio.Event, with_parent: bool) -> None:
 
 def _load(settings: Settings) -> tuple[Model, Tools]:
     """Import and load all that is slow and heavy; seconds to minutes, on the model thread."""
-    import torch
-
-    from hidream.model.loading import load
     from hidream.model.pipeline import generate
-    from hidream.model.weights import Checkpoint
     from hidream.safety.image import ImageChecker
+    from hidream.worker.loading import load_configured
 
-    models, compute = settings.models, settings.compute
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    parts = models.parts(Variant.DEV)
-    model = load(
-        Variant.DEV,
-        None if parts is None else Checkpoint(**parts),
-        device=compute.device,
-        dtype=compute.dtype,
-        storage=compute.storage,
-        memory_gb=compute.memory_gb,
-        loras=models.loras,
-        hash_cache=settings.hash_cache,
-    )
+    model = load_configured(Variant.DEV, settings)
     checker = ImageChecker(settings.safety.nsfw_threshold)
     return model, Tools(functools.partial(generate, model), checker.flagged, settings.outputs_dir)

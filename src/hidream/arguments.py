@@ -1,0 +1,254 @@
+"""The grammar of the command line: its commands, their flags, and how what is typed becomes a value.
+
+A flag that is a setting stays the text that was typed, under the destination `table.key`; `settings.py` reads it, as it
+reads the environment. Every other flag gets its type here. Knows no room and does nothing: `cli.py` has the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hidream import __version__
+from hidream.errors import InvalidInput
+from hidream.settings import flag_name
+from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Render, Sampler, Variant
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["Parser"]
+
+GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
+HOST_SMALLEST_GB = 4
+"""Host memory that a plan is made for: the system itself takes 3 GB of it (`model/ways.HOST_RESERVE_BYTES`)."""
+PARTS = {
+    "llama": "Llama-3.1-8B-Instruct, a folder or a file",
+    "t5": "T5-XXL's encoder, a folder or a file",
+    "clip_l": "HiDream's CLIP-L, a folder or a file",
+    "clip_g": "HiDream's CLIP-G, a folder or a file",
+    "vae": "the autoencoder, a folder or a file",
+    "tokenizers": "folder of the four tokenizers, for single files",
+    "loras": "folder of LoRAs",
+}
+"""What `[models]` names beside the variants, for the flags."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the commands do, instead of below a list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; `{self.prog} --help` says more\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser. Its answer names the command in `command`; `flags` finds the settings in it."""
+    top = Parser(prog="hidream", description="The self-hosted home of HiDream-I1.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _generate(commands)
+    _serve(commands)
+    _worker(commands)
+    _keys(commands)
+    _info(commands)
+    _convert(commands)
+    return top
+
+
+def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """Settings among the flags that were given, as {table: {key: text}}."""
+    found: dict[str, dict[str, object]] = {}
+    if getattr(arguments, "model", None) is not None:
+        found["models"] = {str(getattr(arguments, "variant", Variant.DEV)): arguments.model}
+    for name, value in vars(arguments).items():
+        if "." in name and value is not None:
+            table, key = name.split(".")
+            found.setdefault(table, {})[key] = value
+    return found
+
+
+def _generate(commands: Commands) -> None:
+    generate = commands.add_parser("generate", help="draw one picture")
+    generate.add_argument("prompt", type=_text)
+    generate.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    generate.add_argument("--seed", type=_seed, default=-1, help=f"0 to {SEED_MAX}; -1 draws one (default)")
+    generate.add_argument("--out", type=_path, default=Path("out.png"), help="a .png, .jpg or .webp file")
+    generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
+    generate.add_argument(
+        "--negative", type=_text, default="", metavar="PROMPT", help="what the picture should not show (full only)"
+    )
+    generate.add_argument("--steps", type=_whole, help="denoising steps (default: the variant's own)")
+    generate.add_argument("--guidance", type=_number, help="classifier-free guidance (default: the variant's own)")
+    generate.add_argument("--shift", type=_number, help="shift of the noise levels (default: the variant's own)")
+    generate.add_argument("--sampler", choices=list(Sampler), help="default: the variant's own")
+    generate.add_argument(
+        "--conformance",
+        choices=list(Conformance),
+        default=Conformance.DIFFUSERS,
+        help="whose schedule, where they differ",
+    )
+    generate.add_argument("--image", type=_path, help="a picture to start from")
+    generate.add_argument(
+        "--strength",
+        type=_number,
+        default=STRENGTH,
+        help="how much of --image is redrawn, up to 1 (default: %(default)s)",
+    )
+    generate.add_argument("--mask", type=_path, help="white where --image may change, and of its size")
+    generate.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHT]",
+        help="one of --loras; may be repeated",
+    )
+    generate.add_argument(
+        "--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws"
+    )
+    _model_flags(generate)
+    generate.set_defaults(command="generate")
+
+
+def _serve(commands: Commands) -> None:
+    serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
+    _setting(serve, "server", "host", "address to listen on")
+    _setting(serve, "server", "port", "port to listen on; 0 takes a free one")
+    _model_flags(serve)
+    serve.set_defaults(command="serve")
+
+
+def _worker(commands: Commands) -> None:
+    worker = commands.add_parser("worker", help="draw what the database asks for")
+    worker.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
+    _model_flags(worker)
+    worker.set_defaults(command="worker")
+
+
+def _keys(commands: Commands) -> None:
+    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    create = keys.add_parser("create", help="make a key and print it, once")
+    create.add_argument("--name", type=_text, default="", help="whose it is, for the list")
+    create.set_defaults(command="keys create")
+    keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
+    revoke = keys.add_parser("revoke", help="make a key worthless from now on")
+    revoke.add_argument("id", type=_text, help="as `hidream keys list` shows it")
+    revoke.set_defaults(command="keys revoke")
+
+
+def _info(commands: Commands) -> None:
+    info = commands.add_parser("info", help="models, parameters, memory, device")
+    _model_flags(info)
+    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
+    info.add_argument("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
+    info.add_argument("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
+    info.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
+    info.add_argument(
+        "--bits", type=_whole, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)"
+    )
+    info.set_defaults(command="info")
+
+
+def _convert(commands: Commands) -> None:
+    convert = commands.add_parser("convert", help="bring weights into another format or type")
+    convert.add_argument("source", type=_path, help="a file or folder of one part, or a whole folder")
+    convert.add_argument("target", type=_path, help="a file or folder that does not exist yet")
+    convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: what the target's name says")
+    convert.add_argument(
+        "--type", help="bf16, fp16, fp32, fp8, fp8_scaled, Q8_0, Q4_0, … (default: as stored, where that can be kept)"
+    )
+    convert.add_argument(
+        "--shard-size", type=_nbytes, default="5GB", help="largest file of a diffusers folder (default: %(default)s)"
+    )
+    convert.add_argument("--force", action="store_true", help="replace what is there")
+    convert.set_defaults(command="convert")
+
+
+def _model_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", help="the variant's folder or transformer file (default: as configured, or the embedded)"
+    )
+    for part, what in PARTS.items():
+        _setting(command, "models", part, what)
+    _setting(command, "compute", "device", "torch device (default: auto)")
+    _setting(command, "compute", "dtype", "float32, bfloat16 or float16 (default: auto)")
+    _setting(command, "compute", "storage", "compute, stored, fp8, int8 or nf4 (default: auto)")
+    _setting(command, "compute", "memory_gb", "GB of the device that may be used")
+    _setting(command, "compute", "threads", "CPU threads (default: torch's choice)")
+
+
+def _setting(command: argparse.ArgumentParser, table: str, key: str, what: str) -> None:
+    command.add_argument(flag_name(table, key), dest=f"{table}.{key}", metavar=key.upper(), help=what)
+
+
+def _refused(text: str, what: str, accepted: str) -> argparse.ArgumentTypeError:
+    """The error of a type, to which argparse adds the flag."""
+    return argparse.ArgumentTypeError(f"{text!r:.100} is not {what}; accepted: {accepted}")
+
+
+def _text(text: str) -> str:
+    """Bytes that are no UTF-8 come from the shell as surrogates, which neither tokenizers nor SQLite take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _refused(text, "UTF-8", "text in UTF-8") from None
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise _refused(text, "a path", "the path of a file or folder")
+    return Path(_text(text))
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _refused(text, "a whole number", "such as 28") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _refused(text, "a number", "such as 0.8") from None
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"-1|[0-9]{1,20}", text) or int(text) > SEED_MAX:
+        raise _refused(text, "a seed", f"-1 to {SEED_MAX}")
+    return int(text)
+
+
+def _lora(text: str) -> LoraUse:
+    name, _, weight = text.partition(":")
+    if not name:
+        raise _refused(text, "a LoRA", "NAME or NAME:WEIGHT")
+    try:
+        return LoraUse(_text(name), _number(weight or "1"))
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _cards(text: str) -> list[float]:
+    if not re.fullmatch(f"{GIGABYTES}(,{GIGABYTES})*", text, re.ASCII):
+        raise _refused(text, "a list of sizes", "gigabytes such as 12,16,24")
+    return [float(part) for part in text.split(",")]
+
+
+def _host(text: str) -> float:
+    if not re.fullmatch(GIGABYTES, text, re.ASCII) or float(text) < HOST_SMALLEST_GB:
+        raise _refused(text, "a size of host memory", f"gigabytes, {HOST_SMALLEST_GB} or more")
+    return float(text)
+
+
+def _nbytes(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,4})(KB|MB|GB)", text.upper(), re.ASCII)
+    if not match:
+        raise _refused(text, "a size", "such as 500MB or 5GB")
+    return int(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]

@@ -1,0 +1,97 @@
+"""The grammar: what is typed becomes a value, or one line that says what is accepted."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+
+import pytest
+
+from hidream import arguments, settings
+from hidream.types import LoraUse, Variant
+
+COMMANDS = ["generate", "serve", "worker", "keys create", "keys list", "keys revoke", "info", "convert"]
+
+
+def parsed(*argv):
+    return arguments.parser().parse_args(argv)
+
+
+def parsers(top, name=""):
+    """Every command's own parser, by its name."""
+    nested = [action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction)]
+    if not nested:
+        return {name.strip(): top}
+    return {k: v for word, below in nested[0].items() for k, v in parsers(below, f"{name} {word}").items()}
+
+
+def test_every_command_is_named_by_what_is_typed():
+    found = parsers(arguments.parser())
+    assert sorted(found) == sorted(COMMANDS)
+    assert all(below.get_default("command") == name for name, below in found.items())
+
+
+def test_flags_that_are_settings_are_named_as_the_settings_say():
+    fields = {(table, f.name) for table, kind in settings.TABLES.items() for f in dataclasses.fields(kind)}
+    seen = set()
+    for below in parsers(arguments.parser()).values():
+        for action in below._actions:
+            if "." in action.dest:
+                name = tuple(action.dest.split("."))
+                assert action.option_strings == [settings.flag_name(*name)]
+                assert action.type is None  # the settings read it
+                seen.add(name)
+    assert seen <= fields
+    assert {("server", "port"), ("compute", "memory_gb"), ("models", "clip_l")} <= seen
+
+
+def test_flags_are_those_that_were_given():
+    assert arguments.flags(parsed("info")) == {}
+    given = parsed("generate", "x", "--model", "/m", "--variant", "full", "--clip-l", "/c", "--threads", "2")
+    assert arguments.flags(given) == {"models": {"full": "/m", "clip_l": "/c"}, "compute": {"threads": "2"}}
+    assert arguments.flags(parsed("worker", "--model", "")) == {"models": {str(Variant.DEV): ""}}
+
+
+def test_what_is_typed_becomes_values():
+    given = parsed("generate", "x", "--lora", "a:-0.5", "--lora", "b", "--seed", "7", "--strength", "0.5")
+    assert (given.lora, given.seed, given.strength) == ([LoraUse("a", -0.5), LoraUse("b", 1.0)], 7, 0.5)
+    plan = parsed("info", "--plan", "--memory", "12,15.5", "--host", "32")
+    assert (plan.memory, plan.host) == ([12.0, 15.5], 32.0)
+    assert parsed("convert", "a", "b", "--shard-size", "500mb").shard_size == 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["generate", "x", "--lora", "x:99"], "--lora: weight of the LoRA 'x' is 99.0; accepted: -10.0 to 10.0"),
+        (["generate", "x", "--lora", "x:nan"], "--lora: weight of the LoRA 'x' is nan; accepted: -10.0 to 10.0"),
+        (["generate", "x", "--lora", "x:abc"], "--lora: 'abc' is not a number; accepted: such as 0.8"),
+        (["generate", "x", "--lora", ":1"], "--lora: ':1' is not a LoRA; accepted: NAME or NAME:WEIGHT"),
+        (["generate", "x", "--seed", "abc"], "--seed: 'abc' is not a seed; accepted: -1 to 9999999999"),
+        (["generate", "x", "--seed", "10000000000"], "'10000000000' is not a seed; accepted: -1 to 9999999999"),
+        (["generate", "x", "--seed", "9" * 5000], "is not a seed; accepted: -1 to 9999999999"),
+        (["generate", "x", "--steps", "2.5"], "--steps: '2.5' is not a whole number; accepted: such as 28"),
+        (["generate", "x", "--guidance", ""], "--guidance: '' is not a number"),
+        (["generate", "x", "--image", ""], "--image: '' is not a path; accepted: the path of a file or folder"),
+        (["generate", "\udcff"], r"prompt: '\udcff' is not UTF-8; accepted: text in UTF-8"),
+        (["generate", "x", "--render", "worst"], "--render: invalid choice: 'worst'"),
+        (["keys", "revoke", "\udcff"], "id: "),
+        (["info", "--memory", "0,12"], "'0,12' is not a list of sizes; accepted: gigabytes such as 12,16,24"),
+        (["info", "--host", "nan"], "'nan' is not a size of host memory; accepted: gigabytes, 4 or more"),
+        (["info", "--host", "3.9"], "'3.9' is not a size of host memory"),
+        (["info", "--bits", "3"], "--bits: invalid choice: 3"),
+        (["convert", "a", ""], "target: '' is not a path"),
+        (["convert", "a", "b", "--shard-size", "5 apples"], "'5 apples' is not a size; accepted: such as 500MB or 5GB"),
+        (["generate", "x", "one\ntwo"], "unrecognized arguments: one two"),
+        (["keys"], "the following arguments are required: ACTION"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_is_not_understood_is_said_in_one_line(capsys, argv, said):
+    with pytest.raises(SystemExit) as ended:
+        parsed(*argv)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert re.fullmatch(r"(hidream( \w+)*): .+; `\1 --help` says more\n", error)
