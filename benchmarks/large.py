@@ -34,6 +34,7 @@ from hidream.formats.safetensors_writer import METADATA, write_safetensors
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TransformerConfig
 from hidream.model.linear import Linear
+from hidream.model.packed import Packed
 from hidream.model.transformer import Transformer
 from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Conformance, Variant
@@ -158,7 +159,7 @@ def measure(file: Path) -> dict[str, Any]:
     with phase(f"modulations of {len(times)} steps"):
         modulations = transformer.modulations(times, c)
     with phase("one step"):
-        velocity = transformer.velocity(latent, modulations[0], c)
+        velocity = transformer.velocity([latent], [modulations[0]], Packed.of([c]))[0]
     seconds, cpu_seconds = dequantising(transformer)
     rows.append({"phase": "  of which dequantising", "s": seconds, "CPU s": cpu_seconds, **dict.fromkeys(MEMORY, "–")})
     assert velocity.shape == latent.shape, f"the answer has the shape {list(velocity.shape)}"

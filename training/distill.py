@@ -25,7 +25,8 @@ import recipe
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.transformer import Conditioning, Transformer
+from hidream.model.packed import Conditioning
+from hidream.model.transformer import Transformer
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Variant

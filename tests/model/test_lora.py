@@ -19,6 +19,7 @@ from hidream.formats.quantized import Quantized, Scheme
 from hidream.model.linear import Linear
 from hidream.model.lora import changes, layers, load_lora, match
 from hidream.model.moe import MixtureOfExperts
+from hidream.model.packed import Packed
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
 CPU = torch.device("cpu")
@@ -288,7 +289,7 @@ def test_two_requests_do_not_disturb_each_other(model, saved):
     requests = [model.condition(*text, (4, 4), changes=changes(of, CPU, torch.float32)) for of in ([], *zip(loras))]
     modulations = [model.modulation(timestep, c) for c in requests]
     for c, modulation, expected in zip(requests, modulations, alone, strict=True):
-        assert torch.equal(model.velocity(latent, modulation, c), expected)
+        assert torch.equal(model.velocity([latent], [modulation], Packed.of([c]))[0], expected)
     assert not torch.equal(alone[0], alone[1])
 
 
@@ -322,8 +323,8 @@ def test_a_step_is_still_one_graph(model, saved, monkeypatch, tmp_path):
         c = model.condition(*text, (4, 4), changes=changes(weighted, CPU, torch.float32))
         modulation = model.modulation(timestep, c)
         with torch.compiler.set_stance(stance):
-            result = compiled(latent, modulation, c)
-        torch.testing.assert_close(result, model.velocity(latent, modulation, c))
+            result = compiled([latent], [modulation], Packed.of([c]))[0]
+        torch.testing.assert_close(result, model.velocity([latent], [modulation], Packed.of([c]))[0])
 
 
 def low_rank(outputs: int, inputs: int, **more) -> LowRank:

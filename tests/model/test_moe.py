@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU, MoEGate
 
 from hidream.model import moe
+from hidream.model.linear import everywhere
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])
@@ -50,7 +51,7 @@ def test_grouped_multiplies_only_the_chosen_rows(monkeypatch):
     original = moe.grouped_mm
     monkeypatch.setattr(moe, "grouped_mm", counting)
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
-    layer(torch.randn(1, 10, 16))
+    layer(torch.randn(10, 16))
     assert rows == [20, 20]  # tokens · active, not tokens · experts
 
 
@@ -62,25 +63,25 @@ def test_one_after_another_equals_diffusers_and_the_stack(tokens):
     theirs.load_state_dict(layer.state_dict())
     for name, module in layer.named_modules():
         module.published = name
-    x, changes = torch.randn(1, tokens, 16), {"experts.2.w1": [lambda x, y: y.tanh()], "experts.1.w2": [lambda x, y: y]}
-    stacked, changed = layer(x), layer(x, changes)
+    x, changes = torch.randn(tokens, 16), {"experts.2.w1": [lambda x, y: y.tanh()], "experts.1.w2": [lambda x, y: y]}
+    stacked, changed = layer(x), layer(x, everywhere(changes))
     layer.apart = True
-    torch.testing.assert_close(layer(x), theirs(x))
+    torch.testing.assert_close(layer(x), theirs(x[None])[0])
     torch.testing.assert_close(layer(x), stacked)
-    torch.testing.assert_close(layer(x, changes), changed)
+    torch.testing.assert_close(layer(x, everywhere(changes)), changed)
 
 
 def test_result_of_a_token_does_not_depend_on_the_others():
     torch.manual_seed(0)
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
-    x = torch.randn(1, 30, 16)
-    torch.testing.assert_close(layer(x)[:, :7], layer(x[:, :7]))
+    x = torch.randn(30, 16)
+    torch.testing.assert_close(layer(x)[:7], layer(x[:7]))
 
 
 def test_gradients_reach_every_chosen_expert():
     torch.manual_seed(0)
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
-    x = torch.randn(1, 30, 16)
+    x = torch.randn(30, 16)
     layer(x).square().sum().backward()
     grouped = [p.grad.clone() for p in layer.parameters()]
     layer.zero_grad()
@@ -95,10 +96,10 @@ def test_balance_loss_is_diffusers_own():
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
     theirs = MoEGate(16, num_routed_experts=4, num_activated_experts=2, aux_loss_alpha=0.5).train()
     theirs.load_state_dict(layer.gate.state_dict())
-    x = torch.randn(2, 30, 16)
+    x = torch.randn(60, 16)
     with moe.balance_losses(layer) as losses:
         layer(x)
-    torch.testing.assert_close(losses[0] * 0.5, theirs(x)[2])
+    torch.testing.assert_close(losses[0] * 0.5, theirs(x.view(2, 30, 16))[2])
     layer(x)
     assert len(losses) == 1  # collected within the block only
 
@@ -106,7 +107,7 @@ def test_balance_loss_is_diffusers_own():
 def test_autocast_reaches_the_grouped_product():
     torch.manual_seed(0)
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)
-    x = torch.randn(1, 30, 16, requires_grad=True)
+    x = torch.randn(30, 16, requires_grad=True)
     exact = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         rough = layer(x)

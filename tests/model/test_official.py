@@ -21,7 +21,8 @@ from torch import Tensor
 from hidream.errors import InvalidInput
 from hidream.model import sampler
 from hidream.model.config import PUBLISHED_TOKENS, RECIPES, official_shift, recipe_of
-from hidream.model.transformer import Conditioning, Transformer
+from hidream.model.packed import Conditioning, Packed
+from hidream.model.transformer import Transformer
 from hidream.types import Conformance, Sampler, Variant
 
 OFFICIAL = Conformance.OFFICIAL
@@ -57,7 +58,8 @@ def draw(model: Transformer, recorded: dict[str, Tensor], loop: Loop, conformanc
     c = conditioned(model, recorded, loop)
     x = recorded[loop.shape]
     for i, modulation in enumerate(model.modulations(schedule.timesteps, c)):
-        velocity = model.velocity(x.expand(c.pooled.shape[0], -1, -1, -1), modulation, c)
+        latent = x.expand(c.pooled.shape[0], -1, -1, -1)
+        velocity = model.velocity([latent], [modulation], Packed.of([c]))[0]
         if recipe.guidance > 1:
             negative, positive = velocity.chunk(2)
             velocity = negative + recipe.guidance * (positive - negative)

@@ -10,6 +10,7 @@ import torch
 
 from hidream.model.config import TransformerConfig
 from hidream.model.moe import MixtureOfExperts
+from hidream.model.packed import Packed
 from hidream.model.transformer import Transformer
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
@@ -85,7 +86,7 @@ def test_all_modulations_at_once_equal_one_by_one(reference):
     c, times = model.condition(*text, (8, 12)), [999.0, 500.5, 0.25]
     for time, modulation in zip(times, model.modulations(times, c), strict=True):
         alone = model.velocity_at(latent, torch.full((2,), time), c)
-        assert tiny.relative(model.velocity(latent, modulation, c), alone) <= TOLERANCE
+        assert tiny.relative(model.velocity([latent], [modulation], Packed.of([c]))[0], alone) <= TOLERANCE
 
 
 @pytest.mark.parametrize(

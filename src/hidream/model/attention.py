@@ -1,6 +1,6 @@
 """Joint attention of image and text tokens, and the rotary positions of the image.
 
-Shapes: B batch, N image tokens, S tokens that ask, T tokens that are asked, D width, H heads, K head dim (D = H·K).
+Shapes: T rows, S segments, N tokens that ask and M that are asked in each, D width, H heads, K head dim (D = H·K).
 
 Knows no blocks, modulation or residuals. Text tokens stand at position (0, 0, 0), where the rotation is the identity,
 so that only image tokens need one. Parameter names are the published ones (`_t` is the text side of a double block).
@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.linear import UNCHANGED, Changes, Linear, changed
+from hidream.model.linear import NOWHERE, Linear, Spread, changed
 from hidream.model.pack import pack
+from hidream.model.products import Product, plain
 
 ROPE_THETA = 10_000.0
 RMS_EPS = 1e-5
 
 
 class Rope(NamedTuple):
-    """Cosine and sine of each token's angles, each [S, 1, K/2], float32."""
+    """Cosine and sine of each token's angles, each [T, 1, K/2], float32."""
 
     cos: Tensor
     sin: Tensor
@@ -33,7 +34,7 @@ class Rope(NamedTuple):
 def rope_table(grid: tuple[int, int], text_tokens: int, axes: Sequence[int], device: torch.device) -> Rope:
     """Angles of an image of `grid` = (rows, columns) of tokens, followed by `text_tokens` at the origin.
 
-    The axes are (0, row, column); angles are computed in float64, as in the reference. S = rows·columns + text_tokens.
+    The axes are (0, row, column); angles are computed in float64, as in the reference. T = rows·columns + text_tokens.
     """
     rows, columns = grid
     positions = torch.zeros(rows, columns, 3, dtype=torch.float64)
@@ -44,13 +45,13 @@ def rope_table(grid: tuple[int, int], text_tokens: int, axes: Sequence[int], dev
         for axis, width in enumerate(axes)
     ]
     image = torch.cat(angles, dim=-1).flatten(0, 1)  # [N, K/2]
-    table = F.pad(image, (0, 0, 0, text_tokens))[:, None]  # [S, 1, K/2]
+    table = F.pad(image, (0, 0, 0, text_tokens))[:, None]  # [T, 1, K/2]
     return Rope(table.cos().float().to(device), table.sin().float().to(device))
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn neighbouring pairs of channels of x [B, S, H, K] by the rope's angles, in float32."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [B, S, H, K/2] each
+    """Turn neighbouring pairs of channels of x [T, H, K] by the rope's angles, in float32."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [T, H, K/2] each
     turned = torch.stack((a * rope.cos - b * rope.sin, a * rope.sin + b * rope.cos), dim=-1)
     return turned.flatten(-2).type_as(x)
 
@@ -78,6 +79,7 @@ class Attention(nn.Module):
             for name in ("q_rms_norm", "k_rms_norm"):
                 self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
         self.packed: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D]
+        self.product: Product = plain  # of what is packed
 
     def side(self, side: str) -> Projection:
         """Modules of one side: "" image, "_t" text."""
@@ -92,42 +94,42 @@ class Attention(nn.Module):
             bias = pack([p.q.bias, p.k.bias, p.v.bias])
             self.packed[side] = (weight, bias)
 
-    def qkv(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor, Tensor]:
-        """Project x [B, S, D] to q, k and v, each [B, S, H, K], q and k normalised over the whole width."""
+    def qkv(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> tuple[Tensor, Tensor, Tensor]:
+        """Project x [T, D] to q, k and v, each [T, H, K], q and k normalised over the whole width."""
         p = self.side(side)
-        q, k, v = self._project(x, side, (p.q, p.k, p.v), changes)
+        q, k, v = self._project(x, side, (p.q, p.k, p.v), spread)
         return self._split(p.q_norm(q)), self._split(p.k_norm(k)), self._split(v)
 
-    def kv(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor]:
-        """Project x [B, S, D] to k and v only, for tokens that are looked at but do not look."""
+    def kv(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
+        """Project x [T, D] to k and v only, for tokens that are looked at but do not look."""
         p = self.side(side)
-        k, v = self._project(x, side, (p.k, p.v), changes)
+        k, v = self._project(x, side, (p.k, p.v), spread)
         return self._split(p.k_norm(k)), self._split(v)
 
-    def q(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
-        """Project x [B, S, D] to q [B, S, H, K] only."""
+    def q(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+        """Project x [T, D] to q [T, H, K] only."""
         p = self.side("")
-        return self._split(p.q_norm(p.q(x, changes)))
+        return self._split(p.q_norm(p.q(x, spread)))
 
-    def out(self, x: Tensor, side: str = "", changes: Changes = UNCHANGED) -> Tensor:
-        """Bring attended heads x [B, S, H, K] back to [B, S, D]."""
-        return self.side(side).out(x.flatten(-2), changes)
+    def out(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> Tensor:
+        """Bring attended heads x [T, H, K] back to [T, D]."""
+        return self.side(side).out(x.flatten(-2), spread)
 
-    def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], changes: Changes) -> list[Tensor]:
+    def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], spread: Spread) -> list[Tensor]:
         """Multiply x with each of `layers`, the last ones of q, k, v: in one product where they are packed."""
         if side not in self.packed:
-            return [layer(x, changes) for layer in layers]
+            return [layer(x, spread) for layer in layers]
         weight, bias = (whole[-len(layers) * layers[0].out_features :] for whole in self.packed[side])
-        answers = F.linear(x, weight, bias).chunk(len(layers), dim=-1)
+        answers = self.product(x, weight, bias).chunk(len(layers), dim=-1)
         pairs = zip(layers, answers, strict=True)
-        return [changed(layer.published, x, answer, layer.bias, changes) for layer, answer in pairs]
+        return [changed(layer.published, x, answer, layer.bias, spread) for layer, answer in pairs]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))  # [B, S, H, K]
+        return x.unflatten(-1, (self.heads, -1))  # [T, H, K]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Scaled dot-product attention of q [B, S, H, K] to k, v [B, T, H, K]; `bias` [T] is added to all logits."""
+    """Scaled dot-product attention of q [S, N, H, K] to k, v [S, M, H, K]; `bias` [M] is added to all logits."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     mask = None if bias is None else bias[None, None, None, :].expand(1, 1, q.shape[2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

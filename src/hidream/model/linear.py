@@ -1,10 +1,11 @@
-"""A linear layer whose weight may be stored in another type, and to which a request may bring changes.
+"""A linear layer whose weight may be stored in another type, and to which requests may bring changes.
 
-Shapes: I inputs, O outputs.
+Shapes: T rows, I inputs, O outputs.
 
 `weight` is an ordinary parameter of any float type, or `quantized` holds it in fewer bits; either way the product is
-computed in the type of the input. A *change* is what a LoRA adds to the layer's answer: it travels with the request
-(`Conditioning.changes`), never on the module, so that two requests may draw with different ones.
+computed in the type of the input, by `product` (`products.py`). A *change* is what a LoRA adds to the layer's answer:
+it travels with the request (`Conditioning.changes`), never on the module, so that two requests may draw with different
+ones, even at once: `Spread` says which of the rows each of them has brought.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidream.formats.quantized import Quantized
+from hidream.model.products import Product, plain
 
 
 class Change(Protocol):
@@ -28,8 +29,16 @@ class Change(Protocol):
 
 Changes = Mapping[str, Sequence[Change]]
 """Changes by the published name of the layer."""
+Spread = tuple[tuple[slice, Changes], ...]
+"""Which rows of a layer's input belong to requests that bring changes."""
 
 UNCHANGED: Changes = {}
+NOWHERE: Spread = ()
+
+
+def everywhere(changes: Changes) -> Spread:
+    """All rows belong to one request."""
+    return ((slice(None), changes),) if changes else NOWHERE
 
 
 class Linear(nn.Linear):
@@ -37,17 +46,18 @@ class Linear(nn.Linear):
 
     published = ""  # the layer's name in the published checkpoints
     quantized: Quantized | None = None  # if set, `weight` is None
+    product: Product = staticmethod(plain)
 
     def reset_parameters(self) -> None:
         """Draw random weights; on the meta device, from which a file's take over, that would only cost time."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
         """[..., I] to [..., O]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = F.linear(x, self.dense(x.dtype), bias)
-        return changed(self.published, x, y, bias, changes)
+        y = self.product(x, self.dense(x.dtype), bias)
+        return changed(self.published, x, y, bias, spread)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [O, I] in `dtype`; the weight itself where that is its type."""
@@ -59,11 +69,20 @@ class Linear(nn.Linear):
         self.register_parameter("weight", None)
 
 
-def changed(name: str, x: Tensor, y: Tensor, bias: Tensor | None, changes: Changes) -> Tensor:
-    """Add to y = x·Wᵀ + bias what the request's changes of the layer `name` say."""
-    if name not in changes:
-        return y
-    product = y if bias is None else y - bias
-    for change in changes[name]:
-        y = y + change(x, product)
+def changed(name: str, x: Tensor, y: Tensor, bias: Tensor | None, spread: Spread) -> Tensor:
+    """Add to y = x·Wᵀ + bias what the requests' changes of the layer `name` say, each on its own rows."""
+    for rows, changes in spread:
+        if name in changes:
+            part = y[rows]
+            product = part if bias is None else part - bias
+            added = part
+            for change in changes[name]:
+                added = added + change(x[rows], product)
+            y = _with_rows(y, rows, added)
     return y
+
+
+def _with_rows(y: Tensor, rows: slice, part: Tensor) -> Tensor:
+    if rows == slice(None):
+        return part
+    return torch.cat((y[: rows.start], part, y[rows.stop :]))

@@ -1,12 +1,13 @@
 """Feed-forward layers: SwiGLU, and the sparse mixture of experts with one shared expert.
 
-Shapes: T tokens (batch and sequence in one), D width, F hidden width, E experts, A active experts per token.
+Shapes: T tokens (rows of all requests), D width, F hidden width, E experts, A active experts per token.
 
 Each token goes to its A best of E experts; their answers are weighted with the gate's probabilities, which are *not*
-renormalised, and a shared expert's answer is added. Two ways to compute it: `grouped_experts` sorts the tokens by
-expert and multiplies each expert's rows once, with fixed shapes, no host sync and a deterministic sum; `dense_experts`
-is its plain twin, every expert on every token. Where weights are not packed, both need a block's experts side by side,
-850 MB of the published model in float32; `MixtureOfExperts.apart` has them come one matrix after another instead.
+renormalised, and a shared expert's answer is added. Three ways to compute it: `grouped_experts` sorts the tokens by
+expert and multiplies each expert's rows once, with fixed shapes, no host sync and a deterministic sum;
+`dense_experts` is its plain twin, every expert on every token; `MixtureOfExperts.apart` has the experts come one after
+another, each with as many rows as it got, for a CPU, which waits for nobody: nothing has to lie side by side (850 MB of
+a block of the published model in float32), and each expert's products are fused (`products.py`).
 Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 """
 
@@ -20,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.linear import UNCHANGED, Changes, Linear, changed
+from hidream.model.linear import NOWHERE, Linear, Spread, changed, everywhere
 from hidream.model.pack import pack
+from hidream.model.products import Product, onednn_swiglu, plain
 
 MULTIPLE_OF = 256
 """Hidden widths are rounded up to this (models/moe.py, FeedForwardSwiGLU)."""
@@ -37,19 +39,33 @@ class SwiGLU(nn.Module):
         self.w2 = Linear(hidden, dim, bias=False)
         self.w3 = Linear(dim, hidden, bias=False)
         self.packed: Tensor | None = None  # w1 over w3, [2F, D]
+        self.fused = False  # True multiplies with oneDNN, silu and product within
 
     def pack(self) -> None:
         """Lay w1 and w3 into one matrix."""
         self.packed = pack([self.w1.weight, self.w3.weight])
 
-    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
-        """[..., D] to [..., D]."""
-        if self.packed is None:
-            return self.w2(F.silu(self.w1(x, changes)) * self.w3(x, changes), changes)
+    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+        """[T, D] to [T, D]."""
+        return self.w2(self._hidden(x, spread), spread)
+
+    def _hidden(self, x: Tensor, spread: Spread) -> Tensor:
+        if not self.fused or x.dtype is not torch.float32:
+            return self._unfused(x, spread)
+        own = [(rows, c) for rows, c in spread if self.w1.published in c or self.w3.published in c]
+        if len(own) == 1 and own[0][0] == slice(None):
+            return self._unfused(x, spread)
+        hidden = onednn_swiglu(x, self.w1.dense(x.dtype), self.w3.dense(x.dtype))
+        for rows, changes in own:
+            hidden[rows] = self._unfused(x[rows], everywhere(changes))
+        return hidden
+
+    def _unfused(self, x: Tensor, spread: Spread) -> Tensor:
+        if self.packed is None or self.fused:
+            return F.silu(self.w1(x, spread)) * self.w3(x, spread)
         gate, up = F.linear(x, self.packed).chunk(2, dim=-1)
-        gate = changed(self.w1.published, x, gate, None, changes)
-        up = changed(self.w3.published, x, up, None, changes)
-        return self.w2(F.silu(gate) * up, changes)
+        gate = changed(self.w1.published, x, gate, None, spread)
+        return F.silu(gate) * changed(self.w3.published, x, up, None, spread)
 
 
 class Gate(nn.Module):
@@ -60,11 +76,12 @@ class Gate(nn.Module):
     def __init__(self, dim: int, experts: int, active: int) -> None:
         super().__init__()
         self.active = active
+        self.product: Product = plain
         self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
         """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
-        logits = changed(self.published, x, F.linear(x, self.weight), None, changes)
+        logits = changed(self.published, x, self.product(x, self.weight, None), None, spread)
         probability, expert = logits.softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
         return probability, expert
 
@@ -78,7 +95,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
         self.gate = Gate(dim, experts, active)
         self.grouped = True  # False computes by the plain twin
-        self.apart = False  # True has unpacked experts come one after another; for a CPU, which waits for nobody
+        self.apart = False  # True has the experts come one after another; for a CPU
         self.packed: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
 
     def pack(self) -> None:
@@ -91,43 +108,50 @@ class MixtureOfExperts(nn.Module):
             second.unflatten(0, (len(self.experts), -1)),
         )
 
-    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
-        """[B, S, D] to [B, S, D]."""
-        tokens = x.flatten(0, 1)
-        probability, expert = self.gate(tokens, changes)
+    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+        """[T, D] to [T, D]."""
+        probability, expert = self.gate(x, spread)
         if self.apart and not torch.compiler.is_compiling():
-            return self._one_by_one(tokens, probability, expert, changes).view_as(x)
-        first, second = self.packed or self._stacked(x.dtype)
-        compute = grouped_experts if self.grouped else dense_experts
-        routed = compute(tokens, probability, expert, first, second, self._adjust(changes))
-        return (routed + self.shared_experts(tokens, changes)).view_as(x)
+            routed = self._one_by_one(x, probability, expert, spread)
+        else:
+            first, second = self.packed or self._stacked(x.dtype)
+            compute = grouped_experts if self.grouped else dense_experts
+            routed = compute(x, probability, expert, first, second, self._adjust(spread))
+        return routed + self.shared_experts(x, spread)
 
-    def _one_by_one(self, x: Tensor, probability: Tensor, expert: Tensor, changes: Changes) -> Tensor:
-        """What `forward` answers for x [T, D], with at most one expert's matrices dense at a time."""
-        out = self.shared_experts(x, changes)
-        for e, routed in enumerate(self._routed()):
-            token, choice = (expert == e).nonzero(as_tuple=True)
-            answer = routed(x[token], changes) * probability[token, choice, None]
-            out = out.index_add(0, token, answer.type_as(out))
-        return out
+    def _one_by_one(self, x: Tensor, probability: Tensor, expert: Tensor, spread: Spread) -> Tensor:
+        """What `grouped_experts` answers, each expert by itself with its own layers."""
+        active = expert.shape[1]
+        choice = expert.flatten()  # [T·A]
+        order = choice.argsort(stable=True)
+        token = order // active
+        counts = choice.bincount(minlength=len(self.experts)).tolist()
+        parts = zip(self._routed(), x[token].split(counts), token.split(counts), strict=True)
+        answers = [routed(rows, _among(own, spread)) for routed, rows, own in parts if own.numel()]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
+        return weighted_sum(torch.cat(answers), back, probability)
 
     def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         first = [w.dense(dtype) for expert in self._routed() for w in (expert.w1, expert.w3)]
         second = [expert.w2.dense(dtype) for expert in self._routed()]
         return torch.cat(first).unflatten(0, (len(second), -1)), torch.stack(second)
 
-    def _adjust(self, changes: Changes) -> Adjust | None:
-        """Gather what the request changes in the routed experts: a function that adjusts a product's rows, or None."""
-        if not any(w.published in changes for expert in self._routed() for w in (expert.w1, expert.w2, expert.w3)):
+    def _adjust(self, spread: Spread) -> Adjust | None:
+        """Gather what requests change in the routed experts: a function that adjusts a product's rows, or None."""
+        names = {w.published for expert in self._routed() for w in (expert.w1, expert.w2, expert.w3)}
+        spread = tuple((rows, changes) for rows, changes in spread if not names.isdisjoint(changes))
+        if not spread:
             return None
 
-        def adjust(names: tuple[str, ...], x: Tensor, product: Tensor, owner: Tensor) -> Tensor:
+        def adjust(names: tuple[str, ...], x: Tensor, product: Tensor, owner: Tensor, token: Tensor) -> Tensor:
             parts = list(product.chunk(len(names), dim=-1))
             for i, name in enumerate(names):
                 for e, expert in enumerate(self._routed()):
                     layer = cast(Linear, getattr(expert, name))
-                    with_change = changed(layer.published, x, parts[i], None, changes)
-                    parts[i] = torch.where(owner[:, None] == e, with_change, parts[i])
+                    for rows, changes in spread:
+                        with_change = changed(layer.published, x, parts[i], None, ((slice(None), changes),))
+                        here = (owner == e) & _within(token, rows)
+                        parts[i] = torch.where(here[:, None], with_change, parts[i])
             return torch.cat(parts, dim=-1)
 
         return adjust
@@ -136,8 +160,8 @@ class MixtureOfExperts(nn.Module):
         return [cast(SwiGLU, expert) for expert in self.experts]
 
 
-Adjust = Callable[[tuple[str, ...], Tensor, Tensor, Tensor], Tensor]
-"""(names of the layers, their input [R, I], their product [R, O], whose expert's each row is [R]) to the product."""
+Adjust = Callable[[tuple[str, ...], Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(names of the layers, their input [R, I], their product [R, O], expert and token of each row [R]) to the product."""
 
 
 def grouped_experts(
@@ -151,17 +175,22 @@ def grouped_experts(
     choice = expert.flatten()  # [T·A]
     order = choice.argsort(stable=True)
     ends = (choice[:, None] == torch.arange(experts, device=x.device)).sum(0).cumsum(0).to(torch.int32)  # [E]
-    rows = x[order // active]  # [T·A, D]
+    token = order // active
+    rows = x[token]  # [T·A, D]
     hidden = grouped_mm(rows, first.mT, ends)
     if adjust:
-        hidden = adjust(("w1", "w3"), rows, hidden, choice[order])
+        hidden = adjust(("w1", "w3"), rows, hidden, choice[order], token)
     hidden = _swish(hidden)
     rows = grouped_mm(hidden, second.mT, ends)
     if adjust:
-        rows = adjust(("w2",), hidden, rows, choice[order])
+        rows = adjust(("w2",), hidden, rows, choice[order], token)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
-    answers = rows[back].unflatten(0, (-1, active))  # [T, A, D]
-    return (answers * probability[..., None]).sum(1)
+    return weighted_sum(rows, back, probability)
+
+
+def weighted_sum(answers: Tensor, back: Tensor, probability: Tensor) -> Tensor:
+    """Bring answers [T·A, D], sorted by expert, back into the order of the tokens, and sum each token's: [T, D]."""
+    return (answers[back].unflatten(0, (-1, probability.shape[1])) * probability[..., None]).sum(1)
 
 
 def dense_experts(
@@ -169,13 +198,13 @@ def dense_experts(
 ) -> Tensor:
     """The same by the definition: every expert on every token, those not chosen weighted with 0."""
     weight = torch.zeros(x.shape[0], first.shape[0], dtype=x.dtype, device=x.device).scatter(1, expert, probability)
-    answers = []
+    answers, token = [], torch.arange(x.shape[0], device=x.device)
     for e, (w13, w2) in enumerate(zip(first, second, strict=True)):
         owner = torch.full((x.shape[0],), e, device=x.device)
         hidden = x @ w13.mT
-        hidden = _swish(adjust(("w1", "w3"), x, hidden, owner) if adjust else hidden)
+        hidden = _swish(adjust(("w1", "w3"), x, hidden, owner, token) if adjust else hidden)
         answer = hidden @ w2.mT
-        answers.append(adjust(("w2",), hidden, answer, owner) if adjust else answer)
+        answers.append(adjust(("w2",), hidden, answer, owner, token) if adjust else answer)
     return torch.stack(answers, dim=-1).mul(weight[:, None, :]).sum(-1)
 
 
@@ -233,6 +262,26 @@ def balance_losses(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _within(token: Tensor, rows: slice) -> Tensor:
+    """Which tokens lie in `rows`."""
+    if rows == slice(None):
+        return torch.ones_like(token, dtype=torch.bool)
+    return (token >= rows.start) & (token < rows.stop)
+
+
+def _among(token: Tensor, spread: Spread) -> Spread:
+    """Where the rows of `spread` are among some tokens, whose numbers [R] ascend."""
+    found = []
+    for rows, changes in spread:
+        if rows == slice(None):
+            found.append((rows, changes))
+            continue
+        start, stop = torch.searchsorted(token, token.new_tensor([rows.start, rows.stop])).tolist()
+        if start < stop:
+            found.append((slice(start, stop), changes))
+    return tuple(found)
 
 
 def _swish(x: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from hidream.model import sampler
 from hidream.model.canvas import Canvas, cells, open_canvas
 from hidream.model.config import Recipe, recipe_of
 from hidream.model.loading import Model
+from hidream.model.packed import Conditioning, Packed
 from hidream.model.sampler import Schedule
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
-from hidream.model.transformer import Conditioning
 from hidream.types import ImageRequest, Render, Size, Timings
 
 REFINE_ABOVE = 1.2
@@ -128,11 +128,11 @@ def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> list[Pas
 def velocity_of(model: Model, guidance: float, conditioning: Conditioning, schedule: Schedule) -> Velocity:
     """Make the function that a sampler asks; two prompts in the conditioning are a negative one and the prompt."""
     modulations = model.transformer.modulations(schedule.timesteps, conditioning)
-    batch = conditioning.txt.shape[0]
+    batch, packed = conditioning.txt.shape[0], Packed.of([conditioning])
 
     def velocity(x: Tensor, i: int) -> Tensor:
         latent = x.to(model.dtype).expand(batch, -1, -1, -1)
-        answer = model.transformer.velocity(latent, modulations[i], conditioning).float()
+        answer = model.transformer.velocity([latent], [modulations[i]], packed)[0].float()
         if batch == 1:
             return answer
         negative, positive = answer.chunk(2)

@@ -1,21 +1,23 @@
 """The HiDream-I1 transformer: a noisy latent, a time and a prompt to a velocity.
 
-Shapes: B batch, N image tokens, L text tokens of one encoder, D width, C latent channels, h × w the grid of tokens.
+Shapes: B segments of a request, S segments in all, T rows (tokens of all of them), L text tokens of one encoder,
+D width, C latent channels, h × w the grid of tokens; see `packed.py`.
 
-    img   [B, N, D]    image tokens (in padded mode one more: the reference's pad token, see below)
-    txt   [B, 2L, D]   running text tokens: T5, then Llama's last projection
-    fresh [B, L, D]    one Llama layer's tokens, different in every block: looked at, then thrown away
-    vec   [B, D]       silu(time + pooled CLIP), from which every block's modulation is made
-    mod   [B, k·D]     one block's shifts, scales and gates for one step
+    img   [T, D]    image tokens (in padded mode one more: the reference's pad token, see below)
+    txt   [T, D]    running text tokens: of each segment T5, then Llama's last projection
+    fresh [T, D]    one Llama layer's tokens, different in every block: looked at, then thrown away
+    vec   [B, D]    silu(time + pooled CLIP), from which every block's modulation is made
+    mod   [S, k·D]  one block's shifts, scales and gates for one step
 
 Double blocks attend jointly over (img, txt, fresh) with separate weights for image and text, single blocks with the
 same weights for all. What the reference computes and throws away (the fresh tokens' queries and feed-forward, the last
 block's text) is not computed here.
 
 What does not change from step to step (projections, rotary table, normalised fresh tokens) is computed once per
-request by `condition`; `velocity` then is one step. What only depends on the step's time, the modulations, is computed
-by `modulation` for one step, or by `modulations` for all steps of a request in one product per block: a seventh of the
-weights, which then need not be at hand while the steps run. `forward` is all of it in one call.
+request by `condition`; `Packed.of` lays out the requests that step together; `velocity` then is one step of all of
+them. What only depends on the step's time, the modulations, is computed by `modulation` for one step, or by
+`modulations` for all steps of a request in one product per block: a seventh of the weights, which then need not be at
+hand while the steps run. `forward` is all of it in one call.
 
 Padded mode repeats the reference on latents that are not square: there they are padded to `max_tokens` tokens whose
 keys are 0, so that each pad token still takes part with weight exp(0). All pad tokens are identical, so one stands for
@@ -35,33 +37,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hidream.model.attention import Attention, Rope, attend, rope_table, rotate
+from hidream.model import products
+from hidream.model.attention import Attention, rope_table, rotate
 from hidream.model.config import TransformerConfig
-from hidream.model.linear import UNCHANGED, Changes, Linear
+from hidream.model.linear import NOWHERE, UNCHANGED, Changes, Linear, Spread, everywhere
 from hidream.model.moe import Gate, MixtureOfExperts, SwiGLU
+from hidream.model.packed import Conditioning, Packed
 
 LAYER_NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 TIME_PERIOD = 10_000.0
-
-
-class Conditioning(NamedTuple):
-    """What a request's prompt and shape give to every step."""
-
-    txt: Tensor  # [B, 2L, D]
-    fresh: Tensor  # [blocks, B, L, D], normalised
-    pooled: Tensor  # [B, D]
-    rope: Rope  # of (img, txt)
-    key_mask: Tensor | None  # [N + 1, 1, 1]: 0 for the pad token; None without padding
-    bias: Tensor | None  # [N + 1 + 3L]: log(pad tokens) for the pad token
-    changes: Changes = UNCHANGED  # what the request's LoRAs add to linear layers
-
-
-class Modulation(NamedTuple):
-    """What one step's time gives to every block."""
-
-    blocks: tuple[Tensor, ...]  # [B, 12D] of each double block, then [B, 6D] of each single block
-    final: Tensor  # [B, 2D]
 
 
 class Walks(NamedTuple):
@@ -82,23 +67,23 @@ class DoubleBlock(nn.Module):
         self.ff_i = _mixture(config)
         self.ff_t = SwiGLU(config.dim, 4 * config.dim)
 
-    def forward(self, img: Tensor, txt: Tensor, fresh: Tensor, mod: Tensor, c: Conditioning) -> tuple[Tensor, Tensor]:
+    def forward(self, img: Tensor, txt: Tensor, fresh: Tensor, mod: Tensor, p: Packed) -> tuple[Tensor, Tensor]:
         """Return the next img and txt."""
-        parts = mod[:, None].chunk(12, dim=-1)
-        shift_i, scale_i, gate_i, shift_mlp_i, scale_mlp_i, gate_mlp_i = parts[:6]
-        shift_t, scale_t, gate_t, shift_mlp_t, scale_mlp_t, gate_mlp_t = parts[6:]
+        shift_i, scale_i, gate_i, shift_mlp_i, scale_mlp_i, gate_mlp_i, *text = mod.chunk(12, dim=-1)
+        shift_t, scale_t, gate_t, shift_mlp_t, scale_mlp_t, gate_mlp_t = text
+        in_img, in_txt = p.img.spread, p.txt.spread
 
-        q_i, k_i, v_i = self.attn1.qkv(modulate(norm(img), scale_i, shift_i), "", c.changes)
-        q_t, k_t, v_t = self.attn1.qkv(modulate(norm(txt), scale_t, shift_t), "_t", c.changes)
-        k_f, v_f = self.attn1.kv(modulate(fresh, scale_t, shift_t), "_t", c.changes)
-        rope = Rope(c.rope.cos[: img.shape[1]], c.rope.sin[: img.shape[1]])
-        q_i, k_i = rotate(q_i, rope), mask_pad(rotate(k_i, rope), c)
-        mixed = attend(torch.cat((q_i, q_t), 1), torch.cat((k_i, k_t, k_f), 1), torch.cat((v_i, v_t, v_f), 1), c.bias)
+        q_i, k_i, v_i = self.attn1.qkv(p.img.each(modulate, norm(img), scale_i, shift_i), "", in_img)
+        q_t, k_t, v_t = self.attn1.qkv(p.txt.each(modulate, norm(txt), scale_t, shift_t), "_t", in_txt)
+        k_f, v_f = self.attn1.kv(p.fresh.each(modulate, fresh, scale_t, shift_t), "_t", p.fresh.spread)
+        q_i, k_i = rotate(q_i, p.rope_img), masked(rotate(k_i, p.rope_img), p.key_mask)
+        streams = (p.img, p.txt, p.fresh)
+        seen_i, seen_t = p.attended((q_i, q_t), (k_i, k_t, k_f), (v_i, v_t, v_f), streams[:2], streams)
 
-        img = torch.addcmul(img, gate_i, self.attn1.out(mixed[:, : img.shape[1]], "", c.changes))
-        txt = torch.addcmul(txt, gate_t, self.attn1.out(mixed[:, img.shape[1] :], "_t", c.changes))
-        img = torch.addcmul(img, gate_mlp_i, self.ff_i(modulate(norm(img), scale_mlp_i, shift_mlp_i), c.changes))
-        txt = torch.addcmul(txt, gate_mlp_t, self.ff_t(modulate(norm(txt), scale_mlp_t, shift_mlp_t), c.changes))
+        img = p.img.add(img, gate_i, self.attn1.out(seen_i, "", in_img))
+        txt = p.txt.add(txt, gate_t, self.attn1.out(seen_t, "_t", in_txt))
+        img = p.img.add(img, gate_mlp_i, self.ff_i(p.img.each(modulate, norm(img), scale_mlp_i, shift_mlp_i), in_img))
+        txt = p.txt.add(txt, gate_mlp_t, self.ff_t(p.txt.each(modulate, norm(txt), scale_mlp_t, shift_mlp_t), in_txt))
         return img, txt
 
     def pack(self) -> None:
@@ -117,22 +102,24 @@ class SingleBlock(nn.Module):
         self.attn1 = Attention(config.dim, config.num_attention_heads, double=False)
         self.ff_i = _mixture(config)
 
-    def forward(self, x: Tensor, fresh: Tensor, mod: Tensor, c: Conditioning, keep: int) -> Tensor:
-        """Return the next x = (img, txt), of which only the first `keep` tokens are computed."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mod[:, None].chunk(6, dim=-1)
+    def forward(self, x: Tensor, fresh: Tensor, mod: Tensor, p: Packed, last: bool) -> Tensor:
+        """Return the next x = (img, txt) of each segment; of the last block only img."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mod.chunk(6, dim=-1)
+        spread = p.both.spread
 
-        normed = modulate(norm(x), scale, shift)
-        k_f, v_f = self.attn1.kv(modulate(fresh, scale, shift), "", c.changes)
-        if keep == x.shape[1]:
-            q, k, v = self.attn1.qkv(normed, "", c.changes)
+        normed = p.both.each(modulate, norm(x), scale, shift)
+        k_f, v_f = self.attn1.kv(p.fresh.each(modulate, fresh, scale, shift), "", p.fresh.spread)
+        if last:
+            q, (k, v) = self.attn1.q(p.images(normed), p.img.spread), self.attn1.kv(normed, "", spread)
+            x, rope, rows = p.images(x), p.rope_img, p.img
         else:
-            q, (k, v) = self.attn1.q(normed[:, :keep], c.changes), self.attn1.kv(normed, "", c.changes)
-        q = rotate(q, Rope(c.rope.cos[:keep], c.rope.sin[:keep]))
-        k = mask_pad(rotate(k, c.rope), c)
-        mixed = attend(q, torch.cat((k, k_f), 1), torch.cat((v, v_f), 1), c.bias)
+            q, k, v = self.attn1.qkv(normed, "", spread)
+            rope, rows = p.rope_both, p.both
+        k = masked(rotate(k, p.rope_both), p.key_mask_both)
+        (seen,) = p.attended((rotate(q, rope),), (k, k_f), (v, v_f), (rows,), (p.both, p.fresh))
 
-        x = torch.addcmul(x[:, :keep], gate, self.attn1.out(mixed, "", c.changes))
-        return torch.addcmul(x, gate_mlp, self.ff_i(modulate(norm(x), scale_mlp, shift_mlp), c.changes))
+        x = rows.add(x, gate, self.attn1.out(seen, "", rows.spread))
+        return rows.add(x, gate_mlp, self.ff_i(rows.each(modulate, norm(x), scale_mlp, shift_mlp), rows.spread))
 
     def pack(self) -> None:
         """Lay weights that share an input side by side."""
@@ -148,10 +135,10 @@ class FinalLayer(nn.Module):
         self.linear = Linear(config.dim, config.patch_size**2 * config.out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.dim, 2 * config.dim))
 
-    def forward(self, img: Tensor, mod: Tensor, c: Conditioning) -> Tensor:
-        """[B, N, D] to [B, N, p·p·C]."""
-        shift, scale = mod[:, None].chunk(2, dim=-1)
-        return self.linear(modulate(norm(img), scale, shift), c.changes)
+    def forward(self, img: Tensor, mod: Tensor, p: Packed) -> Tensor:
+        """[T, D] to [T, p·p·C]."""
+        shift, scale = mod.chunk(2, dim=-1)
+        return self.linear(p.img.each(modulate, norm(img), scale, shift), p.img.spread)
 
 
 class Embedder(nn.Module):
@@ -162,9 +149,9 @@ class Embedder(nn.Module):
         self.linear_1 = Linear(inner, dim)
         self.linear_2 = Linear(dim, dim)
 
-    def forward(self, x: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
         """[B, inner] to [B, D]."""
-        return self.linear_2(F.silu(self.linear_1(x, changes)), changes)
+        return self.linear_2(F.silu(self.linear_1(x, spread)), spread)
 
 
 class Transformer(nn.Module):
@@ -227,8 +214,9 @@ class Transformer(nn.Module):
         t5 [B, L, D_T5]; llama [layers, B, L, D_Llama], the hidden states without the embedding's; pooled [B, 2048],
         both CLIPs'; grid (h, w) in tokens. `padded` repeats the reference's padding of shapes that are not square.
         """
+        spread = everywhere(changes)
         said = [*(llama[layer] for layer in self.config.llama_layers), t5]
-        captions = [module["linear"](x, changes) for module, x in zip(self.walks.captions, said, strict=True)]  # type: ignore[index]
+        captions = [module["linear"](x, spread) for module, x in zip(self.walks.captions, said, strict=True)]  # type: ignore[index]
         txt = torch.cat((captions.pop(), captions[-1]), dim=1)
         pads = max(self.config.max_tokens - grid[0] * grid[1], 0) if padded and grid[0] != grid[1] else 0
         text_tokens = txt.shape[1] + (1 if pads else 0)
@@ -240,57 +228,81 @@ class Transformer(nn.Module):
             key_mask[tokens] = 0
             bias = torch.zeros(tokens + text_tokens + captions[-1].shape[1], dtype=t5.dtype, device=t5.device)
             bias[tokens] = math.log(pads)
-        vec = self.p_embedder["pooled_embedder"](pooled, changes)
+        vec = self.p_embedder["pooled_embedder"](pooled, spread)
         fresh = torch.stack([norm(caption) for caption in captions])
         return Conditioning(txt, fresh, vec, rope, key_mask, bias, changes)
 
-    def modulation(self, timestep: Tensor, c: Conditioning) -> Modulation:
-        """Modulate one step at timestep [B], 0 to 1000."""
-        return self._modulate(timestep, c.pooled, c.changes)
+    def modulation(self, timestep: Tensor, c: Conditioning) -> Tensor:
+        """Modulate one step at timestep [B], 0 to 1000: every block's mod, then that of the final layer, [B, M]."""
+        return self._modulate(timestep, c.pooled, everywhere(c.changes))
 
-    def modulations(self, timesteps: Sequence[float], c: Conditioning) -> list[Modulation]:
+    def modulations(self, timesteps: Sequence[float], c: Conditioning) -> list[Tensor]:
         """Modulate all steps of a request, each block in one product.
 
         One step of the published model takes 2 MB (bf16), the 28 steps of Dev 55 MB; the weights that make them 5 GB.
         """
         batch, steps = c.pooled.shape[0], len(timesteps)
         times = torch.tensor(timesteps, device=c.pooled.device).repeat_interleave(batch)
-        whole = self._modulate(times, c.pooled.repeat(steps, 1), c.changes)  # [steps·B, …]
-        tables = [table.split(batch) for table in (*whole.blocks, whole.final)]
-        return [Modulation(blocks=tuple(step[:-1]), final=step[-1]) for step in zip(*tables, strict=True)]
+        return list(self._modulate(times, c.pooled.repeat(steps, 1), everywhere(c.changes)).split(batch))
 
-    def _modulate(self, timestep: Tensor, pooled: Tensor, changes: Changes) -> Modulation:
+    def _modulate(self, timestep: Tensor, pooled: Tensor, spread: Spread) -> Tensor:
         time = sinusoid(timestep).to(pooled.dtype)
-        vec = F.silu(self.t_embedder["timestep_embedder"](time, changes) + pooled)
-        tables = [block.adaLN_modulation[1](vec, changes) for block in self.walks.modulations]
-        return Modulation(blocks=tuple(tables), final=self.final_layer.adaLN_modulation[1](vec, changes))
+        vec = F.silu(self.t_embedder["timestep_embedder"](time, spread) + pooled)
+        mods = [block.adaLN_modulation[1](vec, spread) for block in self.walks.modulations]
+        return torch.cat((*mods, self.final_layer.adaLN_modulation[1](vec, spread)), dim=-1)
 
     def velocity_at(self, latent: Tensor, timestep: Tensor, c: Conditioning) -> Tensor:
-        """One step at timestep [B], with its modulation made on the spot."""
-        return self.velocity(latent, self.modulation(timestep, c), c)
+        """One step of one request at timestep [B], with its modulation made on the spot."""
+        return self.velocity([latent], [self.modulation(timestep, c)], Packed.of([c]))[0]
 
-    def velocity(self, latent: Tensor, modulation: Modulation, c: Conditioning) -> Tensor:
-        """One step: latent [B, C, H, W] and the step's modulation to the velocity, noise − picture, [B, C, H, W]."""
-        p = self.config.patch_size
-        patches = rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
-        tokens = patches.shape[1]
-        if c.key_mask is not None:
-            patches = F.pad(patches, (0, 0, 0, 1))
-        img = self.x_embedder["proj"](patches, c.changes)
+    def velocity(self, latents: Sequence[Tensor], modulations: Sequence[Tensor], p: Packed) -> list[Tensor]:
+        """One step of each request: latents [B, C, H, W] and modulations [B, M] to velocities, noise − picture.
 
-        txt, doubles, last = c.txt, len(self.double_stream_blocks), len(modulation.blocks) - 1
+        The requests are those of `Packed.of`, in the same order; the velocities are [B, C, H, W].
+        """
+        mods = self._cut(p.modulation(modulations))
+        img = self.x_embedder["proj"](p.ordered([self._patches(x, p) for x in latents]), p.img.spread)
+
+        txt, doubles, last = p.text, len(self.double_stream_blocks), len(mods) - 2
         x = img
         for i, block in enumerate(self.walks.blocks):
             if isinstance(block, DoubleBlock):
-                img, txt = block(img, txt, c.fresh[i], modulation.blocks[i], c)
+                img, txt = block(img, txt, p.news[i], mods[i], p)
                 continue
             if i == doubles:
-                x = torch.cat((img, txt), dim=1)
-            x = block(x, c.fresh[i], modulation.blocks[i], c, tokens if i == last else x.shape[1])
+                x = p.joined(img, txt)
+            x = block(x, p.news[i], mods[i], p, i == last)
 
         # the published weights answer with picture − noise
-        out = -self.final_layer(x[:, :tokens], modulation.final, c)
-        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=latent.shape[2] // p, p=p, q=p)
+        out = -self.final_layer(x, mods[-1], p)
+        return [self._picture(part, x) for part, x in zip(p.apart(out), latents, strict=True)]
+
+    def _cut(self, modulation: Tensor) -> list[Tensor]:
+        """[S, M] to each block's [S, k·D], and the final layer's."""
+        d, doubles, singles = self.config.dim, len(self.double_stream_blocks), len(self.single_stream_blocks)
+        return list(modulation.split([12 * d] * doubles + [6 * d] * singles + [2 * d], dim=-1))
+
+    def _patches(self, latent: Tensor, p: Packed) -> Tensor:
+        """Latent [B, C, H, W] to tokens [B, N, p·p·C]."""
+        size = self.config.patch_size
+        return rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)
+
+    def _picture(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Tokens [B, N, p·p·C] to a latent; what stands behind them is the pad token."""
+        size = self.config.patch_size
+        rows, columns = like.shape[2] // size, like.shape[3] // size
+        tokens = tokens[:, : rows * columns]
+        return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=size, q=size)
+
+    def compute_on_cpu(self, onednn: bool) -> None:
+        """Have the experts come one by one, and all float32 products be oneDNN's (`products.py`); not for training."""
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts):
+                module.apart = True
+            if isinstance(module, Linear | Gate | Attention):
+                module.product = products.onednn if onednn else products.plain
+            if isinstance(module, SwiGLU):
+                module.fused = onednn
 
     def pack(self) -> None:
         """Lay weights that share an input side by side (`pack.py`); call it last, after any move or cast."""
@@ -304,16 +316,13 @@ def norm(x: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, with scale and shift [B, 1, D]."""
+    """x·(1 + scale) + shift, with x [S, N, D], scale and shift [S, 1, D]."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def mask_pad(k: Tensor, c: Conditioning) -> Tensor:
-    """Set the pad token's key to 0, in padded mode; k [B, S, H, K] starts with the image tokens."""
-    if c.key_mask is None:
-        return k
-    tokens = c.key_mask.shape[0]
-    return torch.cat((k[:, :tokens] * c.key_mask, k[:, tokens:]), dim=1)
+def masked(k: Tensor, mask: Tensor | None) -> Tensor:
+    """Set pad tokens' keys to 0, in padded mode; k [T, H, K], mask [T, 1, 1]."""
+    return k if mask is None else k * mask
 
 
 def sinusoid(timestep: Tensor) -> Tensor:

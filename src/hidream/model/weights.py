@@ -24,11 +24,11 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
 from hidream.formats.detect import Kind, Published, config_of, files_of, read
+from hidream.model import products
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
 from hidream.model.inferred import transformer_config
 from hidream.model.linear import Linear
-from hidream.model.moe import MixtureOfExperts
 from hidream.model.transformer import Transformer
 from hidream.types import Storage, Variant
 
@@ -178,10 +178,8 @@ def load_transformer(
     assign(transformer, published.tensors, Target(device, dtype, storage, home, whole=WHOLE), published.path)
     if _packs(transformer, published.tensors, device, dtype):
         transformer.pack()
-    elif device.type == "cpu":
-        for module in transformer.modules():
-            if isinstance(module, MixtureOfExperts):
-                module.apart = True
+    if device.type == "cpu":
+        transformer.compute_on_cpu(onednn=products.available())
     return transformer.eval().requires_grad_(False)
 
 

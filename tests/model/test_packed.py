@@ -1,0 +1,110 @@
+"""Several requests as one sequence of rows: each gets what it gets alone, to the last bit, in as many products."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hidream.model.linear import everywhere
+from hidream.model.packed import Packed
+from hidream.model.transformer import Transformer
+
+SHAPES = ((4, 4), (4, 4), (2, 8), (3, 5), (8, 6))
+PRODUCTS = ("_linear_pointwise", "linear", "matmul", "mm", "addmm", "bmm")
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    model = tiny.ours(tiny.reference())
+    model.compute_on_cpu(onednn=True)
+    return model
+
+
+def requests(model: Transformer, shapes=SHAPES, padded=(False,) * 5, changes=({},) * 5, prompts=(1, 2, 1, 1, 2)):
+    """Latents, conditionings and modulations of requests of all kinds: sizes, guidance, padding, LoRAs, times."""
+    found = []
+    for i, (rows, columns) in enumerate(shapes):
+        latent, _, *text = tiny.inputs(prompts[i], 2 * rows, 2 * columns, tokens=16 if i != 3 else 9, seed=i)
+        c = model.condition(*text, (rows, columns), padded=padded[i], changes=changes[i])
+        found.append((latent, c, model.modulation(torch.full((prompts[i],), 900.0 - 100 * i), c)))
+    return found
+
+
+def together(model: Transformer, batch):
+    latents, conditionings, modulations = zip(*batch, strict=True)
+    return model.velocity(latents, modulations, Packed.of(conditionings))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["plain", "padded", "with changes"])
+def test_each_request_gets_what_it_gets_alone(model, kind):
+    g = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 128, generator=g), torch.randn(128, 2, generator=g)
+    low_rank = {
+        f"{block}.block.{layer}": [lambda x, y: x @ down.T @ up.T * 0.1]
+        for block in ("double_stream_blocks.0", "single_stream_blocks.1", "single_stream_blocks.2")
+        for layer in ("attn1.to_q", "attn1.to_out", "attn1.to_v_t")
+    } | {"single_stream_blocks.0.block.ff_i.experts.1.w1": [lambda x, y: y.tanh()]}
+    batch = requests(
+        model,
+        padded=(False, False, True, True, False) if kind == "padded" else (False,) * 5,
+        changes=(low_rank, {}, {}, low_rank, {}) if kind == "with changes" else ({},) * 5,
+    )
+    alone = [together(model, [request])[0] for request in batch]
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 1], [2, 2, 2, 0]):
+        for i, answer in zip(order, together(model, [batch[i] for i in order]), strict=True):
+            assert torch.equal(answer, alone[i])
+    if kind == "with changes":
+        assert not torch.equal(alone[0], together(model, requests(model))[0])
+
+
+@torch.inference_mode()
+def test_unpacked_and_stacked_experts_give_the_same(model):
+    plain = tiny.ours(tiny.reference(), pack=False)
+    batch = requests(plain)
+    for fast, slow in zip(together(model, batch), together(plain, batch), strict=True):
+        assert tiny.relative(fast, slow) <= 1e-5
+
+
+@torch.inference_mode()
+def test_products_depend_on_the_tokens_not_on_the_requests(model):
+    one = requests(model, shapes=((8, 8),), prompts=(1,))
+    four = requests(model, shapes=((4, 4),) * 4, prompts=(1,) * 4)
+    counts = []
+    for batch in (one, four, one + four):
+        with Counting() as counting:
+            together(model, batch)
+        counts.append(counting.products)
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+@torch.inference_mode()
+def test_a_batch_of_equal_shapes_attends_at_once(model):
+    equal = requests(model, shapes=((4, 4),) * 3, prompts=(1, 2, 1))
+    with Counting() as counting:
+        together(model, equal)
+    assert counting.calls["scaled_dot_product_attention"] == len(model.blocks)
+
+
+def test_changes_of_one_request_alone_are_on_all_rows():
+    assert everywhere({}) == ()
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def products(self) -> int:
+        return sum(self.calls[name] for name in PRODUCTS)
