@@ -94,6 +94,17 @@ class Storage(StrEnum):
     NF4 = "nf4"
 
 
+class Mode(StrEnum):
+    """What a picture may lose for speed; `model/step_cache.py` has the numbers, docs/PERFORMANCE.md what they cost.
+
+    EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for a picture that is nearly the same.
+    """
+
+    EXACT = "exact"
+    BALANCED = "balanced"
+    TURBO = "turbo"
+
+
 class ImageFormat(StrEnum):
     """File formats that a picture can be delivered in."""
 
@@ -196,6 +207,7 @@ class ImageRequest:
     sampler: Sampler | None = None
     conformance: Conformance = Conformance.DIFFUSERS
     render: Render = Render.BEST
+    mode: Mode = Mode.EXACT
     image: bytes | None = None
     strength: float = STRENGTH
     mask: bytes | None = None

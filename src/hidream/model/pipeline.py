@@ -4,30 +4,35 @@ Everything that decides the pixels is in the request; every random number comes 
 a seed means the same noise on any device. Knows no queue, no HTTP and no files but those that a request brings along.
 
 A picture is drawn in one pass, or in two: small, then enlarged and refined. A pass starts from noise alone, or from a
-latent that is noised to the level from which its steps lead down.
+latent that is noised to the level from which its steps lead down. `draw` is all of that but for the transformer: it
+*asks* for a velocity and waits until it gets one. `generate` answers each question at once; the engine lets many
+drawings ask together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidream.model import sampler
+from hidream.model import sampler, step_cache
 from hidream.model.canvas import Canvas, cells, open_canvas
 from hidream.model.config import Recipe, recipe_of
+from hidream.model.linear import Changes
 from hidream.model.loading import Model
 from hidream.model.packed import Conditioning, Packed
-from hidream.model.sampler import Schedule
+from hidream.model.sampler import SamplerState, Schedule
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
-from hidream.types import ImageRequest, Render, Size, Timings
+from hidream.model.step_cache import SLOPE, History
+from hidream.model.text import TextEmbeds
+from hidream.types import ImageRequest, Prompts, Render, Size, Timings
 
 REFINE_ABOVE = 1.2
 """Times the best area from which a size is refined by default; up to there enlarging costs nothing that is seen."""
@@ -36,8 +41,6 @@ REFINE_FROM = 0.6
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each step; whatever it raises ends the picture."""
-Velocity = Callable[[Tensor, int], Tensor]
-"""Velocity of the latent x at step i."""
 Keep = Callable[[Tensor, float], Tensor]
 """Brings the latent x at noise level σ back to what must not change."""
 
@@ -53,10 +56,52 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One run of the sampler."""
+    """One run of the sampler, and which of its steps ask the model."""
 
     grid: Grid
     schedule: Schedule
+    asked: tuple[bool, ...]
+
+    @property
+    def asked_times(self) -> list[float]:
+        """Model times of the steps that ask."""
+        return [time for time, asked in zip(self.schedule.timesteps, self.asked, strict=True) if asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What is settled of a picture before anything is computed."""
+
+    request: ImageRequest
+    recipe: Recipe
+    passes: tuple[Pass, ...]
+    canvas: Canvas | None
+    changes: Changes
+
+    @property
+    def prompts(self) -> list[str | Prompts]:
+        """What the text encoders are asked: the negative prompt first, if the recipe is guided."""
+        guided = self.recipe.guidance > 1
+        return [self.request.negative_prompt, self.request.prompt] if guided else [self.request.prompt]
+
+    @property
+    def steps(self) -> int:
+        """Steps of all passes, those that do not ask the model among them."""
+        return sum(each.schedule.steps for each in self.passes)
+
+
+class Ask(NamedTuple):
+    """A drawing's question to the transformer: the velocity of `latent` [B, C, h, w]; B is 2 with guidance."""
+
+    latent: Tensor
+    modulation: Tensor  # [B, M]
+    conditioning: Conditioning
+
+
+Drawing = Generator[Ask, Tensor, Tensor]
+"""Asks for velocities [B, C, h, w] until the picture is drawn; then returns its latent [1, C, h', w']."""
+Tick = Callable[[int, Tensor], None]
+"""Called after each step with the steps done and what the model takes the picture to be, [1, C, h, w]."""
 
 
 @torch.inference_mode()
@@ -67,36 +112,99 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     the size that was asked, and one picture for one seed. Raises InvalidInput on files and LoRAs that cannot be used,
     and whatever `on_step` raises.
     """
+    sketch = outline(model, request)
+    started = now(model.device)
+    text = model.text.embed(sketch.prompts)
+    embedded = now(model.device)
+
+    def tick(done: int, _x0: Tensor) -> None:
+        if on_step:
+            on_step(done, sketch.steps)
+
+    drawing = draw(model, sketch, text.embeds, tick)
+    said: Ask | Tensor = next(drawing)
+    with model.phases.denoising():
+        while isinstance(said, Ask):
+            (velocity,) = model.transformer.velocity([said.latent], [said.modulation], Packed.of([said.conditioning]))
+            said = answer(drawing, velocity)
+    denoised = now(model.device)
+
+    pixels = finish(model, sketch, said)
+    done = now(model.device)
+    return Picture(pixels, Timings(embedded - started, denoised - embedded, done - denoised), text.warnings)
+
+
+def outline(model: Model, request: ImageRequest) -> Sketch:
+    """Settle what can be settled before anything is computed.
+
+    Raises InvalidInput on files that are no pictures, and on LoRAs that the model does not have.
+    """
     recipe = resolve(model, request)
-    canvas, passes, changes = open_canvas(request), plan_passes(model, request, recipe), model.changes(request.loras)
-    tick = _counter(on_step, sum(each.schedule.steps for each in passes))
-    started = _now(model.device)
+    passes = plan_passes(model, request, recipe)
+    return Sketch(request, recipe, passes, open_canvas(request), model.changes(request.loras))
 
-    prompts = [request.negative_prompt, request.prompt] if recipe.guidance > 1 else [request.prompt]
-    text = model.text.embed(prompts)
-    embedded = _now(model.device)
 
-    generator, x0 = sampler.generator_of(request.seed), None
-    for each in passes:
+def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
+    """Lead noise to a picture, one question to the transformer at a time.
+
+    Everything that only one request needs is computed here; all of it happens while the drawing is resumed. To be
+    resumed within `torch.inference_mode`; the first `next`, which may use the autoencoder, outside of the phase of
+    denoising.
+    """
+    request, recipe, canvas = sketch.request, sketch.recipe, sketch.canvas
+    generator, x0, done = sampler.generator_of(request.seed), None, 0
+    laid = [None if canvas is None else lay(model, canvas, each.grid) for each in sketch.passes]
+    for each, given in zip(sketch.passes, laid, strict=True):
         conditioning = model.transformer.condition(
-            *text.embeds, each.grid, padded=request.render is Render.REFERENCE, changes=changes
+            *text, each.grid, padded=request.render is Render.REFERENCE, changes=sketch.changes
         )
-        velocity = velocity_of(model, recipe.guidance, conditioning, each.schedule)
+        modulations = iter(model.transformer.modulations(each.asked_times, conditioning))
         noise = initial_noise(model, each.grid, generator)
-        given = None if canvas is None else lay(model, canvas, each.grid)
         start = given if x0 is None else enlarge(x0, noise)
         keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, given, noise)
         x = noised(start, noise, each.schedule)
-        with model.phases.denoising():
-            x0 = denoise(recipe, each.schedule, velocity, x, generator, keep, tick)
+        sigmas = each.schedule.sigmas
+        state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[recipe.sampler])
+        for i, asked in enumerate(each.asked):
+            if asked:
+                latent = x.to(model.dtype).expand(text.pooled.shape[0], -1, -1, -1)
+                velocity = guided((yield Ask(latent, next(modulations), conditioning)).float(), recipe.guidance)
+                history.note(x - sigmas[i] * velocity, i)
+            else:
+                velocity = history.velocity(x, i)
+            x, state = sampler.step(recipe.sampler, x, velocity, state, i)
+            x = keep(x, sigmas[i + 1])
+            done += 1
+            tick(done, history.estimate(i))
+        x0 = x
     assert x0 is not None, "there is at least one pass"
-    denoised = _now(model.device)
+    return x0
 
+
+def answer(drawing: Drawing, velocity: Tensor) -> Ask | Tensor:
+    """Let a drawing go on: to its next question, or to its end, the latent."""
+    try:
+        return drawing.send(velocity)
+    except StopIteration as end:
+        latent: Tensor = end.value
+        return latent
+
+
+def guided(velocity: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance, where the velocity is one of the negative prompt and one of the prompt."""
+    if velocity.shape[0] == 1:
+        return velocity
+    negative, positive = velocity.chunk(2)
+    return negative + guidance * (positive - negative)
+
+
+@torch.inference_mode()
+def finish(model: Model, sketch: Sketch, x0: Tensor) -> np.ndarray:
+    """Decode a drawing's latent and bring the picture to the size that was asked: uint8 pixels [height, width, 3]."""
+    size, canvas = sketch.request.size, sketch.canvas
     with model.phases.autoencoding():
-        drawn = fit(model.vae.decode(x0)[0].float(), request.size)
-    pixels = to_pixels(drawn if canvas is None else canvas.at(request.size).keep(drawn)).cpu().numpy()
-    done = _now(model.device)
-    return Picture(pixels, Timings(embedded - started, denoised - embedded, done - denoised), text.warnings)
+        drawn = fit(model.vae.decode(x0)[0].float(), size)
+    return to_pixels(drawn if canvas is None else canvas.at(size).keep(drawn)).cpu().numpy()
 
 
 def resolve(model: Model, request: ImageRequest) -> Recipe:
@@ -106,57 +214,26 @@ def resolve(model: Model, request: ImageRequest) -> Recipe:
     return dataclasses.replace(recipe, **{name: value for name, value in asked.items() if value is not None})
 
 
-def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> list[Pass]:
-    """Settle grids and noise levels: one pass, or a second one that refines on the grid of the size itself."""
+def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> tuple[Pass, ...]:
+    """Settle grids, noise levels and questions: one pass, or a second one that refines on the size's own grid."""
 
     def grid(render: Render) -> Grid:
         return render_grid(request.size, render, model.token_px, model.best_tokens, model.transformer.config.max_tokens)
 
+    def one(grid: Grid, schedule: Schedule) -> Pass:
+        return Pass(grid, schedule, step_cache.plan(request.mode, recipe.sampler, schedule, grid.rows * grid.columns))
+
     whole = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, request.conformance)
     share = 1.0 if request.image is None else request.strength
-    first = Pass(grid(request.render), _tail(whole, whole.steps - max(1, int(whole.steps * share))))
+    first = one(grid(request.render), _tail(whole, whole.steps - max(1, int(whole.steps * share))))
     native = grid(Render.NATIVE)
     larger = native.rows * native.columns / (first.grid.rows * first.grid.columns)
     refines = request.render is Render.REFINE and larger > 1
     refines |= request.render is Render.BEST and larger > REFINE_ABOVE and model.refines
     if not refines:
-        return [first]
+        return (first,)
     below = sum(sigma > REFINE_FROM for sigma in whole.sigmas[:-1])
-    return [first, Pass(native, _tail(whole, min(below, whole.steps - 1)))]
-
-
-def velocity_of(model: Model, guidance: float, conditioning: Conditioning, schedule: Schedule) -> Velocity:
-    """Make the function that a sampler asks; two prompts in the conditioning are a negative one and the prompt."""
-    modulations = model.transformer.modulations(schedule.timesteps, conditioning)
-    batch, packed = conditioning.txt.shape[0], Packed.of([conditioning])
-
-    def velocity(x: Tensor, i: int) -> Tensor:
-        latent = x.to(model.dtype).expand(batch, -1, -1, -1)
-        answer = model.transformer.velocity([latent], [modulations[i]], packed)[0].float()
-        if batch == 1:
-            return answer
-        negative, positive = answer.chunk(2)
-        return negative + guidance * (positive - negative)
-
-    return velocity
-
-
-def denoise(
-    recipe: Recipe,
-    schedule: Schedule,
-    velocity: Velocity,
-    x: Tensor,
-    generator: torch.Generator,
-    keep: Keep,
-    tick: Callable[[], None],
-) -> Tensor:
-    """Lead the latent x [1, C, h, w] from the schedule's first noise level to its last."""
-    state = sampler.SamplerState(schedule, generator)
-    for i in range(schedule.steps):
-        x, state = sampler.step(recipe.sampler, x, velocity(x, i), state, i)
-        x = keep(x, schedule.sigmas[i + 1])
-        tick()
-    return x
+    return first, one(native, _tail(whole, min(below, whole.steps - 1)))
 
 
 def initial_noise(model: Model, grid: Grid, generator: torch.Generator) -> Tensor:
@@ -207,20 +284,8 @@ def _tail(schedule: Schedule, start: int) -> Schedule:
     return Schedule(sigmas=schedule.sigmas[start:], timesteps=schedule.timesteps[start:])
 
 
-def _counter(on_step: OnStep | None, total: int) -> Callable[[], None]:
-    """Make the function that is called after each step."""
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if on_step:
-            on_step(done, total)
-
-    return tick
-
-
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

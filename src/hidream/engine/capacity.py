@@ -1,0 +1,80 @@
+"""What the machine bears: how many tokens keep it busy, and how much memory requests may hold. Measured, not guessed.
+
+A step of few tokens leaves a large device idle; more tokens than keep it busy only make everybody wait for the slowest.
+So the budget of a step is the fewest tokens from which on a token costs hardly less.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from pathlib import Path
+
+import torch
+
+from hidream.engine.runner import segment_tokens
+from hidream.model.footprint import step_bytes
+from hidream.model.loading import Model
+from hidream.model.packed import Packed
+from hidream.model.pipeline import now
+
+GAIN = 1.1
+"""Twice the tokens have to be computed this much faster, per token, for a budget to be doubled."""
+MEASURE_S = 10.0
+"""Seconds after which the measurement ends with what it has found; a step of a large model on a CPU takes minutes."""
+REPEATS = 3
+"""Measurements of each size, after one to warm up; the fastest counts, which others on the machine disturb least."""
+SEGMENTS_MAX = 64
+SHARE = 0.5
+"""Of the memory that is free when the model has been loaded, for requests; the rest is for steps and decoding."""
+
+
+@torch.inference_mode()
+def saturating_tokens(model: Model) -> int:
+    """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small pictures, of random noise."""
+    side = max(1, round(math.sqrt(model.best_tokens) / 2))
+    config, text = model.transformer.config, model.text.embed([""]).embeds
+    conditioning = model.transformer.condition(*text, (side, side))
+    latent = torch.randn(1, config.in_channels, *(side * config.patch_size,) * 2, generator=torch.Generator())
+    latent = latent.to(model.device, model.dtype)
+    (modulation,) = model.transformer.modulations([500.0], conditioning)
+    tokens = segment_tokens(side * side, model.text.tokens)
+
+    def seconds_per_token(segments: int) -> float:
+        packed = Packed.of([conditioning] * segments)
+        best = math.inf
+        for _ in range(1 + REPEATS):
+            started = now(model.device)
+            model.transformer.velocity([latent] * segments, [modulation] * segments, packed)
+            best = min(best, now(model.device) - started)
+            if time.perf_counter() - begun > MEASURE_S:
+                break
+        return best / (segments * tokens)
+
+    begun, segments = time.perf_counter(), 1
+    with model.phases.denoising():
+        cost = seconds_per_token(1)
+        while segments < SEGMENTS_MAX and time.perf_counter() - begun < MEASURE_S:
+            doubled = seconds_per_token(2 * segments)
+            if doubled * GAIN > cost:
+                break
+            segments, cost = 2 * segments, doubled
+    return segments * tokens
+
+
+def memory_for_requests(model: Model, tokens: int) -> int:
+    """Bytes that admitted requests may hold, beside the weights and a step of `tokens`; at least one step's worth."""
+    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else _free_host_bytes()
+    step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, packed=True)
+    return max(int(SHARE * free) - step, step)
+
+
+def _free_host_bytes() -> int:
+    """What Linux would give to a new process, the page cache included; elsewhere half of what there is."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,200 @@
+"""The engine: add requests and abort them at any time, call `step` again and again, take the finished pictures.
+
+    engine = Engine(model, Options())
+    engine.add("a", ImageRequest("a cat", Size(512, 512), seed=1))
+    while engine.busy:
+        for outcome in engine.step():
+            ...
+
+One step is one call of the transformer for as many requests as the scheduler lets take part. What a request gets does
+not depend on who else does: on a CPU its picture is that of `pipeline.generate` to the last bit (`packed.py` says
+why), on other devices to the rounding of their products.
+
+Knows no clients, files or threads: all of it is for the one thread that owns the model; the worker's bridge is how
+others reach it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hidream.engine.capacity import memory_for_requests, saturating_tokens
+from hidream.engine.request import Limits, Policy
+from hidream.engine.runner import Runner
+from hidream.engine.scheduler import Scheduler
+from hidream.model.loading import Model
+from hidream.model.pipeline import Picture, Sketch, Tick, outline
+from hidream.model.preview import Preview, fit_preview
+from hidream.types import ImageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an engine works.
+
+    `tokens` of a step and `memory_bytes` for requests are measured and asked for when they are 0. `overlap` of None
+    means on a CUDA device only. `expected` is for how many waiting requests texts are encoded ahead, where that
+    overlaps.
+    """
+
+    policy: Policy = Policy.SRPT
+    tokens: int = 0
+    memory_bytes: int = 0
+    requests: int | None = None
+    ageing: float = 0.1
+    head_start: int = 115_000  # what a 1024² picture of the published model takes: 28 steps of 4,096 tokens
+    overlap: bool | None = None
+    expected: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is: steps done and in all, and perhaps a small picture [h, w, 3] of what it will show."""
+
+    id: str
+    done: int
+    total: int
+    preview: np.ndarray | None
+
+
+OnProgress = Callable[[Progress], None]
+"""Called on the engine's thread after each step of a request; what it raises ends the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A request's end: its picture, or what went wrong."""
+
+    id: str
+    picture: Picture | None
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that is here."""
+
+    sketch: Sketch
+    tick: Tick
+
+
+class Engine:
+    """Draws many requests with one model."""
+
+    def __init__(self, model: Model, options: Options | None = None) -> None:
+        self._model, options = model, options or Options()
+        overlap = model.device.type == "cuda" if options.overlap is None else options.overlap
+        tokens = options.tokens or saturating_tokens(model)
+        memory_bytes = options.memory_bytes or memory_for_requests(model, tokens)
+        self.limits = Limits(tokens, memory_bytes, options.requests)
+        self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.head_start)
+        self._runner = Runner(model, overlap)
+        self._expected = options.expected
+        self._asked: dict[str, _Asked] = {}
+        self._finishing: dict[str, Future[Picture]] = {}
+        self._preview: Preview | None = None
+
+    def add(
+        self,
+        id: str,  # noqa: A002 - what it is
+        request: ImageRequest,
+        on_progress: OnProgress | None = None,
+        *,
+        priority: int = 0,
+        preview_every: int = 0,
+    ) -> None:
+        """Let a request wait for its turn.
+
+        `on_progress` is called after each of its steps, with a preview after every `preview_every`th. Raises
+        InvalidInput on an id that is here already, and on what `pipeline.outline` cannot use.
+        """
+        sketch = outline(self._model, request)
+        work = self._runner.work(id, sketch, priority)
+        # a request that is larger than the memory for requests is not refused: it is alone then
+        memory_bytes = min(work.memory_bytes, self.limits.memory_bytes)
+        self._scheduler.add(dataclasses.replace(work, memory_bytes=memory_bytes))
+        self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, preview_every))
+        if self._scheduler.waiting <= self._expected:
+            self._runner.expect(sketch)
+
+    def abort(self, id: str) -> bool:  # noqa: A002 - what it is
+        """Forget a request and free what it holds; whether there was one. A picture that is being decoded is lost."""
+        self._scheduler.abort(id)
+        self._runner.drop(id)
+        self._finishing.pop(id, None)
+        return self._asked.pop(id, None) is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._asked)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have not begun."""
+        return self._scheduler.waiting
+
+    @property
+    def remaining_tokens(self) -> int:
+        """What is left to compute for all requests together."""
+        return self._scheduler.remaining
+
+    @torch.inference_mode()
+    def step(self) -> list[Outcome]:
+        """Take one step of those whose turn it is; return the requests that came to an end."""
+        batch = self._scheduler.batch()
+        failed = self._runner.begin({id_: (self._asked[id_].sketch, self._asked[id_].tick) for id_ in batch.admitted})
+        ids = [id_ for id_ in batch.ids if id_ not in failed]
+        if ids:
+            finishing, errors = self._runner.step(ids)
+            self._finishing |= finishing
+            failed |= errors
+        elif self._finishing:
+            next(iter(self._finishing.values())).exception()  # nothing else to do than to wait for it
+        for id_ in failed:
+            self._scheduler.abort(id_)
+        self._scheduler.advance(batch)
+        return [self._end(id_, None, error) for id_, error in failed.items()] + self._finished()
+
+    def close(self) -> None:
+        """Give up whatever is here."""
+        for id_ in list(self._asked):
+            self.abort(id_)
+        self._runner.close()
+
+    def _finished(self) -> list[Outcome]:
+        done = {id_: future for id_, future in self._finishing.items() if future.done()}
+        outcomes = []
+        for id_, future in done.items():
+            del self._finishing[id_]
+            error = future.exception()
+            assert error is None or isinstance(error, Exception), "an interrupt is not an outcome"
+            outcomes.append(self._end(id_, None if error else future.result(), error))
+        return outcomes
+
+    def _end(self, id_: str, picture: Picture | None, error: Exception | None) -> Outcome:
+        del self._asked[id_]
+        return Outcome(id_, picture, error)
+
+    def _tick(self, id_: str, sketch: Sketch, on_progress: OnProgress | None, preview_every: int) -> Tick:
+        """Make the function that a drawing calls after each step."""
+
+        def tick(done: int, x0: Tensor) -> None:
+            if on_progress is not None:
+                wanted = preview_every and done % preview_every == 0 and done < sketch.steps
+                on_progress(Progress(id_, done, sketch.steps, self._draw_preview(x0) if wanted else None))
+
+        return tick
+
+    def _draw_preview(self, x0: Tensor) -> np.ndarray:
+        if self._preview is None:
+            with self._model.phases.autoencoding():
+                self._preview = fit_preview(self._model.vae)
+        return self._preview.draw(x0)

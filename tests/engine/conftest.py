@@ -1,0 +1,36 @@
+"""A small model for the engine: a random transformer between nano's encoders and autoencoder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from hidream.model.config import TransformerConfig
+from hidream.model.loading import Model, load
+from hidream.model.transformer import Transformer
+from hidream.types import Variant
+
+
+@pytest.fixture(scope="session")
+def nano() -> Model:
+    return load(Variant.DEV)
+
+
+@pytest.fixture(scope="session")
+def small(nano) -> Model:
+    """Some milliseconds a step."""
+    had = nano.transformer.config
+    config = dataclasses.replace(had, num_layers=1, num_single_layers=2, num_attention_heads=2, llama_layers=(0, 1, 2))
+    return dataclasses.replace(nano, transformer=random_transformer(config), refines=True)
+
+
+def random_transformer(config: TransformerConfig) -> Transformer:
+    torch.manual_seed(0)
+    transformer = Transformer(config).eval().requires_grad_(False)
+    for parameter in transformer.parameters():
+        parameter.normal_(std=0.08)
+    transformer.pack()
+    transformer.compute_on_cpu(onednn=True)
+    return transformer

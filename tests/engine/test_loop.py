@@ -1,0 +1,255 @@
+"""The engine against the pipeline: the same picture to the last bit, whoever else is drawn, comes and goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hidream.engine.loop import Engine, Options, Outcome
+from hidream.engine.request import Policy
+from hidream.errors import InvalidInput
+from hidream.model import pipeline
+from hidream.model.loading import Model
+from hidream.model.lora import load_lora
+from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
+
+PROMPTS = ("a red cat", "flat style a sailboat in the ocean", "two stars at night", "")
+
+
+def asked(seed: int) -> ImageRequest:
+    """A request of any kind, decided by its seed."""
+    rng = random.Random(seed)
+    size = Size(*(rng.choice((128, 160, 224)) for _ in range(2)))
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(picture, "PNG")
+    return ImageRequest(
+        prompt=rng.choice(PROMPTS[:3]),
+        size=size,
+        seed=seed,
+        negative_prompt=rng.choice(PROMPTS),
+        steps=rng.randint(1, 4),
+        guidance=rng.choice((None, None, 3.0)),
+        sampler=rng.choice((None, None, Sampler.EULER, Sampler.UNIPC)),
+        render=rng.choice((Render.NATIVE, Render.NATIVE, Render.SCALED, Render.REFINE, Render.REFERENCE)),
+        mode=rng.choice((Mode.EXACT, Mode.EXACT, Mode.TURBO)),
+        image=picture.getvalue() if rng.random() < 0.2 else None,
+        loras=(LoraUse("glow", rng.choice((0.5, 1.0))),) if rng.random() < 0.3 else (),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(small, tmp_path_factory) -> Model:
+    """The small model with a LoRA."""
+    from safetensors.torch import save_file
+
+    g = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, outputs, inputs in [
+        ("double_stream_blocks.0.block.attn1.to_q", 128, 128),
+        ("double_stream_blocks.0.block.ff_i.experts.1.w1", 512, 128),
+        ("single_stream_blocks.1.block.attn1.to_out", 128, 128),
+        ("single_stream_blocks.0.block.ff_i.gate", 4, 128),
+        ("final_layer.adaLN_modulation.1", 256, 128),
+    ]:
+        weights[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(2, inputs, generator=g) * 0.1
+        weights[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 2, generator=g) * 0.1
+    path = tmp_path_factory.mktemp("loras") / "glow.safetensors"
+    save_file(weights, path)
+    return dataclasses.replace(small, loras={"glow": load_lora(path, small.transformer)})
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """The pixels that the pipeline draws for a seed's request."""
+
+    @functools.cache
+    def pixels(seed: int) -> np.ndarray:
+        return pipeline.generate(model, asked(seed)).pixels
+
+    return pixels
+
+
+def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> tuple[dict[str, Outcome], set[str]]:
+    """One random life of an engine: outcomes by id, which ends in the seed of its request, and who was aborted."""
+    rng = random.Random(seed)
+    options = Options(
+        policy=rng.choice(list(Policy)),
+        tokens=rng.choice((100, 200, 400, 2000)),
+        requests=rng.choice((None, 2, 4)),
+        memory_bytes=2**33,
+        overlap=rng.random() < 0.3,
+    )
+    engine, outcomes, present, aborted = Engine(model, options), {}, [], set()
+    coming = [f"{i}-{rng.randrange(seeds)}" for i in range(requests)]
+    while coming or engine.busy:
+        for _ in range(rng.choice((0, 0, 1, 3)) if engine.busy else 1):
+            if coming:
+                present.append(coming.pop())
+                engine.add(present[-1], request(int(present[-1].split("-")[1])), priority=rng.choice((0, 0, 1)))
+        if present and rng.random() < 0.05:
+            victim = present.pop(rng.randrange(len(present)))
+            if engine.abort(victim):
+                aborted.add(victim)
+        for outcome in engine.step():
+            assert outcome.id not in outcomes
+            outcomes[outcome.id] = outcome
+    engine.close()
+    assert outcomes.keys().isdisjoint(aborted)
+    assert len(outcomes) + len(aborted) == requests
+    return outcomes, aborted
+
+
+@pytest.mark.parametrize(
+    ("first", "schedules"), [(0, 20), *(pytest.param(20 + 48 * i, 48, marks=pytest.mark.long) for i in range(10))]
+)
+def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, schedules):
+    for seed in range(first, first + schedules):
+        outcomes, _ = live(model, seed, seeds=24, requests=6)
+        for id_, outcome in outcomes.items():
+            assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
+            expected = alone(int(id_.split("-")[1]))
+            assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
+def test_nano_draws_what_the_pipeline_draws(nano, seed):
+    def request(seed: int) -> ImageRequest:
+        return dataclasses.replace(asked(seed), loras=(), steps=3 + seed % 3)
+
+    outcomes, _ = live(nano, seed, seeds=8, requests=5, request=request)
+    for id_, outcome in outcomes.items():
+        expected = pipeline.generate(nano, request(int(id_.split("-")[1]))).pixels
+        assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+    assert outcomes
+
+
+def request(**changes) -> ImageRequest:
+    values = {"prompt": "a cat", "size": Size(128, 128), "seed": 1, "steps": 6, "render": Render.NATIVE, **changes}
+    return ImageRequest(**values)
+
+
+def drain(engine: Engine) -> dict[str, Outcome]:
+    outcomes = {}
+    while engine.busy:
+        outcomes |= {outcome.id: outcome for outcome in engine.step()}
+    return outcomes
+
+
+def test_abort_takes_effect_within_a_step_and_frees_everything(model):
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33))
+    steps = []
+    engine.add("a", request(), steps.append)
+    engine.add("b", request(seed=2))
+    engine.step()
+    assert engine.abort("a")
+    assert not engine.abort("a")
+    assert "a" not in engine._runner._open
+    assert list(drain(engine)) == ["b"]
+    assert len(steps) == 1
+    engine.add("a", request())  # the id is free again
+    assert drain(engine)["a"].picture is not None
+
+
+def test_a_short_request_overtakes_a_long_one(model):
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    engine.add("long", request(size=Size(384, 384), steps=20))
+    engine.step()
+    engine.add("short", request(steps=2))
+    ends = [outcome.id for _ in range(22) for outcome in engine.step()]
+    assert ends == ["short", "long"]
+
+
+def test_progress_and_previews(model):
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    seen = []
+    engine.add("a", request(size=Size(160, 128)), seen.append, preview_every=2)
+    drain(engine)
+    assert [(each.id, each.done, each.total) for each in seen] == [("a", i, 6) for i in range(1, 7)]
+    assert [each.preview is not None for each in seen] == [False, True, False, True, False, False]
+    cells = 128 // model.vae.factor, 160 // model.vae.factor
+    assert seen[1].preview.shape == (*cells, 3)
+
+
+def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatch):
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33))
+
+    def fail(_progress):
+        raise InvalidInput("not any more")
+
+    engine.add("progress fails", request(), fail)
+    engine.add("fine", request(seed=5))
+    real = model.transformer.velocity
+
+    def poisoned(latents, *rest):
+        if any(latent.isnan().any() for latent in latents):
+            raise RuntimeError("out of memory")
+        return real(latents, *rest)
+
+    monkeypatch.setattr(model.transformer, "velocity", poisoned)
+    engine.add("poison", request(seed=6))
+    original = pipeline.initial_noise
+
+    def noise(model, grid, generator):
+        return original(model, grid, generator) * (float("nan") if generator.initial_seed() == 6 else 1)
+
+    monkeypatch.setattr(pipeline, "initial_noise", noise)
+    outcomes = drain(engine)
+    assert isinstance(outcomes["progress fails"].error, InvalidInput)
+    assert isinstance(outcomes["poison"].error, RuntimeError)
+    assert outcomes["fine"].error is None
+    monkeypatch.undo()
+    assert np.array_equal(outcomes["fine"].picture.pixels, pipeline.generate(model, request(seed=5)).pixels)
+
+
+def test_bad_requests_are_refused_when_they_are_added(model):
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    with pytest.raises(InvalidInput, match="loras"):
+        engine.add("a", request(loras=(LoraUse("nobody"),)))
+    engine.add("a", request())
+    with pytest.raises(InvalidInput, match="id"):
+        engine.add("a", request())
+    engine.close()
+    assert not engine.busy
+
+
+def test_a_request_larger_than_the_memory_is_drawn_alone(model):
+    engine = Engine(model, Options(tokens=4000, memory_bytes=1))
+    engine.add("a", request())
+    engine.add("b", request(seed=2))
+    engine.step()
+    assert engine.waiting == 1
+    assert drain(engine).keys() == {"a", "b"}
+
+
+def test_a_repeated_prompt_is_encoded_once(nano):
+    engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33))
+    before = nano.text.cache.stats
+    for i in range(3):
+        engine.add(str(i), request(prompt="a prompt that nobody has asked for", seed=i, steps=1))
+    drain(engine)
+    assert nano.text.cache.stats.entries - before.entries == 4  # one of each encoder
+
+
+def test_the_budget_is_measured(model):
+    engine = Engine(model)
+    assert engine.limits.tokens > 0
+    assert engine.limits.memory_bytes > 0
+    engine.close()
+
+
+def test_variants_of_other_samplers_share_a_batch(model):
+    """A batch may hold any steps, samplers and sizes at once: all of them take part in one step."""
+    engine = Engine(model, Options(tokens=10_000, memory_bytes=2**33))
+    requests = [request(sampler=s, size=Size(128, 32 * (4 + i)), steps=3) for i, s in enumerate(Sampler)]
+    for i, each in enumerate(requests):
+        engine.add(str(i), each)
+    ends = [len(engine.step()) for _ in range(3)]
+    assert ends == [0, 0, 3]
+    assert model.variant is Variant.DEV
