@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
 from hidream.errors import InvalidInput
@@ -84,6 +85,7 @@ def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> t
         tokens=rng.choice((100, 200, 400, 2000)),
         requests=rng.choice((None, 2, 4)),
         memory_bytes=2**33,
+        together=rng.random() < 0.9,
         overlap=rng.random() < 0.3,
     )
     engine, outcomes, present, aborted = Engine(model, options), {}, [], set()
@@ -143,7 +145,7 @@ def drain(engine: Engine) -> dict[str, Outcome]:
 
 
 def test_abort_takes_effect_within_a_step_and_frees_everything(model):
-    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     steps = []
     engine.add("a", request(), steps.append)
     engine.add("b", request(seed=2))
@@ -158,7 +160,7 @@ def test_abort_takes_effect_within_a_step_and_frees_everything(model):
 
 
 def test_a_short_request_overtakes_a_long_one(model):
-    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
     engine.add("long", request(size=Size(384, 384), steps=20))
     engine.step()
     engine.add("short", request(steps=2))
@@ -167,7 +169,7 @@ def test_a_short_request_overtakes_a_long_one(model):
 
 
 def test_progress_and_previews(model):
-    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
     seen = []
     engine.add("a", request(size=Size(160, 128)), seen.append, preview_every=2)
     drain(engine)
@@ -178,7 +180,7 @@ def test_progress_and_previews(model):
 
 
 def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatch):
-    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
 
     def fail(_progress):
         raise InvalidInput("not any more")
@@ -209,7 +211,7 @@ def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatc
 
 
 def test_bad_requests_are_refused_when_they_are_added(model):
-    engine = Engine(model, Options(tokens=1, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
     with pytest.raises(InvalidInput, match="loras"):
         engine.add("a", request(loras=(LoraUse("nobody"),)))
     engine.add("a", request())
@@ -220,7 +222,7 @@ def test_bad_requests_are_refused_when_they_are_added(model):
 
 
 def test_a_request_larger_than_the_memory_is_drawn_alone(model):
-    engine = Engine(model, Options(tokens=4000, memory_bytes=1))
+    engine = Engine(model, Options(tokens=4000, memory_bytes=1, together=True))
     engine.add("a", request())
     engine.add("b", request(seed=2))
     engine.step()
@@ -229,7 +231,7 @@ def test_a_request_larger_than_the_memory_is_drawn_alone(model):
 
 
 def test_a_repeated_prompt_is_encoded_once(nano):
-    engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33))
+    engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
     before = nano.text.cache.stats
     for i in range(3):
         engine.add(str(i), request(prompt="a prompt that nobody has asked for", seed=i, steps=1))
@@ -238,6 +240,7 @@ def test_a_repeated_prompt_is_encoded_once(nano):
 
 
 def test_the_budget_is_measured(model):
+    assert measure(model).same_bits
     engine = Engine(model)
     assert engine.limits.tokens > 0
     assert engine.limits.memory_bytes > 0
@@ -246,7 +249,7 @@ def test_the_budget_is_measured(model):
 
 def test_variants_of_other_samplers_share_a_batch(model):
     """A batch may hold any steps, samplers and sizes at once: all of them take part in one step."""
-    engine = Engine(model, Options(tokens=10_000, memory_bytes=2**33))
+    engine = Engine(model, Options(tokens=10_000, memory_bytes=2**33, together=True))
     requests = [request(sampler=s, size=Size(128, 32 * (4 + i)), steps=3) for i, s in enumerate(Sampler)]
     for i, each in enumerate(requests):
         engine.add(str(i), each)

@@ -1,7 +1,8 @@
 """What the machine bears: how many tokens keep it busy, and how much memory requests may hold. Measured, not guessed.
 
 A step of few tokens leaves a large device idle; more tokens than keep it busy only make everybody wait for the slowest.
-So the budget of a step is the fewest tokens from which on a token costs hardly less.
+So the budget of a step is the fewest tokens from which on a token costs hardly less. What is computed for that also
+shows whether a request's bits depend on who else is in its step.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hidream.engine.runner import segment_tokens
 from hidream.model.footprint import step_bytes
@@ -31,37 +34,46 @@ SHARE = 0.5
 """Of the memory that is free when the model has been loaded, for requests; the rest is for steps and decoding."""
 
 
+class Capacity(NamedTuple):
+    """What was measured: tokens of a step, and whether requests in one step kept the bits that they have alone."""
+
+    tokens: int
+    same_bits: bool
+
+
 @torch.inference_mode()
-def saturating_tokens(model: Model) -> int:
+def measure(model: Model) -> Capacity:
     """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small pictures, of random noise."""
     side = max(1, round(math.sqrt(model.best_tokens) / 2))
     config, text = model.transformer.config, model.text.embed([""]).embeds
     conditioning = model.transformer.condition(*text, (side, side))
-    latent = torch.randn(1, config.in_channels, *(side * config.patch_size,) * 2, generator=torch.Generator())
-    latent = latent.to(model.device, model.dtype)
+    noise = torch.randn(1, config.in_channels, *(side * config.patch_size,) * 2, generator=torch.Generator())
+    latent = noise.to(model.device, model.dtype)
     (modulation,) = model.transformer.modulations([500.0], conditioning)
     tokens = segment_tokens(side * side, model.text.tokens)
+    begun = time.perf_counter()
 
-    def seconds_per_token(segments: int) -> float:
-        packed = Packed.of([conditioning] * segments)
-        best = math.inf
+    def step(segments: int) -> tuple[float, list[Tensor]]:
+        """Seconds per token, and the velocities."""
+        packed, best, velocities = Packed.of([conditioning] * segments), math.inf, []
         for _ in range(1 + REPEATS):
             started = now(model.device)
-            model.transformer.velocity([latent] * segments, [modulation] * segments, packed)
+            velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, packed)
             best = min(best, now(model.device) - started)
             if time.perf_counter() - begun > MEASURE_S:
                 break
-        return best / (segments * tokens)
+        return best / (segments * tokens), velocities
 
-    begun, segments = time.perf_counter(), 1
+    segments, same_bits = 1, False
     with model.phases.denoising():
-        cost = seconds_per_token(1)
+        cost, (alone,) = step(1)
         while segments < SEGMENTS_MAX and time.perf_counter() - begun < MEASURE_S:
-            doubled = seconds_per_token(2 * segments)
+            doubled, together = step(2 * segments)
+            same_bits = (same_bits or segments == 1) and all(torch.equal(each, alone) for each in together)
             if doubled * GAIN > cost:
                 break
             segments, cost = 2 * segments, doubled
-    return segments * tokens
+    return Capacity(segments * tokens, same_bits)
 
 
 def memory_for_requests(model: Model, tokens: int) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hidream.engine.capacity import memory_for_requests, saturating_tokens
+from hidream.engine.capacity import measure, memory_for_requests
 from hidream.engine.request import Limits, Policy
 from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
@@ -39,9 +39,10 @@ from hidream.types import ImageRequest
 class Options:
     """How an engine works.
 
-    `tokens` of a step and `memory_bytes` for requests are measured and asked for when they are 0. `overlap` of None
-    means on a CUDA device only. `expected` is for how many waiting requests texts are encoded ahead, where that
-    overlaps.
+    `tokens` of a step and `memory_bytes` for requests are measured when they are 0. `together` computes a step's
+    requests in one go; None means on a CPU only if that was measured to keep their bits (a CPU without oneDNN may not),
+    and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only. `expected` is for how
+    many waiting requests texts are encoded ahead, where that overlaps.
     """
 
     policy: Policy = Policy.SRPT
@@ -50,6 +51,7 @@ class Options:
     requests: int | None = None
     ageing: float = 0.1
     head_start: int = 115_000  # what a 1024² picture of the published model takes: 28 steps of 4,096 tokens
+    together: bool | None = None
     overlap: bool | None = None
     expected: int = 4
 
@@ -91,11 +93,15 @@ class Engine:
     def __init__(self, model: Model, options: Options | None = None) -> None:
         self._model, options = model, options or Options()
         overlap = model.device.type == "cuda" if options.overlap is None else options.overlap
-        tokens = options.tokens or saturating_tokens(model)
+        together, tokens = options.together, options.tokens
+        if not tokens or together is None:
+            measured = measure(model)
+            tokens = tokens or measured.tokens
+            together = model.device.type != "cpu" or measured.same_bits if together is None else together
         memory_bytes = options.memory_bytes or memory_for_requests(model, tokens)
         self.limits = Limits(tokens, memory_bytes, options.requests)
         self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.head_start)
-        self._runner = Runner(model, overlap)
+        self._runner = Runner(model, overlap, together)
         self._expected = options.expected
         self._asked: dict[str, _Asked] = {}
         self._finishing: dict[str, Future[Picture]] = {}

@@ -45,14 +45,17 @@ class _Open:
 
 
 class Runner:
-    """One model's drawings. All methods are for one thread; `overlap` lets texts and decoding go on aside."""
+    """One model's drawings, for one thread.
 
-    def __init__(self, model: Model, overlap: bool) -> None:
+    `overlap` lets texts and decoding go on aside; without `together` a step computes one drawing after the other.
+    """
+
+    def __init__(self, model: Model, overlap: bool, together: bool = True) -> None:
         self._model = model
         self._open: dict[str, _Open] = {}
         self._packed: tuple[list[int], Packed] | None = None
         self._denoising, self._is_denoising = ExitStack(), False
-        self._overlap, self._encoding = overlap, Lock()
+        self._overlap, self._encoding, self._together = overlap, Lock(), together
         self._aside: Executor = ThreadPoolExecutor(1, "aside") if overlap else _AtOnce()
         self._stream = torch.cuda.Stream(model.device) if overlap and model.device.type == "cuda" else None
 
@@ -134,16 +137,19 @@ class Runner:
 
     def _velocities(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
         """Answer all questions in one go; if that fails, each by itself, to find out whose it is."""
+        if len(ids) > 1 and not self._together:
+            return self._one_by_one(ids)
         asks = [self._open[id_].ask for id_ in ids]
         try:
             velocity = self._model.transformer.velocity
             answers = velocity([a.latent for a in asks], [a.modulation for a in asks], self._layout(asks))
         except Exception as error:  # the edge of a request: the others go on
-            if len(ids) == 1:
-                return {}, {ids[0]: error}
-            parts = [self._velocities([id_]) for id_ in ids]
-            return {k: v for part, _ in parts for k, v in part.items()}, {k: e for _, f in parts for k, e in f.items()}
+            return self._one_by_one(ids) if len(ids) > 1 else ({}, {ids[0]: error})
         return dict(zip(ids, answers, strict=True)), {}
+
+    def _one_by_one(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
+        parts = [self._velocities([id_]) for id_ in ids]
+        return {k: v for part, _ in parts for k, v in part.items()}, {k: e for _, f in parts for k, e in f.items()}
 
     def _layout(self, asks: Sequence[Ask]) -> Packed:
         """Lay out the rows of a batch, as long as it stays the same only once."""
