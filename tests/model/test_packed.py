@@ -83,6 +83,38 @@ def test_products_depend_on_the_tokens_not_on_the_requests(model):
 
 
 @torch.inference_mode()
+def test_an_indexed_layout_is_the_same_in_other_words(model):
+    for padded in ((False,) * 5, (False, False, True, True, False)):
+        batch = requests(model, padded=padded)
+        latents, conditionings, modulations = zip(*batch, strict=True)
+        indexed = model.velocity(latents, modulations, Packed.of(conditionings, indexed=True))
+        for fast, plain in zip(indexed, together(model, batch), strict=True):
+            assert tiny.relative(fast, plain) <= 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
+    compiled = tiny.ours(tiny.reference())
+    compiled.compile_blocks(backend)
+    batch = requests(compiled)
+    latents, conditionings, modulations = zip(*batch, strict=True)
+
+    def velocities(which):
+        pick = [[series[i] for i in which] for series in (latents, modulations, conditionings)]
+        return compiled.velocity(pick[0], pick[1], compiled.lay_out(pick[2]))
+
+    plain = together(tiny.ours(tiny.reference()), batch)
+    velocities([0])  # one segment is a graph of its own,
+    velocities([0, 2])  # several are the other
+    for which in ([0, 1, 2, 3, 4], [4], [1, 3], [2, 2, 2, 0]):
+        with torch.compiler.set_stance("fail_on_recompile"):
+            answers = velocities(which)
+        for i, answer in zip(which, answers, strict=True):
+            assert tiny.relative(answer, plain[i]) <= 1e-5
+
+
+@torch.inference_mode()
 def test_a_batch_of_equal_shapes_attends_at_once(model):
     equal = requests(model, shapes=((4, 4),) * 3, prompts=(1, 2, 1))
     with Counting() as counting:

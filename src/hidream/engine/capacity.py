@@ -20,7 +20,6 @@ from torch import Tensor
 from hidream.engine.runner import segment_tokens
 from hidream.model.footprint import step_bytes
 from hidream.model.loading import Model
-from hidream.model.packed import Packed
 from hidream.model.pipeline import now
 
 GAIN = 1.1
@@ -55,7 +54,7 @@ def measure(model: Model) -> Capacity:
 
     def step(segments: int) -> tuple[float, list[Tensor]]:
         """Seconds per token, and the velocities."""
-        packed, best, velocities = Packed.of([conditioning] * segments), math.inf, []
+        packed, best, velocities = model.transformer.lay_out([conditioning] * segments), math.inf, []
         for _ in range(1 + REPEATS):
             started = now(model.device)
             velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, packed)

@@ -41,8 +41,8 @@ class Options:
 
     `tokens` of a step and `memory_bytes` for requests are measured when they are 0. `together` computes a step's
     requests in one go; None means on a CPU only if that was measured to keep their bits (a CPU without oneDNN may not),
-    and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only. `expected` is for how
-    many waiting requests texts are encoded ahead, where that overlaps.
+    and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only. `expected` is for
+    how many waiting requests texts are encoded ahead, where that overlaps.
     """
 
     policy: Policy = Policy.SRPT

@@ -155,7 +155,7 @@ class Runner:
         """Lay out the rows of a batch, as long as it stays the same only once."""
         names = [id(ask.conditioning) for ask in asks]
         if self._packed is None or self._packed[0] != names:
-            self._packed = names, Packed.of([ask.conditioning for ask in asks])
+            self._packed = names, self._model.transformer.lay_out([ask.conditioning for ask in asks])
         return self._packed[1]
 
     def _finish(self, id_: str, latent: Tensor) -> Future[Picture]:

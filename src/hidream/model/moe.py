@@ -138,6 +138,8 @@ class MixtureOfExperts(nn.Module):
 
     def _adjust(self, spread: Spread) -> Adjust | None:
         """Gather what requests change in the routed experts: a function that adjusts a product's rows, or None."""
+        if not spread:
+            return None
         names = {w.published for expert in self._routed() for w in (expert.w1, expert.w2, expert.w3)}
         spread = tuple((rows, changes) for rows, changes in spread if not names.isdisjoint(changes))
         if not spread:

@@ -8,6 +8,10 @@ and know no segments, so their number depends on the tokens, not on the requests
 and a segment's modulation is its own. Nothing is padded: neighbours of equal shape form a *run*, which is a view [S, N,
 D] of its rows, so that a batch of equal shapes is computed as one batch always was.
 
+Python knows the runs, and torch.compile would make a new graph of each mix of requests. So an *indexed* layout also has
+tensors that say the same, and blocks that look at nothing else are one graph for all mixes; the two ways are each
+other's twins.
+
 Knows no weights and no time; a `Packed` serves as long as the same requests step together.
 """
 
@@ -59,19 +63,17 @@ class Rows(NamedTuple):
 
     runs: tuple[tuple[int, int], ...]  # segments, and tokens of each
     spread: Spread
-
-    @property
-    def sizes(self) -> list[int]:
-        """Rows of each run."""
-        return [segments * tokens for segments, tokens in self.runs]
+    segment: Tensor | None  # of each row, [T], if the layout is indexed
+    shape: Tensor | None  # `runs` as a tensor on the CPU, [runs + 2, 2], likewise; ends with zeros
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Rows x [T, ...] to each run's view [S, N, ...]."""
-        parts = x.split(self.sizes) if len(self.runs) > 1 else (x,)
-        return [part.unflatten(0, run) for part, run in zip(parts, self.runs, strict=True)]
+        return _views(x, self.runs)
 
     def each(self, function: Callable[..., Tensor], x: Tensor, *tables: Tensor) -> Tensor:
         """Apply `function` to every run of x [T, D] with its segments' part of each table [S, D], as [S, N, D]."""
+        if self.segment is not None:
+            return function(x, *(table[self.segment] for table in tables))
         parts = self.split(x)
         if len(parts) == 1:
             return function(parts[0], *(table[:, None] for table in tables)).flatten(0, 1)
@@ -81,6 +83,8 @@ class Rows(NamedTuple):
 
     def add(self, x: Tensor, gate: Tensor, change: Tensor) -> Tensor:
         """Sum of x [T, D] and gate [S, D]·change [T, D]."""
+        if self.segment is not None:
+            return torch.addcmul(x, gate[self.segment], change)
         parts = zip(self.split(x), gate[:, None].split([s for s, _ in self.runs]), self.split(change), strict=True)
         return join([torch.addcmul(*part) for part in parts])
 
@@ -102,9 +106,11 @@ class Packed:
     rope_both: Rope
     key_mask: Tensor | None  # of img, [T, 1, 1]
     key_mask_both: Tensor | None
+    image_rows: Tensor | None  # where both has the rows of img, if the layout is indexed
+    bias_rows: Tensor | None  # all runs' biases, one after the other, if the layout is indexed and any has one
 
     @classmethod
-    def of(cls, conditionings: Sequence[Conditioning]) -> Packed:
+    def of(cls, conditionings: Sequence[Conditioning], *, indexed: bool = False) -> Packed:
         """Lay out the rows of these requests."""
         kinds = [(*c.tokens, c.bias is not None) for c in conditionings]
         order = sorted(range(len(kinds)), key=lambda i: (kinds.index(kinds[i]), i))
@@ -117,16 +123,18 @@ class Packed:
             order=tuple(order),
             segments=tuple(c.txt.shape[0] for c in cs),
             runs=runs,
-            img=_rows(runs, cs, lambda run: run.img),
-            txt=_rows(runs, cs, lambda run: run.txt),
-            fresh=_rows(runs, cs, lambda run: run.fresh),
-            both=_rows(runs, cs, lambda run: run.img + run.txt),
+            img=_rows(runs, cs, lambda run: run.img, indexed),
+            txt=_rows(runs, cs, lambda run: run.txt, indexed),
+            fresh=_rows(runs, cs, lambda run: run.fresh, indexed),
+            both=_rows(runs, cs, lambda run: run.img + run.txt, indexed),
             text=join([c.txt for c in cs]),
             news=join([c.fresh for c in cs], dim=1),
             rope_img=_ropes(img_ropes),
             rope_both=_ropes(ropes),
             key_mask=_masks(cs, text=False) if masked else None,
             key_mask_both=_masks(cs, text=True) if masked else None,
+            image_rows=_image_rows(runs, cs[0].txt.device) if indexed else None,
+            bias_rows=_biases(runs, cs[0].txt) if indexed and any(run.bias is not None for run in runs) else None,
         )
 
     def modulation(self, tables: Sequence[Tensor]) -> Tensor:
@@ -140,6 +148,8 @@ class Packed:
 
     def images(self, both: Tensor) -> Tensor:
         """Rows of both [T, ...] to those of img."""
+        if self.image_rows is not None:
+            return both[self.image_rows]
         return join([part[:, : run.img] for part, run in zip(self.both.split(both), self.runs, strict=True)])
 
     def ordered(self, images: Sequence[Tensor]) -> Tensor:
@@ -170,16 +180,61 @@ class Packed:
         asked: Sequence[Rows],
     ) -> list[Tensor]:
         """Attend within each segment; each tensor [T, H, K] is a stream of `asking` or `asked`. Returns those of q."""
-        answers: list[tuple[Tensor, ...]] = []
-        cut_q, cut_k, cut_v = (
-            [rows.split(x) for x, rows in zip(xs, streams, strict=True)]
-            for xs, streams in ((q, asking), (k, asked), (v, asked))
-        )
-        for i, run in enumerate(self.runs):
-            joint = [torch.cat([stream[i] for stream in cut], dim=1) for cut in (cut_q, cut_k, cut_v)]
-            mixed = attend(joint[0], joint[1], joint[2], run.bias)
-            answers.append(mixed.split([stream[i].shape[1] for stream in cut_q], dim=1))
-        return [join(stream) for stream in zip(*answers, strict=True)]
+        if self.image_rows is None:
+            shapes = [[rows.runs for rows in streams] for streams in (asking, asked)]
+            return attend_runs(q, k, v, shapes[0], shapes[1], [run.bias for run in self.runs])
+        shapes_q, shapes_k = ([rows.shape for rows in streams if rows.shape is not None] for streams in (asking, asked))
+        return _attend_runs(list(q), list(k), list(v), shapes_q, shapes_k, self.bias_rows)
+
+
+Shape = tuple[tuple[int, int], ...]
+"""Segments and tokens of a stream's runs."""
+
+
+def attend_runs(
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
+    v: Sequence[Tensor],
+    asking: Sequence[Shape],
+    asked: Sequence[Shape],
+    biases: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Attend within each segment of streams [T, H, K], whose runs have these shapes; one product for each run."""
+    answers: list[tuple[Tensor, ...]] = []
+    cut_q, cut_k, cut_v = (
+        [_views(x, shape) for x, shape in zip(xs, shapes, strict=True)]
+        for xs, shapes in ((q, asking), (k, asked), (v, asked))
+    )
+    for i, bias in enumerate(biases):
+        joint = [torch.cat([stream[i] for stream in cut], dim=1) for cut in (cut_q, cut_k, cut_v)]
+        mixed = attend(joint[0], joint[1], joint[2], bias)
+        answers.append(mixed.split([stream[i].shape[1] for stream in cut_q], dim=1))
+    return [join(stream) for stream in zip(*answers, strict=True)]
+
+
+@torch.library.custom_op("hidream::attend_runs", mutates_args=())
+def _attend_runs(
+    q: list[Tensor], k: list[Tensor], v: list[Tensor], asking: list[Tensor], asked: list[Tensor], bias: Tensor | None
+) -> list[Tensor]:
+    """`attend_runs` as torch.compile sees it: shapes are tensors on the CPU, so that they are no part of a graph."""
+    shapes_q, shapes_k = ([tuple(map(tuple, s[:-2].tolist())) for s in shapes] for shapes in (asking, asked))
+    tokens = [sum(count for _, count in run) for run in zip(*shapes_k, strict=True)]
+    biases = [None] * len(tokens) if bias is None else bias.split(tokens)
+    # what a custom operator returns may not share memory
+    return [stream.clone() for stream in attend_runs(q, k, v, shapes_q, shapes_k, biases)]
+
+
+@_attend_runs.register_fake
+def _(
+    q: list[Tensor], k: list[Tensor], v: list[Tensor], asking: list[Tensor], asked: list[Tensor], bias: Tensor | None
+) -> list[Tensor]:
+    return [torch.empty_like(stream) for stream in q]
+
+
+def _views(x: Tensor, shape: Shape) -> list[Tensor]:
+    """Rows x [T, ...] to each run's view [S, N, ...]."""
+    parts = x.split([segments * tokens for segments, tokens in shape]) if len(shape) > 1 else (x,)
+    return [part.unflatten(0, run) for part, run in zip(parts, shape, strict=True)]
 
 
 def join(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -193,7 +248,9 @@ def _run(conditionings: Sequence[Conditioning]) -> Run:
     return Run(sum(c.txt.shape[0] for c in conditionings), *first.tokens, first.bias)
 
 
-def _rows(runs: Sequence[Run], conditionings: Sequence[Conditioning], tokens: Callable[[Run], int]) -> Rows:
+def _rows(
+    runs: Sequence[Run], conditionings: Sequence[Conditioning], tokens: Callable[[Run], int], indexed: bool
+) -> Rows:
     """One stream, and which of its rows belong to requests with changes."""
     each = [tokens(run) for run in runs for _ in range(run.segments)]  # of every segment
     stretches, start, segment = [], 0, 0
@@ -204,7 +261,14 @@ def _rows(runs: Sequence[Run], conditionings: Sequence[Conditioning], tokens: Ca
         start, segment = end, segment + c.txt.shape[0]
     alone = len(conditionings) == 1 and stretches
     spread = ((slice(None), conditionings[0].changes),) if alone else tuple(stretches) or NOWHERE
-    return Rows(tuple((run.segments, tokens(run)) for run in runs), spread)
+    shape = tuple((run.segments, tokens(run)) for run in runs)
+    if not indexed:
+        return Rows(shape, spread, None, None)
+    counts = torch.tensor(each)
+    segments = torch.arange(len(each)).repeat_interleave(counts).to(conditionings[0].txt.device)
+    return Rows(
+        shape, spread, segments, torch.tensor((*shape, (0, 0), (0, 0)))
+    )  # sizes of 1 and 2 are graphs of their own
 
 
 def _ropes(ropes: Sequence[Rope]) -> Rope:
@@ -220,3 +284,14 @@ def _masks(conditionings: Sequence[Conditioning], text: bool) -> Tensor:
         whole = torch.cat((mask, mask.new_ones(txt, 1, 1))) if text else mask
         parts += [whole] * c.txt.shape[0]
     return torch.cat(parts)
+
+
+def _image_rows(runs: Sequence[Run], device: torch.device) -> Tensor:
+    """Which rows of both are those of img."""
+    own = [i < run.img for run in runs for _ in range(run.segments) for i in range(run.img + run.txt)]
+    return torch.tensor(own).nonzero()[:, 0].to(device)
+
+
+def _biases(runs: Sequence[Run], like: Tensor) -> Tensor:
+    """All runs' biases one after the other, 0 where there is none."""
+    return torch.cat([like.new_zeros(run.img + run.txt + run.fresh) if run.bias is None else run.bias for run in runs])

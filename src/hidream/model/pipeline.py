@@ -27,7 +27,7 @@ from hidream.model.canvas import Canvas, cells, open_canvas
 from hidream.model.config import Recipe, recipe_of
 from hidream.model.linear import Changes
 from hidream.model.loading import Model
-from hidream.model.packed import Conditioning, Packed
+from hidream.model.packed import Conditioning
 from hidream.model.sampler import SamplerState, Schedule
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
 from hidream.model.step_cache import SLOPE, History
@@ -125,7 +125,9 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     said: Ask | Tensor = next(drawing)
     with model.phases.denoising():
         while isinstance(said, Ask):
-            (velocity,) = model.transformer.velocity([said.latent], [said.modulation], Packed.of([said.conditioning]))
+            (velocity,) = model.transformer.velocity(
+                [said.latent], [said.modulation], model.transformer.lay_out([said.conditioning])
+            )
             said = answer(drawing, velocity)
     denoised = now(model.device)
 

@@ -29,8 +29,8 @@ Source: HiDream-ai/HiDream-I1 @9b42dd6, models/transformers/transformer_hidream_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +179,21 @@ class Transformer(nn.Module):
             if isinstance(module, Linear | Gate):
                 module.published = name
         self.walks = Walks(self.blocks, self.blocks, self.caption_projection)
+        self.compiled = False
+
+    def lay_out(self, conditionings: Sequence[Conditioning]) -> Packed:
+        """Lay out the requests that step together, for `velocity`; for compiled blocks so that they are one graph."""
+        changed = any(c.changes for c in conditionings)  # each set of LoRAs would be a graph of its own
+        return Packed.of(conditionings, indexed=self.compiled and not changed)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Have torch.compile make one graph of each kind of block, for any mix of requests; call it last.
+
+        The first steps then take minutes. Weights must stay where they are: every place would be a new graph.
+        """
+        self.compiled = True
+        for block in self.blocks:
+            block.compile(fullgraph=True, dynamic=True, backend=backend)
 
     @property
     def blocks(self) -> list[DoubleBlock | SingleBlock]:
@@ -253,7 +268,7 @@ class Transformer(nn.Module):
 
     def velocity_at(self, latent: Tensor, timestep: Tensor, c: Conditioning) -> Tensor:
         """One step of one request at timestep [B], with its modulation made on the spot."""
-        return self.velocity([latent], [self.modulation(timestep, c)], Packed.of([c]))[0]
+        return self.velocity([latent], [self.modulation(timestep, c)], self.lay_out([c]))[0]
 
     def velocity(self, latents: Sequence[Tensor], modulations: Sequence[Tensor], p: Packed) -> list[Tensor]:
         """One step of each request: latents [B, C, H, W] and modulations [B, M] to velocities, noise − picture.
@@ -267,11 +282,11 @@ class Transformer(nn.Module):
         x = img
         for i, block in enumerate(self.walks.blocks):
             if isinstance(block, DoubleBlock):
-                img, txt = block(img, txt, p.news[i], mods[i], p)
+                img, txt = _call(block, p)(img, txt, p.news[i], mods[i], p)
                 continue
             if i == doubles:
                 x = p.joined(img, txt)
-            x = block(x, p.news[i], mods[i], p, i == last)
+            x = _call(block, p)(x, p.news[i], mods[i], p, i == last)
 
         # the published weights answer with picture − noise
         out = -self.final_layer(x, mods[-1], p)
@@ -331,6 +346,11 @@ def sinusoid(timestep: Tensor) -> Tensor:
     exponent = -math.log(TIME_PERIOD) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = timestep.float()[:, None] * exponent.exp()
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def _call(block: DoubleBlock | SingleBlock, p: Packed) -> Callable[..., Any]:
+    """How to compute a block: compiled, if it is, for layouts that do not make a new graph."""
+    return block if p.image_rows is not None else block.forward
 
 
 def _mixture(config: TransformerConfig) -> MixtureOfExperts:
