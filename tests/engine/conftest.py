@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from hidream.model import bfloat16
 from hidream.model.config import TransformerConfig
 from hidream.model.loading import Model, load
 from hidream.model.transformer import Transformer
@@ -23,7 +24,8 @@ def small(nano) -> Model:
     """Some milliseconds a step."""
     had = nano.transformer.config
     config = dataclasses.replace(had, num_layers=1, num_single_layers=2, num_attention_heads=2, llama_layers=(0, 1, 2))
-    return dataclasses.replace(nano, transformer=random_transformer(config), refines=True)
+    transformer = random_transformer(config)
+    return dataclasses.replace(nano, transformer=transformer, refines=True, twin=bfloat16.twin(transformer))
 
 
 def random_transformer(config: TransformerConfig) -> Transformer:

@@ -24,6 +24,7 @@ from hidream.model.loading import Model
 from hidream.model.packed import Packed
 from hidream.model.pipeline import Ask, Drawing, Picture, Sketch, Tick, answer, draw, finish, now
 from hidream.model.text import Encoded
+from hidream.model.transformer import Transformer
 from hidream.types import Timings
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Runner:
     def __init__(self, model: Model, overlap: bool, together: bool = True) -> None:
         self._model = model
         self._open: dict[str, _Open] = {}
-        self._packed: tuple[list[int], Packed] | None = None
+        self._packed: dict[Transformer, tuple[list[int], Packed]] = {}
         self._denoising, self._is_denoising = ExitStack(), False
         self._overlap, self._encoding, self._together = overlap, Lock(), together
         self._aside: Executor = ThreadPoolExecutor(1, "aside") if overlap else _AtOnce()
@@ -126,7 +127,7 @@ class Runner:
         opened = self._open.pop(id, None)
         if opened is not None:
             opened.drawing.close()
-            self._packed = None
+            self._packed.clear()
 
     def close(self) -> None:
         """Give up all drawings and end what goes on aside."""
@@ -136,27 +137,40 @@ class Runner:
         self._aside.shutdown()
 
     def _velocities(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
-        """Answer all questions in one go; if that fails, each by itself, to find out whose it is."""
-        if len(ids) > 1 and not self._together:
-            return self._one_by_one(ids)
+        """Answer all questions to one transformer in one go; the modes may have two."""
+        answers: dict[str, Tensor] = {}
+        failed: dict[str, Exception] = {}
+        for transformer in dict.fromkeys(self._open[id_].ask.transformer for id_ in ids):
+            own = [id_ for id_ in ids if self._open[id_].ask.transformer is transformer]
+            velocities, errors = (
+                self._answers(transformer, own) if self._together else self._one_by_one(transformer, own)
+            )
+            answers |= velocities
+            failed |= errors
+        return answers, failed
+
+    def _answers(self, transformer: Transformer, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
+        """Answer in one go; if that fails, each by itself, to find out whose fault it is."""
         asks = [self._open[id_].ask for id_ in ids]
         try:
-            velocity = self._model.transformer.velocity
-            answers = velocity([a.latent for a in asks], [a.modulation for a in asks], self._layout(asks))
+            packed = self._layout(transformer, asks)
+            velocities = transformer.velocity([a.latent for a in asks], [a.modulation for a in asks], packed)
         except Exception as error:  # the edge of a request: the others go on
-            return self._one_by_one(ids) if len(ids) > 1 else ({}, {ids[0]: error})
-        return dict(zip(ids, answers, strict=True)), {}
+            return self._one_by_one(transformer, ids) if len(ids) > 1 else ({}, {ids[0]: error})
+        return dict(zip(ids, velocities, strict=True)), {}
 
-    def _one_by_one(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
-        parts = [self._velocities([id_]) for id_ in ids]
+    def _one_by_one(
+        self, transformer: Transformer, ids: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Exception]]:
+        parts = [self._answers(transformer, [id_]) for id_ in ids]
         return {k: v for part, _ in parts for k, v in part.items()}, {k: e for _, f in parts for k, e in f.items()}
 
-    def _layout(self, asks: Sequence[Ask]) -> Packed:
-        """Lay out the rows of a batch, as long as it stays the same only once."""
+    def _layout(self, transformer: Transformer, asks: Sequence[Ask]) -> Packed:
+        """Lay out the rows of a batch; once, as long as it stays the same."""
         names = [id(ask.conditioning) for ask in asks]
-        if self._packed is None or self._packed[0] != names:
-            self._packed = names, self._model.transformer.lay_out([ask.conditioning for ask in asks])
-        return self._packed[1]
+        if transformer not in self._packed or self._packed[transformer][0] != names:
+            self._packed[transformer] = names, transformer.lay_out([ask.conditioning for ask in asks])
+        return self._packed[transformer][1]
 
     def _finish(self, id_: str, latent: Tensor) -> Future[Picture]:
         """Decode a picture, aside if there is an aside."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hidream.model.linear import NOWHERE, Linear, Spread, changed, everywhere
 from hidream.model.pack import pack
-from hidream.model.products import Product, onednn_swiglu, plain
+from hidream.model.products import FUSED, Product, onednn_swiglu, plain
 
 MULTIPLE_OF = 256
 """Hidden widths are rounded up to this (models/moe.py, FeedForwardSwiGLU)."""
@@ -50,7 +50,7 @@ class SwiGLU(nn.Module):
         return self.w2(self._hidden(x, spread), spread)
 
     def _hidden(self, x: Tensor, spread: Spread) -> Tensor:
-        if not self.fused or x.dtype is not torch.float32:
+        if not self.fused or x.dtype not in FUSED:
             return self._unfused(x, spread)
         own = [(rows, c) for rows, c in spread if self.w1.published in c or self.w3.published in c]
         if len(own) == 1 and own[0][0] == slice(None):

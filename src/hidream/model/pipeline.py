@@ -32,6 +32,7 @@ from hidream.model.sampler import SamplerState, Schedule
 from hidream.model.shape import Grid, fit, render_grid, to_pixels
 from hidream.model.step_cache import SLOPE, History
 from hidream.model.text import TextEmbeds
+from hidream.model.transformer import Transformer
 from hidream.types import ImageRequest, Prompts, Render, Size, Timings
 
 REFINE_ABOVE = 1.2
@@ -91,8 +92,9 @@ class Sketch:
 
 
 class Ask(NamedTuple):
-    """A drawing's question to the transformer: the velocity of `latent` [B, C, h, w]; B is 2 with guidance."""
+    """A drawing's question to a transformer: the velocity of `latent` [B, C, h, w]; B is 2 with guidance."""
 
+    transformer: Transformer
     latent: Tensor
     modulation: Tensor  # [B, M]
     conditioning: Conditioning
@@ -125,9 +127,8 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     said: Ask | Tensor = next(drawing)
     with model.phases.denoising():
         while isinstance(said, Ask):
-            (velocity,) = model.transformer.velocity(
-                [said.latent], [said.modulation], model.transformer.lay_out([said.conditioning])
-            )
+            packed = said.transformer.lay_out([said.conditioning])
+            (velocity,) = said.transformer.velocity([said.latent], [said.modulation], packed)
             said = answer(drawing, velocity)
     denoised = now(model.device)
 
@@ -143,7 +144,8 @@ def outline(model: Model, request: ImageRequest) -> Sketch:
     """
     recipe = resolve(model, request)
     passes = plan_passes(model, request, recipe)
-    return Sketch(request, recipe, passes, open_canvas(request), model.changes(request.loras))
+    _, dtype = model.transformer_of(request.mode)
+    return Sketch(request, recipe, passes, open_canvas(request), model.changes(request.loras, dtype))
 
 
 def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
@@ -154,13 +156,15 @@ def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
     denoising.
     """
     request, recipe, canvas = sketch.request, sketch.recipe, sketch.canvas
+    transformer, dtype = model.transformer_of(request.mode)
+    text = TextEmbeds(*(embeds.to(dtype) for embeds in text))
     generator, x0, done = sampler.generator_of(request.seed), None, 0
     laid = [None if canvas is None else lay(model, canvas, each.grid) for each in sketch.passes]
     for each, given in zip(sketch.passes, laid, strict=True):
-        conditioning = model.transformer.condition(
+        conditioning = transformer.condition(
             *text, each.grid, padded=request.render is Render.REFERENCE, changes=sketch.changes
         )
-        modulations = iter(model.transformer.modulations(each.asked_times, conditioning))
+        modulations = iter(transformer.modulations(each.asked_times, conditioning))
         noise = initial_noise(model, each.grid, generator)
         start = given if x0 is None else enlarge(x0, noise)
         keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, given, noise)
@@ -169,8 +173,9 @@ def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
         state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[recipe.sampler])
         for i, asked in enumerate(each.asked):
             if asked:
-                latent = x.to(model.dtype).expand(text.pooled.shape[0], -1, -1, -1)
-                velocity = guided((yield Ask(latent, next(modulations), conditioning)).float(), recipe.guidance)
+                latent = x.to(dtype).expand(text.pooled.shape[0], -1, -1, -1)
+                said = yield Ask(transformer, latent, next(modulations), conditioning)
+                velocity = guided(said.float(), recipe.guidance)
                 history.note(x - sigmas[i] * velocity, i)
             else:
                 velocity = history.velocity(x, i)

@@ -24,15 +24,19 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 plain: Product = F.linear
 
 
+FUSED = (torch.float32, torch.bfloat16)
+"""Types that oneDNN's products are used for."""
+
+
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·Wᵀ + b by oneDNN for float32, else as `plain` does it; without gradients."""
-    if x.dtype is not torch.float32:
+    """x·Wᵀ + b by oneDNN for float32 and bfloat16, else as `plain` does it; without gradients."""
+    if x.dtype not in FUSED:
         return plain(x, weight, bias)
     return _apart(x, lambda rows: _OPS._linear_pointwise(rows, weight, bias, "none", [], ""))
 
 
 def onednn_swiglu(x: Tensor, w1: Tensor, w3: Tensor) -> Tensor:
-    """silu(x·W1ᵀ) * (x·W3ᵀ) [..., F], both done while the products are written; float32, without gradients."""
+    """silu(x·W1ᵀ) * (x·W3ᵀ) [..., F], both done while the products are written; without gradients."""
 
     def hidden(rows: Tensor) -> Tensor:
         gate = _OPS._linear_pointwise(rows, w1, None, "swish", [], "")
