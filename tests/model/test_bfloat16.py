@@ -1,0 +1,59 @@
+"""The twin in bfloat16: near the transformer, sharing what it can, and only where it was measured to be faster."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from hidream.model import bfloat16, products
+from hidream.model.lora import layers
+from hidream.model.pipeline import generate
+from hidream.types import ImageRequest, Mode, Size
+
+
+def test_the_twin_answers_nearly_the_same():
+    model = tiny.ours(tiny.reference())
+    x = tiny.inputs(1, 8, 8)
+    twin = bfloat16.twin(model)
+    with torch.inference_mode():
+        exact = model(*x)
+        rough = twin(*(value.bfloat16() if i != 1 else value for i, value in enumerate(x)))
+    assert rough.dtype is torch.bfloat16
+    assert (rough.float() - exact).norm() < 0.05 * exact.norm()
+    assert layers(twin).keys() == layers(model).keys()  # LoRAs find what they change
+
+
+def test_weights_in_bfloat16_are_shared():
+    model = tiny.ours(tiny.reference(), pack=False).bfloat16()
+    twin = bfloat16.twin(model)
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    assert all(own.data_ptr() == other.data_ptr() for own, other in pairs)
+    assert bfloat16.twin_bytes(model) == 0
+
+
+@pytest.mark.parametrize(("slow_s", "faster"), [(0.5, False), (0.0, True)])
+def test_it_is_measured(monkeypatch, slow_s, faster):
+    """A CPU without bfloat16, as a clock that runs on while it multiplies."""
+    clock = [0.0]
+
+    def multiply(x, weight, bias):
+        clock[0] += 0.01 if x.dtype is torch.float32 else slow_s
+        return x
+
+    monkeypatch.setattr(products, "onednn", multiply)
+    monkeypatch.setattr(bfloat16.time, "perf_counter", lambda: clock[0])
+    assert bfloat16.gains() is faster
+
+
+def test_only_modes_that_may_lose_something_use_it(dev):
+    able = dataclasses.replace(dev, twin=bfloat16.twin(dev.transformer))
+    asked = ImageRequest("a cat", Size(256, 256), 1, steps=4)
+    assert (generate(able, asked).pixels == generate(dev, asked).pixels).all()
+    turbo = dataclasses.replace(asked, mode=Mode.TURBO)
+    alike = abs(generate(able, turbo).pixels.astype(int) - generate(dataclasses.replace(dev, twin=None), turbo).pixels)
+    assert 0 < alike.mean() < 4
+    assert able.version_of(Mode.EXACT) == dataclasses.replace(dev, twin=None).version_of(Mode.EXACT)
+    assert "/turbo-bfloat16/" in able.version_of(Mode.TURBO)
