@@ -76,6 +76,7 @@ def test_what_is_typed_becomes_values():
         (["generate", "x", "--image", ""], "--image: '' is not a path; accepted: the path of a file or folder"),
         (["generate", "\udcff"], r"prompt: '\udcff' is not UTF-8; accepted: text in UTF-8"),
         (["generate", "x", "--render", "worst"], "--render: invalid choice: 'worst'"),
+        (["generate", "x", "--mode", "fast"], "--mode: invalid choice: 'fast'"),
         (["keys", "revoke", "\udcff"], "id: "),
         (["info", "--memory", "0,12"], "'0,12' is not a list of sizes; accepted: gigabytes such as 12,16,24"),
         (["info", "--host", "nan"], "'nan' is not a size of host memory; accepted: gigabytes, 4 or more"),

@@ -36,6 +36,17 @@ def test_generate_writes_the_picture(home, capsys, name, kind):
     assert "2/2" in printed.err  # the progress bar
 
 
+def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
+    asked = ["generate", "3d a frog", "--size", "256*256", "--seed", "7", "--steps", "8"]
+    for mode in ("exact", "turbo"):
+        assert cli.main([*asked, "--mode", mode, "--out", str(home / f"{mode}.png")]) == 0
+        assert f"/{mode}" in capsys.readouterr().out
+    with Image.open(home / "exact.png") as exact, Image.open(home / "turbo.png") as turbo:
+        versions = [image.text["version"].split("/") for image in (exact, turbo)]
+        assert [each[2].split("-")[0] for each in versions] == ["exact", "turbo"]
+        assert turbo.tobytes() != exact.tobytes()
+
+
 def test_info_names_models_and_what_is_missing(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out

@@ -17,7 +17,7 @@ from hidream.formats.targets import TYPES, Format
 from hidream.model.config import RECIPES
 from hidream.server.app import create_app
 from hidream.store.submission import Submission
-from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Render, Sampler, Storage, Variant
+from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Mode, Render, Sampler, Storage, Variant
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,7 @@ def test_every_route_is_documented():
 def test_every_parameter_is_documented_with_its_choices_and_the_variants_own():
     rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| (.+) \|$", read("docs/API.md"), re.MULTILINE))
     assert {field.name for field in dataclasses.fields(Submission)} <= rows.keys()
-    for name, kind in (("sampler", Sampler), ("conformance", Conformance), ("render", Render)):
+    for name, kind in (("sampler", Sampler), ("conformance", Conformance), ("render", Render), ("mode", Mode)):
         assert all(f"`{choice}`" in rows[name] for choice in kind), name
     for variant, recipe in RECIPES.items():
         assert f"{variant.title()} {recipe.steps}" in rows["num_inference_steps"]

@@ -70,6 +70,8 @@ def test_all_state_lies_under_the_home(tmp_path):
         ({"HIDREAM_COMPUTE_STORAGE": "int3"}, "is 'int3'; accepted: auto, compute, stored, fp8, int8, nf4"),
         ({"HIDREAM_COMPUTE_DEVICE": "meta"}, "is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
         ({"HIDREAM_COMPUTE_DTYPE": "fp16"}, "is 'fp16'; accepted: auto, float32, bfloat16, float16"),
+        ({"HIDREAM_ENGINE_POLICY": "lifo"}, "HIDREAM_ENGINE_POLICY is 'lifo'; accepted: srpt, fifo"),
+        ({"HIDREAM_ENGINE_AGEING": "0"}, "HIDREAM_ENGINE_AGEING is '0'; accepted: a number, 0.001 to 1,000"),
         ({"HIDREAM_SERVER_HOST": "ä" * 70}, "HIDREAM_SERVER_HOST is 'ä"),
         ({"HIDREAM_SERVER_PUBLIC_URL": "example.org"}, "is 'example.org'; accepted: http://HOST or https://HOST"),
         ({"HIDREAM_MODEL": "~nobody-here/x"}, "HIDREAM_MODEL is '~nobody-here/x'; accepted: a path that can be"),
@@ -145,7 +147,8 @@ def test_a_range_holds_its_ends_and_nothing_beyond(table, key, kind, accepted):
 @pytest.mark.parametrize(("table", "key", "kind", "accepted"), NUMBERS)
 def test_the_docs_say_each_range(table, key, kind, accepted):
     text = (Path(__file__).parent.parent / "docs" / "SETTINGS.md").read_text()
-    (row,) = re.findall(rf"^\| `{key}` \|.*", text, re.MULTILINE)
+    section = text.split(f"| `[{table}]` |")[1].split("\n\n")[0]
+    (row,) = re.findall(rf"^\| `{key}` \|.*", section, re.MULTILINE)
     assert f"{accepted.smallest:,} to {accepted.largest:,}" in row
 
 

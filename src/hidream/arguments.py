@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from hidream import __version__
 from hidream.errors import InvalidInput
 from hidream.settings import flag_name
-from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Render, Sampler, Variant
+from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
@@ -106,6 +106,9 @@ def _generate(commands: Commands) -> None:
     )
     generate.add_argument(
         "--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws"
+    )
+    generate.add_argument(
+        "--mode", choices=list(Mode), default=Mode.EXACT, help="what may be lost for speed (default: %(default)s)"
     )
     _model_flags(generate)
     generate.set_defaults(command="generate")

@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hidream import __version__, arguments, settings
 from hidream.errors import HiDreamError, InvalidInput
-from hidream.types import SEED_MAX, Conformance, ImageFormat, ImageRequest, Render, Sampler, Size, Storage, Variant
+from hidream.types import (
+    SEED_MAX,
+    Conformance,
+    ImageFormat,
+    ImageRequest,
+    Mode,
+    Render,
+    Sampler,
+    Size,
+    Storage,
+    Variant,
+)
 
 if TYPE_CHECKING:
     from hidream.store.database import Database
@@ -84,6 +95,7 @@ def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
         sampler=given.sampler and Sampler(given.sampler),
         conformance=Conformance(given.conformance),
         render=Render(given.render),
+        mode=Mode(given.mode),
         image=_bytes(given.image),
         strength=given.strength,
         mask=_bytes(given.mask),
@@ -105,12 +117,13 @@ def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
             bar.update(done - bar.n)
 
         picture = generate(model, request, on_step)
-    given.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=model.version))
+    version = model.version_of(request.mode)
+    given.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=version))
     t = picture.timings
     for warning in picture.warnings:
         print(f"hidream: {warning}", file=sys.stderr)
     print(
-        f"{given.out}: {request.size}, seed {request.seed}, {model.version}\n"
+        f"{given.out}: {request.size}, seed {request.seed}, {version}\n"
         f"text {t.text_s:.2f} s, denoise {t.denoise_s:.2f} s, decode {t.decode_s:.2f} s"
     )
     return 0

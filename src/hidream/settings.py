@@ -113,12 +113,30 @@ class Compute:
     """A torch device; auto is cuda, then mps, then cpu."""
     dtype: Annotated[str, Like("auto|float32|bfloat16|float16", "auto, float32, bfloat16, float16")] = "auto"
     """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
+    compiled: Annotated[str, Like("auto|on|off", "auto, on or off")] = "auto"
+    """Whether torch.compile makes the transformer's blocks; auto is on for cuda, unless the blocks are streamed."""
     storage: Annotated[str, Like("|".join(("auto", *Storage)), ", ".join(("auto", *Storage)))] = "auto"
     """compute, stored, fp8, int8 or nf4: how the large matrices are kept; auto takes what fits best."""
     memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # below 1, CUDA itself takes most
     """GB of the device that may be used; 0 is what it has."""
     threads: Annotated[int, Between(0, 1024)] = 0  # OpenMP ends the process at some tens of thousands
     """CPU threads of the worker; 0 leaves the choice to torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How a worker draws many pictures, one step at a time."""
+
+    policy: Annotated[str, Like("srpt|fifo", "srpt, fifo")] = "srpt"
+    """Who goes first: srpt, who has the least work left; fifo, who came first."""
+    tokens_per_step: Annotated[int, Between(0, 10_000_000)] = 0  # 1,000 pictures of 1536² are 9,216,000
+    """Image and text tokens of one step; 0 measures at the start how many keep the device busy."""
+    requests_max: Annotated[int, Between(0, 1000)] = 0  # no more than a worker may claim
+    """Pictures that may be begun and not finished; 0 is as many as memory allows."""
+    ageing: Annotated[float, Between(0.001, 1000)] = 0.1  # from nearly none to nearly fifo
+    """Work that a waiting picture makes up for while the engine does 1; srpt only. Less makes large ones wait."""
+    memory_gb: Annotated[float, Between(0.01, 100_000, or_zero=True)] = 0.0  # 10 MB are a few small pictures of nano
+    """GB for what begun pictures hold; 0 is half of what is free once the model is loaded, less a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +166,9 @@ class Worker:
     lease_s: Annotated[float, Between(1, DAY_S)] = 15.0  # in less, a worker that waits for the disk counts as dead
     """A task whose worker has been silent this long is taken up by another."""
     attempts_max: Annotated[int, Between(1, 1000)] = 3
-    """A task that ended this many workers fails instead of ending the next."""
+    """A task that ended this many workers fails instead of ending the next; it may be one that was beside it."""
+    tasks_max: Annotated[int, Between(1, 1000)] = 8
+    """Tasks that are claimed and drawn together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +195,7 @@ class Settings:
     api_key: str = field(default="", repr=False)
     models: Models = Models()
     compute: Compute = Compute()
+    engine: Engine = Engine()
     server: Server = Server()
     worker: Worker = Worker()
     safety: Safety = Safety()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import Conformance, ImageRequest, Render, Sampler, Size, Variant
+from hidream.types import Conformance, ImageRequest, Mode, Render, Sampler, Size, Variant
 
 LONG = "a red apple and a blue house " * 60
 BODY = {"size": "256*256", "seed": 7, "output_format": "png", "num_inference_steps": 2}
@@ -27,6 +27,7 @@ def pixels_of(file):
     ("body", "same"),
     [
         ({}, {}),
+        ({"mode": "turbo", "num_inference_steps": 8}, {"mode": Mode.TURBO, "steps": 8}),
         (
             {"shift": 2.0, "sampler": "euler", "conformance": "official", "render": "reference", "size": "384*256"},
             {
@@ -43,7 +44,7 @@ def test_the_picture_and_its_warnings_are_the_librarys(service, library, body, s
     data, file = service.draw(prompt=LONG, **BODY | body)
     request = ImageRequest(**{"prompt": LONG, "size": Size(256, 256), "seed": 7, "steps": 2} | same)
     expected = generate(library, request)
-    assert data["version"] == library.version
+    assert data["version"] == library.version_of(request.mode)
     assert np.array_equal(pixels_of(file), expected.pixels)
     assert data["warnings"] == list(expected.warnings)
     assert "the prompt is too long for" in data["warnings"][0]

@@ -86,11 +86,15 @@ def test_sync_mode_answers_with_the_picture(service):
     assert (data["status"], len(data["outputs"])) == ("completed", 1)
 
 
-def test_many_at_once_are_all_drawn(service):
-    submitted = [service.submit(size="256*256", seed=seed) for seed in range(6)]
+def test_many_at_once_are_all_drawn_and_none_changes_another(service):
+    sizes = ["256*256", "512*256", "512*512"] * 2
+    asked = [{"size": size, "seed": seed, "num_inference_steps": 8} for seed, size in enumerate(sizes)]
+    submitted = [service.submit(**body, output_format="png") for body in asked]
     done = [service.result(data) for data in submitted]
     assert {data["status"] for data in done} == {"completed"}
     assert [data["seed"] for data in done] == list(range(6))
+    _, alone = service.draw(**asked[1], output_format="png")
+    assert httpx.get(done[1]["outputs"][0]).content == alone
 
 
 def test_a_refused_prompt_is_a_failed_task(service):

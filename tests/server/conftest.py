@@ -12,6 +12,7 @@ from hidream.server.app import create_app
 from hidream.settings import Server, Settings
 from hidream.store import keys, predictions
 from hidream.store.database import Database
+from hidream.types import Mode
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 
@@ -35,7 +36,7 @@ class Api:
 
     async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):
         """Do what a worker does with the oldest task."""
-        task = await predictions.claim(self.database, [MODEL], "host:1", "v1", 15)
+        task = await predictions.claim(self.database, [MODEL], "host:1", dict.fromkeys(Mode, "v1"), 15)
         await files.write(self.settings.outputs_dir, task.output_name, data)
         assert await predictions.complete(self.database, task, has_nsfw, 1234, warnings)
 

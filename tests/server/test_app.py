@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from hidream.store import predictions
+from hidream.types import Mode
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_the_frameworks_own_errors_have_the_same_shape(with_api, method, path, s
 def test_what_nobody_has_foreseen_is_a_500_that_tells_nothing(with_api):
     async def scenario(api):
         submitted = (await api.submit("v2", prompt="a house")).json()["data"]
-        task = await predictions.claim(api.database, [submitted["model"]], "w", "v1", 15)
+        task = await predictions.claim(api.database, [submitted["model"]], "w", dict.fromkeys(Mode, "v1"), 15)
         (api.settings.outputs_dir / task.output_name).mkdir(parents=True)  # a folder where a file should be
         await predictions.complete(api.database, task, False, 1)
         answer = await api.get(submitted["urls"]["get"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.server.parameters import RANDOM_SEEDS, V2, V3, parse
-from hidream.types import Conformance, ImageFormat, LoraUse, Render, Sampler, Size, Variant
+from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size, Variant
 
 DEV, FULL, FAST = Variant.DEV, Variant.FULL, Variant.FAST
 
@@ -21,6 +21,7 @@ EXTRAS = {
     "sampler": "euler",
     "conformance": "official",
     "render": "native",
+    "mode": "turbo",
     "loras": [{"name": "ink", "scale": 0.5}, {"path": "acme/water"}],
 }
 """What v3 takes beyond the documents."""
@@ -47,6 +48,7 @@ def test_the_defaults_of_both_versions():
         "sampler": None,
         "conformance": Conformance.DIFFUSERS,
         "render": Render.BEST,
+        "mode": Mode.EXACT,
         "loras": (),
     }
     assert v3 == dataclasses.replace(v2, enable_base64_output=False, output_format=ImageFormat.JPEG)
@@ -116,6 +118,7 @@ def test_what_is_said_about_the_drawing_is_kept():
         sampler=Sampler.EULER,
         conformance=Conformance.OFFICIAL,
         render=Render.NATIVE,
+        mode=Mode.TURBO,
         loras=(LoraUse("ink", 0.5), LoraUse("acme/water", 1.0)),
     )
 
@@ -243,6 +246,8 @@ BAD_EXTRAS = [
     ("conformance", 1, "conformance is 1"),
     ("render", "huge", "render is 'huge'; accepted: best, scaled, native, refine, reference"),
     ("render", {}, "render is {}"),
+    ("mode", "fast", "mode is 'fast'; accepted: exact, balanced, turbo"),
+    ("mode", True, "mode is True"),
     ("negative_prompt", 5, "negative_prompt is 5; accepted: up to 10000 characters"),
     ("negative_prompt", "x" * 10_001, "negative_prompt has 10001 characters"),
     ("negative_prompt", "a\0b", r"negative_prompt has '\x00' at 1"),

@@ -9,9 +9,10 @@ import pytest
 
 from hidream.store import keys, predictions, workers
 from hidream.store.workers import Worker
-from hidream.types import LoraUse
+from hidream.types import LoraUse, Mode
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
+VERSIONS = dict.fromkeys(Mode, "v1")
 CREATED = {
     "model": MODEL,
     "outputs": [],
@@ -104,7 +105,7 @@ def test_how_to_draw_may_be_said_on_v3(with_api):
         how = {"num_inference_steps": 3, "shift": 2.5, "sampler": "euler", "loras": [{"path": "ink"}]}
         for version, expected in (("v2", (None, None, None, ())), ("v3", (3, 2.5, "euler", (LoraUse("ink"),)))):
             assert (await api.submit(version, prompt="a house", guidance_scale=3.5, **how)).status_code == 200
-            asked = (await predictions.claim(api.database, [MODEL], "w", "v1", 15)).input
+            asked = (await predictions.claim(api.database, [MODEL], "w", VERSIONS, 15)).input
             assert (asked.num_inference_steps, asked.shift, asked.sampler, asked.loras) == expected
             assert asked.guidance_scale is None
 
@@ -114,7 +115,7 @@ def test_how_to_draw_may_be_said_on_v3(with_api):
 def test_a_failed_task_is_a_200(with_api):
     async def scenario(api):
         submitted = (await api.submit(prompt="a house")).json()["data"]
-        task = await predictions.claim(api.database, [submitted["model"]], "w", "v1", 15)
+        task = await predictions.claim(api.database, [submitted["model"]], "w", VERSIONS, 15)
         await predictions.fail(api.database, task, 1405, "no paint")
         answer = await api.get(submitted["urls"]["get"])
         assert answer.status_code == 200
@@ -134,7 +135,7 @@ def test_a_refused_prompt_is_a_task_that_failed(with_api):
             assert (data["status"], data["code"], data["outputs"]) == ("failed", 1200, [])
             assert data["error"]
             assert (await api.get(data["urls"]["get"])).json()["data"] == data
-        assert await predictions.claim(api.database, [data["model"]], "w", "v1", 15) is None
+        assert await predictions.claim(api.database, [data["model"]], "w", VERSIONS, 15) is None
 
     with_api(scenario)
 
@@ -143,7 +144,7 @@ def test_sync_mode_answers_with_the_picture(with_api):
     async def scenario(api):
         answer = asyncio.create_task(api.submit(prompt="a house", enable_sync_mode=True))
         async with asyncio.timeout(10):
-            while (task := await predictions.claim(api.database, [MODEL], "w", "v1", 15)) is None:
+            while (task := await predictions.claim(api.database, [MODEL], "w", VERSIONS, 15)) is None:
                 await asyncio.sleep(0)
             await predictions.complete(api.database, task, False, 5)
         data = (await answer).json()["data"]

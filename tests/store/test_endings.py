@@ -8,7 +8,7 @@ from hidream.errors import PromptRefused
 from hidream.store import keys, predictions
 from hidream.store.endings import Endings
 from hidream.store.submission import Submission
-from hidream.types import ImageFormat, Size, Status
+from hidream.types import ImageFormat, Mode, Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 SUBMISSION = Submission("a house", Size(512, 512), 7, False, True, False, ImageFormat.PNG)
@@ -20,7 +20,7 @@ async def submit(database):
 
 
 async def draw(database):
-    task = await predictions.claim(database, [MODEL], "w", "v1", 15)
+    task = await predictions.claim(database, [MODEL], "w", dict.fromkeys(Mode, "v1"), 15)
     assert await predictions.complete(database, task, False, 1)
 
 

@@ -19,6 +19,7 @@ from alembic.operations import Operations
 from hidream.store import migrations, predictions
 from hidream.store.database import Database
 from hidream.store.migrations import versions
+from hidream.types import Mode
 
 STEPS = sorted(module.name for module in pkgutil.iter_modules(versions.__path__))
 ASKED = {
@@ -62,7 +63,7 @@ def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
                 task = await predictions.get(database, "a" * 32, "k")
                 assert (task.status, task.warnings, task.input.num_inference_steps) == ("created", (), None)
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
-            task = await predictions.claim(database, ["m"], "w", "v1", 15)
+            task = await predictions.claim(database, ["m"], "w", dict.fromkeys(Mode, "v1"), 15)
             assert await predictions.complete(database, task, False, 1, ["“long”"])
             return await predictions.get(database, task.id, "k")
 

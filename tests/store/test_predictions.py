@@ -16,9 +16,10 @@ from hidream.store import keys, predictions
 from hidream.store.database import Database
 from hidream.store.schema import PREDICTIONS
 from hidream.store.submission import Submission
-from hidream.types import ImageFormat, Size, Status
+from hidream.types import ImageFormat, Mode, Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
+VERSIONS = {mode: f"v1-{mode}" for mode in Mode}
 SUBMISSION = Submission("ein Haus “am Meer” 🏠", Size(512, 768), 7, True, True, False, ImageFormat.PNG)
 
 
@@ -30,8 +31,8 @@ async def submit(database, key_id, submission=SUBMISSION, queue_max=1000):
     return await predictions.submit(database, key_id, MODEL, submission, queue_max)
 
 
-async def claim(database, worker="w1", lease_s=15):
-    return await predictions.claim(database, [MODEL], worker, "v1", lease_s)
+async def claim(database, worker="w1", lease_s=15, beside_others=False):
+    return await predictions.claim(database, [MODEL], worker, VERSIONS, lease_s, beside_others=beside_others)
 
 
 def test_what_was_submitted_is_what_is_read(in_database):
@@ -103,8 +104,8 @@ def test_the_oldest_is_claimed_first_and_only_once(in_database, clock):
 def test_a_worker_claims_only_what_it_serves(in_database):
     async def scenario(database):
         await submit(database, await new_key(database))
-        assert await predictions.claim(database, ["another/model"], "w1", "v", 15) is None
-        assert await predictions.claim(database, [MODEL, "another/model"], "w1", "v", 15)
+        assert await predictions.claim(database, ["another/model"], "w1", VERSIONS, 15) is None
+        assert await predictions.claim(database, [MODEL, "another/model"], "w1", VERSIONS, 15)
 
     in_database(scenario)
 
@@ -118,7 +119,7 @@ def test_a_completed_task_says_how_long_it_took(in_database, clock):
         clock.now += 2.5
         assert await predictions.complete(database, task, True, 2000)
         done = await predictions.get(database, prediction.id, key_id)
-        assert (done.status, done.has_nsfw, done.version) == (Status.COMPLETED, True, "v1")
+        assert (done.status, done.has_nsfw, done.version) == (Status.COMPLETED, True, "v1-exact")
         assert (done.inference_ms, done.execution_ms) == (2000, 2500)
 
     in_database(scenario)
@@ -176,6 +177,48 @@ def test_handing_back_costs_no_chance_but_losing_workers_does(in_database, clock
     in_database(scenario)
 
 
+def test_a_claim_says_the_version_of_the_mode_that_was_asked(in_database):
+    async def scenario(database):
+        key_id = await new_key(database)
+        for mode in Mode:
+            await submit(database, key_id, dataclasses.replace(SUBMISSION, mode=mode))
+            assert (await claim(database)).version == f"v1-{mode}"
+
+    in_database(scenario)
+
+
+def test_a_task_of_an_earlier_release_is_exact(in_database):
+    async def scenario(database):
+        await submit(database, await new_key(database))
+        said = {name: value for name, value in SUBMISSION.to_json().items() if name != "mode"}
+        async with database.write() as connection:
+            await connection.execute(sa.update(PREDICTIONS).values(input=said))
+        task = await claim(database)
+        assert (task.version, task.input) == ("v1-exact", SUBMISSION)
+
+    in_database(scenario)
+
+
+def test_what_is_suspected_is_claimed_alone_and_not_passed_over(in_database, clock):
+    async def scenario(database):
+        key_id = await new_key(database)
+        for _ in range(2):
+            await submit(database, key_id)
+            clock.now += 1
+        handed_back = await claim(database)
+        assert await predictions.hand_back(database, handed_back, suspected=True)
+        assert await claim(database, beside_others=True) is None
+        suspected = await claim(database)
+        assert (suspected.id, suspected.workers_lost, suspected.attempt) == (handed_back.id, 1, 2)
+        fine = await claim(database, beside_others=True)
+        assert fine.workers_lost == 0
+        assert await predictions.recover(database, 3, lost_worker_id="w1") == 2
+        assert await claim(database, beside_others=True) is None
+        assert await claim(database)
+
+    in_database(scenario)
+
+
 def test_ended_tells_those_that_have(in_database):
     async def scenario(database):
         key_id = await new_key(database)
@@ -198,9 +241,9 @@ WORKERS = st.sampled_from(["w1", "w2"])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit")),
-        st.tuples(st.just("claim"), WORKERS),
+        st.tuples(st.just("claim"), WORKERS, st.booleans()),
         st.tuples(st.just("renew"), WORKERS),
-        st.tuples(st.sampled_from(["complete", "fail", "hand_back"]), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["complete", "fail", "hand_back", "suspect"]), st.integers(0, 20)),
         st.tuples(st.just("recover"), st.none() | WORKERS),
         st.tuples(st.just("wait"), st.integers(1, 2 * LEASE_S)),
     ),
@@ -232,9 +275,11 @@ class Model:
     def lease(self):
         return round((self.now + LEASE_S) * 1000)
 
-    def claim(self, worker):
+    def claim(self, worker, beside_others):
         for task in self.tasks:
             if task.status == "created":
+                if beside_others and task.workers_lost:
+                    return None
                 task.status, task.worker_id, task.lease_until_ms = "processing", worker, self.lease()
                 task.attempt += 1
                 return task
@@ -246,9 +291,10 @@ class Model:
             task.lease_until_ms = self.lease()
         return {(task.id, task.attempt) for task in held}
 
-    def end(self, task_id, attempt, status):
+    def end(self, task_id, attempt, status, suspected):
         for task in self.tasks:
             if (task.id, task.attempt, task.status) == (task_id, attempt, "processing"):
+                task.workers_lost += suspected
                 task.leave(status)
                 return True
         return False
@@ -283,9 +329,9 @@ async def compare(steps, url):
                 case ("submit",):
                     model.tasks.append(ModelTask((await submit(database, key_id)).id))
                     model.now += 0.001
-                case ("claim", worker):
-                    expected = model.claim(worker)
-                    task = await claim(database, worker, LEASE_S)
+                case ("claim", worker, beside_others):
+                    expected = model.claim(worker, beside_others)
+                    task = await claim(database, worker, LEASE_S, beside_others)
                     assert (task and task.id) == (expected and expected.id)
                     claims += [task] if task else []
                 case ("renew", worker):
@@ -305,8 +351,8 @@ async def compare_end(database, model, task, end):
     elif end == "fail":
         done, status = await predictions.fail(database, task, 1405, "no"), "failed"
     else:
-        done, status = await predictions.hand_back(database, task), "created"
-    assert done == model.end(task.id, task.attempt, status)
+        done, status = await predictions.hand_back(database, task, suspected=end == "suspect"), "created"
+    assert done == model.end(task.id, task.attempt, status, suspected=end == "suspect")
 
 
 async def rows(database):

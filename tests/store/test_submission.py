@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hidream.store.submission import Submission
-from hidream.types import Conformance, ImageFormat, LoraUse, Render, Sampler, Size
+from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
 
 PLAIN = Submission("a house", Size(512, 768), 7, True, True, False, ImageFormat.WEBP)
 RICH = dataclasses.replace(
@@ -18,6 +18,7 @@ RICH = dataclasses.replace(
     sampler=Sampler.EULER,
     conformance=Conformance.OFFICIAL,
     render=Render.NATIVE,
+    mode=Mode.TURBO,
     loras=(LoraUse("ink", -0.5), LoraUse("water")),
 )
 FIRST_RELEASE = {

@@ -1,11 +1,13 @@
-"""The bridge: one thread, outcomes come back, and giving up does not wait."""
+"""The bridge: one thread, outcomes come back, giving up does not wait, and no error is lost."""
 
 import asyncio
 import threading
 
 import pytest
+from painter import STEPS
 
-from hidream.errors import Interrupted
+from hidream.errors import Interrupted, InvalidInput, TaskFailed
+from hidream.types import ImageRequest, Size
 from hidream.worker.bridge import Bridge
 
 
@@ -63,3 +65,167 @@ def test_an_error_after_giving_up_disturbs_nobody(until, caplog):
 
     asyncio.run(scenario())
     assert not caplog.records
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------
+
+
+def request(seed=7):
+    return ImageRequest("a house", Size(64, 48), seed)
+
+
+@pytest.fixture
+def drawing(painter):
+    """Run `scenario(bridge, draw)`, where `draw(seed)` is a task of the loop."""
+
+    def run(scenario):
+        async def main():
+            bridge, never = Bridge(), asyncio.Event()
+            bridge.drive(painter)
+
+            def draw(seed, given_up=never, on_progress=None):
+                return asyncio.create_task(bridge.draw(str(seed), request(seed), given_up, on_progress))
+
+            await scenario(bridge, draw)
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_pictures_are_drawn_together_on_one_other_thread(drawing, painter, until):
+    async def scenario(bridge, draw):
+        painter.go_on.clear()
+        tasks = [draw(1)]
+        await until(painter.painting.is_set)
+        tasks += [draw(2), draw(3)]
+        await asyncio.sleep(0.02)
+        painter.go_on.set()
+        pictures = await asyncio.gather(*tasks)
+        assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
+        await until(lambda: not bridge.busy)
+
+    drawing(scenario)
+    everybody = frozenset({1, 2, 3})
+    assert painter.together == [{1}, *[everybody] * (STEPS - 1), {2, 3}], "they join between two steps"
+    assert len(painter.threads) == 1
+    assert threading.get_ident() not in painter.threads
+
+
+def test_progress_is_told(drawing):
+    async def scenario(bridge, draw):
+        said = []
+        await draw(1, on_progress=said.append)
+        assert said == [1, 2, 3, 4]
+
+    drawing(scenario)
+
+
+def test_whoever_is_given_up_leaves_between_two_steps(drawing, painter, until):
+    async def scenario(bridge, draw):
+        painter.go_on.clear()
+        given_up = asyncio.Event()
+        tasks = [draw(1, given_up)]
+        await until(painter.painting.is_set)
+        tasks.append(draw(2))
+        await asyncio.sleep(0)
+        given_up.set()
+        with pytest.raises(Interrupted):
+            await tasks[0]
+        assert not painter.go_on.is_set(), "it did not wait for the step"
+        assert bridge.busy
+        painter.go_on.set()
+        assert (await tasks[1]).pixels.max() == 2
+        await until(lambda: not bridge.busy)
+
+    drawing(scenario)
+    assert painter.aborted == ["1"]
+    assert painter.together[1:] == [{2}] * STEPS
+
+
+def test_a_task_that_is_cancelled_leaves_too(drawing, painter, until):
+    async def scenario(bridge, draw):
+        painter.go_on.clear()
+        task = draw(1)
+        await until(painter.painting.is_set)
+        task.cancel()
+        await asyncio.wait([task])
+        painter.go_on.set()
+        await until(lambda: not bridge.busy)
+
+    drawing(scenario)
+    assert painter.aborted == ["1"]
+
+
+def test_errors_of_single_requests_are_theirs(drawing, painter, caplog):
+    painter.refused[1] = InvalidInput("no such LoRA")
+    painter.bad[2] = ZeroDivisionError("by zero")
+
+    async def scenario(bridge, draw):
+        answers = await asyncio.gather(draw(1), draw(2), draw(3), return_exceptions=True)
+        assert answers[:2] == [painter.refused[1], painter.bad[2]]
+        assert answers[2].pixels.max() == 3
+        assert not bridge.broken
+
+    drawing(scenario)
+    assert not caplog.records
+
+
+def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, caplog, until):
+    painter.fatal[2] = RuntimeError("no memory")
+
+    async def scenario(bridge, draw):
+        painter.go_on.clear()
+        tasks = [draw(1)]
+        await until(painter.painting.is_set)
+        tasks += [draw(2), draw(3)]
+        await asyncio.sleep(0)
+        painter.go_on.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(each) for each in answers] == ["the engine failed: RuntimeError: no memory"] * 3
+        assert {type(each) for each in answers} == {TaskFailed}
+        assert (await draw(4)).pixels.max() == 4
+        assert not bridge.broken
+
+        await asyncio.gather(draw(2), return_exceptions=True)
+        assert not bridge.broken, "it has worked in between"
+        await asyncio.gather(draw(2), return_exceptions=True)
+        assert bridge.broken
+        assert not painter.here
+        await until(lambda: not bridge.busy)
+
+    drawing(scenario)
+    assert [record.message for record in caplog.records] == ["engine_failed"] * 3
+    assert "no memory" in caplog.text
+
+
+def test_an_engine_that_cannot_forget_is_broken(drawing, painter, until):
+    def abort(id_):
+        raise RuntimeError("stuck")
+
+    painter.abort = abort
+
+    async def scenario(bridge, draw):
+        painter.go_on.clear()
+        given_up = asyncio.Event()
+        task = draw(1, given_up)
+        await until(painter.painting.is_set)
+        given_up.set()
+        with pytest.raises(Interrupted):
+            await task
+        painter.go_on.set()
+        await until(lambda: bridge.broken and not bridge.busy)
+
+    drawing(scenario)
+
+
+def test_closing_gives_up_what_the_engine_has_and_ends_the_thread(drawing, painter):
+    async def scenario(bridge, draw):
+        await draw(1)
+        await bridge.close()
+        assert painter.closed
+        assert not bridge.busy
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await bridge.run(threading.get_ident, asyncio.Event())
+
+    drawing(scenario)

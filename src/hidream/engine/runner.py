@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -83,7 +83,8 @@ class Runner:
             return {}
         self._leave_denoising()
         if len(sketches) > 1 and self._model.text.cache is not None:  # all at once, each then from the cache
-            self._embed(*(sketch for sketch, _ in sketches.values()))
+            with suppress(Exception):  # whose it is will be seen below
+                self._embed(*(sketch for sketch, _ in sketches.values()))
         failed: dict[str, Exception] = {}
         for id_, (sketch, tick) in sketches.items():
             try:

@@ -15,11 +15,11 @@ import torch
 import hidream
 from hidream.errors import ConfigurationError, InvalidInput
 from hidream.formats.comfy import Stored
-from hidream.model import lora, plan_text
+from hidream.model import bfloat16, lora, plan_text
 from hidream.model.assign import settled
 from hidream.model.encoders import check_fit, outline_encoder
 from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape, part_of
-from hidream.model.linear import Changes
+from hidream.model.linear import Changes, Linear
 from hidream.model.lora import Lora
 from hidream.model.placing import (
     Phases,
@@ -35,7 +35,7 @@ from hidream.model.transformer import Transformer
 from hidream.model.vae import Autoencoder, load_autoencoder, outline_autoencoder
 from hidream.model.ways import Hardware, Options, Placement
 from hidream.model.weights import Checkpoint, config_of_transformer, embedded, load_transformer, weights_hash
-from hidream.types import LoraUse, Size, Storage, Variant
+from hidream.types import LoraUse, Mode, Size, Storage, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 HOST = torch.device("cpu")
 PLANNED_SIZE = Size(1024, 1024)
 """What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
+TWIN_SHARE = 1 / 16
+"""Of the machine's memory that a twin in bfloat16 may take."""
 TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
 
@@ -52,7 +54,7 @@ class Model:
     """A loaded checkpoint."""
 
     variant: Variant
-    version: str
+    versions: str  # with "{mode}" where a version names its mode
     text: TextEncoders
     transformer: Transformer
     vae: Autoencoder
@@ -62,19 +64,38 @@ class Model:
     refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
     loras: Mapping[str, Lora] = field(default_factory=dict)
     phases: Phases = field(default_factory=Phases)
+    twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
+
+    def transformer_of(self, mode: Mode) -> tuple[Transformer, torch.dtype]:
+        """Return the transformer that draws in a mode, and the type that it computes in."""
+        exact = self.twin is None or mode is Mode.EXACT
+        return (self.transformer, self.dtype) if exact or self.twin is None else (self.twin, torch.bfloat16)
+
+    @property
+    def version(self) -> str:
+        """What pictures are drawn by when nothing is asked: variant, weights, mode, device and type, release."""
+        return self.version_of(Mode.EXACT)
+
+    def version_of(self, mode: Mode) -> str:
+        """The version of this model in a mode: same request, seed and version, same picture."""
+        twin = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
+        return self.versions.format(mode=f"{mode}{twin}")
 
     @property
     def token_px(self) -> int:
         """Pixels that one image token covers, along one side."""
         return self.vae.factor * self.transformer.config.patch_size
 
-    def changes(self, loras: Sequence[LoraUse]) -> Changes:
-        """What the LoRAs of a request change. Raises InvalidInput on a name that is not known."""
+    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> Changes:
+        """What the LoRAs of a request change, for products in `dtype` (the model's own).
+
+        Raises InvalidInput on a name that is not known.
+        """
         unknown = [use.name for use in loras if use.name not in self.loras]
         if unknown:
             known = ", ".join(self.loras) or "none, because none is configured"
             raise InvalidInput(f"loras names {unknown[0]!r:.100}; accepted: {known}")
-        return lora.changes([(self.loras[use.name], use.weight) for use in loras], self.device, self.dtype)
+        return lora.changes([(self.loras[use.name], use.weight) for use in loras], self.device, dtype or self.dtype)
 
 
 def load(
@@ -87,12 +108,14 @@ def load(
     memory_gb: float = 0.0,
     loras: Path | None = None,
     hash_cache: Path | None = None,
+    compiled: bool | None = None,
 ) -> Model:
     """Load a checkpoint, or a path to one in any format of docs/MODELS.md; without either the embedded nano.
 
     Where each part lives, and in which type, follows from the memory there is (`plan.py`): `memory_gb` limits the
     device's; `storage` names a `types.Storage` for the large matrices, instead of "auto". `loras` is a folder whose
-    LoRAs requests may name. `hash_cache` is a file that remembers the digests of large weights.
+    LoRAs requests may name. `hash_cache` is a file that remembers the digests of large weights. `compiled` has
+    torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are streamed.
 
     Raises CheckpointError when a part is missing or does not fit; ConfigurationError on an unknown device, dtype or
     storage, and when there is not enough memory.
@@ -104,7 +127,27 @@ def load(
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     plan = settle(checkpoint, variant, where, resolve_storage(storage), memory_gb)
-    return carry_out(plan, checkpoint, variant, where, kind, loras, weights_hash(checkpoint.weight_files(), hash_cache))
+    model = carry_out(
+        plan, checkpoint, variant, where, kind, loras, weights_hash(checkpoint.weight_files(), hash_cache)
+    )
+    stay = plan.part(BLOCKS).placement is Placement.DEVICE or where == HOST
+    if compiled and not stay:
+        raise ConfigurationError("compiled is on, and the blocks do not stay on the device; accepted: off, or auto")
+    if compiled or (compiled is None and where.type == "cuda" and stay):
+        model.transformer.compile_blocks()
+    return _with_twin(model, plan) if where == HOST and kind is torch.float32 else model
+
+
+def _with_twin(model: Model, plan: Plan) -> Model:
+    """Add a twin in bfloat16 where that is faster and takes little of the memory; quantised weights have none."""
+    floats = all(m.quantized is None for m in model.transformer.modules() if isinstance(m, Linear))
+    small = bfloat16.twin_bytes(model.transformer) < TWIN_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_PHYS_PAGES"
+    )
+    if floats and small and bfloat16.gains():
+        logger.info("bfloat16_twin this CPU multiplies bfloat16 faster: for the modes balanced and turbo")
+        return dataclasses.replace(model, twin=bfloat16.twin(model.transformer))
+    return model
 
 
 def settle(
@@ -157,7 +200,7 @@ def carry_out(
     compute = f"{device.type}-{str(dtype).removeprefix('torch.')}" + f"-{storage}" * (storage is not Storage.COMPUTE)
     return Model(
         variant=variant,
-        version=f"hidream-i1-{variant}/{digest}/exact/{compute}/{hidream.__version__}",
+        versions=f"hidream-i1-{variant}/{digest}/{{mode}}/{compute}/{hidream.__version__}",
         text=_text(plan, checkpoint, home(ENCODERS[0]), device, dtype, digest),
         transformer=transformer,
         vae=vae,

@@ -31,6 +31,7 @@ from hidream.types import (
     Conformance,
     ImageFormat,
     LoraUse,
+    Mode,
     Render,
     Sampler,
     Size,
@@ -99,6 +100,7 @@ def _extras(given: dict[str, Any], variant: Variant) -> dict[str, Any]:
         "sampler": _optional(given, "sampler", _choice, Sampler),
         "conformance": _choice("conformance", given.get("conformance", Conformance.DIFFUSERS), Conformance),
         "render": _choice("render", given.get("render", Render.BEST), Render),
+        "mode": _choice("mode", given.get("mode", Mode.EXACT), Mode),
         "loras": _loras(given),
     }
     return extras | (guided if variant.guided else {})

@@ -12,7 +12,8 @@ it also names the attempt: `claim` raises that number, and so whatever a worker 
 given to another one in the meantime changes nothing (it is the fencing token). A task is *recovered* when its
 worker is lost: killed, or silent for longer than its lease. It then goes back to its place in the queue,
 until it has lost as many workers as the operator allows: such a task fails, because it may be what kills
-them.
+them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they
+are *suspected*, and only claimed by a worker that has nothing else to draw.
 
 All that decides the picture is settled at submission, the seed and the name of the output included. So a task
 that is drawn again after a crash gives the same picture under the same name.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from hidream.errors import PromptRefused, QueueFull, TaskFailed
 from hidream.store.database import Database
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.submission import Submission
-from hidream.types import Status
+from hidream.types import Mode, Status
 
 RETRY_AFTER_S = 5
 """What a client that finds the queue full is told to wait."""
@@ -40,7 +41,7 @@ RETRY_AFTER_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One row. `attempt` counts the claims; times are ms since the epoch, durations ms."""
+    """One row. `attempt` counts the claims, `workers_lost` those that ended badly; times are ms since the epoch."""
 
     id: str
     key_id: str
@@ -58,10 +59,11 @@ class Prediction:
     inference_ms: int
     warnings: tuple[str, ...]
     attempt: int
+    workers_lost: int
 
     @property
     def execution_ms(self) -> int:
-        """From the claim to the end, 0 until then."""
+        """From the claim to the end in ms, 0 until then."""
         if self.started_ms is None or self.finished_ms is None:
             return 0
         return self.finished_ms - self.started_ms
@@ -113,9 +115,19 @@ async def ended(database: Database, prediction_ids: Collection[str]) -> set[str]
 
 
 async def claim(
-    database: Database, models: Sequence[str], worker_id: str, version: str, lease_s: float
+    database: Database,
+    models: Sequence[str],
+    worker_id: str,
+    versions: Mapping[Mode, str],
+    lease_s: float,
+    *,
+    beside_others: bool = False,
 ) -> Prediction | None:
-    """Take the oldest task that waits for one of `models`, for `lease_s` seconds; None when nothing waits."""
+    """Take the oldest task that waits for one of `models`, for `lease_s` seconds; None when nothing waits.
+
+    Its row says by which of `versions` it is drawn. None also when the task would be drawn `beside_others`, and the
+    oldest is suspected: it is not passed over, so that it does not wait for as long as others come.
+    """
     now = database.now_ms()
     oldest = (
         sa.select(P.c.id)
@@ -127,11 +139,11 @@ async def claim(
     )
     statement = (
         sa.update(P)
-        .where(P.c.id == oldest, P.c.status == Status.CREATED)
+        .where(P.c.id == oldest, P.c.status == Status.CREATED, P.c.workers_lost == 0 if beside_others else sa.true())
         .values(
             status=Status.PROCESSING,
             attempt=P.c.attempt + 1,
-            version=version,
+            version=sa.case(dict(versions), value=P.c.input["mode"].as_string(), else_=versions[Mode.EXACT]),
             started_ms=now,
             worker_id=worker_id,
             lease_until_ms=now + round(lease_s * 1000),
@@ -177,9 +189,13 @@ async def fail(database: Database, task: Prediction, code: int, error: str) -> b
     )
 
 
-async def hand_back(database: Database, task: Prediction) -> bool:
-    """Put a claimed task back to its place in the queue; False if the task is no longer this claim's."""
-    return await _leave_processing(database, task, status=Status.CREATED, started_ms=None)
+async def hand_back(database: Database, task: Prediction, *, suspected: bool = False) -> bool:
+    """Put a claimed task back to its place in the queue; False if the task is no longer this claim's.
+
+    It is `suspected` if something went wrong that may be its doing, as if it had lost its worker.
+    """
+    lost = P.c.workers_lost + int(suspected)
+    return await _leave_processing(database, task, status=Status.CREATED, started_ms=None, workers_lost=lost)
 
 
 async def recover(database: Database, workers_max: int, lost_worker_id: str | None = None) -> int:
@@ -248,12 +264,13 @@ def _new(
         inference_ms=0,
         warnings=(),
         attempt=0,
+        workers_lost=0,
     )
 
 
 def _insert(prediction: Prediction) -> sa.Insert:
     row = {name: getattr(prediction, name) for name in Prediction.__slots__}
-    return sa.insert(P).values(row | {"input": prediction.input.to_json(), "workers_lost": 0})
+    return sa.insert(P).values(row | {"input": prediction.input.to_json()})
 
 
 def _prediction(row: sa.Row[Any]) -> Prediction:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from hidream.types import Conformance, ImageFormat, LoraUse, Render, Sampler, Size
+from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Submission:
     sampler: Sampler | None = None
     conformance: Conformance = Conformance.DIFFUSERS
     render: Render = Render.BEST
+    mode: Mode = Mode.EXACT
     loras: tuple[LoraUse, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class Submission:
             "sampler": sampler and Sampler(sampler),
             "conformance": Conformance(value.get("conformance", Conformance.DIFFUSERS)),
             "render": Render(value.get("render", Render.BEST)),
+            "mode": Mode(value.get("mode", Mode.EXACT)),
             "loras": tuple(LoraUse(lora["name"], lora["scale"]) for lora in value.get("loras", ())),
         }
         return cls(**value | typed)

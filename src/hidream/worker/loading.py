@@ -35,6 +35,7 @@ def load_configured(variant: Variant, settings: Settings) -> Model:
         memory_gb=compute.memory_gb,
         loras=models.loras,
         hash_cache=settings.hash_cache,
+        compiled={"auto": None, "on": True, "off": False}[compute.compiled],
     )
 
 

@@ -1,0 +1,90 @@
+"""An engine without a model: it fills each picture with a colour made from the seed, all of them step by step."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hidream.types import ImageRequest, Timings
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    pixels: np.ndarray
+    timings: Timings
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    id: str
+    picture: Picture | None
+    error: Exception | None
+
+
+@dataclass
+class Painter:
+    """Draws in `STEPS` steps whatever it has, together; before each it waits for `go_on`.
+
+    Seeds of `refused` raise when they are added, seeds of `bad` end in an error of their own, and those of `fatal`
+    raise out of the step.
+    """
+
+    go_on: threading.Event = field(default_factory=threading.Event)
+    painting: threading.Event = field(default_factory=threading.Event)
+    refused: dict[int, Exception] = field(default_factory=dict)
+    bad: dict[int, Exception] = field(default_factory=dict)
+    fatal: dict[int, Exception] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    requests: list[ImageRequest] = field(default_factory=list)
+    together: list[frozenset[int]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    closed: bool = False
+    here: dict[str, tuple] = field(default_factory=dict)
+
+    @property
+    def seeds(self):
+        return [request.seed for request in self.requests]
+
+    def add(self, id, request, on_progress=None):  # noqa: A002
+        self.threads.add(threading.get_ident())
+        self.requests.append(request)
+        if request.seed in self.refused:
+            raise self.refused[request.seed]
+        self.here[id] = request, on_progress, [0]
+
+    def abort(self, id):  # noqa: A002
+        self.threads.add(threading.get_ident())
+        self.aborted.append(id)
+        return self.here.pop(id, None) is not None
+
+    def step(self):
+        self.threads.add(threading.get_ident())
+        self.together.append(frozenset(request.seed for request, *_ in self.here.values()))
+        self.painting.set()
+        assert self.go_on.wait(30)
+        for request, on_progress, done in self.here.values():
+            if request.seed in self.fatal:
+                raise self.fatal[request.seed]
+            done[0] += 1
+            if on_progress:
+                on_progress(done[0])
+        ended = {id_: request for id_, (request, _, done) in self.here.items() if done[0] == STEPS}
+        for id_ in ended:
+            del self.here[id_]
+        return [self.outcome(id_, request) for id_, request in ended.items()]
+
+    def close(self):
+        self.here.clear()
+        self.closed = True
+
+    def outcome(self, id_, request):
+        if request.seed in self.bad:
+            return Outcome(id_, None, self.bad[request.seed])
+        pixels = np.full((request.size.height, request.size.width, 3), request.seed % 256, np.uint8)
+        return Outcome(id_, Picture(pixels, Timings(0.1, 0.2, 0.3), self.warnings), None)
