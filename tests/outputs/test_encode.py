@@ -18,6 +18,18 @@ def gradient(height=48, width=64):
     return np.stack([rows * 4, columns * 3, rows + columns], axis=-1).astype(np.uint8)
 
 
+def drawing(side=256):
+    """Shaded ground with soft blots, as a model draws them: without noise or sharp edges."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side] / side
+    picture = np.stack([rows, columns, 1 - rows], axis=-1) * 160
+    for _ in range(12):
+        y, x, radius = rng.random(3) * (1, 1, 0.2)
+        share = 1 / (1 + np.exp((np.hypot(rows - y, columns - x) - radius) * 60))
+        picture += share[..., None] * (rng.random(3) * 255 - picture)
+    return picture.round().astype(np.uint8)
+
+
 def about(image):
     """Read back what the file says of itself."""
     if image.format == "PNG":
@@ -47,3 +59,20 @@ def test_the_picture_comes_back(output_format, tolerance):
 def test_the_same_picture_is_the_same_bytes(output_format):
     first, second = (encode(gradient(), output_format, seed=1, version=VERSION) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("output_format", ImageFormat)
+def test_how_the_pixels_lie_in_memory_does_not_matter(output_format):
+    pixels = drawing(64)
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))  # as the model's are
+    first, second = (
+        encode(each, output_format, seed=1, version=VERSION) for each in (pixels, np.moveaxis(planes, 0, -1))
+    )
+    assert first == second
+
+
+def test_a_drawing_is_smaller_as_png_than_by_the_quickest_level_of_zlib():
+    pixels, quickest = drawing(), io.BytesIO()
+    Image.fromarray(pixels).save(quickest, "PNG", compress_level=1)
+    ours = encode(pixels, ImageFormat.PNG, seed=1, version=VERSION)
+    assert len(ours) < 0.95 * len(quickest.getvalue())
