@@ -17,6 +17,7 @@ from hidream.model import footprint
 from hidream.model.config import TransformerConfig
 from hidream.model.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
 from hidream.model.linear import Linear
+from hidream.model.packed import Packed
 from hidream.model.text import MAX_TOKENS
 from hidream.model.transformer import Transformer
 from hidream.types import Storage, Variant
@@ -141,7 +142,8 @@ def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, packed: bool) -> i
         made = functools.partial(torch.empty, dtype=dtype)
         side = int(tokens**0.5)
         c = model.condition(made(batch, 128, 4096), made(3, batch, 128, 4096), made(batch, 2048), (side, side))
-        return functools.partial(model.velocity, made(batch, 16, 2 * side, 2 * side), model.modulations([1.0], c)[0], c)
+        latent = made(batch, 16, 2 * side, 2 * side)
+        return functools.partial(model.velocity, [latent], model.modulations([1.0], c)[:1], Packed.of([c]))
 
     return peak_of(build, prepare, dtype)
 
@@ -187,7 +189,7 @@ def test_tables_and_conditioning_are_what_the_transformer_makes():
     model = tiny.ours(tiny.reference())
     _, _, t5, llama, pooled = tiny.inputs(batch, 8, 8, tokens=TEXT_TOKENS)
     c = model.condition(t5, llama, pooled, (4, 4))
-    tables = [t for m in model.modulations([1.0, 2.0, 3.0], c) for t in (*m.blocks, m.final)]
+    tables = model.modulations([1.0, 2.0, 3.0], c)
     assert footprint.table_bytes(config, batch, steps, 4) == sum(t.nbytes for t in tables)
     assert footprint.conditioning_bytes(config, batch, 4) == c.txt.nbytes + c.fresh.nbytes
 
