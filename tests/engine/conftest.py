@@ -35,4 +35,5 @@ def random_transformer(config: TransformerConfig) -> Transformer:
         parameter.normal_(std=0.08)
     transformer.pack()
     transformer.compute_on_cpu(onednn=True)
+    transformer.lay()
     return transformer

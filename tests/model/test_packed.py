@@ -17,10 +17,11 @@ SHAPES = ((4, 4), (4, 4), (2, 8), (3, 5), (8, 6))
 PRODUCTS = ("_linear_pointwise", "linear", "matmul", "mm", "addmm", "bmm")
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
+@pytest.fixture(scope="module", params=["laid out", "as it is"])
+def model(request) -> Transformer:
     model = tiny.ours(tiny.reference())
     model.compute_on_cpu(onednn=True)
+    model.lay(request.param == "laid out")
     return model
 
 
@@ -68,6 +69,17 @@ def test_unpacked_and_stacked_experts_give_the_same(model):
     batch = requests(plain)
     for fast, slow in zip(together(model, batch), together(plain, batch), strict=True):
         assert tiny.relative(fast, slow) <= 1e-5
+
+
+@torch.inference_mode()
+def test_a_layout_for_the_cpu_changes_no_bits(model):
+    batch = requests(model)
+    before = together(model, batch)
+    laid = bool(model.blocks[0].attn1.laid)
+    model.lay(not laid)
+    after = together(model, batch)
+    model.lay(laid)
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hidream.model.linear import NOWHERE, Linear, Spread, changed
 from hidream.model.pack import pack
-from hidream.model.products import Product, plain
+from hidream.model.products import Product, laid_out, plain
 
 ROPE_THETA = 10_000.0
 RMS_EPS = 1e-5
@@ -80,6 +80,9 @@ class Attention(nn.Module):
                 self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
         self.packed: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D]
         self.product: Product = plain  # of what is packed
+        self.laid: dict[
+            tuple[str, int], Tensor
+        ] = {}  # side and number of matrices to them as `product` reads them best
 
     def side(self, side: str) -> Projection:
         """Modules of one side: "" image, "_t" text."""
@@ -115,12 +118,18 @@ class Attention(nn.Module):
         """Bring attended heads x [T, H, K] back to [T, D]."""
         return self.side(side).out(x.flatten(-2), spread)
 
+    def lay(self, laid: bool) -> None:
+        """Keep a copy of what is packed as `product` reads it best, q, k and v or only k and v, or none."""
+        wholes = self.packed.items() if laid else ()
+        parts = {(side, n): weight[-n * weight.shape[1] :] for side, (weight, _) in wholes for n in (2, 3)}
+        self.laid = {of: laid_out(weight) for of, weight in parts.items()}
+
     def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], spread: Spread) -> list[Tensor]:
         """Multiply x with each of `layers`, the last ones of q, k, v: in one product where they are packed."""
         if side not in self.packed:
             return [layer(x, spread) for layer in layers]
         weight, bias = (whole[-len(layers) * layers[0].out_features :] for whole in self.packed[side])
-        answers = self.product(x, weight, bias).chunk(len(layers), dim=-1)
+        answers = self.product(x, self.laid.get((side, len(layers)), weight), bias).chunk(len(layers), dim=-1)
         pairs = zip(layers, answers, strict=True)
         return [changed(layer.published, x, answer, layer.bias, spread) for layer, answer in pairs]
 

@@ -31,17 +31,13 @@ def gains() -> bool:
     return _seconds(x.bfloat16(), weight.bfloat16(), slow) * FASTER < slow
 
 
-def twin_bytes(transformer: Transformer) -> int:
-    """Memory that a twin takes."""
-    return sum(2 * p.numel() for p in transformer.parameters() if p.dtype is not torch.bfloat16)
-
-
 def twin(transformer: Transformer) -> Transformer:
     """Make the twin of a transformer on a CPU whose weights are stored in a float type."""
     with torch.device("meta"):
         made = Transformer(transformer.config)
     made.load_state_dict({name: p.bfloat16() for name, p in transformer.state_dict().items()}, assign=True)
     made.compute_on_cpu(onednn=True)
+    made.lay()
     return made.eval().requires_grad_(False)
 
 

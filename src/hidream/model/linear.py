@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hidream.formats.quantized import Quantized
-from hidream.model.products import Product, plain
+from hidream.model.products import Product, laid_out, plain
 
 
 class Change(Protocol):
@@ -47,6 +47,7 @@ class Linear(nn.Linear):
     published = ""  # the layer's name in the published checkpoints
     quantized: Quantized | None = None  # if set, `weight` is None
     product: Product = staticmethod(plain)
+    laid: Tensor | None = None  # the weight as `product` reads it best
 
     def reset_parameters(self) -> None:
         """Draw random weights; on the meta device, from which a file's take over, that would only cost time."""
@@ -56,8 +57,16 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
         """[..., I] to [..., O]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = self.product(x, self.dense(x.dtype), bias)
+        y = self.product(x, self.operand(x.dtype), bias)
         return changed(self.published, x, y, bias, spread)
+
+    def operand(self, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, or what `product` takes for it."""
+        return self.dense(dtype) if self.laid is None else self.laid
+
+    def lay(self, laid: bool) -> None:
+        """Keep a copy of the weight as `product` reads it best, or none; for inputs of the weight's type."""
+        self.laid = laid_out(self.weight) if laid else None
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [O, I] in `dtype`; the weight itself where that is its type."""

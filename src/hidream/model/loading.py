@@ -15,7 +15,7 @@ import torch
 import hidream
 from hidream.errors import ConfigurationError, InvalidInput
 from hidream.formats.comfy import Stored
-from hidream.model import bfloat16, lora, plan_text
+from hidream.model import bfloat16, lora, plan_text, products
 from hidream.model.assign import settled
 from hidream.model.encoders import check_fit, outline_encoder
 from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape, part_of
@@ -43,8 +43,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 HOST = torch.device("cpu")
 PLANNED_SIZE = Size(1024, 1024)
 """What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
-TWIN_SHARE = 1 / 16
-"""Of the machine's memory that a twin in bfloat16 may take."""
+COPIES_SHARE = 1 / 32
+"""Of the machine's memory that a transformer on a CPU may take to be copied for speed."""
 TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
 
@@ -135,19 +135,25 @@ def load(
         raise ConfigurationError("compiled is on, and the blocks do not stay on the device; accepted: off, or auto")
     if compiled or (compiled is None and where.type == "cuda" and stay):
         model.transformer.compile_blocks()
-    return _with_twin(model, plan) if where == HOST and kind is torch.float32 else model
+    return _for_cpu(model) if where == HOST and kind is torch.float32 and not compiled else model
 
 
-def _with_twin(model: Model, plan: Plan) -> Model:
-    """Add a twin in bfloat16 where that is faster and takes little of the memory; quantised weights have none."""
-    floats = all(m.quantized is None for m in model.transformer.modules() if isinstance(m, Linear))
-    small = bfloat16.twin_bytes(model.transformer) < TWIN_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf(
-        "SC_PHYS_PAGES"
-    )
-    if floats and small and bfloat16.gains():
-        logger.info("bfloat16_twin this CPU multiplies bfloat16 faster: for the modes balanced and turbo")
-        return dataclasses.replace(model, twin=bfloat16.twin(model.transformer))
-    return model
+def _for_cpu(model: Model) -> Model:
+    """Lay a small model's matrices out for the CPU, and add a twin in bfloat16 where that is faster.
+
+    Both are copies of the weights, so both are for models that take little of the memory; quantised ones have none.
+    """
+    linear = [module for module in model.transformer.modules() if isinstance(module, Linear)]
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    small = sum(p.nbytes for p in model.transformer.parameters()) < COPIES_SHARE * memory_bytes
+    if not small or any(each.weight is None or each.weight.dtype is not torch.float32 for each in linear):
+        return model
+    if products.available():
+        model.transformer.lay()
+    if not bfloat16.gains():
+        return model
+    logger.info("bfloat16_twin this CPU multiplies bfloat16 faster: for the modes balanced and turbo")
+    return dataclasses.replace(model, twin=bfloat16.twin(model.transformer))
 
 
 def settle(

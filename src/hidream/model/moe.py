@@ -55,7 +55,7 @@ class SwiGLU(nn.Module):
         own = [(rows, c) for rows, c in spread if self.w1.published in c or self.w3.published in c]
         if len(own) == 1 and own[0][0] == slice(None):
             return self._unfused(x, spread)
-        hidden = onednn_swiglu(x, self.w1.dense(x.dtype), self.w3.dense(x.dtype))
+        hidden = onednn_swiglu(x, self.w1.operand(x.dtype), self.w3.operand(x.dtype))
         for rows, changes in own:
             hidden[rows] = self._unfused(x[rows], everywhere(changes))
         return hidden

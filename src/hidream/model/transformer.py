@@ -192,6 +192,7 @@ class Transformer(nn.Module):
         The first steps then take minutes. Weights must stay where they are: every place would be a new graph.
         """
         self.compiled = True
+        self.lay(False)
         for block in self.blocks:
             block.compile(fullgraph=True, dynamic=True, backend=backend)
 
@@ -282,15 +283,19 @@ class Transformer(nn.Module):
         x = img
         for i, block in enumerate(self.walks.blocks):
             if isinstance(block, DoubleBlock):
-                img, txt = _call(block, p)(img, txt, p.news[i], mods[i], p)
+                img, txt = self._computing(block, p)(img, txt, p.news[i], mods[i], p)
                 continue
             if i == doubles:
                 x = p.joined(img, txt)
-            x = _call(block, p)(x, p.news[i], mods[i], p, i == last)
+            x = self._computing(block, p)(x, p.news[i], mods[i], p, i == last)
 
         # the published weights answer with picture − noise
         out = -self.final_layer(x, mods[-1], p)
         return [self._picture(part, x) for part, x in zip(p.apart(out), latents, strict=True)]
+
+    def _computing(self, block: DoubleBlock | SingleBlock, p: Packed) -> Callable[..., Any]:
+        """How to compute a block: as it is compiled, if it is, but for layouts that would make a new graph."""
+        return block.forward if self.compiled and p.image_rows is None else block
 
     def _cut(self, modulation: Tensor) -> list[Tensor]:
         """[S, M] to each block's [S, k·D], and the final layer's."""
@@ -319,6 +324,13 @@ class Transformer(nn.Module):
             if isinstance(module, SwiGLU):
                 module.fused = onednn
 
+    def lay(self, laid: bool = True) -> None:
+        """Keep a copy of each block's matrices as oneDNN reads them, or none; float32 or bfloat16 on a CPU."""
+        for block in self.blocks:
+            for module in block.modules():
+                if isinstance(module, Linear | Attention):
+                    module.lay(laid)
+
     def pack(self) -> None:
         """Lay weights that share an input side by side (`pack.py`); call it last, after any move or cast."""
         for block in self.blocks:
@@ -346,11 +358,6 @@ def sinusoid(timestep: Tensor) -> Tensor:
     exponent = -math.log(TIME_PERIOD) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
     angles = timestep.float()[:, None] * exponent.exp()
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def _call(block: DoubleBlock | SingleBlock, p: Packed) -> Callable[..., Any]:
-    """How to compute a block: compiled, if it is, for layouts that do not make a new graph."""
-    return block if p.image_rows is not None else block.forward
 
 
 def _mixture(config: TransformerConfig) -> MixtureOfExperts:
