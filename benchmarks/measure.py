@@ -33,18 +33,38 @@ class Spread:
         return f"{self.median_ms:9.2f} [{self.low_ms:.2f}–{self.high_ms:.2f}]"
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Run all sides in turn, `rounds` times, so that what else the machine does falls on all alike; in seconds."""
+def interleaved(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+    repeats: int = 1,
+) -> dict[str, list[float]]:
+    """Run all sides in turn, `rounds` times, so that what else the machine does falls on all alike; seconds of a call.
+
+    `time.process_time` as the clock leaves out what other programs take of the processors. With `repeats` a side is
+    called as often in its turn, after one call that is not counted: a short one would pay for what its neighbour has
+    left in the caches, in a fixed order always the same.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(warm_up + rounds):
         for name, run in sides.items():
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            if repeats > 1:
+                _timed(run, 1, clock)
+            taken = _timed(run, repeats, clock)
             if i >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
+
+
+def _timed(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    """Seconds of one of `repeats` calls, until the device is done."""
+    started = clock()
+    for _ in range(repeats):
+        run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (clock() - started) / repeats
 
 
 def ratio(base: list[float], other: list[float]) -> float:

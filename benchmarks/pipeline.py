@@ -1,170 +1,195 @@
-"""A picture of nano end to end, by stage, against diffusers' own HiDreamImagePipeline on the same folder, interleaved.
+"""A picture of nano end to end, by stage, against diffusers' own HiDreamImagePipeline, plain and with its speed-ups.
 
-That pipeline rescales every request to its `default_sample_size`; it is set to nano's best area, so that latent shape,
-text length, steps and type are equal on both sides (printed; unequal rows are void). What it returns is then brought to
-the asked size and written as PNG with Pillow's defaults, as its users do; ours does the same within `generate` and
-`outputs.encode`.
+All sides draw the same request from the same folder in turn: same weights, seed, noise, steps, latent shape, text
+length and type. What a side really computed is compared with ours and printed; a row that differs is void, and so is a
+side that claims to be exact and draws another picture (PSNR against plain diffusers). What a peer cannot do is a row as
+well, with its reason. The first picture of each side is not measured; what compiling took is said. `CPU s` is the time
+on the processors, which tells the sides apart also where other programs take their part of the clock's.
 
-    python benchmarks/pipeline.py [--variant dev] [--rounds 7] [--threads 2]
+    python benchmarks/pipeline.py [--variant dev] [--rounds 5] [--threads 2] [--without torch.compile]
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
+import math
+import os
+import statistics
+import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from diffusers import (
-    FlowMatchLCMScheduler,
-    HiDreamImagePipeline,
-    HiDreamImageTransformer2DModel,
-    UniPCMultistepScheduler,
-)
 from measure import Spread, ratio, report
-from PIL import Image
+from process import load_average
+from stock import SPEED_UPS, STAGES, Drawn, Seen, SpeedUp, Stock, plain
 
 from hidream.model.config import RECIPES
 from hidream.model.loading import Model, load
-from hidream.model.pipeline import generate
-from hidream.model.shape import render_grid
-from hidream.model.weights import embedded
+from hidream.model.pipeline import generate, plan_passes, resolve
 from hidream.outputs.encode import encode
-from hidream.types import ImageFormat, ImageRequest, Render, Size, Variant
+from hidream.types import ImageFormat, ImageRequest, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
-STAGES = ("text", "denoise", "decode", "png")
+SEED = 7
+SIZES = (512, 1024, 1536)
+BASE, OURS = "diffusers", "ours"
+SAME_PICTURE_DB = 40.0
+"""Rounding to 8 bits before or after enlarging gives 55; in float32 nothing else may differ."""
+
+Draw = Callable[[ImageRequest], Drawn]
 
 
-class Stock:
-    """The stock pipeline with a stopwatch on its stages."""
+@dataclass(slots=True)
+class Side:
+    """One side of the comparison, and what it did at one size."""
 
-    def __init__(self, variant: Variant, model: Model) -> None:
-        shared, own = embedded(Variant.DEV).folder, embedded(variant).folder
-        scheduler = UniPCMultistepScheduler if variant is Variant.FULL else FlowMatchLCMScheduler
-        self.pipeline = HiDreamImagePipeline.from_pretrained(
-            shared,
-            transformer=HiDreamImageTransformer2DModel.from_pretrained(own / "transformer", dtype=model.dtype),
-            scheduler=scheduler.from_pretrained(own / "scheduler"),
-            dtype=model.dtype,
-        ).to(model.device)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.default_sample_size = int(model.best_tokens**0.5) * model.transformer.config.patch_size
-        self.tokens, self.recipe = model.text.tokens, RECIPES[variant]
-        self.seconds: dict[str, float] = {}
-        self.latent_shape: tuple[int, ...] = ()
-        self._watch(self.pipeline, "encode_prompt", "text")
-        self._watch(
-            self.pipeline.vae,
-            "decode",
-            "decode",
-            lambda args: setattr(self, "latent_shape", tuple(args[0].shape)),
-        )
+    draw: Draw
+    kind: SpeedUp
+    warm_up_s: float  # of its first picture
+    runs: list[Drawn] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
-    def _watch(self, owner: Any, name: str, stage: str, note: Callable[[tuple[Any, ...]], None] | None = None) -> None:
-        original = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if note:
-                note(args)
-            started = _now()
-            result = original(*args, **kwargs)
-            self.seconds[stage] = _now() - started
-            return result
-
-        setattr(owner, name, timed)
-
-    def __call__(self, size: Size) -> dict[str, float]:
-        started = _now()
-        image = self.pipeline(
-            PROMPT,
-            height=size.height,
-            width=size.width,
-            num_inference_steps=self.recipe.steps,
-            guidance_scale=self.recipe.guidance,
-            max_sequence_length=self.tokens,
-            generator=torch.Generator().manual_seed(7),
-        ).images[0]
-        drawn = _now()
-        image = image.resize((size.width, size.height), Image.Resampling.BICUBIC)
-        self.seconds["decode"] += _now() - drawn
-        scaled = _now()
-        image.save(io.BytesIO(), "PNG")
-        self.seconds["png"] = _now() - scaled
-        self.seconds["denoise"] = drawn - started - self.seconds["text"] - self.seconds["decode"] + (scaled - drawn)
-        return dict(self.seconds)
-
-
-def ours(model: Model, size: Size) -> dict[str, float]:
-    picture = generate(model, ImageRequest(PROMPT, size, seed=7))
-    started = time.perf_counter()
-    encode(picture.pixels, ImageFormat.PNG, seed=7, version=model.version)
-    t = picture.timings
-    return {
-        "text": t.text_s,
-        "denoise": t.denoise_s,
-        "decode": t.decode_s,
-        "png": time.perf_counter() - started,
-    }
+    @property
+    def totals(self) -> list[float]:
+        return [sum(run.seconds.values()) for run in self.runs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", type=Variant, default=Variant.DEV, choices=[Variant.DEV, Variant.FULL])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--without", nargs="+", default=[], metavar="WORD", help="leave out peers with it in the name")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    busy = load_average()
     model = load(arguments.variant)
     model = dataclasses.replace(model, text=dataclasses.replace(model.text, cache=None))  # the peer encodes each time
-    stock = Stock(arguments.variant, model)
-    recipe, config = RECIPES[arguments.variant], model.transformer.config
 
     rows: list[dict[str, object]] = []
-    for side in (512, 1024, 1536):
-        size = Size(side, side)
-        grid = render_grid(size, Render.BEST, model.token_px, model.best_tokens, config.max_tokens)
-        seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
-        for i in range(arguments.rounds + 1):
-            results = {"diffusers": stock(size), "ours": ours(model, size)}
-            for name, result in results.items():
-                if i:  # the first round warms up
-                    seconds[name].append(result)
-        shape = (1, config.in_channels, grid.rows * config.patch_size, grid.columns * config.patch_size)
-        assert stock.latent_shape == shape, f"void: latents {stock.latent_shape} and {shape}"
-        rows += [row(size, name, seconds[name], seconds["diffusers"]) for name in ("diffusers", "ours")]
-        equal = {
-            "latent": shape,
-            "text tokens": stock.tokens,
-            "steps": recipe.steps,
-            "guidance": recipe.guidance,
-        }
-    report(
-        "pipeline",
-        rows,
-        {**equal, "dtype": str(model.dtype), "rounds": arguments.rounds, "version": model.version},
-    )
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # else a second run would seem to compile in no time
+        sides, failed = prepare(arguments.variant, model, arguments.without)
+        for side_px in SIZES:
+            rows += compare(side_px, sides, failed, arguments.rounds)
+    settings = equal(sides[OURS].runs[0].seen, arguments.variant) | {"version": model.version}
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    report("pipeline", rows, {**settings, "rounds": arguments.rounds, "load": busy})
 
 
-def row(size: Size, name: str, runs: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, object]:
-    total = Spread.of([sum(run.values()) for run in runs])
+def prepare(variant: Variant, model: Model, without: list[str]) -> tuple[dict[str, Side], dict[str, str]]:
+    """Load every side and let it draw a first picture; returns those that could, and why the others could not."""
+    request = ImageRequest(PROMPT, Size(SIZES[0], SIZES[0]), seed=SEED)
+    sides: dict[str, Side] = {}
+    failed: dict[str, str] = {}
+    for name, speed_up in SPEED_UPS.items():
+        if any(word in name for word in without):
+            failed[name] = "left out (--without)"
+            continue
+        try:
+            sides[name] = warmed(Stock(variant, model, speed_up), request, speed_up)
+        except Exception as error:  # whatever a peer raises is its result
+            if name == BASE:
+                raise
+            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]:.100}"
+    sides[OURS] = warmed(lambda request: ours(model, request), request, SpeedUp(plain))
+    return sides, failed
+
+
+def warmed(draw: Draw, request: ImageRequest, kind: SpeedUp) -> Side:
+    """Draw a first picture, which compiles what is to be compiled."""
+    started = time.perf_counter()
+    draw(request)
+    return Side(draw, kind, time.perf_counter() - started)
+
+
+def ours(model: Model, request: ImageRequest) -> Drawn:
+    """Draw with the product's own pipeline and encoder."""
+    steps: list[int] = []
+    picture = generate(model, request, lambda done, total: steps.append(done))
+    started = time.perf_counter()
+    encode(picture.pixels, ImageFormat.PNG, seed=request.seed, version=model.version)
+    t = picture.timings
+    seconds = (t.text_s, t.denoise_s, t.decode_s, time.perf_counter() - started)
+    return Drawn(dict(zip(STAGES, seconds, strict=True)), picture.pixels, seen_of_ours(model, request, len(steps)))
+
+
+def seen_of_ours(model: Model, request: ImageRequest, steps: int) -> Seen:
+    """What `generate` planned for the request, and the steps that it made."""
+    passes, config = plan_passes(model, request, resolve(model, request)), model.transformer.config
+    grid, p = passes[0].grid, config.patch_size
+    shape = (1, config.in_channels, grid.rows * p, grid.columns * p)
+    return Seen(shape, model.text.tokens, steps, model.dtype)
+
+
+def compare(side_px: int, sides: dict[str, Side], failed: dict[str, str], rounds: int) -> list[dict[str, object]]:
+    """Let all sides draw in turn; one row for each, the failed ones as well."""
+    request = ImageRequest(PROMPT, Size(side_px, side_px), seed=SEED)
+    for side in sides.values():
+        side.runs.clear()
+        side.cpu_s.clear()
+    for i in range(rounds + 1):
+        for side in sides.values():
+            started = time.process_time()
+            drawn = side.draw(request)
+            if i:  # the first round at a size warms up
+                side.runs.append(drawn)
+                side.cpu_s.append(time.process_time() - started)
+    rows = {name: row(name, sides) for name in sides}
+    blank = dict.fromkeys(rows[BASE], "–")
+    rows |= {name: {**blank, "side": name, "note": f"not measured: {why}"} for name, why in failed.items()}
+    return [{"size": str(request.size)} | rows[name] for name in (*SPEED_UPS, OURS)]
+
+
+def row(name: str, sides: dict[str, Side]) -> dict[str, object]:
+    """Stages in ms, the whole, how fast that is, and how near the picture comes to diffusers'."""
+    side, base = sides[name], sides[BASE]
+    likeness = psnr(side.runs[0].pixels, base.runs[0].pixels)
     return {
-        "size": str(size),
         "side": name,
-        **{f"{stage} ms": Spread.of([run[stage] for run in runs]).median_ms for stage in STAGES},
-        "total ms": str(total).strip(),
-        "ratio": ratio([sum(run.values()) for run in base], [sum(run.values()) for run in runs]),
+        **{f"{stage} ms": Spread.of([run.seconds[stage] for run in side.runs]).median_ms for stage in STAGES},
+        "total ms": str(Spread.of(side.totals)).strip(),
+        "CPU s": statistics.median(side.cpu_s),
+        "× diffusers": f"{ratio(base.totals, side.totals):.2f}",
+        "ours ×": f"{ratio(side.totals, sides[OURS].totals):.2f}",
+        "PSNR dB": f"{likeness:.1f}" if math.isfinite(likeness) else "same",
+        "note": note(side, sides[OURS].runs[0].seen, likeness),
     }
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def note(side: Side, expected: Seen, likeness: float) -> str:
+    """Why a row is void, or what has to be known of it."""
+    seen = side.runs[0].seen
+    if seen != expected:
+        return f"void: {seen} instead of {expected}"
+    if not side.kind.lossy and seen.dtype is torch.float32 and likeness < SAME_PICTURE_DB:
+        return "void: draws another picture"
+    if side.kind.compiles:
+        return f"compiled in {side.warm_up_s - statistics.median(side.totals):.0f} s"
+    return "lossy" if side.kind.lossy else ""
+
+
+def psnr(picture: np.ndarray, other: np.ndarray) -> float:
+    """Likeness of two pictures of uint8, in dB; infinite where they are the same."""
+    error = np.mean((picture.astype(np.float64) - other.astype(np.float64)) ** 2)
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def equal(seen: Seen, variant: Variant) -> dict[str, object]:
+    """What holds for all sides, for the report."""
+    recipe = RECIPES[variant]
+    return {
+        "latent": list(seen.latent),
+        "text tokens": seen.text_tokens,
+        "steps": seen.steps,
+        "guidance": recipe.guidance,
+        "dtype": str(seen.dtype),
+        "seed": SEED,
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,25 @@
 #!/usr/bin/env bash
-# Runs every benchmark in turn and keeps what each printed under benchmarks/results/DATE-NAME.txt.
-set -euo pipefail
+# Runs every benchmark in turn and keeps what each printed under benchmarks/results/DATE-NAME.txt. One that fails does
+# not keep the others from running. COMFYUI=CHECKOUT compares with the ComfyUI in that folder as well.
+set -uo pipefail
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # as the product runs, see cli.py
-cd "$(dirname "$0")"
+checkout=${COMFYUI:+$(realpath "$COMFYUI")}
+cd "$(dirname "$0")" || exit
 mkdir -p results
-for script in transformer pipeline server loading large; do # large wants 10 GB of disk, 12 of memory, and minutes
+log=$(mktemp)
+trap 'rm -f "$log" "$log.txt"' EXIT
+failed=
+# large wants 10 GB of disk, 12 of memory, and minutes
+for script in transformer pipeline modes start decode load server loading large; do
     echo "== $script"
-    "../$BIN/python" "$script.py" 2>/dev/null | tee "results/$(date -u +%F)-$script.txt" | grep -v '^{'
+    arguments=()
+    [[ $script == transformer && -n $checkout ]] && arguments=(--comfyui "$checkout")
+    result=results/$(date -u +%F)-$script.txt
+    if ! "../$BIN/python" "$script.py" "${arguments[@]}" 2>"$log" | tee "$log.txt" | grep -v '^{'; then
+        failed+=" $script"
+        tail -n 5 "$log"
+        continue
+    fi
+    cp "$log.txt" "$result"
 done
+[[ -z $failed ]] || { echo "failed:$failed"; exit 1; }

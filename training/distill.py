@@ -127,7 +127,8 @@ class Distillation:
         tokens, found = batch.grid.rows * batch.grid.columns, []
 
         def note(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
-            found.append((output[0] if isinstance(output, tuple) else output)[:, :tokens])
+            rows = output[0] if isinstance(output, tuple) else output
+            found.append(rows.unflatten(0, (len(latent), -1))[:, :tokens])
 
         layers = (*self.teacher.double_stream_blocks, *self.teacher.single_stream_blocks)
         hooks = [layer["block"].register_forward_hook(note) for layer in layers]
