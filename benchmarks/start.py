@@ -1,0 +1,131 @@
+"""From nothing to the first picture, and the memory that takes: a fresh process each time, both sides in turn.
+
+nano at 512×512, to the bytes of a PNG, the files in the system's cache. Each side is what its user writes: import, load
+the folder, draw; and draw again, which is what a picture costs when all is at hand. Memory is the most that was
+resident (`process.py`), mapped files included; before it counts, Python itself takes 0.02 GB.
+
+    python benchmarks/start.py [--rounds 5] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from process import fresh, load_average, status_bytes
+
+BORN = time.perf_counter()
+PROMPT, SIDE_PX, SEED = "flat style a sailboat in the ocean", 512, 7
+NANO = Path(__file__).parents[1] / "src" / "hidream" / "nano" / "dev"  # found without importing what it belongs to
+STAGES = ("import", "load", "first picture", "second picture")
+Lap = Callable[[str], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(SIDES[arguments.side], arguments.threads)))
+    else:
+        compare(arguments.rounds, arguments.threads)
+
+
+def compare(rounds: int, threads: int) -> None:
+    """Run both sides in turn and report; the first round only brings the files into the cache."""
+    from measure import Spread, ratio, report
+
+    load = load_average()
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for i in range(1 + rounds):
+        for side in SIDES:
+            taken = fresh(__file__, "--side", side, "--threads", str(threads))
+            found[side] += [taken] if i else []
+    rows: list[dict[str, object]] = []
+    for side, runs in found.items():
+        whole = [run["whole"] for run in runs]
+        cells: dict[str, object] = {"side": side}
+        cells |= {f"{stage} s": statistics.median(run[stage] for run in runs) for stage in STAGES}
+        cells["to the first picture ms"] = str(Spread.of(whole)).strip()
+        cells["× diffusers"] = f"{ratio([run['whole'] for run in found['diffusers']], whole):.2f}"
+        cells["peak GB"] = statistics.median(run["peak_bytes"] for run in runs) / 1e9
+        rows.append(cells)
+    report("start", rows, {"size": f"{SIDE_PX}x{SIDE_PX}", "rounds": rounds, "load": load})
+
+
+def measure(side: Callable[[Lap, int], None], threads: int) -> dict[str, float]:
+    """Run one side in this process: seconds of each stage, of all up to the first picture, and the peak until then."""
+    found: dict[str, float] = {}
+    last = BORN
+
+    def lap(stage: str) -> None:
+        nonlocal last
+        last, before = time.perf_counter(), last
+        found[stage] = last - before
+        if stage == STAGES[2]:
+            found.update({"whole": last - BORN, "peak_bytes": status_bytes("VmHWM")})
+
+    side(lap, threads)
+    return found
+
+
+def diffusers(lap: Lap, threads: int) -> None:
+    """Draw with the stock pipeline, set to the area that nano draws best; nothing of ours is imported."""
+    import torch
+    from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
+
+    torch.set_num_threads(threads)
+    lap("import")
+    pipeline = HiDreamImagePipeline.from_pretrained(
+        NANO,
+        transformer=HiDreamImageTransformer2DModel.from_pretrained(NANO / "transformer", dtype=torch.float32),
+        scheduler=FlowMatchLCMScheduler.from_pretrained(NANO / "scheduler"),
+        dtype=torch.float32,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.default_sample_size = json.loads((NANO / "model_index.json").read_text())["_default_sample_size"]
+    lap("load")
+    for stage in STAGES[2:]:
+        image = pipeline(
+            PROMPT,
+            height=SIDE_PX,
+            width=SIDE_PX,
+            num_inference_steps=28,
+            guidance_scale=0.0,
+            max_sequence_length=pipeline.tokenizer_4.model_max_length,
+            generator=torch.Generator().manual_seed(SEED),
+        ).images[0]
+        image.resize((SIDE_PX, SIDE_PX)).save(io.BytesIO(), "PNG")
+        lap(stage)
+
+
+def ours(lap: Lap, threads: int) -> None:
+    """Draw with the product's library."""
+    import torch
+
+    from hidream.model.loading import load
+    from hidream.model.pipeline import generate
+    from hidream.outputs.encode import encode
+    from hidream.types import ImageFormat, ImageRequest, Size, Variant
+
+    torch.set_num_threads(threads)
+    lap("import")
+    model = load(Variant.DEV)
+    lap("load")
+    for stage in STAGES[2:]:
+        picture = generate(model, ImageRequest(PROMPT, Size(SIDE_PX, SIDE_PX), seed=SEED))
+        encode(picture.pixels, ImageFormat.PNG, seed=SEED, version=model.version)
+        lap(stage)
+
+
+SIDES: dict[str, Callable[[Lap, int], None]] = {"diffusers": diffusers, "ours": ours}
+
+if __name__ == "__main__":
+    main()
