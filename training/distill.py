@@ -24,8 +24,8 @@ import folders
 import recipe
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.packed import Conditioning
+from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.transformer import Transformer
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, load_transformer
