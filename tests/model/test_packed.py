@@ -134,8 +134,15 @@ def test_a_batch_of_equal_shapes_attends_at_once(model):
     assert counting.calls["scaled_dot_product_attention"] == len(model.blocks)
 
 
-def test_changes_of_one_request_alone_are_on_all_rows():
-    assert everywhere({}) == ()
+def test_changes_are_spread_over_their_own_requests_rows(model):
+    ink, none = {"final_layer.linear": [lambda x, y: y]}, {}
+    alone, without, *_ = (Packed.of([c]) for _, c, _ in requests(model, changes=(ink, none, none, none, none)))
+    assert alone.img.spread == everywhere(ink) == ((slice(None), ink),)
+    assert without.img.spread == everywhere(none) == ()
+    batch = requests(model, shapes=((4, 4), (3, 5)), prompts=(1, 2), changes=(none, ink))
+    mixed = Packed.of([c for _, c, _ in batch])
+    assert mixed.img.spread == ((slice(16, 16 + 2 * 15), ink),)
+    assert mixed.both.spread == ((slice(48, 48 + 2 * 47), ink),)  # each with two texts of 16
 
 
 class Counting(TorchDispatchMode):

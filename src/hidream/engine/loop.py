@@ -147,11 +147,6 @@ class Engine:
         """Requests that have not begun."""
         return self._scheduler.waiting
 
-    @property
-    def remaining_tokens(self) -> int:
-        """What is left to compute for all requests together."""
-        return self._scheduler.remaining
-
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
         """Take one step of those whose turn it is; return the requests that came to an end."""

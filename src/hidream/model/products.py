@@ -2,10 +2,10 @@
 
 Shapes: T rows, I inputs, O outputs, F hidden width.
 
-`torch.nn.functional.linear` leaves float32 on a CPU to MKL. oneDNN's products took 0.6 to 0.85 of its time on an AMD
-CPU with AVX-512 and two threads (docs/PERFORMANCE.md), and each row of theirs is the same to the last bit whatever the
-other rows are and however many, from two on; MKL's are so from four rows per thread on. That is what lets the engine
-draw the same picture alone and in a batch.
+`torch.nn.functional.linear` leaves float32 on a CPU to MKL. On an AMD CPU with AVX-512 oneDNN's large products reached
+105 GFLOP/s on a core and MKL's 85 (benchmarks/transformer.py), and each row of oneDNN's is the same to the last bit
+whatever the other rows are and however many, from two on; MKL's are so from four rows per thread on. That is what lets
+the engine draw the same picture alone and in a batch.
 
 The operators are those that torch.compile itself calls (torch/_inductor/mkldnn_ir.py); `plain` is their twin.
 """
@@ -52,7 +52,7 @@ def onednn_swiglu(x: Tensor, w1: Tensor, w3: Tensor) -> Tensor:
 def laid_out(weight: Tensor) -> Tensor:
     """Return a copy of a weight in the layout that oneDNN reads; the products above take it in the weight's place.
 
-    Else they make it at each call, which costs a seventh of a step of nano's with 112 tokens, and nothing with 1,000.
+    Else they make it at each call, which is felt where rows are few (docs/LOG.md).
     """
     return _OPS._reorder_linear_weight(weight.contiguous(), LAID_FOR_ROWS)
 
