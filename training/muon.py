@@ -96,7 +96,8 @@ class Optimisers:
         ]
         orthogonalised = {id(p) for p in matrices}
         others = [p for p in self._parameters if id(p) not in orthogonalised]
-        self._optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98))]
+        adamw = torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98), fused=True)
+        self._optimisers: list[torch.optim.Optimizer] = [adamw]
         if muon_rate:
             self._optimisers.append(Muon(matrices, muon_rate))
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, schedule) for each in self._optimisers]

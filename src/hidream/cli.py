@@ -275,8 +275,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, settings.Settings], int]] = {
 }
 """What each command of the grammar does; the answer is the exit status."""
 
-_parser, _flags, PARTS = arguments.parser, arguments.flags, arguments.PARTS  # the names that tests/test_docs.py knows
-
-
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,13 +1,17 @@
 """Opening: the pragmas that durability rests on, migrations, and what is not accepted."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from hidream.errors import ConfigurationError
+from hidream.store import database as database_file
 from hidream.store import keys
 from hidream.store.database import Database
 
@@ -63,3 +67,62 @@ def test_other_urls_are_refused(bad):
     with pytest.raises(ConfigurationError, match="database URL") as caught:
         asyncio.run(scenario())
     assert "secret" not in str(caught.value)
+
+
+def opened(path):
+    async def scenario():
+        async with Database.open(f"sqlite+aiosqlite:///{path}"):
+            pass
+
+    asyncio.run(scenario())
+
+
+def beneath_a_file(path):
+    path.parent.rmdir()
+    path.parent.touch()
+
+
+def text(path):
+    path.write_text("hello " * 1000)
+
+
+def foreign(path):
+    """Another program's database, with a table of the same name as one of ours."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE keys (a)")
+
+
+def newer(path):
+    """A database that a later release has migrated."""
+    opened(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (beneath_a_file, "its folder cannot be made: File exists"),
+        (Path.mkdir, "unable to open database file"),
+        (text, "file is not a database"),
+        (foreign, "table keys already exists"),
+        (newer, "Can't locate revision identified by '9999'"),
+    ],
+)
+def test_what_is_no_database_of_ours_is_refused(tmp_path, made, why):
+    path = tmp_path / "home" / "hidream.db"
+    path.parent.mkdir()
+    made(path)
+    with pytest.raises(ConfigurationError) as caught:
+        opened(path)
+    assert str(caught.value).startswith(f"the database URL is sqlite+aiosqlite:///{path}: {why}; accepted: ")
+
+
+def test_a_database_that_is_locked_for_long_is_no_fault_of_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_file, "_PRAGMAS", ("PRAGMA busy_timeout = 1", *database_file._PRAGMAS[1:]))
+    path = tmp_path / "hidream.db"
+    opened(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sa.exc.OperationalError, match="database is locked"):
+            opened(path)

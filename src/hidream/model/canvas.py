@@ -72,7 +72,11 @@ def _opened(field: str, data: bytes) -> Image.Image:
         if image.width * image.height > PIXELS_MAX:
             raise InvalidInput(f"{field} has {image.width}*{image.height} pixels; accepted: {PIXELS_MAX} in all")
         return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # whose text names an object in memory
+        raise InvalidInput(
+            f"{field} is no picture that can be read ({len(data):,} bytes); accepted: a PNG, JPEG or WebP file"
+        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidInput(f"{field} cannot be read: {error}; accepted: a PNG, JPEG or WebP file") from error
 
 

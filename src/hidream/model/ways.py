@@ -73,16 +73,16 @@ class Hardware:
 
     @property
     def device_budget(self) -> int:
-        """Bytes that may be used on the device."""
+        """Bytes that may be used on the device: none where the system takes all there is."""
         if self.separate:
             return self.device_bytes
         share = MPS_SHARE if self.device == "mps" else 1.0
-        return round(share * self.host_bytes) - HOST_RESERVE_BYTES
+        return max(round(share * self.host_bytes) - HOST_RESERVE_BYTES, 0)
 
     @property
     def host_budget(self) -> int:
-        """Bytes that may be used in the host's memory."""
-        return self.host_bytes - HOST_RESERVE_BYTES
+        """Bytes that may be used in the host's memory: none where the system takes all there is."""
+        return max(self.host_bytes - HOST_RESERVE_BYTES, 0)
 
     @property
     def compute_bytes(self) -> int:

@@ -50,7 +50,7 @@ class Database:
     async def open(cls, url: str, clock: Callable[[], float] = time.time) -> AsyncIterator[Database]:
         """Open the database at a SQLAlchemy URL, made and migrated if need be; `clock` gives epoch seconds.
 
-        Raises ConfigurationError on a URL that is not one of a SQLite file.
+        Raises ConfigurationError on a URL that is not one of a SQLite file, and on a file that is no database of ours.
         """
         path = _sqlite_path(url)
         engine = _engine(url)
@@ -88,10 +88,23 @@ def _sqlite_path(url: str) -> str:
     except sa.exc.ArgumentError as error:
         raise ConfigurationError(f"the database URL is not one that SQLAlchemy reads: {error}") from error
     if parsed.drivername != "sqlite+aiosqlite" or not parsed.database or parsed.database == ":memory:":
-        shown = parsed.render_as_string(hide_password=True)
-        raise ConfigurationError(f"the database URL is {shown}; accepted: sqlite+aiosqlite:///FILE")
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        raise ConfigurationError(f"the database URL is {_shown(parsed)}; accepted: sqlite+aiosqlite:///FILE")
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(parsed, f"its folder cannot be made: {error.strerror}") from error
     return parsed.database
+
+
+def _unusable(url: sa.URL, why: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"the database URL is {_shown(url)}: {why}; "
+        "accepted: sqlite+aiosqlite:///FILE, a file that may be written, new or of a release that is not newer"
+    )
+
+
+def _shown(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=True)
 
 
 def _engine(url: str) -> AsyncEngine:
@@ -119,9 +132,26 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 
 async def _migrate(engine: AsyncEngine) -> None:
-    """Bring the tables to the newest step; of several processes that start at once, one does it."""
-    async with engine.begin() as connection:
-        await connection.run_sync(_upgrade)
+    """Bring the tables to the newest step; of several processes that start at once, one does it.
+
+    Raises ConfigurationError, but not for a file that somebody else has locked for too long: that passes by itself.
+    """
+    from alembic.util import CommandError
+
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_upgrade)
+    except sa.exc.DBAPIError as error:
+        if _is_locked(error):
+            raise
+        raise _unusable(engine.url, error.orig) from error
+    except CommandError as error:  # it names a step that is not known here
+        raise _unusable(engine.url, error) from error
+
+
+def _is_locked(error: sa.exc.DBAPIError) -> bool:
+    extended = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return extended & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # the low byte is the primary code
 
 
 def _upgrade(connection: sa.Connection) -> None:
