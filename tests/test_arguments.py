@@ -15,7 +15,7 @@ COMMANDS = ["generate", "serve", "worker", "keys create", "keys list", "keys rev
 
 
 def parsed(*argv):
-    return arguments.parser().parse_args(argv)
+    return arguments.parse(argv)
 
 
 def parsers(top, name=""):
@@ -82,6 +82,10 @@ def test_what_is_typed_becomes_values():
         (["info", "--host", "nan"], "'nan' is not a size of host memory; accepted: gigabytes, 4 or more"),
         (["info", "--host", "3.9"], "'3.9' is not a size of host memory"),
         (["info", "--bits", "3"], "--bits: invalid choice: 3"),
+        (["info", "--memory", "12"], "hidream info: argument --memory: given without --plan; accepted: with it"),
+        (["info", "--host", "64"], "argument --host: given without --plan"),
+        (["info", "--variant", "full", "--size", "512*512"], "argument --size: given without --plan"),
+        (["info", "--bits", "4"], "argument --bits: given without --plan"),
         (["convert", "a", ""], "target: '' is not a path"),
         (["convert", "a", "b", "--shard-size", "5 apples"], "'5 apples' is not a size; accepted: such as 500MB or 5GB"),
         (["generate", "x", "one\ntwo"], "unrecognized arguments: one two"),

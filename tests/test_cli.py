@@ -36,6 +36,16 @@ def test_generate_writes_the_picture(home, capsys, name, kind):
     assert "2/2" in printed.err  # the progress bar
 
 
+def test_the_collector_leaves_what_was_loaded_alone_and_goes_on_after_an_error():
+    code = (
+        "import gc, sys; from hidream import cli\n"
+        "status = cli.main(['generate', 'x', '--model', '/nowhere'])\n"
+        "print(status, gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 True True\n"
+
+
 def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
     asked = ["generate", "3d a frog", "--size", "256*256", "--seed", "7", "--steps", "8"]
     for mode in ("exact", "turbo"):

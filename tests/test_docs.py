@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hidream import cli, settings
+from hidream import arguments, cli, settings
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
@@ -126,14 +126,14 @@ def commands_of(name: str) -> list[list[str]]:
 def test_commands_are_understood(name):
     commands = commands_of(name)
     assert commands
-    for arguments in commands:
-        settings.load({}, cli._flags(cli._parser().parse_args(arguments)))
+    for typed in commands:
+        settings.load({}, arguments.flags(arguments.parse(typed)))
 
 
 def test_models_names_every_way_to_name_a_part():
     text = read("docs/MODELS.md")
-    used = {flag for arguments in commands_of("docs/MODELS.md") for flag in arguments if flag.startswith("--")}
-    assert {f"--{part.replace('_', '-')}" for part in cli.PARTS} <= used
+    used = {flag for typed in commands_of("docs/MODELS.md") for flag in typed if flag.startswith("--")}
+    assert {f"--{part.replace('_', '-')}" for part in arguments.PARTS} <= used
     assert all(f"`{choice}`" in text for kind in (Storage, Conformance, Render, Sampler) for choice in kind)
     for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
         assert re.search(rf"\b{kind}\b", text), kind

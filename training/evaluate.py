@@ -3,9 +3,10 @@
 First the judge itself, on held-out renders and on the autoencoder's reconstructions of them (with their PSNR); it may
 judge only where it is right often enough itself. Then each variant: per question and over all, with 95 % intervals
 (Wilson), squares and other shapes apart, the pairs of objects apart. Options of `ImageRequest` score faster or other
-ways to draw: `--steps 14`. A contact sheet of the first pictures lies beside the report.
+ways to draw: `--steps 14`, `--mode turbo`; a mode but the exact one has a report of its own. A contact sheet of the
+first pictures lies beside the report.
 
-    python training/evaluate.py [--nano FOLDER] [--variants dev full fast] [--steps N] [--prompts 300]
+    python training/evaluate.py [--nano FOLDER] [--variants dev full fast] [--steps N] [--mode MODE] [--prompts 300]
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from compose import Sprites
 from concepts import Concepts, load_concepts
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Size, Variant
+from hidream.types import ImageRequest, Mode, Size, Variant
 from scenes import Layout, Scene, Split, draw_scene
 from stage import arguments
 
@@ -88,13 +89,20 @@ class Score:
 
 
 def score_model(
-    model: Model, judge: classifiers.Judge, concepts: Concepts, count: int, steps: int | None, sheet: Path
+    model: Model,
+    judge: classifiers.Judge,
+    concepts: Concepts,
+    count: int,
+    sheet: Path,
+    *,
+    steps: int | None = None,
+    mode: Mode = Mode.EXACT,
 ) -> dict[str, object]:
-    """Draw and judge every prompt."""
+    """Draw and judge every prompt; the first squares become the contact sheet `sheet`."""
     score, tiles, seconds = Score(), [], 0.0
     device = next(judge.parameters()).device
     for i, (scene, size) in enumerate(prompts(count, concepts)):
-        request = ImageRequest(plain_caption(scene, concepts), size, seed=SEED + i, steps=steps)
+        request = ImageRequest(plain_caption(scene, concepts), size, seed=SEED + i, steps=steps, mode=mode)
         picture = generate(model, request)
         seconds += picture.timings.inference_s
         pixels = torch.from_numpy(picture.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
@@ -107,7 +115,8 @@ def score_model(
     for i, tile in enumerate(tiles):
         contact.paste(tile, (256 * (i % SHEET[0]), 256 * (i // SHEET[0])))
     contact.save(sheet)
-    return {"version": model.version, "steps": steps, "seconds_each": seconds / count, "scores": score.rows()}
+    drawn_by = {"version": model.version_of(mode), "mode": mode, "steps": steps}
+    return drawn_by | {"seconds_each": seconds / count, "scores": score.rows()}
 
 
 @torch.no_grad()
@@ -138,19 +147,21 @@ def main() -> None:
     parser.add_argument("--nano", type=Path, help="folder with dev, full and fast (default: that of the runs)")
     parser.add_argument("--variants", nargs="+", type=Variant, default=list(Variant))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.EXACT, help="default: %(default)s")
     parser.add_argument("--prompts", type=int, default=300)
     given = parser.parse_args()
     device, concepts, out = given.device, load_concepts(), given.runs / "evaluation"
     judge = classifiers.load(given.runs / "judge", concepts, device)
     out.mkdir(parents=True, exist_ok=True)
+    suffix = "" if given.mode is Mode.EXACT else f"-{given.mode}"
     report: dict[str, object] = {}
     for variant in given.variants:
         model = load(variant, (given.nano or given.runs / "nano") / variant, device=str(device))
         if "judge" not in report:
             report["judge"] = score_judge(model, judge, concepts, Sprites.load(device))
-        sheet = out / f"{variant}.png"
-        report[variant] = score_model(model, judge, concepts, given.prompts, given.steps, sheet)
-        (out / "report.json").write_text(json.dumps(report, indent=1))
+        sheet = out / f"{variant}{suffix}.png"
+        report[variant] = score_model(model, judge, concepts, given.prompts, sheet, steps=given.steps, mode=given.mode)
+        (out / f"report{suffix}.json").write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))
 
 

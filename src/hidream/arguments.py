@@ -7,7 +7,9 @@ reads the environment. Every other flag gets its type here. Knows no room and do
 from __future__ import annotations
 
 import argparse
+import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,8 +44,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; `{self.prog} --help` says more\n")
 
 
+class OfPlan(argparse.Action):
+    """Stores the value of a flag that only `--plan` heeds, and in `complain` what ends the command without it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        given: argparse.Namespace,
+        value: object,
+        flag: str | None = None,
+    ) -> None:
+        """Take one flag."""
+        setattr(given, self.dest, value)
+        given.complain = lambda: parser.error(f"argument {flag}: given without --plan; accepted: with it")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line, this process's own by default; ends with status 2 on one that is not understood.
+
+    The answer names the command in `command`; `flags` finds the settings in it.
+    """
+    given = parser().parse_args(argv)
+    if given.command == "info" and given.complain and not given.plan:
+        given.complain()
+    return given
+
+
 def parser() -> argparse.ArgumentParser:
-    """Build the parser. Its answer names the command in `command`; `flags` finds the settings in it."""
+    """Build the parser, without what `parse` checks of flags together."""
     top = Parser(prog="hidream", description="The self-hosted home of HiDream-I1.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -145,15 +173,14 @@ def _keys(commands: Commands) -> None:
 def _info(commands: Commands) -> None:
     info = commands.add_parser("info", help="models, parameters, memory, device")
     _model_flags(info)
-    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
-    info.add_argument("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
-    info.add_argument("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
-    info.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
     info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
-    info.add_argument(
-        "--bits", type=_whole, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)"
-    )
-    info.set_defaults(command="info")
+    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
+    plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OfPlan)
+    plan("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
+    plan("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
+    plan("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    plan("--bits", type=_whole, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)")
+    info.set_defaults(command="info", complain=None)
 
 
 def _convert(commands: Commands) -> None:

@@ -4,13 +4,16 @@
     ├── InvalidInput                  1401   400  no     a request says something that is not accepted
     │   └── MissingInput              1400   400  no     a required field is absent or empty
     ├── Unauthorized                     –   401  no     no key, or one that is not known
+    ├── Forbidden                        –   403  no     the key may not do this
     ├── NotFound                         –   404  no     no such path, model or prediction (or another key's)
+    ├── Conflict                         –   409  no     an Idempotency-Key came again with another request
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
-    ├── QueueFull                        –   429  yes    as many tasks wait as the operator allows
+    ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
+    ├── StoreUnavailable              5003   503  yes    the database does not answer, or its disk is full
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
@@ -29,6 +32,7 @@ class HiDreamError(Exception):
     code: ClassVar[int] = 5000
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    retry_after_s: int | None = None
 
     @property
     def message(self) -> str:
@@ -55,6 +59,18 @@ class Unauthorized(HiDreamError):
     http_status = 401
 
 
+class Forbidden(HiDreamError):
+    """The key is good, but may not do this."""
+
+    http_status = 403
+
+
+class Conflict(HiDreamError):
+    """An Idempotency-Key came again with another request."""
+
+    http_status = 409
+
+
 class NotFound(HiDreamError):
     """There is no such path, model or prediction, or it belongs to another key."""
 
@@ -67,8 +83,8 @@ class BodyTooLarge(HiDreamError):
     http_status = 413
 
 
-class QueueFull(HiDreamError):
-    """As many tasks wait as the operator allows; try again after `retry_after_s`."""
+class TooMany(HiDreamError):
+    """More was asked for than the operator allows, of all keys together or of this one; try again later."""
 
     http_status = 429
     retryable = True
@@ -102,6 +118,15 @@ class TaskFailed(HiDreamError):
     code = 1405
     http_status = 200
     retryable = True
+
+
+class StoreUnavailable(HiDreamError):
+    """The database does not answer, or its disk is full."""
+
+    code = 5003
+    http_status = 503
+    retryable = True
+    retry_after_s = 2
 
 
 class Interrupted(HiDreamError):

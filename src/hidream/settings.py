@@ -119,6 +119,9 @@ class Compute:
     """compute, stored, fp8, int8 or nf4: how the large matrices are kept; auto takes what fits best."""
     memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # below 1, CUDA itself takes most
     """GB of the device that may be used; 0 is what it has."""
+    texts_together: Annotated[str, Like("on|off", "on or off")] = "off"
+    """Whether prompts of requests that begin at once are encoded in one batch; then a picture's last bits depend on
+    who else began."""
     threads: Annotated[int, Between(0, 1024)] = 0  # OpenMP ends the process at some tens of thousands
     """CPU threads of the worker; 0 leaves the choice to torch."""
 

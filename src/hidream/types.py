@@ -21,6 +21,7 @@ STEPS_MAX = 200
 GUIDANCE_MAX = 30.0
 SHIFT_MIN, SHIFT_MAX = 0.1, 100.0
 STRENGTH, STRENGTH_MIN = 0.8, 0.01
+IMAGES_MAX = 4
 LORA_WEIGHT_MAX = 10.0
 LORAS_MAX = 8
 
@@ -38,8 +39,8 @@ class Variant(StrEnum):
         return self is Variant.FULL
 
 
-MODELS = {"wavespeed-ai/hidream-i1-dev": Variant.DEV}
-"""The API's names of the models that are served."""
+MODELS = {f"wavespeed-ai/hidream-i1-{variant}": variant for variant in Variant}
+"""The API's names of the models that there are; which of them are served, says the configuration."""
 
 
 class Render(StrEnum):
@@ -120,11 +121,13 @@ class Status(StrEnum):
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+    DELETED = "deleted"
 
     @property
     def final(self) -> bool:
-        """Whether a task in this state stays as it is."""
-        return self in (Status.COMPLETED, Status.FAILED)
+        """Whether a task in this state is drawn no more."""
+        return self not in (Status.CREATED, Status.PROCESSING)
 
 
 @dataclass(frozen=True, slots=True)

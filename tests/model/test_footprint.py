@@ -10,13 +10,15 @@ import tiny
 import torch
 import transformers
 from diffusers import AutoencoderKL
-from live_bytes import peak_of
+from live_bytes import LiveBytes, peak_of
 
 from hidream.formats.quantized import Quantized, Scheme, quantize
 from hidream.model import footprint
 from hidream.model.config import TransformerConfig
 from hidream.model.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
 from hidream.model.linear import Linear
+from hidream.model.lora import LowRankChange
+from hidream.model.moe import Gate
 from hidream.model.packed import Packed
 from hidream.model.text import MAX_TOKENS
 from hidream.model.transformer import Transformer
@@ -162,6 +164,53 @@ def test_a_step_takes_what_the_code_has_alive(tokens, batch, dtype, packed):
     traced = step_peak(tokens, batch, dtype, packed=packed)
     accounted = footprint.step_bytes(TransformerConfig(), tokens, batch, dtype.itemsize, packed=packed)
     assert accounted == pytest.approx(traced, rel=0.03)
+
+
+NARROW = dataclasses.replace(
+    NANO, num_layers=1, num_single_layers=2, num_attention_heads=8, max_resolution=(64, 64), llama_layers=(0, 1, 2)
+)
+
+
+def step_peak_on_cpu(side: int, *, packed: bool, adapted: bool) -> int:
+    """Bytes of one step as a CPU computes it, with every token sent to the same experts.
+
+    Not with fake tensors: how many rows each expert gets is known only when it is computed.
+    """
+    model = Transformer(NARROW).eval().requires_grad_(False)
+    for gate in (m for m in model.modules() if isinstance(m, Gate)):
+        gate.weight.zero_()
+    linear = [m for m in model.modules() if isinstance(m, Linear)]
+    if packed:
+        model.pack()
+    else:
+        for layer in linear:
+            layer.store(quantize(layer.weight, Scheme.INT8))
+    model.compute_on_cpu(onednn=True)
+    change = {
+        m.published: [LowRankChange(torch.randn(2, m.in_features), torch.randn(m.out_features, 2))] for m in linear
+    }
+    with torch.inference_mode():
+        t5, llama, pooled = torch.randn(1, 128, 128), torch.randn(3, 1, 128, 128), torch.randn(1, 128)
+        c = model.condition(t5, llama, pooled, (side, side), changes=change if adapted else {})
+        latent = torch.randn(1, 16, 2 * side, 2 * side)
+        modulations, layout = model.modulations([1.0], c), Packed.of([c])
+        with LiveBytes() as live:
+            model.velocity([latent], modulations, layout)
+    return live.peak
+
+
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_step_on_a_cpu_takes_what_the_code_has_alive(side, packed):
+    traced = step_peak_on_cpu(side, packed=packed, adapted=False)
+    assert footprint.step_bytes(NARROW, side**2, 1, 4, packed=packed, apart=True) == pytest.approx(traced, rel=0.04)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_step_on_a_cpu_takes_at_most_what_is_accounted_for_a_lora(packed):
+    traced = step_peak_on_cpu(32, packed=packed, adapted=True)
+    accounted = footprint.step_bytes(NARROW, 32**2, 1, 4, packed=packed, adapted=True, apart=True)
+    assert traced <= accounted <= 1.25 * traced
 
 
 @pytest.mark.parametrize("side_px", [512, pytest.param(1024, marks=pytest.mark.long)])

@@ -51,6 +51,15 @@ def test_a_verdict_says_what_would_work():
     assert verdict(plan(Hardware.card(12, 64), PUBLISHED, Options()), PUBLISHED).startswith("fits: ")
 
 
+@pytest.mark.parametrize("machine", [Hardware.cpu(1), Hardware("mps", 0, 2**30), Hardware.card(8, 2)])
+def test_memory_that_the_system_takes_is_none_and_never_less(machine):
+    assert machine.device_budget == machine.device_bytes
+    assert machine.host_budget == 0
+    answer = plan(machine, PUBLISHED, Options())
+    assert not answer.fits
+    assert "there are 0.0 GB" in report(answer, PUBLISHED)
+
+
 def test_the_command_prints_a_table_for_several_cards_and_a_report_for_one(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HIDREAM_HOME", str(tmp_path))
     assert cli.main(["info", "--plan", "--memory", "12,16,24,48,80", "--host", "64"]) == 0

@@ -71,6 +71,13 @@ def test_what_else_is_asked_for_does_not_change_a_bit(dev):
     assert torch.equal(together.pooled[1:2], alone.pooled)
 
 
+def test_texts_that_go_together_say_the_same_but_for_rounding(dev):
+    each = dev.text.embed(["a frog", "", LONG, "a frog"]).embeds
+    batch = dataclasses.replace(dev.text, together=True, cache=None).embed(["a frog", "", LONG, "a frog"]).embeds
+    for ours, truth in zip(batch, each, strict=True):
+        assert (ours - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
 def test_length_comes_from_the_tokenizers(dev):
     assert dev.text.tokens == 16
     assert dev.text.limits == (16, 16, 16, 16)

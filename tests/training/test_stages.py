@@ -27,7 +27,7 @@ from concepts import load_concepts
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
-from hidream.types import ImageRequest, Size, Variant
+from hidream.types import ImageRequest, Mode, Size, Variant
 
 CPU = torch.device("cpu")
 TINY = """
@@ -205,10 +205,32 @@ def test_evaluation_scores_the_judge_and_a_variant(runs, sprites, tmp_path):
     model = load(Variant.DEV, runs / "nano" / "dev")
     report = evaluate.score_judge(model, judge, concepts, sprites)
     assert report["weak"]  # two steps of training make no judge
-    score = evaluate.score_model(model, judge, concepts, 7, 1, tmp_path / "sheet.png")
+    score = evaluate.score_model(model, judge, concepts, 7, tmp_path / "sheet.png", steps=1)
+    assert (score["version"], score["mode"], score["steps"]) == (model.version, "exact", 1)
     assert score["scores"]["all"]["count"] == 7
     assert score["scores"]["style, square"]["count"] == 3
     assert (tmp_path / "sheet.png").exists()
+
+
+def test_evaluation_of_a_mode_draws_in_it_and_says_so(runs, monkeypatch, capsys):
+    drawn = []
+
+    def noting(model, request):
+        drawn.append(request.mode)
+        return generate(model, request)
+
+    monkeypatch.setattr(evaluate, "generate", noting)
+    folders = ["--runs", str(runs), "--device", "cpu"]
+    monkeypatch.setattr(
+        "sys.argv", ["evaluate.py", *folders, "--variants", "dev", "--steps", "1", "--prompts", "2", "--mode", "turbo"]
+    )
+    evaluate.main()
+    assert drawn == [Mode.TURBO] * 2
+    report = json.loads((runs / "evaluation" / "report-turbo.json").read_text())
+    assert report == json.loads(capsys.readouterr().out)
+    assert report["dev"]["mode"] == "turbo"
+    assert "/turbo" in report["dev"]["version"]
+    assert (runs / "evaluation" / "dev-turbo.png").exists()
 
 
 def test_interval_is_wilsons():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -111,10 +111,22 @@ def autoencoder_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         return dict(tensors)
     named: dict[str, Stored] = {}
     for name, tensor in tensors.items():
-        new = _renamed(AUTOENCODER, _up_block(name, len(levels)))
+        new = replaced(AUTOENCODER, from_the_other_end(name, len(levels)))
         is_product = ".attentions." in new and isinstance(tensor, Tensor) and tensor.dim() == 4
         named[new] = tensor.flatten(1) if is_product and isinstance(tensor, Tensor) else tensor
     return named
+
+
+def replaced(pieces: Sequence[tuple[str, str]], name: str) -> str:
+    """A name with every piece that is the first of a pair in the second's stead."""
+    for piece, other in pieces:
+        name = name.replace(piece, other)
+    return name
+
+
+def from_the_other_end(name: str, levels: int) -> str:
+    """A name of an autoencoder's decoder with its level counted as the other of FLUX and diffusers counts it."""
+    return re.sub(r"^(decoder\.up(?:_blocks)?\.)(\d+)", lambda found: f"{found[1]}{levels - 1 - int(found[2])}", name)
 
 
 CLIP_LEFT_OUT = ("logit_scale", "attn_mask")
@@ -130,31 +142,31 @@ OPEN_CLIP = (
 )
 """OpenCLIP's names to those of transformers, which none of these match."""
 AUTOENCODER = (
-    (r"^encoder\.down\.(\d+)\.block\.", r"encoder.down_blocks.\1.resnets."),
-    (r"^encoder\.down\.(\d+)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
-    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
-    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"\.norm_out\.", ".conv_norm_out."),
+    (".mid.block_1.", ".mid_block.resnets.0."),
+    (".mid.block_2.", ".mid_block.resnets.1."),
+    (".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm."),
+    (".mid.attn_1.q.", ".mid_block.attentions.0.to_q."),
+    (".mid.attn_1.k.", ".mid_block.attentions.0.to_k."),
+    (".mid.attn_1.v.", ".mid_block.attentions.0.to_v."),
+    (".mid.attn_1.proj_out.", ".mid_block.attentions.0.to_out.0."),
+    ("encoder.down.", "encoder.down_blocks."),
+    ("decoder.up.", "decoder.up_blocks."),
+    (".block.", ".resnets."),
+    (".downsample.", ".downsamplers.0."),
+    (".upsample.", ".upsamplers.0."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    (".norm_out.", ".conv_norm_out."),
 )
-"""FLUX's names to diffusers', but for the decoder's levels, which the two count from opposite ends."""
+"""Pieces of FLUX's names and diffusers' for them; `rename.py` goes the way back.
+
+In this order both ways: the middle's own names come before those of the levels, of which they would look like one.
+"""
 
 
 def _renamed(rules: tuple[tuple[str, str], ...], name: str) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _up_block(name: str, levels: int) -> str:
-    match = re.match(r"decoder\.up\.(\d+)\.(block|upsample)\.(.*)", name)
-    if not match:
-        return name
-    inside = {"block": "resnets", "upsample": "upsamplers.0"}[match[2]]
-    return f"decoder.up_blocks.{levels - 1 - int(match[1])}.{inside}.{match[3]}"
 
 
 def _scales_of(name: str) -> list[str]:

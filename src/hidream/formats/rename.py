@@ -10,21 +10,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hidream.formats.comfy import Stored
+from hidream.formats.comfy import AUTOENCODER, Stored, from_the_other_end, replaced
 from hidream.formats.detect import Kind
 
-FLUX = (
-    (r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block."),
-    (r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\.", r"encoder.down.\1.downsample."),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
-    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
-    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"\.conv_norm_out\.", ".norm_out."),
-)
-"""Names of diffusers' AutoencoderKL to FLUX's, but for the decoder's levels."""
+FLUX = tuple((ours, theirs) for theirs, ours in AUTOENCODER)
+"""Names of diffusers' AutoencoderKL to FLUX's, by pieces."""
 
 
 def for_diffusers(tensors: Mapping[str, Stored], kind: Kind) -> dict[str, Stored]:
@@ -42,18 +32,7 @@ def _flux(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     levels = len({match[1] for name in tensors if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name))})
     named: dict[str, Stored] = {}
     for name, tensor in tensors.items():
-        new = _level(name, levels)
-        for pattern, replacement in FLUX:
-            new = re.sub(pattern, replacement, new)
+        new = replaced(FLUX, from_the_other_end(name, levels))
         is_product = re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight$", new)
         named[new] = tensor[:, :, None, None] if is_product and isinstance(tensor, Tensor) else tensor
     return named
-
-
-def _level(name: str, levels: int) -> str:
-    """The decoder's levels, which FLUX counts from the other end."""
-    match = re.match(r"decoder\.up_blocks\.(\d+)\.(resnets|upsamplers\.0)\.(.*)", name)
-    if not match:
-        return name
-    inside = {"resnets": "block", "upsamplers.0": "upsample"}[match[2]]
-    return f"decoder.up.{levels - 1 - int(match[1])}.{inside}.{match[3]}"

@@ -15,12 +15,11 @@ from torch import Size, Tensor, nn
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
 from hidream.formats.quantized import Quantized, Scheme, quantize
+from hidream.model.footprint import BITS
 from hidream.model.linear import Linear
 from hidream.types import Storage
 
 KEYS_SHOWN = 5
-BITS = {Storage.FP8: 8.0, Storage.INT8: 8.0, Storage.NF4: 4.5}
-"""What a quantised weight takes, its scales included where they count."""
 TOLERANCE = 1.1
 """A matrix that the file holds in about as few bits is not quantised again: Q8_0 of 8.5 bits passes for 8."""
 

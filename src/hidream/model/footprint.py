@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
+from hidream.formats.blocks import DEVICE_CHUNK
 from hidream.model.config import TransformerConfig
+from hidream.model.moe import MULTIPLE_OF
 from hidream.types import Storage
 
-MULTIPLE_OF = 256  # as in moe.py
 TEXT_TOKENS = 128
 """Tokens of one prompt in each encoder (text.MAX_TOKENS)."""
 
@@ -31,8 +32,8 @@ VAE = "vae"
 BITS = {Storage.FP8: 8.02, Storage.INT8: 8.02, Storage.NF4: 4.5}
 """Bits of a matrix' value with its scales: one of 32 bits for a row of at least 2560, or for a block of 64."""
 
-DECODE_BYTES = 4 * 2**26
-"""Temporaries of decoding a matrix by chunks of 2**24 values: some float32 copies of one chunk (formats/blocks.py)."""
+DECODE_BYTES = 4 * 4 * DEVICE_CHUNK
+"""Temporaries of decoding a matrix by chunks: four float32 copies of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,14 @@ def embeds_bytes(shape: ModelShape, batch: int, compute_bytes: int) -> int:
 
 
 def step_bytes(
-    config: TransformerConfig, tokens: int, batch: int, compute_bytes: int, *, packed: bool, adapted: bool = False
+    config: TransformerConfig,
+    tokens: int,
+    batch: int,
+    compute_bytes: int,
+    *,
+    packed: bool,
+    adapted: bool = False,
+    apart: bool = False,
 ) -> int:
     """Working memory of one denoising step with `tokens` image tokens, beside weights and conditioning.
 
@@ -183,9 +191,17 @@ def step_bytes(
     eleven where q, k and v are views of one. Weights that are not packed are laid side by side for each block: they
     exist once during the products, and twice while it is done. A LoRA (`adapted`) takes up to three copies more of the
     hidden values, where it changes experts.
+
+    With the experts `apart`, as on a CPU, nothing lies side by side: beside the rows [T·A, D] there are, if the last
+    expert got every token, the others' answers [T·(A−1), D], its own hidden values, twice [T, F], and two of its
+    matrices where they are not dense; at last five tensors [T·A, D], as answers are put in order, weighted and added.
     """
     t, a, d, f = batch * (tokens + 2 * TEXT_TOKENS), config.num_activated_experts, config.dim, expert_width(config)
     attention = (11 if packed else 9) * t * d
+    if apart:
+        dense = 0 if packed else 2 * d * f
+        last = t * ((2 * a - 1) * d + 2 * f + (3 * f if adapted else 0)) + dense
+        return compute_bytes * (attention + max(last, 5 * t * a * d))
     experts = t * a * (4 * f + d + (6 * f if adapted else 0))
     stack = 0 if packed else config.num_routed_experts * 3 * d * f
     return compute_bytes * (attention + max(stack + experts, 2 * stack))

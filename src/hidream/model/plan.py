@@ -220,8 +220,15 @@ def _step(way: Way, given: _Given) -> int:
     """Bytes of one denoising step beside the weights."""
     packed = way.storage is Storage.COMPUTE and way.blocks is not Placement.STREAMED
     lora = given.options.lora_bytes
-    config = given.model.transformer
-    step = footprint.step_bytes(config, given.tokens, given.batch, given.c, packed=packed, adapted=lora > 0)
+    step = footprint.step_bytes(
+        given.model.transformer,
+        given.tokens,
+        given.batch,
+        given.c,
+        packed=packed,
+        adapted=lora > 0,
+        apart=given.hardware.device == "cpu",
+    )
     return round(SLACK * step) + given.kept + lora
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from hidream.store import predictions
+from hidream.store import history
 from hidream.store.database import Database
-from hidream.store.predictions import Prediction
+from hidream.store.prediction import Prediction
 
 LINGER_S = 1.0
 """How long the watcher stays when nobody waits any more."""
@@ -26,7 +26,7 @@ class Endings:
         ended = asyncio.Event()
         self._waiting[ended] = prediction_id  # before looking, so that an end in between is not missed
         try:
-            prediction = await predictions.get(self._database, prediction_id, key_id)
+            prediction = await history.get(self._database, prediction_id, key_id)
             if prediction is None or prediction.status.final or timeout_s <= 0:
                 return prediction
             if self._watcher is None or self._watcher.done():
@@ -36,13 +36,13 @@ class Endings:
                     await ended.wait()
         finally:
             del self._waiting[ended]
-        return await predictions.get(self._database, prediction_id, key_id)
+        return await history.get(self._database, prediction_id, key_id)
 
     async def _watch(self) -> None:
         changes = self._database.changes
         while self._waiting and not changes.stopped:
             seen = changes.now()
-            over = await predictions.ended(self._database, set(self._waiting.values()))
+            over = await history.ended(self._database, set(self._waiting.values()))
             for ended, prediction_id in self._waiting.items():
                 if prediction_id in over:
                     ended.set()

@@ -1,192 +1,179 @@
-"""Predictions: what was asked, how far it is, and the queue that they are.
+"""Predictions: the states that a task goes through, and the queue that they are.
 
-            submit              claim                complete
-    (none) ───────► created ────────────► processing ────────► completed
-       │              ▲                     │  │  ▲ │
-       │ refuse       │  hand_back, recover │  │  └─┘ renew
-       ▼              └─────────────────────┘  │
-     failed ◄──────────────────────────────────┘ fail, recover
+                        claim                complete
+    (intake) ► created ────────► processing ──────────► completed ─┐
+       │         │  ▲              │  │  ▲ │                        │
+       │ refuse  │  └──────────────┘  │  └─┘ renew                  │ delete, expire
+       │         │  hand_back,        │                             ├───────► deleted ► (no row)
+       │         │  recover           │ fail, recover               │
+       ▼         │                    ▼                             │
+     failed ◄────┼──────────────────(failed) ───────────────────────┤
+                 └─ cancel ─► cancelled ◄─ cancel (of processing) ──┘
 
-Each arrow is one function below and one atomic statement that names the state it expects. From `processing`
-it also names the attempt: `claim` raises that number, and so whatever a worker says about a task that was
-given to another one in the meantime changes nothing (it is the fencing token). A task is *recovered* when its
-worker is lost: killed, or silent for longer than its lease. It then goes back to its place in the queue,
-until it has lost as many workers as the operator allows: such a task fails, because it may be what kills
-them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they
-are *suspected*, and only claimed by a worker that has nothing else to draw.
+MOVES is the same as a table: there is no other way from one state to another. Each move is one atomic statement that
+names the state it expects. What a worker says also names the attempt: `claim` raises that number, and so whatever a
+worker says about a task that was cancelled, or given to another one in the meantime, changes nothing (it is the fencing
+token). The webhook that an end owes is written in the same transaction.
 
-All that decides the picture is settled at submission, the seed and the name of the output included. So a task
+A task is *recovered* when its worker is lost: killed, or silent for longer than its lease. It then goes back to its
+place in the queue, until it has lost as many workers as the operator allows: such a task fails, because it may be what
+kills them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
+*suspected*, and only claimed by a worker that has nothing else to draw.
+
+All that decides the picture is settled at submission, the seed and the names of the outputs included. So a task
 that is drawn again after a crash gives the same picture under the same name.
 """
 
 from __future__ import annotations
 
-import secrets
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import PromptRefused, QueueFull, TaskFailed
+from hidream.errors import TaskFailed
+from hidream.store import deliveries
 from hidream.store.database import Database
+from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.submission import Submission
+from hidream.store.schema import PREVIEWS, TURNS
 from hidream.types import Mode, Status
 
-RETRY_AFTER_S = 5
-"""What a client that finds the queue full is told to wait."""
+MOVES: Mapping[str, tuple[tuple[Status, ...], Status]] = {
+    "claim": ((Status.CREATED,), Status.PROCESSING),
+    "complete": ((Status.PROCESSING,), Status.COMPLETED),
+    "fail": ((Status.PROCESSING,), Status.FAILED),
+    "hand_back": ((Status.PROCESSING,), Status.CREATED),
+    "cancel": ((Status.CREATED, Status.PROCESSING), Status.CANCELLED),
+    "delete": ((Status.COMPLETED, Status.FAILED, Status.CANCELLED), Status.DELETED),
+}
+"""From which states each move leads, and to which."""
+
+SERVING = ""
+"""The row of `turns` that says which turn is being served."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """One row. `attempt` counts the claims, `workers_lost` those that ended badly; times are ms since the epoch."""
+class Room:
+    """How much a worker can take: so many tasks, of so much work in all, but always one; and if it has others."""
+
+    tasks: int
+    work: int
+    beside_others: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A task that a worker holds: its claim, and whether somebody watches it being drawn."""
 
     id: str
-    key_id: str
-    model: str
-    input: Submission
-    output_name: str
-    status: Status
-    code: int
-    error: str
-    version: str
-    has_nsfw: bool | None
-    created_ms: int
-    started_ms: int | None
-    finished_ms: int | None
-    inference_ms: int
-    warnings: tuple[str, ...]
     attempt: int
-    workers_lost: int
-
-    @property
-    def execution_ms(self) -> int:
-        """From the claim to the end in ms, 0 until then."""
-        if self.started_ms is None or self.finished_ms is None:
-            return 0
-        return self.finished_ms - self.started_ms
+    watched: bool
 
 
-_COLUMNS = tuple(P.c[name] for name in Prediction.__slots__)
-_FINAL = [status for status in Status if status.final]
-_UNFINISHED = [status for status in Status if not status.final]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a drawing is, and perhaps the bytes of a small picture of it."""
 
-
-async def submit(database: Database, key_id: str, model: str, submission: Submission, queue_max: int) -> Prediction:
-    """Accept a request: once this returns, it will be drawn.
-
-    Raises QueueFull when `queue_max` tasks are unfinished.
-    """
-    prediction = _new(database, key_id, model, submission, Status.CREATED)
-    unfinished = sa.select(sa.func.count()).where(P.c.status.in_(_UNFINISHED))
-    async with database.write() as connection:
-        waiting = (await connection.execute(unfinished)).scalar_one()
-        if waiting >= queue_max:
-            raise QueueFull(f"{waiting} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
-        await connection.execute(_insert(prediction))
-    return prediction
-
-
-async def refuse(
-    database: Database, key_id: str, model: str, submission: Submission, refusal: PromptRefused
-) -> Prediction:
-    """Write down a request that is not allowed: a task that has failed from the start."""
-    prediction = _new(database, key_id, model, submission, Status.FAILED, refusal)
-    async with database.write() as connection:
-        await connection.execute(_insert(prediction))
-    return prediction
-
-
-async def get(database: Database, prediction_id: str, key_id: str) -> Prediction | None:
-    """Look up a prediction; None if there is none of this id, or it is another key's."""
-    wanted = sa.select(*_COLUMNS).where(P.c.id == prediction_id, P.c.key_id == key_id)
-    async with database.read() as connection:
-        row = (await connection.execute(wanted)).first()
-    return _prediction(row) if row else None
-
-
-async def ended(database: Database, prediction_ids: Collection[str]) -> set[str]:
-    """Say which of these tasks have come to their end."""
-    wanted = sa.select(P.c.id).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
-    async with database.read() as connection:
-        return set(await connection.scalars(wanted))
+    step: int
+    steps: int
+    preview: bytes | None = None
 
 
 async def claim(
-    database: Database,
-    models: Sequence[str],
-    worker_id: str,
-    versions: Mapping[Mode, str],
-    lease_s: float,
-    *,
-    beside_others: bool = False,
-) -> Prediction | None:
-    """Take the oldest task that waits for one of `models`, for `lease_s` seconds; None when nothing waits.
+    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, room: Room
+) -> list[Prediction]:
+    """Take the tasks whose turn it is, of those that wait for one of `models`, for `lease_s` seconds.
 
-    Its row says by which of `versions` it is drawn. None also when the task would be drawn `beside_others`, and the
-    oldest is suspected: it is not passed over, so that it does not wait for as long as others come.
+    Their rows say by which of `versions` they are drawn. A suspected task is taken alone, and not beside others; but it
+    is not passed over, so that it does not wait for as long as others come.
     """
     now = database.now_ms()
-    oldest = (
-        sa.select(P.c.id)
-        .where(P.c.status == Status.CREATED, P.c.model.in_(models))
-        .order_by(P.c.created_ms, P.c.id)
-        .limit(1)
+    first = (
+        sa.select(P.c.id, P.c.turn, P.c.work, P.c.workers_lost)
+        .where(*_waits_for(models))
+        .order_by(P.c.turn, P.c.created_ms, P.c.id)
+        .limit(room.tasks)
         .with_for_update(skip_locked=True)
-        .scalar_subquery()
     )
-    statement = (
-        sa.update(P)
-        .where(P.c.id == oldest, P.c.status == Status.CREATED, P.c.workers_lost == 0 if beside_others else sa.true())
-        .values(
-            status=Status.PROCESSING,
-            attempt=P.c.attempt + 1,
-            version=sa.case(dict(versions), value=P.c.input["mode"].as_string(), else_=versions[Mode.EXACT]),
-            started_ms=now,
-            worker_id=worker_id,
-            lease_until_ms=now + round(lease_s * 1000),
-        )
-        .returning(*_COLUMNS)
-    )
+    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+        if not (await connection.execute(sa.select(P.c.id).where(*_waits_for(models)).limit(1))).all():
+            return []
     async with database.write() as connection:
-        row = (await connection.execute(statement)).first()
-    return _prediction(row) if row else None
+        chosen = _fitting((await connection.execute(first)).all(), room)
+        if not chosen:
+            return []
+        statement = (
+            _moved("claim")
+            .where(P.c.id.in_([row.id for row in chosen]))
+            .values(
+                attempt=P.c.attempt + 1,
+                version=_version(versions),
+                started_ms=now,
+                step=0,
+                worker_id=worker_id,
+                lease_until_ms=now + round(lease_s * 1000),
+            )
+            .returning(*COLUMNS)
+        )
+        rows = (await connection.execute(statement)).all()
+        served = max(row.turn for row in chosen)
+        serving = sa.update(TURNS).where(TURNS.c.key_id == SERVING, TURNS.c.next < served).values(next=served)
+        await connection.execute(serving)
+    return sorted((Prediction.of_row(row) for row in rows), key=lambda task: (task.turn, task.created_ms, task.id))
 
 
-async def renew(database: Database, worker_id: str, lease_s: float) -> set[tuple[str, int]]:
-    """Lengthen the leases of all tasks that this worker holds, and say which: their ids and attempts."""
+async def renew(database: Database, worker_id: str, lease_s: float) -> set[Held]:
+    """Lengthen the leases of all tasks that this worker holds, and say which."""
+    now = database.now_ms()
     statement = (
         sa.update(P)
         .where(P.c.status == Status.PROCESSING, P.c.worker_id == worker_id)
-        .values(lease_until_ms=database.now_ms() + round(lease_s * 1000))
-        .returning(P.c.id, P.c.attempt)
+        .values(lease_until_ms=now + round(lease_s * 1000))
+        .returning(P.c.id, P.c.attempt, P.c.watched_until_ms)
     )
+    async with database.write(quiet=True) as connection:
+        rows = (await connection.execute(statement)).all()
+    return {Held(row.id, row.attempt, row.watched_until_ms > now) for row in rows}
+
+
+async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], Step]) -> set[Held]:
+    """Write down how far drawings are, by id and attempt; say which of the worker's are still its own, and watched."""
+    now = database.now_ms()
+    held: set[Held] = set()
     async with database.write() as connection:
-        return {(row.id, row.attempt) for row in await connection.execute(statement)}
+        for (id_, attempt), at in steps.items():
+            statement = (
+                sa.update(P)
+                .where(P.c.id == id_, P.c.attempt == attempt, P.c.status == Status.PROCESSING)
+                .where(P.c.worker_id == worker_id)
+                .values(step=at.step, steps=at.steps)
+                .returning(P.c.watched_until_ms)
+            )
+            watched_until_ms = (await connection.execute(statement)).scalar()
+            if watched_until_ms is None:
+                continue
+            held.add(Held(id_, attempt, watched_until_ms > now))
+            if at.preview is not None:
+                await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id == id_))
+                row = {"prediction_id": id_, "step": at.step, "picture": at.preview}
+                await connection.execute(sa.insert(PREVIEWS).values(row))
+    return held
 
 
 async def complete(
-    database: Database, task: Prediction, has_nsfw: bool, inference_ms: int, warnings: Sequence[str] = ()
+    database: Database, task: Prediction, nsfw: Sequence[bool], inference_ms: int, warnings: Sequence[str] = ()
 ) -> bool:
-    """Say that a claimed task's picture is in its place; False if the task is no longer this claim's."""
-    return await _leave_processing(
-        database,
-        task,
-        status=Status.COMPLETED,
-        has_nsfw=has_nsfw,
-        inference_ms=inference_ms,
-        warnings=list(warnings),
-        finished_ms=database.now_ms(),
-    )
+    """Say that a claimed task's pictures are in their places; False if the task is no longer this claim's."""
+    values = {"nsfw": list(nsfw), "inference_ms": inference_ms, "warnings": list(warnings)}
+    return await _leave_processing(database, task, "complete", **values, finished_ms=database.now_ms())
 
 
 async def fail(database: Database, task: Prediction, code: int, error: str) -> bool:
     """Say that a claimed task cannot be done, and why; False if the task is no longer this claim's."""
-    return await _leave_processing(
-        database, task, status=Status.FAILED, code=code, error=error, finished_ms=database.now_ms()
-    )
+    return await _leave_processing(database, task, "fail", code=code, error=error, finished_ms=database.now_ms())
 
 
 async def hand_back(database: Database, task: Prediction, *, suspected: bool = False) -> bool:
@@ -195,7 +182,7 @@ async def hand_back(database: Database, task: Prediction, *, suspected: bool = F
     It is `suspected` if something went wrong that may be its doing, as if it had lost its worker.
     """
     lost = P.c.workers_lost + int(suspected)
-    return await _leave_processing(database, task, status=Status.CREATED, started_ms=None, workers_lost=lost)
+    return await _leave_processing(database, task, "hand_back", started_ms=None, step=0, workers_lost=lost)
 
 
 async def recover(database: Database, workers_max: int, lost_worker_id: str | None = None) -> int:
@@ -205,77 +192,96 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     """
     now = database.now_ms()
     lost = sa.or_(P.c.lease_until_ms < now, P.c.worker_id == lost_worker_id)
-    orphan = sa.update(P).where(P.c.status == Status.PROCESSING, lost)
-    hopeless = orphan.where(P.c.workers_lost + 1 >= workers_max).values(
-        status=Status.FAILED,
-        code=TaskFailed.code,
-        error=f"the worker was lost {workers_max} times while it drew this picture",
-        workers_lost=P.c.workers_lost + 1,
-        finished_ms=now,
-        worker_id=None,
-        lease_until_ms=None,
+    orphan = sa.select(P.c.id).where(P.c.status == Status.PROCESSING, lost).limit(1)
+    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+        if not (await connection.execute(orphan)).all():
+            return 0
+    free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
+    error = f"the worker was lost {workers_max} times while it drew this picture"
+    hopeless = (
+        _moved("fail")
+        .where(lost, P.c.workers_lost + 1 >= workers_max)
+        .values(code=TaskFailed.code, error=error, finished_ms=now, **free)
     )
-    hopeful = orphan.where(P.c.workers_lost + 1 < workers_max).values(
-        status=Status.CREATED,
-        workers_lost=P.c.workers_lost + 1,
-        started_ms=None,
-        worker_id=None,
-        lease_until_ms=None,
+    hopeful = (
+        _moved("hand_back").where(lost, P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
     )
     async with database.write() as connection:
-        failed = await connection.execute(hopeless)
+        failed = await _end(connection, hopeless, now)
         returned = await connection.execute(hopeful)
-    return failed.rowcount + returned.rowcount
+    return failed + returned.rowcount
 
 
-async def _leave_processing(database: Database, task: Prediction, **values: Any) -> bool:  # noqa: ANN401
+async def cancel(database: Database, prediction_id: str, key_id: str) -> bool:
+    """End a task that is not finished; whoever draws it is told by its next `renew` or `report`."""
+    now = database.now_ms()
+    free = {"worker_id": None, "lease_until_ms": None}
+    mine = _moved("cancel").where(P.c.id == prediction_id, P.c.key_id == key_id)
+    async with database.write() as connection:
+        return await _end(connection, mine.values(finished_ms=now, error="cancelled by its client", **free), now) == 1
+
+
+async def delete(database: Database, prediction_ids: Collection[str], key_id: str) -> int:
+    """Hide finished tasks from now on, and say how many; `retention.py` removes their pictures, then their rows."""
+    mine = _moved("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
+    async with database.write() as connection:
+        return (await connection.execute(mine)).rowcount
+
+
+def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
+    return P.c.status == Status.CREATED, P.c.model.in_(models)
+
+
+def _moved(move: str) -> sa.Update:
+    """Begin the statement of a move."""
+    sources, target = MOVES[move]
+    return sa.update(P).where(P.c.status.in_(sources)).values(status=target)
+
+
+def _fitting(waiting: Sequence[Any], room: Room) -> Sequence[Any]:
+    """Take from the front what there is room for."""
+    if waiting and waiting[0].workers_lost:
+        return [] if room.beside_others else waiting[:1]
+    count, work = 0, 0
+    for row in waiting:
+        work += row.work
+        if row.workers_lost or (work > room.work and (count or room.beside_others)):
+            break
+        count += 1
+    return waiting[:count]
+
+
+Versions = Mapping[str, Mapping[Mode, str]]
+"""What each model's pictures are called in each mode."""
+
+
+def _version(versions: Versions) -> sa.Case[str]:
+    mode = P.c.input["mode"].as_string()
+    cases = [
+        (sa.and_(P.c.model == model, mode == each), version)
+        for model, modes in versions.items()
+        for each, version in modes.items()
+        if each is not Mode.EXACT
+    ]
+    cases += [(P.c.model == model, modes[Mode.EXACT]) for model, modes in versions.items()]
+    return sa.case(*cases, else_="")
+
+
+async def _leave_processing(database: Database, task: Prediction, move: str, **values: Any) -> bool:  # noqa: ANN401
     statement = (
-        sa.update(P)
-        .where(P.c.id == task.id, P.c.status == Status.PROCESSING, P.c.attempt == task.attempt)
+        _moved(move)
+        .where(P.c.id == task.id, P.c.attempt == task.attempt)
         .values(worker_id=None, lease_until_ms=None, **values)
     )
     async with database.write() as connection:
-        return (await connection.execute(statement)).rowcount == 1
+        return await _end(connection, statement, database.now_ms()) == 1
 
 
-def _new(
-    database: Database,
-    key_id: str,
-    model: str,
-    submission: Submission,
-    status: Status,
-    refusal: PromptRefused | None = None,
-) -> Prediction:
-    now = database.now_ms()
-    return Prediction(
-        id=uuid.uuid4().hex,
-        key_id=key_id,
-        model=model,
-        input=submission,
-        output_name=f"{secrets.token_urlsafe(32)}.{submission.output_format}",
-        status=status,
-        code=refusal.code if refusal else 0,
-        error=refusal.message if refusal else "",
-        version="",
-        has_nsfw=None,
-        created_ms=now,
-        started_ms=None,
-        finished_ms=now if refusal else None,
-        inference_ms=0,
-        warnings=(),
-        attempt=0,
-        workers_lost=0,
-    )
-
-
-def _insert(prediction: Prediction) -> sa.Insert:
-    row = {name: getattr(prediction, name) for name in Prediction.__slots__}
-    return sa.insert(P).values(row | {"input": prediction.input.to_json()})
-
-
-def _prediction(row: sa.Row[Any]) -> Prediction:
-    values = dict(row._mapping)
-    values["input"] = Submission.from_json(values["input"])
-    values["status"] = Status(values["status"])
-    values["warnings"] = tuple(values["warnings"])
-    return Prediction(**values)
+async def _end(connection: AsyncConnection, statement: sa.Update, now: int) -> int:
+    """Make a move, write down the webhooks that it owes, drop previews; say how many tasks it moved."""
+    rows = (await connection.execute(statement.returning(P.c.id, P.c.status, P.c.webhook))).all()
+    ended = [row for row in rows if Status(row.status).final]
+    await deliveries.owe(connection, [(row.id, row.webhook) for row in ended if row.webhook], now)
+    if ended:
+        await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id.in_([row.id for row in ended])))
+    return len(rows)

@@ -18,7 +18,13 @@ KEYS = sa.Table(
     sa.Column("hash", sa.String(64), nullable=False, unique=True),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("revoked_ms", sa.BigInteger),
+    sa.Column("scopes", sa.String(64), nullable=False, server_default="submit,read"),
+    sa.Column("requests_per_minute", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("tasks_max", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("pixels_per_day", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("webhook_secret", sa.String(80), nullable=False, server_default=""),
 )
+"""A limit of 0 is none."""
 
 PREDICTIONS = sa.Table(
     "predictions",
@@ -32,7 +38,7 @@ PREDICTIONS = sa.Table(
     sa.Column("code", sa.Integer, nullable=False),
     sa.Column("error", sa.Text, nullable=False),
     sa.Column("version", sa.String(256), nullable=False),
-    sa.Column("has_nsfw", sa.Boolean),
+    sa.Column("nsfw", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("started_ms", sa.BigInteger),
     sa.Column("finished_ms", sa.BigInteger),
@@ -42,8 +48,80 @@ PREDICTIONS = sa.Table(
     sa.Column("workers_lost", sa.Integer, nullable=False),
     sa.Column("worker_id", sa.String(128)),
     sa.Column("lease_until_ms", sa.BigInteger),
-    sa.Index("predictions_queue", "status", "created_ms"),
+    sa.Column("pixels", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("work", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("turn", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("base_url", sa.String(1024), nullable=False, server_default=""),
+    sa.Column("webhook", sa.String(2048), nullable=False, server_default=""),
+    sa.Column("step", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("steps", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("watched_until_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Index("predictions_waiting", "status", "turn", "id"),
+    sa.Index("predictions_of_key", "key_id", "created_ms"),
+    sa.Index("predictions_age", "created_ms"),
 )
+"""`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/intake.py`)."""
+
+TURNS = sa.Table(
+    "turns",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("next", sa.BigInteger, nullable=False),
+)
+"""The turn from which each key's next task is served; the row of the empty id is the turn that is being served."""
+
+PREVIEWS = sa.Table(
+    "previews",
+    METADATA,
+    sa.Column("prediction_id", sa.String(32), sa.ForeignKey("predictions.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("picture", sa.LargeBinary, nullable=False),
+)
+"""The latest small picture of a task that somebody watches: the bytes of a JPEG file."""
+
+REPEATS = sa.Table(
+    "repeats",
+    METADATA,
+    sa.Column("key_id", sa.String(32), sa.ForeignKey("keys.id"), primary_key=True),
+    sa.Column("idempotency_key", sa.String(256), primary_key=True),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("prediction_id", sa.String(32), nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Index("repeats_age", "created_ms"),
+)
+"""Which task an Idempotency-Key made."""
+
+DELIVERIES = sa.Table(
+    "deliveries",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("prediction_id", sa.String(32), sa.ForeignKey("predictions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("url", sa.String(2048), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("due_ms", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("status_code", sa.Integer),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("finished_ms", sa.BigInteger),
+    sa.Index("deliveries_due", "state", "due_ms"),
+    sa.Index("deliveries_of_prediction", "prediction_id", "created_ms"),
+)
+"""A webhook that is owed: state waiting, delivered or given_up. Being delivered is a `due_ms` in the future."""
+
+UPLOADS = sa.Table(
+    "uploads",
+    METADATA,
+    sa.Column("name", sa.String(80), primary_key=True),
+    sa.Column("key_id", sa.String(32), sa.ForeignKey("keys.id"), nullable=False),
+    sa.Column("filename", sa.String(256), nullable=False),
+    sa.Column("media_type", sa.String(64), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("stored", sa.Boolean, nullable=False),
+    sa.Index("uploads_age", "created_ms"),
+)
+"""Files that clients sent; `stored` is false while one was only announced."""
 
 WORKERS = sa.Table(
     "workers",

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
+from hidream.types import STRENGTH, Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
+
+USUAL_STEPS = 28
+"""Steps that a task counts for in the queue when it does not name them: Dev's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,21 @@ class Submission:
     render: Render = Render.BEST
     mode: Mode = Mode.EXACT
     loras: tuple[LoraUse, ...] = ()
+    num_images: int = 1
+    output_quality: int | None = None
+    image: str | None = None  # the name of an upload, as mask is
+    strength: float = STRENGTH
+    mask: str | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all its pictures together."""
+        return self.size.width * self.size.height * self.num_images
+
+    @property
+    def work(self) -> int:
+        """What its pictures cost, in pixel steps: only the ratio of two counts."""
+        return self.pixels * (self.num_inference_steps or USUAL_STEPS)
 
     def to_json(self) -> dict[str, Any]:
         """Give the JSON object that the row keeps."""

@@ -5,6 +5,8 @@ Imports torch and the model room, seconds of it; whoever must answer at once imp
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from hidream.errors import ConfigurationError
@@ -26,7 +28,7 @@ def load_configured(variant: Variant, settings: Settings) -> Model:
     _check_memory(compute)
     if compute.threads:
         torch.set_num_threads(compute.threads)
-    return load(
+    model = load(
         variant,
         None if parts is None else Checkpoint(**parts),
         device=compute.device,
@@ -37,6 +39,8 @@ def load_configured(variant: Variant, settings: Settings) -> Model:
         hash_cache=settings.hash_cache,
         compiled={"auto": None, "on": True, "off": False}[compute.compiled],
     )
+    together = compute.texts_together == "on"
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, together=together))
 
 
 def _check_memory(compute: Compute) -> None:

@@ -1,0 +1,132 @@
+"""Looking at predictions, without changing what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from hidream.store.database import Database
+from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.schema import PREDICTIONS as P
+from hidream.store.schema import PREVIEWS
+from hidream.types import Status
+
+RECENT_MS = 600_000
+"""How far back one looks to tell how fast work is done."""
+
+_FINAL = [status for status in Status if status.final]
+_SHOWN = P.c.status != Status.DELETED
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which predictions of a key are listed, the newest first; None is no condition. Times are ms, ends included."""
+
+    page: int = 1
+    page_size: int = 20
+    created_after_ms: int | None = None
+    created_before_ms: int | None = None
+    model: str | None = None
+    status: Status | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a task stands: how many go before it, and in how many seconds it may be done; None if nobody can say."""
+
+    before: int
+    seconds: float | None
+
+
+async def get(database: Database, prediction_id: str, key_id: str) -> Prediction | None:
+    """Look up a prediction; None if there is none of this id, it was deleted, or it is another key's."""
+    wanted = sa.select(*COLUMNS).where(P.c.id == prediction_id, P.c.key_id == key_id, _SHOWN)
+    async with database.read() as connection:
+        row = (await connection.execute(wanted)).first()
+    return Prediction.of_row(row) if row else None
+
+
+async def of_delivery(database: Database, prediction_id: str) -> Prediction | None:
+    """Look up the prediction that a webhook is about, whosever it is; None if it was deleted."""
+    async with database.read() as connection:
+        row = (await connection.execute(sa.select(*COLUMNS).where(P.c.id == prediction_id, _SHOWN))).first()
+    return Prediction.of_row(row) if row else None
+
+
+async def ended(database: Database, prediction_ids: Collection[str]) -> set[str]:
+    """Say which of these tasks have come to their end."""
+    wanted = sa.select(P.c.id).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
+    async with database.read() as connection:
+        return set(await connection.scalars(wanted))
+
+
+async def listed(database: Database, key_id: str, query: Query) -> tuple[int, list[Prediction]]:
+    """List a page of a key's predictions, and count all that would be listed."""
+    conditions = [P.c.key_id == key_id, _SHOWN]
+    if query.created_after_ms is not None:
+        conditions.append(P.c.created_ms >= query.created_after_ms)
+    if query.created_before_ms is not None:
+        conditions.append(P.c.created_ms <= query.created_before_ms)
+    if query.model is not None:
+        conditions.append(P.c.model == query.model)
+    if query.status is not None:
+        conditions.append(P.c.status == query.status)
+    count = sa.select(sa.func.count()).select_from(P).where(*conditions)
+    page = (
+        sa.select(*COLUMNS)
+        .where(*conditions)
+        .order_by(P.c.created_ms.desc(), P.c.id)
+        .limit(query.page_size)
+        .offset((query.page - 1) * query.page_size)
+    )
+    async with database.read() as connection:
+        total = (await connection.execute(count)).scalar_one()
+        rows = (await connection.execute(page)).all()
+    return total, [Prediction.of_row(row) for row in rows]
+
+
+async def place(database: Database, prediction: Prediction) -> Place:
+    """Say where a task that waits stands, and when it may be done: by how fast work of its model was done lately."""
+    waiting = (P.c.status == Status.CREATED, P.c.model == prediction.model)
+    earlier = sa.tuple_(P.c.turn, P.c.created_ms, P.c.id) < (prediction.turn, prediction.created_ms, prediction.id)
+    before = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(*waiting, earlier)
+    drawing = sa.select(sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
+        P.c.status == Status.PROCESSING, P.c.model == prediction.model
+    )
+    since = database.now_ms() - RECENT_MS
+    lately = sa.select(sa.func.sum(P.c.work), sa.func.min(P.c.started_ms), sa.func.max(P.c.finished_ms)).where(
+        P.c.created_ms >= since, P.c.status == Status.COMPLETED, P.c.model == prediction.model
+    )
+    async with database.read() as connection:
+        count, ahead = (await connection.execute(before)).one()
+        begun = (await connection.execute(drawing)).scalar_one()
+        done, first_ms, last_ms = (await connection.execute(lately)).one()
+    if not done or last_ms <= first_ms:
+        return Place(count, None)
+    seconds = float(int(ahead) + int(begun) / 2 + prediction.work) / int(done) * (last_ms - first_ms) / 1000
+    return Place(count, round(seconds, 1))
+
+
+async def watch(database: Database, prediction_id: str, for_s: float) -> None:
+    """Ask whoever draws a task to write down small pictures of it, for a while."""
+    until = database.now_ms() + round(for_s * 1000)
+    statement = sa.update(P).where(P.c.id == prediction_id, P.c.watched_until_ms < until)
+    async with database.write(quiet=True) as connection:
+        await connection.execute(statement.values(watched_until_ms=until))
+
+
+async def preview(database: Database, prediction_id: str) -> tuple[int, bytes] | None:
+    """Look up the latest small picture of a task, and of which step it is."""
+    wanted = sa.select(PREVIEWS.c.step, PREVIEWS.c.picture).where(PREVIEWS.c.prediction_id == prediction_id)
+    async with database.read() as connection:
+        row = (await connection.execute(wanted)).first()
+    return (row.step, row.picture) if row else None
+
+
+async def counts(database: Database) -> dict[tuple[str, Status], int]:
+    """Count all predictions by model and state."""
+    wanted = sa.select(P.c.model, P.c.status, sa.func.count()).group_by(P.c.model, P.c.status)
+    async with database.read() as connection:
+        return {(model, Status(status)): count for model, status, count in await connection.execute(wanted)}

@@ -1,0 +1,76 @@
+"""One prediction: a row of the table, as the other rooms see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hidream.store.schema import PREDICTIONS
+from hidream.store.submission import Submission
+from hidream.types import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What was asked, and how far it is. Times are ms since the epoch, None until then.
+
+    `attempt` counts the claims, `workers_lost` those that ended badly. `nsfw` has a flag for each finished picture.
+    `work` is what it costs and `turn` its place in the queue (`intake.py`). `base_url` is where its client reached us.
+    `step` of `steps` is how far the drawing is, a little later than the worker knows it.
+    """
+
+    id: str
+    key_id: str
+    model: str
+    input: Submission
+    output_name: str
+    status: Status
+    code: int
+    error: str
+    version: str
+    nsfw: tuple[bool, ...]
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    inference_ms: int
+    warnings: tuple[str, ...]
+    attempt: int
+    workers_lost: int
+    pixels: int
+    work: int
+    turn: int
+    base_url: str
+    webhook: str
+    step: int
+    steps: int
+
+    @property
+    def execution_ms(self) -> int:
+        """From the claim to the end in ms, 0 until then."""
+        if self.started_ms is None or self.finished_ms is None:
+            return 0
+        return self.finished_ms - self.started_ms
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of its pictures' files: the first unguessable, the others with a number behind the same secret."""
+        stem, _, suffix = self.output_name.rpartition(".")
+        return (self.output_name, *(f"{stem}-{i}.{suffix}" for i in range(1, self.input.num_images)))
+
+    def to_row(self) -> dict[str, Any]:
+        """Give the values of its columns."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return row | {"input": self.input.to_json(), "nsfw": list(self.nsfw), "warnings": list(self.warnings)}
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> Prediction:
+        """Undo `to_row`, for a row of COLUMNS."""
+        values = dict(zip(cls.__slots__, row, strict=True))
+        values["input"] = Submission.from_json(values["input"])
+        values["status"] = Status(values["status"])
+        values["nsfw"], values["warnings"] = tuple(values["nsfw"]), tuple(values["warnings"])
+        return cls(**values)
+
+
+COLUMNS = tuple(PREDICTIONS.c[name] for name in Prediction.__slots__)

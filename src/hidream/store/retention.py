@@ -1,0 +1,66 @@
+"""What is not kept for ever: old predictions are deleted, and of deleted ones first the files go, then the rows.
+
+In this order a death in between leaves nothing behind that nobody knows of: who finds a row, removes its files again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from hidream.store.database import Database
+from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.predictions import MOVES
+from hidream.store.schema import PREDICTIONS as P
+from hidream.store.schema import REPEATS, UPLOADS
+from hidream.types import Status
+
+TOGETHER = 500
+"""Rows that one transaction touches: more would hold up those who submit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What can be removed: predictions' files, then their rows, and uploads."""
+
+    predictions: Sequence[Prediction]
+    uploads: Sequence[str]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the predictions' files."""
+        return [name for prediction in self.predictions for name in prediction.output_names]
+
+
+async def expire(database: Database, older_than_ms: int) -> int:
+    """Delete finished predictions that were made before a time, some at once; say how many."""
+    sources, target = MOVES["delete"]
+    old = sa.select(P.c.id).where(P.c.status.in_(sources), P.c.created_ms < older_than_ms).limit(TOGETHER)
+    async with database.read() as connection:
+        ids = (await connection.scalars(old)).all()
+    if not ids:
+        return 0
+    statement = sa.update(P).where(P.c.id.in_(ids), P.c.status.in_(sources)).values(status=target)
+    async with database.write() as connection:
+        return (await connection.execute(statement)).rowcount
+
+
+async def remains(database: Database, uploads_older_than_ms: int) -> Remains:
+    """Say what can be removed, some at once. An upload that a task still waits for is not old enough."""
+    deleted = sa.select(*COLUMNS).where(P.c.status == Status.DELETED).limit(TOGETHER)
+    old = sa.select(UPLOADS.c.name).where(UPLOADS.c.created_ms < uploads_older_than_ms).limit(TOGETHER)
+    async with database.read() as connection:
+        rows = (await connection.execute(deleted)).all()
+        names = (await connection.scalars(old)).all()
+    return Remains([Prediction.of_row(row) for row in rows], names)
+
+
+async def forget(database: Database, remains: Remains) -> None:
+    """Remove the rows of what has no files any more."""
+    ids = [prediction.id for prediction in remains.predictions]
+    async with database.write(quiet=True) as connection:
+        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(ids)))
+        await connection.execute(sa.delete(P).where(P.c.id.in_(ids), P.c.status == Status.DELETED))
+        await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(remains.uploads)))
