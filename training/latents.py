@@ -74,8 +74,10 @@ class Latents:
         self._grids = shapes()
         self._parts: list[tuple[Grid, Tensor, list[Scene]]] = []
 
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def batch(self, dice: Dice, size: int, step: int) -> Batch:
-        """Draw the batch of a step, of one shape. Captions are worded anew each time."""
+        """Draw the batch of a step, of one shape, in float32. Captions are worded anew each time."""
         wording = random.Random(dice.seed())
         grid = self._draw_grid(wording)
         if self._pool is None:

@@ -135,9 +135,11 @@ def ways(hardware: Hardware, options: Options) -> Iterator[Way]:
             places = [(streamed, streamed)]
         elif not _leaves(hardware, storage):
             places = [(device, device)]
-        vaes = (device, in_turn) if hardware.separate else (device,)
+        vaes = [device] + [in_turn] * hardware.separate
+        if is_streamed:
+            vaes.reverse()
         for (text, encoders), tile_px, (blocks, others), vae in product(
-            _encoder_ways(hardware, options), (None, TILE_PX), places, vaes
+            _encoder_ways(hardware, options, is_streamed), (None, TILE_PX), places, vaes
         ):
             yield Way(storage, blocks, others, encoders, text, vae, tile_px)
 
@@ -169,8 +171,14 @@ def _storages(hardware: Hardware, options: Options, wish: Storage | None) -> lis
     return exact + [storage for bits, storage in fewer if bits >= options.fewest_bits]
 
 
-def _encoder_ways(hardware: Hardware, options: Options) -> list[tuple[Placement, tuple[Storage, ...]]]:
-    """Ways to hold the encoders, the best first; on the host only where not even the smallest takes its turn."""
+def _encoder_ways(
+    hardware: Hardware, options: Options, is_streamed: bool
+) -> list[tuple[Placement, tuple[Storage, ...]]]:
+    """Ways to hold the encoders, the best first; on the host only where not even the smallest takes its turn.
+
+    Where blocks are streamed, encoders (and the autoencoder) rather take turns: the room that they need once a picture,
+    blocks need in every step.
+    """
     storages = _storages(hardware, options, options.encoders)
 
     def loss(pair: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
@@ -182,7 +190,7 @@ def _encoder_ways(hardware: Hardware, options: Options) -> list[tuple[Placement,
     ways = [
         (place, each)
         for each in types
-        for place in (Placement.DEVICE, Placement.IN_TURN)
+        for place in ((Placement.IN_TURN, Placement.DEVICE) if is_streamed else (Placement.DEVICE, Placement.IN_TURN))
         if place is Placement.DEVICE or all(_leaves(hardware, storage) for storage in each)
     ]
     if hardware.separate:
