@@ -2,11 +2,14 @@
 
 A real server on a real socket with nano. Overhead of a request is the time from a sync-mode submission (512², JPEG) to
 its answer, less the model's time (`timings.inference`), the image checker's and the encoder's, the latter two measured
-here on the same picture. Submissions come from 16 connections at once while the worker draws; each is on the disk
-(SQLite, synchronous FULL) when it is acknowledged. Beside it, as the peer: a bare FastAPI route of the same size that
-stores nothing, under the same load.
+here on the same picture. Submissions come from 16 connections at once, to `hidream api` alone and to `hidream serve`
+while its worker draws; each is on the disk (SQLite, synchronous FULL) when it is acknowledged. Beside it, as the
+ceiling: a bare FastAPI route of the same size that stores nothing, under the same load. The client writes the same
+bytes over and over, because an HTTP library would cost more than the server.
 
-    python benchmarks/server.py [--rounds 20] [--submits 1000]
+    python benchmarks/server.py [--rounds 20] [--submits 2000] [--database-url URL]
+
+With the URL of an empty PostgreSQL database the same is measured there.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -49,20 +53,26 @@ uvicorn.run(app, port=PORT, log_level="error")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--submits", type=int, default=1000)
+    parser.add_argument("--submits", type=int, default=2000)
+    parser.add_argument("--database-url", default="")
     arguments = parser.parse_args()
-    with hidream_server() as (url, key):
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-            overhead = [one_overhead(client) for _ in range(arguments.rounds + 2)][2:]
-        ours = asyncio.run(submits_per_s(url, key, arguments.submits))
+    with hidream_server("api", arguments.database_url) as (url, key):
+        alone = asyncio.run(submits_per_s(url, key, arguments.submits))
     with bare_server() as url:
         bare = asyncio.run(submits_per_s(url, "none", arguments.submits))
+    with hidream_server("serve", arguments.database_url) as (url, key):
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            drop_waiting(client)
+            overhead = [one_overhead(client) for _ in range(arguments.rounds + 2)][2:]
+        drawing = asyncio.run(submits_per_s(url, key, arguments.submits))
     rows: list[dict[str, object]] = [
         {"what": "overhead of a sync request, ms", "value": str(Spread.of(overhead)).strip()},
-        {"what": "acknowledged submissions a second", "value": f"{ours:.0f}"},
-        {"what": "the same, a bare route that stores nothing", "value": f"{bare:.0f}"},
+        {"what": "acknowledged submissions a second, an API process alone", "value": f"{alone:.0f}"},
+        {"what": "the same while a worker draws beside it", "value": f"{drawing:.0f}"},
+        {"what": "a bare route that stores nothing", "value": f"{bare:.0f}"},
     ]
-    report("server", rows, {"connections": CONNECTIONS, "submits": arguments.submits, "rounds": arguments.rounds})
+    settings = {"connections": CONNECTIONS, "submits": arguments.submits, "rounds": arguments.rounds}
+    report("server", rows, settings | {"database": arguments.database_url.partition(":")[0] or "sqlite+aiosqlite"})
 
 
 def one_overhead(client: httpx.Client) -> float:
@@ -76,6 +86,16 @@ def one_overhead(client: httpx.Client) -> float:
     return total - data["timings"]["inference"] / 1000 - beside_s(pixels)
 
 
+def drop_waiting(client: httpx.Client) -> None:
+    """Cancel what an earlier measurement has left in a database that is shared."""
+    while True:
+        page = client.post("/api/v3/predictions", json={"status": "created", "page_size": 100}).raise_for_status()
+        ids = [item["id"] for item in page.json()["data"]["items"]]
+        if not ids:
+            return
+        client.post("/api/v3/predictions/delete", json={"ids": ids}).raise_for_status()
+
+
 def beside_s(pixels: np.ndarray) -> float:
     """Seconds that the checker and the encoder take for this picture."""
     started = time.perf_counter()
@@ -86,25 +106,43 @@ def beside_s(pixels: np.ndarray) -> float:
 
 async def submits_per_s(url: str, key: str, count: int) -> float:
     """Submit `count` tasks from all connections at once."""
-    headers, left = {"Authorization": f"Bearer {key}"}, iter(range(count))
+    host, _, port = url.removeprefix("http://").partition(":")
+    request, left = _request(key), iter(range(count))
 
     async def one_connection() -> None:
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
-            for _ in left:
-                (await client.post("/api/v3/wavespeed-ai/hidream-i1-dev", json=BODY)).raise_for_status()
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for _ in left:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert head.startswith(b"http/1.1 200"), head
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        writer.close()
 
     started = time.perf_counter()
     await asyncio.gather(*(one_connection() for _ in range(CONNECTIONS)))
     return count / (time.perf_counter() - started)
 
 
+def _request(key: str) -> bytes:
+    body = json.dumps(BODY).encode()
+    head = (
+        "POST /api/v3/wavespeed-ai/hidream-i1-dev HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {key}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    )
+    return "\r\n".join((*head, "", "")).encode() + body
+
+
 @contextlib.contextmanager
-def hidream_server() -> Iterator[tuple[str, str]]:
-    """`hidream serve` in a home of its own, its worker ready: URL and key."""
+def hidream_server(command: str, database_url: str) -> Iterator[tuple[str, str]]:
+    """`hidream serve` or `hidream api` in a home of its own: URL and key; `serve` has its worker ready."""
     with tempfile.TemporaryDirectory() as home:
         environ = os.environ | {"HIDREAM_HOME": home, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": "bench"}
-        with _process([sys.executable, "-m", "hidream.cli", "serve", "--port", "0"], environ) as url:
-            while httpx.get(f"{url}/readyz").status_code != 200:
+        environ |= {"HIDREAM_STORE_DATABASE_URL": database_url}
+        with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
+            while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:
                 time.sleep(0.1)
             yield url, "bench"
 
