@@ -5,7 +5,7 @@ SHELL  := bash
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo serve check format test test-long bench clean
+.PHONY: help setup demo serve check format test test-long postgresql bench clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -35,13 +35,19 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(READY)  ## every suite in its short form
+test: $(READY) postgresql ## every suite in its short form
 	$(BIN)/pytest -m "not long"
 
-test-long: $(READY) ## every suite in its full form; a dated summary under tests/results
+test-long: $(READY) postgresql ## every suite in its full form; a dated summary under tests/results
 	@mkdir -p tests/results
 	@set -o pipefail; { git describe --always --dirty; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
 		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
+
+postgresql:
+	@command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || { \
+		test $$(id -u) = 0 || { echo "the tests start a PostgreSQL server; sudo apt-get install postgresql" >&2; exit 1; }; \
+		echo "installing PostgreSQL, for the tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y postgresql >/dev/null; }
 
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh

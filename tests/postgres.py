@@ -1,9 +1,9 @@
 """A PostgreSQL server of the tests' own: real, on a free port, gone when they are."""
 
 import contextlib
-import glob
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -14,7 +14,7 @@ import pytest
 
 def binaries():
     """The folder of initdb and pg_ctl, which Debian keeps out of the path; `make test` installs it."""
-    found = shutil.which("pg_ctl") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))[::-1]), None)
+    found = shutil.which("pg_ctl") or max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), default=None)
     if found is None:
         pytest.fail("there is no PostgreSQL server; `make test` installs one, or: apt-get install postgresql")
     return Path(found).resolve().parent
@@ -45,11 +45,30 @@ class Postgres:
     def stop(self, mode="fast"):
         self.run("pg_ctl", "-D", self.folder / "data", "-m", mode, "-w", "stop")
 
+    @contextlib.contextmanager
+    def paused(self):
+        """Stop every process of the server where it stands, as if the network had swallowed it."""
+        first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        its = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+        for pid in its:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in its:
+                os.kill(pid, signal.SIGCONT)
+
     def url(self):
         self.made += 1
-        name = f"test{self.made}"
-        self.run("psql", "-h", self.folder, "-p", str(self.port), "-U", "hidream", "postgres", "-c", f"CREATE DATABASE {name}")
-        return f"postgresql+asyncpg://hidream@127.0.0.1:{self.port}/{name}"
+        self.sql(f"CREATE DATABASE test{self.made}")
+        return f"postgresql+asyncpg://hidream@127.0.0.1:{self.port}/test{self.made}"
+
+    def drop(self, url):
+        """Remove a database: each has 7 MB before it has anything."""
+        self.sql(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def sql(self, statement):
+        self.run("psql", "-h", self.folder, "-p", str(self.port), "-U", "hidream", "postgres", "-c", statement)
 
 
 @pytest.fixture(scope="session")

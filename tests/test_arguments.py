@@ -9,9 +9,11 @@ import re
 import pytest
 
 from hidream import arguments, settings
+from hidream.store.keys import USUAL, Limits, Scope
 from hidream.types import LoraUse, Variant
 
-COMMANDS = ["generate", "serve", "worker", "keys create", "keys list", "keys revoke", "info", "convert"]
+KEYS = ["keys create", "keys list", "keys revoke", "keys rotate"]
+COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "mcp", "info", "convert"]
 
 
 def parsed(*argv):
@@ -100,3 +102,28 @@ def test_what_is_not_understood_is_said_in_one_line(capsys, argv, said):
     error = capsys.readouterr().err
     assert said in error
     assert re.fullmatch(r"(hidream( \w+)*): .+; `\1 --help` says more\n", error)
+
+
+def test_a_keys_scopes_and_limits_are_read():
+    given = parsed("keys", "create", "--scopes", "read, admin", "--tasks-max", "3")
+    assert (given.scopes, given.tasks_max, given.requests_per_minute) == (("read", "admin"), 3, 0)
+    assert parsed("keys", "create").scopes == ("submit", "read")
+    assert set(arguments.SCOPES) == set(Scope)
+    assert set(parsed("keys", "create").scopes) == USUAL
+    limits = {flag.lstrip("-").replace("-", "_") for flag in arguments.LIMITS}
+    assert limits == {field.name for field in dataclasses.fields(Limits)}
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["--scopes", "write"], "'write' is not a list of scopes; accepted: some of submit, read, admin"),
+        (["--scopes", ""], "'' is not a list of scopes"),
+        (["--pixels-per-day", "-1"], "'-1' is not a limit; accepted: a whole number, 0 for none"),
+        (["--tasks-max", "many"], "'many' is not a limit"),
+    ],
+)
+def test_what_a_key_cannot_have_is_named(capsys, typed, named):
+    with pytest.raises(SystemExit):
+        parsed("keys", "create", *typed)
+    assert named in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import subprocess
@@ -12,7 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hidream import arguments, cli
+from hidream import arguments, cli, settings
+from hidream.store import keys
+from hidream.store.database import Database
+from hidream.store.keys import Limits, Scope
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +159,59 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--lora" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "a secret beside the database")
+    made = [
+        "keys",
+        "create",
+        "--name",
+        "laptop",
+        "--scopes",
+        "submit",
+        "--requests-per-minute",
+        "9",
+        "--tasks-max",
+        "2",
+    ]
+    assert cli.main(made) == 0
+    secret = capsys.readouterr().out.split("\n")[0]
+    assert cli.main(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "valid" in listed
+    assert "submit" in listed
+    assert "9 requests/min, 2 tasks" in listed
+    assert "laptop" in listed
+    assert secret not in listed
+    assert "a secret beside" not in listed
+
+    def found(secret, pepper):
+        async def look():
+            async with Database.open(f"sqlite+aiosqlite:///{home}/home/hidream.db") as database:
+                return await keys.find(database, secret, pepper=pepper)
+
+        return asyncio.run(look())
+
+    key = found(secret, "a secret beside the database")
+    assert (key.name, key.scopes, key.limits) == ("laptop", {Scope.SUBMIT}, Limits(9, 2, 0))
+    assert found(secret, "") is None
+    assert cli.main(["keys", "rotate", key.id]) == 0
+    second = capsys.readouterr().out.split("\n")[0]
+    assert found(secret, "a secret beside the database") is None
+    assert found(second, "a secret beside the database").id == key.id
+    assert cli.main(["keys", "revoke", key.id]) == 0
+    assert found(second, "a secret beside the database") is None
+    assert cli.main(["keys", "rotate", "0" * 32]) == 1
+    assert "there is no key" in capsys.readouterr().err
+
+
+def test_a_pepper_is_never_shown(capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "too short")
+    assert cli.main(["keys", "list"]) == 1
+    error = capsys.readouterr().err
+    assert "HIDREAM_STORE_KEY_PEPPER is not shown; accepted: 16 or more" in error
+    assert "too short" not in error
+    loaded = settings.load({"HIDREAM_HOME": "/nowhere", "HIDREAM_STORE_KEY_PEPPER": "x" * 16})
+    assert "x" * 16 not in repr(loaded)
+    assert "x" * 16 not in settings.to_environ(loaded).values()

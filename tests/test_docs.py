@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import dataclasses
 import re
 import shlex
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from hidream import arguments, cli, settings
+from hidream import arguments, cli, mcp_server, settings
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
 from hidream.model.config import RECIPES
 from hidream.server.app import create_app
+from hidream.server.metrics import Metrics
+from hidream.server.service import assemble
 from hidream.store.submission import Submission
 from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Mode, Render, Sampler, Storage, Variant
 
@@ -46,11 +49,10 @@ def test_variables_outside_the_tables_are_documented():
 
 def test_every_route_is_documented():
     text = read("docs/API.md")
-    app = create_app(settings.load({}), None)  # nothing is asked of the database here
+    app = create_app(assemble(settings.load({}), None))  # nothing is asked of the database here
     for path in (route.path for route in app.routes):
-        shown = path.replace("{prediction_id}", "{id}").replace("{api}", "{v2,v3}")
-        if path.startswith("/api/{api}/wavespeed-ai"):
-            shown = "/api/v3/wavespeed-ai/hidream-i1-dev"
+        shown = path.replace("{prediction_id}", "{id}").replace("{api}", "{v2,v3}").replace(":path}", "}")
+        shown = shown.replace("wavespeed-ai/{name}", "wavespeed-ai/{model}")
         assert shown in text, path
 
 
@@ -122,7 +124,7 @@ def commands_of(name: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/MODELS.md", "docs/MEMORY.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/MODELS.md", "docs/MEMORY.md", "docs/OPERATIONS.md", "docs/MCP.md"])
 def test_commands_are_understood(name):
     commands = commands_of(name)
     assert commands
@@ -164,3 +166,26 @@ def test_the_errors_of_models_are_errors_of_ours():
     assert len(parts) > 20
     for part in parts:
         assert any(part in text for text in texts if isinstance(text, str)), part
+
+
+def test_every_metric_is_documented_with_its_labels():
+    described = {}
+    for name, labels in re.findall(r"^\| `(hidream_\w+)` \|([^|]*)\|", read("docs/OPERATIONS.md"), re.MULTILINE):
+        described[name.removesuffix("_total")] = tuple(re.findall(r"`(\w+)`", labels))
+    collectors = set(Metrics(None, 15)._registry._collector_to_names)
+    assert described == {each._name: tuple(each._labelnames) for each in collectors}
+
+
+def test_the_tool_of_mcp_is_documented():
+    rows = set(re.findall(r"^\| `(\w+)` \|", read("docs/MCP.md"), re.MULTILINE))
+    (tool,) = asyncio.run(mcp_server.build(mcp_server.Caller("http://x", "k", 1)).list_tools())
+    assert rows == tool.input_schema["properties"].keys()
+
+
+def test_operations_names_what_is_configured():
+    text = read("docs/OPERATIONS.md")
+    for table, key in re.findall(r"`\[(\w+)\] (\w+)`", text):
+        assert key in {f.name for f in dataclasses.fields(settings.TABLES[table])}, f"[{table}] {key}"
+    for event in re.findall(r"`((?:task|webhook)_\w+)`", text.split("## Logs")[1].split("##")[0]):
+        sources = "".join(path.read_text() for path in (ROOT / "src" / "hidream").rglob("*.py"))
+        assert f'"{event} ' in sources, event

@@ -34,6 +34,14 @@ PARTS = {
     "loras": "folder of LoRAs",
 }
 """What `[models]` names beside the variants, for the flags."""
+SCOPES = ("submit", "read", "admin")
+"""What a key may do; `store/keys.Scope` says it again for the rooms above, and a test holds the two together."""
+LIMITS = {
+    "--requests-per-minute": "submissions a minute",
+    "--tasks-max": "unfinished tasks at a time",
+    "--pixels-per-day": "pixels in 24 hours",
+}
+"""What may be limited for a key."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,8 +85,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _generate(commands)
     _serve(commands)
+    _api(commands)
     _worker(commands)
     _keys(commands)
+    _mcp(commands)
     _info(commands)
     _convert(commands)
     return top
@@ -144,10 +154,15 @@ def _generate(commands: Commands) -> None:
 
 def _serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
-    _setting(serve, "server", "host", "address to listen on")
-    _setting(serve, "server", "port", "port to listen on; 0 takes a free one")
+    _address(serve)
     _model_flags(serve)
     serve.set_defaults(command="serve")
+
+
+def _api(commands: Commands) -> None:
+    api = commands.add_parser("api", help="serve the HTTP API; workers run elsewhere")
+    _address(api)
+    api.set_defaults(command="api")
 
 
 def _worker(commands: Commands) -> None:
@@ -158,16 +173,33 @@ def _worker(commands: Commands) -> None:
 
 
 def _keys(commands: Commands) -> None:
-    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
+    keys = commands.add_parser("keys", help="make, list, revoke and rotate API keys").add_subparsers(
         required=True, metavar="ACTION"
     )
     create = keys.add_parser("create", help="make a key and print it, once")
     create.add_argument("--name", type=_text, default="", help="whose it is, for the list")
+    create.add_argument(
+        "--scopes",
+        type=_scopes,
+        default=("submit", "read"),
+        help=f"what it may do: some of {', '.join(SCOPES)}, with commas between (default: submit,read)",
+    )
+    for flag, what in LIMITS.items():
+        create.add_argument(flag, type=_limit, default=0, metavar="N", help=f"{what} (default: no limit)")
     create.set_defaults(command="keys create")
     keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
     revoke = keys.add_parser("revoke", help="make a key worthless from now on")
-    revoke.add_argument("id", type=_text, help="as `hidream keys list` shows it")
     revoke.set_defaults(command="keys revoke")
+    rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
+    rotate.set_defaults(command="keys rotate")
+    for one in (revoke, rotate):
+        one.add_argument("id", type=_text, help="as `hidream keys list` shows it")
+
+
+def _mcp(commands: Commands) -> None:
+    mcp = commands.add_parser("mcp", help="be a tool of a language model: the Model Context Protocol over stdio")
+    _setting(mcp, "mcp", "url", "base URL of a hidream server")
+    mcp.set_defaults(command="mcp")
 
 
 def _info(commands: Commands) -> None:
@@ -196,6 +228,11 @@ def _convert(commands: Commands) -> None:
     )
     convert.add_argument("--force", action="store_true", help="replace what is there")
     convert.set_defaults(command="convert")
+
+
+def _address(command: argparse.ArgumentParser) -> None:
+    _setting(command, "server", "host", "address to listen on")
+    _setting(command, "server", "port", "port to listen on; 0 takes a free one")
 
 
 def _model_flags(command: argparse.ArgumentParser) -> None:
@@ -263,6 +300,19 @@ def _lora(text: str) -> LoraUse:
         return LoraUse(_text(name), _number(weight or "1"))
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _scopes(text: str) -> tuple[str, ...]:
+    given = tuple(scope.strip() for scope in text.split(","))
+    if not set(given) <= set(SCOPES):
+        raise _refused(text, "a list of scopes", f"some of {', '.join(SCOPES)}, with commas between")
+    return given
+
+
+def _limit(text: str) -> int:
+    if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
+        raise _refused(text, "a limit", "a whole number, 0 for none")
+    return int(text)
 
 
 def _cards(text: str) -> list[float]:

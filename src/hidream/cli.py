@@ -1,4 +1,4 @@
-"""The command line: `hidream generate`, `serve`, `worker`, `keys`, `info`, `convert`.
+"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `mcp`, `info`, `convert`.
 
 Reads flags (`arguments.py`) and settings, calls one function of one room, prints for people. Imports of rooms happen
 inside the commands, so that `hidream --help` answers at once.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import secrets
 import sys
@@ -19,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hidream import __version__, arguments, settings
-from hidream.errors import HiDreamError, InvalidInput
+from hidream import __version__, arguments, logs, settings
+from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
 from hidream.types import (
     SEED_MAX,
     Conformance,
@@ -36,6 +35,7 @@ from hidream.types import (
 
 if TYPE_CHECKING:
     from hidream.store.database import Database
+    from hidream.store.keys import Limits
 
 T = TypeVar("T")
 
@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status is 0; 1 after an error that is printed in one line; 2, by SystemExit, after one of the grammar.
     """
     given = arguments.parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every start as of a migration
     try:
-        return COMMANDS[given.command](given, settings.load(os.environ, arguments.flags(given)))
+        config = settings.load(os.environ, arguments.flags(given))
+        logs.configure(config.server.log_format)
+        return COMMANDS[given.command](given, config)
     except HiDreamError as error:
         return _fail(error.message)
     except OSError as error:  # a disk that is full, a folder that is not ours: the system's words say enough
@@ -214,7 +214,13 @@ def _convert(given: argparse.Namespace, config: settings.Settings) -> int:
 def _serve(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.server.serve import run
 
-    return run(config)
+    return run(config, with_worker=True)
+
+
+def _api(given: argparse.Namespace, config: settings.Settings) -> int:
+    from hidream.server.serve import run
+
+    return run(config, with_worker=False)
 
 
 def _worker(given: argparse.Namespace, config: settings.Settings) -> int:
@@ -227,7 +233,10 @@ def _worker(given: argparse.Namespace, config: settings.Settings) -> int:
 def _keys_create(given: argparse.Namespace, config: settings.Settings) -> int:
     from hidream.store import keys
 
-    key, secret = _in_store(config, lambda database: keys.create(database, given.name))
+    limits = keys.Limits(given.requests_per_minute, given.tasks_max, given.pixels_per_day)
+    scopes = frozenset(map(keys.Scope, given.scopes))
+    pepper = config.store.key_pepper
+    key, secret = _in_store(config, lambda database: keys.create(database, given.name, scopes, limits, pepper=pepper))
     print(f"{secret}\nshown once: only its hash is kept; the key's id is {key.id}")
     return 0
 
@@ -237,8 +246,19 @@ def _keys_list(given: argparse.Namespace, config: settings.Settings) -> int:
 
     for key in _in_store(config, keys.listed):
         revoked = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "valid"
-        print(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {key.name}")
+        scopes, limits = ",".join(sorted(key.scopes)), _limits(key.limits)
+        print(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {scopes:11}  {limits:9}  {key.name}")
     return 0
+
+
+def _limits(limits: Limits) -> str:
+    """What a key may use, in a few words."""
+    named = {
+        "requests/min": limits.requests_per_minute,
+        "tasks": limits.tasks_max,
+        "pixels/day": limits.pixels_per_day,
+    }
+    return ", ".join(f"{most} {what}" for what, most in named.items() if most) or "no limits"
 
 
 def _keys_revoke(given: argparse.Namespace, config: settings.Settings) -> int:
@@ -247,6 +267,23 @@ def _keys_revoke(given: argparse.Namespace, config: settings.Settings) -> int:
     _in_store(config, lambda database: keys.revoke(database, given.id))
     print(f"revoked {given.id}")
     return 0
+
+
+def _keys_rotate(given: argparse.Namespace, config: settings.Settings) -> int:
+    from hidream.store import keys
+
+    pepper = config.store.key_pepper
+    secret = _in_store(config, lambda database: keys.rotate(database, given.id, pepper=pepper))
+    print(f"{secret}\nshown once: only its hash is kept; what {given.id} was before is worthless")
+    return 0
+
+
+def _mcp(given: argparse.Namespace, config: settings.Settings) -> int:
+    try:
+        from hidream.mcp_server import run
+    except ImportError as error:
+        raise ConfigurationError("`hidream mcp` needs its extra; accepted: pip install 'hidream[mcp]'") from error
+    return run(config)
 
 
 def _in_store(config: settings.Settings, call: Callable[[Database], Awaitable[T]]) -> T:
@@ -284,10 +321,13 @@ def _bytes(path: Path | None) -> bytes | None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, settings.Settings], int]] = {
     "generate": _generate,
     "serve": _serve,
+    "api": _api,
     "worker": _worker,
     "keys create": _keys_create,
     "keys list": _keys_list,
     "keys revoke": _keys_revoke,
+    "keys rotate": _keys_rotate,
+    "mcp": _mcp,
     "info": _info,
     "convert": _convert,
 }

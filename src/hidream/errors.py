@@ -10,6 +10,7 @@
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
     ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
+    ├── StorageUnavailable            5003   503  yes    the folder or bucket of files is away, too slow or full
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
@@ -99,6 +100,14 @@ class PromptRefused(HiDreamError):
 
     code = 1200
     http_status = 200
+
+
+class StorageUnavailable(HiDreamError):
+    """The folder or bucket of files cannot be reached, is too slow or is full; the same call may succeed later."""
+
+    code = 5003
+    http_status = 503
+    retryable = True
 
 
 class ConfigurationError(HiDreamError):

@@ -28,6 +28,9 @@ DAY_S = 86_400
 """The longest time that a setting may name: a request or a task that is older is not waited for by anybody."""
 
 
+_VARIANT = f"({'|'.join(Variant)})"
+
+
 @dataclass(frozen=True, slots=True)
 class Between:
     """The numbers that a setting accepts; infinity and what is no number never are."""
@@ -89,18 +92,24 @@ class Models:
     loras: Path | None = None
     """Folder of LoRAs; a request names one by its file's name without the ending."""
 
+    @property
+    def configured(self) -> dict[Variant, Path]:
+        """The variants that have a checkpoint; none of them means that the embedded model is served."""
+        wholes = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
+        return {variant: path for variant, path in wholes.items() if path is not None}
+
     def parts(self, variant: Variant) -> dict[str, Path] | None:
         """Path of each part of a variant's checkpoint that is named; None is the embedded model.
 
         Raises ConfigurationError when other variants have a checkpoint, but not this.
         """
-        wholes = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
-        if wholes[variant] is None and any(wholes.values()):
+        wholes = self.configured
+        if not wholes:
+            return None
+        if variant not in wholes:
             raise ConfigurationError(
                 f"no checkpoint is configured for {variant}; accepted: a folder or a file in `[models] {variant}`"
             )
-        if wholes[variant] is None:
-            return None
         named = {name: getattr(self, name) for name in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers")}
         return {name: path for name, path in {"folder": wholes[variant], **named}.items() if path is not None}
 
@@ -142,6 +151,9 @@ class Engine:
     """GB for what begun pictures hold; 0 is half of what is free once the model is loaded, less a step."""
 
 
+_ORIGIN = r"https?://[\w.:\[\]-]+"
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """The HTTP side."""
@@ -156,10 +168,24 @@ class Server:
     """Base of the URLs in answers; empty takes it from each request's headers."""
     queue_max: Annotated[int, Between(0, 1_000_000_000)] = 1000  # 0 takes nothing more; the end is SQLite's, roughly
     """Unfinished tasks, over all keys, above which a submission is a 429."""
-    body_max_bytes: Annotated[int, Between(1024, 2**30)] = 1_048_576  # from a short prompt to what memory bears
-    """Largest request body."""
+    body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
+    """Largest request body in JSON."""
+    upload_max_bytes: Annotated[int, Between(1024, 2**30)] = 20_971_520  # a photo's JPEG has up to 20 MB
+    """Largest picture that is taken in: as an upload, from a URL, or within a request."""
     sync_timeout_s: Annotated[float, Between(0, DAY_S)] = 90.0
     """How long enable_sync_mode waits before it answers with code 5004."""
+    cors_origins: Annotated[
+        str, Like(rf"(\*|{_ORIGIN}(, ?{_ORIGIN})*)?", "origins such as https://app.example with commas between, or *")
+    ] = ""
+    """Pages of which origins may call the API from a browser; * is all of them."""
+    balance: Annotated[float, Between(0, 1_000_000_000)] = 1000.0  # some clients submit nothing without credit
+    """What /balance says; nothing is ever taken from it."""
+    price: Annotated[float, Between(0, 1_000_000)] = 0.0
+    """What the price routes say that a picture costs, in US dollars; nothing is charged."""
+    log_format: Annotated[str, Like("text|json", "text or json")] = "text"
+    """How a line of the log is written, by every process: for people, or as a JSON object."""
+    metrics: Annotated[str, Like("open|admin|off", "open, admin or off")] = "open"
+    """Who may read /metrics: everybody, keys with the scope admin, or nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +198,12 @@ class Worker:
     """A task that ended this many workers fails instead of ending the next; it may be one that was beside it."""
     tasks_max: Annotated[int, Between(1, 1000)] = 8
     """Tasks that are claimed and drawn together."""
+    pictures_max: Annotated[float, Between(0.01, 100_000)] = 16.0  # a nano sketch, to more than any machine holds
+    """What is claimed of work at a time, in pictures of 1024*1024 with 28 steps; a single task may be more."""
+    finish_s: Annotated[float, Between(0, DAY_S)] = 0.0
+    """How long a worker that is told to stop goes on with what it draws, before it hands the rest back."""
+    serves: Annotated[str, Like(rf"({_VARIANT}( ?, ?{_VARIANT}){{0,2}})?", "dev, full, fast, with commas between")] = ""
+    """Variants that this worker loads and draws; empty is all that are configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +218,62 @@ class Safety:
 class Store:
     """The database: record and queue in one."""
 
-    database_url: Annotated[str, Like(r"(sqlite\+aiosqlite:///[^?#\x00-\x1f]+)?", "sqlite+aiosqlite:///FILE")] = ""
+    database_url: Annotated[
+        str,
+        Like(
+            r"(sqlite\+aiosqlite:///[^?#\x00-\x1f]+|postgresql\+asyncpg://[^\x00-\x20]+)?",
+            "sqlite+aiosqlite:///FILE, or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
+        ),
+    ] = ""
     """SQLAlchemy URL; empty is the SQLite file hidream.db in the home."""
+    key_pepper: Annotated[str, Like("([ -~]{16,})?", "16 or more printable ASCII characters")] = field(
+        default="", repr=False
+    )
+    """Secret beside the database, without which its hashes of API keys are worthless; with another no key is known."""
+    retention_days: Annotated[float, Between(0.01, 36_500, or_zero=True)] = 7.0  # a quarter of an hour to a century
+    """Days after which predictions, their pictures and uploads are removed; 0 keeps them for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where pictures and uploads lie: a folder, or a bucket of an S3-compatible store."""
+
+    url: Annotated[str, Like(r"[^\x00-\x1f]*", "the path of a folder, file:///path or s3://bucket/prefix")] = ""
+    """A folder's path, or s3://bucket/prefix; empty is the home. Below it come outputs and uploads."""
+    endpoint: Annotated[str, Like(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
+    """URL of the bucket's store; empty is what AWS's variables say, or AWS itself."""
+    region: Annotated[str, Like(r"[\w-]*", "a region's name")] = ""
+    """The bucket's region; empty is what AWS's variables say."""
+    access_key_id: Annotated[str, Like("[!-~]*", "printable ASCII characters")] = ""
+    """Key of the store; empty is what AWS's variables or the machine's role say."""
+    secret_access_key: Annotated[str, Like("[!-~]*", "printable ASCII characters")] = field(default="", repr=False)
+    """The secret that belongs to it."""
+    signed_urls: Annotated[str, Like("on|off", "on or off")] = "off"
+    """Whether clients get signed URLs of the bucket instead of URLs of this server."""
+    public_endpoint: Annotated[str, Like(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
+    """The endpoint in signed URLs, where clients reach the store by another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """Who may be called, and how many at a time."""
+
+    allowed: Annotated[str, Like(r"[\w.:/, -]*", "networks, addresses and host names, with commas between")] = ""
+    """Targets that may be called although they are not public: 10.1.0.0/16, intranet.example."""
+    together_max: Annotated[int, Between(1, 1000)] = 32  # each is an open connection
+    """Deliveries that one API process makes at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mcp:
+    """Which server `hidream mcp` speaks to; its key is HIDREAM_API_KEY."""
+
+    url: Annotated[str, Like(r"https?://[\w.:/\[\]%~-]+", "http://HOST or https://HOST, with a path or without")] = (
+        "http://127.0.0.1:8000"
+    )
+    """Base URL of a hidream server."""
+    timeout_s: Annotated[float, Between(1, DAY_S)] = 600.0  # a picture in a full queue; clients give up before
+    """How long a picture is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +289,9 @@ class Settings:
     worker: Worker = Worker()
     safety: Safety = Safety()
     store: Store = Store()
+    outputs: Outputs = Outputs()
+    webhooks: Webhooks = Webhooks()
+    mcp: Mcp = Mcp()
 
     @property
     def database_url(self) -> str:
@@ -215,6 +304,11 @@ class Settings:
         return self.home / "hashes.json"
 
     @property
+    def outputs_url(self) -> str:
+        """Folder or bucket of all files: `outputs/location.open_place` opens it."""
+        return self.outputs.url or str(self.home)
+
+    @property
     def outputs_dir(self) -> Path:
         """Folder of the finished pictures."""
         return self.home / "outputs"
@@ -224,6 +318,9 @@ TABLES = {
     f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings) if f.name not in ("home", "api_key")
 }
 """Name of each table in the TOML file to its dataclass."""
+
+SECRETS = frozenset({("store", "key_pepper"), ("outputs", "secret_access_key")})
+"""Settings whose values no error shows."""
 
 _OUTSIDE_TABLES = {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
 
@@ -243,11 +340,15 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
 
 def to_environ(settings: Settings) -> dict[str, str]:
-    """Undo `load`: the variables that give a child process the same settings, but for the API key."""
+    """Undo `load`: the variables that give a child process the same settings.
+
+    But for the API key and the keys' pepper, which a worker has no use for.
+    """
     values = {"HIDREAM_HOME": str(settings.home)}
     for table in TABLES:
         for key, value in dataclasses.asdict(getattr(settings, table)).items():
-            values[env_name(table, key)] = "" if value is None else str(value)
+            if key != "key_pepper":
+                values[env_name(table, key)] = "" if value is None else str(value)
     return values
 
 
@@ -340,7 +441,8 @@ def _value(table: str, key: str, value: object, where: str) -> object:
     except (TypeError, ValueError, OverflowError):
         pass
     what = {int: "a whole number, ", float: "a number, "}.get(wanted, "")
-    raise ConfigurationError(f"{where} is {_shown(value)}; accepted: {what}{accepted}")
+    shown = "not shown" if (table, key) in SECRETS else _shown(value)
+    raise ConfigurationError(f"{where} is {shown}; accepted: {what}{accepted}")
 
 
 def _typed(wanted: type, value: object) -> object:

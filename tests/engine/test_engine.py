@@ -171,7 +171,7 @@ def test_a_short_request_overtakes_a_long_one(model):
 def test_progress_and_previews(model):
     engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
     seen = []
-    engine.add("a", request(size=Size(160, 128)), seen.append, preview_every=2)
+    engine.add("a", request(size=Size(160, 128)), seen.append, wants_preview=lambda done: done % 2 == 0)
     drain(engine)
     assert [(each.id, each.done, each.total) for each in seen] == [("a", i, 6) for i in range(1, 7)]
     assert [each.preview is not None for each in seen] == [False, True, False, True, False, False]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from hidream.outputs.encode import MEDIA_TYPES, encode
+from hidream.outputs.encode import JPEG_QUALITY, WEBP_QUALITY, encode
+from hidream.outputs.names import MEDIA_TYPES
 from hidream.types import ImageFormat
 
 VERSION = "hidream-i1-dev/3c82d124b51e/exact/cpu-float32/0.1.0"
@@ -67,6 +68,29 @@ def test_how_the_pixels_lie_in_memory_does_not_matter(output_format):
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))  # as the model's are
     first, second = (
         encode(each, output_format, seed=1, version=VERSION) for each in (pixels, np.moveaxis(planes, 0, -1))
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(("output_format", "usual"), [("jpeg", JPEG_QUALITY), ("webp", WEBP_QUALITY)])
+def test_quality_is_bought_with_bytes(output_format, usual):
+    pixels = drawing()
+
+    def encoded(quality):
+        return encode(pixels, ImageFormat(output_format), seed=1, version=VERSION, output_quality=quality)
+
+    def error(data):
+        return ((np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float) - pixels) ** 2).mean()
+
+    low, middle, high = (encoded(quality) for quality in (1, 50, 100))
+    assert len(low) < len(middle) < len(high)
+    assert error(low) > error(middle) > error(high)
+    assert encoded(None) == encoded(usual)
+
+
+def test_png_loses_nothing_at_any_quality():
+    first, second = (
+        encode(drawing(64), ImageFormat.PNG, seed=1, version=VERSION, output_quality=quality) for quality in (None, 1)
     )
     assert first == second
 

@@ -1,59 +1,118 @@
 """The application on a real store and a real folder, called without a socket; the worker's part is played by hand."""
 
 import asyncio
+import io
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
-from hidream.outputs import files
 from hidream.server.app import create_app
-from hidream.settings import Server, Settings
+from hidream.server.service import Service, assemble
+from hidream.settings import Server, Settings, Webhooks
 from hidream.store import keys, predictions
 from hidream.store.database import Database
-from hidream.types import Mode
+from hidream.store.predictions import Room
+from hidream.types import MODELS, Mode
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
+VERSIONS = dict.fromkeys(MODELS, dict.fromkeys(Mode, "v1"))
 
 
 @dataclass
 class Api:
     client: httpx.AsyncClient
-    database: Database
-    settings: Settings
+    service: Service
     secret: str
     bearer: dict[str, str] = field(init=False)
 
     def __post_init__(self):
         self.bearer = {"Authorization": f"Bearer {self.secret}"}
+        self.database, self.settings = self.service.database, self.service.settings
 
-    async def submit(self, api="v3", query="", **body: Any):
-        return await self.client.post(f"/api/{api}/{MODEL}{query}", json=body, headers=self.bearer)
+    async def submit(self, api="v3", query="", headers=None, model=MODEL, **body: Any):
+        return await self.client.post(f"/api/{api}/{model}{query}", json=body, headers=self.bearer | (headers or {}))
 
     async def get(self, path):
         return await self.client.get(path, headers=self.bearer)
 
+    async def post(self, path, **body):
+        return await self.client.post(path, json=body, headers=self.bearer)
+
+    async def raw(self, path, content, content_type="application/json"):
+        return await self.client.post(path, content=content, headers=self.bearer | {"Content-Type": content_type})
+
+    async def delete(self, path):
+        return await self.client.delete(path, headers=self.bearer)
+
+    async def key(self, *scopes, **limits):
+        """Make another key; the headers that carry it."""
+        _, secret = await keys.create(self.database, "other", scopes or keys.USUAL, keys.Limits(**limits))
+        return {"Authorization": f"Bearer {secret}"}
+
+    async def claim(self):
+        """Take the task whose turn it is, as a worker does; None if there is none."""
+        room = Room(tasks=1, work=2**62, beside_others=False)
+        tasks = await predictions.claim(self.database, list(MODELS), "host:1", VERSIONS, 15, room)
+        return tasks[0] if tasks else None
+
     async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):
-        """Do what a worker does with the oldest task."""
-        task = await predictions.claim(self.database, [MODEL], "host:1", dict.fromkeys(Mode, "v1"), 15)
-        await files.write(self.settings.outputs_dir, task.output_name, data)
-        assert await predictions.complete(self.database, task, has_nsfw, 1234, warnings)
+        """Do what a worker does with a task."""
+        async with asyncio.timeout(10):
+            while (task := await self.claim()) is None:
+                await asyncio.sleep(0.005)
+        for name in task.output_names:
+            await self.service.outputs.write(name, data)
+        nsfw = [has_nsfw] * task.input.num_images
+        assert await predictions.complete(self.database, task, nsfw, 1234, warnings)
+        return task
+
+    async def fail(self, code, error):
+        """Do what a worker does with a task that cannot be drawn."""
+        async with asyncio.timeout(10):
+            while (task := await self.claim()) is None:
+                await asyncio.sleep(0.005)
+        assert await predictions.fail(self.database, task, code, error)
 
 
 @pytest.fixture
 def with_api(tmp_path):
-    """Run `scenario(api)` in an event loop of its own; keywords are settings of the table [server]."""
+    """Run `scenario(api)` in an event loop of its own; keywords are settings of the table [server].
 
-    def run(scenario, **server):
+    With `instances` there are as many applications, each with a connection to the database of its own, and the scenario
+    gets them all.
+    """
+
+    def run(scenario, *, instances=1, allowed="", **server):
+        settings = replace(Settings(home=tmp_path), server=Server(**server), webhooks=Webhooks(allowed=allowed))
+
         async def main():
-            settings = replace(Settings(home=tmp_path), server=Server(**server))
-            async with Database.open(settings.database_url) as database:
-                _, secret = await keys.create(database, "test")
-                transport = httpx.ASGITransport(create_app(settings, database), raise_app_exceptions=False)
-                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                    return await scenario(Api(client, database, settings, secret))
+            apis, secret = [], None
+            async with AsyncExitStack() as stack:
+                for _ in range(instances):
+                    database = await stack.enter_async_context(Database.open(settings.database_url))
+                    secret = secret or (await keys.create(database, "test"))[1]
+                    service = assemble(settings, database)
+                    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+                    client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
+                    apis.append(Api(await stack.enter_async_context(client), service, secret))
+                return await scenario(*apis)
 
         return asyncio.run(main())
 
     return run
+
+
+@pytest.fixture
+def picture():
+    """Make the bytes of a picture's file."""
+
+    def make(kind="PNG", size=(8, 8), **options):
+        file = io.BytesIO()
+        Image.new("RGB", size, (200, 30, 60)).save(file, kind, **options)
+        return file.getvalue()
+
+    return make

@@ -3,6 +3,7 @@
 import pytest
 from starlette.requests import Request
 
+from hidream.errors import InvalidInput
 from hidream.server.answers import base_url
 
 
@@ -35,3 +36,20 @@ def request(**headers):
 )
 def test_the_base_of_all_urls(headers, public_url, expected):
     assert base_url(request(**headers), public_url) == expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "["},
+        {"host": "a b"},
+        {"host": "x" * 300},
+        {"host": "inner", "x_forwarded_proto": "javascript"},
+        {"host": "inner", "x_forwarded_prefix": "/" + "x" * 300},
+        {"host": "inner", "x_forwarded_host": "a/b?c"},
+        {"host": 'a"><script>'},
+    ],
+)
+def test_headers_that_make_no_url_are_refused(headers):
+    with pytest.raises(InvalidInput, match="accepted: what makes a URL"):
+        base_url(request(**headers), "")

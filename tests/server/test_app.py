@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from hidream.store import predictions
-from hidream.types import Mode
+from hidream.errors import StoreUnavailable
 
 
 @pytest.mark.parametrize(
@@ -15,7 +14,6 @@ from hidream.types import Mode
         ("GET", "/", 404),
         ("GET", "/nothing/here", 404),
         ("GET", "/docs", 404),
-        ("GET", "/openapi.json", 404),
         ("GET", "/api/v9/predictions/x", 404),
         ("POST", "/api/v3/other-vendor/model", 404),
         ("GET", "/healthz/", 404),
@@ -36,18 +34,86 @@ def test_the_frameworks_own_errors_have_the_same_shape(with_api, method, path, s
     with_api(scenario)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/v3/predictions/" + "0" * 32, "DELETE, GET"),
+        ("/uploads/x", "GET, HEAD, PUT"),
+        ("/api/v3/predictions", "POST"),
+    ],
+)
+def test_all_methods_of_a_path_are_named(with_api, path, allowed):
+    async def scenario(api):
+        answer = await api.client.patch(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+    with_api(scenario)
+
+
 def test_what_nobody_has_foreseen_is_a_500_that_tells_nothing(with_api):
     async def scenario(api):
-        submitted = (await api.submit("v2", prompt="a house")).json()["data"]
-        task = await predictions.claim(api.database, [submitted["model"]], "w", dict.fromkeys(Mode, "v1"), 15)
-        (api.settings.outputs_dir / task.output_name).mkdir(parents=True)  # a folder where a file should be
-        await predictions.complete(api.database, task, False, 1)
-        answer = await api.get(submitted["urls"]["get"])
+        api.service.models["wavespeed-ai/broken"] = None  # a variant that is none
+        answer = await api.submit(model="wavespeed-ai/broken", prompt="a house")
         assert (answer.status_code, answer.json()["code"]) == (500, 500)
-        assert "directory" not in answer.text
+        assert "NoneType" not in answer.text
+
+    with_api(scenario)
+
+
+def test_a_file_that_cannot_be_read_is_a_503_that_tells_no_path(with_api):
+    async def scenario(api):
+        submitted = (await api.submit("v2", prompt="a house")).json()["data"]
+        task = await api.draw()
+        path = api.settings.outputs_dir / task.output_name
+        path.unlink()
+        path.mkdir()  # a folder where a file should be
+        answer = await api.get(submitted["urls"]["get"])
+        assert (answer.status_code, answer.json()["code"]) == (503, 503)
         assert task.output_name not in answer.text
 
     with_api(scenario)
+
+
+def test_a_database_that_is_away_is_a_503_that_says_when_to_come_back(with_api, monkeypatch):
+    async def scenario(api):
+        def away(*_, **__):
+            raise StoreUnavailable("the database does not answer: away")
+
+        monkeypatch.setattr(api.database, "write", away)
+        for answer in (await api.submit(prompt="a"), await api.post("/v1/images/generations", prompt="a")):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+    with_api(scenario)
+
+
+def test_no_page_may_call_unless_its_origin_is_set(with_api):
+    async def scenario(api):
+        answer = await api.client.get("/healthz", headers={"Origin": "https://app.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [("https://a.example, https://app.example", True), ("*", True), ("https://a.example", False)],
+)
+def test_pages_of_set_origins_may_call(with_api, origins, allowed):
+    async def scenario(api):
+        asking = {
+            "Origin": "https://app.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type, idempotency-key",
+        }
+        answer = await api.client.options("/api/v3/wavespeed-ai/hidream-i1-dev", headers=asking)
+        assert (answer.status_code == 200) == allowed
+        answer = await api.client.get("/api/v3/balance", headers=api.bearer | {"Origin": "https://app.example"})
+        assert (answer.headers.get("access-control-allow-origin") in ("https://app.example", "*")) == allowed
+        assert (
+            "retry-after" in answer.headers.get("access-control-expose-headers", "").lower()
+        ) == allowed or not allowed
+
+    with_api(scenario, cors_origins=origins)
 
 
 def test_the_api_process_has_neither_torch_nor_the_model():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.server.parameters import RANDOM_SEEDS, V2, V3, parse
+from hidream.server.parameters import RANDOM_SEEDS, V2, V3, moment, parse
 from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size, Variant
 
 DEV, FULL, FAST = Variant.DEV, Variant.FULL, Variant.FAST
@@ -23,6 +23,9 @@ EXTRAS = {
     "render": "native",
     "mode": "turbo",
     "loras": [{"name": "ink", "scale": 0.5}, {"path": "acme/water"}],
+    "num_images": 3,
+    "output_quality": 80,
+    "strength": 0.25,
 }
 """What v3 takes beyond the documents."""
 
@@ -50,6 +53,11 @@ def test_the_defaults_of_both_versions():
         "render": Render.BEST,
         "mode": Mode.EXACT,
         "loras": (),
+        "num_images": 1,
+        "output_quality": None,
+        "image": None,
+        "strength": 0.8,
+        "mask": None,
     }
     assert v3 == dataclasses.replace(v2, enable_base64_output=False, output_format=ImageFormat.JPEG)
 
@@ -86,6 +94,47 @@ def test_sizes(given, expected):
     assert parse({"prompt": "a house"} | given, V2, DEV).size == expected
 
 
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ("1:1", Size(1024, 1024)),
+        ("auto", Size(1024, 1024)),
+        ("16:9", Size(1360, 768)),
+        (" 9:16 ", Size(768, 1360)),
+        ("4:3", Size(1184, 880)),
+        ("1920:1080", Size(1360, 768)),
+        ("21:9", Size(1536, 656)),
+        ("6:1", Size(1536, 256)),
+        ("1:6", Size(256, 1536)),
+    ],
+)
+def test_aspect_ratios(ratio, expected):
+    assert asked(aspect_ratio=ratio).size == expected
+    assert asked(aspect_ratio=ratio, size="256*512").size == Size(256, 512)
+    assert asked(aspect_ratio=ratio, width=256, height=512).size == Size(256, 512)
+    assert asked(aspect_ratio=ratio, api=V2).size == Size(1024, 1024)
+
+
+@given(st.integers(1, 9999), st.integers(1, 9999))
+def test_every_ratio_gives_a_size_or_is_refused(across, down):
+    try:
+        size = asked(aspect_ratio=f"{across}:{down}").size
+    except InvalidInput:
+        assert max(across, down) > 6 * min(across, down)
+    else:
+        assert all(256 <= side <= 1536 and side % 16 == 0 for side in (size.width, size.height))
+        assert size.width * size.height <= 1.05 * 1024 * 1024
+        assert abs(size.width / size.height * down / across - 1) < 0.06
+
+
+def test_an_empty_text_is_absent_on_v3():
+    empty = dict.fromkeys(("size", "seed", "output_format", "enable_sync_mode", "aspect_ratio", "width", "height"), "")
+    assert parse({"prompt": "a", "seed": 7} | empty | {"seed": 7}, V3, DEV) == parse(
+        {"prompt": "a", "seed": 7}, V3, DEV
+    )
+    assert parse({"prompt": "a"} | empty, V3, DEV).seed >= 0
+
+
 def test_v3_goes_down_to_256():
     assert parse({"prompt": "a house", "size": "256*256"}, V3, DEV).size == Size(256, 256)
     with pytest.raises(InvalidInput, match="512 to 1536"):
@@ -120,12 +169,22 @@ def test_what_is_said_about_the_drawing_is_kept():
         render=Render.NATIVE,
         mode=Mode.TURBO,
         loras=(LoraUse("ink", 0.5), LoraUse("acme/water", 1.0)),
+        num_images=3,
+        output_quality=80,
+        strength=0.25,
     )
 
 
 @pytest.mark.parametrize(
     ("name", "smallest", "largest"),
-    [("num_inference_steps", 1, 200), ("guidance_scale", 0, 30), ("shift", 0.1, 100)],
+    [
+        ("num_inference_steps", 1, 200),
+        ("guidance_scale", 0, 30),
+        ("shift", 0.1, 100),
+        ("num_images", 1, 4),
+        ("output_quality", 1, 100),
+        ("strength", 0.01, 1),
+    ],
 )
 def test_the_ends_of_the_ranges_are_accepted(name, smallest, largest):
     for value in (smallest, largest):
@@ -261,6 +320,19 @@ BAD_EXTRAS = [
     ("loras", [{"name": "a\ud83d"}], r"loras[0].name has '\ud83d' at 1"),
     ("loras", [{"name": "ink", "scale": 10.5}], "loras[0].scale is 10.5; accepted: a number from -10 to 10"),
     ("loras", [{"name": "ink", "scale": "1"}], "loras[0].scale is '1'"),
+    ("num_images", 0, "num_images is 0; accepted: a whole number from 1 to 4"),
+    ("num_images", 5, "num_images is 5"),
+    ("num_images", "2", "num_images is '2'"),
+    ("output_quality", 0, "output_quality is 0; accepted: a whole number from 1 to 100"),
+    ("output_quality", 101, "output_quality is 101"),
+    ("strength", 0, "strength is 0; accepted: a number from 0.01 to 1"),
+    ("strength", 1.5, "strength is 1.5"),
+    ("aspect_ratio", "wide", "aspect_ratio is 'wide'; accepted: W:H in whole numbers, from 1:6 to 6:1, or auto"),
+    ("aspect_ratio", "7:1", "aspect_ratio is '7:1'"),
+    ("aspect_ratio", "0:0", "aspect_ratio is '0:0'"),
+    ("aspect_ratio", "1:0", "aspect_ratio is '1:0'"),
+    ("aspect_ratio", 1.5, "aspect_ratio is 1.5"),
+    ("aspect_ratio", "١:١", "aspect_ratio is"),
 ]
 
 
@@ -314,3 +386,28 @@ def test_nothing_but_invalid_input_comes_of_any_json(body):
         error.message.encode()
     else:
         assert type(accepted).from_json(json.loads(json.dumps(accepted.to_json()))) == accepted
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_ms"),
+    [
+        ("2026-11-22T18:00:00Z", 1_795_370_400_000),
+        ("2026-11-22T18:00:00.25Z", 1_795_370_400_250),
+        ("2026-11-22T18:00:00.250Z", 1_795_370_400_250),
+        ("2026-11-22T18:00:00.250000Z", 1_795_370_400_250),
+        ("2026-11-22T18:00:00.250000123Z", 1_795_370_400_250),
+        ("2026-11-22T19:30:00.25+01:30", 1_795_370_400_250),
+        ("2026-11-22T18:00:00", 1_795_370_400_000),
+        ("2026-11-22", 1_795_305_600_000),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_moments_in_every_clients_way_of_writing_them(text, expected_ms):
+    assert moment("created_after", text) == expected_ms
+
+
+@pytest.mark.parametrize("value", ["now", "2026-11-22T25:00:00Z", 5, True, [], "x" * 500])
+def test_moments_that_are_none(value):
+    with pytest.raises(InvalidInput, match=r"^created_after is .*accepted: a time such as"):
+        moment("created_after", value)

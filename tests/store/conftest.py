@@ -1,4 +1,4 @@
-"""A database in a file of its own, on a clock that the test sets."""
+"""An empty database on a clock that the test sets: each test runs on both kinds."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from hidream.store.database import Database
+from postgres import postgres
+
+__all__ = ["postgres"]
 
 
 @dataclass
@@ -22,8 +25,19 @@ def clock():
 
 
 @pytest.fixture
-def url(tmp_path):
+def sqlite_url(tmp_path):
     return f"sqlite+aiosqlite:///{tmp_path}/hidream.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request):
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    server = request.getfixturevalue("postgres")
+    made = server.url()
+    yield made
+    server.drop(made)
 
 
 @pytest.fixture

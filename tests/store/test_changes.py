@@ -34,6 +34,7 @@ def test_a_change_between_looking_and_waiting_is_not_missed(url):
 def test_without_a_change_the_wait_ends_at_its_timeout(url):
     async def scenario():
         async with Database.open(url) as database:
+            await asyncio.sleep(0.5)  # PostgreSQL's listener says once that it is there
             started = time.monotonic()
             await database.changes.since(database.changes.now(), 0.05)
             return time.monotonic() - started

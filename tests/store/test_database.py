@@ -1,38 +1,25 @@
-"""Opening: the pragmas that durability rests on, migrations, and what is not accepted."""
+"""Opening either kind of database: migrations, and what is not accepted."""
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from hidream.errors import ConfigurationError
-from hidream.store import database as database_file
 from hidream.store import keys
 from hidream.store.database import Database
-
-
-def test_what_is_written_survives_a_power_cut(in_database):
-    async def scenario(database):
-        async with database.write() as connection:
-            return {
-                name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
-                for name in ("journal_mode", "synchronous", "foreign_keys")
-            }
-
-    assert in_database(scenario) == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+from hidream.store.schema import KEYS
 
 
 def test_a_write_that_raises_leaves_nothing(in_database):
     async def scenario(database):
         with pytest.raises(sa.exc.IntegrityError):
             async with database.write() as connection:
-                await connection.execute(sa.text("INSERT INTO keys VALUES ('a', 'one', 'h', 0, NULL)"))
-                await connection.execute(sa.text("INSERT INTO keys VALUES ('b', 'two', 'h', 0, NULL)"))
+                for id_ in "ab":
+                    row = {"id": id_, "name": "", "hash": "the same", "created_ms": 0}
+                    await connection.execute(sa.insert(KEYS).values(row))
         return await keys.listed(database)
 
     assert in_database(scenario) == []
@@ -58,71 +45,26 @@ asyncio.run(main())
     assert asyncio.run(count()) == 4
 
 
-@pytest.mark.parametrize("bad", ["", "nonsense", "mysql://u:secret@h/d", "sqlite+aiosqlite://", "sqlite:///x.db"])
-def test_other_urls_are_refused(bad):
+def opened(url):
     async def scenario():
-        async with Database.open(bad):
-            pass
-
-    with pytest.raises(ConfigurationError, match="database URL") as caught:
-        asyncio.run(scenario())
-    assert "secret" not in str(caught.value)
-
-
-def opened(path):
-    async def scenario():
-        async with Database.open(f"sqlite+aiosqlite:///{path}"):
+        async with Database.open(url):
             pass
 
     asyncio.run(scenario())
 
 
-def beneath_a_file(path):
-    path.parent.rmdir()
-    path.parent.touch()
+@pytest.mark.parametrize("bad", ["", "nonsense", "mysql://u:secret@h/d", "sqlite+aiosqlite://", "sqlite:///x.db"])
+def test_other_urls_are_refused(bad):
+    with pytest.raises(ConfigurationError, match="database URL") as caught:
+        opened(bad)
+    assert "secret" not in str(caught.value)
 
 
-def text(path):
-    path.write_text("hello " * 1000)
+def test_a_database_of_a_newer_release_is_refused(url, in_database):
+    async def scenario(database):
+        async with database.write() as connection:
+            await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
 
-
-def foreign(path):
-    """Another program's database, with a table of the same name as one of ours."""
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE keys (a)")
-
-
-def newer(path):
-    """A database that a later release has migrated."""
-    opened(path)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-
-
-@pytest.mark.parametrize(
-    ("made", "why"),
-    [
-        (beneath_a_file, "its folder cannot be made: File exists"),
-        (Path.mkdir, "unable to open database file"),
-        (text, "file is not a database"),
-        (foreign, "table keys already exists"),
-        (newer, "Can't locate revision identified by '9999'"),
-    ],
-)
-def test_what_is_no_database_of_ours_is_refused(tmp_path, made, why):
-    path = tmp_path / "home" / "hidream.db"
-    path.parent.mkdir()
-    made(path)
-    with pytest.raises(ConfigurationError) as caught:
-        opened(path)
-    assert str(caught.value).startswith(f"the database URL is sqlite+aiosqlite:///{path}: {why}; accepted: ")
-
-
-def test_a_database_that_is_locked_for_long_is_no_fault_of_the_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(database_file, "_PRAGMAS", ("PRAGMA busy_timeout = 1", *database_file._PRAGMAS[1:]))
-    path = tmp_path / "hidream.db"
-    opened(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(sa.exc.OperationalError, match="database is locked"):
-            opened(path)
+    in_database(scenario)
+    with pytest.raises(ConfigurationError, match=r"Can't locate revision identified by '9999'; accepted: "):
+        opened(url)

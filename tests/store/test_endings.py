@@ -3,31 +3,23 @@
 import asyncio
 
 import sqlalchemy as sa
+from asking import claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import keys, predictions
 from hidream.store.endings import Endings
-from hidream.store.submission import Submission
-from hidream.types import ImageFormat, Mode, Size, Status
-
-MODEL = "wavespeed-ai/hidream-i1-dev"
-SUBMISSION = Submission("a house", Size(512, 512), 7, False, True, False, ImageFormat.PNG)
-
-
-async def submit(database):
-    key, _ = await keys.create(database, "test")
-    return await predictions.submit(database, key.id, MODEL, SUBMISSION, 1000)
+from hidream.types import Status
 
 
 async def draw(database):
-    task = await predictions.claim(database, [MODEL], "w", dict.fromkeys(Mode, "v1"), 15)
-    assert await predictions.complete(database, task, False, 1)
+    assert await predictions.complete(database, await claim_one(database), [False], 1)
 
 
 def test_everybody_who_waits_is_told(in_database):
     async def scenario(database):
         endings = Endings(database)
-        first, second = await submit(database), await submit(database)
+        key = await new_key(database)
+        first, second = await submit(database, key), await submit(database, key)
         waiting = [asyncio.create_task(endings.settled(p.id, p.key_id, 30)) for p in (first, second) * 10]
         await draw(database)
         await draw(database)
@@ -40,10 +32,11 @@ def test_everybody_who_waits_is_told(in_database):
 def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
     async def scenario(database):
         endings = Endings(database)
-        waiting = await submit(database)
+        key = await new_key(database)
+        waiting = await submit(database, key)
         assert (await endings.settled(waiting.id, waiting.key_id, 0.05)).status is Status.CREATED
         assert (await endings.settled(waiting.id, waiting.key_id, 0)).status is Status.CREATED
-        over = await predictions.refuse(database, waiting.key_id, MODEL, SUBMISSION, PromptRefused("no"))
+        over = await submit(database, key, refusal=PromptRefused("no"))
         async with asyncio.timeout(5):
             assert await endings.settled(over.id, over.key_id, 30) == over
             assert await endings.settled(waiting.id, "another key", 30) is None
@@ -55,7 +48,7 @@ def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
 def test_it_ends_when_the_process_is_about_to_leave(in_database):
     async def scenario(database):
         endings = Endings(database)
-        prediction = await submit(database)
+        prediction = await submit(database, await new_key(database))
         waiting = asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 30))
         await asyncio.sleep(0.05)
         database.changes.stop()
@@ -69,9 +62,9 @@ def test_it_ends_when_the_process_is_about_to_leave(in_database):
 def test_a_change_asks_one_question_for_all(in_database):
     async def scenario(database):
         endings = Endings(database)
-        prediction = await submit(database)
-        statements = []
-        sa.event.listen(database._engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        prediction = await submit(database, await new_key(database))
+        statements, engine = [], database._backend.writer.sync_engine
+        sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
         waiting = [asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 30)) for _ in range(50)]
         while len(statements) < 51:
             await asyncio.sleep(0.001)
@@ -79,7 +72,7 @@ def test_a_change_asks_one_question_for_all(in_database):
         await keys.create(database, "a change")
         while not any("status IN" in statement for statement in statements):
             await asyncio.sleep(0.001)
-        assert len(statements) <= 4, "begin, insert, and the watcher's question"
+        assert len(statements) <= 4, "begin or announce, insert, and the watcher's question"
         await draw(database)
         await asyncio.gather(*waiting)
 
@@ -89,10 +82,10 @@ def test_a_change_asks_one_question_for_all(in_database):
 def test_nobody_watches_when_nobody_waits(in_database):
     async def scenario(database):
         endings = Endings(database)
-        prediction = await submit(database)
+        prediction = await submit(database, await new_key(database))
         await endings.settled(prediction.id, prediction.key_id, 0.01)
         async with asyncio.timeout(10):
-            while len(asyncio.all_tasks()) > 1:
+            while any("Endings" in repr(task) for task in asyncio.all_tasks()):
                 await asyncio.sleep(0.01)
 
     in_database(scenario)

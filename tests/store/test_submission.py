@@ -20,6 +20,11 @@ RICH = dataclasses.replace(
     render=Render.NATIVE,
     mode=Mode.TURBO,
     loras=(LoraUse("ink", -0.5), LoraUse("water")),
+    num_images=3,
+    output_quality=90,
+    image="upload.png",
+    strength=0.5,
+    mask="mask.png",
 )
 FIRST_RELEASE = {
     "prompt": "a house",
@@ -54,3 +59,8 @@ def test_the_row_has_the_names_and_forms_of_the_api():
 
 def test_a_row_of_the_first_release_is_read():
     assert Submission.from_json(FIRST_RELEASE) == PLAIN
+
+
+def test_what_it_costs_is_pixels_times_steps():
+    assert (PLAIN.pixels, PLAIN.work) == (512 * 768, 512 * 768 * 28)
+    assert (RICH.pixels, RICH.work) == (3 * 512 * 768, 3 * 512 * 768 * 12)

@@ -5,6 +5,10 @@ import asyncio
 import pytest
 from painter import Painter
 
+from postgres import postgres
+
+__all__ = ["postgres"]
+
 
 @pytest.fixture
 def painter():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,12 +27,20 @@ class Outcome:
     error: Exception | None
 
 
+@dataclass(frozen=True)
+class Progress:
+    id: str
+    done: int
+    total: int
+    preview: np.ndarray | None
+
+
 @dataclass
 class Painter:
-    """Draws in `STEPS` steps whatever it has, together; before each it waits for `go_on`.
+    """Draws in `STEPS` steps of `pace_s` whatever it has, together; before each it waits for `go_on`.
 
     Seeds of `refused` raise when they are added, seeds of `bad` end in an error of their own, and those of `fatal`
-    raise out of the step.
+    raise out of the step. Previews are wide, and of the colour of the picture.
     """
 
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -44,6 +53,8 @@ class Painter:
     together: list[frozenset[int]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    pace_s: float = 0.0
+    rests: int = 0
     closed: bool = False
     here: dict[str, tuple] = field(default_factory=dict)
 
@@ -51,12 +62,12 @@ class Painter:
     def seeds(self):
         return [request.seed for request in self.requests]
 
-    def add(self, id, request, on_progress=None):  # noqa: A002
+    def add(self, id, request, on_progress=None, *, wants_preview=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
         if request.seed in self.refused:
             raise self.refused[request.seed]
-        self.here[id] = request, on_progress, [0]
+        self.here[id] = request, on_progress, wants_preview, [0]
 
     def abort(self, id):  # noqa: A002
         self.threads.add(threading.get_ident())
@@ -68,16 +79,23 @@ class Painter:
         self.together.append(frozenset(request.seed for request, *_ in self.here.values()))
         self.painting.set()
         assert self.go_on.wait(30)
-        for request, on_progress, done in self.here.values():
+        time.sleep(self.pace_s)
+        for id_, (request, on_progress, wants_preview, done) in self.here.items():
             if request.seed in self.fatal:
                 raise self.fatal[request.seed]
             done[0] += 1
             if on_progress:
-                on_progress(done[0])
-        ended = {id_: request for id_, (request, _, done) in self.here.items() if done[0] == STEPS}
+                wanted = wants_preview is not None and done[0] < STEPS and wants_preview(done[0])
+                preview = np.full((30, 600, 3), request.seed % 256, np.uint8) if wanted else None
+                on_progress(Progress(id_, done[0], STEPS, preview))
+        ended = {id_: request for id_, (request, *_, done) in self.here.items() if done[0] == STEPS}
         for id_ in ended:
             del self.here[id_]
         return [self.outcome(id_, request) for id_, request in ended.items()]
+
+    def rest(self):
+        self.threads.add(threading.get_ident())
+        self.rests += 1
 
     def close(self):
         self.here.clear()

@@ -4,11 +4,11 @@ import asyncio
 import threading
 
 import pytest
-from painter import STEPS
+from painter import STEPS, Painter
 
 from hidream.errors import Interrupted, InvalidInput, TaskFailed
 from hidream.types import ImageRequest, Size
-from hidream.worker.bridge import Bridge
+from hidream.worker.bridge import Bridge, Listener
 
 
 def test_what_the_function_returns_or_raises_comes_back():
@@ -76,15 +76,15 @@ def request(seed=7):
 
 @pytest.fixture
 def drawing(painter):
-    """Run `scenario(bridge, draw)`, where `draw(seed)` is a task of the loop."""
+    """Run `scenario(bridge, draw)`, where `draw(seed)` is a task of the loop; the painter's model is "dev"."""
 
     def run(scenario):
         async def main():
             bridge, never = Bridge(), asyncio.Event()
-            bridge.drive(painter)
+            bridge.drive({"dev": painter})
 
-            def draw(seed, given_up=never, on_progress=None):
-                return asyncio.create_task(bridge.draw(str(seed), request(seed), given_up, on_progress))
+            def draw(seed, given_up=never, listener=None, model="dev"):
+                return asyncio.create_task(bridge.draw(model, str(seed), request(seed), given_up, listener))
 
             await scenario(bridge, draw)
 
@@ -115,8 +115,9 @@ def test_pictures_are_drawn_together_on_one_other_thread(drawing, painter, until
 def test_progress_is_told(drawing):
     async def scenario(bridge, draw):
         said = []
-        await draw(1, on_progress=said.append)
-        assert said == [1, 2, 3, 4]
+        await draw(1, listener=Listener(said.append, lambda done: done == 2))
+        assert [(each.id, each.done, each.total) for each in said] == [("1", i, STEPS) for i in range(1, STEPS + 1)]
+        assert [each.preview is not None for each in said] == [False, True, False, False]
 
     drawing(scenario)
 
@@ -195,8 +196,50 @@ def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, capl
         await until(lambda: not bridge.busy)
 
     drawing(scenario)
-    assert [record.message for record in caplog.records] == ["engine_failed"] * 3
+    assert [record.message for record in caplog.records] == ["engine_failed model=dev"] * 3
     assert "no memory" in caplog.text
+
+
+def test_engines_take_steps_in_turn(drawing, painter, until):
+    other, order = Painter(), []
+    for name, each in (("dev", painter), ("full", other)):
+        each.go_on.set()
+        each.step = lambda name=name, step=each.step: order.append(name) or step()
+
+    async def scenario(bridge, draw):
+        bridge.drive({"dev": painter, "fast": Painter(), "full": other})
+        painter.go_on.clear()
+        tasks = [draw(1)]
+        await until(painter.painting.is_set)
+        tasks += [draw(2), draw(3, model="full")]
+        await asyncio.sleep(0.02)
+        painter.go_on.set()
+        assert [picture.pixels.max() for picture in await asyncio.gather(*tasks)] == [1, 2, 3]
+        await until(lambda: not bridge.busy)
+        await bridge.close()
+
+    drawing(scenario)
+    assert order == ["dev", "full"] * STEPS + ["dev"]
+    assert (painter.rests, other.rests) == (STEPS, STEPS), "whoever does not draw lets the device go"
+    assert painter.threads == other.threads
+    assert painter.closed
+    assert other.closed
+
+
+def test_an_engine_that_fails_does_so_alone(drawing, painter, caplog):
+    other = Painter(fatal={2: RuntimeError("no memory")})
+    other.go_on.set()
+
+    async def scenario(bridge, draw):
+        bridge.drive({"dev": painter, "full": other})
+        for _ in range(2):
+            answers = await asyncio.gather(draw(1), draw(2, model="full"), return_exceptions=True)
+            assert answers[0].pixels.max() == 1
+            assert isinstance(answers[1], TaskFailed)
+        assert bridge.broken, "that the other one works is no excuse"
+
+    drawing(scenario)
+    assert "engine_failed model=full" in caplog.text
 
 
 def test_an_engine_that_cannot_forget_is_broken(drawing, painter, until):

@@ -1,16 +1,24 @@
-"""From settings to a model: what is set arrives, and a limit that leaves nothing is refused."""
+"""From settings to models: what is set arrives, what is the same is shared, and what does not fit is refused."""
 
 from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+import hidream
 from hidream import settings
 from hidream.errors import ConfigurationError
-from hidream.model.loading import DTYPES
-from hidream.settings import Compute, Models, Settings
+from hidream.model.loading import DTYPES, HOST, hardware_of
+from hidream.settings import Compute, Engine, Models, Settings, Worker
 from hidream.types import Storage, Variant
-from hidream.worker.loading import load_configured
+from hidream.worker import loading
+from hidream.worker.loading import engines_of, load_configured, load_served, served
+
+NANO = Path(hidream.__file__).parent / "nano"
 
 
 @pytest.fixture
@@ -46,3 +54,92 @@ def test_settings_accept_what_the_model_does(key, names):
     for name in names:
         config = settings.load({"HIDREAM_HOME": "/nowhere"}, {"compute": {key: str(name)}})
         assert getattr(config.compute, key) == name
+
+
+# --- several variants ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("models", "serves", "expected"),
+    [
+        (Models(), "", [Variant.DEV, Variant.FULL]),
+        (Models(), "full", [Variant.FULL]),
+        (Models(), "full,dev", [Variant.FULL, Variant.DEV]),
+        (Models(fast=Path("/f")), "", [Variant.FAST]),
+        (Models(dev=Path("/d"), fast=Path("/f")), "", [Variant.DEV, Variant.FAST]),
+        (Models(dev=Path("/d"), fast=Path("/f")), "fast, fast", [Variant.FAST]),
+    ],
+)
+def test_what_is_served_is_what_is_named_or_all_there_is(tmp_path, models, serves, expected):
+    assert served(Settings(home=tmp_path, models=models, worker=Worker(serves=serves))) == expected
+
+
+def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
+    models = load_served(Settings(home=tmp_path, compute=Compute(device="cpu", texts_together="on")))
+    dev, full = models[Variant.DEV], models[Variant.FULL]
+    assert dev.text is full.text
+    assert dev.text.together
+    assert dev.transformer is not full.transformer
+    assert dev.version != full.version
+
+
+def test_text_encoders_of_other_files_are_others(tmp_path):
+    shutil.copytree(NANO, tmp_path / "nano")
+    config = Settings(home=tmp_path, models=Models(dev=NANO / "dev", full=tmp_path / "nano" / "full"))
+    models = load_served(config)
+    assert models[Variant.DEV].text is not models[Variant.FULL].text
+
+
+def test_engines_share_the_memory_and_what_was_measured(tmp_path, monkeypatch):
+    measured = []
+    measure = loading.Engine.__init__.__globals__["measure"]
+    monkeypatch.setitem(
+        loading.Engine.__init__.__globals__, "measure", lambda model: measured.append(model) or measure(model)
+    )
+    models = load_served(Settings(home=tmp_path, compute=Compute(device="cpu")))
+    engines = engines_of(models, Engine())
+    assert measured == [models[Variant.DEV]]
+    dev, full = engines[Variant.DEV], engines[Variant.FULL]
+    assert dev.limits.tokens == full.limits.tokens
+    assert dev._runner._encoding is full._runner._encoding, "text encoders that are shared are for one at a time"
+    alone = engines_of({Variant.DEV: models[Variant.DEV]}, Engine(tokens_per_step=dev.limits.tokens))
+    assert dev.limits.memory_bytes < 0.7 * alone[Variant.DEV].limits.memory_bytes
+
+
+def test_what_is_beside_takes_its_share_of_a_limit(tmp_path):
+    config = Settings(home=tmp_path, compute=Compute(device="cpu", memory_gb=3.9))
+    dev = load_configured(Variant.DEV, config)
+    nbytes = sum(p.nbytes for module in (dev.transformer, dev.vae.module) for p in module.parameters())
+    left_gb = loading._left_gb(config.compute, [dev], [dev])
+    assert left_gb == pytest.approx(3.9 - nbytes / 1e9, abs=0.001)
+    assert loading._left_gb(config.compute, [dev], []) < left_gb - 0.003, "its text encoders would be there twice"
+
+
+@pytest.mark.parametrize(
+    ("beside_gb", "said"),
+    [
+        (0.9, r"^full beside dev: the model does not fit into the memory .*; accepted: fewer variants in `\[worker\]"),
+        (4.0, r"^dev take 4\.\d GB, and 3\.9 GB are all there is; accepted: fewer variants"),
+    ],
+)
+def test_what_does_not_fit_beside_others_is_refused(tmp_path, beside_gb, said):
+    config = Settings(home=tmp_path, compute=Compute(device="cpu", memory_gb=3.9))
+    dev = load_configured(Variant.DEV, config)
+    with pytest.raises(ConfigurationError, match=said):
+        load_configured(Variant.FULL, config, [_heavier(dev, beside_gb)])
+
+
+def test_more_together_than_the_machine_has_is_refused(tmp_path):
+    dev = load_configured(Variant.DEV, Settings(home=tmp_path, compute=Compute(device="cpu")))
+    there_gb = hardware_of(HOST, 0).host_budget / 1e9
+    loading._check_together([_heavier(dev, there_gb)])
+    loading._check_together([_heavier(dev, there_gb / 3), _heavier(dev, there_gb / 3)])
+    with pytest.raises(ConfigurationError, match=r"^dev, dev take .* of the machine's memory together"):
+        loading._check_together([_heavier(dev, there_gb / 1.9), _heavier(dev, there_gb / 1.9)])
+
+
+def _heavier(model, gb):
+    """One whose transformer says that it takes so much, and takes nothing."""
+    heavy = torch.nn.Module()
+    heavy.weight = torch.nn.Parameter(torch.empty(1).expand(round(gb * 1e9 / 4)), requires_grad=False)
+    return dataclasses.replace(model, transformer=heavy)

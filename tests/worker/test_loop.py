@@ -8,61 +8,121 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from painter import STEPS
+from painter import STEPS, Painter
 from PIL import Image
 
-from hidream.errors import InvalidInput
-from hidream.outputs import files
+from hidream.errors import InvalidInput, StorageUnavailable, StoreUnavailable
+from hidream.outputs.folder import Folder
+from hidream.outputs.names import draw_name
+from hidream.outputs.place import Namespace
 from hidream.settings import Worker as Limits
-from hidream.store import keys, predictions, workers
+from hidream.store import history, keys, predictions, progress, workers
 from hidream.store.database import Database
 from hidream.store.endings import Endings
+from hidream.store.intake import Asked, Intake
+from hidream.store.predictions import Room
 from hidream.store.submission import Submission
 from hidream.store.workers import Worker
-from hidream.types import Conformance, ImageFormat, ImageRequest, LoraUse, Mode, Render, Sampler, Size, Status
+from hidream.types import (
+    SEED_MAX,
+    Conformance,
+    ImageFormat,
+    ImageRequest,
+    LoraUse,
+    Mode,
+    Render,
+    Sampler,
+    Size,
+    Status,
+)
+from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
-from hidream.worker.loop import Loop, Tools
+from hidream.worker.drawing import Tools
+from hidream.worker.loop import Loop
 
-MODEL = "wavespeed-ai/hidream-i1-dev"
-ME = Worker("host:1", [MODEL], "v1")
-VERSIONS = dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}
+MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
+ME = Worker("host:1", [MODEL, FULL], "v1, f1")
+VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
+ROOM = Room(1, 10**12, beside_others=False)
+
+
+class Flaky(Database):
+    """One that can be away; with `deaf`, it carries the next transaction out, but its answer is lost."""
+
+    away = deaf = False
+
+    @asynccontextmanager
+    async def write(self, **how):
+        self._check()
+        async with super().write(**how) as connection:
+            yield connection
+        if self.deaf:
+            self.deaf = False
+            raise StoreUnavailable("the answer was lost")
+
+    @asynccontextmanager
+    async def read(self):
+        self._check()
+        async with super().read() as connection:
+            yield connection
+
+    def _check(self):
+        if self.away:
+            raise StoreUnavailable("away")
+
+
+class Slow(Folder):
+    """One that cannot be written to until `there` is set."""
+
+    there = asyncio.Event()
+    tries = 0
+
+    async def write(self, name, data):
+        Slow.tries += 1
+        if not Slow.there.is_set():
+            raise StorageUnavailable("the bucket cannot be written to now")
+        await super().write(name, data)
 
 
 class Studio:
     """A store with one key, and a loop beside it."""
 
-    def __init__(self, database, key_id, painter, tools, limits):
+    def __init__(self, database, key, painters, tools, limits):
         self.database = database
-        self.key_id = key_id
-        self.folder = tools.outputs_dir
+        self.key = key
+        self.tools = tools
+        self.intake = Intake(database, 100)
         self.stopping = asyncio.Event()
         self.bridge = Bridge()
-        self.bridge.drive(painter)
+        self.bridge.drive(painters)
         self.loop = Loop(database, self.bridge, ME, tools, limits)
 
-    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, **extras):
+    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, model=MODEL, **extras):
         asked = Submission("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
-        return await predictions.submit(self.database, self.key_id, MODEL, asked, 100)
+        return await self.intake.submit(Asked(self.key, model, asked))
 
     async def end_of(self, prediction):
-        return await Endings(self.database).settled(prediction.id, self.key_id, 20)
+        return await Endings(self.database).settled(prediction.id, self.key.id, 20)
 
     async def ends_of(self, predictions):
         return [await self.end_of(prediction) for prediction in predictions]
 
     async def now(self, prediction):
-        return await predictions.get(self.database, prediction.id, self.key_id)
+        return await history.get(self.database, prediction.id, self.key.id)
+
+    async def pictures(self, prediction):
+        return [Image.open(io.BytesIO(await self.tools.outputs.read(name))) for name in prediction.output_names]
 
 
 @pytest.fixture
 def studio(tmp_path, url, painter):
     @asynccontextmanager
-    async def opened(flagged=lambda pixels: False, lease_s=15.0, tasks_max=8):
-        tools = Tools(flagged, tmp_path / "outputs", VERSIONS)
-        limits = Limits(lease_s=lease_s, attempts_max=3, tasks_max=tasks_max)
-        async with Database.open(url) as database:
+    async def opened(flagged=lambda pixels: False, place=Folder, at=url, full=None, **limits):
+        outputs, uploads = place(tmp_path, Namespace.OUTPUTS), Folder(tmp_path, Namespace.UPLOADS)
+        tools = Tools(flagged, outputs, uploads, VERSIONS)
+        async with Flaky.open(at) as database:
             key, _ = await keys.create(database, "test")
-            studio = Studio(database, key.id, painter, tools, limits)
+            studio = Studio(database, key, {MODEL: painter, FULL: full or painter}, tools, Limits(**limits))
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(studio.loop.run(studio.stopping))
                 yield studio
@@ -77,13 +137,9 @@ def test_a_task_becomes_a_file_and_then_a_completed_row(studio):
     async def scenario():
         async with studio() as s:
             done = await s.end_of(await s.submit())
-            assert (done.status, done.has_nsfw, done.inference_ms, done.version) == (
-                "completed",
-                False,
-                600,
-                "v1",
-            )
-            image = Image.open(io.BytesIO(await files.read(s.folder, done.output_name)))
+            assert (done.status, done.nsfw, done.inference_ms, done.version) == ("completed", (False,), 600, "v1")
+            assert (done.step, done.steps) in ((0, 0), (STEPS, STEPS)), "it may be done before it was reported"
+            (image,) = await s.pictures(done)
             assert image.size == (64, 48)
             assert image.text == {"Software": "hidream", "seed": "7", "version": "v1"}
             assert np.asarray(image).min() == np.asarray(image).max() == 7
@@ -96,12 +152,16 @@ EXTRAS |= {"render": Render.NATIVE, "mode": Mode.BALANCED, "loras": (LoraUse("in
 
 
 def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until):
-    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **EXTRAS)
+    files = {"image": b"a picture", "mask": b"its mask", "strength": 0.4}
+    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **files, **EXTRAS)
 
     async def scenario():
         painter.go_on.clear()
         async with studio() as s:
-            submitted = await s.submit(num_inference_steps=3, guidance_scale=4.5, **EXTRAS)
+            names = {field: draw_name(ImageFormat.PNG) for field in ("image", "mask")}
+            for field, name in names.items():
+                await s.tools.uploads.write(name, files[field])
+            submitted = await s.submit(num_inference_steps=3, guidance_scale=4.5, strength=0.4, **names, **EXTRAS)
             await until(painter.painting.is_set)
             await predictions.recover(s.database, 3, lost_worker_id=ME.id)  # as if this worker had died
             painter.go_on.set()
@@ -118,6 +178,73 @@ def test_what_is_not_asked_is_left_to_the_variant(studio, painter):
 
     asyncio.run(scenario())
     assert painter.requests == [ImageRequest("a house", Size(64, 48), 7)]
+
+
+@pytest.mark.parametrize("field", ["image", "mask"])
+def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
+    async def scenario():
+        async with studio() as s:
+            names = {each: draw_name(ImageFormat.PNG) for each in ("image", "mask")}
+            for each in names.keys() - {field}:
+                await s.tools.uploads.write(names[each], b"something")
+            failed = await s.end_of(await s.submit(**names))
+            assert (failed.status, failed.code) == (Status.FAILED, InvalidInput.code)
+            assert failed.error.startswith(f"{field} is a file that is not there, or no longer; accepted: ")
+
+    asyncio.run(scenario())
+    assert not painter.requests
+
+
+def test_the_quality_that_was_asked_is_the_files(studio):
+    async def scenario():
+        async with studio() as s:
+            asked = [await s.submit(output_format=ImageFormat.JPEG, output_quality=each) for each in (None, 5)]
+            ((usual,), (coarse,)) = [await s.pictures(done) for done in await s.ends_of(asked)]
+            assert sum(usual.quantization[0]) < sum(coarse.quantization[0])
+
+    asyncio.run(scenario())
+
+
+# --- several pictures of one task ------------------------------------------------------------------------------
+
+
+def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter):
+    painter.warnings = ("too long",)
+
+    async def scenario():
+        async with studio(lambda pixels: bool(pixels.max() == 9)) as s:
+            done = await s.end_of(await s.submit(seed=8, num_images=3))
+            assert (done.status, done.nsfw, done.inference_ms) == (Status.COMPLETED, (False, True, False), 1800)
+            assert done.warnings == ("too long",)
+            pictures = await s.pictures(done)
+            assert [np.asarray(picture).max() for picture in pictures] == [8, 9, 10]
+            assert [picture.text["seed"] for picture in pictures] == ["8", "9", "10"]
+
+    asyncio.run(scenario())
+    assert painter.together[0] == {8, 9, 10}, "they are drawn side by side"
+
+
+def test_behind_the_last_seed_comes_the_first(studio, painter):
+    async def scenario():
+        async with studio() as s:
+            assert (await s.end_of(await s.submit(seed=SEED_MAX, num_images=2))).status is Status.COMPLETED
+
+    asyncio.run(scenario())
+    assert painter.seeds == [SEED_MAX, 0]
+
+
+def test_all_of_a_tasks_pictures_or_none(studio, painter, until):
+    painter.bad[8] = InvalidInput("too odd")
+
+    async def scenario():
+        async with studio() as s:
+            failed = await s.end_of(await s.submit(seed=7, num_images=3))
+            assert (failed.status, failed.error) == (Status.FAILED, "too odd")
+            assert not s.tools.outputs.path.exists()
+            await until(lambda: not s.bridge.busy)
+            assert not painter.here
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("warnings", [(), ("too long", "left out from “am Meer” on")])
@@ -141,8 +268,8 @@ def test_the_classifiers_word_is_kept_and_not_asked_for_in_vain(studio):
 
     async def scenario():
         async with studio(flagged) as s:
-            assert (await s.end_of(await s.submit(checker=True))).has_nsfw is True
-            assert (await s.end_of(await s.submit(checker=False))).has_nsfw is False
+            assert (await s.end_of(await s.submit(checker=True))).nsfw == (True,)
+            assert (await s.end_of(await s.submit(checker=False))).nsfw == (False,)
 
     asyncio.run(scenario())
     assert asked == [(48, 64, 3)]
@@ -169,7 +296,7 @@ def test_told_to_stop_it_hands_all_tasks_back_at_once(studio, painter, until):
         painter.go_on.clear()
         async with studio(tasks_max=2) as s:
             drawn = [await s.submit(seed=seed) for seed in (1, 2)]
-            await until(lambda: len(s.loop._places) == 2)
+            await until(lambda: len(s.loop._jobs) == 2)
             await s.submit(seed=3)
             s.stopping.set()
             async with asyncio.timeout(20):
@@ -184,6 +311,38 @@ def test_told_to_stop_it_hands_all_tasks_back_at_once(studio, painter, until):
     asyncio.run(scenario())
 
 
+def test_told_to_stop_it_may_finish_what_it_draws(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(finish_s=20, tasks_max=1) as s:
+            drawn, waiting = await s.submit(seed=1), await s.submit(seed=2)
+            await until(painter.painting.is_set)
+            s.stopping.set()
+            await asyncio.sleep(0.1)
+            assert (await s.now(drawn)).status is Status.PROCESSING
+            painter.go_on.set()
+            await until(lambda: not s.loop._jobs)
+            assert ((await s.now(drawn)).status, (await s.now(drawn)).attempt) == (Status.COMPLETED, 1)
+            assert (await s.now(waiting)).status is Status.CREATED
+
+    asyncio.run(scenario())
+
+
+def test_told_to_stop_it_finishes_only_for_a_while(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(finish_s=0.2) as s:
+            drawn = await s.submit()
+            await until(painter.painting.is_set)
+            s.stopping.set()
+            async with asyncio.timeout(20):
+                while (await s.now(drawn)).status is not Status.CREATED:
+                    await asyncio.sleep(0.002)
+            assert not painter.go_on.is_set()
+
+    asyncio.run(scenario())
+
+
 def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter, until):
     async def scenario():
         painter.go_on.clear()
@@ -191,10 +350,10 @@ def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter, until
             prediction = await s.submit()
             await until(painter.painting.is_set)
             await predictions.recover(s.database, 3, lost_worker_id=ME.id)
-            other = await predictions.claim(s.database, [MODEL], "host:2", dict.fromkeys(Mode, "v2"), 60)
+            (other,) = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
             assert other.id == prediction.id
-            await until(lambda: not s.loop._places)
-            untouched = await predictions.get(s.database, prediction.id, s.key_id)
+            await until(lambda: not s.loop._jobs)
+            untouched = await s.now(prediction)
             assert (untouched.status, untouched.attempt, untouched.version) == (Status.PROCESSING, 2, "v2")
 
     asyncio.run(scenario())
@@ -220,9 +379,9 @@ def test_what_another_worker_has_lost_is_drawn(studio, painter):
             painter.go_on.clear()
             blocking = await s.submit(seed=1)
             lost = await s.submit(seed=2)
-            task = None
-            while task is None:  # whichever of the two the loop has left over
-                task = await predictions.claim(s.database, [MODEL], "host:2", dict.fromkeys(Mode, "v0"), 0)
+            task = []
+            while not task:  # whichever of the two the loop has left over
+                task = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v0"}}, 0, ROOM)
             painter.go_on.set()
             for prediction in (blocking, lost):
                 assert (await s.end_of(prediction)).version == "v1"
@@ -236,10 +395,252 @@ def test_the_version_names_the_mode(studio):
         async with studio() as s:
             exact, turbo = await s.ends_of([await s.submit(), await s.submit(mode=Mode.TURBO)])
             assert (exact.version, turbo.version) == ("v1", "v1-turbo")
-            image = Image.open(io.BytesIO(await files.read(s.folder, turbo.output_name)))
-            assert image.text["version"] == "v1-turbo"
+            assert (await s.pictures(turbo))[0].text["version"] == "v1-turbo"
 
     asyncio.run(scenario())
+
+
+def test_several_models_are_drawn_by_one_worker(studio, painter):
+    full = Painter()
+    full.go_on.set()
+
+    async def scenario():
+        async with studio(full=full) as s:
+            dev, other = await s.ends_of([await s.submit(seed=1), await s.submit(seed=2, model=FULL)])
+            assert (dev.version, other.version) == ("v1", "f1")
+
+    asyncio.run(scenario())
+    assert (painter.seeds, full.seeds) == ([1], [2])
+
+
+# --- while it is drawn -----------------------------------------------------------------------------------------
+
+
+def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(lease_s=600) as s:
+            cancelled, other = [await s.submit(seed=seed, num_images=2) for seed in (1, 5)]
+            await until(lambda: len(s.loop._jobs) == 2 and painter.painting.is_set())
+            assert await predictions.cancel(s.database, cancelled.id, s.key.id)
+            async with asyncio.timeout(1):
+                while len(s.loop._jobs) == 2:
+                    await asyncio.sleep(0.002)
+            painter.go_on.set()
+            assert (await s.end_of(other)).status is Status.COMPLETED
+            done = await s.now(cancelled)
+            assert (done.status, done.attempt) == (Status.CANCELLED, 1)
+            await until(lambda: len(painter.aborted) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_progress_is_written_down_and_previews_while_somebody_watches(studio, painter, until):
+    painter.pace_s = 1.5 * loop_file.LOOK_S
+
+    async def scenario():
+        async with studio() as s:
+            task = await s.submit(seed=200, num_images=2)
+            await until(painter.painting.is_set)
+            await progress.watch(s.database, [task.id], 60)
+            steps, previews = set(), {}
+            while not (now := await s.now(task)).status.final:
+                steps.add((now.step, now.steps))
+                if preview := await history.preview(s.database, task.id):
+                    previews[preview[0]] = preview[1]
+                await asyncio.sleep(0.01)
+            assert {(0, 0), (1, STEPS), (2, STEPS)} <= steps
+            assert previews.keys() <= set(range(1, STEPS))
+            for jpeg in previews.values():
+                image = Image.open(io.BytesIO(jpeg))
+                assert (image.format, image.size) == ("JPEG", (200, 10))
+                assert abs(int(np.asarray(image).mean()) - 200) <= 1
+            assert previews
+            assert await history.preview(s.database, task.id) is None, "it has ended"
+
+    asyncio.run(scenario())
+
+
+def test_nobody_watches_so_no_previews_are_drawn(studio, painter):
+    painter.pace_s = 1.5 * loop_file.LOOK_S
+
+    async def scenario():
+        async with studio() as s:
+            task = await s.submit()
+            while not (await s.now(task)).status.final:
+                assert await history.preview(s.database, task.id) is None
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+# --- database and bucket are away ------------------------------------------------------------------------------
+
+
+def test_while_the_database_is_away_drawings_go_on_and_nothing_is_drawn_twice(studio, painter, until, caplog):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(lease_s=1) as s:
+            tasks = [await s.submit(seed=seed) for seed in (1, 2)]
+            await until(lambda: len(s.loop._jobs) == 2 and painter.painting.is_set())
+            s.database.away = True
+            painter.go_on.set()
+            await until(lambda: not painter.here)
+            await asyncio.sleep(1.2)
+            assert len(s.loop._jobs) == 2, "what they are is known here only"
+            s.database.away = False
+            done = await s.ends_of(tasks)
+            assert [(each.status, each.attempt) for each in done] == [(Status.COMPLETED, 1)] * 2
+            assert (await s.end_of(await s.submit(seed=3))).status is Status.COMPLETED
+
+    asyncio.run(scenario())
+    assert painter.seeds == [1, 2, 3]
+    assert "unavailable what=say" in caplog.text
+
+
+def test_when_another_worker_was_faster_after_an_outage_its_picture_counts(studio, painter, until, url, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(lease_s=1) as s:
+            task = await s.submit()
+            await until(painter.painting.is_set)
+            s.database.away = True
+            painter.go_on.set()
+            await until(lambda: not painter.here)
+            async with Database.open(url) as others:
+                await predictions.recover(others, 3, lost_worker_id=ME.id)
+                (taken,) = await predictions.claim(others, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
+                assert await predictions.complete(others, taken, [False], 1)
+            s.database.away = False
+            await until(lambda: not s.loop._jobs)
+            done = await s.now(task)
+            assert (done.version, done.attempt, done.inference_ms) == ("v2", 2, 1)
+
+    asyncio.run(scenario())
+    assert "counted=False" in caplog.text
+
+
+def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypatch, caplog):
+    claim, lost = predictions.claim, []
+
+    async def claim_once_in_vain(*arguments):
+        tasks = await claim(*arguments)
+        if tasks and not lost:
+            lost.extend(tasks)
+            raise StoreUnavailable("the answer was lost")
+        return tasks
+
+    monkeypatch.setattr(predictions, "claim", claim_once_in_vain)
+
+    async def scenario():
+        async with studio(lease_s=1) as s:
+            done = await s.end_of(await s.submit())
+            assert (done.status, done.attempt, done.workers_lost) == (Status.COMPLETED, 2, 0)
+
+    asyncio.run(scenario())
+    assert "task_found" in caplog.text
+
+
+def test_an_end_whose_answer_was_lost_is_said_again_and_counts_once(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(lease_s=600) as s:
+            task = await s.submit()
+            await until(painter.painting.is_set)
+            await asyncio.sleep(2 * loop_file.LOOK_S)  # no report is under way
+            s.database.deaf = True
+            painter.go_on.set()
+            done = await s.end_of(task)
+            await until(lambda: not s.loop._jobs)
+            assert await s.now(task) == done
+            assert (done.status, done.attempt) == (Status.COMPLETED, 1)
+
+    asyncio.run(scenario())
+    assert painter.seeds == [7]
+
+
+def test_a_place_for_files_that_is_away_is_waited_for(studio, painter, until):
+    Slow.tries, Slow.there = 0, asyncio.Event()
+
+    async def scenario():
+        async with studio(place=Slow, lease_s=1) as s:
+            task = await s.submit()
+            await until(lambda: Slow.tries >= 3)
+            assert (await s.now(task)).status is Status.PROCESSING
+            Slow.there.set()
+            done = await s.end_of(task)
+            assert (done.status, done.attempt) == (Status.COMPLETED, 1)
+            assert len(await s.pictures(done)) == 1
+
+    asyncio.run(scenario())
+    assert painter.seeds == [7]
+
+
+def test_told_to_stop_it_does_not_wait_for_a_database_that_is_away(studio, painter, until, monkeypatch):
+    monkeypatch.setattr(loop_file, "PARTING_S", 0.3)
+
+    async def scenario():
+        painter.go_on.clear()
+        async with studio() as s:
+            task = await s.submit()
+            await until(painter.painting.is_set)
+            s.database.away = True
+            s.stopping.set()
+            await until(lambda: not s.loop._jobs)
+            s.database.away = False
+            assert (await s.now(task)).status is Status.PROCESSING, "its lease gives it back"
+
+    asyncio.run(scenario())
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------
+
+
+def test_on_postgresql_a_commit_wakes_it_and_a_cancel_reaches_it(studio, painter, until, postgres):
+    async def scenario():
+        at = postgres.url()
+        async with studio(at=at, lease_s=600) as s, Database.open(at) as elsewhere:
+            await until(lambda: s.loop._claims >= 2)
+            s.intake = Intake(elsewhere, 100)
+            waits = []
+            for seed in range(3):
+                await asyncio.sleep(0.2)
+                done = await s.end_of(await s.submit(seed))
+                assert done.status is Status.COMPLETED
+                waits.append(done.started_ms - done.created_ms)
+            assert min(waits) < loop_file.IDLE_S * 1000 / 4
+            painter.painting.clear()
+            painter.go_on.clear()
+            task = await s.submit(seed=9, mode=Mode.TURBO)
+            await until(painter.painting.is_set)
+            assert (await s.now(task)).version == "v1-turbo"
+            assert await predictions.cancel(elsewhere, task.id, s.key.id)
+            async with asyncio.timeout(1.5):
+                while s.loop._jobs:
+                    await asyncio.sleep(0.002)
+
+    asyncio.run(scenario())
+
+
+def test_a_postgresql_server_that_is_away_for_a_while_costs_nothing(studio, painter, until, postgres):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(at=postgres.url(), lease_s=3) as s:
+            task = await s.submit()
+            await until(painter.painting.is_set)
+            await asyncio.to_thread(postgres.stop)
+            painter.go_on.set()
+            await until(lambda: not painter.here)
+            await asyncio.sleep(1)
+            await asyncio.to_thread(postgres.start)
+            done = await s.end_of(task)
+            assert (done.status, done.attempt) == (Status.COMPLETED, 1)
+            assert (await s.end_of(await s.submit(seed=8))).status is Status.COMPLETED
+
+    asyncio.run(scenario())
+    assert painter.seeds == [7, 8]
 
 
 # --- many at once ----------------------------------------------------------------------------------------------
@@ -250,7 +651,7 @@ def test_as_many_are_drawn_together_as_are_allowed(studio, painter, until):
         painter.go_on.clear()
         async with studio(tasks_max=3) as s:
             submitted = [await s.submit(seed=seed) for seed in range(5)]
-            await until(lambda: len(s.loop._places) == 3)
+            await until(lambda: len(s.loop._jobs) == 3)
             await asyncio.sleep(0.05)
             assert [(await s.now(each)).status for each in submitted[3:]] == [Status.CREATED] * 2
             painter.go_on.set()
@@ -269,9 +670,9 @@ def test_what_has_lost_a_worker_is_drawn_alone_and_not_passed_over(studio, paint
             await s.submit(seed=1)
             await until(painter.painting.is_set)
             lost = [await s.submit(seed=seed) for seed in (2, 3)]
-            await until(lambda: len(s.loop._places) == 3)
+            await until(lambda: len(s.loop._jobs) == 3)
             before = await s.submit(seed=4)
-            await until(lambda: len(s.loop._places) == 4)
+            await until(lambda: len(s.loop._jobs) == 4)
             assert await predictions.recover(s.database, 3, lost_worker_id=ME.id) == 4  # as if this worker had died
             after = await s.submit(seed=5)
             await asyncio.sleep(0.05)
@@ -295,7 +696,7 @@ def test_an_engine_that_fails_costs_no_innocent_task(studio, painter, until):
             submitted = [await s.submit(seed=1)]
             await until(painter.painting.is_set)
             submitted += [await s.submit(seed=seed) for seed in (2, 3)]
-            await until(lambda: len(s.loop._places) == 3)
+            await until(lambda: len(s.loop._jobs) == 3)
             painter.go_on.set()
             first, guilty, last = await s.ends_of(submitted)
             assert (first.status, last.status) == (Status.COMPLETED, Status.COMPLETED)
@@ -313,7 +714,7 @@ def test_an_engine_that_only_fails_ends_the_worker_and_leaves_it_all_for_another
         painter.go_on.clear()
         async with studio() as s:
             submitted = [await s.submit(seed=seed) for seed in (1, 2)]
-            await until(lambda: len(s.loop._places) == 2)
+            await until(lambda: len(s.loop._jobs) == 2)
             painter.go_on.set()
             async with asyncio.timeout(20):
                 while await workers.ready(s.database, 15):
@@ -333,11 +734,13 @@ from painter import Painter
 from hidream.settings import Worker as Limits
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
+from hidream.outputs.folder import Folder
 from hidream.types import Mode
 from hidream.worker.bridge import Bridge
-from hidream.worker.loop import Loop, Tools
+from hidream.worker.drawing import Tools
+from hidream.worker.loop import Loop
 
-url, model, outputs, wanted = sys.argv[1:]
+url, model, folder, wanted = sys.argv[1:]
 
 class Killer(Painter):
     def step(self):
@@ -353,10 +756,11 @@ async def main():
     async with Database.open(url) as database:
         bridge, painter, stopping = Bridge(), Killer(), asyncio.Event()
         painter.go_on.set()
-        bridge.drive(painter)
+        bridge.drive({model: painter})
         asyncio.get_running_loop().add_reader(0, stopping.set)
         me = Worker(worker_id(os.getpid()), [model], "v1")
-        tools = Tools(lambda pixels: False, Path(outputs), dict.fromkeys(Mode, "v1"))
+        outputs, uploads = Folder(Path(folder), "outputs"), Folder(Path(folder), "uploads")
+        tools = Tools(lambda pixels: False, outputs, uploads, {model: dict.fromkeys(Mode, "v1")})
         await Loop(database, bridge, me, tools, Limits()).run(stopping)
 
 asyncio.run(main())
@@ -374,7 +778,7 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
             stdin=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent,
         )
-        while process.returncode is None and await predictions.ended(database, ids) < ids:
+        while process.returncode is None and await history.ended(database, ids) < ids:
             await asyncio.sleep(0.01)
         process.stdin.close()
         status = await process.wait()
@@ -384,15 +788,15 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
     async def scenario():
         async with Database.open(url) as database, asyncio.timeout(120):
             key, _ = await keys.create(database, "test")
-            submitted = []
+            submitted, intake = [], Intake(database, 100)
             for seed in seeds:
                 asked = Submission("a house", Size(64, 48), seed, False, False, False, ImageFormat.PNG)
-                submitted.append(await predictions.submit(database, key.id, MODEL, asked, 100))
+                submitted.append(await intake.submit(Asked(key, MODEL, asked)))
             ids, ends = {prediction.id for prediction in submitted}, []
-            while await predictions.ended(database, ids) < ids:
+            while await history.ended(database, ids) < ids:
                 ends.append(await live(database, ids, wanted=1 if ends else len(seeds)))
             assert ends == [9] * attempts_max + [0]
-            done = [await predictions.get(database, prediction.id, key.id) for prediction in submitted]
+            done = [await history.get(database, prediction.id, key.id) for prediction in submitted]
         assert {each.input.seed: each.status for each in done} == {
             seed: Status.FAILED if seed == 666 else Status.COMPLETED for seed in seeds
         }

@@ -1,6 +1,7 @@
 """The process: what is loaded draws as the settings say, and a start that is hopeless says so in its exit status."""
 
 import asyncio
+import gc
 import logging
 import re
 
@@ -9,46 +10,70 @@ import pytest
 
 from hidream.errors import ConfigurationError
 from hidream.model.pipeline import generate
-from hidream.settings import Compute, Engine, Models, Settings
-from hidream.types import ImageRequest, Mode, Size
+from hidream.settings import Compute, Engine, Models, Outputs, Settings, Worker
+from hidream.types import ImageRequest, Mode, Size, Variant
 from hidream.worker.bridge import Bridge
-from hidream.worker.main import _load, run
+from hidream.worker.main import NAMES, _load, _versions, all_of_it_stays, run
 
 
-@pytest.mark.parametrize("wrong", ["checkpoint", "memory"])
+@pytest.mark.parametrize("wrong", ["checkpoint", "memory", "variant", "place"])
 def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
     nothing = tmp_path / "nothing"
+    nothing.write_text("a file, and no folder") if wrong == "place" else None
     settings, said = {
         "checkpoint": (Settings(home=tmp_path, models=Models(dev=nothing)), str(nothing)),
         "memory": (Settings(home=tmp_path, compute=Compute(device="cpu", memory_gb=2.0)), "memory_gb is 2"),
+        "variant": (Settings(home=tmp_path, worker=Worker(serves="fast")), "no variant fast; accepted: dev, full"),
+        "place": (Settings(home=tmp_path, outputs=Outputs(url=str(nothing))), f"{nothing}"),
     }[wrong]
     with caplog.at_level(logging.ERROR):
         assert run(settings, with_parent=False) == ConfigurationError.exit_status
     assert said in caplog.text
 
 
-def test_the_engine_draws_as_the_settings_say(tmp_path, caplog):
-    """Two pictures of nano on the model thread, in one step: each is the library's."""
+def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
+    """Pictures of nano's two variants on the model thread: each is the library's."""
     engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.5)
     settings = Settings(home=tmp_path, compute=Compute(device="cpu", dtype="float32"), engine=engine)
-    requests = [ImageRequest("a red apple", Size(256, side), seed=side, steps=2) for side in (256, 384)]
-    requests.append(ImageRequest("a blue house", Size(256, 256), seed=7, steps=6, mode=Mode.TURBO))
+    dev = [ImageRequest("a red apple", Size(256, side), seed=side, steps=2) for side in (256, 384)]
+    dev.append(ImageRequest("a blue house", Size(256, 256), seed=7, steps=6, mode=Mode.TURBO))
+    asked = [(Variant.DEV, each) for each in dev]
+    asked.append((Variant.FULL, ImageRequest("a red apple", Size(256, 256), seed=5, steps=3, negative_prompt="fog")))
 
     async def scenario():
         bridge, never = Bridge(), asyncio.Event()
-        model, engine, tools = await bridge.run(lambda: _load(settings), never)
-        limits = engine.limits
-        assert (limits.tokens, limits.memory_bytes, limits.requests) == (5000, 500_000_000, 3)
-        bridge.drive(engine)
-        drawn = await asyncio.gather(*(bridge.draw(str(i), each, never) for i, each in enumerate(requests)))
+        loaded = await bridge.run(lambda: _load(settings), never)
+        for engine in loaded.engines.values():
+            limits = engine.limits
+            assert (limits.tokens, limits.memory_bytes, limits.requests) == (5000, 250_000_000, 3)
+        bridge.drive({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
+        drawn = await asyncio.gather(
+            *(bridge.draw(NAMES[variant], str(i), each, never) for i, (variant, each) in enumerate(asked))
+        )
         await bridge.close()
-        return model, tools, drawn
+        return loaded, drawn
 
     with caplog.at_level(logging.INFO):
-        model, tools, drawn = asyncio.run(scenario())
-    assert re.search(r"engine_ready tokens=5000 memory_gb=0\.5 policy=fifo", caplog.text)
-    for request, picture in zip(requests, drawn, strict=True):
-        assert np.array_equal(picture.pixels, generate(model, request).pixels)
-        assert not tools.flagged(picture.pixels)
-    assert tools.versions == {mode: model.version_of(mode) for mode in Mode}
-    assert len(set(tools.versions.values())) == len(Mode)
+        loaded, drawn = asyncio.run(scenario())
+    for variant in ("dev", "full"):
+        assert re.search(rf"engine_ready variant={variant} tokens=5000 memory_gb=0\.\d policy=fifo", caplog.text)
+    for (variant, request), picture in zip(asked, drawn, strict=True):
+        assert np.array_equal(picture.pixels, generate(loaded.models[variant], request).pixels)
+        assert not loaded.checker.flagged(picture.pixels)
+    for variant, model in loaded.models.items():
+        versions = _versions(model)
+        assert versions == {mode: model.version_of(mode) for mode in Mode}
+        assert len(set(versions.values())) == len(Mode)
+        assert versions[Mode.EXACT].startswith(f"hidream-i1-{variant}/")
+
+
+def test_what_is_loaded_is_never_looked_through():
+    gc.unfreeze()
+    try:
+        with pytest.raises(ZeroDivisionError), all_of_it_stays():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

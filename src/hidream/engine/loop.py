@@ -19,13 +19,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hidream.engine.capacity import measure, memory_for_requests
+from hidream.engine.capacity import Capacity, measure, memory_for_requests
 from hidream.engine.request import Limits, Policy
 from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
@@ -43,6 +44,10 @@ class Options:
     requests in one go; None means on a CPU only if that was measured to keep their bits (a CPU without oneDNN may not),
     and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only. `expected` is for
     how many waiting requests texts are encoded ahead, where that overlaps.
+
+    For several engines in one process: `share` is this one's of the memory that is measured; `measured` is what another
+    one has found with a model of equal form, and need not be found again; engines whose models share text encoders
+    share `encoding`, because encoders and tokenizers are for one thread at a time.
     """
 
     policy: Policy = Policy.SRPT
@@ -54,6 +59,9 @@ class Options:
     together: bool | None = None
     overlap: bool | None = None
     expected: int = 4
+    share: float = 1.0
+    measured: Capacity | None = None
+    encoding: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,8 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 """Called on the engine's thread after each step of a request; what it raises ends the request."""
+WantsPreview = Callable[[int], bool]
+"""Asked there with the number of steps done, but for the last, whether the progress shall have a preview."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +104,15 @@ class Engine:
         self._model, options = model, options or Options()
         overlap = model.device.type == "cuda" if options.overlap is None else options.overlap
         together, tokens = options.together, options.tokens
+        self.measured = options.measured
         if not tokens or together is None:
-            measured = measure(model)
-            tokens = tokens or measured.tokens
-            together = model.device.type != "cpu" or measured.same_bits if together is None else together
-        memory_bytes = options.memory_bytes or memory_for_requests(model, tokens)
+            self.measured = options.measured or measure(model)
+            tokens = tokens or self.measured.tokens
+            together = model.device.type != "cpu" or self.measured.same_bits if together is None else together
+        memory_bytes = options.memory_bytes or int(options.share * memory_for_requests(model, tokens))
         self.limits = Limits(tokens, memory_bytes, options.requests)
         self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.head_start)
-        self._runner = Runner(model, overlap, together)
+        self._runner = Runner(model, overlap, together, options.encoding)
         self._expected = options.expected
         self._asked: dict[str, _Asked] = {}
         self._finishing: dict[str, Future[Picture]] = {}
@@ -114,11 +125,11 @@ class Engine:
         on_progress: OnProgress | None = None,
         *,
         priority: int = 0,
-        preview_every: int = 0,
+        wants_preview: WantsPreview | None = None,
     ) -> None:
         """Let a request wait for its turn.
 
-        `on_progress` is called after each of its steps, with a preview after every `preview_every`th. Raises
+        `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
         InvalidInput on an id that is here already, and on what `pipeline.outline` cannot use.
         """
         sketch = outline(self._model, request)
@@ -126,7 +137,7 @@ class Engine:
         # a request that is larger than the memory for requests is not refused: it is alone then
         memory_bytes = min(work.memory_bytes, self.limits.memory_bytes)
         self._scheduler.add(dataclasses.replace(work, memory_bytes=memory_bytes))
-        self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, preview_every))
+        self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, wants_preview))
         if self._scheduler.waiting <= self._expected:
             self._runner.expect(sketch)
 
@@ -164,6 +175,10 @@ class Engine:
         self._scheduler.advance(batch)
         return [self._end(id_, None, error) for id_, error in failed.items()] + self._finished()
 
+    def rest(self) -> None:
+        """Let the device go until the next step: what visits it for denoising leaves, and another engine may use it."""
+        self._runner.rest()
+
     def close(self) -> None:
         """Give up whatever is here."""
         for id_ in list(self._asked):
@@ -184,12 +199,14 @@ class Engine:
         del self._asked[id_]
         return Outcome(id_, picture, error)
 
-    def _tick(self, id_: str, sketch: Sketch, on_progress: OnProgress | None, preview_every: int) -> Tick:
+    def _tick(
+        self, id_: str, sketch: Sketch, on_progress: OnProgress | None, wants_preview: WantsPreview | None
+    ) -> Tick:
         """Make the function that a drawing calls after each step."""
 
         def tick(done: int, x0: Tensor) -> None:
             if on_progress is not None:
-                wanted = preview_every and done % preview_every == 0 and done < sketch.steps
+                wanted = wants_preview is not None and done < sketch.steps and wants_preview(done)
                 on_progress(Progress(id_, done, sketch.steps, self._draw_preview(x0) if wanted else None))
 
         return tick

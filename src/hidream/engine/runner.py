@@ -49,14 +49,15 @@ class Runner:
     """One model's drawings, for one thread.
 
     `overlap` lets texts and decoding go on aside; without `together` a step computes one drawing after the other.
+    `encoding` is held while texts are encoded.
     """
 
-    def __init__(self, model: Model, overlap: bool, together: bool = True) -> None:
+    def __init__(self, model: Model, overlap: bool, together: bool, encoding: Lock) -> None:
         self._model = model
         self._open: dict[str, _Open] = {}
         self._packed: dict[Transformer, tuple[list[int], Packed]] = {}
         self._denoising, self._is_denoising = ExitStack(), False
-        self._overlap, self._encoding, self._together = overlap, Lock(), together
+        self._overlap, self._encoding, self._together = overlap, encoding, together
         self._aside: Executor = ThreadPoolExecutor(1, "aside") if overlap else _AtOnce()
         self._stream = torch.cuda.Stream(model.device) if overlap and model.device.type == "cuda" else None
 
@@ -81,7 +82,7 @@ class Runner:
         """Encode the texts of new requests and start their drawings; return the errors of some."""
         if not sketches:
             return {}
-        self._leave_denoising()
+        self.rest()
         if len(sketches) > 1 and self._model.text.cache is not None:  # all at once, each then from the cache
             with suppress(Exception):  # whose it is will be seen below
                 self._embed(*(sketch for sketch, _ in sketches.values()))
@@ -130,11 +131,16 @@ class Runner:
             opened.drawing.close()
             self._packed.clear()
 
+    def rest(self) -> None:
+        """Leave the phase of denoising, until the next step."""
+        self._denoising.close()
+        self._is_denoising = False
+
     def close(self) -> None:
         """Give up all drawings and end what goes on aside."""
         for id_ in list(self._open):
             self.drop(id_)
-        self._leave_denoising()
+        self.rest()
         self._aside.shutdown()
 
     def _velocities(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
@@ -177,7 +183,7 @@ class Runner:
         """Decode a picture, aside if there is an aside."""
         opened = self._open[id_]
         self.drop(id_)
-        self._leave_denoising()
+        self.rest()
         ready = None if self._stream is None else torch.cuda.current_stream(self._model.device).record_event()
 
         def decode() -> Picture:
@@ -195,10 +201,6 @@ class Runner:
         """Encode the prompts of requests; encoders and tokenizers are for one thread at a time."""
         with self._encoding:
             return self._model.text.embed([prompt for sketch in sketches for prompt in sketch.prompts])
-
-    def _leave_denoising(self) -> None:
-        self._denoising.close()
-        self._is_denoising = False
 
     def _beside(self, function: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 - whatever it takes
         """Call `function` without gradients, on the stream of what goes on aside."""

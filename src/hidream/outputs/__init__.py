@@ -1,4 +1,5 @@
-"""Pixels to bytes (`encode`), and bytes to a place from which they are read back or downloaded (`files`).
+"""Pixels to bytes (`encode`), bytes to a place (`location` opens it, `place` says what it can do), and out (`serving`).
 
-Knows pictures and the folder they lie in; neither requests nor who asked for them.
+Knows pictures and the folder or bucket they lie in; neither requests nor who asked for them. `files` is the folder as
+it was before there were places, until nobody calls it.
 """

@@ -15,8 +15,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from hidream.types import ImageFormat
 
-MEDIA_TYPES = {ImageFormat.PNG: "image/png", ImageFormat.JPEG: "image/jpeg", ImageFormat.WEBP: "image/webp"}
-
 PNG_STRATEGY = Image.RLE
 """Of zlib: behind PNG's filters it looks for runs of one byte only, whatever the level (benchmarks/decode.py). nano's
 drawings at 1024² become 384 KiB in 48 ms of a CPU; level 1 of the default strategy makes 517 KiB in 45 ms, level 6 379
@@ -33,8 +31,14 @@ _ASCII_COMMENT = b"ASCII\0\0\0"
 """What EXIF wants in front of a UserComment, to name its character code."""
 
 
-def encode(pixels: np.ndarray, output_format: ImageFormat, *, seed: int, version: str) -> bytes:
-    """Encode uint8 pixels [height, width, 3]."""
+def encode(
+    pixels: np.ndarray, output_format: ImageFormat, *, seed: int, version: str, output_quality: int | None = None
+) -> bytes:
+    """Encode uint8 pixels [height, width, 3].
+
+    output_quality: 1 to 100, of JPEG and WebP; None: what is best for most. PNG loses nothing, whatever it says.
+    """
+    assert output_quality is None or 1 <= output_quality <= 100, f"checked where requests are: {output_quality}"
     image = _image(pixels)
     about = {"Software": "hidream", "seed": str(seed), "version": version}
     file = io.BytesIO()
@@ -42,9 +46,11 @@ def encode(pixels: np.ndarray, output_format: ImageFormat, *, seed: int, version
         case ImageFormat.PNG:
             image.save(file, "PNG", compress_type=PNG_STRATEGY, pnginfo=_text_chunks(about))
         case ImageFormat.JPEG:
-            image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=JPEG_SUBSAMPLING, exif=_exif(about))
+            quality = output_quality or JPEG_QUALITY
+            image.save(file, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING, exif=_exif(about))
         case ImageFormat.WEBP:
-            image.save(file, "WEBP", quality=WEBP_QUALITY, method=WEBP_METHOD, exif=_exif(about))
+            quality = output_quality or WEBP_QUALITY
+            image.save(file, "WEBP", quality=quality, method=WEBP_METHOD, exif=_exif(about))
     return file.getvalue()
 
 

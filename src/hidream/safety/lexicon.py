@@ -240,3 +240,12 @@ CJK_HARMLESS = """
 自殺予防, 自殺防止, 個性的, 男性的, 女性的, 理性的, 感性的, 弹性的, 彈性的, 人性的, 中性的, 磁性的, 特性的,
 性的平等
 """
+
+# Clothes, as beginnings of words: looked for in negative prompts only, beside a minor in the prompt.
+CLOTHES = """
+cloth, dress, garment, outfit, attire, apparel, shirt, tshirt, blouse, sweater, hoodie, jacket, pants, trouser, jeans,
+shorts, skirt, uniform, costume, pajama, pyjama, robe, swimsuit, swimwear, bikini, underwear, underpants, diaper,
+kleid, hemd, hosen, vetement, chemise, pantalon, jupe, ropa, vestido, camisa, falda, vestiti, camicia,
+gonna, roupa, saia, одежд, плать, рубашк, брюк, штан, юбк
+"""
+CJK_CLOTHES = "衣, 服, 裤, 褲, 裙, ズボン, シャツ, スカート"

@@ -9,7 +9,9 @@ The rules, in full:
 2. While the checker is enabled, a prompt that holds a word for explicit sex, graphic gore, self-harm or
    hateful propaganda is refused, unless each such word follows a negation ("no gore") or is part of a
    harmless phrase.
-3. Everything else passes, nudity in adults' art included: the image classifier looks at the picture.
+3. A prompt with a word for a minor is refused as in rule 1 when its negative prompt names clothes: what is named there
+   is what the picture shall not have. Nothing else is looked for in a negative prompt; "nude" is welcome there.
+4. Everything else passes, nudity in adults' art included: the image classifier looks at the picture.
 
 Standard library only. Words and phrases: `lexicon.py`. How they are found: `matching.py`, `spelling.py`,
 `age.py`.
@@ -20,7 +22,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 from hidream.errors import PromptRefused
+from hidream.safety.lexicon import CJK_CLOTHES, CLOTHES
 from hidream.safety.matching import Kind, find
+from hidream.safety.spelling import native, readings, variants
 
 
 class Category(StrEnum):
@@ -41,22 +45,33 @@ _ALONE = {
 }
 
 
-def check(prompt: str, *, enabled: bool) -> None:
+def check(prompt: str, negative_prompt: str = "", *, enabled: bool) -> None:
     """Raise PromptRefused, naming the category and never the prompt, if the prompt must not be drawn.
 
     With `enabled` false only sexual content with minors is refused.
     """
-    category = classify(prompt)
+    category = classify(prompt, negative_prompt)
     if category is Category.MINORS:
         raise PromptRefused(f"The prompt was refused because it asks for {category}, which is never allowed.")
     if category is not None and enabled:
         raise PromptRefused(f"The prompt was refused by the safety checker because it asks for {category}.")
 
 
-def classify(prompt: str) -> Category | None:
-    """Return the gravest category a prompt falls into (rules 1 and 2), or None."""
+def classify(prompt: str, negative_prompt: str = "") -> Category | None:
+    """Return the gravest category a prompt falls into (rules 1 to 3), or None."""
     found = find(prompt)
     sexual = Kind.EXPLICIT in found.said or Kind.SUGGESTIVE in found.said
     if Kind.MINOR_SEXUAL in found.said or (Kind.MINOR in found.said and sexual):
         return Category.MINORS
+    if Kind.MINOR in found.said and _names_clothes(negative_prompt):
+        return Category.MINORS
     return next((category for kind, category in _ALONE.items() if kind in found.affirmed), None)
+
+
+def _names_clothes(text: str) -> bool:
+    if not text:
+        return False
+    plain, stems = native(text), tuple(entry.strip() for entry in CLOTHES.split(","))
+    if any(sign in plain for sign in CJK_CLOTHES.replace(" ", "").strip().split(",")):
+        return True
+    return any(form.startswith(stems) for words in readings(text) for word in words for form in variants(word))

@@ -11,44 +11,60 @@ sense.
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from hidream.outputs import files
+from hidream.errors import InvalidInput
+from hidream.outputs.place import Place
 from hidream.server.parameters import Api
-from hidream.store.predictions import Prediction
+from hidream.store.history import Place as QueuePlace
+from hidream.store.prediction import Prediction
+from hidream.store.submission import Submission
 from hidream.types import Status
 
 SYNC_TIMEOUT_CODE = 5004
 
+OUTPUT_VALID_S = 7 * 24 * 3600
+"""How long a signed URL of a bucket is valid from the answer that names it: the longest that S3 signs for."""
 
-def success(data: dict[str, Any]) -> JSONResponse:
+_BASE = re.compile(r"https?://([\w.%-]{1,255}|\[[0-9A-Fa-f:.%]{2,60}\])(:[0-9]{1,5})?(/[\w./~%-]{0,255})?", re.ASCII)
+
+
+def success(data: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Answer 200."""
-    return JSONResponse({"code": 200, "message": "success", "data": data})
+    return JSONResponse({"code": 200, "message": "success", "data": data}, headers=headers)
 
 
-def failure(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Answer an error."""
     body = {"code": status, "message": message or HTTPStatus(status).phrase, "data": None}
     return JSONResponse(body | {"error": body["message"]}, status, headers)
 
 
-async def prediction_data(prediction: Prediction, api: Api, base_url: str, outputs_dir: Path) -> dict[str, Any]:
-    """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`."""
+async def prediction_data(
+    prediction: Prediction, api: Api, base_url: str, outputs: Place, *, inline: bool = True
+) -> dict[str, Any]:
+    """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
+
+    With `inline` false the outputs are URLs even if the task asked for base64. Raises StorageUnavailable, and NotFound
+    when base64 was asked for and the file is gone.
+    """
     completed = prediction.status is Status.COMPLETED
+    inline = inline and prediction.input.enable_base64_output
     data = {
         "id": prediction.id,
         "model": prediction.model,
-        "outputs": [await _output(prediction, base_url, outputs_dir)] if completed else [],
+        "outputs": await output_list(prediction, base_url, outputs, inline=inline) if completed else [],
         "urls": {"get": f"{base_url}/api/{api.name}/predictions/{prediction.id}/result"},
-        "has_nsfw_contents": [bool(prediction.has_nsfw)] if completed else [],
+        "has_nsfw_contents": list(prediction.nsfw) if completed else [],
         "status": prediction.status,
-        "created_at": _timestamp(prediction.created_ms),
+        "created_at": timestamp(prediction.created_ms),
         "error": prediction.error,
         "executionTime": prediction.execution_ms,
         "timings": {"inference": prediction.inference_ms},
@@ -59,30 +75,54 @@ async def prediction_data(prediction: Prediction, api: Api, base_url: str, outpu
     return data | {name: value for name, value in extras.items() if value}
 
 
+async def output_list(prediction: Prediction, base_url: str, outputs: Place, *, inline: bool) -> list[str]:
+    """Give the pictures of a completed task, in their order: as naked base64, or by their URLs."""
+    if not inline:
+        return [await outputs.url(name, base_url, OUTPUT_VALID_S) for name in prediction.output_names]
+    return [base64.b64encode(await outputs.read(name)).decode("ascii") for name in prediction.output_names]
+
+
+def input_data(submission: Submission, base_url: str) -> dict[str, Any]:
+    """Give the request as it was accepted, by the API's names; what was not said and has no default is left out."""
+    given = {name: value for name, value in submission.to_json().items() if value not in (None, "", [])}
+    return given | {name: upload_url(base_url, given[name]) for name in ("image", "mask") if name in given}
+
+
+def queue_data(place: QueuePlace) -> dict[str, Any]:
+    """Say where a waiting task stands: 1 is next; the estimate is null while nothing was drawn lately."""
+    return {"position": place.before + 1, "estimated_seconds": place.seconds}
+
+
 def sync_timeout(timeout_s: float) -> dict[str, Any]:
     """Give the fields that say: the answer comes before the picture, which is still being drawn."""
     error = f"Sync mode timed out after {timeout_s:g} seconds. The prediction is still processing asynchronously."
     return {"status": Status.PROCESSING, "code": SYNC_TIMEOUT_CODE, "error": error}
 
 
+def upload_url(base_url: str, name: str) -> str:
+    """Say where an upload is put, and where it is downloaded: always here, for `image` is to be known by it."""
+    return f"{base_url}/uploads/{name}"
+
+
 def base_url(request: Request, public_url: str) -> str:
-    """Tell by which URL the client reaches us: the operator's word, else the proxy's, else the request's."""
+    """Tell by which URL the client reaches us: the operator's word, else the proxy's, else the request's.
+
+    Raises InvalidInput when these give no URL: it would be written down, and sent to others.
+    """
     if public_url:
         return public_url.rstrip("/")
+    headers, server = request.headers, request.scope.get("server") or ("localhost", None)
     forwarded = {
-        part: request.headers.get(f"x-forwarded-{part}", "").partition(",")[0].strip()
-        for part in ("proto", "host", "prefix")
+        part: headers.get(f"x-forwarded-{part}", "").partition(",")[0].strip() for part in ("proto", "host", "prefix")
     }
-    scheme = forwarded["proto"] or request.url.scheme
-    host = forwarded["host"] or request.url.netloc
-    return f"{scheme}://{host}{forwarded['prefix'].rstrip('/')}"
+    scheme = forwarded["proto"] or request.scope["scheme"]
+    host = forwarded["host"] or headers.get("host") or (f"{server[0]}:{server[1]}" if server[1] else server[0])
+    url = f"{scheme}://{host}{forwarded['prefix'].rstrip('/')}"
+    if not _BASE.fullmatch(url):
+        raise InvalidInput(f"the headers Host or X-Forwarded-… say {url!r:.100}; accepted: what makes a URL")
+    return url
 
 
-async def _output(prediction: Prediction, base_url: str, outputs_dir: Path) -> str:
-    if not prediction.input.enable_base64_output:
-        return f"{base_url}/outputs/{prediction.output_name}"
-    return base64.b64encode(await files.read(outputs_dir, prediction.output_name)).decode("ascii")
-
-
-def _timestamp(ms: int) -> str:
+def timestamp(ms: int) -> str:
+    """Write a time as RFC 3339 with three digits behind the second, which every client reads."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -5,47 +5,59 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
-from hidream.errors import HiDreamError, QueueFull, Unauthorized
-from hidream.server import routes
+from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import AccessLog
 from hidream.server.answers import failure
-from hidream.settings import Settings
-from hidream.store.database import Database
-from hidream.store.endings import Endings
-from hidream.types import MODELS
+from hidream.server.routes import account, deliveries, document, events, files, health, media, openai, tasks
+from hidream.server.service import Service
+
+SUBJECTS = (tasks, events, deliveries, media, account, openai, files, health, document)
+
+CORS_MAX_AGE_S = 600
+"""How long a browser need not ask again what it may send."""
 
 
-def create_app(settings: Settings, database: Database) -> FastAPI:
-    """Build the application on an open database."""
+def create_app(service: Service) -> FastAPI:
+    """Build the application of a service."""
     app = FastAPI(title="hidream", openapi_url=None, redirect_slashes=False)
-    app.state.service = routes.Service(settings, database, Endings(database))
-
-    app.add_api_route("/api/{api}/wavespeed-ai/{name:path}", routes.submit, methods=["POST"])
-    app.add_api_route("/api/{api}/predictions/{prediction_id}", routes.result, methods=["GET"])
-    app.add_api_route("/api/{api}/predictions/{prediction_id}/result", routes.result, methods=["GET"])
-    app.add_api_route("/outputs/{name}", routes.output, methods=["GET", "HEAD"])
-    app.add_api_route("/healthz", routes.healthz, methods=["GET"])
-    app.add_api_route("/readyz", routes.readyz, methods=["GET"])
-
+    app.state.service = service
+    for subject in SUBJECTS:
+        for method, path, route in subject.ROUTES:
+            app.add_api_route(path, route, methods=[method], response_model=None)
     app.add_exception_handler(HiDreamError, _on_hidream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
-    app.add_middleware(AccessLog)
+    app.add_middleware(AccessLog, count=service.metrics.request)
+    _let_browsers_in(app, service.settings.server.cors_origins)
     return app
 
 
-async def _on_hidream_error(_request: Request, error: Exception) -> Response:
+def _let_browsers_in(app: FastAPI, origins: str) -> None:
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in origins.split(",")],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Retry-After", "Idempotent-Replayed"],
+            max_age=CORS_MAX_AGE_S,
+        )
+
+
+async def _on_hidream_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HiDreamError), "registered for it"
     headers: dict[str, str] = {}
-    if isinstance(error, QueueFull):
+    if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return failure(error.http_status, error.message, headers)
+    return _refusal(request, error.http_status, error.message, headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -54,18 +66,35 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     message = error.detail
     if error.status_code == 404:
-        message = f"there is no such path; pictures are asked for at POST /api/v3/{next(iter(MODELS))}"
+        models = request.app.state.service.models
+        message = f"there is no such path; pictures are asked for at POST /api/v3/{next(iter(models))}"
     if error.status_code == 405:
-        message = f"the method {request.method:.20} is not accepted here; accepted: {headers.get('Allow', '')}"
-    return failure(error.status_code, message, headers)
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+        message = f"the method {request.method:.20} is not accepted here; accepted: {headers['Allow']}"
+    return _refusal(request, error.status_code, message, headers)
 
 
-async def _on_validation_error(_request: Request, error: Exception) -> Response:
+def _methods(request: Request) -> set[str]:
+    """List what a path accepts: each method may be a route of its own, of which the framework names the first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        found |= set() if match is Match.NONE else route.methods
+    return found
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), "registered for it"
     wrong = [f"{problem['loc'][-1]} is {problem['input']!r:.100}: {problem['msg']}" for problem in error.errors()]
-    return failure(422, "; ".join(wrong))
+    return _refusal(request, 422, "; ".join(wrong))
 
 
-async def _on_exception(_request: Request, _error: Exception) -> Response:
+async def _on_exception(request: Request, _error: Exception) -> Response:
     """Answer what nobody has foreseen; the framework raises it again, and so it is logged."""
-    return failure(500, "an error inside the server; its log says more")
+    return _refusal(request, 500, "an error inside the server; its log says more")
+
+
+def _refusal(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """Answer an error in the form of whose path it is."""
+    form = openai.failure if request.scope["path"].startswith(openai.PREFIX) else failure
+    return form(status, message, headers)

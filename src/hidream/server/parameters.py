@@ -3,23 +3,27 @@
 A JSON null means that the parameter is absent, and names that are not known are passed over, because clients
 send both. Whatever else is wrong is an error that names the parameter, the value and what is accepted.
 
-v2 knows what its documents have; v3 also takes what may be said about how the picture is drawn. Clients made for
-other models send `guidance_scale` and `negative_prompt` by themselves: a variant that was distilled passes over them.
+v2 knows what its documents have; v3 also takes what may be said about how the picture is drawn, and there an empty text
+means absent too. Clients made for other models send `guidance_scale` and `negative_prompt` by themselves: a variant
+that was distilled passes over them.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
+from math import sqrt
 from typing import Any, TypeVar
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.store.submission import Submission
 from hidream.types import (
     GUIDANCE_MAX,
+    IMAGES_MAX,
     LORA_WEIGHT_MAX,
     LORAS_MAX,
     PROMPT_MAX_CHARS,
@@ -28,6 +32,8 @@ from hidream.types import (
     SHIFT_MIN,
     SIDE_MAX_PX,
     STEPS_MAX,
+    STRENGTH,
+    STRENGTH_MIN,
     Conformance,
     ImageFormat,
     LoraUse,
@@ -45,6 +51,8 @@ RANDOM_SEEDS = 2**31
 """Seeds that are drawn here are below this, where v3's documents end: any client can send them again."""
 
 DEFAULT_SIZE = Size(1024, 1024)
+ROUND_PX = 16
+"""Sides that are made from an aspect_ratio are multiples of this: what the published model draws without scaling."""
 FORMATS = {
     "png": ImageFormat.PNG,
     "jpeg": ImageFormat.JPEG,
@@ -52,9 +60,15 @@ FORMATS = {
     "webp": ImageFormat.WEBP,
 }
 
+QUALITY_MAX = 100
+NO_BASE64 = "webhook callback does not support base64 output, please use the normal API to use base64 output"
+"""WaveSpeed's own sentence (documentation, page "base64-output")."""
+
 _LORA = '{"name": ..., "scale": 1}'
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """What JSON can write but no UTF-8 file or PostgreSQL text can hold."""
+
+_IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +87,108 @@ V3 = Api("v3", smallest_px=256, base64_output=False, output_format=ImageFormat.J
 
 
 def parse(body: dict[str, Any], api: Api, variant: Variant) -> Submission:
-    """Read a request's JSON object. Raises InvalidInput, or MissingInput without a prompt."""
-    given = {name: value for name, value in body.items() if value is not None}
+    """Read a request's JSON object, but for what `sources` and `webhook` read.
+
+    Raises InvalidInput, or MissingInput without a prompt.
+    """
+    given = _given(body, api)
     return Submission(
         prompt=_prompt(given),
-        size=_size(given, api.smallest_px),
+        size=_size(given, api),
         seed=_seed(given),
-        enable_base64_output=_flag(given, "enable_base64_output", api.base64_output),
-        enable_safety_checker=_flag(given, "enable_safety_checker", True),
-        enable_sync_mode=_flag(given, "enable_sync_mode", False),
+        enable_base64_output=flag(given, "enable_base64_output", api.base64_output),
+        enable_safety_checker=flag(given, "enable_safety_checker", True),
+        enable_sync_mode=flag(given, "enable_sync_mode", False),
         output_format=_output_format(given, api.output_format),
         **(_extras(given, variant) if api.extras else {}),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the picture to start from is, and the mask, as the request has them."""
+
+    image: str | None
+    mask: str | None
+
+
+def sources(body: dict[str, Any], api: Api) -> Sources:
+    """Read which pictures a request brings. Raises InvalidInput, or MissingInput for a mask alone."""
+    given = _given(body, api)
+    if not api.extras:
+        return Sources(None, None)
+    image, mask = (_optional(given, name, _source) for name in ("image", "mask"))
+    if mask is not None and image is None:
+        raise MissingInput("mask is given without an image; accepted: a mask of the image to change")
+    return Sources(image, mask)
+
+
+def webhook(body: dict[str, Any], query: Mapping[str, str]) -> str:
+    """Read where the task's end is to be told, from the query or the body; empty: nowhere. Raises InvalidInput.
+
+    Whether such a URL may be called, `webhooks/targets` says.
+    """
+    for url in (query.get("webhook"), body.get("webhook"), body.get("webhook_url")):
+        if url is not None and not isinstance(url, str):
+            raise InvalidInput(f"webhook is {url!r:.100}; accepted: the text of a URL")
+        if url:
+            return url
+    return ""
+
+
+def with_webhook(submission: Submission, body: dict[str, Any]) -> Submission:
+    """Settle what a webhook excludes. Raises InvalidInput on what was asked for by name."""
+    if body.get("enable_base64_output") is True:
+        raise InvalidInput(NO_BASE64)
+    if submission.enable_sync_mode:
+        raise InvalidInput("enable_sync_mode is True beside a webhook; accepted: one of the two")
+    return replace(submission, enable_base64_output=False)
+
+
+def idempotency_key(text: str | None) -> str | None:
+    """Read the header. Raises InvalidInput."""
+    if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
+        raise InvalidInput(f"Idempotency-Key is {text!r:.100}; accepted: 1 to 255 printable ASCII characters")
+    return text
+
+
+def moment(name: str, value: object) -> int | None:
+    """Read a time in ISO 8601, in UTC if it does not say otherwise, as ms since the epoch. Raises InvalidInput."""
+    if value is None or value == "":
+        return None
+    accepted = "accepted: a time such as 2026-11-22T18:00:00.000Z"
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} is {value!r:.100}; {accepted}")
+    try:
+        read = datetime.fromisoformat(value.strip())
+        return round((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{name} is {value!r:.100}; {accepted}") from error
+
+
+def _given(body: dict[str, Any], api: Api) -> dict[str, Any]:
+    """What the request says: nulls are absent, and on v3 empty texts are, as they are in forms."""
+    given = {name: value for name, value in body.items() if value is not None}
+    return {name: value for name, value in given.items() if value != "" or name == "prompt"} if api.extras else given
+
+
 def _extras(given: dict[str, Any], variant: Variant) -> dict[str, Any]:
-    """Read what goes beyond the documents; in these an empty text means absent, as it does in forms."""
-    given = {name: value for name, value in given.items() if value != ""}
+    """Read what goes beyond v2's documents."""
     guided = {
         "guidance_scale": _optional(given, "guidance_scale", _number, 0, GUIDANCE_MAX),
         "negative_prompt": _negative_prompt(given),
     }
     extras = {
-        "num_inference_steps": _optional(given, "num_inference_steps", _whole_number, 1, STEPS_MAX),
+        "num_inference_steps": _optional(given, "num_inference_steps", whole_number, 1, STEPS_MAX),
         "shift": _optional(given, "shift", _number, SHIFT_MIN, SHIFT_MAX),
         "sampler": _optional(given, "sampler", _choice, Sampler),
         "conformance": _choice("conformance", given.get("conformance", Conformance.DIFFUSERS), Conformance),
         "render": _choice("render", given.get("render", Render.BEST), Render),
         "mode": _choice("mode", given.get("mode", Mode.EXACT), Mode),
         "loras": _loras(given),
+        "num_images": whole_number("num_images", given.get("num_images", 1), 1, IMAGES_MAX),
+        "output_quality": _optional(given, "output_quality", whole_number, 1, QUALITY_MAX),
+        "strength": _number("strength", given.get("strength", STRENGTH), STRENGTH_MIN, 1),
     }
     return extras | (guided if variant.guided else {})
 
@@ -113,14 +200,15 @@ def _prompt(given: dict[str, Any]) -> str:
         raise MissingInput(f"prompt is absent; {accepted}")
     if isinstance(prompt, str) and not prompt.strip():
         raise MissingInput(f"prompt is empty; {accepted}")
-    return _text("prompt", prompt, accepted)
+    return text("prompt", prompt, accepted)
 
 
 def _negative_prompt(given: dict[str, Any]) -> str:
-    return _text("negative_prompt", given.get("negative_prompt", ""), f"accepted: up to {PROMPT_MAX_CHARS} characters")
+    return text("negative_prompt", given.get("negative_prompt", ""), f"accepted: up to {PROMPT_MAX_CHARS} characters")
 
 
-def _text(name: str, value: object, accepted: str) -> str:
+def text(name: str, value: object, accepted: str) -> str:
+    """Read a text that a file and a database can hold. Raises InvalidInput."""
     if not isinstance(value, str):
         raise InvalidInput(f"{name} is {value!r:.100}; {accepted}")
     if len(value) > PROMPT_MAX_CHARS:
@@ -130,30 +218,54 @@ def _text(name: str, value: object, accepted: str) -> str:
     return value
 
 
-def _size(given: dict[str, Any], smallest_px: int) -> Size:
+def _source(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{name} is {value!r:.100}; accepted: the text of a URL, a data: URI or base64")
+    return value.strip()
+
+
+def _size(given: dict[str, Any], api: Api) -> Size:
+    """Read the size from what says it most exactly; what says it otherwise is looked at all the same."""
+    by_ratio = _of_ratio(given.get("aspect_ratio", "auto"), api.smallest_px) if api.extras else DEFAULT_SIZE
     size = given.get("size")
     if isinstance(size, str):
-        return Size.parse(size, smallest_px)
+        return Size.parse(size, api.smallest_px)
     if size is not None:
         raise InvalidInput(f"size is {size!r:.100}; accepted: a text such as {str(DEFAULT_SIZE)!r}")
     if "width" not in given and "height" not in given:
+        return by_ratio
+    return Size(*(_side(given, name, api.smallest_px) for name in ("width", "height")))
+
+
+def _of_ratio(value: object, smallest_px: int) -> Size:
+    """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long."""
+    ratio = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value.strip()) if isinstance(value, str) else None
+    if value == "auto":
         return DEFAULT_SIZE
-    return Size(*(_side(given, name, smallest_px) for name in ("width", "height")))
+    across, down = (int(ratio[1]), int(ratio[2])) if ratio else (0, 0)
+    longest = SIDE_MAX_PX // smallest_px
+    if not across or not down or max(across, down) > longest * min(across, down):
+        raise InvalidInput(
+            f"aspect_ratio is {value!r:.100}; accepted: W:H in whole numbers, from 1:{longest} to {longest}:1, or auto"
+        )
+    scale = min(sqrt(DEFAULT_SIZE.width * DEFAULT_SIZE.height / (across * down)), SIDE_MAX_PX / max(across, down))
+    return Size(*(max(smallest_px, round(side * scale / ROUND_PX) * ROUND_PX) for side in (across, down)))
 
 
 def _side(given: dict[str, Any], name: str, smallest_px: int) -> int:
     if name not in given:
         raise MissingInput(f"{name} is absent; accepted: width and height together, or size instead of both")
-    return _whole_number(name, given[name], smallest_px, SIDE_MAX_PX)
+    return whole_number(name, given[name], smallest_px, SIDE_MAX_PX)
 
 
 def _seed(given: dict[str, Any]) -> int:
-    seed = _whole_number("seed", given.get("seed", -1), -1, SEED_MAX)
+    seed = whole_number("seed", given.get("seed", -1), -1, SEED_MAX)
     return secrets.randbelow(RANDOM_SEEDS) if seed == -1 else seed
 
 
-def _flag(given: dict[str, Any], name: str, default: bool) -> bool:
-    value = given.get(name, default)
+def flag(given: dict[str, Any], name: str, default: bool) -> bool:
+    """Read true or false. Raises InvalidInput."""
+    value = default if given.get(name) is None else given[name]
     if not isinstance(value, bool):
         raise InvalidInput(f"{name} is {value!r:.100}; accepted: true or false")
     return value
@@ -182,7 +294,7 @@ def _lora(place: str, value: object) -> LoraUse:
     if not name:
         raise MissingInput(f"{place} has no name; accepted: an object {_LORA}")
     return LoraUse(
-        _text(f"{place}.name", name, "accepted: the name of a configured LoRA"),
+        text(f"{place}.name", name, "accepted: the name of a configured LoRA"),
         _number(f"{place}.scale", 1.0 if scale is None else scale, -LORA_WEIGHT_MAX, LORA_WEIGHT_MAX),
     )
 
@@ -204,7 +316,8 @@ def _number(name: str, value: object, smallest: float, largest: float) -> float:
     return float(value)
 
 
-def _whole_number(name: str, value: object, smallest: int, largest: int) -> int:
+def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
+    """Read a whole number, 7.0 included. Raises InvalidInput."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:

@@ -1,35 +1,45 @@
-"""The server process from its start to its end: database, socket, first key, worker, and uvicorn."""
+"""The server process from its start to its end: database, socket, first key, uvicorn, and what runs beside it.
+
+`hidream serve` also keeps a worker as its child; `hidream api` does not, and so any number of them, and of workers on
+any machines, share one database. Told to stop, a process says so at /readyz, takes no new connections, ends long polls
+and event streams, and gives open requests and webhooks GRACE_S to end; a task in work is handed back by its worker.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 
 import uvicorn
 
-from hidream.errors import ConfigurationError
+from hidream.errors import ConfigurationError, StorageUnavailable
+from hidream.server import background, tracing
 from hidream.server.app import create_app
+from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
 from hidream.settings import Server, Settings
 from hidream.store import keys
 from hidream.store.database import Database
 
 GRACE_S = 10
-"""How long open requests are given to end once the server is told to stop."""
+"""How long open requests, and then webhooks that are on their way, are given to end once the server is told to stop."""
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, *, with_worker: bool) -> int:
     """Serve until told to stop by SIGTERM or SIGINT; the exit status is 0, or 1 if no worker can be had."""
-    return asyncio.run(_run(settings))
+    return asyncio.run(_run(settings, with_worker))
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
+        service = assemble(settings, database)
+        await _check_places(service)
         listener = _listen(settings.server)
-        server = _uvicorn(settings, database)
+        server = _uvicorn(service)
 
         def stop(*_: object) -> None:
             server.should_exit = True
@@ -41,30 +51,48 @@ async def _run(settings: Settings) -> int:
         _say(f"hidream is listening on {_url(settings.server.host, listener)}")
         if secret:
             _say(f"API key (shown once): {secret}")
-        worker = asyncio.create_task(keep_worker(settings, database))
-        worker.add_done_callback(stop)
+        beside = asyncio.create_task(background.run(service))
+        worker = asyncio.create_task(keep_worker(settings, database)) if with_worker else None
+        if worker is not None:
+            worker.add_done_callback(stop)
         await server.serve(sockets=[listener])
-        gave_up = worker.done()
-        worker.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await worker
+        gave_up = worker is not None and worker.done()
+        await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
     return int(gave_up)
+
+
+async def _check_places(service: Service) -> None:
+    """See that files can be written where they are to lie; a store that is only away may come back."""
+    for place in (service.outputs, service.uploads):
+        with contextlib.suppress(StorageUnavailable):
+            await place.check()
+
+
+async def _ended(task: asyncio.Task[None] | None, grace_s: float) -> None:
+    """Give a task some time to end by itself, then end it."""
+    if task is None:
+        return
+    await asyncio.wait([task], timeout=grace_s)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _first_key(settings: Settings, database: Database) -> str | None:
     """See that there is a key; return the secret of one that had to be made."""
+    pepper = settings.store.key_pepper
     if settings.api_key:
-        await keys.register(database, "HIDREAM_API_KEY", settings.api_key)
+        await keys.register(database, "HIDREAM_API_KEY", settings.api_key, pepper=pepper)
     if await keys.listed(database):
         return None
-    _, secret = await keys.create(database, "first")
+    _, secret = await keys.create(database, "first", pepper=pepper)
     return secret
 
 
-def _uvicorn(settings: Settings, database: Database) -> uvicorn.Server:
+def _uvicorn(service: Service) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(settings, database),
+            tracing.traced(create_app(service), os.environ),
             lifespan="off",
             log_config=None,
             log_level="warning",

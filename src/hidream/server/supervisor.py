@@ -12,7 +12,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 
-from hidream.errors import ConfigurationError
+from hidream.errors import ConfigurationError, StoreUnavailable
 from hidream.settings import Settings, to_environ
 from hidream.store import predictions, workers
 from hidream.store.database import Database
@@ -24,7 +24,7 @@ STEADY_S = 60.0
 """A worker that has lived this long is forgiven the deaths before."""
 
 GRACE_S = 10.0
-"""What a worker is given to hand its task back."""
+"""What a worker is given to hand its tasks back, after it has gone on with them for `[worker] finish_s`."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def keep_worker(settings: Settings, database: Database) -> None:
         try:
             status = await process.wait()
         except asyncio.CancelledError:
-            await _stop(process)
+            await _stop(process, settings.worker.finish_s + GRACE_S)
             raise
         logger.warning("worker_died pid=%d status=%d", process.pid, status)
         await _bury(settings, database, process.pid)
@@ -63,11 +63,11 @@ async def _start(settings: Settings) -> Process:
     return process
 
 
-async def _stop(process: Process) -> None:
+async def _stop(process: Process, within_s: float) -> None:
     assert process.stdin is not None, "it was started with a pipe"
     process.stdin.close()
     try:
-        async with asyncio.timeout(GRACE_S):
+        async with asyncio.timeout(within_s):
             await process.wait()
     except TimeoutError:
         process.kill()
@@ -77,5 +77,8 @@ async def _stop(process: Process) -> None:
 
 async def _bury(settings: Settings, database: Database, pid: int) -> None:
     lost = workers.worker_id(pid)
-    await predictions.recover(database, settings.worker.attempts_max, lost)
-    await workers.leave(database, lost)
+    try:
+        await predictions.recover(database, settings.worker.attempts_max, lost)
+        await workers.leave(database, lost)
+    except StoreUnavailable as error:  # the leases will say the same, a little later
+        logger.warning("worker_not_buried pid=%d error=%s", pid, error.message)

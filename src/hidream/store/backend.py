@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hidream.errors import ConfigurationError
+from hidream.errors import ConfigurationError, StoreUnavailable
 from hidream.store.changes import Changes
+
+_PASSING_SQLITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+_PASSING_POSTGRESQL = ("08", "40", "53", "55", "57", "58")
+"""Classes of SQLSTATE: connection, deadlock, resources, locks, a server that stops or starts, its system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,34 @@ def migrate(connection: sa.Connection) -> None:
 
 @contextmanager
 def of_ours(url: sa.URL, accepted: str) -> Iterator[None]:
-    """Say by ConfigurationError what is wrong with a database that cannot be opened or migrated."""
+    """Say what is wrong with a database that cannot be opened or migrated.
+
+    Raises ConfigurationError, or StoreUnavailable where that passes by itself.
+    """
     from alembic.util import CommandError
 
     try:
         yield
-    except sa.exc.DBAPIError as error:
-        raise refused(url, error.orig, accepted) from error
-    except (CommandError, OSError) as error:  # the first names a step that is not known here
+    except (sa.exc.DBAPIError, OSError) as error:
+        if passes(error):
+            raise unavailable(error) from error
+        raise refused(url, getattr(error, "orig", error), accepted) from error
+    except CommandError as error:  # it names a step that is not known here
         raise refused(url, error, accepted) from error
+
+
+def passes(error: Exception) -> bool:
+    """Whether an error is no fault of what was asked: the database is away, full, or locked for too long."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, sa.exc.TimeoutError | OSError)
+    primary_code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the other bits say more of the same
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return error.connection_invalidated or primary_code in _PASSING_SQLITE or sqlstate[:2] in _PASSING_POSTGRESQL
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    """Make the error that says so."""
+    return StoreUnavailable(f"the database does not answer: {getattr(error, 'orig', None) or error or 'time-out'}")
 
 
 def refused(url: sa.URL, why: object, accepted: str) -> ConfigurationError:

@@ -15,9 +15,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.errors import ConfigurationError
 from hidream.store import postgresql, sqlite
-from hidream.store.backend import Backend, shown
+from hidream.store.backend import Backend, passes, shown, unavailable
 
 KINDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
 
@@ -36,7 +36,8 @@ class Database:
     async def open(cls, url: str, clock: Callable[[], float] = time.time) -> AsyncIterator[Database]:
         """Open the database at a SQLAlchemy URL, made and migrated if need be; `clock` gives epoch seconds.
 
-        Raises ConfigurationError on a URL that is not accepted, and on a database that is none of ours.
+        Raises ConfigurationError on a URL that is not accepted and on a database that is none of ours, StoreUnavailable
+        on one that does not answer.
         """
         parsed = _parsed(url)
         async with KINDS[parsed.drivername](parsed) as backend:
@@ -78,16 +79,10 @@ def _telling() -> Iterator[None]:
     """Make an error of ours of what a database raises that is away, full, or locked for too long."""
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError) as error:
-        raise _unavailable(error) from error
-    except sa.exc.DBAPIError as error:
-        if not error.connection_invalidated:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
+        if not (passes(error) or isinstance(error, sa.exc.OperationalError)):
             raise
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"the database does not answer: {getattr(error, 'orig', None) or error}")
+        raise unavailable(error) from error
 
 
 def _parsed(url: str) -> sa.URL:

@@ -60,7 +60,7 @@ async def claim(database: Database, limit: int, lease_s: float) -> list[Delivery
     async with database.read() as connection:
         if not (await connection.execute(sa.select(D.c.id).where(*is_due).limit(1))).all():
             return []
-    due = sa.select(D.c.id).where(*is_due).order_by(D.c.due_ms).limit(limit).with_for_update(skip_locked=True)
+    due = sa.select(D.c.id).where(*is_due).order_by(D.c.due_ms, D.c.id).limit(limit).with_for_update(skip_locked=True)
     async with database.write(quiet=True) as connection:
         ids = (await connection.scalars(due)).all()
         statement = (
@@ -69,7 +69,8 @@ async def claim(database: Database, limit: int, lease_s: float) -> list[Delivery
             .values(due_ms=now + round(lease_s * 1000), attempts=D.c.attempts + 1)
             .returning(*_COLUMNS)
         )
-        return [_delivery(row) for row in await connection.execute(statement)]
+        claimed = {row.id: _delivery(row) for row in await connection.execute(statement)}
+    return [claimed[id_] for id_ in ids]
 
 
 async def settle(
@@ -80,12 +81,25 @@ async def settle(
     done = state is not State.WAITING
     statement = (
         sa.update(D)
-        .where(D.c.id == delivery.id, D.c.state == State.WAITING, D.c.attempts == delivery.attempts)
+        .where(D.c.id == delivery.id, D.c.state == State.WAITING)
+        .where(D.c.attempts == delivery.attempts, D.c.due_ms == delivery.due_ms)  # `replay` counts anew
         .values(state=state, status_code=status_code, error=error, due_ms=now + round(again_in_s * 1000))
         .values(finished_ms=now if done else None)
     )
     async with database.write(quiet=True) as connection:
         return (await connection.execute(statement)).rowcount == 1
+
+
+async def put_off(database: Database, claimed: Sequence[Delivery], for_s: float) -> None:
+    """Give claims back without a word to the receiver: they are due again later, and no attempt was made."""
+    if not claimed:
+        return
+    due_ms = database.now_ms() + round(for_s * 1000)
+    claims = [(delivery.id, delivery.attempts, delivery.due_ms) for delivery in claimed]
+    mine = sa.tuple_(D.c.id, D.c.attempts, D.c.due_ms).in_(claims)
+    statement = sa.update(D).where(D.c.state == State.WAITING, mine)
+    async with database.write(quiet=True) as connection:
+        await connection.execute(statement.values(due_ms=due_ms, attempts=D.c.attempts - 1))
 
 
 async def listed(database: Database, prediction_id: str, key_id: str) -> list[Delivery]:

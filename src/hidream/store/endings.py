@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from hidream.errors import StoreUnavailable
 from hidream.store import history
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
@@ -38,11 +39,18 @@ class Endings:
             del self._waiting[ended]
         return await history.get(self._database, prediction_id, key_id)
 
+    async def _over(self) -> set[str]:
+        try:
+            return await history.ended(self._database, set(self._waiting.values()))
+        except StoreUnavailable:  # who waits goes on waiting: it may come back
+            await asyncio.sleep(LINGER_S)
+            return set()
+
     async def _watch(self) -> None:
         changes = self._database.changes
         while self._waiting and not changes.stopped:
             seen = changes.now()
-            over = await history.ended(self._database, set(self._waiting.values()))
+            over = await self._over()
             for ended, prediction_id in self._waiting.items():
                 if prediction_id in over:
                     ended.set()

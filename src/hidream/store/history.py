@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
@@ -77,7 +78,7 @@ async def listed(database: Database, key_id: str, query: Query) -> tuple[int, li
     page = (
         sa.select(*COLUMNS)
         .where(*conditions)
-        .order_by(P.c.created_ms.desc(), P.c.id)
+        .order_by(P.c.created_ms.desc(), P.c.id.desc())
         .limit(query.page_size)
         .offset((query.page - 1) * query.page_size)
     )
@@ -87,34 +88,64 @@ async def listed(database: Database, key_id: str, query: Query) -> tuple[int, li
     return total, [Prediction.of_row(row) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """All tasks that wait for a model, by id: how many go before each, and how much work is done when it is done.
+
+    `begun` is the work that is being drawn; `s_per_work` how long a piece of work took lately, None if nobody can say.
+    """
+
+    tasks: Mapping[str, tuple[int, int]]
+    begun: int
+    s_per_work: float | None
+
+    def place(self, prediction_id: str) -> Place | None:
+        """Say where a task stands; None if it did not wait."""
+        found = self.tasks.get(prediction_id)
+        return None if found is None else _place(found[0], found[1], self.begun, self.s_per_work)
+
+
 async def place(database: Database, prediction: Prediction) -> Place:
     """Say where a task that waits stands, and when it may be done: by how fast work of its model was done lately."""
-    waiting = (P.c.status == Status.CREATED, P.c.model == prediction.model)
     earlier = sa.tuple_(P.c.turn, P.c.created_ms, P.c.id) < (prediction.turn, prediction.created_ms, prediction.id)
-    before = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(*waiting, earlier)
-    drawing = sa.select(sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
-        P.c.status == Status.PROCESSING, P.c.model == prediction.model
-    )
-    since = database.now_ms() - RECENT_MS
-    lately = sa.select(sa.func.sum(P.c.work), sa.func.min(P.c.started_ms), sa.func.max(P.c.finished_ms)).where(
-        P.c.created_ms >= since, P.c.status == Status.COMPLETED, P.c.model == prediction.model
+    before = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
+        P.c.status == Status.CREATED, P.c.model == prediction.model, earlier
     )
     async with database.read() as connection:
         count, ahead = (await connection.execute(before)).one()
-        begun = (await connection.execute(drawing)).scalar_one()
-        done, first_ms, last_ms = (await connection.execute(lately)).one()
-    if not done or last_ms <= first_ms:
-        return Place(count, None)
-    seconds = float(int(ahead) + int(begun) / 2 + prediction.work) / int(done) * (last_ms - first_ms) / 1000
-    return Place(count, round(seconds, 1))
+        begun, s_per_work = await _pace(connection, prediction.model, database.now_ms())
+    return _place(count, int(ahead) + prediction.work, begun, s_per_work)
 
 
-async def watch(database: Database, prediction_id: str, for_s: float) -> None:
-    """Ask whoever draws a task to write down small pictures of it, for a while."""
-    until = database.now_ms() + round(for_s * 1000)
-    statement = sa.update(P).where(P.c.id == prediction_id, P.c.watched_until_ms < until)
-    async with database.write(quiet=True) as connection:
-        await connection.execute(statement.values(watched_until_ms=until))
+async def line(database: Database, model: str) -> Line:
+    """Look at all that wait for a model at once, which costs little more than `place` for one."""
+    waiting = sa.select(P.c.id, P.c.work).where(P.c.status == Status.CREATED, P.c.model == model)
+    tasks: dict[str, tuple[int, int]] = {}
+    async with database.read() as connection:
+        work = 0
+        for id_, own in (await connection.execute(waiting.order_by(P.c.turn, P.c.created_ms, P.c.id))).all():
+            work += own
+            tasks[id_] = len(tasks), work
+        begun, s_per_work = await _pace(connection, model, database.now_ms())
+    return Line(tasks, begun, s_per_work)
+
+
+async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int, float | None]:
+    """Say how much work of a model is being drawn, and how long a piece of it took lately."""
+    drawing = sa.select(sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
+        P.c.status == Status.PROCESSING, P.c.model == model
+    )
+    lately = sa.select(sa.func.sum(P.c.work), sa.func.min(P.c.started_ms), sa.func.max(P.c.finished_ms)).where(
+        P.c.finished_ms >= now - RECENT_MS, P.c.status == Status.COMPLETED, P.c.model == model
+    )
+    begun = (await connection.execute(drawing)).scalar_one()
+    done, first_ms, last_ms = (await connection.execute(lately)).one()
+    unknown = not done or last_ms <= first_ms
+    return int(begun), None if unknown else (last_ms - first_ms) / 1000 / int(done)
+
+
+def _place(before: int, work: int, begun: int, s_per_work: float | None) -> Place:
+    return Place(before, None if s_per_work is None else round((work + begun / 2) * s_per_work, 1))
 
 
 async def preview(database: Database, prediction_id: str) -> tuple[int, bytes] | None:
@@ -123,10 +154,3 @@ async def preview(database: Database, prediction_id: str) -> tuple[int, bytes] |
     async with database.read() as connection:
         row = (await connection.execute(wanted)).first()
     return (row.step, row.picture) if row else None
-
-
-async def counts(database: Database) -> dict[tuple[str, Status], int]:
-    """Count all predictions by model and state."""
-    wanted = sa.select(P.c.model, P.c.status, sa.func.count()).group_by(P.c.model, P.c.status)
-    async with database.read() as connection:
-        return {(model, Status(status)): count for model, status, count in await connection.execute(wanted)}

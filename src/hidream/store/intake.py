@@ -16,18 +16,18 @@ import asyncio
 import dataclasses
 import secrets
 import uuid
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import Conflict, HiDreamError, PromptRefused, TooMany
+from hidream.errors import Conflict, HiDreamError, PromptRefused, StoreUnavailable, TooMany
 from hidream.store import deliveries
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
-from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.predictions import SERVING
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import REPEATS, TURNS
@@ -89,14 +89,25 @@ class Intake:
             self._writing = asyncio.create_task(self._write())
         return await answer
 
+    async def repeated(self, asked: Asked) -> Prediction | None:
+        """Find the task that the same request has made; None if there is none, or `submit` must say what is wrong."""
+        if asked.repeat is None:
+            return None
+        wanted = (
+            sa.select(*COLUMNS)
+            .join(REPEATS, P.c.id == REPEATS.c.prediction_id)
+            .where(REPEATS.c.key_id == asked.key.id, REPEATS.c.idempotency_key == asked.repeat.idempotency_key)
+            .where(REPEATS.c.body_hash == asked.repeat.body_hash)
+            .where(REPEATS.c.created_ms > self._database.now_ms() - REMEMBERED_MS)
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(wanted)).first()
+        return Prediction.of_row(row) if row else None
+
     async def _write(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
-            try:
-                async with self._database.write(alone=True) as connection:
-                    answers = await self._take([asked for asked, _ in batch], connection)
-            except Exception as error:  # the edge of a transaction: nothing of it was written
-                answers = [error] * len(batch)
+            answers = await self._answers([asked for asked, _ in batch])
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # its client has gone
                     continue
@@ -104,6 +115,17 @@ class Intake:
                     future.set_result(answer)
                 else:
                     future.set_exception(answer)
+
+    async def _answers(self, batch: Sequence[Asked]) -> list[Answer | Exception]:
+        try:
+            async with self._database.write(alone=True) as connection:
+                return await self._take(batch, connection)
+        except StoreUnavailable as error:
+            return [error] * len(batch)
+        except Exception as error:  # the edge of a transaction: nothing of it was written
+            if len(batch) == 1:
+                return [error]
+        return [answer for asked in batch for answer in await self._answers([asked])]  # one spoils none of the others
 
     async def _take(self, batch: Sequence[Asked], connection: AsyncConnection) -> list[Answer | Exception]:
         now = self._database.now_ms()
@@ -120,13 +142,13 @@ class Intake:
 
 @dataclass(slots=True)
 class _Usage:
-    """What a key has asked for lately."""
+    """What a key has asked for lately, and when it made the first request of the last minute and day."""
 
+    minute_since_ms: int
+    day_since_ms: int
     unfinished: int = 0
     last_minute: int = 0
     pixels: int = 0
-    minute_since_ms: int = 0
-    day_since_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -147,15 +169,16 @@ class _Books:
     async def opened(cls, connection: AsyncConnection, batch: Sequence[Asked], now: int) -> _Books:
         """Read all that the batch needs."""
         key_ids = {asked.key.id for asked in batch}
-        count = sa.select(sa.func.count()).select_from(P).where(P.c.status.in_(_UNFINISHED))
-        unfinished = (await connection.execute(count)).scalar_one()
+        counts = sa.select(P.c.key_id, sa.func.count().label("tasks")).where(P.c.status.in_(_UNFINISHED))
+        rows = await connection.execute(counts.group_by(P.c.key_id))
+        unfinished = {row.key_id: row.tasks for row in rows}
         turns = sa.select(TURNS.c.key_id, TURNS.c.next).where(TURNS.c.key_id.in_({*key_ids, SERVING}))
         turn = {row.key_id: row.next for row in await connection.execute(turns)}
-        limited = {asked.key.id for asked in batch if asked.key.limits != Limits()}
-        usage = await _usage(connection, limited, now)
+        usage = {key_id: _Usage(now, now, unfinished.get(key_id, 0)) for key_id in key_ids}
+        await _add_usage(connection, usage, {asked.key.id: asked.key.limits for asked in batch}, now)
         made = await _made(connection, batch, now)
         known = frozenset(turn)
-        return cls(now, unfinished, turn.pop(SERVING, None), turn, usage, made, known)
+        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, made, known)
 
     def repeated(self, asked: Asked) -> Prediction | None:
         """Find the task that the same request has made. Raises Conflict."""
@@ -236,7 +259,7 @@ class _Books:
             output_name=f"{secrets.token_urlsafe(32)}.{submission.output_format}",
             status=Status.FAILED if refusal else Status.CREATED,
             code=refusal.code if refusal else 0,
-            error=refusal.message if refusal else "",
+            error=writable(refusal.message) if refusal else "",
             version="",
             nsfw=(),
             created_ms=self.now,
@@ -256,30 +279,24 @@ class _Books:
         )
 
 
-async def _usage(connection: AsyncConnection, key_ids: set[str], now: int) -> dict[str, _Usage]:
-    """What keys that have limits have asked for, deleted and cancelled tasks included."""
-    usage: dict[str, _Usage] = defaultdict(_Usage)
-    if not key_ids:
-        return usage
-    mine = P.c.key_id.in_(key_ids)
-    unfinished = sa.select(P.c.key_id, sa.func.count()).where(mine, P.c.status.in_(_UNFINISHED)).group_by(P.c.key_id)
-    for key_id, count in await connection.execute(unfinished):
-        usage[key_id].unfinished = count
-    minute = (
-        sa.select(P.c.key_id, sa.func.count(), sa.func.min(P.c.created_ms))
-        .where(mine, P.c.created_ms > now - MINUTE_MS)
-        .group_by(P.c.key_id)
-    )
-    for key_id, count, since in await connection.execute(minute):
-        usage[key_id].last_minute, usage[key_id].minute_since_ms = count, since
-    day = (
-        sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.min(P.c.created_ms))
-        .where(mine, P.c.created_ms > now - DAY_MS)
-        .group_by(P.c.key_id)
-    )
-    for key_id, pixels, since in await connection.execute(day):
-        usage[key_id].pixels, usage[key_id].day_since_ms = int(pixels), since
-    return usage
+async def _add_usage(
+    connection: AsyncConnection, usage: Mapping[str, _Usage], limits: Mapping[str, Limits], now: int
+) -> None:
+    """Count what keys with limits have asked for lately, deleted and cancelled tasks included."""
+    by_minute = [key_id for key_id, may in limits.items() if may.requests_per_minute]
+    if by_minute:
+        requests = sa.select(P.c.key_id, sa.func.count(), sa.func.min(P.c.created_ms))
+        for key_id, count, since in await connection.execute(_made_after(requests, by_minute, now - MINUTE_MS)):
+            usage[key_id].last_minute, usage[key_id].minute_since_ms = count, since
+    by_day = [key_id for key_id, may in limits.items() if may.pixels_per_day]
+    if by_day:
+        pixels = sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.min(P.c.created_ms))
+        for key_id, total, since in await connection.execute(_made_after(pixels, by_day, now - DAY_MS)):
+            usage[key_id].pixels, usage[key_id].day_since_ms = int(total), since
+
+
+def _made_after(sums: sa.Select[Any], key_ids: Sequence[str], after_ms: int) -> sa.Select[Any]:
+    return sums.where(P.c.key_id.in_(key_ids), P.c.created_ms > after_ms).group_by(P.c.key_id)
 
 
 async def _made(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError
 from hidream.store.backend import Backend, migrate, of_ours
@@ -28,7 +28,9 @@ ACCEPTED = f"{DRIVER}://USER:PASSWORD@HOST/DATABASE of a server that runs, empty
 CONNECTIONS = 8
 """Of one process, beside the one that listens; a statement takes a millisecond, so a few serve many requests."""
 WAIT_S = 5.0
-"""How long a connection may take to be made, and how long one waits for a free one."""
+"""How long a connection may take to be made, how long one waits for a free one, and how long a statement may take."""
+IDLE_S = 10.0
+"""How long a transaction may stand still: a process that hangs must not keep the others from taking tasks in."""
 RECONNECT_S = 0.5
 """Pause before a listening connection that was lost is made anew."""
 CHANNEL = "hidream"
@@ -42,15 +44,12 @@ logger = logging.getLogger(__name__)
 @asynccontextmanager
 async def connect(url: sa.URL) -> AsyncIterator[Backend]:
     """Open a database, migrated if need be. Raises ConfigurationError when it cannot be, or is none of ours."""
-    engine = _engine(url)
+    await _migrate(url)
+    engine = _engine(url, WAIT_S)
     heard = _Heard()
     try:
-        with of_ours(url, ACCEPTED):
-            async with engine.begin() as connection:
-                await connection.execute(_LOCK)
-                await connection.run_sync(migrate)
         reader = engine.execution_options(isolation_level="AUTOCOMMIT")
-        listening = asyncio.create_task(_listen(url, heard))
+        listening = asyncio.create_task(_listen(reader, heard))
         try:
             changes = Changes(lambda: heard.count)
             yield Backend(engine, reader, changes, one_writer=False, lock=_LOCK, announce=_ANNOUNCE)
@@ -72,37 +71,55 @@ class _Heard:
         self.count += 1
 
 
-def _engine(url: sa.URL) -> AsyncEngine:
+async def _migrate(url: sa.URL) -> None:
+    """Bring the tables to the newest step; of several processes that start at once, one does it, and may take long."""
+    engine = _engine(url, None)
+    try:
+        with of_ours(url, ACCEPTED):
+            async with engine.begin() as connection:
+                await connection.execute(_LOCK)
+                await connection.run_sync(migrate)
+    finally:
+        await engine.dispose()
+
+
+def _engine(url: sa.URL, statement_s: float | None) -> AsyncEngine:
+    idle = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
     try:
         return create_async_engine(
             url,
-            pool_size=CONNECTIONS,
+            pool_size=CONNECTIONS + 1,
             max_overflow=0,
             pool_timeout=WAIT_S,
             pool_pre_ping=True,  # a server that was started anew has forgotten our connections
-            connect_args={"timeout": WAIT_S},
+            connect_args={"timeout": WAIT_S, "command_timeout": statement_s, "server_settings": idle},
         )
     except ImportError as error:
         raise ConfigurationError("PostgreSQL needs asyncpg; accepted: pip install 'hidream[postgresql]'") from error
 
 
-async def _listen(url: sa.URL, heard: _Heard) -> None:
+async def _listen(engine: AsyncEngine, heard: _Heard) -> None:
     """Hear what is said, as long as this is not cancelled; a lost connection counts as something heard."""
     import asyncpg
 
-    dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
     while True:
         try:
-            connection: Any = await asyncpg.connect(dsn, timeout=WAIT_S)
-            lost = asyncio.Event()
-            connection.add_termination_listener(lambda *_, lost=lost: lost.set())
-            try:
-                await connection.add_listener(CHANNEL, heard.more)
-                heard.more()  # for what was said before
-                await lost.wait()
-            finally:
-                connection.terminate()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            async with engine.connect() as connection:
+                try:
+                    await _hear(connection, heard)
+                finally:
+                    await connection.invalidate()  # nobody else may have one that listens
+        except (OSError, sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("listening_failed error=%s", error)
         heard.more()
         await asyncio.sleep(RECONNECT_S)
+
+
+async def _hear(connection: AsyncConnection, heard: _Heard) -> None:
+    """Listen until the connection is lost."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    lost = asyncio.Event()
+    driver.add_termination_listener(lambda *_: lost.set())
+    await driver.add_listener(CHANNEL, heard.more)
+    heard.more()  # for what was said before
+    await lost.wait()

@@ -73,4 +73,9 @@ class Prediction:
         return cls(**values)
 
 
+def writable(text: str) -> str:
+    """Replace what a database cannot write: zero bytes, and halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 COLUMNS = tuple(PREDICTIONS.c[name] for name in Prediction.__slots__)

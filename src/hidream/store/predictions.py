@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.errors import TaskFailed
 from hidream.store import deliveries
 from hidream.store.database import Database
-from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import PREVIEWS, TURNS
 from hidream.types import Mode, Status
@@ -92,7 +92,7 @@ async def claim(
     """
     now = database.now_ms()
     first = (
-        sa.select(P.c.id, P.c.turn, P.c.work, P.c.workers_lost)
+        sa.select(P.c.id, P.c.model, P.c.input, P.c.turn, P.c.work, P.c.workers_lost)
         .where(*_waits_for(models))
         .order_by(P.c.turn, P.c.created_ms, P.c.id)
         .limit(room.tasks)
@@ -110,7 +110,7 @@ async def claim(
             .where(P.c.id.in_([row.id for row in chosen]))
             .values(
                 attempt=P.c.attempt + 1,
-                version=_version(versions),
+                version=sa.case({row.id: _version(versions, row) for row in chosen}, value=P.c.id),
                 started_ms=now,
                 step=0,
                 worker_id=worker_id,
@@ -173,10 +173,11 @@ async def complete(
 
 async def fail(database: Database, task: Prediction, code: int, error: str) -> bool:
     """Say that a claimed task cannot be done, and why; False if the task is no longer this claim's."""
-    return await _leave_processing(database, task, "fail", code=code, error=error, finished_ms=database.now_ms())
+    values = {"code": code, "error": writable(error)}
+    return await _leave_processing(database, task, "fail", **values, finished_ms=database.now_ms())
 
 
-async def hand_back(database: Database, task: Prediction, *, suspected: bool = False) -> bool:
+async def hand_back(database: Database, task: Prediction | Held, *, suspected: bool = False) -> bool:
     """Put a claimed task back to its place in the queue; False if the task is no longer this claim's.
 
     It is `suspected` if something went wrong that may be its doing, as if it had lost its worker.
@@ -192,23 +193,22 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     """
     now = database.now_ms()
     lost = sa.or_(P.c.lease_until_ms < now, P.c.worker_id == lost_worker_id)
-    orphan = sa.select(P.c.id).where(P.c.status == Status.PROCESSING, lost).limit(1)
+    orphans = sa.select(P.c.id).where(P.c.status == Status.PROCESSING, lost)
     async with database.read() as connection:  # most of the time there is none, and that is no reason to write
-        if not (await connection.execute(orphan)).all():
+        if not (await connection.execute(orphans.limit(1))).all():
             return 0
     free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
     error = f"the worker was lost {workers_max} times while it drew this picture"
     hopeless = (
         _moved("fail")
-        .where(lost, P.c.workers_lost + 1 >= workers_max)
+        .where(P.c.workers_lost + 1 >= workers_max)
         .values(code=TaskFailed.code, error=error, finished_ms=now, **free)
     )
-    hopeful = (
-        _moved("hand_back").where(lost, P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
-    )
+    hopeful = _moved("hand_back").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
     async with database.write() as connection:
-        failed = await _end(connection, hopeless, now)
-        returned = await connection.execute(hopeful)
+        ids = (await connection.scalars(orphans.with_for_update(skip_locked=True))).all()  # not those renewed just now
+        failed = await _end(connection, hopeless.where(P.c.id.in_(ids)), now)
+        returned = await connection.execute(hopeful.where(P.c.id.in_(ids)))
     return failed + returned.rowcount
 
 
@@ -255,19 +255,18 @@ Versions = Mapping[str, Mapping[Mode, str]]
 """What each model's pictures are called in each mode."""
 
 
-def _version(versions: Versions) -> sa.Case[str]:
-    mode = P.c.input["mode"].as_string()
-    cases = [
-        (sa.and_(P.c.model == model, mode == each), version)
-        for model, modes in versions.items()
-        for each, version in modes.items()
-        if each is not Mode.EXACT
-    ]
-    cases += [(P.c.model == model, modes[Mode.EXACT]) for model, modes in versions.items()]
-    return sa.case(*cases, else_="")
+def _version(versions: Versions, row: sa.Row[Any]) -> str:
+    # Not in SQL: to find the mode, PostgreSQL would have to read the whole JSON, and fails at a prompt's zero byte.
+    modes = versions[row.model]
+    return modes.get(row.input.get("mode", Mode.EXACT), modes[Mode.EXACT])
 
 
-async def _leave_processing(database: Database, task: Prediction, move: str, **values: Any) -> bool:  # noqa: ANN401
+async def _leave_processing(
+    database: Database,
+    task: Prediction | Held,
+    move: str,
+    **values: Any,  # noqa: ANN401
+) -> bool:
     statement = (
         _moved(move)
         .where(P.c.id == task.id, P.c.attempt == task.attempt)

@@ -1,16 +1,18 @@
 """What is not kept for ever: old predictions are deleted, and of deleted ones first the files go, then the rows.
 
 In this order a death in between leaves nothing behind that nobody knows of: who finds a row, removes its files again.
+A row stays for a day at least, without the name of its files: what a key has used counts, and its Idempotency-Key too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from hidream.store.database import Database
+from hidream.store.intake import DAY_MS
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.predictions import MOVES
 from hidream.store.schema import PREDICTIONS as P
@@ -31,7 +33,7 @@ class Remains:
     @property
     def output_names(self) -> list[str]:
         """Names of the predictions' files."""
-        return [name for prediction in self.predictions for name in prediction.output_names]
+        return [name for prediction in self.predictions if prediction.output_name for name in prediction.output_names]
 
 
 async def expire(database: Database, older_than_ms: int) -> int:
@@ -49,7 +51,8 @@ async def expire(database: Database, older_than_ms: int) -> int:
 
 async def remains(database: Database, uploads_older_than_ms: int) -> Remains:
     """Say what can be removed, some at once. An upload that a task still waits for is not old enough."""
-    deleted = sa.select(*COLUMNS).where(P.c.status == Status.DELETED).limit(TOGETHER)
+    due = sa.or_(P.c.output_name != "", P.c.created_ms <= database.now_ms() - DAY_MS)
+    deleted = sa.select(*COLUMNS).where(P.c.status == Status.DELETED, due).limit(TOGETHER)
     old = sa.select(UPLOADS.c.name).where(UPLOADS.c.created_ms < uploads_older_than_ms).limit(TOGETHER)
     async with database.read() as connection:
         rows = (await connection.execute(deleted)).all()
@@ -57,10 +60,22 @@ async def remains(database: Database, uploads_older_than_ms: int) -> Remains:
     return Remains([Prediction.of_row(row) for row in rows], names)
 
 
+async def unknown(database: Database, names: Sequence[str], first_of: Callable[[str], str]) -> list[str]:
+    """Say which of these files no row speaks of; `first_of` gives the name that a task's row has of all its files."""
+    predictions = sa.select(P.c.output_name).where(P.c.output_name.in_({first_of(n) for n in names}))
+    uploads = sa.select(UPLOADS.c.name).where(UPLOADS.c.name.in_(names))
+    async with database.read() as connection:
+        known = {*await connection.scalars(predictions), *await connection.scalars(uploads)}
+    return [name for name in names if name not in known and first_of(name) not in known]
+
+
 async def forget(database: Database, remains: Remains) -> None:
-    """Remove the rows of what has no files any more."""
-    ids = [prediction.id for prediction in remains.predictions]
+    """Remove the rows of what has no files any more, or until they are a day old, what they say of files."""
+    before = database.now_ms() - DAY_MS
+    old = [prediction.id for prediction in remains.predictions if prediction.created_ms <= before]
+    younger = [prediction.id for prediction in remains.predictions if prediction.created_ms > before]
     async with database.write(quiet=True) as connection:
-        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(ids)))
-        await connection.execute(sa.delete(P).where(P.c.id.in_(ids), P.c.status == Status.DELETED))
+        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(old)))
+        await connection.execute(sa.delete(P).where(P.c.id.in_(old), P.c.status == Status.DELETED))
+        await connection.execute(sa.update(P).where(P.c.id.in_(younger)).values(output_name=""))
         await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(remains.uploads)))

@@ -39,15 +39,22 @@ _PRAGMAS = (
 @asynccontextmanager
 async def connect(url: sa.URL) -> AsyncIterator[Backend]:
     """Open a file, made and migrated if need be. Raises ConfigurationError on one that is no database of ours."""
-    path = _path(url)
-    engine = _engine(url)
-    try:
-        await _migrate(engine)
-        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as watching:
+    with closing(_watching(url)) as watching:
+        engine = _engine(url)
+        try:
+            await _migrate(engine)
             changes = Changes(lambda: _data_version(watching))
             yield Backend(engine, engine.execution_options(read_only=True), changes, one_writer=True)
-    finally:
-        await engine.dispose()
+        finally:
+            await engine.dispose()
+
+
+def _watching(url: sa.URL) -> sqlite3.Connection:
+    """Open the file to hear of commits, and before `aiosqlite` does: that leaves a thread behind where it cannot."""
+    try:
+        return sqlite3.connect(_path(url), timeout=0, isolation_level=None)
+    except sqlite3.OperationalError as error:
+        raise refused(url, error, ACCEPTED) from error
 
 
 def _path(url: sa.URL) -> str:
@@ -85,23 +92,7 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 
 async def _migrate(engine: AsyncEngine) -> None:
-    """Bring the tables to the newest step; of several processes that start at once, one does it.
-
-    Raises ConfigurationError, but not for a file that somebody else has locked for too long: that passes by itself.
-    """
+    """Bring the tables to the newest step; of several processes that start at once, one does it."""
     with of_ours(engine.url, ACCEPTED):
-        try:
-            async with engine.begin() as connection:
-                await connection.run_sync(migrate)
-        except sa.exc.DBAPIError as error:
-            if not _is_locked(error):
-                raise
-            locked = error
-        else:
-            return
-    raise locked
-
-
-def _is_locked(error: sa.exc.DBAPIError) -> bool:
-    extended = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return extended & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # the low byte is the primary code
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate)

@@ -133,6 +133,12 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         self._courier = courier
         self._target = target
         self._sockets = httpcore.AnyIOBackend()
+        self._opened: httpcore.AsyncNetworkStream | None = None
+
+    async def aclose(self) -> None:
+        """Close what was opened: the client above forgets a connection whose TLS greeting is cut off."""
+        if self._opened is not None:
+            await self._opened.aclose()
 
     async def connect_tcp(
         self,
@@ -150,25 +156,26 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectTimeout from error
         except OSError as error:
             raise httpcore.ConnectError from error
-        return await self._first(_both_families(found), port, timeout)
+        self._opened = await self._first(_both_families(found), port, timeout)
+        return self._opened
 
-    async def _first(self, found: list[Address], port: int, timeout: float | None) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109
-        """Connect to the first that can be reached."""
-        share = timeout / len(found) if timeout else None
+    async def _first(self, found: list[Address], port: int, within_s: float | None) -> httpcore.AsyncNetworkStream:
+        """Connect to the first that can be reached; each has its share of the time."""
+        share_s = within_s / len(found) if within_s else None
         for address in found[:-1]:
             try:
-                return await self._sockets.connect_tcp(str(address), port, share)
+                return await self._sockets.connect_tcp(str(address), port, share_s)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._sockets.connect_tcp(str(found[-1]), port, share)
+        return await self._sockets.connect_tcp(str(found[-1]), port, share_s)
 
 
 async def _post(courier: Courier, delivery: Delivery, answered: list[httpcore.Response]) -> None:
     """Post the body; the answer is in `answered` as soon as its head is there."""
     target = targets.check(delivery.url, courier.allowed)
     url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-    network = _CheckedNetwork(courier, target)
     async with (
+        aclosing(_CheckedNetwork(courier, target)) as network,
         httpcore.AsyncHTTPConnection(url.origin, courier.tls, network_backend=network) as connection,
         connection.stream(
             "POST",

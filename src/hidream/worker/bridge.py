@@ -5,8 +5,10 @@ What the thread is told goes into one queue, and each step of the engine is an e
 behind whatever was said during the last. So requests join and leave between any two steps, and a thread that has
 nothing to do waits.
 
+There may be several engines, one for each model. Those that have anything to draw take steps in turn, one each.
+
 An engine returns the errors of single requests. An exception out of a step itself belongs to nobody: all requests of
-the engine end with it, and the thread goes on; an engine that does that twice in a row is `broken`.
+the engine end with it, and the thread goes on; when an engine does that twice in a row, the bridge is `broken`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from hidream.errors import Interrupted, TaskFailed
 from hidream.types import ImageRequest
 
 if TYPE_CHECKING:
-    from hidream.engine.loop import OnProgress, Outcome
+    from hidream.engine.loop import OnProgress, Outcome, WantsPreview
     from hidream.model.pipeline import Picture
 
 T = TypeVar("T")
@@ -38,7 +41,14 @@ logger = logging.getLogger(__name__)
 class Drawer(Protocol):
     """What draws: `engine.loop.Engine`, or the tests' own, which needs no model. All of it is for the one thread."""
 
-    def add(self, id: str, request: ImageRequest, on_progress: OnProgress | None = None) -> None:  # noqa: A002
+    def add(
+        self,
+        id: str,  # noqa: A002
+        request: ImageRequest,
+        on_progress: OnProgress | None = None,
+        *,
+        wants_preview: WantsPreview | None = None,
+    ) -> None:
         """Let a request wait for its turn."""
 
     def abort(self, id: str) -> bool:  # noqa: A002
@@ -47,14 +57,26 @@ class Drawer(Protocol):
     def step(self) -> Sequence[Outcome]:
         """Take one step, and return the requests that came to an end."""
 
+    def rest(self) -> None:
+        """Let another engine have the device until the next step."""
+
     def close(self) -> None:
         """Give up whatever is here."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told of a picture's steps, on the model thread."""
+
+    on_progress: OnProgress
+    wants_preview: WantsPreview | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """Who waits for a request's end."""
+    """Whom a request was given to, and who waits for its end."""
 
+    model: str
     answer: asyncio.Future[Picture]
     loop: asyncio.AbstractEventLoop
 
@@ -65,10 +87,11 @@ class Bridge:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._latest: concurrent.futures.Future[Any] | None = None
-        self._engine: Drawer | None = None
+        self._engines: dict[str, Drawer] = {}
         self._asked: dict[str, _Asked] = {}  # this and what follows is the thread's
         self._stepping = False
-        self._failures = 0
+        self._latest_model: str | None = None  # whose step was the latest
+        self._failures: Counter[str] = Counter()  # in a row, by model
 
     @property
     def busy(self) -> bool:
@@ -77,8 +100,8 @@ class Bridge:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine has failed so often that only a new process helps."""
-        return self._failures >= FAILURES_MAX
+        """Whether an engine has failed so often that only a new process helps."""
+        return any(count >= FAILURES_MAX for count in self._failures.values())
 
     async def run(self, function: Callable[[], T], given_up: asyncio.Event) -> T:
         """Run `function` on the thread and return what it returns or raises.
@@ -92,26 +115,26 @@ class Bridge:
         work.add_done_callback(_outcome_is_of_no_interest)
         raise Interrupted("the work was given up before it was finished")
 
-    def drive(self, engine: Drawer) -> None:
-        """Let `draw` use this engine from now on; only the thread may touch it."""
-        self._engine = engine
+    def drive(self, engines: Mapping[str, Drawer]) -> None:
+        """Let `draw` use these engines from now on, by their models' names; only the thread may touch them."""
+        self._engines = dict(engines)
 
     async def draw(
         self,
+        model: str,
         id: str,  # noqa: A002 - what it is
         request: ImageRequest,
         given_up: asyncio.Event,
-        on_progress: OnProgress | None = None,
+        listener: Listener | None = None,
     ) -> Picture:
-        """Let the engine draw a picture, together with whatever else it has; no two requests may have one id.
+        """Let a model's engine draw a picture, together with whatever else it has; no two requests may have one id.
 
-        `on_progress` is called on the thread. Raises what the engine reports of the request; TaskFailed when the engine
-        itself has failed; Interrupted as soon as `given_up` is set, and the engine forgets the request before its next
-        step.
+        Raises what the engine reports of the request; TaskFailed when the engine itself has failed; Interrupted as soon
+        as `given_up` is set, and the engine forgets the request before its next step.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Picture] = loop.create_future()
-        self._tell(lambda: self._add(id, request, on_progress, _Asked(answer, loop)))
+        self._tell(lambda: self._add(id, request, listener, _Asked(model, answer, loop)))
         try:
             ended = await _ends_before(given_up, answer)
         finally:
@@ -123,9 +146,9 @@ class Bridge:
         return answer.result()
 
     async def close(self) -> None:
-        """Let the engine give up whatever it has, and the thread end; returns when both have."""
-        if self._engine is not None:
-            await asyncio.wrap_future(self._tell(self._engine.close))
+        """Let the engines give up whatever they have, and the thread end; returns when all have."""
+        for engine in self._engines.values():
+            await asyncio.wrap_future(self._tell(engine.close))
         self._thread.shutdown(wait=False)
 
     def _tell(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
@@ -135,11 +158,12 @@ class Bridge:
 
     # --- on the thread ---------------------------------------------------------------------------------------------
 
-    def _add(self, id_: str, request: ImageRequest, on_progress: OnProgress | None, asked: _Asked) -> None:
-        assert self._engine is not None, "nothing draws yet"
+    def _add(self, id_: str, request: ImageRequest, listener: Listener | None, asked: _Asked) -> None:
+        assert asked.model in self._engines, f"nothing draws for {asked.model!r}"
         assert id_ not in self._asked, f"{id_!r} is being drawn already"
+        on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
         try:
-            self._engine.add(id_, request, on_progress)
+            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview)
         except Exception as error:  # the edge of a request
             _tell_loop(asked, None, error)
             return
@@ -149,30 +173,45 @@ class Bridge:
             self._thread.submit(self._step)
 
     def _abort(self, id_: str) -> None:
-        if self._asked.pop(id_, None) is not None and self._engine is not None:
+        asked = self._asked.pop(id_, None)
+        if asked is not None:
             try:
-                self._engine.abort(id_)
+                self._engines[asked.model].abort(id_)
             except Exception:  # the edge of a request: what is left of it may spoil all that follow
-                logger.exception("engine_failed")
-                self._failures = FAILURES_MAX
+                logger.exception("engine_failed model=%s", asked.model)
+                self._failures[asked.model] = FAILURES_MAX
 
     def _step(self) -> None:
         """Take a step, if there is anything to draw, and see to it that the next one follows."""
-        if self._asked and self._engine is not None:
+        model = self._whose_turn()
+        if model is not None:
             try:
-                for outcome in self._engine.step():
-                    _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
-                self._failures = 0
+                self._take(model)
+                self._failures[model] = 0
             except Exception as error:  # the edge of all requests that are here
-                logger.exception("engine_failed")
-                self._failures += 1
-                self._fail_all(f"the engine failed: {type(error).__name__}: {error}")
+                logger.exception("engine_failed model=%s", model)
+                self._failures[model] += 1
+                self._fail_all(model, f"the engine failed: {type(error).__name__}: {error}")
         self._stepping = bool(self._asked)
         if self._stepping:
             self._thread.submit(self._step)
 
-    def _fail_all(self, message: str) -> None:
-        failed = dict(self._asked)
+    def _whose_turn(self) -> str | None:
+        """Go round the models that have anything to draw: the next one after that of the latest step."""
+        busy = {asked.model for asked in self._asked.values()}
+        models = list(self._engines)
+        after = models.index(self._latest_model) + 1 if self._latest_model in self._engines else 0
+        return next((model for model in models[after:] + models[:after] if model in busy), None)
+
+    def _take(self, model: str) -> None:
+        if self._latest_model not in (None, model):
+            self._engines[self._latest_model].rest()
+        self._latest_model = model
+        for outcome in self._engines[model].step():
+            _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
+
+    def _fail_all(self, model: str, message: str) -> None:
+        failed = {id_: asked for id_, asked in self._asked.items() if asked.model == model}
         for id_ in failed:
             self._abort(id_)
         for asked in failed.values():

@@ -1,65 +1,61 @@
-"""The worker's life: claim tasks, draw them together, check each, encode it, put the file in its place, say so.
+"""The worker's life: claim tasks, have them drawn together, and say what became of each.
 
-Beside that a pulse keeps the worker's row and its leases fresh. A task whose lease was lost nevertheless, and those
-that are being drawn when the worker is told to stop, are given up; the latter go back to the queue.
+Beside that it keeps its row and its leases fresh, writes down how far its drawings are, and gives up what is no longer
+its own: tasks that were cancelled, and those whose lease was lost nevertheless. Those that are being drawn when it is
+told to stop may be finished for a while; then they go back to the queue.
 
 A task that has lost a worker may be what killed it, or may only have been beside: nobody knows. So it is drawn alone,
 after the others have come to their end, and what happens then is its own doing. Therefore a task that kills every
 worker costs the tasks beside it one worker, and no more.
+
+A database that is away ends nothing: drawings go on, and what came of them is said when it is back. If leases have
+ended meanwhile, each worker leaves the others the time to renew theirs; after that, the attempt decides what counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
 
-from hidream.errors import HiDreamError, Interrupted, TaskFailed
-from hidream.outputs import files
-from hidream.outputs.encode import encode
+from hidream.errors import HiDreamError, Interrupted, StoreUnavailable, TaskFailed
 from hidream.settings import Worker as WorkerSettings
-from hidream.store import predictions, workers
+from hidream.store import history, predictions, workers
 from hidream.store.database import Database
-from hidream.store.predictions import Prediction
-from hidream.store.submission import Submission
+from hidream.store.prediction import Prediction
+from hidream.store.predictions import Held, Room, Step
+from hidream.store.submission import USUAL_STEPS
 from hidream.store.workers import Worker
-from hidream.types import ImageRequest, Mode
 from hidream.worker.bridge import Bridge
-
-if TYPE_CHECKING:
-    import numpy as np
+from hidream.worker.drawing import Drawn, Job, Tools, draw
+from hidream.worker.headway import News, small_jpeg
+from hidream.worker.outage import outlast
 
 IDLE_S = 1.0
 """How often a worker with room looks for tasks that other workers have lost."""
+LOOK_S = 0.5
+"""How often it says how far its drawings are, and looks whether one was cancelled."""
+PARTING_S = 5.0
+"""How long it tries to hand a task back, or to take leave, while the database is away: whoever told it to stop waits no
+longer than twice that. A task that is not handed back is taken up when its lease has ended."""
+ERROR_MAX_CHARS = 1000
+"""Of an error that nobody foresaw; some have a whole tensor in their text."""
+PICTURE_WORK = 1024 * 1024 * USUAL_STEPS
+"""What `pictures_max` counts in: pixel steps of a usual picture."""
+
+Claim = tuple[str, int]
+"""A task's id and attempt: what this worker holds."""
+Say = Callable[[], Awaitable[bool]]
+"""Tells the store what became of a task; False if it was no longer this claim's."""
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What a picture goes through beside the bridge: the image classifier, and the folder it ends in.
-
-    `versions` is what the model is called in each mode.
-    """
-
-    flagged: Callable[[np.ndarray], bool]
-    outputs_dir: Path
-    versions: Mapping[Mode, str]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
-    """A task that is being drawn; `given_up` is set to end that."""
-
-    task: Prediction
-    given_up: asyncio.Event
-
-
 class Loop:
-    """One worker at work, on a bridge that drives an engine."""
+    """One worker at work, on a bridge that drives an engine for each of its models."""
 
     def __init__(
         self, database: Database, bridge: Bridge, worker: Worker, tools: Tools, limits: WorkerSettings
@@ -69,64 +65,95 @@ class Loop:
         self._worker = worker
         self._tools = tools
         self._limits = limits
-        self._places: dict[tuple[str, int], _Place] = {}  # by claim: id and attempt
-        self._left = asyncio.Event()  # a place has become free
+        self._jobs: dict[Claim, Job] = {}
+        self._left = asyncio.Event()  # a job has ended
+        self._claims = 0  # begun and ended: odd while the answer to one is awaited
+        self._unknown: dict[Claim, int] = {}  # held without a job, and what `_claims` was when that was noticed
+        self._away_at = -math.inf  # when the database was last found to be away
+        self._seen = -1  # the database's version when it was last looked for cancelled tasks
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, or the bridge is broken."""
-        await workers.register(self._database, self._worker)
-        logger.info("worker_ready id=%s version=%s", self._worker.id, self._worker.version)
+        try:
+            await outlast(self._register, stopping, "register")
+        except Interrupted:
+            return
+        logger.info("worker_ready id=%s models=%s", self._worker.id, ",".join(self._worker.models))
         async with asyncio.TaskGroup() as beside:
-            running = [beside.create_task(self._pulse()), beside.create_task(self._stop_when(stopping))]
+            running = [beside.create_task(self._care()), beside.create_task(self._stop_when(stopping))]
             async with asyncio.TaskGroup() as drawing:
-                await self._work(drawing)
+                with contextlib.suppress(Interrupted):
+                    await self._work(drawing, stopping)
             for task in running:
                 task.cancel()
-        await workers.leave(self._database, self._worker.id)
+        await self._leave()
         logger.info("worker_stopped id=%s", self._worker.id)
 
-    async def _work(self, drawing: asyncio.TaskGroup) -> None:
+    async def _register(self) -> None:
+        # a worker of this id that died, as process 1 of a container that was started anew has, holds nothing any more
+        await predictions.recover(self._database, self._limits.attempts_max, self._worker.id)
+        await workers.register(self._database, self._worker)
+
+    async def _leave(self) -> None:
+        try:
+            leave = partial(workers.leave, self._database, self._worker.id)
+            await outlast(leave, asyncio.Event(), "leave", within_s=PARTING_S)
+        except StoreUnavailable as error:
+            logger.warning("worker_left_unsaid id=%s error=%s", self._worker.id, error.message)
+
+    # --- what there is to do ---------------------------------------------------------------------------------------
+
+    async def _work(self, drawing: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Take tasks as long as there is room, and wait for news when there is not, or nothing to take."""
         changes = self._database.changes
         while not (changes.stopped or self._bridge.broken):
             self._left.clear()
-            if self._full:
+            room = self._room()
+            if room is None:
                 await self._left.wait()
                 continue
             seen = changes.now()
-            await predictions.recover(self._database, self._limits.attempts_max)
-            task = await self._claim()
-            if task:
-                drawing.create_task(self._do(task, self._give_place(task)))
-            else:
+            tasks = await outlast(partial(self._claim, room), stopping, "claim")
+            for task in tasks:
+                drawing.create_task(self._do(self._give_place(task)))
+            if not tasks:
                 await self._news(seen)
 
-    @property
-    def _full(self) -> bool:
-        """Whether nothing may be taken beside what is here."""
-        alone = any(place.task.workers_lost for place in self._places.values())
-        return alone or len(self._places) >= self._limits.tasks_max
+    def _room(self) -> Room | None:
+        """How much may be taken beside what is here; None if nothing."""
+        tasks = [job.task for job in self._jobs.values()]
+        work = round(self._limits.pictures_max * PICTURE_WORK) - sum(task.work for task in tasks)
+        full = len(tasks) >= self._limits.tasks_max or (tasks and work <= 0)
+        if full or any(task.workers_lost for task in tasks):
+            return None
+        return Room(self._limits.tasks_max - len(tasks), work, beside_others=bool(tasks))
 
-    async def _claim(self) -> Prediction | None:
-        return await predictions.claim(
-            self._database,
-            self._worker.models,
-            self._worker.id,
-            self._tools.versions,
-            self._limits.lease_s,
-            beside_others=bool(self._places),
-        )
+    async def _claim(self, room: Room) -> list[Prediction]:
+        """Take tasks; before that those of lost workers, unless none could say for a lease that it was not lost."""
+        clock, lease_s = asyncio.get_running_loop().time, self._limits.lease_s
+        self._claims += 1
+        try:
+            if clock() - self._away_at > lease_s:
+                await predictions.recover(self._database, self._limits.attempts_max)
+            return await predictions.claim(
+                self._database, self._worker.models, self._worker.id, self._tools.versions, lease_s, room
+            )
+        except StoreUnavailable:
+            self._away_at = clock()
+            raise
+        finally:
+            self._claims += 1
 
-    def _give_place(self, task: Prediction) -> asyncio.Event:
-        """Give a claimed task its place, and return what will be set when it has to leave it."""
-        given_up = asyncio.Event()
+    def _give_place(self, task: Prediction) -> Job:
+        """Make a job of a claimed task."""
+        job = Job.of(task)
         if self._database.changes.stopped:  # said while the task was being claimed
-            given_up.set()
-        self._places[task.id, task.attempt] = _Place(task, given_up)
-        return given_up
+            job.given_up.set()
+        self._jobs[task.id, task.attempt] = job
+        return job
 
     async def _news(self, seen: int) -> None:
-        """Wait until something was committed since `seen`, or a place has become free."""
+        """Wait until something was committed since `seen`, or a job has ended."""
         waiting = [
             asyncio.create_task(self._database.changes.since(seen, IDLE_S)),
             asyncio.create_task(self._left.wait()),
@@ -137,78 +164,157 @@ class Loop:
             for task in waiting:
                 task.cancel()
 
-    async def _pulse(self) -> None:
-        """Say again and again that this worker lives, and give up what is no longer its own."""
-        while True:
-            await asyncio.sleep(self._limits.lease_s / 3)
-            places = dict(self._places)
-            await workers.beat(self._database, self._worker.id)
-            held = await predictions.renew(self._database, self._worker.id, self._limits.lease_s)
-            for claim in places.keys() - held:
-                places[claim].given_up.set()
-
     async def _stop_when(self, stopping: asyncio.Event) -> None:
-        """Wait for the word to stop, then take no further task and give up those that are being drawn."""
+        """Wait for the word to stop, then take no further task, let jobs end for a while, and give up the others."""
         await stopping.wait()
         self._database.changes.stop()
-        for place in self._places.values():
-            place.given_up.set()
+        logger.info("worker_stopping id=%s tasks=%d", self._worker.id, len(self._jobs))
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._limits.finish_s
+        while self._jobs and clock() < deadline:  # noqa: ASYNC110 - they may end one by one, or all be given up
+            await asyncio.sleep(min(0.05, deadline - clock()))
+        for job in self._jobs.values():
+            job.given_up.set()
 
-    async def _do(self, task: Prediction, given_up: asyncio.Event) -> None:
-        logger.info("task_started id=%s attempt=%d size=%s", task.id, task.attempt, task.input.size)
+    # --- what is its own -------------------------------------------------------------------------------------------
+
+    async def _care(self) -> None:
+        """Say again and again that this worker lives and how far it is, and give up what is no longer its own.
+
+        One after the other: two transactions that touch several of its rows could wait for each other.
+        """
+        clock = asyncio.get_running_loop().time
+        pulse_s = self._limits.lease_s / 3
+        due = clock() + pulse_s
+        while True:
+            await asyncio.sleep(min(LOOK_S, pulse_s))
+            try:
+                if clock() >= due:
+                    await self._renew()
+                    due = clock() + pulse_s
+                await self._look()
+            except StoreUnavailable as error:
+                logger.warning("unavailable what=care error=%s", error.message)
+                self._away_at = clock()
+
+    async def _renew(self) -> None:
+        """Lengthen the leases; hand back what it holds and does not draw."""
+        asked = set(self._jobs)
+        await workers.beat(self._database, self._worker.id)
+        held = await predictions.renew(self._database, self._worker.id, self._limits.lease_s)
+        self._take_notice(asked, held)
+        for each in self._stray(held):
+            logger.warning("task_found id=%s attempt=%d", each.id, each.attempt)
+            await predictions.hand_back(self._database, each)
+
+    def _stray(self, held: set[Held]) -> list[Held]:
+        """Find tasks that are held without a job, because the answer to their claim was lost, or they were kept.
+
+        Not before the second time, and when the claim that may have been on its way at the first one has ended.
+        """
+        strays, unknown = [], {}
+        for each in held:
+            claim = each.id, each.attempt
+            if claim in self._jobs:
+                continue
+            begun = self._unknown.get(claim)
+            if begun is not None and (begun % 2 == 0 or self._claims > begun):
+                strays.append(each)
+            else:
+                unknown[claim] = self._claims if begun is None else begun
+        self._unknown = unknown
+        return strays
+
+    async def _look(self) -> None:
+        """Write down how far drawings are that went on, and look for those that were cancelled."""
+        steps = {}
+        for claim, job in list(self._jobs.items()):
+            if (news := job.headway.news()) is not None:
+                steps[claim] = await _step(job.task, news)
+        if steps:
+            self._take_notice(set(steps), await predictions.report(self._database, self._worker.id, steps))
+        changed = self._database.changes.now()
+        if self._jobs and changed != self._seen:
+            ended = await history.ended(self._database, {id_ for id_, _ in self._jobs})
+            self._seen = changed
+            for (id_, _), job in self._jobs.items():
+                if id_ in ended:
+                    job.given_up.set()
+
+    def _take_notice(self, asked: set[Claim], held: set[Held]) -> None:
+        """Give up those that were asked about and are held no more; the others know whether they are watched."""
+        watched = {(each.id, each.attempt): each.watched for each in held}
+        for claim in asked & self._jobs.keys():
+            job = self._jobs[claim]
+            if claim in watched:
+                job.headway.watched = watched[claim]
+            else:
+                job.given_up.set()
+
+    # --- one task --------------------------------------------------------------------------------------------------
+
+    async def _do(self, job: Job) -> None:
+        task = job.task
+        logger.info(
+            "task_started id=%s attempt=%d model=%s size=%s images=%d",
+            *(task.id, task.attempt, task.model, task.input.size, task.input.num_images),
+        )
         try:
-            await self._draw(task, given_up)
+            say = await self._drawn(job)
+            await outlast(say, job.given_up, "say")
         except Interrupted:
             await self._hand_back(task)
-        except TaskFailed as error:  # all that the engine had has failed with it
-            if task.workers_lost and not self._bridge.broken:  # it was alone, and so it is the reason
-                await self._fail(task, error.code, error.message)
-            else:
-                await self._hand_back(task, suspected=True)
-        except HiDreamError as error:
-            await self._fail(task, error.code, error.message)
-        except Exception as error:  # the edge: whatever a task does, the worker goes on
+        except Exception:  # the edge: whatever the store does not take, the worker goes on
             logger.exception("task_raised id=%s", task.id)
-            await self._fail(task, TaskFailed.code, f"{type(error).__name__}: {error}")
+            await self._hand_back(task, suspected=True)
         finally:
-            del self._places[task.id, task.attempt]
+            del self._jobs[task.id, task.attempt]
             self._left.set()
 
-    async def _draw(self, task: Prediction, given_up: asyncio.Event) -> None:
-        asked = task.input
-        drawn_as = f"{task.id}/{task.attempt}"  # of a lost lease, the next attempt may begin before this one has ended
-        picture = await self._bridge.draw(drawn_as, request_of(asked), given_up)
-        nsfw = asked.enable_safety_checker and await asyncio.to_thread(self._tools.flagged, picture.pixels)
-        data = await asyncio.to_thread(
-            encode, picture.pixels, asked.output_format, seed=asked.seed, version=task.version
-        )
-        await files.write(self._tools.outputs_dir, task.output_name, data)
-        inference_ms = round(picture.timings.inference_s * 1000)
-        completed = await predictions.complete(self._database, task, nsfw, inference_ms, picture.warnings)
-        logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, completed, inference_ms)
+    async def _drawn(self, job: Job) -> Say:
+        """Draw a task; what there is to say of it then. Raises Interrupted."""
+        task = job.task
+        try:
+            drawn = await draw(self._bridge, self._tools, job)
+        except Interrupted:
+            raise
+        except TaskFailed as error:  # all that the engine had has failed with it
+            if task.workers_lost and not self._bridge.broken:  # it was alone, and so it is the reason
+                return partial(self._fail, task, error.code, error.message)
+            return partial(self._hand_back, task, suspected=True)
+        except HiDreamError as error:
+            return partial(self._fail, task, error.code, error.message)
+        except Exception as error:  # the edge: whatever a task does, the worker goes on
+            logger.exception("task_raised id=%s", task.id)
+            return partial(self._fail, task, TaskFailed.code, f"{type(error).__name__}: {error}")
+        return partial(self._complete, task, drawn)
 
-    async def _hand_back(self, task: Prediction, *, suspected: bool = False) -> None:
-        done = await predictions.hand_back(self._database, task, suspected=suspected)
+    async def _complete(self, task: Prediction, drawn: Drawn) -> bool:
+        done = await predictions.complete(self._database, task, drawn.nsfw, drawn.inference_ms, drawn.warnings)
+        logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, done, drawn.inference_ms)
+        return done
+
+    async def _fail(self, task: Prediction, code: int, error: str) -> bool:
+        text = error.replace("\0", "")[:ERROR_MAX_CHARS]  # PostgreSQL takes no zero byte
+        done = await predictions.fail(self._database, task, code, text)
+        logger.warning("task_failed id=%s code=%d counted=%s", task.id, code, done)
+        return done
+
+    async def _hand_back(self, task: Prediction, *, suspected: bool = False) -> bool:
+        """Put a task back into the queue; one that cannot be, for long, is found again by `_renew`."""
+        hand_back = partial(predictions.hand_back, self._database, task, suspected=suspected)
+        try:
+            done = await outlast(hand_back, asyncio.Event(), "hand_back", within_s=PARTING_S)
+        except StoreUnavailable as error:
+            logger.warning("task_kept id=%s attempt=%d error=%s", task.id, task.attempt, error.message)
+            return False
         logger.info("task_given_up id=%s attempt=%d handed_back=%s", task.id, task.attempt, done)
-
-    async def _fail(self, task: Prediction, code: int, error: str) -> None:
-        await predictions.fail(self._database, task, code, error)
-        logger.warning("task_failed id=%s code=%d", task.id, code)
+        return done
 
 
-def request_of(asked: Submission) -> ImageRequest:
-    """Say to the model what was submitted."""
-    return ImageRequest(
-        prompt=asked.prompt,
-        size=asked.size,
-        seed=asked.seed,
-        negative_prompt=asked.negative_prompt,
-        steps=asked.num_inference_steps,
-        guidance=asked.guidance_scale,
-        shift=asked.shift,
-        sampler=asked.sampler,
-        conformance=asked.conformance,
-        render=asked.render,
-        mode=asked.mode,
-        loras=asked.loras,
-    )
+async def _step(task: Prediction, news: News) -> Step:
+    """What the store is told of a drawing, its preview as the bytes of a file."""
+    preview = news.preview
+    if preview is None:
+        return Step(news.done, news.steps)
+    return Step(news.done, news.steps, await asyncio.to_thread(small_jpeg, preview, task.input.seed, task.version))

@@ -1,4 +1,4 @@
-"""A worker process from its start to its end: load the model, work, and leave when told to.
+"""A worker process from its start to its end: load the models, work, and leave when told to.
 
 It is told by SIGTERM or SIGINT, or, when a parent holds the other end of its standard input, by that parent's
 end.
@@ -7,32 +7,52 @@ end.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hidream.errors import ConfigurationError, Interrupted
-from hidream.settings import Engine as EngineSettings
+from hidream.outputs.place import Namespace
+from hidream.places import open_configured
 from hidream.settings import Settings
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Variant
 from hidream.worker.bridge import Bridge
-from hidream.worker.loop import Loop, Tools
+from hidream.worker.drawing import Tools
+from hidream.worker.loop import Loop
+from hidream.worker.outage import outlast
 
 if TYPE_CHECKING:
-    from hidream.engine.loop import Engine, Options
+    from hidream.engine.loop import Engine
     from hidream.model.loading import Model
+    from hidream.safety.image import ImageChecker
+
+NAMES = {variant: name for name, variant in MODELS.items()}
+"""What the API calls each variant."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that is slow and heavy."""
+
+    models: Mapping[Variant, Model]
+    engines: Mapping[Variant, Engine]
+    checker: ImageChecker
 
 
 def run(settings: Settings, with_parent: bool) -> int:
     """Work until told to stop.
 
-    The exit status is 0, 1 if the engine has failed so often that a new process has to take over, or that of
+    The exit status is 0, 1 if an engine has failed so often that a new process has to take over, or that of
     ConfigurationError if a start is hopeless.
     """
     try:
@@ -49,18 +69,37 @@ def run(settings: Settings, with_parent: bool) -> int:
     return status
 
 
+@contextmanager
+def all_of_it_stays() -> Iterator[None]:
+    """Import and load without looking for garbage, and never look among what was imported and loaded.
+
+    Torch, transformers and diffusers are 420,000 objects, through all of which Python's collector goes six times while
+    they come: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 async def _run(settings: Settings, with_parent: bool) -> Bridge:
     """Return the bridge as it is at the end: closed, or still busy."""
     stopping = asyncio.Event()
     _listen(stopping, with_parent)
     bridge = Bridge()
+    outputs, uploads = (open_configured(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS))
     async with Database.open(settings.database_url) as database:
         try:
-            model, engine, tools = await bridge.run(lambda: _load(settings), stopping)
+            await outlast(outputs.check, stopping, "check")
+            loaded = await bridge.run(lambda: _load(settings), stopping)
         except Interrupted:
             return bridge
-        bridge.drive(engine)
-        worker = Worker(worker_id(os.getpid()), list(MODELS), model.version)
+        bridge.drive({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
+        versions = {NAMES[variant]: _versions(model) for variant, model in loaded.models.items()}
+        tools = Tools(loaded.checker.flagged, outputs, uploads, versions)
+        worker = Worker(worker_id(os.getpid()), list(versions), ", ".join(_exact(versions)))
         await Loop(database, bridge, worker, tools, settings.worker).run(stopping)
     if not bridge.busy:
         await bridge.close()
@@ -83,34 +122,26 @@ def _listen(stopping: asyncio.Event, with_parent: bool) -> None:
         loop.add_reader(stdin, on_stdin)
 
 
-def _load(settings: Settings) -> tuple[Model, Engine, Tools]:
+def _load(settings: Settings) -> Loaded:
     """Import and load all that is slow and heavy; seconds to minutes, on the model thread."""
-    from hidream.engine.loop import Engine
-    from hidream.safety.image import ImageChecker
-    from hidream.worker.loading import load_configured
+    with all_of_it_stays():
+        from hidream.safety.image import ImageChecker
+        from hidream.worker.loading import engines_of, load_served
 
-    model = load_configured(Variant.DEV, settings)
-    checker = ImageChecker(settings.safety.nsfw_threshold)
-    engine = Engine(model, _options(settings.engine))
-    logger.info(
-        "engine_ready tokens=%d memory_gb=%.1f policy=%s",
-        engine.limits.tokens,
-        engine.limits.memory_bytes / 1e9,
-        settings.engine.policy,
-    )
-    versions = {mode: model.version_of(mode) for mode in Mode}
-    return model, engine, Tools(checker.flagged, settings.outputs_dir, versions)
+        models = load_served(settings)
+        checker = ImageChecker(settings.safety.nsfw_threshold)
+    engines = engines_of(models, settings.engine)
+    for variant, engine in engines.items():
+        logger.info(
+            "engine_ready variant=%s tokens=%d memory_gb=%.1f policy=%s",
+            *(variant, engine.limits.tokens, engine.limits.memory_bytes / 1e9, settings.engine.policy),
+        )
+    return Loaded(models, engines, checker)
 
 
-def _options(settings: EngineSettings) -> Options:
-    """Say to the engine what is set."""
-    from hidream.engine.loop import Options
-    from hidream.engine.request import Policy
+def _versions(model: Model) -> dict[Mode, str]:
+    return {mode: model.version_of(mode) for mode in Mode}
 
-    return Options(
-        policy=Policy(settings.policy),
-        tokens=settings.tokens_per_step,
-        memory_bytes=round(settings.memory_gb * 1e9),
-        requests=settings.requests_max or None,
-        ageing=settings.ageing,
-    )
+
+def _exact(versions: Mapping[str, Mapping[Mode, str]]) -> list[str]:
+    return [modes[Mode.EXACT] for modes in versions.values()]

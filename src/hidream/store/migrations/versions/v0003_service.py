@@ -90,6 +90,9 @@ def _upgrade_predictions() -> None:
         op.execute(sa.update(predictions).where(known).values(nsfw=[flagged]))
     op.drop_column("predictions", "has_nsfw")
     op.drop_index("predictions_queue", "predictions")
-    op.create_index("predictions_waiting", "predictions", ["status", "turn", "id"])
-    op.create_index("predictions_of_key", "predictions", ["key_id", "created_ms"])
+    waiting = ["status", "turn", "created_ms", "id", "key_id", "model", "work"]
+    op.create_index("predictions_waiting", "predictions", waiting)
+    op.create_index("predictions_done", "predictions", ["status", "finished_ms"])
+    of_key = ["key_id", "created_ms", "id", "status", "model", "pixels"]
+    op.create_index("predictions_of_key", "predictions", of_key)
     op.create_index("predictions_age", "predictions", ["created_ms"])

@@ -1,0 +1,143 @@
+"""`hidream mcp`: a server of the Model Context Protocol over stdio, with one tool, `generate`.
+
+It speaks to a running hidream server by HTTP, as any client does, with the URL of `[mcp] url` and the key of
+HIDREAM_API_KEY. Standard output belongs to the protocol; the log goes to standard error. To import this file, the extra
+`mcp` has to be installed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import anyio
+import httpx
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, ImageContent, TextContent
+from pydantic import Field
+
+from hidream import __version__
+from hidream.errors import ConfigurationError
+from hidream.settings import Settings
+from hidream.types import SEED_MAX, Status
+
+POLL_S = 5.0
+"""How long one request waits for the end; between two of them the caller is told of progress."""
+MARGIN_S = 30.0
+"""What a request may take beyond its waiting, a picture's download included."""
+GUIDE = "Draws pictures from text with HiDream-I1 on a server of one's own. A picture comes with the seed that drew it."
+
+Model = Literal["hidream-i1-dev", "hidream-i1-full", "hidream-i1-fast"]
+
+
+def run(settings: Settings) -> int:
+    """Serve until standard input is closed. Raises ConfigurationError without a key."""
+    if not settings.api_key:
+        raise ConfigurationError("HIDREAM_API_KEY is not set; accepted: a key of the server that is to draw")
+    build(Caller(settings.mcp.url.rstrip("/"), settings.api_key, settings.mcp.timeout_s)).run("stdio")
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A hidream server, as its client sees it."""
+
+    url: str
+    key: str
+    timeout_s: float
+
+    async def picture(self, model: str, body: dict[str, Any], context: Context[Any]) -> CallToolResult:
+        """Have a picture drawn. Raises ToolError, whose text the language model reads."""
+        headers = {"Authorization": f"Bearer {self.key}", "User-Agent": f"hidream-mcp/{__version__}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=POLL_S + MARGIN_S) as client:
+            try:
+                task = await _asked(client, "POST", f"/api/v3/wavespeed-ai/{model}", json=body)
+                ended = await self._end(client, task, context)
+                return await _result(ended)
+            except httpx.HTTPError as error:
+                said = str(error) or type(error).__name__
+                raise ToolError(f"the hidream server at {self.url} does not answer: {said}") from error
+
+    async def _end(self, client: httpx.AsyncClient, task: dict[str, Any], context: Context[Any]) -> dict[str, Any]:
+        """Wait for a task's end; a task that nobody waits for any more is cancelled."""
+        path = f"/api/v3/predictions/{task['id']}"
+        began = time.monotonic()
+        try:
+            while not Status(task["status"]).final:
+                waited_s = time.monotonic() - began
+                if waited_s > self.timeout_s:
+                    raise ToolError(f"the picture was not finished within {self.timeout_s:g} seconds")
+                await context.report_progress(waited_s, message=task["status"])
+                task = await _asked(client, "GET", path, params={"wait_s": POLL_S})
+        finally:
+            if not Status(task["status"]).final:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(POLL_S):
+                    await client.delete(path)
+        return task
+
+
+def build(caller: Caller) -> MCPServer[Any]:
+    """Make the server, without a transport."""
+    server: MCPServer[Any] = MCPServer("hidream", version=__version__, instructions=GUIDE, log_level="WARNING")
+
+    async def generate(
+        context: Context[Any],
+        prompt: Annotated[str, Field(description="What to draw")],
+        size: Annotated[str, Field(description="WIDTH*HEIGHT in pixels, each 256 to 1536")] = "1024*1024",
+        seed: Annotated[int, Field(ge=-1, le=SEED_MAX, description="-1 draws one")] = -1,
+        model: Annotated[Model, Field(description="Which variant draws; not every server has all")] = "hidream-i1-dev",
+        negative_prompt: Annotated[str, Field(description="What not to show; for hidream-i1-full only")] = "",
+        num_inference_steps: Annotated[int | None, Field(description="Default: the variant's own")] = None,
+        guidance_scale: Annotated[float | None, Field(description="For hidream-i1-full only")] = None,
+        output_format: Annotated[Literal["jpeg", "png", "webp"], Field(description="Type of the file")] = "jpeg",
+    ) -> CallToolResult:
+        """Draw a picture from a text; the answer is the picture, its URL and its seed."""
+        body = {
+            "prompt": prompt,
+            "size": size,
+            "seed": seed,
+            "negative_prompt": negative_prompt,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "output_format": output_format,
+            "enable_base64_output": False,
+        }
+        return await caller.picture(model, body, context)
+
+    server.add_tool(generate)
+    return server
+
+
+async def _asked(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Ask the server, and return its answer's data. Raises ToolError with what it says is wrong."""
+    answer = await client.request(method, path, **request)
+    if answer.is_success:
+        data: dict[str, Any] = answer.json()["data"]
+        return data
+    try:
+        said = answer.json()["message"]
+    except (ValueError, KeyError, TypeError):
+        said = "no answer of a hidream server"
+    raise ToolError(f"{answer.status_code}: {said}")
+
+
+async def _result(task: dict[str, Any]) -> CallToolResult:
+    if task["status"] != Status.COMPLETED:
+        raise ToolError(task["error"] or f"the task was {task['status']}")
+    (url,) = task["outputs"]
+    async with httpx.AsyncClient(
+        timeout=MARGIN_S, follow_redirects=True
+    ) as bare:  # a picture is not ours to ask for by key
+        file = (await bare.get(url)).raise_for_status()
+    about = {"url": url, "seed": task["seed"], "id": task["id"], "model": task["model"], "version": task["version"]}
+    if any(task["has_nsfw_contents"]):
+        about["has_nsfw_contents"] = True
+    image = base64.b64encode(file.content).decode("ascii")
+    media_type = file.headers.get("content-type", "image/jpeg").partition(";")[0]
+    picture = ImageContent(type="image", data=image, mime_type=media_type)
+    return CallToolResult(content=[picture, TextContent(type="text", text=json.dumps(about))], structured_content=about)

@@ -1,0 +1,186 @@
+"""A folder of files. Each is there whole or not at all, and once there survives a power cut.
+
+A file is written beside its place, in `.parts`, and moved there: what a process that died has left behind lies in
+`.parts` under its name, where `names` finds and `delete` removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.outputs.names import format_of, is_name
+from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
+
+PARTS = ".parts"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A place (see `place.Place`): the files `root/namespace/name`."""
+
+    root: Path
+    namespace: Namespace
+
+    @property
+    def path(self) -> Path:
+        """The folder of this namespace."""
+        return self.root / self.namespace
+
+    async def check(self) -> None:
+        """Make the folder, and try to write. Raises ConfigurationError."""
+        try:
+            await asyncio.to_thread(_try, self.path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the folder {self.path} cannot be written to: {error.strerror}; accepted: one that this user can"
+            ) from error
+
+    async def write(self, name: str, data: bytes) -> None:
+        """Put a file in its place; when this returns, it is on the disk."""
+        path = self._path_of(name)
+        with _reported("written"):
+            await asyncio.to_thread(_write, path, data)
+
+    async def read(self, name: str) -> bytes:
+        """Read a file. Raises NotFound when it is not there, or no longer."""
+        with _reported("read"):
+            return await asyncio.to_thread(self._path_of(name).read_bytes)
+
+    async def about(self, name: str) -> About:
+        """Tell size, time and ETag of a file. Raises NotFound."""
+        with _reported("read"):
+            stat = await asyncio.to_thread(self._path_of(name).stat)
+        modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+        return About(stat.st_size, modified, f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+
+    async def open(self, name: str) -> tuple[About, Chunks]:
+        """Begin to read a file. Raises NotFound."""
+        path = self._path_of(name)
+        return await self.about(name), lambda start, stop: _chunks(path, start, stop)
+
+    async def delete(self, names: Iterable[str]) -> None:
+        """Remove files, and what interrupted writes of them left behind."""
+        wanted = {name for name in names if format_of(name)}
+        with _reported("deleted"):
+            await asyncio.to_thread(_delete, self.path, wanted)
+
+    async def names(self, older_than: datetime) -> AsyncIterator[str]:
+        """Go through the names of all files, finished or not, that were last written before."""
+        with _reported("listed"):
+            found = await asyncio.to_thread(_names, self.path, older_than.timestamp())
+        for name in found:
+            yield name
+
+    async def url(self, name: str, base_url: str, valid_s: float) -> str:
+        """Say where this server serves the file: for as long as it lies here."""
+        return f"{base_url}/{self.namespace}/{name}"
+
+    def _path_of(self, name: str) -> Path:
+        format_of(name)
+        return self.path / name
+
+
+@contextlib.contextmanager
+def _reported(done: str) -> Iterator[None]:
+    """Say what a client may know: the reason, not the path, which is in the cause."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound("there is no such file") from error
+    except OSError as error:
+        raise StorageUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
+
+
+async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
+    while start < stop:
+        with _reported("read"):
+            chunk = await asyncio.to_thread(_stretch, path, start, min(CHUNK_BYTES, stop - start))
+        if not chunk:
+            raise StorageUnavailable("a file has become shorter while it was read; try again")
+        yield chunk
+        start += len(chunk)
+
+
+def _stretch(path: Path, start: int, size_bytes: int) -> bytes:
+    """Open the file anew for each stretch: so nothing stays open when a download is given up."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size_bytes)
+
+
+def _write(path: Path, data: bytes) -> None:
+    parts = path.parent / PARTS
+    _make(parts)
+    descriptor, temporary = tempfile.mkstemp(dir=parts, prefix=f"{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, each of which is synced into the one that holds it."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try(folder: Path) -> None:
+    _make(folder / PARTS)
+    with tempfile.TemporaryFile(dir=folder / PARTS):
+        pass
+
+
+def _delete(folder: Path, names: set[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for name, part in _parts(folder):
+        if name in names:
+            Path(part).unlink(missing_ok=True)
+
+
+def _names(folder: Path, before: float) -> list[str]:
+    files = [(entry.name, entry) for entry in _entries(folder) if is_name(entry.name)]
+    found: dict[str, None] = {}
+    for name, entry in files + _parts(folder):
+        with contextlib.suppress(FileNotFoundError):  # finished or deleted since it was listed
+            if entry.stat().st_mtime < before:
+                found[name] = None
+    return list(found)
+
+
+def _parts(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
+    """List what is being written or was left behind, with the name that it was to have."""
+    named = [(entry.name.rpartition(".")[0], entry) for entry in _entries(folder / PARTS)]
+    return [(name, entry) for name, entry in named if is_name(name)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # nothing was written yet
+        return []

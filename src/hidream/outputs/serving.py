@@ -1,0 +1,95 @@
+"""A download: what HTTP says of ranges and of what the client has already (RFC 9110, 13 and 14), for any place.
+
+Knows headers and bytes; neither the framework that sends them nor the form of an error's body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from email.utils import format_datetime
+
+from hidream.outputs.names import CACHE_CONTROL, media_type_of
+from hidream.outputs.place import About, Place
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+"""One range. Of several, or one that cannot be understood, the whole file is a legal answer (14.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer: 200, 206, 304 without a body, or 416, whose body is the caller's to write."""
+
+    status: int
+    headers: dict[str, str]
+    body: AsyncIterator[bytes]
+
+
+async def serve(place: Place, name: str, method: str, asked: Mapping[str, str]) -> Served:
+    """Answer a GET or HEAD of a file; `asked` are the request's headers, their names in lower case or in any.
+
+    The first bytes are read before this returns: what cannot be read is an error and not half an answer. Raises
+    NotFound, StorageUnavailable.
+    """
+    media_type = media_type_of(name)
+    if method == "HEAD":
+        about, chunks = await place.about(name), None
+    else:
+        about, chunks = await place.open(name)
+    headers = _headers(about)
+    if _unchanged(asked, about):
+        return Served(304, headers, _nothing())
+    status, start, stop = _part(asked, headers, about.size_bytes) if chunks else (200, 0, about.size_bytes)
+    if status == 416:
+        return Served(416, {"Content-Range": f"bytes */{about.size_bytes}"}, _nothing())
+    headers |= {"Content-Type": media_type, "Content-Length": str(stop - start)}
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{about.size_bytes}"
+    return Served(status, headers, await _begun(chunks(start, stop)) if chunks else _nothing())
+
+
+def _headers(about: About) -> dict[str, str]:
+    return {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": CACHE_CONTROL,
+        "ETag": about.etag,
+        "Last-Modified": format_datetime(about.modified, usegmt=True),
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _unchanged(asked: Mapping[str, str], about: About) -> bool:
+    known = {tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")}
+    return not known.isdisjoint({about.etag, "*"})
+
+
+def _part(asked: Mapping[str, str], headers: Mapping[str, str], size_bytes: int) -> tuple[int, int, int]:
+    """Tell the status, and from which byte to before which."""
+    whole = 200, 0, size_bytes
+    match = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
+    if not match or match[1] == match[2] == "":
+        return whole
+    if asked.get("if-range", headers["ETag"]) not in (headers["ETag"], headers["Last-Modified"]):
+        return whole  # it changed since: the stretch that the client has fits no more
+    first, last = match.groups()
+    if first and last and int(first) > int(last):
+        return whole
+    start = int(first) if first else max(size_bytes - int(last), 0)
+    stop = min(int(last) + 1, size_bytes) if first and last else size_bytes
+    return (206, start, stop) if start < stop else (416, 0, 0)
+
+
+async def _begun(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    return _after(await anext(chunks, b""), chunks)
+
+
+async def _after(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""  # makes this a generator

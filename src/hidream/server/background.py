@@ -1,0 +1,37 @@
+"""What an API process does beside answering: it delivers webhooks, and sweeps.
+
+Any number of processes do so on one database. A loop that raises what nobody has foreseen is logged and begun anew:
+a fault in it must not end the process that answers clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from hidream.server.service import Service
+from hidream.server.sweep import Sweep
+from hidream.server.webhook_loop import WebhookLoop
+
+AGAIN_S = 5.0
+"""Before a loop that has raised is begun anew."""
+
+logger = logging.getLogger(__name__)
+
+
+async def run(service: Service) -> None:
+    """Work until this process is about to leave, or this is cancelled."""
+    await service.metrics.begin()
+    async with asyncio.TaskGroup() as loops:
+        for name, loop in (("webhooks", WebhookLoop(service).run), ("sweep", Sweep(service).run)):
+            loops.create_task(_kept_up(name, loop, service))
+
+
+async def _kept_up(name: str, loop: Callable[[], Awaitable[None]], service: Service) -> None:
+    while not service.database.changes.stopped:
+        try:
+            await loop()
+        except Exception:  # the edge: see above
+            logger.exception("loop_raised name=%s", name)
+            await asyncio.sleep(AGAIN_S)

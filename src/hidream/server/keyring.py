@@ -1,0 +1,46 @@
+"""API keys as requests bring them: looked up in the database, and remembered for a moment.
+
+So a client that sends a hundred requests a second costs one look-up. A key that was revoked, rotated or changed is
+known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+
+from hidream.store import keys
+from hidream.store.database import Database
+from hidream.store.keys import Key
+
+REMEMBERED_S = 1.0
+"""The longest for which a revoked key still works."""
+KEYS_MAX = 10_000
+"""Keys that are remembered at a time, a few MB; when there are more, all are forgotten, and looked up again."""
+
+
+class Keyring:
+    """The keys that this process has seen lately. Of a secret it holds the hash."""
+
+    def __init__(self, database: Database, pepper: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._clock = clock
+        self._seen: dict[bytes, tuple[float, Key]] = {}
+
+    async def find(self, secret: str) -> Key | None:
+        """Look up the key of a secret, unless it is unknown or revoked."""
+        name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        seen = self._seen.get(name)
+        began = self._clock()
+        if seen is not None and began < seen[0]:
+            return seen[1]
+        key = await keys.find(self._database, secret, pepper=self._pepper)
+        if key is None:
+            self._seen.pop(name, None)
+            return None
+        if len(self._seen) >= KEYS_MAX:
+            self._seen.clear()
+        self._seen[name] = began + REMEMBERED_S, key  # counted from before the look-up
+        return key

@@ -1,0 +1,130 @@
+"""Figures in Prometheus' text format: what this process has done, and what the database says of all of them.
+
+`hidream_http_*`, `hidream_webhook_attempts*` and `hidream_swept*` are counted by each API process, and are to be summed
+over them. All others are read from the database when somebody asks, and every API process says the same of what has
+happened since it was started: take one of them, or the largest, not the sum.
+
+No label comes from what a client wrote: methods, routes, models, states, codes and size classes are from lists of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from hidream import __version__
+from hidream.store import figures, workers
+from hidream.store.database import Database
+from hidream.store.figures import End, Ends, SizeClass
+from hidream.types import MODELS, Status
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+HTTP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+"""From a poll to the end of a long one; event streams last longer."""
+TASK_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
+"""From nano at 512² to an hour in the queue; each bucket is about twice the one before."""
+WEBHOOK_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""The end is what an attempt may take (`webhooks/delivery.TOTAL_S`)."""
+
+
+class Metrics:
+    """The figures of one API process."""
+
+    def __init__(self, database: Database, worker_seen_s: float) -> None:
+        self._database = database
+        self._worker_seen_s = worker_seen_s
+        self._ends: Ends | None = None
+        self._asking = asyncio.Lock()
+        self._registry = registry = CollectorRegistry()
+        task, sized = ("model", "status", "code"), ("model", "size")
+        http = ("method", "route", "status")
+        Gauge("hidream_info", "Release", ["version"], registry=registry).labels(__version__).set(1)
+        self._requests = Counter("hidream_http_requests", "HTTP requests answered", http, registry=registry)
+        self._request_s = Histogram(
+            "hidream_http_request_seconds",
+            "Time of HTTP requests",
+            ("method", "route"),
+            buckets=HTTP_S,
+            registry=registry,
+        )
+        self._webhooks = Counter(
+            "hidream_webhook_attempts", "Attempts to deliver a webhook", ("result",), registry=registry
+        )
+        self._webhook_s = Histogram(
+            "hidream_webhook_seconds", "Time of these attempts", buckets=WEBHOOK_S, registry=registry
+        )
+        self._swept = Counter("hidream_swept", "What retention has removed", ("what",), registry=registry)
+        self._queue = Gauge("hidream_queue_tasks", "Unfinished tasks", ("model", "size", "status"), registry=registry)
+        self._owed = Gauge("hidream_webhooks_owed", "Webhooks that are to be delivered", registry=registry)
+        self._workers = Gauge("hidream_workers", "Workers with a loaded model", ("model",), registry=registry)
+        self._tasks = Counter("hidream_tasks", "Tasks that have ended", task, registry=registry)
+        self._steps = Counter("hidream_steps", "Denoising steps of completed tasks", ("model",), registry=registry)
+        self._waited = Histogram(
+            "hidream_task_waiting_seconds",
+            "From submission to the last claim",
+            sized,
+            buckets=TASK_S,
+            registry=registry,
+        )
+        self._inferred = Histogram(
+            "hidream_task_inference_seconds", "Model time of completed tasks", sized, buckets=TASK_S, registry=registry
+        )
+        self._total = Histogram(
+            "hidream_task_seconds", "From submission to the end", sized, buckets=TASK_S, registry=registry
+        )
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count an answered request; `route` is the path as it was registered, not as it was asked for."""
+        known = method if method in METHODS else "other"
+        self._requests.labels(known, route, status).inc()
+        self._request_s.labels(known, route).observe(seconds)
+
+    def webhook(self, result: str, seconds: float) -> None:
+        """Count an attempt to deliver a webhook: `delivered`, `failed` (it is tried again) or `given_up`."""
+        self._webhooks.labels(result).inc()
+        self._webhook_s.observe(seconds)
+
+    def swept(self, what: str, count: int) -> None:
+        """Count what retention has removed."""
+        self._swept.labels(what).inc(count)
+
+    async def begin(self) -> None:
+        """Count what ends from now on."""
+        self._ends = self._ends or Ends(self._database)
+
+    async def text(self) -> bytes:
+        """Give all figures. Raises StoreUnavailable."""
+        async with self._asking:
+            await self.begin()
+            assert self._ends is not None, "begun"
+            for end in await self._ends.new():
+                self._count(end)
+            await self._look()
+        return generate_latest(self._registry)
+
+    async def _look(self) -> None:
+        unfinished = await figures.unfinished(self._database)
+        for model in MODELS:
+            for size in SizeClass:
+                for status in (Status.CREATED, Status.PROCESSING):
+                    self._queue.labels(model, size, status).set(0)
+        for each in unfinished:
+            if each.model in MODELS:
+                self._queue.labels(each.model, each.size, each.status).set(each.count)
+        ready = await workers.ready(self._database, self._worker_seen_s)
+        for model in MODELS:
+            self._workers.labels(model).set(sum(model in worker.models for worker in ready))
+        self._owed.set(await figures.webhooks_owed(self._database))
+
+    def _count(self, end: End) -> None:
+        model = end.model if end.model in MODELS else "other"  # of a release that had more
+        self._tasks.labels(model, end.status, end.code).inc()
+        self._total.labels(model, end.size).observe(end.total_ms / 1000)
+        if end.waited_ms is not None:
+            self._waited.labels(model, end.size).observe(end.waited_ms / 1000)
+        if end.status is Status.COMPLETED:
+            self._inferred.labels(model, end.size).observe(end.inference_ms / 1000)
+            self._steps.labels(model).inc(end.steps)

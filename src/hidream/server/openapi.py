@@ -1,0 +1,330 @@
+"""The OpenAPI document: every route with what it takes and answers, for generators of clients and for fuzzers.
+
+It is written by hand, because the routes read their bodies themselves: `tests/server/test_openapi.py` holds it
+against the routes that there are, and against real answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hidream import __version__
+from hidream.outputs.names import MEDIA_TYPES
+from hidream.server import schema
+from hidream.server.parameters import V2, V3
+from hidream.store.deliveries import State
+from hidream.types import IMAGES_MAX, PROMPT_MAX_CHARS, SEED_MAX, STEPS_MAX, Status, Variant
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_WHOLE: Json = {"type": "integer"}
+_NUMBER: Json = {"type": "number"}
+_MAYBE_TEXT: Json = {"type": ["string", "null"]}
+_SHOWN = [status for status in Status if status is not Status.DELETED]
+
+_REASONS = {
+    400: "Something in the request is not accepted; the message names it, its value and what is accepted.",
+    401: "No API key, or one that is not known or was revoked.",
+    403: "The API key has not the scope.",
+    404: "There is no such path, version, model, prediction or file, or it is another key's.",
+    409: "The Idempotency-Key came with another request.",
+    413: "The body is too large.",
+    416: "The range is not within the file.",
+    422: "A query parameter is not accepted.",
+    429: "More than the operator allows; Retry-After says when to come back.",
+    500: "The task has failed.",
+    503: "The database or the files' place is away; try again.",
+    504: "The picture took too long, and was cancelled.",
+}
+
+
+def document(base_url: str, models: Mapping[str, Variant], upload_max_bytes: int) -> Json:
+    """Describe the API of an installation that serves these models."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "hidream",
+            "version": __version__,
+            "description": "HiDream-I1 behind a WaveSpeed-compatible API, and the images routes of OpenAI's.",
+        },
+        "servers": [{"url": base_url}],
+        "security": [{"key": []}],
+        "paths": _submissions(models) | _predictions() | _account(upload_max_bytes) | _openai() | _open(),
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Prediction": _prediction(), "Error": _error(), "OpenAIError": _openai_error()},
+        },
+    }
+
+
+def _submissions(models: Mapping[str, Variant]) -> Json:
+    again = _parameter("Idempotency-Key", "header", {"type": "string", "pattern": "^[ -~]{1,255}$"})
+    webhook = _parameter("webhook", "query", _TEXT)
+    return {
+        f"/api/{api.name}/{name}": {
+            "post": _operation(
+                "Submit a task.",
+                _envelope(_reference("Prediction")),
+                parameters=[again, webhook],
+                body=_with_nulls(schema.submission(api, variant)),
+                errors=(400, 409, 413, 429),
+            )
+        }
+        for api in (V2, V3)
+        for name, variant in models.items()
+    }
+
+
+def _predictions() -> Json:
+    """The routes of a task, for both versions."""
+    prediction, id_ = _envelope(_reference("Prediction")), _id("prediction_id")
+    wait = _parameter("wait_s", "query", {"type": "number", "minimum": 0, "maximum": 60})
+    result = _operation("Look at a task.", prediction, parameters=[_VERSION, id_, wait], errors=(422,))
+    ended = _envelope(_object(id=_TEXT, status={"enum": [Status.CANCELLED, Status.DELETED]}))
+    count = _envelope(_object(deleted_count=_WHOLE))
+    replayed = _envelope(_object(id=_TEXT, state={"enum": list(State)}))
+    deliveries = _envelope({"type": "array", "items": _delivery()})
+    ids = _object(ids={"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 500})
+    root, one = "/api/{api}/predictions", "/api/{api}/predictions/{prediction_id}"
+    events = _operation(
+        "Follow a task.", None, parameters=[_VERSION, id_, _parameter("Last-Event-ID", "header", _TEXT)]
+    )
+    events["responses"] |= {
+        "200": _content("Server-sent events until the task's end.", "text/event-stream", {}),
+        "204": {"description": "Nothing will come any more."},
+    }
+    return {
+        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], _query(), (400, 413))},
+        f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 413))},
+        one: {"get": result, "delete": _operation("Cancel or delete a task.", ended, [_VERSION, id_])},
+        f"{one}/result": {"get": result},
+        f"{one}/events": {"get": events},
+        f"{one}/webhooks": {"get": _operation("List a task's deliveries.", deliveries, [_VERSION, id_])},
+        f"{one}/webhooks/{{delivery_id}}/replay": {
+            "post": _operation("Deliver once more.", replayed, [_VERSION, id_, _id("delivery_id")])
+        },
+    }
+
+
+def _account(upload_max_bytes: int) -> Json:
+    model = _object(model_id=_TEXT, name=_TEXT, description=_TEXT, type=_TEXT, base_price=_NUMBER, api_schema={})
+    asked = _object(model_id=_TEXT, inputs={"type": ["object", "null"]}, optional=("inputs",))
+    unit = _envelope(_object(model_id=_TEXT, unit_price=_NUMBER, currency=_TEXT))
+    price = _envelope(_object(model_id=_TEXT, price=_NUMBER, discounted_price=_NUMBER, currency=_TEXT))
+    size = {"type": "integer", "minimum": 1, "maximum": upload_max_bytes}
+    announced = _object(filename=_text(), size=size, content_type=_types(), optional=("content_type",))
+    ticket = _object(upload=_object(method=_TEXT, url=_TEXT, headers={"type": "object"}), download_url=_TEXT)
+    taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_WHOLE))
+    form = _operation("Upload a picture.", taken, [_VERSION], errors=(400, 413))
+    form["requestBody"] = {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": _object(file={"type": "string", "format": "binary"})}},
+    }
+    routes = {
+        "balance": {"get": _operation("Ask for the balance.", _envelope(_object(balance=_NUMBER)), [_VERSION])},
+        "models": {"get": _operation("List models.", _envelope({"type": "array", "items": model}), [_VERSION])},
+        "model/pricing": {"post": _operation("Ask for a price.", unit, [_VERSION], asked, (400, 413))},
+        "model/price": {"post": _operation("Ask for a price.", price, [_VERSION], asked, (400, 413))},
+        "webhook/secret": {"get": _operation("Ask for the secret.", _envelope(_object(secret=_TEXT)), [_VERSION])},
+        "media/upload/binary": {"post": form},
+        "media/uploads": {
+            "post": _operation("Announce an upload.", _envelope(ticket), [_VERSION], announced, (400, 413))
+        },
+    }
+    return {f"/api/{{api}}/{path}": operations for path, operations in routes.items()}
+
+
+def _openai() -> Json:
+    properties = {
+        "prompt": _text(1, PROMPT_MAX_CHARS),
+        "model": _MAYBE_TEXT,
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": IMAGES_MAX},
+        "size": {"type": ["string", "null"], "pattern": "^([0-9]{3,4}x[0-9]{3,4}|auto)$"},
+        "response_format": {"enum": ["url", "b64_json", None]},
+        "seed": {"type": ["integer", "null"], "minimum": -1, "maximum": SEED_MAX},
+        "steps": {"type": ["integer", "null"], "minimum": 1, "maximum": STEPS_MAX},
+        "negative_prompt": {"type": ["string", "null"], "maxLength": PROMPT_MAX_CHARS},
+    }
+    body = {"type": "object", "properties": properties, "required": ["prompt"]}
+    picture = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
+    pictures = _object(created=_WHOLE, data={"type": "array", "items": picture})
+    model = _object(id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
+    listed = _object(object=_TEXT, data={"type": "array", "items": model})
+    name = _parameter("name", "path", {"type": "string", "pattern": "^[a-z0-9-]{1,60}$"})
+    errors = (400, 409, 413, 429, 500, 504)
+    return {
+        "/v1/images/generations": {"post": _operation("Draw.", pictures, body=body, errors=errors, form="OpenAIError")},
+        "/v1/models": {"get": _operation("List models.", listed, form="OpenAIError")},
+        "/v1/models/{name}": {"get": _operation("Look at a model.", model, [name], form="OpenAIError")},
+    }
+
+
+def _open() -> Json:
+    """The routes that need no key."""
+    name = [_parameter("name", "path", {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}[.](png|jpeg|webp)$"})]
+    file = _operation("Download a file.", None, name, errors=(404, 416, 503))
+    pictures = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
+    for status, words in (("200", "The file."), ("206", "A stretch of it.")):
+        file["responses"][status] = {"description": words, "content": pictures}
+    file["responses"]["304"] = {"description": "The client has it."}
+    head = {**file, "responses": {status: _without_content(each) for status, each in file["responses"].items()}}
+    put = _operation("Put the file that was announced.", _envelope(_object(filename=_TEXT, size=_WHOLE)), name)
+    put["responses"] |= _failures((400, 404, 413, 503), "Error")
+    put["requestBody"] = {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+    metrics = _operation("Read figures for Prometheus.", None)
+    metrics["responses"]["200"] = _content("The figures.", "text/plain", _TEXT)
+    state = _envelope({"type": "object", "required": ["status"]})
+    routes: Json = {
+        "/outputs/{name}": {"get": file, "head": head},
+        "/uploads/{name}": {"get": file, "head": head, "put": put},
+        "/healthz": {"get": _operation("Ask whether the process answers.", state)},
+        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state)},
+        "/metrics": {"get": metrics},
+        "/openapi.json": {"get": _operation("Read this document.", {"type": "object"})},
+    }
+    return {
+        path: {method: {**operation, "security": []} for method, operation in operations.items()}
+        for path, operations in routes.items()
+    }
+
+
+def _operation(
+    summary: str,
+    answer: Json | None,
+    parameters: list[Json] | None = None,
+    body: Json | None = None,
+    errors: tuple[int, ...] = (),
+    form: str = "Error",
+) -> Json:
+    """Describe a method of a path; errors that may come everywhere need not be named."""
+    operation: Json = {"summary": summary, "responses": _failures((401, 403, 404, 503, *errors), form)}
+    if answer is not None:
+        operation["responses"]["200"] = _content("Success.", "application/json", answer)
+    if parameters:
+        operation["parameters"] = parameters
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return operation
+
+
+def _failures(statuses: tuple[int, ...], form: str) -> Json:
+    return {str(status): _content(_REASONS[status], "application/json", _reference(form)) for status in statuses}
+
+
+def _content(description: str, media_type: str, content: Json) -> Json:
+    return {"description": description, "content": {media_type: {"schema": content}}}
+
+
+def _without_content(response: Json) -> Json:
+    return {"description": response["description"]}
+
+
+def _parameter(name: str, where: str, content: Json) -> Json:
+    return {"name": name, "in": where, "required": where == "path", "schema": content}
+
+
+def _id(name: str) -> Json:
+    return _parameter(name, "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
+
+
+_VERSION = _parameter("api", "path", {"enum": [V2.name, V3.name]})
+
+
+def _reference(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(*, optional: tuple[str, ...] = (), **properties: Json) -> Json:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _envelope(data: Json) -> Json:
+    return _object(code={"const": 200}, message={"const": "success"}, data=data)
+
+
+def _text(shortest: int = 0, longest: int | None = None) -> Json:
+    return {"type": "string", "minLength": shortest} | ({} if longest is None else {"maxLength": longest})
+
+
+def _types() -> Json:
+    return {"enum": [*MEDIA_TYPES.values(), "application/octet-stream", "", None]}
+
+
+def _with_nulls(described: Json) -> Json:
+    """Let null stand for what is absent, as the routes do."""
+    properties = {
+        name: each if name in described["required"] else {"anyOf": [each, {"type": "null"}]}
+        for name, each in described["properties"].items()
+    }
+    return described | {"properties": properties}
+
+
+def _query() -> Json:
+    moment = {"anyOf": [{"type": "string", "format": "date-time"}, {"enum": ["", None]}]}
+    properties = {
+        "page": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000},
+        "page_size": {"type": ["integer", "null"], "minimum": 1, "maximum": 100},
+        "created_after": moment,
+        "created_before": moment,
+        "model": _MAYBE_TEXT,
+        "status": {"enum": [*_SHOWN, "", None]},
+        "include_inputs": {"type": ["boolean", "null"]},
+    }
+    return {"type": "object", "properties": properties}
+
+
+def _page() -> Json:
+    items = {"type": "array", "items": _reference("Prediction")}
+    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items)
+
+
+def _prediction() -> Json:
+    texts = {"type": "array", "items": _TEXT}
+    queue = _object(position={"type": "integer", "minimum": 1}, estimated_seconds={"type": ["number", "null"]})
+    return _object(
+        id={"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        model=_TEXT,
+        outputs=texts,
+        urls=_object(get=_TEXT),
+        has_nsfw_contents={"type": "array", "items": {"type": "boolean"}},
+        status={"enum": _SHOWN},
+        created_at={"type": "string", "format": "date-time"},
+        error=_TEXT,
+        executionTime=_WHOLE,
+        timings=_object(inference=_WHOLE),
+        seed=_WHOLE,
+        version=_TEXT,
+        code=_WHOLE,
+        warnings=texts,
+        queue=queue,
+        input={"type": "object"},
+        optional=("code", "warnings", "queue", "input"),
+    )
+
+
+def _delivery() -> Json:
+    return _object(
+        id=_TEXT,
+        url=_TEXT,
+        state={"enum": list(State)},
+        attempts=_WHOLE,
+        status_code={"type": ["integer", "null"]},
+        error=_TEXT,
+        created_at=_TEXT,
+        next_attempt_at=_MAYBE_TEXT,
+        finished_at=_MAYBE_TEXT,
+    )
+
+
+def _error() -> Json:
+    return _object(code=_WHOLE, message=_TEXT, data={"type": "null"}, error=_TEXT)
+
+
+def _openai_error() -> Json:
+    return _object(error=_object(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT))

@@ -1,0 +1,144 @@
+"""Pictures that clients bring: taken from where they are, looked at, and put into their place as uploads.
+
+A picture is what its bytes say, whatever it calls itself: PNG, JPEG or WebP, which Pillow can read, and of no more
+pixels than a computer can bear. The worker finds it by its name, which is the right to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import re
+
+from PIL import Image
+
+from hidream.errors import InvalidInput, NotFound
+from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
+from hidream.outputs.place import Place
+from hidream.server.fetch import Rules, fetch
+from hidream.store import uploads
+from hidream.store.database import Database
+from hidream.store.keys import Key
+from hidream.store.uploads import Upload
+from hidream.types import ImageFormat
+from hidream.webhooks.targets import Allowed
+
+PIXELS_MAX = 2**26
+"""Pixels that a file may have: what the model accepts (`model/canvas`), and less than a decompression bomb's."""
+TOGETHER_MAX = 2
+"""Pictures that are decoded at a time: the largest takes a quarter of a GB and a core for a second."""
+FILENAME_MAX = 256
+
+ACCEPTED = (
+    "accepted: an http(s) URL, a data: URI or base64 of a PNG, JPEG or WebP file, or the download_url of an upload"
+)
+_FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
+"""Pillow's names; an MPO is a JPEG file with more pictures behind the first, as telephones write them."""
+_OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
+_DATA = re.compile(r"data:[\w.+/;=-]*?;base64,", re.ASCII | re.IGNORECASE)
+
+
+class Pictures:
+    """One process's way to take pictures in."""
+
+    def __init__(self, database: Database, place: Place, allowed: Allowed, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._database = database
+        self._place = place
+        self._rules = Rules(allowed, max_bytes)
+        self._decoding = asyncio.Semaphore(TOGETHER_MAX)
+
+    async def take(self, key: Key, field: str, given: str) -> str:
+        """Take in what a request says under `field`; return the name of the upload. Raises InvalidInput."""
+        ours = _OURS.fullmatch(given)
+        if ours and (known := await self.find(ours[1])) is not None:
+            return known.name
+        if re.match("https?://", given, re.IGNORECASE):
+            data = await fetch(field, given, self._rules)
+        else:
+            data = await asyncio.to_thread(self._decoded, field, given)
+        return (await self.keep(key, field, "", data)).name
+
+    async def keep(self, key: Key, field: str, filename: str, data: bytes) -> Upload:
+        """Look at a picture, and keep it. Raises InvalidInput, StorageUnavailable."""
+        image_format = await self.look(field, data)
+        name = draw_name(image_format)
+        await self._place.write(name, data)
+        now = self._database.now_ms()
+        upload = Upload(name, key.id, _shown(filename), MEDIA_TYPES[image_format], len(data), now, stored=True)
+        await uploads.announce(self._database, upload)
+        return upload
+
+    async def announce(self, key: Key, filename: str, image_format: ImageFormat, size: int) -> Upload:
+        """Draw the name of a picture that is to come."""
+        name, now = draw_name(image_format), self._database.now_ms()
+        upload = Upload(name, key.id, _shown(filename), MEDIA_TYPES[image_format], size, now, stored=False)
+        await uploads.announce(self._database, upload)
+        return upload
+
+    async def fill(self, name: str, data: bytes) -> Upload:
+        """Keep the picture that was announced under a name; the same once more changes nothing.
+
+        Raises NotFound when none was announced, or InvalidInput when there is another one already.
+        """
+        announced = await uploads.get(self._database, name) if is_name(name) else None
+        if announced is None:
+            raise NotFound("there is no such upload")
+        if announced.stored:
+            if await self._place.read(name) == data:
+                return announced
+            raise InvalidInput("there is another file of this name; accepted: a new upload")
+        image_format = await self.look("the file", data)
+        await self._place.write(name, data)
+        await uploads.store(self._database, name, MEDIA_TYPES[image_format], len(data))
+        return announced
+
+    async def find(self, name: str) -> Upload | None:
+        """Look up an upload whose file is there."""
+        upload = await uploads.get(self._database, name) if is_name(name) else None
+        return upload if upload and upload.stored else None
+
+    async def look(self, field: str, data: bytes) -> ImageFormat:
+        """See that this is a picture. Raises InvalidInput."""
+        async with self._decoding:
+            return await asyncio.to_thread(_looked_at, field, data)
+
+    def _decoded(self, field: str, given: str) -> bytes:
+        text = given[prefix.end() :] if (prefix := _DATA.match(given)) else given
+        try:
+            data = base64.b64decode("".join(text.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidInput(f"{field} is {given!r:.60}; {ACCEPTED}") from error
+        if len(data) > self.max_bytes:
+            raise InvalidInput(f"{field} has {len(data)} bytes; accepted: up to {self.max_bytes}")
+        return data
+
+
+def _shown(filename: str) -> str:
+    """Keep of a file's name what can be shown, and kept by any database."""
+    return "".join(filter(str.isprintable, filename))[:FILENAME_MAX]
+
+
+def _looked_at(field: str, data: bytes) -> ImageFormat:
+    """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        if image.width * image.height > PIXELS_MAX:
+            raise InvalidInput(f"{field} has {image.width}*{image.height} pixels; accepted: {PIXELS_MAX} in all")
+        image_format = _FORMATS[image.format or ""]
+        if image_format is ImageFormat.PNG:
+            image.verify()
+        else:
+            image.draft("RGB", (image.width // 8, image.height // 8))  # a JPEG's full size would cost for nothing
+            image.load()
+    except InvalidInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInput(f"{field} has too many pixels; accepted: {PIXELS_MAX} in all") from error
+    except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
+        raise InvalidInput(
+            f"{field} is no picture that can be read ({len(data):,} bytes); accepted: a PNG, JPEG or WebP file"
+        ) from error
+    return image_format

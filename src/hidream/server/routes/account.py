@@ -1,0 +1,89 @@
+"""What a client may ask about the installation and its key: models, prices, balance, the webhooks' secret."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hidream.errors import InvalidInput
+from hidream.server import catalogue, parameters, schema
+from hidream.server.answers import success
+from hidream.server.body import read_json
+from hidream.server.service import AnyKey, ReadKey, Route, Service, Version, service_of
+from hidream.store import keys
+from hidream.types import IMAGES_MAX
+from hidream.webhooks import signature
+
+CURRENCY = "USD"
+DESCRIPTIONS = {
+    "dev": "HiDream-I1-Dev: a picture from a prompt in 28 steps, distilled.",
+    "full": "HiDream-I1-Full: a picture from a prompt in 50 steps, with guidance and negative prompts.",
+    "fast": "HiDream-I1-Fast: a picture from a prompt in 16 steps, distilled.",
+}
+
+
+async def balance(request: Request, api: Version, key: AnyKey) -> Response:
+    """GET /api/{v2,v3}/balance: a number by setting; nothing is charged."""
+    return success({"balance": service_of(request).settings.server.balance})
+
+
+async def models(request: Request, api: Version, key: AnyKey) -> Response:
+    """GET /api/{v2,v3}/models: what is served, with what each takes."""
+    service = service_of(request)
+    return success([_model(service, name) for name in service.models])
+
+
+async def pricing(request: Request, api: Version, key: AnyKey) -> Response:
+    """POST /api/{v2,v3}/model/pricing: what a request would cost."""
+    model, price = await _price(request)
+    return success({"model_id": model, "unit_price": price, "currency": CURRENCY})
+
+
+async def price(request: Request, api: Version, key: AnyKey) -> Response:
+    """POST /api/{v2,v3}/model/price: the same, as other clients ask."""
+    model, price = await _price(request)
+    return success({"model_id": model, "price": price, "discounted_price": price, "currency": CURRENCY})
+
+
+async def webhook_secret(request: Request, api: Version, key: ReadKey) -> Response:
+    """GET /api/{v2,v3}/webhook/secret: what this key's webhooks are signed with; made when it is first asked for."""
+    secret = await keys.webhook_secret(service_of(request).database, key.id, signature.new_secret())
+    return success({"secret": secret})
+
+
+async def _price(request: Request) -> tuple[str, float]:
+    """Read which model a request is about, and how many pictures it would draw."""
+    service = service_of(request)
+    body = await read_json(request, service.settings.server.body_max_bytes)
+    model = catalogue.find(service.models, body.get("model_id"))
+    inputs = {} if body.get("inputs") is None else body["inputs"]
+    if not isinstance(inputs, dict):
+        raise InvalidInput(f"inputs is {inputs!r:.100}; accepted: an object, a request's parameters")
+    given = inputs.get("num_images")
+    count = parameters.whole_number("num_images", 1 if given in (None, "") else given, 1, IMAGES_MAX)
+    return model, service.settings.server.price * count
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    variant = service.models[name]
+    run = {"type": "model_run", "request_schema": schema.submission(parameters.V3, variant)}
+    return {
+        "model_id": name,
+        "name": name,
+        "description": DESCRIPTIONS[variant],
+        "type": "text-to-image",
+        "base_price": service.settings.server.price,
+        "api_schema": {"api_schemas": [run]},
+    }
+
+
+ROUTES: Sequence[Route] = (
+    ("GET", "/api/{api}/balance", balance),
+    ("GET", "/api/{api}/models", models),
+    ("POST", "/api/{api}/model/pricing", pricing),
+    ("POST", "/api/{api}/model/price", price),
+    ("GET", "/api/{api}/webhook/secret", webhook_secret),
+)

@@ -1,0 +1,56 @@
+"""The webhooks that a task owes: how far they are, and one more time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hidream.errors import NotFound
+from hidream.server.answers import success, timestamp
+from hidream.server.routes.tasks import unknown
+from hidream.server.service import ReadKey, Route, SubmitKey, Version, service_of
+from hidream.store import deliveries, history
+from hidream.store.deliveries import Delivery, State
+
+
+async def listing(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+    """GET /api/{v2,v3}/predictions/{id}/webhooks: the deliveries of a task, the oldest first."""
+    database = service_of(request).database
+    if await history.get(database, prediction_id, key.id) is None:
+        raise unknown(prediction_id)
+    return success([_data(delivery) for delivery in await deliveries.listed(database, prediction_id, key.id)])
+
+
+async def replay(request: Request, prediction_id: str, delivery_id: str, api: Version, key: SubmitKey) -> Response:
+    """POST /api/{v2,v3}/predictions/{id}/webhooks/{delivery_id}/replay: deliver it again, under the same id."""
+    database = service_of(request).database
+    if await history.get(database, prediction_id, key.id) is None:
+        raise unknown(prediction_id)
+    if not await deliveries.replay(database, delivery_id, prediction_id, key.id):
+        raise NotFound(f"there is no delivery {delivery_id!r:.100} of this prediction")
+    return success({"id": delivery_id, "state": State.WAITING})
+
+
+def _data(delivery: Delivery) -> dict[str, Any]:
+    """Describe a delivery; `next_attempt_at` is null once there will be none."""
+    waiting = delivery.state is State.WAITING
+    return {
+        "id": delivery.id,
+        "url": delivery.url,
+        "state": delivery.state,
+        "attempts": delivery.attempts,
+        "status_code": delivery.status_code,
+        "error": delivery.error,
+        "created_at": timestamp(delivery.created_ms),
+        "next_attempt_at": timestamp(delivery.due_ms) if waiting else None,
+        "finished_at": None if delivery.finished_ms is None else timestamp(delivery.finished_ms),
+    }
+
+
+ROUTES: Sequence[Route] = (
+    ("GET", "/api/{api}/predictions/{prediction_id}/webhooks", listing),
+    ("POST", "/api/{api}/predictions/{prediction_id}/webhooks/{delivery_id}/replay", replay),
+)

@@ -1,0 +1,129 @@
+"""A task's events as they happen: server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    status    the whole prediction, as the result has it: at once, and whenever its state changes
+    progress  {"step": 5, "steps": 28}
+    preview   {"step": 5, "image": "data:image/jpeg;base64,..."}
+
+The stream ends behind the status that is final. Each event's id says all that its reader knows by then, and so whoever
+comes back with it as `Last-Event-ID`, to whichever process, is told of what is new and of nothing twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from hidream.errors import NotFound, StorageUnavailable, StoreUnavailable
+from hidream.server.answers import base_url, prediction_data
+from hidream.server.service import ReadKey, Route, Version, service_of
+from hidream.store import history
+from hidream.store.prediction import Prediction
+from hidream.store.progress import Progress, View
+from hidream.types import Status
+
+HEARTBEAT_S = 15.0
+"""Silence after which a comment is sent: proxies close what is silent for a minute, some for half of one."""
+RETRY_MS = 1000
+"""After what pause a client's library is to come back when the stream broke."""
+
+Whole = Callable[[Prediction], Awaitable[dict[str, Any]]]
+"""Describes a prediction, as the result does."""
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",  # nginx would collect events until a buffer is full
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reader knows of a task: the last move it was told of, the last step and the step of the last preview."""
+
+    attempt: int = -1
+    status: Status | None = None
+    step: int = 0
+    preview: int = 0
+
+    @classmethod
+    def of(cls, last_event_id: str) -> Known:
+        """Read an event's id; whoever brings none of ours knows nothing."""
+        match = re.fullmatch(r"(\d{1,6})-([a-z]{1,16})-(\d{1,6})-(\d{1,6})", last_event_id, re.ASCII)
+        if not match or match[2] not in list(Status):
+            return cls()
+        return cls(int(match[1]), Status(match[2]), int(match[3]), int(match[4]))
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.status}-{self.step}-{self.preview}"
+
+
+async def events(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+    """GET /api/{v2,v3}/predictions/{id}/events: the task's events until its end."""
+    service = service_of(request)
+    prediction = await history.get(service.database, prediction_id, key.id)
+    if prediction is None:
+        raise NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
+    known = Known.of(request.headers.get("last-event-id", ""))
+    if (known.attempt, known.status) == (prediction.attempt, prediction.status) and prediction.status.final:
+        return Response(status_code=204)  # what tells a browser not to come back
+    url = base_url(request, service.settings.server.public_url)
+
+    async def whole(now: Prediction) -> dict[str, Any]:
+        return await prediction_data(now, api, url, service.outputs)
+
+    return StreamingResponse(_stream(service.progress, prediction, known, whole), headers=HEADERS)
+
+
+async def _stream(progress: Progress, prediction: Prediction, known: Known, whole: Whole) -> AsyncIterator[str]:
+    yield f"retry: {RETRY_MS}\n\n"
+    view: View | None = View(prediction, prediction.step, prediction.steps)
+    async with progress.watching(prediction.id):
+        while view is not None:
+            try:
+                known, told = await _news(known, view, whole)
+            except (NotFound, StorageUnavailable):  # the client comes back, and is told then
+                return
+            for text in told:
+                yield text
+            if view.prediction.status.final or progress.stopped:
+                return
+            if not told:
+                yield ":\n\n"
+            try:
+                view = await progress.after(prediction.id, view, HEARTBEAT_S)
+            except StoreUnavailable:
+                return
+
+
+async def _news(known: Known, view: View, whole: Whole) -> tuple[Known, list[str]]:
+    """Say what is known once a view is, and write the events that lead there."""
+    now = view.prediction
+    told: list[str] = []
+    if (known.attempt, known.status) != (now.attempt, now.status):
+        same = known.attempt == now.attempt
+        known = Known(now.attempt, now.status, known.step if same else 0, known.preview if same else 0)
+        told.append(_event("status", known, await whole(now)))
+    if now.status is not Status.PROCESSING:
+        return known, told
+    if view.step > known.step:
+        known = replace(known, step=view.step)
+        told.append(_event("progress", known, {"step": view.step, "steps": view.steps}))
+    if view.preview_step > known.preview:
+        known = replace(known, preview=view.preview_step)
+        image = "data:image/jpeg;base64," + base64.b64encode(view.preview).decode("ascii")
+        told.append(_event("preview", known, {"step": view.preview_step, "image": image}))
+    return known, told
+
+
+def _event(name: str, known: Known, data: dict[str, Any]) -> str:
+    return f"event: {name}\nid: {known}\ndata: {json.dumps(data)}\n\n"
+
+
+ROUTES: Sequence[Route] = (("GET", "/api/{api}/predictions/{prediction_id}/events", events),)

@@ -1,0 +1,80 @@
+"""Uploads, in the old way (a form) and the new one (a URL to put the file to)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
+from hidream.outputs.names import MEDIA_TYPES
+from hidream.server import parameters
+from hidream.server.answers import base_url, success, upload_url
+from hidream.server.body import read_bytes, read_file, read_json
+from hidream.server.parameters import FORMATS
+from hidream.server.service import Route, SubmitKey, Version, service_of
+from hidream.types import ImageFormat
+
+SIZE_MAX = 2**63 - 1
+"""Of the number that a client may name, before it is told that this is too large: what the database can hold."""
+_ANY_TYPE = (None, "", "application/octet-stream")
+
+
+async def upload_form(request: Request, api: Version, key: SubmitKey) -> Response:
+    """POST /api/{v2,v3}/media/upload/binary: take the file of a form."""
+    service = service_of(request)
+    file = await read_file(request, "file", service.pictures.max_bytes)
+    upload = await service.pictures.keep(key, "file", file.filename, file.data)
+    url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
+    return success({"type": "image", "download_url": url, "filename": upload.filename, "size": upload.size})
+
+
+async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
+    """POST /api/{v2,v3}/media/uploads: say where a file may be put, and where it will be found."""
+    service = service_of(request)
+    body = await read_json(request, service.settings.server.body_max_bytes)
+    filename, image_format, size = _announced(body, service.pictures.max_bytes)
+    upload = await service.pictures.announce(key, filename, image_format, size)
+    url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
+    put = {"method": "PUT", "url": url, "headers": {"Content-Type": upload.media_type}}
+    return success({"upload": put, "download_url": url})
+
+
+async def put(request: Request, name: str) -> Response:
+    """PUT /uploads/{name}: the file that was announced; who knows its name may put it there, once."""
+    service = service_of(request)
+    data = await read_bytes(request, service.pictures.max_bytes)
+    upload = await service.pictures.fill(name, data)
+    return success({"filename": upload.filename, "size": len(data)})
+
+
+def _announced(body: dict[str, Any], max_bytes: int) -> tuple[str, ImageFormat, int]:
+    filename, media_type = body.get("filename"), body.get("content_type")
+    if filename is None or body.get("size") is None:
+        raise MissingInput("filename or size is absent; accepted: a file's name, and its size in bytes")
+    if not isinstance(filename, str):
+        raise InvalidInput(f"filename is {filename!r:.100}; accepted: a text")
+    size = parameters.whole_number("size", body["size"], 1, SIZE_MAX)
+    if size > max_bytes:
+        raise BodyTooLarge(f"size is {size}; accepted: up to {max_bytes} bytes")
+    return parameters.text("filename", filename, "accepted: a file's name"), _format(filename, media_type), size
+
+
+def _format(filename: str, media_type: object) -> ImageFormat:
+    """Guess the format for the file's name here; what it really is, its bytes will say."""
+    for image_format, known in MEDIA_TYPES.items():
+        if media_type == known:
+            return image_format
+    if media_type not in _ANY_TYPE:
+        accepted = ", ".join(MEDIA_TYPES.values())
+        raise InvalidInput(f"content_type is {media_type!r:.100}; accepted: {accepted}")
+    return FORMATS.get(filename.rpartition(".")[2].lower(), ImageFormat.PNG)
+
+
+ROUTES: Sequence[Route] = (
+    ("POST", "/api/{api}/media/upload/binary", upload_form),
+    ("POST", "/api/{api}/media/uploads", announce),
+    ("PUT", "/uploads/{name}", put),
+)

@@ -1,0 +1,208 @@
+"""Tasks: submit one, look at it, list one's own, cancel and delete them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused
+from hidream.safety import prompt as prompt_check
+from hidream.server import catalogue, parameters
+from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
+from hidream.server.body import read_json
+from hidream.server.parameters import Api, Sources
+from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, service_of
+from hidream.store import history, predictions
+from hidream.store.intake import Asked, Repeat
+from hidream.store.keys import Key
+from hidream.store.prediction import Prediction
+from hidream.store.submission import Submission
+from hidream.types import Status
+from hidream.webhooks import targets
+
+LONGEST_POLL_S = 60
+PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
+PAGE_MAX = 1_000_000_000
+IDS_MAX = 500
+"""Predictions that one request may delete."""
+
+_ID = re.compile("[0-9a-f]{32}")
+
+
+async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> Response:
+    """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its picture."""
+    service = service_of(request)
+    model = catalogue.find(service.models, f"{catalogue.VENDOR}/{name}")
+    body = await read_json(request, service.settings.server.body_max_bytes)
+    asked = _asked(request, model, api, key, body)
+    prediction, headers = await _taken_in(service, asked, parameters.sources(body, api))
+    request.state.prediction_id = prediction.id  # for the log
+    if asked.submission.enable_sync_mode:
+        return await _answer_in_time(request, api, prediction, headers)
+    return success(await prediction_data(prediction, api, asked.base_url, service.outputs), headers)
+
+
+async def result(
+    request: Request,
+    prediction_id: str,
+    api: Version,
+    key: ReadKey,
+    wait_s: Annotated[float, Query(ge=0, le=LONGEST_POLL_S)] = 0,
+) -> Response:
+    """GET /api/{v2,v3}/predictions/{id}[/result]: how far it is, at once or when it ends within `wait_s`."""
+    service = service_of(request)
+    prediction = await service.endings.settled(prediction_id, key.id, wait_s)
+    if prediction is None:
+        raise unknown(prediction_id)
+    url = base_url(request, service.settings.server.public_url)
+    data = await prediction_data(prediction, api, url, service.outputs)
+    if prediction.status is Status.CREATED:
+        data["queue"] = queue_data(await service.waiting.place(prediction))
+    return success(data)
+
+
+async def listing(request: Request, api: Version, key: ReadKey) -> Response:
+    """POST /api/{v2,v3}/predictions: a page of this key's predictions, the newest first."""
+    service = service_of(request)
+    body = await read_json(request, service.settings.server.body_max_bytes)
+    query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
+    total, found = await history.listed(service.database, key.id, query)
+    url = base_url(request, service.settings.server.public_url)
+    items = [
+        await prediction_data(prediction, api, url, service.outputs, inline=False)
+        | ({"input": input_data(prediction.input, url)} if with_inputs else {})
+        for prediction in found
+    ]
+    return success({"page": query.page, "page_size": query.page_size, "total": total, "items": items})
+
+
+async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+    """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, hide one that is."""
+    database = service_of(request).database
+    if await predictions.cancel(database, prediction_id, key.id):
+        return success({"id": prediction_id, "status": Status.CANCELLED})
+    if await predictions.delete(database, [prediction_id], key.id):
+        return success({"id": prediction_id, "status": Status.DELETED})
+    raise unknown(prediction_id)
+
+
+async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
+    """POST /api/{v2,v3}/predictions/delete: the same for many; those that are not there are not counted."""
+    service = service_of(request)
+    ids = _ids(await read_json(request, service.settings.server.body_max_bytes))
+    count = await predictions.delete(service.database, ids, key.id)
+    if count < len(ids):
+        for prediction_id in ids:
+            count += await predictions.cancel(service.database, prediction_id, key.id)
+    return success({"deleted_count": count})
+
+
+def refusal_of(submission: Submission) -> PromptRefused | None:
+    """Ask the safety room whether a prompt may be drawn."""
+    try:
+        prompt_check.check(submission.prompt, submission.negative_prompt, enabled=submission.enable_safety_checker)
+    except PromptRefused as refusal:
+        return refusal
+    return None
+
+
+def repeat_of(headers: Mapping[str, str], said: object) -> Repeat | None:
+    """Read by which key a request may be repeated; it is the same if all that was `said` is.
+
+    The digest is of JSON with sorted names, so that neither their order nor blanks make another request.
+    """
+    key = parameters.idempotency_key(headers.get("idempotency-key"))
+    if key is None:
+        return None
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return Repeat(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
+
+
+def replayed(asked: Asked, prediction: Prediction) -> dict[str, str]:
+    """Say by a header that the answer is of a task that an earlier request has made."""
+    return {} if prediction.input is asked.submission else {"Idempotent-Replayed": "true"}
+
+
+def unknown(prediction_id: str) -> NotFound:
+    """Make the error of an id that is not there, or another key's."""
+    return NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
+
+
+def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any]) -> Asked:
+    """Read all of a request but its pictures. Raises InvalidInput."""
+    service = service_of(request)
+    submission = parameters.parse(body, api, service.models[model])
+    webhook = parameters.webhook(body, request.query_params)
+    if webhook:
+        targets.check(webhook, service.allowed)
+        submission = parameters.with_webhook(submission, body)
+    url = base_url(request, service.settings.server.public_url)
+    repeat = repeat_of(request.headers, [api.name, model, webhook, body])
+    return Asked(key, model, submission, url, webhook, repeat, refusal_of(submission))
+
+
+async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[Prediction, dict[str, str]]:
+    """Take a task in with the pictures that it brings, which are not fetched for one that was, or is refused."""
+    if sources.image is not None and asked.refusal is None:
+        if made := await service.intake.repeated(asked):
+            return made, replayed(asked, made)
+        image = await service.pictures.take(asked.key, "image", sources.image)
+        mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
+        asked = replace(asked, submission=replace(asked.submission, image=image, mask=mask))
+    prediction = await service.intake.submit(asked)
+    return prediction, replayed(asked, prediction)
+
+
+async def _answer_in_time(request: Request, api: Api, prediction: Prediction, headers: Mapping[str, str]) -> Response:
+    service, timeout_s = service_of(request), service_of(request).settings.server.sync_timeout_s
+    latest = await service.endings.settled(prediction.id, prediction.key_id, timeout_s)
+    if latest is None:
+        raise unknown(prediction.id)
+    url = base_url(request, service.settings.server.public_url)
+    data = await prediction_data(latest, api, url, service.outputs)
+    return success(data if latest.status.final else data | sync_timeout(timeout_s), headers)
+
+
+def _query(body: dict[str, Any]) -> history.Query:
+    given = {name: value for name, value in body.items() if value not in (None, "")}
+    model, status = given.get("model"), given.get("status")
+    if model is not None:
+        model = parameters.text("model", model, "accepted: the name of a model")
+    shown = [each for each in Status if each is not Status.DELETED]
+    if status is not None and status not in shown:
+        raise InvalidInput(f"status is {status!r:.100}; accepted: {', '.join(shown)}")
+    return history.Query(
+        page=parameters.whole_number("page", given.get("page", 1), 1, PAGE_MAX),
+        page_size=parameters.whole_number("page_size", given.get("page_size", PAGE_SIZE), 1, PAGE_SIZE_MAX),
+        created_after_ms=parameters.moment("created_after", given.get("created_after")),
+        created_before_ms=parameters.moment("created_before", given.get("created_before")),
+        model=model,
+        status=None if status is None else Status(status),
+    )
+
+
+def _ids(body: dict[str, Any]) -> list[str]:
+    ids = body.get("ids")
+    if ids is None:
+        raise MissingInput(f"ids is absent; accepted: a list of 1 to {IDS_MAX} ids of predictions")
+    if not isinstance(ids, list) or not 1 <= len(ids) <= IDS_MAX or not all(isinstance(each, str) for each in ids):
+        raise InvalidInput(f"ids is {ids!r:.100}; accepted: a list of 1 to {IDS_MAX} ids of predictions")
+    return [each for each in dict.fromkeys(ids) if _ID.fullmatch(each)]
+
+
+ROUTES: Sequence[Route] = (
+    ("POST", "/api/{api}/wavespeed-ai/{name:path}", submit),
+    ("POST", "/api/{api}/predictions", listing),
+    ("POST", "/api/{api}/predictions/delete", delete_many),
+    ("GET", "/api/{api}/predictions/{prediction_id}", result),
+    ("GET", "/api/{api}/predictions/{prediction_id}/result", result),
+    ("DELETE", "/api/{api}/predictions/{prediction_id}", delete),
+)

@@ -1,0 +1,117 @@
+"""What the routes and the loops beside them work with, and what every route asks first: which version, whose key."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from hidream.errors import Forbidden, NotFound, Unauthorized
+from hidream.outputs.place import Namespace, Place
+from hidream.places import open_configured
+from hidream.server import catalogue
+from hidream.server.keyring import Keyring
+from hidream.server.metrics import Metrics
+from hidream.server.parameters import V2, V3, Api
+from hidream.server.pictures import Pictures
+from hidream.server.waiting import Waiting
+from hidream.settings import Settings
+from hidream.store.database import Database
+from hidream.store.endings import Endings
+from hidream.store.intake import Intake
+from hidream.store.keys import Key, Scope
+from hidream.store.progress import Progress
+from hidream.types import Variant
+from hidream.webhooks.targets import Allowed
+
+Route = tuple[str, str, Callable[..., Awaitable[Any]]]
+"""Method, path and function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The application's state, one per process.
+
+    `outputs` and `uploads` are where files lie; `pictures` takes in those that clients bring. `models` are the names
+    that are served. `allowed` are targets that clients may have us call although they are not public.
+    """
+
+    settings: Settings
+    database: Database
+    intake: Intake
+    endings: Endings
+    waiting: Waiting
+    keyring: Keyring
+    outputs: Place
+    uploads: Place
+    pictures: Pictures
+    models: dict[str, Variant]
+    allowed: Allowed
+    progress: Progress
+    metrics: Metrics
+
+
+def assemble(settings: Settings, database: Database) -> Service:
+    """Put a service together on an open database. Raises ConfigurationError."""
+    uploads = open_configured(settings, Namespace.UPLOADS)
+    allowed = Allowed.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
+    return Service(
+        settings=settings,
+        database=database,
+        intake=Intake(database, settings.server.queue_max),
+        endings=Endings(database),
+        waiting=Waiting(database),
+        keyring=Keyring(database, settings.store.key_pepper),
+        outputs=open_configured(settings, Namespace.OUTPUTS),
+        uploads=uploads,
+        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes),
+        models=catalogue.served(settings.models),
+        allowed=allowed,
+        progress=Progress(database),
+        metrics=Metrics(database, settings.worker.lease_s),
+    )
+
+
+def service_of(request: Request) -> Service:
+    """Find the service that a request came to."""
+    service = request.app.state.service
+    assert isinstance(service, Service), "create_app puts it there"
+    return service
+
+
+async def api_of(request: Request, api: str) -> Api:
+    """Read the version in the path. Raises NotFound, also for what no database can look for."""
+    if "\0" in request.scope["path"]:
+        raise NotFound("there is no such path: it has a NUL in it")
+    for version in (V2, V3):
+        if api == version.name:
+            return version
+    raise NotFound(f"there is no API version {api!r:.100}; there are: {V2.name}, {V3.name}")
+
+
+def key_of(scope: Scope | None) -> Callable[[Request], Awaitable[Key]]:
+    """Make what finds the API key of a request: it raises Unauthorized, or Forbidden when the key lacks the scope."""
+
+    async def find(request: Request) -> Key:
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise Unauthorized("no API key; accepted: the header `Authorization: Bearer KEY`")
+        key = await service_of(request).keyring.find(secret.strip())
+        if key is None:
+            raise Unauthorized("the API key is not known, or was revoked; `hidream keys create` makes one")
+        if scope is not None and not key.may(scope):
+            has = ", ".join(sorted(key.scopes))
+            raise Forbidden(f"the API key has not the scope {scope} (it has: {has}); accepted: a key that has it")
+        return key
+
+    return find
+
+
+Version = Annotated[Api, Depends(api_of)]
+AnyKey = Annotated[Key, Depends(key_of(None))]
+SubmitKey = Annotated[Key, Depends(key_of(Scope.SUBMIT))]
+ReadKey = Annotated[Key, Depends(key_of(Scope.READ))]
+AdminKey = Annotated[Key, Depends(key_of(Scope.ADMIN))]

@@ -1,0 +1,163 @@
+"""Delivers what is owed: claims webhooks that are due, sends each, and writes down how that ended.
+
+Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself, and no host has more than
+its share at a time (PER_HOST_MAX). An API process that dies leaves a claim that runs out: another one then delivers it,
+under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from urllib.parse import urlsplit
+
+from hidream.errors import HiDreamError, StorageUnavailable, StoreUnavailable
+from hidream.server.answers import input_data, prediction_data
+from hidream.server.parameters import V3
+from hidream.server.service import Service
+from hidream.store import deliveries, history, keys
+from hidream.store.deliveries import Delivery, State
+from hidream.store.prediction import Prediction
+from hidream.webhooks import delivery as sending
+from hidream.webhooks.delivery import Attempt, Courier
+from hidream.webhooks.signature import new_secret
+
+LEASE_S = 60.0
+"""How long a claim is this process's: for an attempt (`webhooks/delivery.TOTAL_S`, 10 s) and its few statements."""
+LOOK_S = 30.0
+"""How often one looks without having heard of anything: what another process has claimed and not settled."""
+REST_S = 0.1
+"""Between two looks: commits come hundreds of times a second, and a webhook may be a tenth of a second late."""
+PAUSE_S = 1.0
+"""Before the next look when the database was away."""
+PER_HOST_MAX = 8
+"""Deliveries to one host at a time; more of them are put off, so that others' are sent meanwhile."""
+BUSY_S = 10.0
+"""For how long: as long as one that hangs is waited for."""
+UNSENT = "the prediction cannot be read now"
+
+logger = logging.getLogger(__name__)
+
+
+class WebhookLoop:
+    """The deliveries of one process."""
+
+    def __init__(self, service: Service, courier: Courier | None = None) -> None:
+        self._service = service
+        self._courier = courier or Courier(allowed=service.allowed)
+        self._running: dict[asyncio.Task[None], str] = {}  # with the host
+        self._room = asyncio.Event()
+
+    async def run(self) -> None:
+        """Deliver until this process is about to leave, then see those to their end that have begun."""
+        changes = self._service.database.changes
+        while not changes.stopped:
+            seen = changes.now()
+            try:
+                wait_s = await self._begin_due()
+            except StoreUnavailable as error:
+                logger.warning("webhooks_wait error=%s", error.message)
+                wait_s = PAUSE_S
+            await asyncio.sleep(REST_S)
+            await self._news(seen, wait_s)
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _begin_due(self) -> float:
+        """Begin what is due, as far as there is room; say in how many seconds something is due again."""
+        database, room = self._service.database, self._service.settings.webhooks.together_max - len(self._running)
+        if room <= 0:
+            return LOOK_S
+        hosts = Counter(self._running.values())
+        too_many = []
+        for claimed in await deliveries.claim(database, room, LEASE_S):
+            host = urlsplit(claimed.url).netloc.lower()
+            if hosts[host] >= PER_HOST_MAX:
+                too_many.append(claimed)
+                continue
+            hosts[host] += 1
+            task = asyncio.create_task(self._deliver(claimed))
+            self._running[task] = host
+            task.add_done_callback(self._over)
+        await deliveries.put_off(database, too_many, BUSY_S)
+        due_ms = await deliveries.next_due_ms(database)
+        return LOOK_S if due_ms is None else min(LOOK_S, max(0.0, (due_ms - database.now_ms()) / 1000))
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._room.set()
+
+    async def _news(self, seen: int, wait_s: float) -> None:
+        """Wait until something was committed, something is due, or, if there was none, there is room."""
+        full = len(self._running) >= self._service.settings.webhooks.together_max
+        self._room.clear()
+        if not full:
+            await self._service.database.changes.since(seen, wait_s)
+            return
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._room.wait()
+        except TimeoutError:
+            return
+
+    async def _deliver(self, claimed: Delivery) -> None:
+        try:
+            attempt = await self._attempt(claimed)
+        except Exception as error:  # the edge: whatever one delivery does, the others go on
+            logger.exception("webhook_raised id=%s delivery=%s", claimed.prediction_id, claimed.id)
+            attempt = Attempt(None, f"the attempt failed: {type(error).__name__}", 0)
+        if attempt is None:
+            await self._write(claimed, State.GIVEN_UP, None, "the prediction was deleted")
+            return
+        if attempt.delivered:
+            await self._settle(claimed, attempt, State.DELIVERED, 0)
+        elif claimed.attempts >= sending.ATTEMPTS_MAX:
+            await self._settle(claimed, attempt, State.GIVEN_UP, 0)
+        else:
+            await self._settle(claimed, attempt, State.WAITING, sending.wait_s(claimed.attempts, claimed.id, attempt))
+
+    async def _attempt(self, claimed: Delivery) -> Attempt | None:
+        """Send it once; None if there is nothing to tell any more."""
+        database = self._service.database
+        try:
+            prediction = await history.of_delivery(database, claimed.prediction_id)
+            if prediction is None:
+                return None
+            secret = await keys.webhook_secret(database, prediction.key_id, new_secret())
+            body = await self._body(prediction)
+        except (StoreUnavailable, StorageUnavailable) as error:
+            return Attempt(None, f"{UNSENT}: {error.message}", 0)
+        return await sending.deliver(self._courier, sending.Delivery(claimed.id, claimed.url, secret, body))
+
+    async def _body(self, prediction: Prediction) -> bytes:
+        """Write the prediction as a result has it, without the envelope, and what was asked for."""
+        url = prediction.base_url
+        data = await prediction_data(prediction, V3, url, self._service.outputs, inline=False)
+        return json.dumps(data | {"input": input_data(prediction.input, url)}, ensure_ascii=False).encode()
+
+    async def _settle(self, claimed: Delivery, attempt: Attempt, state: State, again_in_s: float) -> None:
+        result = {State.DELIVERED: "delivered", State.GIVEN_UP: "given_up", State.WAITING: "failed"}[state]
+        self._service.metrics.webhook(result, attempt.duration_ms / 1000)
+        line = "webhook_sent id=%s delivery=%s attempt=%d result=%s status=%s ms=%d"
+        told = (claimed.prediction_id, claimed.id, claimed.attempts, result, attempt.status, attempt.duration_ms)
+        logger.info(line, *told)
+        await self._write(claimed, state, attempt.status, attempt.error, again_in_s)
+
+    async def _write(
+        self, claimed: Delivery, state: State, status: int | None, error: str, again_in_s: float = 0
+    ) -> None:
+        """Write down how it ended, and insist for as long as the claim lasts: else it would be sent once more."""
+        until = time.monotonic() + LEASE_S
+        while True:
+            try:
+                await deliveries.settle(self._service.database, claimed, state, status, error, again_in_s)
+            except HiDreamError as failure:
+                if time.monotonic() >= until or self._service.database.changes.stopped:
+                    logger.warning("webhook_unsettled id=%s error=%s", claimed.prediction_id, failure.message)
+                    return
+                await asyncio.sleep(PAUSE_S)
+            else:
+                return

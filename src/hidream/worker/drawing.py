@@ -1,0 +1,163 @@
+"""One task from its row to its files: read what it starts from, draw its pictures, check, encode and store them.
+
+All of its pictures or none. The engine draws them side by side; each is checked and encoded when it is done, and the
+files are written when all are. What is said to the store about it, the loop does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from hidream.errors import Interrupted, InvalidInput, NotFound
+from hidream.outputs.encode import encode
+from hidream.outputs.place import Place
+from hidream.store.prediction import Prediction
+from hidream.store.submission import Submission
+from hidream.types import SEED_MAX, ImageRequest, Mode
+from hidream.worker.bridge import Bridge
+from hidream.worker.headway import Headway
+from hidream.worker.outage import outlast
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a picture goes through beside the bridge: the image classifier, and the places where files lie.
+
+    `versions` is what each model is called in each mode.
+    """
+
+    flagged: Callable[[np.ndarray], bool]
+    outputs: Place
+    uploads: Place
+    versions: Mapping[str, Mapping[Mode, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A claimed task, how far it is, and what is set to end it."""
+
+    task: Prediction
+    headway: Headway
+    given_up: asyncio.Event
+
+    @classmethod
+    def of(cls, task: Prediction) -> Job:
+        """Make a job of a task that has just been claimed."""
+        return cls(task, Headway(task.input.num_images), asyncio.Event())
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the store wants to know of a task whose files are in their places."""
+
+    nsfw: tuple[bool, ...]
+    inference_ms: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One picture as bytes."""
+
+    data: bytes
+    nsfw: bool
+    inference_s: float
+    warnings: tuple[str, ...]
+
+
+async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
+    """Draw a task's pictures and put their files in their places.
+
+    Raises InvalidInput on uploads that are missing or broken, what `Bridge.draw` raises, and Interrupted once the job
+    is given up. While a place is away, it waits.
+    """
+    task, given_up = job.task, job.given_up
+    image = await _upload(tools.uploads, "image", task.input.image, given_up)
+    mask = await _upload(tools.uploads, "mask", task.input.mask, given_up)
+    requests = requests_of(task.input, image, mask)
+    files = await _all(_file(bridge, tools, job, i, request) for i, request in enumerate(requests))
+    if given_up.is_set():
+        raise Interrupted("the pictures were given up before they were stored")
+    await _all(
+        outlast(partial(tools.outputs.write, name, file.data), given_up, "write")
+        for name, file in zip(task.output_names, files, strict=True)
+    )
+    return Drawn(
+        nsfw=tuple(file.nsfw for file in files),
+        inference_ms=round(1000 * sum(file.inference_s for file in files)),
+        warnings=tuple(dict.fromkeys(warning for file in files for warning in file.warnings)),
+    )
+
+
+def requests_of(asked: Submission, image: bytes | None = None, mask: bytes | None = None) -> list[ImageRequest]:
+    """Say to the model what was submitted: a request for each picture, whose seeds follow one another.
+
+    Behind the largest seed comes 0.
+    """
+    return [
+        ImageRequest(
+            prompt=asked.prompt,
+            size=asked.size,
+            seed=(asked.seed + i) % (SEED_MAX + 1),
+            negative_prompt=asked.negative_prompt,
+            steps=asked.num_inference_steps,
+            guidance=asked.guidance_scale,
+            shift=asked.shift,
+            sampler=asked.sampler,
+            conformance=asked.conformance,
+            render=asked.render,
+            mode=asked.mode,
+            image=image,
+            strength=asked.strength,
+            mask=mask,
+            loras=asked.loras,
+        )
+        for i in range(asked.num_images)
+    ]
+
+
+async def _upload(uploads: Place, field: str, name: str | None, given_up: asyncio.Event) -> bytes | None:
+    if name is None:
+        return None
+    try:
+        return await outlast(partial(uploads.read, name), given_up, "read")
+    except NotFound as error:
+        raise InvalidInput(
+            f"{field} is a file that is not there, or no longer; accepted: one that was uploaded lately"
+        ) from error
+
+
+async def _file(bridge: Bridge, tools: Tools, job: Job, i: int, request: ImageRequest) -> _File:
+    task, asked = job.task, job.task.input
+    drawn_as = f"{task.id}/{task.attempt}/{i}"  # of a lost lease, the next attempt may begin before this one has ended
+    picture = await bridge.draw(task.model, drawn_as, request, job.given_up, job.headway.listener(i))
+    nsfw = asked.enable_safety_checker and await asyncio.to_thread(tools.flagged, picture.pixels)
+    data = await asyncio.to_thread(
+        encode,
+        picture.pixels,
+        asked.output_format,
+        seed=request.seed,
+        version=task.version,
+        output_quality=asked.output_quality,
+    )
+    return _File(data, nsfw, picture.timings.inference_s, picture.warnings)
+
+
+async def _all(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all; when one raises, end the others and raise the same."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

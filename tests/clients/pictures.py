@@ -1,0 +1,30 @@
+"""Looking at what a client got: a picture of the size and the format that were asked for?"""
+
+import base64
+import io
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+
+def look(source):
+    """Decode a picture from its URL, the path of its file, or base64."""
+    image = Image.open(io.BytesIO(content(source)))
+    image.load()
+    return image
+
+
+def content(source):
+    if isinstance(source, Path):
+        return source.read_bytes()
+    if source.startswith("http"):
+        return httpx.get(source).raise_for_status().content  # without a key, as clients do
+    return base64.b64decode(source, validate=True)
+
+
+def is_picture(source, size=(256, 256), format="JPEG"):
+    """Whether it is one of this size and format, and not all of one colour."""
+    image = look(source)
+    assert (image.size, image.format) == (size, format)
+    return any(low != high for low, high in image.convert("RGB").getextrema())

@@ -1,0 +1,70 @@
+"""LangChain's and LlamaIndex's tools for WaveSpeed, which are given the SDK's client."""
+
+import re
+
+import pytest
+from driven import Raised
+from pictures import is_picture, look
+from service import MODEL, PROMPT
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]  # the first test of a client may have to install it
+
+CHAIN, INDEX = "pypi-langchain-wavespeed", "pypi-llama-index-tools-wavespeed"
+BODY = {"prompt": PROMPT, "size": "256*256", "seed": 7}
+
+
+def at(place, key=None, model=MODEL):
+    return {"url": place.url, "key": key or place.key, "model": model}
+
+
+@pytest.fixture(params=[CHAIN, INDEX])
+def client(request, drive):
+    return drive(request.param)
+
+
+def told(client, do, **said):
+    """What the agent reads: LangChain's tools raise it, LlamaIndex's give it as their answer."""
+    try:
+        text = client(do, **said)
+    except Raised as error:
+        assert error.kinds[0] == "ToolException"
+        return error.text
+    assert text.startswith("Error: ")
+    return text
+
+
+def test_a_picture_of_any_parameters(client, service):
+    assert is_picture(client("run", **at(service), body=BODY))
+
+
+def test_a_picture_of_the_tools_own_parameters(client, service):
+    url = client("generate", **at(service), prompt=PROMPT, aspect_ratio="16:9", resolution="1k")
+    width, height = look(url).size
+    assert width / height == pytest.approx(16 / 9, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"key": "wrong"}, "HTTP 401"),
+        ({"model": "wavespeed-ai/hidream-i1-large"}, f"HTTP 404.*{MODEL}"),
+        ({"key": "limited"}, "HTTP 429.*pixels a day"),
+        ({"body": BODY | {"prompt": "a naked child"}}, "Prediction failed.*minors"),
+    ],
+)
+def test_what_the_agent_is_told(client, service, limited, said, text):
+    said = at(service) | {"body": BODY} | said
+    assert re.search(text, told(client, "run", **said | ({"key": limited} if said["key"] == "limited" else {})))
+
+
+def test_a_picture_that_takes_too_long_has_an_id(client, idle):
+    text = told(client, "generate", **at(idle), prompt=PROMPT, timeout=0.5)
+    assert re.search(r"Prediction timed out after 0.5 seconds \(task_id: [0-9a-f]{32}\)", text)
+
+
+def test_llama_index_looks_up_what_it_has_given_up(drive, service, idle):
+    client = drive(INDEX)
+    task = re.search("[0-9a-f]{32}", told(client, "generate", **at(idle), prompt=PROMPT, timeout=0.2))[0]
+    assert "created" in client("look_up", url=idle.url, key=idle.key, task=task)
+    done, _ = service.draw(size="256*256")
+    assert client("look_up", url=service.url, key=service.key, task=done["id"]) == done["outputs"][0]

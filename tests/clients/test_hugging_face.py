@@ -1,0 +1,111 @@
+"""Hugging Face's clients, by their provider "wavespeed".
+
+Neither may be given a provider's URL as such: see docs/CLIENTS.md for what is done instead. Both know a model by its
+name on the Hub, and ask there by which name the provider has it; tests reach no Hub, and say it themselves.
+"""
+
+import re
+
+import pytest
+from driven import Raised
+from pictures import is_picture
+from service import MODEL, PROMPT
+
+pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
+
+LONG = pytest.mark.long
+
+
+@pytest.fixture
+def python(drive):
+    return drive("pypi-huggingface-hub")
+
+
+@pytest.fixture
+def node(drive):
+    return drive("npm-huggingface-inference")
+
+
+def at(place, key=None, model=MODEL):
+    return {"url": place.url, "key": key or place.key, "model": model, "prompt": PROMPT}
+
+
+def test_python_gets_a_picture(python, service):
+    seen = python("text_to_image", **at(service), width=256, height=320, seed=7, num_inference_steps=4)
+    assert (seen["size"], seen["format"]) == ([256, 320], "JPEG")
+    assert seen["colours"] > 100
+
+
+def test_python_says_all_that_it_can_say(python, service):
+    said = {"width": 256, "height": 256, "negative_prompt": "fog", "guidance_scale": 7.5, "num_inference_steps": 4}
+    seen = python("text_to_image", **at(service), **said, scheduler="euler")
+    assert seen["size"] == [256, 256]
+
+
+def test_python_changes_a_picture(python, service, photo):
+    said = at(service) | {"path": str(photo), "num_inference_steps": 4}
+    assert python("image_to_image", **said, target_size={"width": 256, "height": 256})["format"] == "JPEG"
+
+
+WRONG = [
+    ({"key": "wrong"}, "401 Unauthorized"),
+    ({"model": "wavespeed-ai/hidream-i1-large"}, "404 Not Found"),
+    ({"key": "limited"}, "429 Too Many Requests"),
+    ({"width": 7, "height": 7}, "400 Bad Request|Bad request"),
+]
+
+
+@pytest.mark.parametrize(("said", "text"), WRONG)
+def test_what_python_is_told(python, service, limited, said, text):
+    said = at(service) | said
+    with pytest.raises(Raised, match=text) as raised:
+        python("text_to_image", **said | ({"key": limited} if said["key"] == "limited" else {}))
+    assert "HfHubHTTPError" in raised.value.kinds
+
+
+def test_what_python_is_told_of_a_failed_task(python, service):
+    with pytest.raises(Raised, match="ValueError: WaveSpeed AI task failed: .*minors"):
+        python("text_to_image", **at(service) | {"prompt": "a naked child"})
+
+
+def test_what_python_is_told_when_its_own_task_was_cancelled_by_others(python, idle):
+    cancel_soon(idle)
+    with pytest.raises(Raised, match="ValueError: Unknown status: cancelled"):
+        python("text_to_image", **at(idle))
+
+
+@LONG
+def test_node_gets_a_picture(node, service):
+    parameters = {"width": 256, "height": 320, "seed": 7, "num_inference_steps": 4}
+    assert is_picture(node("text_to_image", **at(service), parameters=parameters), (256, 320))
+
+
+@LONG
+def test_node_gets_a_url(node, service):
+    url = node("text_to_image", **at(service), parameters={"width": 256, "height": 256}, outputType="url")
+    assert url.startswith(service.url)
+    assert is_picture(url)
+
+
+@LONG
+@pytest.mark.parametrize(("said", "status"), [(said, text[:3]) for said, text in WRONG[:3]])
+def test_what_node_is_told(node, service, limited, said, status):
+    said = at(service) | said
+    with pytest.raises(Raised) as raised:
+        node("text_to_image", **said | ({"key": limited} if said["key"] == "limited" else {}))
+    print(raised.value)
+    assert "InferenceClientProviderApiError" in raised.value.kinds
+
+
+@LONG
+def test_what_node_is_told_of_a_failed_task(node, service):
+    with pytest.raises(Raised, match="minors") as raised:
+        node("text_to_image", **at(service) | {"prompt": "a naked child"})
+    assert "InferenceClientProviderOutputError" in raised.value.kinds
+
+
+@LONG
+def test_node_gives_up_when_it_is_told_to(node, idle):
+    with pytest.raises(Raised) as raised:
+        node("text_to_image", **at(idle), abort_ms=700)
+    assert raised.value.kinds[0] == "TimeoutError"

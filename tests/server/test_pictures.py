@@ -1,0 +1,220 @@
+"""Pictures that requests bring: from wherever they are, into the worker's hands, or a 400 that says what is wrong."""
+
+import asyncio
+import base64
+import contextlib
+
+import pytest
+
+from hidream.errors import InvalidInput
+from hidream.server.fetch import Rules, fetch
+from hidream.webhooks.targets import Allowed
+
+LOOPBACK = "127.0.0.0/8"
+
+
+class Site:
+    """A web server that answers each path as told, and notes who asked."""
+
+    def __init__(self):
+        self.answers, self.asked = {}, []
+
+    async def handle(self, reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            path = head.split(b" ")[1].decode()
+            self.asked.append(head.decode())
+            answer = self.answers.get(path, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            if answer is None:
+                await reader.read()  # until the client gives up
+            else:
+                writer.write(answer)
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def put(self, path, data, status="200 OK", **headers):
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.answers[path] = f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\n{lines}\r\n".encode() + data
+
+
+@contextlib.asynccontextmanager
+async def site():
+    made = Site()
+    server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield made
+    finally:
+        server.close()
+        await asyncio.sleep(0.01)  # its connections end
+
+
+async def given(api):
+    """The bytes that the worker will read as image and mask."""
+    asked = (await api.claim()).input
+    return [await api.service.uploads.read(name) for name in (asked.image, asked.mask) if name]
+
+
+def test_base64_and_data_uris(with_api, picture):
+    async def scenario(api):
+        image, mask = picture("JPEG"), picture("PNG")
+        naked, other = base64.b64encode(image).decode(), base64.b64encode(mask).decode()
+        for text in (naked, f"data:image/png;base64,{naked}", f" {naked[:9]}\n{naked[9:]} "):
+            answer = await api.submit(prompt="a", image=text, mask=f"data:;base64,{other}", strength=0.5)
+            assert answer.status_code == 200, answer.text
+            assert await given(api) == [image, mask]
+
+    with_api(scenario)
+
+
+def test_an_upload_by_its_url_from_wherever_it_is_reached(with_api, picture):
+    async def scenario(api):
+        files = {"file": ("a.png", picture())}
+        answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+        url = answer.json()["data"]["download_url"]
+        name = url.rpartition("/")[2]
+        for text in (url, f"https://other.example/prefix/uploads/{name}", name):
+            assert (await api.submit(prompt="a", image=text)).status_code == 200
+            assert (await api.claim()).input.image == name
+        listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
+        assert {item["input"]["image"] for item in listed} == {url}
+
+    with_api(scenario)
+
+
+def test_a_picture_from_a_url_also_after_redirects(with_api, picture):
+    async def scenario(api):
+        async with site() as web:
+            web.put("/a.png", picture())
+            web.put("/1", b"", "302 Found", Location="/2?x=%20")
+            web.put("/2?x=%20", b"", "307 Temporary Redirect", Location=f"{web.url}/a.png")
+            for path in ("/a.png", "/1"):
+                answer = await api.submit(prompt="a", image=web.url + path)
+                assert answer.status_code == 200, answer.text
+                assert await given(api) == [picture()]
+            assert not any(api.secret in head for head in web.asked)
+
+    with_api(scenario, allowed=LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/absent", "image could not be fetched: its server answered 404"),
+        ("/text", "image is no picture that can be read (5 bytes)"),
+        ("/large", "image has more than 4096 bytes"),
+        ("/round", "image leads on more than 3 times"),
+        ("/inner", "image is 'http://169.254.169.254/latest'"),
+        ("/file", "image is 'file:///etc/passwd'"),
+        ("/cut", "image could not be fetched: its server is not reached"),
+        ("/nonsense", "image could not be fetched: its server is not reached"),
+    ],
+)
+def test_a_url_that_gives_no_picture_is_a_400(with_api, path, message):
+    async def scenario(api):
+        async with site() as web:
+            web.put("/text", b"hello")
+            web.put("/large", b"x" * 5000)
+            web.put("/round", b"", "301 Moved", Location="/round")
+            web.put("/inner", b"", "302 Found", Location="http://169.254.169.254/latest")
+            web.put("/file", b"", "302 Found", Location="file:///etc/passwd")
+            web.answers["/cut"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"
+            web.answers["/nonsense"] = b"hello\r\n\r\n"
+            answer = await api.submit(prompt="a", image=web.url + path)
+            assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
+            assert await api.claim() is None
+
+    with_api(scenario, allowed=LOOPBACK, upload_max_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/a.png",
+        "http://localhost/a.png",
+        "http://[::1]/a",
+        "http://10.1.2.3/a",
+        "https://0x7f000001/",
+    ],
+)
+def test_inner_addresses_are_refused(with_api, url):
+    async def scenario(api):
+        answer = await api.submit(prompt="a", image=url)
+        assert (answer.status_code, answer.json()["message"].startswith("image is ")) == (400, True)
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"image": 5}, "image is 5; accepted"),
+        ({"image": ["a"]}, "image is ['a']"),
+        ({"image": "nonsense!"}, "image is 'nonsense!'"),
+        ({"image": "data:image/png,abc"}, "image is 'data:image/png,abc'"),
+        ({"image": base64.b64encode(b"hello").decode()}, "image is no picture"),
+        ({"image": "A" * 10_000}, "image has 7500 bytes; accepted: up to 4096"),
+        ({"image": "x" * 43 + ".png"}, "image is 'xxxx"),
+        ({"mask": "aGVsbG8="}, "mask is given without an image"),
+        ({"image": "aGVsbG8=", "strength": 0}, "strength is 0; accepted: a number from 0.01 to 1"),
+    ],
+)
+def test_what_is_no_picture_is_a_400(with_api, body, message):
+    async def scenario(api):
+        answer = await api.submit(prompt="a", **body)
+        assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
+        assert len(answer.json()["message"]) < 300
+
+    with_api(scenario, upload_max_bytes=4096)
+
+
+def test_a_repeated_request_fetches_nothing_again(with_api, picture):
+    async def scenario(api):
+        async with site() as web:
+            web.put("/a.png", picture())
+            key = {"Idempotency-Key": "a"}
+            first = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
+            web.answers.clear()
+            again = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
+            assert again.json()["data"]["id"] == first.json()["data"]["id"]
+            assert again.headers["idempotent-replayed"] == "true"
+            assert (await api.submit(prompt="b", image="aGVsbG8=", headers=key)).status_code == 400
+            other = base64.b64encode(picture("JPEG")).decode()
+            assert (await api.submit(prompt="a", image=other, headers=key)).status_code == 409
+
+    with_api(scenario, allowed=LOOPBACK)
+
+
+def test_nothing_is_fetched_for_what_is_refused_or_by_v2(with_api):
+    async def scenario(api):
+        async with site() as web:
+            assert (await api.submit("v2", prompt="a", image=f"{web.url}/a")).status_code == 200
+            refused = await api.submit(prompt="naked child", image=f"{web.url}/a")
+            assert refused.json()["data"]["code"] == 1200
+            assert not web.asked
+
+    with_api(scenario, allowed=LOOPBACK)
+
+
+def test_a_server_that_hangs_is_not_waited_for():
+    async def scenario():
+        async with site() as web:
+            web.answers["/hang"] = None
+            rules = Rules(Allowed.read([LOOPBACK]), 4096, total_s=0.2)
+            with pytest.raises(InvalidInput, match=r"image could not be fetched within 0\.2 s"):
+                await fetch("image", f"{web.url}/hang", rules)
+
+    asyncio.run(scenario())
+
+
+def test_a_name_that_leads_inside_is_refused():
+    async def inside(host, port):
+        return ["93.184.215.14", "10.0.0.1"]
+
+    async def scenario():
+        with pytest.raises(InvalidInput, match="image leads to an address that is not public"):
+            await fetch("image", "https://pictures.example/a.png", Rules(Allowed(), 4096, lookup=inside))
+
+    asyncio.run(scenario())

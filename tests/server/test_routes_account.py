@@ -1,0 +1,81 @@
+"""What a client asks about models, prices, its balance and its secret."""
+
+import pytest
+
+from hidream.server.parameters import V3, parse
+from hidream.store.keys import Scope
+
+DEV, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
+
+
+def test_the_balance_is_a_number_by_setting(with_api):
+    async def scenario(api):
+        for version in ("v2", "v3"):
+            assert (await api.get(f"/api/{version}/balance")).json()["data"] == {"balance": 12.5}
+        assert (await api.client.get("/api/v3/balance")).status_code == 401
+
+    with_api(scenario, balance=12.5)
+
+
+def test_models_are_those_that_are_served_with_what_each_takes(with_api):
+    async def scenario(api):
+        models = (await api.get("/api/v3/models")).json()["data"]
+        assert [model["model_id"] for model in models] == [FULL, DEV] or [m["model_id"] for m in models] == [DEV, FULL]
+        for model in models:
+            assert (model["type"], model["base_price"]) == ("text-to-image", 0.25)
+            (run,) = model["api_schema"]["api_schemas"]
+            schema = run["request_schema"]
+            assert (run["type"], schema["required"]) == ("model_run", ["prompt"])
+            assert schema["x-order-properties"] == list(schema["properties"])
+            assert ("guidance_scale" in schema["properties"]) == (model["model_id"] == FULL)
+            defaults = {name: p["default"] for name, p in schema["properties"].items() if "default" in p}
+            variant = api.service.models[model["model_id"]]
+            assert parse({"prompt": "a", "seed": 7} | defaults | {"seed": 7}, V3, variant) == parse(
+                {"prompt": "a", "seed": 7}, V3, variant
+            ), "its defaults are the defaults"
+
+    with_api(scenario, price=0.25)
+
+
+def test_prices(with_api):
+    async def scenario(api):
+        asked = {"model_id": DEV, "inputs": {"prompt": "a", "num_images": 3}}
+        unit = (await api.post("/api/v3/model/pricing", **asked)).json()["data"]
+        assert unit == {"model_id": DEV, "unit_price": 0.75, "currency": "USD"}
+        total = (await api.post("/api/v3/model/price", model_id=DEV)).json()["data"]
+        assert total == {"model_id": DEV, "price": 0.25, "discounted_price": 0.25, "currency": "USD"}
+
+    with_api(scenario, price=0.25)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({"model_id": "x/y"}, 404, "there is no model 'x/y'; there are: wavespeed-ai/"),
+        ({}, 404, "there is no model None"),
+        ({"model_id": ["a"]}, 404, "there is no model ['a']"),
+        ({"model_id": DEV, "inputs": [1]}, 400, "inputs is [1]"),
+        ({"model_id": DEV, "inputs": False}, 400, "inputs is False"),
+        ({"model_id": DEV, "inputs": {"num_images": 5}}, 400, "num_images is 5"),
+        ({"model_id": DEV, "inputs": {"num_images": 0}}, 400, "num_images is 0"),
+    ],
+)
+@pytest.mark.parametrize("route", ["price", "pricing"])
+def test_prices_of_what_there_is_not(with_api, asked, status, message, route):
+    async def scenario(api):
+        answer = await api.post(f"/api/v3/model/{route}", **asked)
+        assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
+
+    with_api(scenario)
+
+
+def test_each_key_has_a_secret_of_its_own_that_stays(with_api):
+    async def scenario(api):
+        first, again = [(await api.get("/api/v3/webhook/secret")).json()["data"]["secret"] for _ in range(2)]
+        other = await api.client.get("/api/v3/webhook/secret", headers=await api.key())
+        assert first == again != other.json()["data"]["secret"]
+        assert first.startswith("whsec_")
+        answer = await api.client.get("/api/v3/webhook/secret", headers=await api.key(Scope.SUBMIT))
+        assert answer.status_code == 403
+
+    with_api(scenario)

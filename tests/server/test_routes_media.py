@@ -1,0 +1,164 @@
+"""Uploads, old and new: what is taken, and what only looks like a picture."""
+
+import zlib
+
+import pytest
+
+MODEL = "wavespeed-ai/hidream-i1-dev"
+
+
+def chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def bomb(width=30_000, height=30_000):
+    """A PNG of a few kB that would unfold to gigabytes."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10_000))
+        + chunk(b"IEND", b"")
+    )
+
+
+async def upload(api, data, filename="a.png", api_name="v3", field="file"):
+    files = {field: (filename, data, "image/png")}
+    return await api.client.post(f"/api/{api_name}/media/upload/binary", files=files, headers=api.bearer)
+
+
+@pytest.mark.parametrize("api_name", ["v2", "v3"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_form_is_taken(with_api, picture, api_name, kind):
+    async def scenario(api):
+        data = picture(kind) + b"\r\n--x\r\n\r\n"  # what looks like a boundary is none
+        answer = await upload(api, data, 'straße ".png', api_name)
+        got = answer.json()["data"]
+        assert (answer.status_code, got["type"], got["size"]) == (200, "image", len(data))
+        file = await api.client.get(got["download_url"])
+        assert (file.content, file.headers["content-type"]) == (data, f"image/{kind.lower()}")
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status", "message"),
+    [
+        ("application/json", b"{}", 400, "Content-Type is 'application/json'; accepted: multipart/form-data"),
+        ("multipart/form-data", b"", 400, "Content-Type is 'multipart/form-data'"),
+        ("multipart/form-data; boundary=x", b"", 400, "file is absent"),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\nhello\r\n--x--", 400, "file is absent"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="other"; filename="a"\r\n\r\nhello\r\n--x--',
+            400,
+            "file is absent",
+        ),
+        (
+            'multipart/form-data; boundary="x y"',
+            b'--x y\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nhello\r\n--x y--',
+            400,
+            "file is no picture that can be read (5 bytes)",
+        ),
+    ],
+)
+def test_another_form_is_a_400(with_api, content_type, body, status, message):
+    async def scenario(api):
+        headers = api.bearer | {"Content-Type": content_type}
+        answer = await api.client.post("/api/v3/media/upload/binary", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
+
+    with_api(scenario)
+
+
+def test_a_file_that_is_too_large_is_a_413(with_api, picture):
+    async def scenario(api):
+        data = picture()
+        assert (await upload(api, data + b"x" * (2048 - len(data)))).status_code == 200
+        assert (await upload(api, data + b"x" * (2049 - len(data)))).status_code == 413
+        assert (await upload(api, b"x" * 100_000)).status_code == 413
+        assert (await api.post("/api/v3/media/uploads", filename="a", size=2049)).status_code == 413
+        ticket = (await api.post("/api/v3/media/uploads", filename="a", size=5)).json()["data"]
+        assert (await api.client.put(ticket["upload"]["url"], content=b"x" * 2049)).status_code == 413
+
+    with_api(scenario, upload_max_bytes=2048)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bomb(), bomb(9000, 9000), b"\x89PNG\r\n\x1a\n"],
+    ids=["empty", "svg", "gif", "pdf", "bomb", "small bomb", "half"],
+)
+def test_what_is_no_picture_is_refused_whatever_it_calls_itself(with_api, data):
+    async def scenario(api):
+        answer = await upload(api, data, "photo.png")
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("file ")
+        ticket = (await api.post("/api/v3/media/uploads", filename="photo.png", size=9)).json()["data"]
+        answer = await api.client.put(ticket["upload"]["url"], content=data)
+        assert (answer.status_code, (await api.client.get(ticket["download_url"])).status_code) == (400, 404)
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_file_that_ends_too_early_is_refused(with_api, picture, kind):
+    async def scenario(api):
+        data = picture(kind, (300, 300))
+        assert (await upload(api, data[: len(data) // 2])).status_code == 400
+
+    with_api(scenario)
+
+
+def test_a_place_for_a_file_is_filled_once(with_api, picture):
+    async def scenario(api):
+        asked = {"filename": "a.jpg", "size": 100, "content_type": "image/jpeg"}
+        ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
+        put, data = ticket["upload"], picture("JPEG")
+        assert (put["method"], put["headers"]) == ("PUT", {"Content-Type": "image/jpeg"})
+        for _ in range(2):
+            answer = await api.client.put(put["url"], content=data, headers=put["headers"])
+            assert answer.json()["data"] == {"filename": "a.jpg", "size": len(data)}
+        other = await api.client.put(put["url"], content=picture("PNG"))
+        assert other.status_code == 400
+        assert (await api.client.get(ticket["download_url"])).content == data
+        for name in ("x" * 43 + ".png", "x", "..%2Fhidream.db"):
+            assert (await api.client.put(f"/uploads/{name}", content=data)).status_code == 404
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "filename or size is absent"),
+        ({"filename": "a"}, "filename or size is absent"),
+        ({"filename": 5, "size": 5}, "filename is 5"),
+        ({"filename": "a\0", "size": 5}, "filename has "),
+        ({"filename": "a", "size": 0}, "size is 0"),
+        ({"filename": "a", "size": "5"}, "size is '5'"),
+        ({"filename": "a", "size": 10**40}, "size is 1000"),
+        ({"filename": "a", "size": 5, "content_type": "video/mp4"}, "content_type is 'video/mp4'"),
+        ({"filename": "a", "size": 5, "content_type": {}}, "content_type is {}"),
+        ({"filename": "a", "size": 5, "content_type": ["image/png"]}, "content_type is ['image/png']"),
+    ],
+)
+def test_an_announcement_that_is_not_accepted(with_api, asked, message):
+    async def scenario(api):
+        answer = await api.post("/api/v3/media/uploads", **asked)
+        assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
+
+    with_api(scenario)
+
+
+def test_names_of_files_are_kept_as_far_as_they_can_be_shown(with_api, picture):
+    async def scenario(api):
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a\0b\x1b[1m\xff.png"\r\n\r\n'
+        content_type = "multipart/form-data; boundary=x"
+        answer = await api.raw("/api/v3/media/upload/binary", head + picture() + b"\r\n--x--", content_type)
+        assert answer.json()["data"]["filename"] == "ab[1m\ufffd.png"
+        assert len((await upload(api, picture(), "x" * 300 + ".png")).json()["data"]["filename"]) == 256
+        asked = await api.post("/api/v3/media/uploads", filename="x" * 300, size=5)
+        assert asked.status_code == 200
+
+    with_api(scenario)

@@ -1,0 +1,630 @@
+"""Tasks over HTTP: field for field what the documents say, and who may see what."""
+
+import asyncio
+import base64
+import json
+import re
+from datetime import datetime
+
+import pytest
+
+from hidream.store import history, keys, predictions
+from hidream.store.keys import Scope
+from hidream.types import LoraUse, Size
+
+MODEL = "wavespeed-ai/hidream-i1-dev"
+FULL = "wavespeed-ai/hidream-i1-full"
+CREATED = {
+    "model": MODEL,
+    "outputs": [],
+    "has_nsfw_contents": [],
+    "status": "created",
+    "error": "",
+    "executionTime": 0,
+    "timings": {"inference": 0},
+    "seed": 7,
+    "version": "",
+}
+
+
+@pytest.mark.parametrize("api_name", ["v2", "v3"])
+def test_a_submission_is_answered_field_for_field(with_api, api_name):
+    async def scenario(api):
+        answer = await api.submit(api_name, prompt="a house", seed=7)
+        assert answer.status_code == 200
+        body = answer.json()
+        assert list(body) == ["code", "message", "data"]
+        assert (body["code"], body["message"]) == (200, "success")
+        data = body["data"]
+        assert re.fullmatch("[0-9a-f]{32}", data["id"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", data["created_at"])
+        assert datetime.fromisoformat(data["created_at"]).utcoffset() is not None
+        url = f"http://test/api/{api_name}/predictions/{data['id']}/result"
+        assert {name: data[name] for name in data if name not in ("id", "created_at")} == CREATED | {
+            "urls": {"get": url}
+        }
+        result = (await api.get(url)).json()
+        assert result["data"].pop("queue") == {"position": 1, "estimated_seconds": None}
+        assert result == body
+
+    with_api(scenario)
+
+
+def test_ids_are_shared_by_the_versions_and_both_paths(with_api):
+    async def scenario(api):
+        submitted = (await api.submit("v3", prompt="a house")).json()["data"]
+        for version in ("v2", "v3"):
+            for path in ("", "/result"):
+                data = (await api.get(f"/api/{version}/predictions/{submitted['id']}{path}")).json()["data"]
+                assert data["urls"]["get"] == f"http://test/api/{version}/predictions/{submitted['id']}/result"
+                del data["queue"]
+                assert data | {"urls": None} == submitted | {"urls": None}
+
+    with_api(scenario)
+
+
+def test_a_finished_picture_as_base64_and_as_a_url(with_api):
+    async def scenario(api):
+        answers = [(await api.submit(version, prompt="a house")).json()["data"] for version in ("v2", "v3")]
+        for _ in answers:
+            await api.draw(b"the picture", has_nsfw=True)
+        inline, linked = [(await api.get(data["urls"]["get"])).json()["data"] for data in answers]
+        assert [base64.b64decode(output, validate=True) for output in inline["outputs"]] == [b"the picture"]
+        for data in (inline, linked):
+            assert (data["status"], data["has_nsfw_contents"]) == ("completed", [True])
+            assert (data["timings"], data["version"]) == ({"inference": 1234}, "v1")
+            assert data["executionTime"] >= 0
+            assert "code" not in data
+        assert re.fullmatch(r"http://test/outputs/[A-Za-z0-9_-]{43}\.jpeg", linked["outputs"][0])
+
+    with_api(scenario)
+
+
+def test_warnings_are_told_by_both_versions_and_only_if_there_are_any(with_api):
+    async def scenario(api):
+        for warnings in ((), ("the prompt is too long",)):
+            submitted = (await api.submit(prompt="a house")).json()["data"]
+            assert "warnings" not in submitted
+            await api.draw(warnings=warnings)
+            for version in ("v2", "v3"):
+                data = (await api.get(f"/api/{version}/predictions/{submitted['id']}/result")).json()["data"]
+                assert data.get("warnings", []) == list(warnings)
+                assert ("warnings" in data) == bool(warnings)
+
+    with_api(scenario)
+
+
+def test_how_to_draw_may_be_said_on_v3(with_api):
+    async def scenario(api):
+        how = {"num_inference_steps": 3, "shift": 2.5, "sampler": "euler", "loras": [{"path": "ink"}]}
+        for version, expected in (("v2", (None, None, None, ())), ("v3", (3, 2.5, "euler", (LoraUse("ink"),)))):
+            assert (await api.submit(version, prompt="a house", guidance_scale=3.5, **how)).status_code == 200
+            asked = (await api.claim()).input
+            assert (asked.num_inference_steps, asked.shift, asked.sampler, asked.loras) == expected
+            assert asked.guidance_scale is None
+
+    with_api(scenario)
+
+
+def test_a_failed_task_is_a_200(with_api):
+    async def scenario(api):
+        submitted = (await api.submit(prompt="a house")).json()["data"]
+        await api.fail(1405, "no paint")
+        answer = await api.get(submitted["urls"]["get"])
+        assert answer.status_code == 200
+        data = answer.json()["data"]
+        assert (data["status"], data["error"], data["code"]) == ("failed", "no paint", 1405)
+        assert (data["outputs"], data["has_nsfw_contents"]) == ([], [])
+
+    with_api(scenario)
+
+
+def test_a_refused_prompt_is_a_task_that_failed(with_api):
+    async def scenario(api):
+        for sync in (False, True):
+            data = (await api.submit(prompt="naked child", enable_safety_checker=False, enable_sync_mode=sync)).json()[
+                "data"
+            ]
+            assert (data["status"], data["code"], data["outputs"]) == ("failed", 1200, [])
+            assert data["error"]
+            assert (await api.get(data["urls"]["get"])).json()["data"] == data
+        assert await api.claim() is None
+
+    with_api(scenario)
+
+
+def test_sync_mode_answers_with_the_picture(with_api):
+    async def scenario(api):
+        answer = asyncio.create_task(api.submit(prompt="a house", enable_sync_mode=True))
+        await api.draw()
+        data = (await answer).json()["data"]
+        assert (data["status"], len(data["outputs"])) == ("completed", 1)
+
+    with_api(scenario)
+
+
+def test_sync_mode_that_takes_too_long_says_how_to_go_on(with_api):
+    async def scenario(api):
+        answer = await api.submit(prompt="a house", enable_sync_mode=True)
+        assert answer.status_code == 200
+        assert "error" not in answer.json()
+        data = answer.json()["data"]
+        assert (data["status"], data["code"]) == ("processing", 5004)
+        assert data["error"] == (
+            "Sync mode timed out after 0.05 seconds. The prediction is still processing asynchronously."
+        )
+        later = (await api.get(data["urls"]["get"])).json()["data"]
+        assert (later["status"], later["error"]) == ("created", "")
+
+    with_api(scenario, sync_timeout_s=0.05)
+
+
+def test_a_long_poll_ends_with_the_picture(with_api):
+    async def scenario(api):
+        url = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
+        assert (await api.get(f"{url}?wait_s=0.05")).json()["data"]["status"] == "created"
+        polling = asyncio.create_task(api.get(f"{url}?wait_s=30"))
+        await api.draw()
+        assert (await asyncio.wait_for(polling, 5)).json()["data"]["status"] == "completed"
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("wait_s", ["-1", "61", "soon", "nan", ""])
+def test_a_wait_that_is_not_accepted_is_a_422(with_api, wait_s):
+    async def scenario(api):
+        url = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
+        answer = await api.get(f"{url}?wait_s={wait_s}")
+        assert (answer.status_code, answer.json()["code"]) == (422, 422)
+        assert f"wait_s is '{wait_s}'" in answer.json()["message"]
+
+    with_api(scenario)
+
+
+def test_another_keys_prediction_is_not_there(with_api):
+    async def scenario(api):
+        url = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
+        _, other = await keys.create(api.database, "other")
+        for path in (url, "/api/v3/predictions/" + "0" * 32):
+            answer = await api.client.get(path, headers={"Authorization": f"Bearer {other}"})
+            assert (answer.status_code, answer.json()["code"]) == (404, 404)
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer x{}", "Bearer {}x", "Bearer hd_\xe9"]
+)
+def test_without_a_known_key_it_is_a_401_before_anything_is_read(with_api, header):
+    async def scenario(api):
+        headers = {} if header is None else {"Authorization": header.format(api.secret).encode("latin-1")}
+        for answer in (
+            await api.client.post("/api/v3/wavespeed-ai/hidream-i1-dev", content=b"{broken", headers=headers),
+            await api.client.get("/api/v2/predictions/x/result", headers=headers),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (401, 401)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert api.secret not in answer.text
+
+    with_api(scenario)
+
+
+def test_a_revoked_key_is_a_401(with_api):
+    async def scenario(api):
+        assert (await api.submit(prompt="a house")).status_code == 200
+        (key,) = await keys.listed(api.database)
+        await keys.revoke(api.database, key.id)
+        await asyncio.sleep(1)  # keyring.REMEMBERED_S
+        assert (await api.submit(prompt="a house")).status_code == 401
+
+    with_api(scenario)
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(with_api):
+    async def scenario(api):
+        assert (await api.submit(prompt="a house")).status_code == 200
+        answer = await api.submit(prompt="a house")
+        assert (answer.status_code, answer.json()["code"]) == (429, 429)
+        assert int(answer.headers["retry-after"]) > 0
+
+    with_api(scenario, queue_max=1)
+
+
+@pytest.mark.parametrize("name", ["hidream-i1-huge", "z-image/turbo", ""])
+def test_an_unknown_model_is_a_404_that_lists_what_there_is(with_api, name):
+    async def scenario(api):
+        answer = await api.client.post(f"/api/v3/wavespeed-ai/{name}", json={"prompt": "a"}, headers=api.bearer)
+        assert answer.status_code == 404
+        assert "there are: wavespeed-ai/hidream-i1-dev" in answer.json()["message"]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("name", ["hidream-i1-fast", "hidream-i1-dev"])
+def test_a_known_model_that_is_not_served_is_a_404_too(with_api, name, tmp_path):
+    async def scenario(api):
+        api.service.models.pop(f"wavespeed-ai/{name}", None)
+        answer = await api.submit(model=f"wavespeed-ai/{name}", prompt="a")
+        assert answer.status_code == 404
+        assert answer.json()["message"].endswith(f"there are: {', '.join(api.service.models)}")
+        assert (await api.submit(model=FULL, prompt="a")).status_code == 200
+
+    with_api(scenario)
+
+
+def test_several_pictures_have_a_url_and_a_flag_each(with_api):
+    async def scenario(api):
+        for api_name, count in (("v3", 3), ("v2", 1)):
+            data = (await api.submit(api_name, prompt="a house", num_images=3)).json()["data"]
+            await api.draw()
+            done = (await api.get(data["urls"]["get"])).json()["data"]
+            assert len(set(done["outputs"])) == len(done["has_nsfw_contents"]) == count
+
+    with_api(scenario)
+
+
+def test_base64_of_several_pictures(with_api):
+    async def scenario(api):
+        data = (await api.submit(prompt="a", num_images=2, enable_base64_output=True)).json()["data"]
+        await api.draw(b"bytes")
+        done = (await api.get(data["urls"]["get"])).json()["data"]
+        assert [base64.b64decode(output) for output in done["outputs"]] == [b"bytes"] * 2
+
+    with_api(scenario)
+
+
+def test_the_place_in_the_queue_is_told_while_a_task_waits(with_api):
+    async def scenario(api):
+        urls = [(await api.submit(prompt="a house")).json()["data"]["urls"]["get"] for _ in range(3)]
+        queues = [(await api.get(url)).json()["data"].get("queue") for url in urls]
+        assert [queue["position"] for queue in queues] == [1, 2, 3]
+        await api.draw()
+        await api.claim()
+        await asyncio.sleep(1)  # waiting.FRESH_S
+        first, second, third = [(await api.get(url)).json()["data"] for url in urls]
+        assert "queue" not in first
+        assert (second["status"], "queue" in second) == ("processing", False)
+        assert third["queue"]["position"] == 1
+
+    with_api(scenario)
+
+
+# --- webhooks at submission ---
+
+
+HOOK = "https://receiver.example/hook"
+
+
+@pytest.mark.parametrize(
+    ("query", "body"),
+    [
+        (f"?webhook={HOOK}", {}),
+        ("", {"webhook": HOOK}),
+        ("", {"webhook_url": HOOK}),
+        ("", {"webhook": "", "webhook_url": HOOK}),
+    ],
+)
+@pytest.mark.parametrize("api_name", ["v2", "v3"])
+def test_a_webhook_by_query_or_body(with_api, query, body, api_name):
+    async def scenario(api):
+        answer = await api.submit(api_name, query, prompt="a house", **body)
+        assert answer.status_code == 200
+        task = await api.claim()
+        assert (task.webhook, task.base_url) == (HOOK, "http://test")
+        assert not task.input.enable_base64_output, "v2's default gives way"
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"webhook": "http://127.0.0.1:80/"}, "webhook is 'http://127.0.0.1:80/'"),
+        ({"webhook": "ftp://receiver.example"}, "webhook is 'ftp://receiver.example'"),
+        ({"webhook": "nonsense"}, "webhook is 'nonsense'"),
+        ({"webhook_url": 5}, "webhook is 5"),
+        ({"webhook": {"url": HOOK}}, "webhook is {"),
+        ({"webhook": "http://user:secret@receiver.example/"}, "webhook has a user name"),
+        ({"webhook": HOOK, "enable_sync_mode": True}, "enable_sync_mode is True beside a webhook"),
+        (
+            {"webhook": HOOK, "enable_base64_output": True},
+            "webhook callback does not support base64 output, please use the normal API to use base64 output",
+        ),
+    ],
+)
+def test_a_webhook_that_is_not_accepted_is_a_400(with_api, body, message):
+    async def scenario(api):
+        answer = await api.submit(prompt="a house", **body)
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(message)
+        assert "secret" not in answer.text
+        assert await api.claim() is None
+
+    with_api(scenario)
+
+
+def test_an_inner_webhook_that_the_operator_allows(with_api):
+    async def scenario(api):
+        assert (await api.submit(prompt="a house", webhook="http://127.0.0.1:9/")).status_code == 200
+
+    with_api(scenario, allowed="127.0.0.0/8, hooks.inner")
+
+
+# --- idempotency ---
+
+
+def test_64_equal_posts_at_once_over_two_servers_make_one_task(with_api):
+    async def scenario(one, two):
+        key = {"Idempotency-Key": "order 1"}
+        posts = [(one, two)[i % 2].submit(prompt="a house", headers=key) for i in range(64)]
+        answers = await asyncio.gather(*posts)
+        assert [answer.status_code for answer in answers] == [200] * 64
+        assert len({answer.json()["data"]["id"] for answer in answers}) == 1
+        fresh = [answer for answer in answers if "idempotent-replayed" not in answer.headers]
+        assert len(fresh) == 1
+        assert all(answer.headers["idempotent-replayed"] == "true" for answer in answers if answer is not fresh[0])
+        assert len([task for task in [await one.claim(), await two.claim()] if task]) == 1
+
+    with_api(scenario, instances=2)
+
+
+def test_an_idempotency_key_with_another_request_is_a_409(with_api):
+    async def scenario(api):
+        key = {"Idempotency-Key": "order 1"}
+        first = await api.submit(prompt="a house", seed=1, headers=key)
+        for other in (
+            api.submit(prompt="a horse", seed=1, headers=key),
+            api.submit("v2", prompt="a house", seed=1, headers=key),
+            api.submit(prompt="a house", seed=1, model=FULL, headers=key),
+            api.submit("v3", f"?webhook={HOOK}", prompt="a house", seed=1, headers=key),
+        ):
+            answer = await other
+            assert (answer.status_code, answer.json()["code"]) == (409, 409)
+            assert "order 1" in answer.json()["message"]
+        swapped = b' {"seed":1,"prompt":"a house"} '
+        headers = api.bearer | key | {"Content-Type": "application/json"}
+        again = await api.client.post(f"/api/v3/{MODEL}", content=swapped, headers=headers)
+        assert again.json()["data"]["id"] == first.json()["data"]["id"]
+        other_key = await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "x"}, headers=await api.key() | key)
+        assert other_key.status_code == 200
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 256, "a\tb", "caf\xe9"])
+def test_an_idempotency_key_that_is_not_accepted_is_a_400(with_api, text):
+    async def scenario(api):
+        headers = {"Idempotency-Key": text.encode("latin-1")}
+        answer = await api.submit(prompt="a house", headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("Idempotency-Key is ")
+
+    with_api(scenario)
+
+
+def test_a_request_that_was_not_taken_in_may_come_again(with_api):
+    async def scenario(api):
+        key = {"Idempotency-Key": "k" * 255}
+        assert (await api.submit(prompt="a", seed=-2, headers=key)).status_code == 400
+        assert (await api.submit(prompt="a", headers=key)).status_code == 200
+
+    with_api(scenario)
+
+
+# --- list, cancel, delete ---
+
+
+def test_the_list_has_the_newest_first_and_filters(with_api):
+    async def scenario(api):
+        await api.submit("v2", prompt="first", seed=1, output_format="webp")
+        await api.draw()
+        await asyncio.sleep(0.005)
+        await api.submit(prompt="second", model=FULL, negative_prompt="fog")
+        await asyncio.sleep(0.005)
+        await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "not mine"}, headers=await api.key())
+
+        data = (await api.post("/api/v3/predictions", page=1, page_size=20, include_inputs=True)).json()["data"]
+        assert (data["page"], data["page_size"], data["total"]) == (1, 20, 2)
+        newest, oldest = data["items"]
+        assert (newest["input"]["prompt"], newest["input"]["negative_prompt"]) == ("second", "fog")
+        assert oldest["input"]["size"] == "1024*1024"
+        assert oldest["outputs"][0].startswith("http://test/outputs/"), "URLs, although v2 asked for base64"
+
+        async def found(**asked):
+            return [item["id"] for item in (await api.post("/api/v3/predictions", **asked)).json()["data"]["items"]]
+
+        both = [newest["id"], oldest["id"]]
+        assert await found() == both
+        assert await found(page_size=1, page=2) == both[1:]
+        assert await found(page=3) == []
+        assert await found(model=FULL) == both[:1]
+        assert await found(model="nobody/else") == []
+        assert await found(status="completed") == both[1:]
+        assert await found(status="", model=None) == both
+        assert await found(created_before=oldest["created_at"]) == both[1:]
+        assert await found(created_after=newest["created_at"]) == both[:1]
+        assert await found(created_after="2020-01-01T00:00:00Z", created_before="2020-01-02T00:00:00Z") == []
+        assert "input" not in (await api.post("/api/v3/predictions")).json()["data"]["items"][0]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("page", 0),
+        ("page", "1"),
+        ("page", 10**30),
+        ("page_size", 101),
+        ("page_size", 2.5),
+        ("created_after", "yesterday"),
+        ("created_after", 5),
+        ("created_before", "2026-13-01T00:00:00Z"),
+        ("created_before", []),
+        ("status", "deleted"),
+        ("status", "pending"),
+        ("status", {}),
+        ("model", 5),
+        ("include_inputs", "yes"),
+    ],
+)
+def test_a_list_that_is_not_accepted_is_a_400_that_names_it(with_api, name, value):
+    async def scenario(api):
+        answer = await api.post("/api/v3/predictions", **{name: value})
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith(f"{name} is ")
+        assert "accepted" in answer.json()["message"]
+
+    with_api(scenario)
+
+
+def test_an_unfinished_task_is_cancelled_and_a_finished_one_deleted(with_api):
+    async def scenario(api):
+        waiting = (await api.submit(prompt="a")).json()["data"]
+        path = f"/api/v3/predictions/{waiting['id']}"
+        assert (await api.delete(path)).json()["data"] == {"id": waiting["id"], "status": "cancelled"}
+        assert (await api.get(path)).json()["data"]["status"] == "cancelled"
+        assert await api.claim() is None
+        assert (await api.delete(path)).json()["data"] == {"id": waiting["id"], "status": "deleted"}
+        for answer in (await api.get(path), await api.delete(path)):
+            assert (answer.status_code, answer.json()["code"]) == (404, 404)
+
+        drawn = (await api.submit(prompt="a")).json()["data"]["id"]
+        task = await api.claim()
+        assert (await api.delete(f"/api/v2/predictions/{drawn}")).json()["data"]["status"] == "cancelled"
+        assert not await predictions.complete(api.database, task, [False], 1)
+
+    with_api(scenario)
+
+
+def test_another_keys_task_is_neither_cancelled_nor_deleted(with_api):
+    async def scenario(api):
+        id_ = (await api.submit(prompt="a")).json()["data"]["id"]
+        other = await api.key()
+        assert (await api.client.delete(f"/api/v3/predictions/{id_}", headers=other)).status_code == 404
+        answer = await api.client.post("/api/v3/predictions/delete", json={"ids": [id_]}, headers=other)
+        assert answer.json()["data"] == {"deleted_count": 0}
+        assert await api.claim() is not None
+
+    with_api(scenario)
+
+
+def test_many_are_deleted_at_once(with_api):
+    async def scenario(api):
+        ids = [(await api.submit(prompt="a")).json()["data"]["id"] for _ in range(3)]
+        done = (await api.draw()).id
+        nonsense = ["0" * 32, "", "\0", "\ud800", "../" + ids[0]]
+        content = json.dumps({"ids": [*ids, ids[0], *nonsense]})
+        answer = await api.raw("/api/v3/predictions/delete", content)
+        assert answer.json()["data"] == {"deleted_count": 3}
+        assert (await api.get(f"/api/v3/predictions/{done}")).status_code == 404
+        assert await api.claim() is None
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("ids", [None, [], "x", [1], ["a"] * 501, {}])
+def test_ids_that_are_not_accepted(with_api, ids):
+    async def scenario(api):
+        answer = await api.post("/api/v3/predictions/delete", ids=ids)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith("ids is ")
+
+    with_api(scenario)
+
+
+def test_a_task_that_is_cancelled_ends_the_wait_for_it(with_api):
+    async def scenario(api):
+        waiting = asyncio.create_task(api.submit(prompt="a", enable_sync_mode=True))
+        async with asyncio.timeout(10):
+            while (task := await api.claim()) is None:
+                await asyncio.sleep(0.01)
+        await api.delete(f"/api/v3/predictions/{task.id}")
+        data = (await asyncio.wait_for(waiting, 5)).json()["data"]
+        assert (data["status"], data["outputs"]) == ("cancelled", [])
+
+    with_api(scenario)
+
+
+# --- keys ---
+
+
+@pytest.mark.parametrize(
+    ("scope", "may_submit", "may_read"), [(Scope.SUBMIT, 200, 403), (Scope.READ, 403, 200), (Scope.ADMIN, 200, 200)]
+)
+def test_scopes(with_api, scope, may_submit, may_read):
+    async def scenario(api):
+        key = await api.key(scope)
+        submitted = await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"}, headers=key)
+        listed = await api.client.post("/api/v3/predictions", json={}, headers=key)
+        assert (submitted.status_code, listed.status_code) == (may_submit, may_read)
+        for answer, lacking in ((submitted, "submit"), (listed, "read")):
+            if answer.status_code == 403:
+                assert f"the scope {lacking}" in answer.json()["message"]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"requests_per_minute": 2}, "2 requests a minute"),
+        ({"tasks_max": 2}, "2 tasks of this key are unfinished"),
+        ({"pixels_per_day": 2 * 1024 * 1024}, "pixels a day"),
+    ],
+)
+def test_limits_of_a_key_are_429s_that_say_when_to_come_back_but_not_for_reading(with_api, limits, words):
+    async def scenario(api):
+        key = await api.key(**limits)
+
+        async def submit():
+            return await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"}, headers=key)
+
+        url = (await submit()).json()["data"]["urls"]["get"]
+        assert (await submit()).status_code == 200
+        answer = await submit()
+        assert (answer.status_code, answer.json()["code"]) == (429, 429)
+        assert words in answer.json()["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+        for _ in range(50):
+            assert (await api.client.get(url, headers=key)).status_code == 200
+        assert (await api.submit(prompt="another key's")).status_code == 200
+
+    with_api(scenario)
+
+
+def test_a_refused_negative_prompt(with_api):
+    async def scenario(api):
+        body = {"prompt": "a child on a beach", "negative_prompt": "clothes"}
+        assert (await api.submit(model=FULL, **body)).json()["data"]["code"] == 1200
+        assert (await api.submit(**body)).json()["data"]["status"] == "created", "Dev does not read it"
+
+    with_api(scenario)
+
+
+def test_all_that_was_asked_reaches_the_worker(with_api):
+    async def scenario(api):
+        await api.submit(prompt="a", aspect_ratio="16:9", num_images=4, output_quality=80, strength=0.5)
+        asked = (await api.claim()).input
+        assert (asked.size, asked.num_images, asked.output_quality, asked.strength) == (Size(1360, 768), 4, 80, 0.5)
+        total, (known,) = await history.listed(api.database, (await keys.listed(api.database))[0].id, history.Query())
+        assert (total, known.pixels) == (1, 4 * 1360 * 768)
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("name", ["%00", "x%00", "%FF%FE", "..%2F..%2Fetc", "%F0%9F%A6%8A", "a" * 5000])
+def test_ids_that_can_be_no_id_are_not_there(with_api, name):
+    async def scenario(api):
+        for method, path in (
+            ("GET", f"/api/v3/predictions/{name}"),
+            ("GET", f"/api/v3/predictions/{name}/result"),
+            ("DELETE", f"/api/v3/predictions/{name}"),
+            ("GET", f"/api/v3/predictions/{name}/webhooks"),
+            ("POST", f"/api/v3/predictions/{'0' * 32}/webhooks/{name}/replay"),
+        ):
+            assert (await api.client.request(method, path, headers=api.bearer)).status_code in (404, 405)
+        for text in ("\0", "\ud800"):
+            assert (await api.raw("/api/v3/predictions", json.dumps({"model": text}))).status_code == 400
+
+    with_api(scenario)

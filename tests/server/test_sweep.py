@@ -1,0 +1,167 @@
+"""The sweep: what is old, deleted or nobody's goes, files before rows, and nothing else."""
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from hidream.errors import StorageUnavailable
+from hidream.outputs.folder import Folder
+from hidream.outputs.names import draw_name
+from hidream.outputs.place import Namespace
+from hidream.server import background, sweep
+from hidream.server.sweep import Sweep, first_of
+from hidream.store import history, uploads
+from hidream.store.uploads import Upload
+from hidream.types import ImageFormat, Status
+
+DAY_S = 24 * 3600
+
+
+def at(api, seconds):
+    """Let the database's clock stand so far from now."""
+    api.database._clock = lambda: time.time() + seconds
+
+
+async def drawn(api, **body):
+    data = (await api.submit(prompt="a house", **body)).json()["data"]
+    task = await api.draw()
+    return data, task
+
+
+def files(api):
+    return sorted(path.name for path in api.settings.outputs_dir.iterdir() if path.is_file())
+
+
+def test_what_is_old_goes_and_the_rest_stays(with_api):
+    async def scenario(api):
+        at(api, -8 * DAY_S)
+        _, old = await drawn(api, num_images=3)
+        await api.submit(prompt="is not finished")
+        unfinished = await api.claim()
+        at(api, -6 * DAY_S)
+        _, young = await drawn(api)
+        at(api, 0)
+        assert await Sweep(api.service).once() == 1
+        assert files(api) == sorted(young.output_names)
+        assert await history.get(api.database, old.id, old.key_id) is None
+        assert (await history.get(api.database, young.id, young.key_id)).status is Status.COMPLETED
+        assert (await history.get(api.database, unfinished.id, young.key_id)).status is Status.PROCESSING
+        assert await Sweep(api.service).once() == 0
+
+    with_api(scenario)
+
+
+def test_what_a_client_deletes_goes_at_the_next_sweep_even_where_all_is_kept(with_api):
+    async def scenario(api):
+        data, task = await drawn(api)
+        keeping = replace(
+            api.service, settings=replace(api.settings, store=replace(api.settings.store, retention_days=0))
+        )
+        at(api, 1000 * DAY_S)
+        assert await Sweep(keeping).once() == 0
+        await api.delete(f"/api/v3/predictions/{data['id']}")
+        assert files(api) == [task.output_name]
+        assert await Sweep(keeping).once() == 1
+        assert files(api) == []
+
+    with_api(scenario)
+
+
+def test_uploads_go_too(with_api):
+    async def scenario(api):
+        _, task = await drawn(api)
+        name = draw_name(ImageFormat.PNG)
+        await api.service.uploads.write(name, b"picture")
+        await uploads.announce(
+            api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True)
+        )
+        await Sweep(api.service).once()
+        assert await api.service.uploads.read(name) == b"picture"
+        at(api, 8 * DAY_S)
+        await Sweep(api.service).once()
+        assert await uploads.get(api.database, name) is None
+        assert not list((api.settings.home / "uploads").glob("*.png"))
+
+    with_api(scenario)
+
+
+def test_files_that_nobody_knows_go_when_they_are_old(with_api):
+    async def scenario(api):
+        _, task = await drawn(api, num_images=2)
+        orphan, new = draw_name(ImageFormat.JPEG), draw_name(ImageFormat.JPEG)
+        for name in (orphan, new):
+            await api.service.outputs.write(name, b"nobody's")
+        for name in (orphan, *task.output_names):
+            os.utime(api.settings.outputs_dir / name, (time.time() - 2 * DAY_S,) * 2)
+        assert await Sweep(api.service).orphans() == 1
+        assert files(api) == sorted([new, *task.output_names])
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(("suffix", "first"), [("", True), ("-1", True), ("-3", True), ("-x", False), ("_1", False)])
+def test_a_tasks_files_lead_to_its_first(suffix, first):
+    name = draw_name(ImageFormat.PNG)
+    of_task = name.replace(".", f"{suffix}.")
+    assert first_of(of_task) == (name if first else of_task)
+
+
+def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
+    monkeypatch.setattr(sweep, "EVERY_S", 0.05)
+
+    async def scenario(api):
+        data, _ = await drawn(api)
+        await api.delete(f"/api/v3/predictions/{data['id']}")
+        away = iter([True, True])
+
+        class Away(Folder):
+            async def delete(self, names):
+                if next(away, False):
+                    raise StorageUnavailable("away")
+                await super().delete(names)
+
+        place = Away(api.settings.home, Namespace.OUTPUTS)
+        running = asyncio.create_task(Sweep(replace(api.service, outputs=place)).run())
+        async with asyncio.timeout(20):
+            while files(api):
+                await asyncio.sleep(0.01)
+        api.database.changes.stop()
+        await running
+        assert caplog.text.count("sweep_failed error=away") == 2
+
+    with_api(scenario)
+
+
+def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
+    monkeypatch.setattr(background, "AGAIN_S", 0.01)
+
+    async def scenario(api):
+        runs = []
+
+        async def loop():
+            runs.append(1)
+            if len(runs) == 3:
+                api.database.changes.stop()
+            raise RuntimeError("a fault of ours")
+
+        async with asyncio.timeout(10):
+            await background._kept_up("test", loop, api.service)
+        assert len(runs) == 3
+        assert "loop_raised name=test" in caplog.text
+
+    with_api(scenario)
+
+
+def test_the_loops_end_with_the_process(with_api):
+    async def scenario(api):
+        running = asyncio.create_task(background.run(api.service))
+        await asyncio.sleep(0.2)
+        assert not running.done()
+        api.database.changes.stop()
+        async with asyncio.timeout(10):
+            await running
+
+    with_api(scenario)

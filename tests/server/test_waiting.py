@@ -1,0 +1,55 @@
+"""The place in the queue: as the store says, but looked for once a second at most."""
+
+from hidream.server.waiting import FRESH_S, Waiting
+from hidream.store import history
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_line_is_looked_at_once_for_all(with_api, monkeypatch):
+    async def scenario(api):
+        for _ in range(5):
+            await api.submit(prompt="a")
+        total, tasks = await history.listed(api.database, (await api.claim()).key_id, history.Query())
+        clock, looked, line = Clock(), [], history.line
+
+        async def counted(*given):
+            looked.append(given)
+            return await line(*given)
+
+        monkeypatch.setattr(history, "line", counted)
+        waiting = Waiting(api.database, clock)
+        still = [task for task in tasks if task.status == "created"]
+        assert total == len(still) + 1 == 5
+        for task in still:
+            assert await waiting.place(task) == await history.place(api.database, task)
+        assert len(looked) == 1
+
+        await api.submit(prompt="b")
+        newest = (await history.listed(api.database, still[0].key_id, history.Query()))[1][0]
+        assert (await waiting.place(newest)).before == 4, "it came since"
+        await api.claim()
+        assert (await waiting.place(newest)).before == 3
+        assert len(looked) == 1
+        clock.now += FRESH_S
+        assert (await waiting.place(newest)).before == 3
+        assert len(looked) == 2
+
+    with_api(scenario)
+
+
+def test_the_estimate_is_the_stores(with_api):
+    async def scenario(api):
+        for _ in range(3):
+            await api.submit(prompt="a")
+        done = await api.draw()
+        await api.claim()
+        _, tasks = await history.listed(api.database, done.key_id, history.Query(status="created"))
+        assert await Waiting(api.database).place(tasks[0]) == await history.place(api.database, tasks[0])
+
+    with_api(scenario)

@@ -1,0 +1,247 @@
+"""Webhooks on their way: signed, tried again, given up, and nobody held up by a receiver that hangs."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from hidream.errors import StoreUnavailable
+from hidream.server import webhook_loop
+from hidream.server.webhook_loop import WebhookLoop
+from hidream.store import deliveries, keys, predictions
+from hidream.store.deliveries import State
+from hidream.webhooks import delivery, signature
+from hidream.webhooks.delivery import Courier
+from webhooks.receiver import Receiver, hangs, says
+
+LOCAL = "127.0.0.0/8"
+
+
+async def until(condition, timeout_s=20):
+    async with asyncio.timeout(timeout_s):
+        while not (found := await condition()):
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def deliver(api, courier=None):
+    return asyncio.create_task(WebhookLoop(api.service, courier).run())
+
+
+async def submit(api, receiver, path="/hook", **body):
+    answer = await api.submit(query=f"?webhook={receiver.url(path=path)}", prompt="a house", **body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["data"]
+
+
+async def settled(api, data, *states):
+    """Wait for the one delivery of a task to be in one of these states after an attempt."""
+    key = (await keys.listed(api.database))[0]
+
+    async def look():
+        found = await deliveries.listed(api.database, data["id"], key.id)
+        return found and found[0].state in states and found[0].error is not None and found[0].attempts and found[0]
+
+    return await until(look)
+
+
+def test_a_finished_task_is_told_and_signed(with_api):
+    async def scenario(api):
+        async with Receiver(says(200)) as receiver:
+            running = await deliver(api)
+            data = await submit(api, receiver, seed=5)
+            await api.draw()
+            done = await settled(api, data, State.DELIVERED)
+            assert (done.attempts, done.status_code, done.error) == (1, 200, "")
+            (got,) = receiver.received
+            told = json.loads(got.body)
+            result = (await api.get(data["urls"]["get"])).json()["data"]
+            asked = told.pop("input")
+            assert told == result
+            assert (asked["prompt"], asked["seed"]) == ("a house", 5)
+            assert told["outputs"][0].startswith("http://test/outputs/")
+            key = (await keys.listed(api.database))[0]
+            secret = await keys.webhook_secret(api.database, key.id, "unused")
+            assert signature.verify(secret, got.headers, got.body, time.time())
+            assert got.headers["webhook-id"] == done.id
+            api.database.changes.stop()
+            await running
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_one_that_fails_is_tried_again_under_the_same_id(with_api, monkeypatch):
+    monkeypatch.setattr(delivery, "DELAYS_S", (0, 0.1, 0.1, 0.1))
+
+    async def scenario(api):
+        answers = iter([503, 500, 200])
+
+        async def answer(writer):
+            await says(next(answers))(writer)
+
+        async with Receiver(answer) as receiver:
+            running = await deliver(api)
+            data = await submit(api, receiver)
+            await api.fail(1405, "no")
+            done = await settled(api, data, State.DELIVERED)
+            assert (done.attempts, done.status_code) == (3, 200)
+            assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
+            assert len({got.body for got in receiver.received}) == 1
+            assert json.loads(receiver.received[0].body)["status"] == "failed"
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_after_the_last_attempt_it_is_given_up(with_api, monkeypatch):
+    monkeypatch.setattr(delivery, "DELAYS_S", (0, 0.05))
+    monkeypatch.setattr(delivery, "ATTEMPTS_MAX", 2)
+
+    async def scenario(api):
+        async with Receiver(says(500)) as receiver:
+            running = await deliver(api)
+            data = await submit(api, receiver)
+            await api.draw()
+            done = await settled(api, data, State.GIVEN_UP)
+            assert (done.attempts, done.status_code, len(receiver.received)) == (2, 500, 2)
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_a_target_that_is_not_public_is_not_called(with_api):
+    async def scenario(api):
+        async with Receiver(says(200)) as receiver:
+            data = await submit(api, receiver)
+            running = await deliver(api, Courier())  # as after the operator has taken it off the list
+            await api.draw()
+            done = await settled(api, data, State.WAITING)
+            await until(lambda: _error_of(api, data))
+            assert (done.attempts, receiver.connections) == (1, 0)
+            running.cancel()
+
+    async def _error_of(api, data):
+        return (await settled(api, data, State.WAITING)).error
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_receivers_that_hang_hold_up_nobody_else(with_api):
+    async def scenario(api):
+        async with Receiver(hangs) as stuck, Receiver(says(204)) as well:
+            for _ in range(40):  # more than are delivered at a time, and all of them earlier
+                await submit(api, stuck, enable_safety_checker=False)
+                await api.draw()
+            running = await deliver(api, Courier(allowed=api.service.allowed, total_s=5))
+            began = time.monotonic()
+            data = await submit(api, well)
+            await api.draw()
+            await settled(api, data, State.DELIVERED)
+            assert time.monotonic() - began < 4
+            assert stuck.connections <= webhook_loop.PER_HOST_MAX
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_a_claim_that_died_is_taken_up(with_api, monkeypatch):
+    monkeypatch.setattr(webhook_loop, "LOOK_S", 0.2)
+
+    async def scenario(api):
+        async with Receiver(says(200)) as receiver:
+            data = await submit(api, receiver)
+            await api.draw()
+            (dead,) = await deliveries.claim(api.database, 10, 0.5)
+            running = await deliver(api)
+            done = await settled(api, data, State.DELIVERED)
+            assert (done.attempts, len(receiver.received)) == (2, 1)
+            assert not await deliveries.settle(api.database, dead, State.GIVEN_UP, None, "late")
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_two_processes_deliver_each_once(with_api):
+    async def scenario(one, other):
+        async with Receiver(says(200)) as receiver:
+            running = [await deliver(one), await deliver(other)]
+            tasks = []
+            for _ in range(12):
+                tasks.append(await submit(one, receiver))
+                await one.draw()
+            for data in tasks:
+                await settled(one, data, State.DELIVERED)
+            assert len(receiver.received) == 12
+            for loop in running:
+                loop.cancel()
+
+    with_api(scenario, allowed=LOCAL, instances=2)
+
+
+def test_a_deleted_task_is_not_told(with_api):
+    async def scenario(api):
+        async with Receiver(says(200)) as receiver:
+            data = await submit(api, receiver)
+            await api.draw()
+            key = (await keys.listed(api.database))[0]
+            assert await predictions.delete(api.database, [data["id"]], key.id) == 1
+            running = await deliver(api)
+            done = await settled(api, data, State.GIVEN_UP)
+            assert (done.error, receiver.connections) == ("the prediction was deleted", 0)
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_a_database_that_is_away_ends_nothing(with_api, monkeypatch):
+    monkeypatch.setattr(webhook_loop, "PAUSE_S", 0.05)
+    real_claim, real_settle = deliveries.claim, deliveries.settle
+    away = iter([True] * 6)
+
+    async def claim(*args):
+        if next(away, False):
+            raise StoreUnavailable("away")
+        return await real_claim(*args)
+
+    async def settle(*args):
+        if next(away, False):
+            raise StoreUnavailable("away")
+        return await real_settle(*args)
+
+    monkeypatch.setattr(deliveries, "claim", claim)
+    monkeypatch.setattr(deliveries, "settle", settle)
+
+    async def scenario(api):
+        async with Receiver(says(200)) as receiver:
+            running = await deliver(api)
+            data = await submit(api, receiver)
+            await api.draw()
+            assert (await settled(api, data, State.DELIVERED)).attempts == 1
+            assert len(receiver.received) == 1
+            running.cancel()
+
+    with_api(scenario, allowed=LOCAL)
+
+
+@pytest.mark.parametrize("allowed", [LOCAL])
+def test_on_leaving_what_is_on_its_way_arrives(with_api, allowed):
+    async def scenario(api):
+        begun = asyncio.Event()
+
+        async def slow(writer):
+            begun.set()
+            await asyncio.sleep(0.3)
+            await says(200)(writer)
+
+        async with Receiver(slow) as receiver:
+            running = await deliver(api)
+            data = await submit(api, receiver)
+            await api.draw()
+            await begun.wait()
+            api.database.changes.stop()
+            async with asyncio.timeout(10):
+                await running
+            assert (await settled(api, data, State.DELIVERED)).status_code == 200
+
+    with_api(scenario, allowed=allowed)

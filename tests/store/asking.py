@@ -1,0 +1,33 @@
+"""What most tests of the store ask for, in short words."""
+
+from hidream.store import keys, predictions
+from hidream.store.intake import Asked, Intake
+from hidream.store.keys import Limits
+from hidream.store.predictions import Room
+from hidream.store.submission import Submission
+from hidream.types import ImageFormat, Mode, Size
+
+MODEL, OTHER = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
+MODES = {mode: f"v1-{mode}" for mode in Mode}
+VERSIONS = {MODEL: MODES, OTHER: MODES}
+SUBMISSION = Submission("ein Haus “am Meer” 🏠", Size(512, 768), 7, True, True, False, ImageFormat.PNG)
+ENDLESS = 10**15
+"""More work than there is."""
+
+
+async def new_key(database, **limits):
+    return (await keys.create(database, "test", limits=Limits(**limits)))[0]
+
+
+async def submit(database, key, submission=SUBMISSION, queue_max=1000, model=MODEL, **asked):
+    return await Intake(database, queue_max).submit(Asked(key, model, submission, **asked))
+
+
+async def claim(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, beside_others=False, models=(MODEL,)):
+    room = Room(tasks, work, beside_others)
+    return await predictions.claim(database, models, worker, VERSIONS, lease_s, room)
+
+
+async def claim_one(database, *args, **kwargs):
+    (task,) = await claim(database, *args, **kwargs)
+    return task

@@ -1,0 +1,122 @@
+"""With 100,000 finished tasks in the table, nothing that is asked often reads them all."""
+
+import asyncio
+import re
+import statistics
+import time
+
+import sqlalchemy as sa
+from asking import MODEL, OTHER, claim, new_key, submit
+
+from hidream.store import history, predictions
+from hidream.store.database import Database
+from hidream.store.history import Query
+from hidream.store.schema import PREDICTIONS as P
+from hidream.types import Status
+
+FINISHED, WAITING, KEYS = 100_000, 1000, 8
+
+
+async def fill(database):
+    """Write the rows by copying one; give the keys."""
+    made = [
+        await new_key(database, pixels_per_day=10**15, requests_per_minute=10**9, tasks_max=10**6) for _ in range(KEYS)
+    ]
+    await submit(database, made[0])
+    n = sa.select(sa.literal(1).label("n")).cte("numbers", recursive=True)
+    n = n.union_all(sa.select(n.c.n + 1).where(n.c.n < FINISHED + WAITING))
+    waits = n.c.n > FINISHED
+    ms = P.c.created_ms - 6 * 86_400_000 + n.c.n * 5000
+    new = {
+        "id": sa.cast(n.c.n, sa.String),
+        "key_id": sa.case({i: key.id for i, key in enumerate(made)}, value=n.c.n % KEYS),
+        "model": sa.case((n.c.n % 3 == 0, OTHER), else_=MODEL),
+        "status": sa.case((waits, Status.CREATED), (n.c.n % 10 == 0, Status.FAILED), else_=Status.COMPLETED),
+        "created_ms": ms,
+        "started_ms": sa.case((waits, None), else_=ms + 1000),
+        "finished_ms": sa.case((waits, None), else_=ms + 2000),
+        "turn": n.c.n * P.c.work,
+    }
+    copied = sa.select(*(new.get(column.name, column) for column in P.columns)).select_from(sa.join(P, n, sa.true()))
+    async with database.write() as connection:
+        await connection.execute(sa.insert(P).from_select([column.name for column in P.columns], copied))
+    return made
+
+
+class Statements:
+    """What is said to a database while this is listened to."""
+
+    def __init__(self, database):
+        self.said = []
+        engine = database._backend.writer.sync_engine
+        sa.event.listen(engine, "before_cursor_execute", lambda *args: self.said.append(args[2:]))
+
+    async def plans(self, connection):
+        """Explain all that has been said since the last time."""
+        said, self.said = self.said, []
+        unique = {statement: parameters for statement, parameters, _, many in said if not many}
+        for statement, parameters in unique.items():
+            if re.match("SELECT|UPDATE|DELETE", statement) and "predictions" in statement:
+                yield statement, await explained(connection, statement, parameters)
+        self.said = []
+
+
+async def explained(connection, statement, parameters):
+    how = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+    return "\n".join(str(row[-1]) for row in await connection.exec_driver_sql(how + statement, parameters))
+
+
+async def last_in_the_queue(database):
+    async with database.read() as connection:
+        waiting = sa.select(P.c.id, P.c.key_id).where(P.c.status == Status.CREATED).order_by(P.c.turn.desc())
+        return await history.get(database, *(await connection.execute(waiting.limit(1))).one())
+
+
+def test_what_is_asked_often_reads_few_rows_and_takes_little_time(url):
+    async def scenario():
+        async with Database.open(url) as database:
+            made = await fill(database)
+            if url.startswith("sqlite"):  # nobody analyses it
+                await check(database, made)
+            analyze = "ANALYZE" if url.startswith("sqlite") else "VACUUM ANALYZE"  # as autovacuum does
+            async with database.read() as connection:
+                await connection.execute(sa.text(analyze))
+            await check(database, made)
+        started = time.perf_counter()
+        async with Database.open(url) as database:
+            return time.perf_counter() - started
+
+    assert asyncio.run(scenario()) < 0.5
+
+
+async def check(database, made):
+    last = await last_in_the_queue(database)
+    asked = {
+        "submit": lambda: submit(database, made[0], queue_max=10**6),
+        "claim": lambda: claim(database, tasks=8),
+        "claim of none": lambda: claim(database, models=["nothing"]),
+        "place": lambda: history.place(database, last),
+        "get": lambda: history.get(database, last.id, last.key_id),
+        "listed": lambda: history.listed(database, made[1].id, Query()),
+        "listed by state": lambda: history.listed(database, made[1].id, Query(status=Status.FAILED)),
+        "ended": lambda: history.ended(database, [last.id]),
+        "renew": lambda: predictions.renew(database, "w1", 15),
+        "recover": lambda: predictions.recover(database, 3, "w1"),
+    }
+    statements, medians = Statements(database), {}
+    for name, ask in asked.items():
+        medians[name] = await median_ms(ask)
+        async with database.read() as connection:
+            async for statement, plan in statements.plans(connection):
+                assert not re.search("SCAN predictions$|Seq Scan on predictions", plan, re.MULTILINE), (statement, plan)
+                assert name != "claim" or not re.search("TEMP B-TREE|Sort", plan), (statement, plan)
+    assert max(medians.values()) < 100, medians
+
+
+async def median_ms(ask):
+    times = []
+    for _ in range(15):
+        started = time.perf_counter()
+        await ask()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)

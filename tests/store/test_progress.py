@@ -1,0 +1,161 @@
+"""Watching tasks being drawn: everybody sees each change, and not one more query is made for each of them."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from asking import SUBMISSION, claim_one, new_key, submit
+
+from hidream.errors import StoreUnavailable
+from hidream.store import history, predictions
+from hidream.store.predictions import Step
+from hidream.store.progress import Progress, View, watch
+from hidream.types import Status
+
+
+async def report(database, task, step, preview=None):
+    return await predictions.report(database, "w1", {(task.id, task.attempt): Step(step, 28, preview)})
+
+
+async def see(progress, id_, seen, wanted):
+    """Wait for a view of which `wanted` is true."""
+    async with asyncio.timeout(10):
+        while not wanted(seen):
+            seen = await progress.after(id_, seen, 5)
+    return seen
+
+
+def test_a_task_is_seen_from_its_claim_to_its_end(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        prediction = await submit(database, await new_key(database))
+        async with progress.watching(prediction.id):
+            seen = await progress.after(prediction.id, None, 10)
+            assert seen.prediction == prediction
+            task = await claim_one(database)
+            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status is Status.PROCESSING)
+            assert seen.prediction.attempt == 1
+            async with asyncio.timeout(10):
+                while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
+                    await asyncio.sleep(0.01)
+            await report(database, task, 3, b"small picture")
+            seen = await see(progress, prediction.id, seen, lambda v: v.preview)
+            assert (seen.step, seen.steps, seen.preview_step, seen.preview) == (3, 28, 3, b"small picture")
+            await report(database, task, 4)
+            seen = await see(progress, prediction.id, seen, lambda v: v.step == 4)
+            assert seen.preview_step == 3
+            assert await predictions.complete(database, task, [False], 7)
+            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status.final)
+            assert seen.prediction == await history.get(database, prediction.id, prediction.key_id)
+
+    in_database(scenario)
+
+
+def test_a_task_that_begins_again_begins_again(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        prediction = await submit(database, await new_key(database))
+        async with progress.watching(prediction.id):
+            task = await claim_one(database)
+            await report(database, task, 9, b"old")
+            seen = await see(progress, prediction.id, None, lambda v: v and v.preview)
+            await predictions.hand_back(database, task)
+            await claim_one(database)
+            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.attempt == 2)
+            assert (seen.step, seen.prediction.status) == (0, Status.PROCESSING)
+
+    in_database(scenario)
+
+
+def test_a_deleted_task_is_gone_for_those_who_watch(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        prediction = await submit(database, await new_key(database))
+        async with progress.watching(prediction.id), progress.watching("0" * 32):
+            assert await progress.after("0" * 32, View(prediction, 0, 0), 10) is None
+            await predictions.cancel(database, prediction.id, prediction.key_id)
+            seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
+            assert seen.prediction.status is Status.CANCELLED
+        await predictions.delete(database, [prediction.id], prediction.key_id)
+        async with progress.watching(prediction.id):
+            assert await progress.after(prediction.id, seen, 10) is None
+
+    in_database(scenario)
+
+
+def test_nothing_new_is_what_was_seen(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        prediction = await submit(database, await new_key(database))
+        async with progress.watching(prediction.id):
+            seen = await progress.after(prediction.id, None, 10)
+            assert await progress.after(prediction.id, seen, 0.1) is seen
+            waiting = asyncio.create_task(progress.after(prediction.id, seen, 60))
+            await asyncio.sleep(0.05)
+            database.changes.stop()
+            async with asyncio.timeout(5):
+                assert await waiting is seen
+                assert progress.stopped
+
+    in_database(scenario)
+
+
+def test_many_who_watch_cost_one_question_a_change(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        key = await new_key(database)
+        tasks = [await submit(database, key, replace(SUBMISSION, seed=seed)) for seed in range(5)]
+        statements = []
+        engine = database._backend.reader.sync_engine
+        sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+        async def follow(id_):
+            async with progress.watching(id_):
+                return await see(progress, id_, None, lambda v: v and v.step == 5)
+
+        following = [asyncio.create_task(follow(task.id)) for task in tasks for _ in range(20)]
+        claimed = [await claim_one(database) for _ in tasks]
+        await asyncio.sleep(0.3)
+        statements.clear()
+        await predictions.report(database, "w1", {(task.id, 1): Step(5, 28) for task in claimed})
+        await asyncio.gather(*following)
+        asked = [statement for statement in statements if "previews" in statement]
+        assert len(asked) <= 2, asked
+        assert not progress._watched
+        assert not progress._views
+
+    in_database(scenario)
+
+
+def test_a_database_that_is_away_is_an_error_and_not_a_wait(in_database):
+    async def scenario(database):
+        progress = Progress(database)
+        prediction = await submit(database, await new_key(database))
+        async with progress.watching(prediction.id):
+            seen = await progress.after(prediction.id, None, 10)
+
+            async def away():
+                raise StoreUnavailable("away")
+
+            progress._look = away
+            with pytest.raises(StoreUnavailable):
+                async with asyncio.timeout(10):
+                    await progress.after(prediction.id, seen, 60)
+
+    in_database(scenario)
+
+
+def test_only_what_is_drawn_is_asked_for(in_database):
+    async def scenario(database):
+        key = await new_key(database)
+        drawn, waiting = await submit(database, key), await submit(database, key)
+        task = await claim_one(database)
+        assert task.id == drawn.id
+        await watch(database, [drawn.id, waiting.id], 30)
+        await watch(database, [], 30)
+        await claim_one(database)
+        held = await predictions.renew(database, "w1", 15)
+        assert {each.id for each in held if each.watched} == {drawn.id}
+
+    in_database(scenario)

@@ -1,0 +1,156 @@
+"""At the same time, from two processes' connections: whatever comes first, it is as if one had come after the other."""
+
+import asyncio
+
+import pytest
+from asking import MODEL, SUBMISSION, claim, claim_one, new_key, submit
+
+from hidream.errors import TooMany
+from hidream.store import deliveries, history, predictions
+from hidream.store.database import Database
+from hidream.store.intake import Asked, Intake, Repeat
+from hidream.types import Status
+
+
+@pytest.fixture
+def in_two(url, clock):
+    """Run `scenario(one, two)` with the same database opened twice."""
+
+    def run(scenario):
+        async def main():
+            async with Database.open(url, clock) as one, Database.open(url, clock) as two:
+                return await scenario(one, two)
+
+        return asyncio.run(main())
+
+    return run
+
+
+async def all_of(database, key):
+    return (await history.listed(database, key.id, history.Query(page_size=1000)))[1]
+
+
+def test_64_equal_posts_make_one_task(in_two):
+    async def scenario(one, two):
+        key = await new_key(one, tasks_max=1)
+        intakes = [Intake(one, 1000), Intake(two, 1000)]
+        asked = Asked(key, MODEL, SUBMISSION, repeat=Repeat("once", "hash"))
+        answers = await asyncio.gather(*(intakes[i % 2].submit(asked) for i in range(64)))
+        assert len({answer.id for answer in answers}) == 1
+        assert len(await all_of(one, key)) == 1
+
+    in_two(scenario)
+
+
+def test_64_equal_posts_one_by_one_make_one_task(in_two):
+    async def scenario(one, two):
+        key = await new_key(one)
+        asked = Asked(key, MODEL, SUBMISSION, repeat=Repeat("once", "hash"))
+        answers = await asyncio.gather(*(Intake((one, two)[i % 2], 1000).submit(asked) for i in range(64)))
+        assert len({answer.id for answer in answers}) == 1
+
+    in_two(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "queue_max"), [({"tasks_max": 5}, 1000), ({"requests_per_minute": 5}, 1000), ({}, 5)]
+)
+def test_limits_are_exact(in_two, limits, queue_max):
+    async def scenario(one, two):
+        key = await new_key(one, **limits)
+        made = (submit((one, two)[i % 2], key, queue_max=queue_max) for i in range(24))
+        answers = await asyncio.gather(*made, return_exceptions=True)
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 19
+        assert len(await all_of(one, key)) == 5
+
+    in_two(scenario)
+
+
+def test_no_two_workers_get_the_same_task(in_two):
+    async def scenario(one, two):
+        key, intake = await new_key(one), Intake(one, 1000)
+        await asyncio.gather(*(intake.submit(Asked(key, MODEL, SUBMISSION)) for _ in range(60)))
+        found = []
+
+        async def work(worker):
+            while tasks := await claim((one, two)[worker % 2], f"w{worker}", tasks=3):
+                found.extend(task.id for task in tasks)
+
+        await asyncio.gather(*map(work, range(8)))
+        for worker in range(8):  # a claim may have passed over rows that another held for a moment
+            await work(worker)
+        assert len(found) == len(set(found)) == 60
+
+    in_two(scenario)
+
+
+def test_of_cancelling_and_completing_one_wins(in_two):
+    async def scenario(one, two):
+        key = await new_key(one)
+        wins = []
+        for _ in range(20):
+            prediction = await submit(one, key, webhook="https://hook")
+            task = await claim_one(two)
+            cancelled, completed = await asyncio.gather(
+                predictions.cancel(one, prediction.id, key.id), predictions.complete(two, task, [False], 1)
+            )
+            assert cancelled != completed
+            status = (await history.get(one, prediction.id, key.id)).status
+            assert status is (Status.CANCELLED if cancelled else Status.COMPLETED)
+            assert len(await deliveries.listed(one, prediction.id, key.id)) == 1
+            wins.append(status)
+        assert wins
+
+    in_two(scenario)
+
+
+def test_of_recovering_and_completing_one_wins(in_two, clock):
+    async def scenario(one, two):
+        key = await new_key(one)
+        for _ in range(20):
+            prediction = await submit(one, key, webhook="https://hook")
+            task = await claim_one(two, lease_s=5)
+            clock.now += 6
+            recovered, again, completed = await asyncio.gather(
+                predictions.recover(one, 1), predictions.recover(two, 1), predictions.complete(two, task, [False], 1)
+            )
+            assert recovered + again + completed == 1
+            status = (await history.get(one, prediction.id, key.id)).status
+            assert status is (Status.COMPLETED if completed else Status.FAILED)
+            assert len(await deliveries.listed(one, prediction.id, key.id)) == 1
+
+    in_two(scenario)
+
+
+def test_workers_and_sweepers_do_not_lock_each_other_out(in_two, clock):
+    async def scenario(one, two):
+        key, intake = await new_key(one), Intake(one, 1000)
+        await asyncio.gather(*(intake.submit(Asked(key, MODEL, SUBMISSION)) for _ in range(40)))
+
+        async def work(database, worker):
+            for _ in range(15):
+                for task in await claim(database, worker, lease_s=1, tasks=8):
+                    if task.attempt % 3 == 0:
+                        await predictions.complete(database, task, [False], 1)
+                await predictions.renew(database, worker, 1)
+                clock.now += 0.6
+                await predictions.recover(database, 1000, None)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(work((one, two)[i % 2], f"w{i}") for i in range(4)))
+
+    in_two(scenario)
+
+
+def test_a_delivery_is_claimed_once_at_a_time(in_two):
+    async def scenario(one, two):
+        key, intake = await new_key(one), Intake(one, 1000)
+        asked = Asked(key, MODEL, SUBMISSION, webhook="https://hook")
+        for prediction in await asyncio.gather(*(intake.submit(asked) for _ in range(20))):
+            await predictions.cancel(one, prediction.id, key.id)
+        claimed = await asyncio.gather(*(deliveries.claim((one, two)[i % 2], 4, 30) for i in range(10)))
+        ids = [delivery.id for found in claimed for delivery in found]
+        ids += [delivery.id for delivery in await deliveries.claim(one, 100, 30)]
+        assert len(ids) == len(set(ids)) == 20
+
+    in_two(scenario)

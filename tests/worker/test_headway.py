@@ -1,0 +1,57 @@
+"""How far a task is: the slowest picture counts, and previews are made only for those who watch."""
+
+import io
+
+import numpy as np
+import pytest
+from painter import Progress
+from PIL import Image
+
+from hidream.worker.headway import PREVIEW_SIDE_PX, Headway, News, small_jpeg
+
+
+def tell(headway, i, done, preview=None):
+    headway.listener(i).on_progress(Progress("a", done, 10, preview))
+
+
+def test_the_slowest_picture_counts_and_nothing_is_told_twice():
+    headway = Headway(2)
+    assert headway.news() is None
+    tell(headway, 0, 3)
+    assert headway.news() is None, "the other has not begun"
+    tell(headway, 1, 1)
+    assert headway.news() == News(1, 10, None)
+    assert headway.news() is None
+    tell(headway, 1, 5)
+    assert headway.news() == News(3, 10, None)
+
+
+def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
+    headway = Headway(1)
+    listener, picture = headway.listener(0), np.zeros((4, 4, 3), np.uint8)
+    assert not listener.wants_preview(1)
+    headway.watched = True
+    assert listener.wants_preview(1)
+    tell(headway, 0, 1, picture)
+    assert not listener.wants_preview(2), "the first has not been taken"
+    assert headway.news() == News(1, 10, picture)
+    assert listener.wants_preview(3)
+    headway.watched = False
+    assert not listener.wants_preview(4)
+
+
+def test_a_preview_is_of_the_picture_that_counts():
+    headway = Headway(2)
+    headway.watched = True
+    tell(headway, 0, 4)
+    assert not headway.listener(0).wants_preview(5)
+    assert headway.listener(1).wants_preview(1)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((64, 96), (96, 64)), ((192, 600), (200, 64)), ((257, 1), (1, 129))])
+def test_a_preview_becomes_a_small_file(shape, size):
+    data = small_jpeg(np.full((*shape, 3), 99, np.uint8), 7, "v1")
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == ("JPEG", size)
+    assert max(image.size) <= PREVIEW_SIDE_PX
+    assert abs(int(np.asarray(image).mean()) - 99) <= 1

@@ -1,0 +1,65 @@
+"""Waiting for a database or a bucket that is away: as long as the task is wanted, and no longer."""
+
+import asyncio
+
+import pytest
+
+from hidream.errors import Interrupted, StorageUnavailable, StoreUnavailable, TaskFailed
+from hidream.worker.outage import PAUSES_S, outlast
+
+
+def failing(errors, answer=7):
+    """Make a call that raises these one after the other, and then answers."""
+    left = list(errors)
+
+    async def call():
+        if left:
+            raise left.pop(0)
+        return answer
+
+    return call, left
+
+
+def test_it_tries_again_until_it_is_back(caplog):
+    call, left = failing([StoreUnavailable("away"), StorageUnavailable("slow")])
+    assert asyncio.run(outlast(call, asyncio.Event(), "say")) == 7
+    assert not left
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "what=say tries=2" in caplog.text
+
+
+def test_what_is_no_outage_is_raised_at_once():
+    call, left = failing([TaskFailed("no"), StoreUnavailable("away")])
+    with pytest.raises(TaskFailed):
+        asyncio.run(outlast(call, asyncio.Event(), "say"))
+    assert len(left) == 1
+
+
+def test_whoever_gives_up_does_not_wait_for_the_pause():
+    async def scenario():
+        call, _ = failing([StoreUnavailable("away")] * 99)
+        given_up, clock = asyncio.Event(), asyncio.get_running_loop().time
+        asyncio.get_running_loop().call_later(PAUSES_S[0] + 0.05, given_up.set)
+        started = clock()
+        with pytest.raises(Interrupted, match="say"):
+            await outlast(call, given_up, "say")
+        assert clock() - started < sum(PAUSES_S[:2])
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_works_counts_although_it_was_given_up():
+    async def scenario():
+        call, _ = failing([])
+        given_up = asyncio.Event()
+        given_up.set()
+        assert await outlast(call, given_up, "say") == 7
+
+    asyncio.run(scenario())
+
+
+def test_with_an_end_in_sight_the_error_itself_comes_out():
+    call, left = failing([StoreUnavailable("away")] * 99)
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(outlast(call, asyncio.Event(), "say", within_s=1.5 * PAUSES_S[0]))
+    assert 99 - len(left) == 2
