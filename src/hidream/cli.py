@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -84,21 +82,6 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-@contextmanager
-def _all_of_it_stays() -> Iterator[None]:
-    """Import and load without looking for garbage, and never look among what was imported and loaded.
-
-    Torch, transformers and diffusers are 420,000 objects, through all of which Python's collector goes six times while
-    they come: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
     output_format = _format_of(given.out)
     request = ImageRequest(
@@ -120,7 +103,9 @@ def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
     )
 
     _let_threads_sleep()
-    with _all_of_it_stays():
+    from hidream.worker.main import all_of_it_stays
+
+    with all_of_it_stays():
         from tqdm import tqdm
 
         from hidream.model.pipeline import generate

@@ -47,7 +47,9 @@ def idle(service, tmp_path_factory):
 def api(environ, key):
     """Run `hidream api` on a free port."""
     command = [sys.executable, "-m", "hidream.cli", "api", "--port", "0"]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         url = re.fullmatch(r"hidream is listening on (http://\S+)\n", process.stdout.readline())[1]
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as http:
             until(lambda: http.get("/healthz").status_code == 200)

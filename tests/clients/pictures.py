@@ -23,8 +23,8 @@ def content(source):
     return base64.b64decode(source, validate=True)
 
 
-def is_picture(source, size=(256, 256), format="JPEG"):
+def is_picture(source, size=(256, 256), kind="JPEG"):
     """Whether it is one of this size and format, and not all of one colour."""
     image = look(source)
-    assert (image.size, image.format) == (size, format)
+    assert (image.size, image.format) == (size, kind)
     return any(low != high for low, high in image.convert("RGB").getextrema())

@@ -30,25 +30,25 @@ def python(drive):
 def test_pictures_by_url(client, service):
     pictures = client("generate", **at(service), **SMALL, n=2, response_format="url")
     assert len(pictures) == 2
-    assert all(is_picture(each["url"], format="PNG") for each in pictures)
+    assert all(is_picture(each["url"], kind="PNG") for each in pictures)
 
 
 def test_a_picture_as_base64(client, service):
     (picture,) = client("generate", **at(service), **SMALL, response_format="b64_json")
-    assert is_picture(picture["b64_json"], format="PNG")
+    assert is_picture(picture["b64_json"], kind="PNG")
     assert not picture.get("url")
 
 
 def test_what_only_openais_models_have_changes_nothing(client, service):
     said = {"background": "auto", "moderation": "low", "quality": "hd", "style": "vivid", "user": "somebody"}
     (picture,) = client("generate", **at(service), **SMALL | said)
-    assert is_picture(picture["url"], format="PNG")
+    assert is_picture(picture["url"], kind="PNG")
 
 
 def test_what_only_our_models_have_is_said_beside(python, service):
     said = {"output_format": "webp", "extra_body": {"seed": 7, "steps": 4, "negative_prompt": ""}}
     first, again = (python("generate", **at(service), **SMALL | said | {"response_format": "b64_json"}) for _ in "12")
-    assert is_picture(first[0]["b64_json"], format="WEBP")
+    assert is_picture(first[0]["b64_json"], kind="WEBP")
     assert first == again
 
 
@@ -76,14 +76,14 @@ def test_what_is_not_accepted_is_an_error_of_the_client(client, service, limited
 
 
 def test_a_refused_prompt_is_a_bad_request(client, service):
-    with pytest.raises(Raised, match="content_policy_violation|400 .*minors") as raised:
+    with pytest.raises(Raised, match=r"content_policy_violation|400 .*minors") as raised:
         client("generate", **at(service), **SMALL | {"prompt": "a naked child"})
     assert "BadRequestError" in raised.value.kinds
 
 
 def test_a_picture_that_takes_too_long_is_cancelled_and_not_asked_for_again(client, hasty):
     before = tasks(hasty)
-    with pytest.raises(Raised, match="504 .*was cancelled") as raised:
+    with pytest.raises(Raised, match=r"504 .*was cancelled") as raised:
         client("generate", **at(hasty), **SMALL)
     assert "InternalServerError" in raised.value.kinds
     assert len(tasks(hasty)) == len(before) + 1

@@ -25,7 +25,9 @@ REAL_ID = re.compile("[0-9a-f]{32}")
 def clients(*without):
     """All clients but some; two of them in `make test`."""
     every = (NEW_PYTHON, NODE, PYTHON, OLD_PYTHON, OLD_NODE)
-    return [pytest.param(name, marks=[] if name in (NEW_PYTHON, NODE) else LONG) for name in every if name not in without]
+    return [
+        pytest.param(name, marks=[] if name in (NEW_PYTHON, NODE) else LONG) for name in every if name not in without
+    ]
 
 
 def at(place, key=None):
@@ -63,7 +65,7 @@ def test_several_pictures_in_another_format(drive, service, client):
 def test_an_upload_is_a_picture_to_start_from(drive, service, client, photo):
     to = {"url": service.url, "key": service.key}
     image = drive(client)("upload", **to, path=str(photo))
-    assert is_picture(image, format="PNG")
+    assert is_picture(image, kind="PNG")
     body = {"prompt": PROMPT, "size": "256*256", "seed": 7, "num_inference_steps": 4, "strength": 0.5}
     (changed,) = outputs(drive(client)("run", **to, model=MODEL, body=body | {"image": image}))
     (without,) = outputs(drive(client)("run", **to, model=MODEL, body=body))
@@ -171,7 +173,7 @@ def test_the_old_clients_go_on_asking_when_sync_mode_takes_too_long(drive, hasty
 
 @pytest.mark.parametrize("client", clients(OLD_PYTHON, OLD_NODE))
 def test_a_client_gives_up_after_its_own_time_out(drive, idle, client):
-    with pytest.raises(Raised, match="Prediction timed out after 0.5 seconds") as raised:
+    with pytest.raises(Raised, match=r"Prediction timed out after 0.5 seconds") as raised:
         drive(client)("run", **at(idle), body=SMALL, timeout=0.5)
     assert {"TimeoutError", "Error"} & set(raised.value.kinds)
 

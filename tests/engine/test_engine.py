@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from hidream.errors import InvalidInput
 from hidream.model import pipeline
 from hidream.model.loading import Model
 from hidream.model.lora import load_lora
+from hidream.model.placing import Phases
 from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
 
 PROMPTS = ("a red cat", "flat style a sailboat in the ocean", "two stars at night", "")
@@ -177,6 +179,29 @@ def test_progress_and_previews(model):
     assert [each.preview is not None for each in seen] == [False, True, False, True, False, False]
     cells = 128 // model.vae.factor, 160 // model.vae.factor
     assert seen[1].preview.shape == (*cells, 3)
+
+
+def test_between_two_steps_it_may_let_the_device_go(model):
+    entered = []
+
+    @contextmanager
+    def denoising():
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    visited = dataclasses.replace(model, phases=Phases(denoising=denoising))
+    engine = Engine(visited, Options(tokens=4000, memory_bytes=2**33, together=True))
+    engine.add("a", request())
+    engine.step()
+    engine.step()
+    assert entered == ["in"]
+    engine.rest()
+    engine.rest()
+    assert entered == ["in", "out"]
+    picture = drain(engine)["a"].picture
+    assert entered == ["in", "out"] * 2
+    assert np.array_equal(picture.pixels, pipeline.generate(model, request()).pixels)
 
 
 def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatch):

@@ -1,4 +1,4 @@
-"""How far a task is: the slowest picture counts, and previews are made only for those who watch."""
+"""How far a task is: the mean of its pictures, and previews are made only for those who watch."""
 
 import io
 
@@ -14,16 +14,15 @@ def tell(headway, i, done, preview=None):
     headway.listener(i).on_progress(Progress("a", done, 10, preview))
 
 
-def test_the_slowest_picture_counts_and_nothing_is_told_twice():
+def test_it_is_the_mean_of_the_pictures_and_nothing_is_told_twice():
     headway = Headway(2)
     assert headway.news() is None
-    tell(headway, 0, 3)
-    assert headway.news() is None, "the other has not begun"
+    tell(headway, 0, 4)
+    assert headway.news() == News(2, 10, None)
     tell(headway, 1, 1)
-    assert headway.news() == News(1, 10, None)
-    assert headway.news() is None
-    tell(headway, 1, 5)
-    assert headway.news() == News(3, 10, None)
+    assert headway.news() is None, "half a step more"
+    tell(headway, 1, 10)
+    assert headway.news() == News(7, 10, None)
 
 
 def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
@@ -40,12 +39,14 @@ def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
     assert not listener.wants_preview(4)
 
 
-def test_a_preview_is_of_the_picture_that_counts():
+def test_a_preview_is_of_the_first_picture_that_is_not_finished():
     headway = Headway(2)
     headway.watched = True
     tell(headway, 0, 4)
-    assert not headway.listener(0).wants_preview(5)
-    assert headway.listener(1).wants_preview(1)
+    assert headway.listener(0).wants_preview(5)
+    assert not headway.listener(1).wants_preview(1)
+    tell(headway, 0, 10)
+    assert headway.listener(1).wants_preview(2)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((64, 96), (96, 64)), ((192, 600), (200, 64)), ((257, 1), (1, 129))])

@@ -119,7 +119,7 @@ def test_what_is_beside_takes_its_share_of_a_limit(tmp_path):
     ("beside_gb", "said"),
     [
         (0.9, r"^full beside dev: the model does not fit into the memory .*; accepted: fewer variants in `\[worker\]"),
-        (4.0, r"^dev take 4\.\d GB, and 3\.9 GB are all there is; accepted: fewer variants"),
+        (4.0, r"^full beside dev: dev take 4\.\d GB, and 3\.9 GB are all there is; accepted: fewer variants"),
     ],
 )
 def test_what_does_not_fit_beside_others_is_refused(tmp_path, beside_gb, said):

@@ -33,7 +33,10 @@ class News(NamedTuple):
 
 
 class Headway:
-    """Of a task of so many pictures; the slowest counts. `watched` is whether anybody would look at previews."""
+    """Of a task of so many pictures: the mean of their steps, and previews of the first that is not finished.
+
+    `watched` is whether anybody would look at previews.
+    """
 
     def __init__(self, images: int) -> None:
         self.watched = False
@@ -50,15 +53,14 @@ class Headway:
             if progress.preview is not None:
                 self._preview = progress.preview
 
-        def wants_preview(done: int) -> bool:
-            others = (*self._done[:i], *self._done[i + 1 :])
-            return self.watched and self._preview is None and done <= min(others, default=done)
+        def wants_preview(_done: int) -> bool:
+            return self.watched and self._preview is None and all(each == self._steps for each in self._done[:i])
 
         return Listener(on_progress, wants_preview)
 
     def news(self) -> News | None:
         """Take what is new since the last time; None if nothing is."""
-        done, preview = min(self._done), self._preview
+        done, preview = sum(self._done) // len(self._done), self._preview
         if done == self._told and preview is None:
             return None
         self._told, self._preview = done, None

@@ -157,7 +157,7 @@ def _left_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Model])
     )
     if limit <= taken:
         raise ConfigurationError(
-            f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are all there is; {FEWER}"
+            f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are all there is"
         )
     return (limit - taken) / 1e9
 

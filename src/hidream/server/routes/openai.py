@@ -31,6 +31,8 @@ CREATED_S = 1_743_984_000
 """When the models were published: 2025-04-07 (HiDream-I1's model cards)."""
 NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients repeat what ended with a 5xx, which would draw everything again."""
+PATIENCE_S = 120
+"""A Retry-After beyond this forbids it too: their client for JavaScript would sleep all of it, up to a day, unasked."""
 
 _KINDS = {
     401: ("invalid_request_error", "invalid_api_key"),
@@ -82,6 +84,9 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None,
     first = message.partition(" ")[0]
     param = first if first in (*_KEPT, "n", "steps", "size", "response_format", "model") else None
     error = {"message": message, "type": kind, "param": param, "code": code or usual}
+    headers = dict(headers or {})
+    if int(headers.get("Retry-After", 0)) > PATIENCE_S:
+        headers |= NO_RETRY
     return JSONResponse({"error": error}, status, headers)
 
 

@@ -1,0 +1,91 @@
+"""Four faults of the kind that the sweep is to find; each changes this process only."""
+
+import asyncio
+import dataclasses
+
+import sqlalchemy as sa
+
+from hidream.store import deliveries, predictions
+from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.schema import PREDICTIONS as P
+from hidream.types import Status
+from hidream.worker import loop
+
+
+def early_commit():
+    """The row says completed, and then the files are written."""
+    late, real_draw, real_complete = {}, loop.draw, predictions.complete
+
+    class Later:
+        def __init__(self, place):
+            self.place = place
+
+        async def write(self, name, data):
+            late[name] = self.place, data
+
+    async def draw(bridge, tools, job):
+        return await real_draw(bridge, dataclasses.replace(tools, outputs=Later(tools.outputs)), job)
+
+    async def complete(database, task, *args):
+        done = await real_complete(database, task, *args)
+        for name in task.output_names:
+            place, data = late.pop(name)
+            await place.write(name, data)
+        return done
+
+    loop.draw, predictions.complete = draw, complete
+
+
+def missing_fence():
+    """What a worker says of a task counts, whichever attempt it speaks of."""
+    real = predictions._leave_processing
+
+    async def unfenced(database, task, move, **values):
+        async with database.read() as connection:
+            attempt = (await connection.scalars(sa.select(P.c.attempt).where(P.c.id == task.id))).one()
+        return await real(database, dataclasses.replace(task, attempt=attempt), move, **values)
+
+    predictions._leave_processing = unfenced
+
+
+def lost_webhook():
+    """The webhook that an end owes is written down in a transaction of its own, after the one that ends the task."""
+    real_owe, real_leave = deliveries.owe, predictions._leave_processing
+    owed = []
+
+    async def owe(connection, these, now):
+        owed.extend(these)
+
+    async def leave(database, *args, **values):
+        done = await real_leave(database, *args, **values)
+        these, owed[:] = owed[:], []
+        async with database.write() as connection:
+            await real_owe(connection, these, database.now_ms())
+        return done
+
+    predictions._leave_processing = leave
+    predictions.deliveries.owe = owe
+
+
+def double_claim():
+    """Two workers look for tasks, and then both write that they have them."""
+
+    async def claim(database, models, worker_id, versions, lease_s, room):
+        waiting = sa.select(P.c.id, P.c.model, P.c.input).where(P.c.status == Status.CREATED).limit(room.tasks)
+        async with database.read() as connection:
+            rows = (await connection.execute(waiting)).all()
+        if not rows:
+            return []
+        await asyncio.sleep(0.05)
+        lease = {"worker_id": worker_id, "lease_until_ms": database.now_ms() + round(lease_s * 1000)}
+        version = sa.case({row.id: predictions._version(versions, row) for row in rows}, value=P.c.id)
+        taken = sa.update(P).where(P.c.id.in_([row.id for row in rows]))
+        values = {"status": Status.PROCESSING, "attempt": P.c.attempt + 1, "version": version, **lease}
+        async with database.write() as connection:
+            found = await connection.execute(taken.values(started_ms=database.now_ms(), **values).returning(*COLUMNS))
+            return [Prediction.of_row(row) for row in found.all()]
+
+    predictions.claim = claim
+
+
+FAULTS = {each.__name__: each for each in (early_commit, missing_fence, lost_webhook, double_claim)}

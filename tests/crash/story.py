@@ -1,0 +1,372 @@
+"""What happens in the sweep: a day in which everything is asked of the store, by clients that remember.
+
+A client writes down what was acknowledged, and after a death it asks again for what was not, with the same
+Idempotency-Key. So the same story is told in the process that dies and in the one that carries on.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import oracle
+import sqlalchemy as sa
+from painter import Painter
+from PIL import Image
+from ports import Watched
+
+from hidream.errors import PromptRefused, TaskFailed
+from hidream.outputs.names import draw_name
+from hidream.server import webhook_loop
+from hidream.server.service import assemble
+from hidream.server.sweep import Sweep
+from hidream.server.webhook_loop import WebhookLoop
+from hidream.settings import Outputs, Settings, Webhooks
+from hidream.settings import Worker as WorkerSettings
+from hidream.store import deliveries, figures, history, keys, predictions, retention, workers
+from hidream.store.database import Database
+from hidream.store.deliveries import State
+from hidream.store.intake import Asked, Repeat
+from hidream.store.predictions import Room
+from hidream.store.schema import DELIVERIES
+from hidream.store.submission import Submission
+from hidream.store.workers import Worker
+from hidream.types import ImageFormat, Mode, Size, Status
+from hidream.worker import loop
+from hidream.worker.bridge import Bridge
+from hidream.worker.drawing import Tools
+
+MODEL = "wavespeed-ai/hidream-i1-dev"
+VERSIONS = {MODEL: dict.fromkeys(Mode, "v1")}
+DAY_S, HOUR_S = 24 * 3600.0, 3600.0
+BEGUN_S = 1_700_000_000.0
+LEASE_S = 0.3
+SLOWER = 50
+"""How much slower the injected clock goes: leases are renewed every 0.1 s, and end after 15 s if they are not."""
+
+EXPECTED = {
+    "old": (Status.FAILED, Status.DELETED),
+    "stalled": (Status.COMPLETED,),
+    "plain": (Status.COMPLETED,),
+    "pair": (Status.COMPLETED,),
+    "refused": (Status.FAILED,),
+    "bad": (Status.FAILED,),
+    "waiting": (Status.CANCELLED,),
+    "drawn": (Status.CANCELLED,),
+    "gone": (Status.DELETED,),
+    "last": (Status.COMPLETED,),
+}
+"""The tasks, by their prompts, and how each must end."""
+SEEDS = {tag: 10 * i for i, tag in enumerate(EXPECTED, start=1)}
+
+
+@dataclass
+class Clock:
+    """The clock of all databases of a process; it goes slowly, and jumps."""
+
+    begun_s: float
+
+    def __post_init__(self):
+        self.since = time.monotonic()
+
+    def __call__(self):
+        return self.begun_s + (time.monotonic() - self.since) / SLOWER
+
+    def jump(self, seconds):
+        self.begun_s += seconds
+
+
+class Memory:
+    """What a client was answered, in a file."""
+
+    def __init__(self, path):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.known = dict(json.loads(line) for line in lines)
+
+    def keep(self, act, value):
+        self.known[act] = value
+        with self._path.open("a") as file:
+            file.write(json.dumps([act, value]) + "\n")
+
+    async def once(self, act, do):
+        """Do what was not acknowledged yet."""
+        if act not in self.known:
+            self.keep(act, await do())
+        return self.known[act]
+
+    def complain(self, text):
+        self.keep(f"complaint {len(self.known)}", text)
+
+    def tasks(self):
+        return {act.removeprefix("task "): id_ for act, id_ in self.known.items() if act.startswith("task ")}
+
+    def complaints(self):
+        return [text for act, text in self.known.items() if act.startswith("complaint ")]
+
+
+def hurry():
+    """Shorten the pauses of the loops; none of them is what is tested."""
+    loop.LOOK_S = 0.03
+    webhook_loop.REST_S = 0.01
+    webhook_loop.PER_HOST_MAX, webhook_loop.BUSY_S = 2, 0.001
+    webhook_loop.sending.DELAYS_S = (0, *(0.001,) * 10)
+
+
+def settings(url, home, outputs):
+    return dataclasses.replace(
+        Settings(home=Path(home)),
+        store=dataclasses.replace(Settings(home=Path(home)).store, database_url=url),
+        worker=WorkerSettings(lease_s=LEASE_S),
+        webhooks=Webhooks(allowed="127.0.0.0/8"),
+        outputs=Outputs(**outputs),
+    )
+
+
+class Story:
+    """One process's life. `first` is whether nobody has lived before it."""
+
+    def __init__(self, settings, memory, hook, sites, *, first):
+        self.settings, self.memory, self.hook, self.sites, self.first = settings, memory, hook, sites, first
+        self.clock = Clock(BEGUN_S if first else BEGUN_S + 8 * DAY_S + HOUR_S)
+        self.go_on = asyncio.Event()
+        self.running = []
+
+    async def live(self):
+        async with contextlib.AsyncExitStack() as stack:
+            url = self.settings.database_url
+            opened = [await stack.enter_async_context(Database.open(url, self.clock)) for _ in range(4)]
+            self.database, *self.workers_databases = opened
+            service = assemble(self.settings, self.database)
+            places = {name: Watched(getattr(service, name), self.sites) for name in ("outputs", "uploads")}
+            self.service = dataclasses.replace(service, **places)
+            self.service.pictures._place = self.service.uploads
+            await self.tell()
+
+    async def tell(self):
+        await self.morning()
+        stale = await self.stall() if self.first else None
+        await self.ask()
+        first, second = (self.worker(name, i) for i, name in enumerate(("w1", f"w2 {self.first}")))
+        self.running += [asyncio.create_task(WebhookLoop(self.service).run())]
+        watching = asyncio.create_task(self.watch("stalled"))
+        await self.draw(stale)
+        await self.until(self.all_ended)
+        await self.until(self.all_told)
+        await watching
+        await self.afterwards()
+        await self.restart([first, second])
+        await self.until(self.all_told)
+        self.database.changes.stop()
+        await asyncio.gather(*self.running)
+
+    # --- what is asked ---------------------------------------------------------------------------------------------
+
+    async def morning(self):
+        """Keys, and what is old by the time of the sweep."""
+        database = self.database
+        for name in ("one", "two"):
+            await keys.register(database, name, f"secret of {name}")
+        self.keys = [await keys.find(database, f"secret of {name}") for name in ("one", "two")]
+        third = await self.memory.once("third key", self.third_key)
+        await keys.rotate(database, third)
+        await keys.revoke(database, third)
+        assert any(key.id == third and key.revoked_ms for key in await keys.listed(database))
+        await self.submit("old", refusal=PromptRefused("no"))
+        await self.memory.once("stale upload", self.upload)
+        if self.first:
+            self.clock.jump(8 * DAY_S)
+
+    async def third_key(self):
+        return (await keys.create(self.database, "third"))[0].id
+
+    async def upload(self):
+        return (await self.service.pictures.keep(self.keys[0], "image", "a.png", _picture())).name
+
+    async def announced(self):
+        """Announce a file, then bring it, twice."""
+        service = self.service
+        upload = await service.pictures.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
+        await service.pictures.fill(upload.name, _picture())
+        await service.pictures.fill(upload.name, _picture())
+        return upload.name
+
+    async def stall(self):
+        """Have a worker take a task and fall silent."""
+        await self.submit("stalled", webhook=True)
+        room = Room(tasks=1, work=2**62, beside_others=False)
+        (stale,) = await predictions.claim(self.database, [MODEL], "w0", VERSIONS, 15, room)
+        self.clock.jump(16)
+        assert await predictions.recover(self.database, 3) == 1
+        return stale
+
+    async def ask(self):
+        image = await self.memory.once("image", self.announced)
+        some = [self.submit("stalled", webhook=True), self.submit("plain", webhook=True, image=image)]
+        some += [self.submit("pair", webhook=True, num_images=2), self.submit("drawn", webhook=True)]
+        some += [self.submit("refused", webhook=True, refusal=PromptRefused("no")), self.submit("bad", webhook=True)]
+        some += [self.submit("waiting", webhook=True), self.submit("gone", webhook=True)]
+        await asyncio.gather(*some)
+        await self.memory.once("cancel waiting", lambda: self.cancel("waiting"))
+
+    async def submit(self, tag, *, webhook=False, refusal=None, image=None, num_images=1):
+        """Send the same request twice at once, as a client does that has lost patience."""
+        if f"task {tag}" in self.memory.known:
+            return
+        submission = Submission(tag, Size(64, 64), SEEDS[tag], False, True, False, ImageFormat.PNG, image=image)
+        submission = dataclasses.replace(submission, num_images=num_images)
+        target = f"{self.hook}/{tag}" if webhook else ""
+        repeat, key = Repeat(f"key of {tag}", "digest"), self.keys[SEEDS[tag] // 10 % 2]
+        asked = Asked(key, MODEL, submission, "http://test", target, repeat, refusal)
+
+        async def post():
+            return (await self.service.intake.repeated(asked) or await self.service.intake.submit(asked)).id
+
+        one, other = await asyncio.gather(post(), post())
+        if one != other:
+            self.memory.complain(f"{tag} was made twice by one Idempotency-Key")
+        self.memory.keep(f"task {tag}", one)
+
+    async def cancel(self, tag):
+        return await predictions.cancel(self.database, self.id(tag), self.key(tag))
+
+    def id(self, tag):
+        return self.memory.known[f"task {tag}"]
+
+    def key(self, tag):
+        return self.keys[SEEDS[tag] // 10 % 2].id
+
+    # --- workers ---------------------------------------------------------------------------------------------------
+
+    def worker(self, name, i):
+        """Begin a worker; returns what ends it."""
+        painter = Painter(bad={SEEDS["bad"]: TaskFailed("no picture")}, pace_s=0.05)
+        self.gate = [*getattr(self, "gate", []), painter.go_on]
+        stopping, bridge = asyncio.Event(), Bridge()
+        bridge.drive({MODEL: painter})
+        tools = Tools(lambda pixels: False, self.service.outputs, self.service.uploads, VERSIONS)
+        worker = Worker(name, [MODEL], "v1")
+        database = self.workers_databases[i]
+
+        async def work():
+            await loop.Loop(database, bridge, worker, tools, self.settings.worker).run(stopping)
+            await bridge.close()
+
+        working = asyncio.create_task(work())
+        self.running.append(working)
+        return stopping, working
+
+    def open(self, is_open=True):
+        for each in self.gate:
+            each.set() if is_open else each.clear()
+
+    async def draw(self, stale):
+        """Let the workers draw; one task is cancelled under way, and a worker that was lost speaks up late."""
+        if self.first:
+            await self.until(lambda: self.is_in("drawn", Status.PROCESSING))
+            await self.until(lambda: self.is_in("stalled", Status.PROCESSING))
+            await asyncio.sleep(LEASE_S)  # until its worker has heard that it is watched
+            for say in (
+                predictions.fail(self.database, stale, 1500, "late"),
+                predictions.complete(self.database, stale, [False], 1),
+                predictions.hand_back(self.database, stale),
+            ):
+                if await say:
+                    self.memory.complain("what a lost worker said has counted")
+        await self.memory.once("cancel drawn", lambda: self.cancel("drawn"))
+        self.open()
+
+    async def watch(self, tag):
+        """See a task to its end, as an event stream does, and as a client that waits for the answer."""
+        seen = None
+        async with self.service.progress.watching(self.id(tag)):
+            while seen is None or not seen.prediction.status.final:
+                seen = await self.service.progress.after(self.id(tag), seen, 10)
+        await self.service.endings.settled(self.id("pair"), self.key("pair"), 20)
+
+    async def restart(self, workers):
+        """Stop all workers while one draws, and start another, which finishes what they hand back."""
+        self.open(False)
+        await self.submit("last", webhook=True)
+        await self.until(lambda: self.is_in("last", Status.PROCESSING, Status.COMPLETED))
+        for stopping, _ in workers:
+            stopping.set()
+        for number, (_, working) in enumerate(workers):
+            await self.until(lambda number=number: self.is_away(number))
+            self.open()
+            await working
+        stopping, working = self.worker("w3", 2)
+        self.open()
+        await self.until(lambda: self.is_in("last", Status.COMPLETED))
+        stopping.set()
+        await working
+
+    async def is_away(self, number):
+        return self.workers_databases[number].changes.stopped and not await self.is_in("last", Status.PROCESSING)
+
+    # --- afterwards ------------------------------------------------------------------------------------------------
+
+    async def afterwards(self):
+        """Look around, have a webhook sent again, delete, sweep."""
+        database, key_id = self.database, self.key("plain")
+        plain = await history.get(database, self.id("plain"), key_id)
+        await history.place(database, plain)
+        await history.preview(database, plain.id)
+        await history.listed(database, key_id, history.Query())
+        await figures.unfinished(database)
+        await figures.webhooks_owed(database)
+        await figures.Ends(database).new()
+        await workers.ready(database, 60)
+        (row,) = await deliveries.listed(database, plain.id, key_id)
+        await self.memory.once("replay", lambda: deliveries.replay(database, row.id, plain.id, key_id))
+        await self.until(self.all_told)
+        await predictions.delete(database, [self.id("gone")], self.key("gone"))
+        name = await self.memory.once("orphan", self.orphan)
+        sweep = Sweep(self.service)
+        await sweep.once()
+        await sweep.orphans()
+        if (self.service.outputs.path / name).exists():
+            self.memory.complain("an orphan was left")
+        if await retention.unknown(database, [name], lambda name: name) != [name]:
+            self.memory.complain("an orphan has a row")
+
+    async def orphan(self):
+        """Leave a file that no row speaks of, older than any that is being written."""
+        name = draw_name(ImageFormat.PNG)
+        await self.service.outputs.write(name, b"nobody's")
+        old = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+        os.utime(self.service.outputs.path / name, (old, old))
+        return name
+
+    # --- waiting ---------------------------------------------------------------------------------------------------
+
+    async def until(self, condition):
+        """Wait without visiting a site; whatever a loop raises comes out here."""
+        while not await condition():
+            for task in self.running:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.01)
+
+    async def is_in(self, tag, *states):
+        found = await oracle.rows(self.database)
+        return any(task.status in states for task in found.get(tag, []))
+
+    async def all_ended(self):
+        return all(task.status.final for tasks in (await oracle.rows(self.database)).values() for task in tasks)
+
+    async def all_told(self):
+        owed = sa.select(DELIVERIES.c.id).where(DELIVERIES.c.state == State.WAITING)
+        return not await oracle.look(self.database, owed)
+
+
+def _picture():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 60)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,73 @@
+"""A worker process as `hidream worker` is, but for the model: `python -m soak.fast_worker`, with settings as it has them.
+
+It has everything that a worker does around its engine, and so what it proves of tasks, leases and files is true of
+workers. What it draws is 16 × 16 pixels of a colour made from the seed, whatever size was asked; every 20th seed fails.
+No torch, no weights: it starts in a second.
+"""
+
+import asyncio
+import os
+import signal
+
+from hidream import logs, settings
+from hidream.errors import TaskFailed
+from hidream.outputs.place import Namespace
+from hidream.places import open_configured
+from hidream.store.database import Database
+from hidream.store.workers import Worker, worker_id
+from hidream.types import MODELS, Mode, Size
+from hidream.worker.bridge import Bridge
+from hidream.worker.drawing import Tools
+from hidream.worker.loop import Loop
+from hidream.worker.outage import outlast
+from worker.painter import Painter
+
+SIDE_PX = 16
+PACE_S = float(os.environ.get("FAST_WORKER_PACE_S", "0.005"))
+"""Of one of the Painter's four steps."""
+FAILS_EVERY = int(os.environ.get("FAST_WORKER_FAILS_EVERY", "20"))
+"""0 is never."""
+
+
+def fails(seed):
+    return FAILS_EVERY > 0 and seed % FAILS_EVERY == 13
+
+
+class FastPainter(Painter):
+    """Remembers nothing of what it drew: a soak has no end."""
+
+    def outcome(self, id_, request):
+        if fails(request.seed):
+            self.bad[request.seed] = TaskFailed("this seed fails")
+        small = type(request)(prompt=request.prompt, size=Size(SIDE_PX, SIDE_PX), seed=request.seed)
+        outcome = super().outcome(id_, small)
+        self.bad.clear()
+        self.requests.clear()
+        self.together.clear()
+        return outcome
+
+
+async def main(config):
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    painter = FastPainter(pace_s=PACE_S)
+    painter.go_on.set()
+    bridge = Bridge()
+    names = list(MODELS)
+    bridge.drive(dict.fromkeys(names, painter))
+    tools = Tools(
+        flagged=lambda _pixels: False,
+        outputs=open_configured(config, Namespace.OUTPUTS),
+        uploads=open_configured(config, Namespace.UPLOADS),
+        versions=dict.fromkeys(names, dict.fromkeys(Mode, "fast-worker-1")),
+    )
+    async with Database.open(config.database_url) as database:
+        await outlast(tools.outputs.check, stopping, "check")
+        await Loop(database, bridge, Worker(worker_id(os.getpid()), names, "fast"), tools, config.worker).run(stopping)
+    await bridge.close()
+
+
+if __name__ == "__main__":
+    logs.configure("text")
+    asyncio.run(main(settings.load(os.environ)))

@@ -1,0 +1,141 @@
+"""API processes and fast workers on one database, as real processes that a test may kill, stop and start."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+MODEL = "wavespeed-ai/hidream-i1-dev"
+KEY = "hd_the-key-of-a-fleet"
+TESTS = Path(__file__).parents[1]
+
+
+class Member:
+    """One process; `log` is its standard error."""
+
+    def __init__(self, kind, environ, log, command):
+        self.kind, self.log = kind, log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+        self._url = None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def alive(self):
+        return self.process.poll() is None
+
+    @property
+    def listens(self):
+        """Whether somebody has waited for `url`."""
+        return self._url is not None
+
+    @property
+    def url(self):
+        """Where an API process listens; waits until it does."""
+        if self._url is None:
+            line = self.process.stdout.readline()
+            found = re.fullmatch(r"hidream is listening on (http://\S+)\n", line)
+            assert found, f"{line!r}, {self.log.read_text()}"
+            self._url = found[1]
+        return self._url
+
+    def stop(self, number=signal.SIGTERM):
+        if self.alive:
+            self.process.send_signal(number)
+        status = self.process.wait(30)
+        self.process.stdout.close()
+        return status
+
+
+class Fleet:
+    """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many APIs and workers, ready when the block begins.
+
+    Their home, and with it SQLite's file and the pictures, is `folder/home` if the settings do not say otherwise.
+    """
+
+    def __init__(self, folder, *, apis=2, workers=2, home=None, **environ):
+        self.folder, self.home = folder, home or folder / "home"
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
+        self.environ = ours | {
+            "HIDREAM_HOME": str(self.home),
+            "HIDREAM_API_KEY": KEY,
+            "HIDREAM_SERVER_PORT": "0",
+            "HIDREAM_SERVER_QUEUE_MAX": "100000",
+            "HIDREAM_WORKER_LEASE_S": "2",
+            "HIDREAM_WORKER_ATTEMPTS_MAX": "1000",  # no kill of ours may be a reason to fail
+            "HIDREAM_WEBHOOKS_ALLOWED": "127.0.0.0/8",
+            "PYTHONPATH": str(TESTS),
+            **environ,
+        }
+        self.members, self.started = [], 0
+        self._wanted = ["api"] * apis + ["worker"] * workers
+
+    def __enter__(self):
+        try:
+            for kind in self._wanted:
+                self.start(kind)
+            for api in self.apis:
+                assert api.url
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for member in self.members:
+            member.stop(signal.SIGKILL)
+
+    @property
+    def apis(self):
+        return [member for member in self.members if member.kind == "api"]
+
+    @property
+    def workers(self):
+        return [member for member in self.members if member.kind == "worker"]
+
+    def start(self, kind):
+        module = ["hidream.cli", "api"] if kind == "api" else ["soak.fast_worker"]
+        log = self.folder / f"{kind}{self.started}.log"
+        self.started += 1
+        member = Member(kind, self.environ, log, [sys.executable, "-m", *module])
+        self.members.append(member)
+        return member
+
+    def replace(self, member):
+        """Kill a member with SIGKILL, and start another of its kind."""
+        self.members.remove(member)
+        member.stop(signal.SIGKILL)
+        return self.start(member.kind)
+
+    def client(self, **options):
+        """A client of the first API."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+        return httpx.Client(base_url=self.apis[0].url, headers=headers, timeout=60, **options)
+
+    def wait_until_ready(self):
+        with self.client() as http:
+            until(lambda: http.get("/readyz").status_code == 200)
+
+    def logs(self):
+        """All that was logged, by whomever."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+
+def until(condition, timeout_s=60):
+    """Wait until `condition()` says something true."""
+    deadline = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return answer
