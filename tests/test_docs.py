@@ -93,8 +93,8 @@ def test_what_architecture_names_exists():
     text = read("ARCHITECTURE.md")
     for path, name in re.findall(r"`(\w+/\w+)\.(\w+)`", text):
         source = read(f"src/hidream/{path}.py")
-        assert re.search(rf"^ *((async )?def|class) {name}\b|^{name} =", source, re.MULTILINE), f"{path}.{name}"
-    assert len(text.splitlines()) <= 150
+        assert re.search(rf"^ *((async )?def|class) {name}\b|^{name}(: .+)? =", source, re.MULTILINE), f"{path}.{name}"
+    assert len(text.splitlines()) <= 200
 
 
 def test_links_lead_somewhere():

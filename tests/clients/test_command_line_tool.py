@@ -92,7 +92,7 @@ def test_the_models_and_what_they_take(tool):
     assert MODEL in tool.run("models", "hidream", "--type", "text-to-image")
     schema = tool.json("schema", MODEL)
     assert "size" in json.dumps(schema)
-    assert "negative_prompt" in tool.run("schema", MODEL)
+    assert "aspect_ratio" in tool.run("schema", MODEL)
 
 
 def test_balance_and_price(tool):

@@ -1,7 +1,7 @@
 """WaveSpeed's own SDKs for Python and JavaScript, three and two generations of them.
 
-npm has 0.0.15, 0.2.3 and 0.3.2 of `wavespeed`; 0.2.3 speaks as 0.3.2 does. PyPI's 0.0.1 is a wheel that cannot be
-imported.
+npm has 0.0.15, 0.2.3 and 0.3.2 of `wavespeed`; 0.2.3 was only read: as 0.3.2, but for uploads, which are 0.0.15's.
+PyPI's 0.0.1 is a wheel that cannot be imported.
 """
 
 import re
