@@ -1,84 +1,131 @@
 """The sweep itself, a process of its own: it has no thread and no event loop, so that it may fork.
 
 Each lane has a database and a folder. A run empties them, forks a child that lives the story until it dies, forks
-another that carries on, and asks the oracle. A lane ends with the first run in which nobody has died.
+another that carries on, and asks the oracle. A lane ends with the first run in which nobody has died, and all end when
+one has found something wrong. Files may be lost with the machine's power here, but not with a process: durability
+against that is not what is tested.
 
-Reads what to do as JSON from its standard input, and writes what came of it to its standard output.
+Reads what to do (a `Job` as JSON) from its standard input, and writes what came of it to its standard output.
 """
 
 import asyncio
+import functools
 import gc
 import json
 import os
 import shutil
 import signal
+import ssl
 import sys
 import time
 import traceback
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import alembic.command  # noqa: F401 - it is slow to import, and each database is prepared in a child
 import oracle
 import story
 from planted import FAULTS
 from ports import DEATH, Sites, watch
 
-from hidream.places import open_configured
 from hidream.outputs.place import Namespace
+from hidream.places import open_configured
 from hidream.store import postgresql, sqlite
 from hidream.store.database import Database
 
 PATIENCE_S = 60
 """A child that takes longer hangs: it takes one or two."""
+TOLD_CHARS = 3000
+"""Of a child's log, when something is wrong."""
+
+TLS = functools.cache(ssl.create_default_context)
+
+
+@dataclass(frozen=True)
+class Job:
+    """`urls` has a database for each lane, `strike` what `Sites` is told, `bucket` is in place of a folder."""
+
+    folder: str
+    urls: list
+    strike: dict
+    fault: str = ""
+    bucket: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a lane: what both children are told."""
+
+    job: Job
+    name: str
+    home: Path
+    settings: object
+    hook: str
+
+    @property
+    def folder(self):
+        return Path(self.job.folder)
+
+    @property
+    def memory(self):
+        return story.Memory(self.home / "memory")
 
 
 def main(job):
-    folder, began = Path(job["folder"]), time.monotonic()
+    folder, began = Path(job.folder), time.monotonic()
     receiver, port = receive(folder / "received")
     try:
-        lanes = [fork(lambda i=i, url=url: lane(job, i, url, port), folder / f"lane{i}.log") for i, url in enumerate(job["urls"])]
+        logs = [folder / f"lane{number}.log" for number in range(len(job.urls))]
+        lanes = [fork(lambda n=number: lane(job, n, port), log) for number, log in enumerate(logs)]
         statuses = [wait(pid) for pid in lanes]
     finally:
         os.kill(receiver, signal.SIGKILL)
         os.waitpid(receiver, 0)
     results = folder / "results"
     runs = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    logs = [(folder / f"lane{i}.log").read_text()[-2000:] for i, status in enumerate(statuses) if status]
-    struck, callers = Sites(folder, 1).listed()
-    wrong = [run for run in runs if run["wrong"]]
-    took_s = round(time.monotonic() - began, 1)
-    passed = sum(not run["died"] for run in runs)
-    return {"struck": struck, "callers": callers, "runs": len(runs), "passed": passed, "wrong": wrong, "logs": logs, "took_s": took_s}
+    struck, callers = Sites(folder).listed()
+    return {
+        "struck": struck,
+        "callers": callers,
+        "runs": len(runs),
+        "passed": sum(run["passed"] for run in runs),
+        "wrong": [run for run in runs if run["wrong"]],
+        "broken": [log.read_text()[-TOLD_CHARS:] for log, status in zip(logs, statuses, strict=True) if status],
+        "took_s": round(time.monotonic() - began, 1),
+    }
 
 
-def lane(job, number, url, port):
-    folder, home = Path(job["folder"]), Path(job["folder"]) / f"home{number}"
-    settings = story.settings(url, home, {})
-    sqlite_prepare = fork(lambda: asyncio.run(prepare(url)), folder / "prepare.log")
-    assert wait(sqlite_prepare) == 0, (folder / "prepare.log").read_text()
-    count = 0
-    while not (folder / "caught").exists():
+def lane(job, number, port):
+    """Run until a run passes, or something is wrong."""
+    folder, home, url = Path(job.folder), Path(job.folder) / f"home{number}", job.urls[number]
+    run_alone(lambda: prepare(url), folder / f"lane{number}.log")
+    count, passed = 0, False
+    while not (passed or (folder / "caught").exists()):
         count += 1
-        run = f"{number}-{count}"
+        name = f"{number}-{count}"
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
-        log, verdict = home / "log", home / "verdict"
-        told = (job, settings, f"http://127.0.0.1:{port}/{run}", home / "memory")
-        t0=time.monotonic()
-        status = wait(fork(lambda: live(*told), log))
-        t1=time.monotonic()
-        again = wait(fork(lambda: carry_on(*told, folder / "received", run, verdict), log))
-        print("TIMES", t1-t0, time.monotonic()-t1, status)
-        wrong = [] if status in (0, DEATH) else [f"the first child ended with {status}"]
-        wrong += json.loads(verdict.read_text()) if again == 0 else [f"the second child ended with {again}"]
-        with (folder / "results").open("a") as file:
-            where = (home / "site").read_text() if (home / "site").exists() else ""
-            text = log.read_text()[-3000:] if wrong else ""
-            file.write(json.dumps({"run": run, "died": status == DEATH, "site": where, "wrong": wrong, "log": text}) + "\n")
-        if wrong:
-            (folder / "caught").touch()
-        if status == 0:
-            return
+        bucket = job.bucket and job.bucket | {"url": f"{job.bucket['url']}/{name}"}
+        run = Run(job, name, home, story.settings(url, home, bucket), f"http://127.0.0.1:{port}/{name}")
+        passed = swept(run)
+
+
+def swept(run):
+    """Let one child die, and another carry on; write down what came of it, and say whether none has died."""
+    log, verdict = run.home / "log", run.home / "verdict"
+    status = wait(fork(lambda: asyncio.run(live(run)), log))
+    again = wait(fork(lambda: asyncio.run(carry_on(run, verdict)), log))
+    wrong = [] if status in (0, DEATH) else [f"the first child ended with {status}"]
+    wrong += json.loads(verdict.read_text()) if again == 0 else [f"the second child ended with {again}"]
+    last = run.home / "site"
+    site = last.read_text() if last.exists() else "nowhere"
+    told = {"site": site, "passed": status == 0, "wrong": wrong, "log": log.read_text()[-TOLD_CHARS:] if wrong else ""}
+    with (run.folder / "results").open("a") as file:
+        file.write(json.dumps(told) + "\n")
+    if wrong:
+        (run.folder / "caught").touch()
+    return status == 0
 
 
 async def prepare(url):
@@ -86,52 +133,49 @@ async def prepare(url):
         await oracle.prepare(database)
 
 
-def live(job, settings, hook, memory):
+async def live(run):
     """Live until death."""
-    sites = Sites(Path(job["folder"]), job["alike"], job.get("only", ""), memory.parent / "site")
-    ready(job, sites)
-
-    async def run():
-        async with Database.open(settings.database_url) as database:
-            await oracle.clear(database)
-        sites.armed = True
-        async with asyncio.timeout(PATIENCE_S):
-            await story.Story(settings, story.Memory(memory), hook, sites, first=True).live()
-
-    asyncio.run(run())
+    sites = Sites(run.folder, last=run.home / "site", **run.job.strike)
+    ready(run.job, sites)
+    async with Database.open(run.settings.database_url) as database:
+        await oracle.clear(database)
+    sites.armed = True
+    async with asyncio.timeout(PATIENCE_S):
+        await story.Story(run.settings, run.memory, run.hook, sites, first=True).live()
 
 
-def carry_on(job, settings, hook, path, received, run, verdict):
+async def carry_on(run, verdict):
     """Look at what was left, carry on, and look again."""
-    sites = Sites(Path(job["folder"]), job["alike"])
-    ready(job, sites)
-    memory = story.Memory(path)
-
-    async def main():
-        outputs = open_configured(settings, Namespace.OUTPUTS)
-        async with Database.open(settings.database_url) as database:
-            wrong = await oracle.at_death(database, memory, outputs)
-            async with asyncio.timeout(PATIENCE_S):
-                await story.Story(settings, memory, hook, sites, first=False).live()
-            lines = map(json.loads, received.read_text().splitlines())
-            mine = [line for line in lines if line["run"] == run]
-            wrong += await oracle.at_end(database, memory, outputs, story.EXPECTED, mine)
-        verdict.write_text(json.dumps(wrong))
-
-    asyncio.run(main())
+    sites = Sites(run.folder)
+    ready(run.job, sites)
+    memory, outputs = run.memory, open_configured(run.settings, Namespace.OUTPUTS)
+    async with Database.open(run.settings.database_url) as database:
+        wrong = await oracle.at_death(database, memory, outputs)
+        async with asyncio.timeout(PATIENCE_S):
+            await story.Story(run.settings, memory, run.hook, sites, first=False).live()
+        lines = map(json.loads, (run.folder / "received").read_text().splitlines())
+        received = [line for line in lines if line["run"] == run.name]
+        wrong += await oracle.at_end(database, memory, outputs, story.EXPECTED, received)
+    verdict.write_text(json.dumps(wrong))
 
 
 def ready(job, sites):
     """Do what every child does first."""
 
-    async def done(*_):
+    async def done(_):
         return None
 
-    sqlite._migrate = postgresql._migrate = done  # it was done before, and takes longer than all the rest
+    sqlite._migrate = postgresql._migrate = done  # it was done, and takes longer than a story's statements
+    ssl.create_default_context = TLS  # so does this, and nobody here speaks TLS
     story.hurry()
-    if job.get("fault"):
-        FAULTS[job["fault"]]()
+    if job.fault:
+        FAULTS[job.fault]()
     watch(sites)
+
+
+def run_alone(coroutine, log):
+    """Run something asynchronous in a child, which must not fail."""
+    assert wait(fork(lambda: asyncio.run(coroutine()), log)) == 0, log.read_text()
 
 
 def fork(function, log):
@@ -159,20 +203,20 @@ def wait(pid):
 
 def receive(path):
     """Begin a receiver of webhooks that writes down what comes before it answers; returns its process and port."""
+    busy = set()
 
     class Receiver(BaseHTTPRequestHandler):
-        busy = set()
-
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             _, run, tag = self.path.split("/")
-            answered = 503 if tag == "bad" and run not in self.busy else 200  # so that one has to be sent again
-            self.busy.add(run)
-            line = {"run": run, "tag": tag, "webhook": self.headers["webhook-id"], "answered": answered}
+            answer = 503 if tag == "bad" and run not in busy else 200  # so that one has to be sent again
+            if tag == "bad":
+                busy.add(run)
+            line = {"run": run, "webhook": self.headers["webhook-id"], "answer": answer}
             line |= {"prediction": body["id"], "status": body["status"]}
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            self.send_response(answered)
+            self.send_response(answer)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -187,6 +231,7 @@ def receive(path):
 
 
 if __name__ == "__main__":
+    TLS()
     gc.collect()
     gc.freeze()  # so that children share what was imported
-    print(json.dumps(main(json.load(sys.stdin))))
+    print(json.dumps(main(Job(**json.load(sys.stdin)))))  # noqa: T201 - it is what this process is for

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hidream.store.deliveries import State
 from hidream.store.prediction import COLUMNS, Prediction
-from hidream.store.schema import DELIVERIES, METADATA, PREDICTIONS, PREVIEWS
+from hidream.store.schema import DELIVERIES, METADATA, PREVIEWS
 
 _VALUES = "(id, before, after, attempt_before, attempt) VALUES"
 _CHANGED = "OLD.status <> NEW.status OR OLD.attempt <> NEW.attempt"
@@ -130,7 +130,7 @@ async def _webhooks(database, found, received):
     for row in await look(database, sa.select(DELIVERIES.c.prediction_id, DELIVERIES.c.id, DELIVERIES.c.state)):
         made[row.prediction_id].append(row)
     for tag, task in ((tag, task) for tag, tasks in found.items() for task in tasks if task.webhook):
-        told = [each for each in received if each["prediction"] == task.id and each["answered"] == 200]
+        told = [each for each in received if each["prediction"] == task.id and each["answer"] == 200]
         if not told or [row.state for row in made[task.id]] != [State.DELIVERED]:
             wrong.append(f"{tag}: its webhook was received {len(told)} times, and its rows are {made[task.id]}")
         if {each["webhook"] for each in told} - {row.id for row in made[task.id]}:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from contextvars import ContextVar
 
 import sqlalchemy as sa
 
@@ -29,8 +30,9 @@ def early_commit():
     async def complete(database, task, *args):
         done = await real_complete(database, task, *args)
         for name in task.output_names:
-            place, data = late.pop(name)
-            await place.write(name, data)
+            if name in late:
+                place, data = late.pop(name)
+                await place.write(name, data)
         return done
 
     loop.draw, predictions.complete = draw, complete
@@ -51,20 +53,25 @@ def missing_fence():
 def lost_webhook():
     """The webhook that an end owes is written down in a transaction of its own, after the one that ends the task."""
     real_owe, real_leave = deliveries.owe, predictions._leave_processing
-    owed = []
+    later = ContextVar("later", default=None)
 
     async def owe(connection, these, now):
-        owed.extend(these)
+        if later.get() is None:
+            await real_owe(connection, these, now)
+        else:
+            later.get().extend(these)
 
     async def leave(database, *args, **values):
+        owed = []
+        token = later.set(owed)
         done = await real_leave(database, *args, **values)
-        these, owed[:] = owed[:], []
+        later.reset(token)
         async with database.write() as connection:
-            await real_owe(connection, these, database.now_ms())
+            await real_owe(connection, owed, database.now_ms())
         return done
 
     predictions._leave_processing = leave
-    predictions.deliveries.owe = owe
+    deliveries.owe = owe
 
 
 def double_claim():

@@ -9,6 +9,7 @@ import ast
 import os
 import re
 import sys
+import zlib
 from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,20 +24,24 @@ STORE = "hidream.store"
 
 
 class Sites:
-    """What was visited and struck, in two folders. `alike` is from which visit on those of one name are one site."""
+    """What was visited and struck, in two folders.
 
-    def __init__(self, folder, alike, only="", last=None):
+    `alike` is from which visit on those of one name are one site. Of all names those are struck that `only` matches,
+    and of these one in `share`. `last` is the file in which a death says where it was.
+    """
+
+    def __init__(self, folder, alike=1, only="", share=1, last=None):
         self.struck, self.callers = folder / "struck", folder / "callers"
         for each in (self.struck, self.callers):
             each.mkdir(exist_ok=True)
-        self._alike, self._only = alike, re.compile(only)
+        self._alike, self._only, self._share = alike, re.compile(only), share
         self._visits, self._known = Counter(), set()
-        self._last = last  # the file in which a death says where it was
+        self._last = last
         self.armed = False
 
     def visit(self, name):
         """Die here, if this process is to, and none has yet."""
-        if not self.armed or not self._only.search(name):
+        if not (self.armed and self._only.search(name) and zlib.crc32(name.encode()) % self._share == 0):
             return
         self._visits[name] += 1
         site = f"{name} #{min(self._visits[name], self._alike)}"
@@ -141,9 +146,10 @@ class Watched:
 
         async def call(*args):
             self._sites.visit(f"{self._place.namespace}.{name}: before")
-            answer = await real(*args)
-            self._sites.visit(f"{self._place.namespace}.{name}: after")
-            return answer
+            try:
+                return await real(*args)
+            finally:
+                self._sites.visit(f"{self._place.namespace}.{name}: after")
 
         return call
 

@@ -14,7 +14,7 @@ import pytest
 
 from postgres import postgres
 from s3_server import BUCKET, KEY_ID, SECRET, S3Server
-from soak.fleet import MODEL, Fleet, until
+from soak.fleet import KEY, MODEL, Fleet, until
 
 __all__ = ["postgres"]
 
@@ -66,6 +66,7 @@ def hold(fleet, submitter, pids):
             assert picture.status_code == 200
         assert http.post("/api/v3/predictions", json={}).json()["data"]["total"] == len(submitter.acknowledged)
     assert "Traceback" not in fleet.logs()
+    assert KEY not in fleet.logs()
 
 
 def ended(http, id_):
