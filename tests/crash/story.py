@@ -321,7 +321,6 @@ class Story:
         database, key_id = self.database, self.key("plain")
         plain = await history.get(database, self.id("plain"), key_id)
         await history.place(database, plain)
-        await history.preview(database, plain.id)
         await history.line(database, MODEL)
         await history.listed(database, key_id, history.Query())
         await figures.unfinished(database)

@@ -9,7 +9,7 @@ from asking import MODEL, OTHER, SUBMISSION, claim, claim_one, new_key, submit
 from hidream.errors import PromptRefused
 from hidream.store import deliveries, history, predictions, progress
 from hidream.store.predictions import MOVES, Held, Step
-from hidream.store.schema import PREDICTIONS
+from hidream.store.schema import PREDICTIONS, PREVIEWS
 from hidream.types import Mode, Status
 
 
@@ -195,6 +195,12 @@ def test_no_prompt_keeps_others_from_being_drawn(in_database, prompt):
     in_database(scenario)
 
 
+async def preview(database, prediction_id):
+    wanted = sa.select(PREVIEWS.c.step, PREVIEWS.c.picture).where(PREVIEWS.c.prediction_id == prediction_id)
+    async with database.read() as connection:
+        return (await connection.execute(wanted)).one_or_none()
+
+
 def test_what_a_worker_says_of_its_drawings_is_seen(in_database, clock):
     async def scenario(database):
         key = await new_key(database)
@@ -205,9 +211,9 @@ def test_what_a_worker_says_of_its_drawings_is_seen(in_database, clock):
         await progress.watch(database, [task.id], 10)
         assert await predictions.renew(database, "w1", 15) == {Held(*mine, watched=True)}
         await predictions.report(database, "w1", {mine: Step(4, 28, b"four")})
-        assert await history.preview(database, task.id) == (4, b"four")
+        assert await preview(database, task.id) == (4, b"four")
         await predictions.report(database, "w1", {mine: Step(5, 28, b"five")})
-        assert await history.preview(database, task.id) == (5, b"five")
+        assert await preview(database, task.id) == (5, b"five")
         clock.now += 11
         assert await predictions.report(database, "w1", {mine: Step(6, 28)}) == {Held(*mine, watched=False)}
         seen = await history.get(database, task.id, key.id)
@@ -216,7 +222,7 @@ def test_what_a_worker_says_of_its_drawings_is_seen(in_database, clock):
             assert await predictions.report(database, worker, {(task.id, attempt): Step(9, 28, b"no")}) == set()
         assert await history.get(database, task.id, key.id) == seen
         await predictions.complete(database, task, [False], 1)
-        assert await history.preview(database, task.id) is None
+        assert await preview(database, task.id) is None
 
     in_database(scenario)
 

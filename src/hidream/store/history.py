@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import PREVIEWS
 from hidream.types import Status
 
 RECENT_MS = 600_000
@@ -146,11 +145,3 @@ async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int,
 
 def _place(before: int, work: int, begun: int, s_per_work: float | None) -> Place:
     return Place(before, None if s_per_work is None else round((work + begun / 2) * s_per_work, 1))
-
-
-async def preview(database: Database, prediction_id: str) -> tuple[int, bytes] | None:
-    """Look up the latest small picture of a task, and of which step it is."""
-    wanted = sa.select(PREVIEWS.c.step, PREVIEWS.c.picture).where(PREVIEWS.c.prediction_id == prediction_id)
-    async with database.read() as connection:
-        row = (await connection.execute(wanted)).first()
-    return (row.step, row.picture) if row else None

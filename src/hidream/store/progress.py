@@ -123,11 +123,7 @@ class Progress:
         found = await _glances(self._database, ids)
         views = {id_: self._views.get(id_) for id_ in ids}
         moved = [id_ for id_, glance in found.items() if (v := views[id_]) is None or glance.moved(v)]
-        fresh = [
-            i
-            for i, g in found.items()
-            if g.preview_step and ((v := views[i]) is None or g.preview_step != v.preview_step)
-        ]
+        fresh = [id_ for id_, glance in found.items() if glance.has_new_preview(views[id_])]
         predictions = await _predictions(self._database, moved) if moved else {}
         previews = await _previews(self._database, fresh) if fresh else {}
         changed = False
