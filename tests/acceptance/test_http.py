@@ -143,7 +143,7 @@ def test_bad_input_is_a_400_that_names_it(service, api, wrong, name):
     [
         (b'{"prompt": "a red', "application/json", 400),
         (b"prompt=a", "application/x-www-form-urlencoded", 400),
-        (b" " * 1_048_577, "application/json", 413),
+        (b" " * (2**24 + 1), "application/json", 413),
     ],
 )
 def test_bodies_that_are_not_accepted(service, content, content_type, status):
@@ -154,7 +154,7 @@ def test_bodies_that_are_not_accepted(service, content, content_type, status):
 def test_a_long_body_in_chunks_is_cut_off(service):
     answer = service.http.post(
         f"/api/v3/{MODEL}",
-        content=(b" " * 100_000 for _ in range(100)),
+        content=(b" " * 1_000_000 for _ in range(20)),
         headers={"Content-Type": "application/json"},
     )
     assert (answer.status_code, answer.json()["code"]) == (413, 413)
