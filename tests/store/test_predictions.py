@@ -9,8 +9,9 @@ from asking import MODEL, OTHER, SUBMISSION, claim, claim_one, new_key, submit
 from hidream.errors import PromptRefused
 from hidream.store import deliveries, history, predictions, progress
 from hidream.store.predictions import MOVES, Held, Step
-from hidream.store.schema import PREDICTIONS, PREVIEWS
+from hidream.store.schema import PREDICTIONS
 from hidream.types import Mode, Status
+from previews import preview
 
 
 def test_the_table_of_moves_is_the_diagram():
@@ -193,12 +194,6 @@ def test_no_prompt_keeps_others_from_being_drawn(in_database, prompt):
             assert await predictions.complete(database, task, [False], 1)
 
     in_database(scenario)
-
-
-async def preview(database, prediction_id):
-    wanted = sa.select(PREVIEWS.c.step, PREVIEWS.c.picture).where(PREVIEWS.c.prediction_id == prediction_id)
-    async with database.read() as connection:
-        return (await connection.execute(wanted)).one_or_none()
 
 
 def test_what_a_worker_says_of_its_drawings_is_seen(in_database, clock):

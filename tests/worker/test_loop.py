@@ -39,6 +39,7 @@ from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
+from previews import preview
 
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 ME = Worker("host:1", [MODEL, FULL], "v1, f1")
@@ -446,8 +447,8 @@ def test_progress_is_written_down_and_previews_while_somebody_watches(studio, pa
             steps, previews = set(), {}
             while not (now := await s.now(task)).status.final:
                 steps.add((now.step, now.steps))
-                if preview := await history.preview(s.database, task.id):
-                    previews[preview[0]] = preview[1]
+                if seen := await preview(s.database, task.id):
+                    previews[seen.step] = seen.picture
                 await asyncio.sleep(0.01)
             assert {(0, 0), (1, STEPS), (2, STEPS)} <= steps
             assert previews.keys() <= set(range(1, STEPS))
@@ -456,7 +457,7 @@ def test_progress_is_written_down_and_previews_while_somebody_watches(studio, pa
                 assert (image.format, image.size) == ("JPEG", (200, 10))
                 assert abs(int(np.asarray(image).mean()) - 200) <= 1
             assert previews
-            assert await history.preview(s.database, task.id) is None, "it has ended"
+            assert await preview(s.database, task.id) is None, "it has ended"
 
     asyncio.run(scenario())
 
@@ -468,7 +469,7 @@ def test_nobody_watches_so_no_previews_are_drawn(studio, painter):
         async with studio() as s:
             task = await s.submit()
             while not (await s.now(task)).status.final:
-                assert await history.preview(s.database, task.id) is None
+                assert await preview(s.database, task.id) is None
                 await asyncio.sleep(0.01)
 
     asyncio.run(scenario())

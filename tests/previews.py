@@ -1,0 +1,12 @@
+"""The small picture of a task, as the database has it."""
+
+import sqlalchemy as sa
+
+from hidream.store.schema import PREVIEWS
+
+
+async def preview(database, prediction_id):
+    """Its step and bytes, or None."""
+    wanted = sa.select(PREVIEWS.c.step, PREVIEWS.c.picture).where(PREVIEWS.c.prediction_id == prediction_id)
+    async with database.read() as connection:
+        return (await connection.execute(wanted)).one_or_none()
