@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from hidream import arguments, settings
+from hidream import arguments
+from hidream.settings import sources, tables
 from hidream.store.keys import USUAL, Limits, Scope
 from hidream.types import LoraUse, Variant
 
@@ -35,13 +36,13 @@ def test_every_command_is_named_by_what_is_typed():
 
 
 def test_flags_that_are_settings_are_named_as_the_settings_say():
-    fields = {(table, f.name) for table, kind in settings.TABLES.items() for f in dataclasses.fields(kind)}
+    fields = {(table, f.name) for table, kind in tables.TABLES.items() for f in dataclasses.fields(kind)}
     seen = set()
     for below in parsers(arguments.parser()).values():
         for action in below._actions:
             if "." in action.dest:
                 name = tuple(action.dest.split("."))
-                assert action.option_strings == [settings.flag_name(*name)]
+                assert action.option_strings == [sources.flag_name(*name)]
                 assert action.type is None  # the settings read it
                 seen.add(name)
     assert seen <= fields

@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hidream import arguments, cli, settings
+from hidream import arguments, cli
+from hidream.settings import sources
 from hidream.store import keys
 from hidream.store.database import Database
 from hidream.store.keys import Limits, Scope
@@ -212,6 +213,6 @@ def test_a_pepper_is_never_shown(capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "HIDREAM_STORE_KEY_PEPPER is not shown; accepted: 16 or more" in error
     assert "too short" not in error
-    loaded = settings.load({"HIDREAM_HOME": "/nowhere", "HIDREAM_STORE_KEY_PEPPER": "x" * 16})
+    loaded = sources.load({"HIDREAM_HOME": "/nowhere", "HIDREAM_STORE_KEY_PEPPER": "x" * 16})
     assert "x" * 16 not in repr(loaded)
-    assert "x" * 16 not in settings.to_environ(loaded).values()
+    assert "x" * 16 not in sources.to_environ(loaded).values()

@@ -1,7 +1,8 @@
 """The grammar of the command line: its commands, their flags, and how what is typed becomes a value.
 
-A flag that is a setting stays the text that was typed, under the destination `table.key`; `settings.py` reads it, as it
-reads the environment. Every other flag gets its type here. Knows no room and does nothing: `cli.py` has the commands.
+A flag that is a setting stays the text that was typed, under the destination `table.key`; `settings/sources.py` reads
+it, as it reads the environment. Every other flag gets its type here. Knows no room and does nothing: `cli.py` has the
+commands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
-from hidream.settings import flag_name
+from hidream.settings.sources import flag_name
 from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
 
 if TYPE_CHECKING:

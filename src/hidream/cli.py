@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from hidream import __version__, arguments, logs, settings
+from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
+from hidream.settings import sources
+from hidream.settings.tables import Settings
 from hidream.types import (
     SEED_MAX,
     Conformance,
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = arguments.parse(argv)
     try:
-        config = settings.load(os.environ, arguments.flags(given))
+        config = sources.load(os.environ, arguments.flags(given))
         logs.configure(config.server.log_format)
         return COMMANDS[given.command](given, config)
     except HiDreamError as error:
@@ -82,7 +84,7 @@ def _let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
+def _generate(given: argparse.Namespace, config: Settings) -> int:
     output_format = _format_of(given.out)
     request = ImageRequest(
         prompt=given.prompt,
@@ -132,7 +134,7 @@ def _generate(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _info(given: argparse.Namespace, config: settings.Settings) -> int:
+def _info(given: argparse.Namespace, config: Settings) -> int:
     if given.plan:
         return _plan(given, config)
     import torch
@@ -161,7 +163,7 @@ def _info(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _plan(given: argparse.Namespace, config: settings.Settings) -> int:
+def _plan(given: argparse.Namespace, config: Settings) -> int:
     from hidream.model import plan_text
     from hidream.model.ways import Options
 
@@ -173,7 +175,7 @@ def _plan(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _convert(given: argparse.Namespace, config: settings.Settings) -> int:
+def _convert(given: argparse.Namespace, config: Settings) -> int:
     _let_threads_sleep()
     from tqdm import tqdm
 
@@ -196,26 +198,26 @@ def _convert(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _serve(given: argparse.Namespace, config: settings.Settings) -> int:
+def _serve(given: argparse.Namespace, config: Settings) -> int:
     from hidream.server.serve import run
 
     return run(config, with_worker=True)
 
 
-def _api(given: argparse.Namespace, config: settings.Settings) -> int:
+def _api(given: argparse.Namespace, config: Settings) -> int:
     from hidream.server.serve import run
 
     return run(config, with_worker=False)
 
 
-def _worker(given: argparse.Namespace, config: settings.Settings) -> int:
+def _worker(given: argparse.Namespace, config: Settings) -> int:
     _let_threads_sleep()
     from hidream.worker.main import run
 
     return run(config, with_parent=given.with_parent)
 
 
-def _keys_create(given: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     limits = keys.Limits(given.requests_per_minute, given.tasks_max, given.pixels_per_day)
@@ -226,7 +228,7 @@ def _keys_create(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _keys_list(given: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_list(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     for key in _in_store(config, keys.listed):
@@ -246,7 +248,7 @@ def _limits(limits: Limits) -> str:
     return ", ".join(f"{most} {what}" for what, most in named.items() if most) or "no limits"
 
 
-def _keys_revoke(given: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_revoke(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     _in_store(config, lambda database: keys.revoke(database, given.id))
@@ -254,7 +256,7 @@ def _keys_revoke(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _keys_rotate(given: argparse.Namespace, config: settings.Settings) -> int:
+def _keys_rotate(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     pepper = config.store.key_pepper
@@ -263,7 +265,7 @@ def _keys_rotate(given: argparse.Namespace, config: settings.Settings) -> int:
     return 0
 
 
-def _mcp(given: argparse.Namespace, config: settings.Settings) -> int:
+def _mcp(given: argparse.Namespace, config: Settings) -> int:
     try:
         from hidream.mcp_server import run
     except ImportError as error:
@@ -271,7 +273,7 @@ def _mcp(given: argparse.Namespace, config: settings.Settings) -> int:
     return run(config)
 
 
-def _in_store(config: settings.Settings, call: Callable[[Database], Awaitable[T]]) -> T:
+def _in_store(config: Settings, call: Callable[[Database], Awaitable[T]]) -> T:
     """Open the database for one call."""
     from hidream.store.database import Database
 
@@ -303,7 +305,7 @@ def _bytes(path: Path | None) -> bytes | None:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace, settings.Settings], int]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "generate": _generate,
     "serve": _serve,
     "api": _api,

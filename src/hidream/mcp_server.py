@@ -23,7 +23,7 @@ from pydantic import Field
 
 from hidream import __version__
 from hidream.errors import ConfigurationError
-from hidream.settings import Settings
+from hidream.settings.tables import Settings
 from hidream.types import SEED_MAX, Status
 
 POLL_S = 5.0

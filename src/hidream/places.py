@@ -5,7 +5,7 @@ from __future__ import annotations
 from hidream.outputs.bucket import BucketAccess
 from hidream.outputs.location import open_place
 from hidream.outputs.place import Namespace, Place
-from hidream.settings import Settings
+from hidream.settings.tables import Settings
 
 
 def open_configured(settings: Settings, namespace: Namespace) -> Place:

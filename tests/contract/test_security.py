@@ -22,7 +22,7 @@ from PIL import Image
 
 from hidream.server.app import create_app
 from hidream.server.service import assemble
-from hidream.settings import Settings, Store
+from hidream.settings.tables import Settings, Store
 from hidream.store import keys
 from hidream.store.database import Database
 from soak.fleet import KEY, MODEL, Fleet

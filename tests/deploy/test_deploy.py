@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hidream import arguments, settings
+from hidream import arguments
 from hidream.errors import ConfigurationError
 from hidream.outputs.bucket import BucketAccess
 from hidream.outputs.location import open_place
 from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.server.routes import health
+from hidream.settings import sources, tables
 from hidream.types import ImageFormat
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +42,8 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 def known_variables():
-    tables = {settings.env_name(t, f.name) for t, kind in settings.TABLES.items() for f in dataclasses.fields(kind)}
-    return tables | {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
+    names = {sources.env_name(t, f.name) for t, kind in tables.TABLES.items() for f in dataclasses.fields(kind)}
+    return names | {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
 
 
 def interpolated(text, given):
@@ -89,7 +90,7 @@ def test_what_must_be_filled_in_is_asked_for():
 def test_compose_runs_commands_with_settings_that_there_are(name, files):
     services = [composed(file)["services"][name] for file in files]
     environ = {k: str(v) for service in services for k, v in service.get("environment", {}).items()}
-    loaded = settings.load(environ | {"HIDREAM_HOME": "/nowhere"})
+    loaded = sources.load(environ | {"HIDREAM_HOME": "/nowhere"})
     assert loaded.database_url == "postgresql+asyncpg://hidream:secret@database/hidream"
     assert (loaded.outputs.url, loaded.outputs.access_key_id) == ("s3://hidream", "key-id")
     assert (loaded.store.key_pepper != "") is (name == "api")  # a worker has no use for it
@@ -168,7 +169,7 @@ def instructions():
 def test_the_image_copies_what_there_is_and_nothing_more():
     allowed = re.findall(r"^!(.+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY" and "--from" not in rest]
-    assert sorted(source.removeprefix("./") for sources in copied for source in sources) == sorted(allowed)
+    assert sorted(source.removeprefix("./") for group in copied for source in group) == sorted(allowed)
     assert all((ROOT / source).exists() for source in allowed)
     built_of = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {built_of["readme"], *built_of["license-files"]} <= set(allowed)
@@ -205,8 +206,8 @@ def test_the_image_has_extras_and_commands_that_there_are():
     assert json.loads(last["ENTRYPOINT"]) == ["hidream"]
     assert arguments.parse(json.loads(last["CMD"])).command == "serve"
     environ = dict(re.findall(r"(HIDREAM_\w+)=(\S+)", " ".join(rest for name, rest in instructions() if name == "ENV")))
-    assert settings.load(environ).server.host == "0.0.0.0"
-    assert last["EXPOSE"] == str(settings.load(environ).server.port)
+    assert sources.load(environ).server.host == "0.0.0.0"
+    assert last["EXPOSE"] == str(sources.load(environ).server.port)
 
 
 def test_the_images_health_check_tells_health_from_its_absence():
@@ -231,11 +232,11 @@ def test_the_example_settings_are_settings(tmp_path):
     assert everything.count("\n# ") < text.count("\n# ")
     for name, content in (("as-it-is", text), ("everything", everything)):
         (tmp_path / name).write_text(content)
-        loaded = settings.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
+        loaded = sources.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
     assert loaded.outputs.signed_urls == "on"
     with pytest.raises(ConfigurationError):  # the reader would have said so
         (tmp_path / name).write_text(everything + "\n[nonsense]\nx = 1\n")
-        settings.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
+        sources.load({"HIDREAM_CONFIG": str(tmp_path / name), "HIDREAM_HOME": str(tmp_path)})
 
 
 @pytest.mark.parametrize("name", UNITS)

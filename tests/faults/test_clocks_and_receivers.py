@@ -12,8 +12,8 @@ import pytest
 
 from hidream.server.service import assemble
 from hidream.server.webhook_loop import LEASE_S, WebhookLoop
-from hidream.settings import Settings, Webhooks
-from hidream.settings import Worker as Limits
+from hidream.settings.tables import Settings, Webhooks
+from hidream.settings.tables import Worker as Limits
 from hidream.store import deliveries, history, keys, predictions
 from hidream.store.database import Database
 from hidream.store.deliveries import State

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hidream.server.app import create_app
 from hidream.server.service import Service, assemble
-from hidream.settings import Server, Settings, Webhooks
+from hidream.settings.tables import Server, Settings, Webhooks
 from hidream.store import keys, predictions
 from hidream.store.database import Database
 from hidream.store.predictions import Room

@@ -6,7 +6,7 @@ import pytest
 
 from hidream.errors import NotFound
 from hidream.server.catalogue import find, served
-from hidream.settings import Models
+from hidream.settings.tables import Models
 from hidream.types import Variant
 
 DEV, FULL, FAST = (f"wavespeed-ai/hidream-i1-{variant}" for variant in Variant)

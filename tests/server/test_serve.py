@@ -15,7 +15,7 @@ import pytest
 
 from hidream.errors import ConfigurationError
 from hidream.server.serve import run
-from hidream.settings import Outputs, Server, Settings
+from hidream.settings.tables import Outputs, Server, Settings
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "a key of the operator's"

@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import replace
 
 from hidream.server.supervisor import keep_worker
-from hidream.settings import Models, Server, Settings, load, to_environ
+from hidream.settings.sources import load, to_environ
+from hidream.settings.tables import Models, Server, Settings
 from hidream.store.database import Database
 
 

@@ -9,10 +9,11 @@ import asyncio
 import os
 import signal
 
-from hidream import logs, settings
+from hidream import logs
 from hidream.errors import TaskFailed
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
+from hidream.settings import sources
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Size
@@ -70,4 +71,4 @@ async def main(config):
 
 if __name__ == "__main__":
     logs.configure("text")
-    asyncio.run(main(settings.load(os.environ)))
+    asyncio.run(main(sources.load(os.environ)))

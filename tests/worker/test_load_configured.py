@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import hidream
-from hidream import settings
 from hidream.errors import ConfigurationError
 from hidream.model.loading import DTYPES, HOST, hardware_of
-from hidream.settings import Compute, Engine, Models, Settings, Worker
+from hidream.settings import sources
+from hidream.settings.tables import Compute, Engine, Models, Settings, Worker
 from hidream.types import Storage, Variant
 from hidream.worker import loading
 from hidream.worker.loading import engines_of, load_configured, load_served, served
@@ -52,7 +52,7 @@ def test_a_variant_without_a_checkpoint_is_refused(tmp_path):
 )
 def test_settings_accept_what_the_model_does(key, names):
     for name in names:
-        config = settings.load({"HIDREAM_HOME": "/nowhere"}, {"compute": {key: str(name)}})
+        config = sources.load({"HIDREAM_HOME": "/nowhere"}, {"compute": {key: str(name)}})
         assert getattr(config.compute, key) == name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hidream.errors import ConfigurationError
 from hidream.model.pipeline import generate
-from hidream.settings import Compute, Engine, Models, Outputs, Settings, Worker
+from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
 from hidream.types import ImageRequest, Mode, Size, Variant
 from hidream.worker.bridge import Bridge
 from hidream.worker.main import NAMES, _load, _versions, all_of_it_stays, run

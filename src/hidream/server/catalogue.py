@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hidream
 from hidream.errors import NotFound
-from hidream.settings import Models
+from hidream.settings.tables import Models
 from hidream.types import MODELS, Variant
 
 VENDOR = "wavespeed-ai"

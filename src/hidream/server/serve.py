@@ -21,7 +21,7 @@ from hidream.server import background, tracing
 from hidream.server.app import create_app
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
-from hidream.settings import Server, Settings
+from hidream.settings.tables import Server, Settings
 from hidream.store import keys
 from hidream.store.database import Database
 

@@ -13,7 +13,8 @@ import sys
 from asyncio.subprocess import PIPE, Process
 
 from hidream.errors import ConfigurationError, StoreUnavailable
-from hidream.settings import Settings, to_environ
+from hidream.settings.sources import to_environ
+from hidream.settings.tables import Settings
 from hidream.store import predictions, workers
 from hidream.store.database import Database
 

@@ -25,8 +25,8 @@ from hidream.model.loading import HOST, Model, hardware_of, load, resolve_device
 from hidream.model.residence import held
 from hidream.model.ways import HOST_RESERVE_BYTES
 from hidream.model.weights import Checkpoint, embedded
-from hidream.settings import Compute, Models, Settings
-from hidream.settings import Engine as EngineSettings
+from hidream.settings.tables import Compute, Models, Settings
+from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
 
 TEXT_PARTS = tuple(f"{kind}{suffix}" for kind in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3", "_4"))

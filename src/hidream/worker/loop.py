@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from hidream.errors import HiDreamError, Interrupted, StoreUnavailable, TaskFailed
-from hidream.settings import Worker as WorkerSettings
+from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import history, predictions, workers
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction

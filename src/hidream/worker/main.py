@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from hidream.errors import ConfigurationError, Interrupted
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
-from hidream.settings import Settings
+from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Variant

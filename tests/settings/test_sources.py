@@ -1,4 +1,4 @@
-"""Settings: which source wins, and errors that name key, value and what is accepted."""
+"""Sources: which one wins, and errors that name key, value and what is accepted."""
 
 from __future__ import annotations
 
@@ -6,55 +6,30 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
+from every_setting import HINTS, NUMBERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream import settings
 from hidream.errors import ConfigurationError
-from hidream.settings import Between
+from hidream.settings import sources
 from hidream.types import Variant
 
 NOWHERE = {"HIDREAM_HOME": "/nowhere"}
-HINTS = {
-    (table, key): get_args(hint)
-    for table, kind in settings.TABLES.items()
-    for key, hint in get_type_hints(kind, include_extras=True).items()
-}
-"""Each setting's type, and what it accepts."""
-NUMBERS = [(*name, hint[0], hint[1]) for name, hint in HINTS.items() if isinstance(hint[1], Between)]
 
 
 def test_flag_beats_environment_beats_file_beats_default(tmp_path):
     (tmp_path / "hidream.toml").write_text("[server]\nport = 1\nhost = 'a'\nqueue_max = 5\n")
     environ = {"HIDREAM_HOME": str(tmp_path), "HIDREAM_SERVER_PORT": "2", "HIDREAM_SERVER_HOST": "b"}
-    server = settings.load(environ, {"server": {"port": 3}}).server
+    server = sources.load(environ, {"server": {"port": 3}}).server
     assert (server.port, server.host, server.queue_max, server.sync_timeout_s) == (3, "b", 5, 90.0)
 
 
 def test_model_is_short_for_models_dev(tmp_path):
     environ = {"HIDREAM_HOME": str(tmp_path), "HIDREAM_MODEL": "/one", "HIDREAM_MODELS_DEV": "/two"}
-    models = settings.load(environ).models
-    assert models.dev == Path("/one")
+    models = sources.load(environ).models
     assert models.parts(Variant.DEV) == {"folder": Path("/one")}
-    with pytest.raises(ConfigurationError, match="fast"):
-        models.parts(Variant.FAST)
-
-
-def test_parts_of_a_model_are_named_one_by_one(tmp_path):
-    environ = {"HIDREAM_HOME": str(tmp_path), "HIDREAM_MODEL": "/dev.gguf", "HIDREAM_MODELS_CLIP_L": "/l.safetensors"}
-    parts = settings.load(environ).models.parts(Variant.DEV)
-    assert parts == {"folder": Path("/dev.gguf"), "clip_l": Path("/l.safetensors")}
-    assert settings.load({"HIDREAM_HOME": str(tmp_path)}).models.parts(Variant.DEV) is None
-
-
-def test_all_state_lies_under_the_home(tmp_path):
-    config = settings.load({"HIDREAM_HOME": str(tmp_path)})
-    assert str(tmp_path) in config.database_url
-    assert config.outputs_dir.is_relative_to(tmp_path)
-    assert not any(tmp_path.iterdir())  # reading settings makes nothing
 
 
 @pytest.mark.parametrize(
@@ -86,7 +61,7 @@ def test_all_state_lies_under_the_home(tmp_path):
 )
 def test_bad_environment_is_named(tmp_path, environ, named):
     with pytest.raises(ConfigurationError, match=named):
-        settings.load({"HIDREAM_HOME": str(tmp_path), **environ})
+        sources.load({"HIDREAM_HOME": str(tmp_path), **environ})
 
 
 @pytest.mark.parametrize(
@@ -112,23 +87,23 @@ def test_bad_environment_is_named(tmp_path, environ, named):
 def test_bad_file_is_named(tmp_path, text, named):
     (tmp_path / "hidream.toml").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConfigurationError, match=named):
-        settings.load({"HIDREAM_HOME": str(tmp_path)})
+        sources.load({"HIDREAM_HOME": str(tmp_path)})
 
 
 def test_bad_flag_is_named():
     with pytest.raises(ConfigurationError, match="--memory-gb is '-1'; accepted: a number, 0, or 1 to 100,000"):
-        settings.load(NOWHERE, {"compute": {"memory_gb": "-1"}})
+        sources.load(NOWHERE, {"compute": {"memory_gb": "-1"}})
     with pytest.raises(ConfigurationError, match="--model is ''; accepted: a path"):
-        settings.load(NOWHERE, {"models": {"full": ""}})
+        sources.load(NOWHERE, {"models": {"full": ""}})
 
 
 @pytest.mark.parametrize("key", [" s3cr3t", "s3cr3t\n", "s3cr3t\x00"])
 def test_no_secret_is_shown(key):
     with pytest.raises(ConfigurationError, match="HIDREAM_API_KEY") as raised:
-        settings.load({**NOWHERE, "HIDREAM_API_KEY": key})
+        sources.load({**NOWHERE, "HIDREAM_API_KEY": key})
     assert "s3cr3t" not in raised.value.message
     with pytest.raises(ConfigurationError, match=r"is 'postgresql://\*\*\*@host/db'"):
-        settings.load({**NOWHERE, "HIDREAM_STORE_DATABASE_URL": "postgresql://me:s3cr3t@host/db"})
+        sources.load({**NOWHERE, "HIDREAM_STORE_DATABASE_URL": "postgresql://me:s3cr3t@host/db"})
 
 
 @pytest.mark.parametrize(("table", "key", "kind", "accepted"), NUMBERS)
@@ -136,27 +111,12 @@ def test_a_range_holds_its_ends_and_nothing_beyond(table, key, kind, accepted):
     step = 1 if kind is int else 0.001
     ends = {accepted.smallest, accepted.largest} | ({0} if accepted.or_zero else set())
     for end in ends:
-        config = settings.load({**NOWHERE, settings.env_name(table, key): str(end)})
+        config = sources.load({**NOWHERE, sources.env_name(table, key): str(end)})
         assert getattr(getattr(config, table), key) == end
     beyond = [accepted.smallest - step, accepted.largest + step, -accepted.largest, *(["nan", "inf"] * (kind is float))]
     for value in beyond:
         with pytest.raises(ConfigurationError, match=f"accepted: a.* number, {re.escape(str(accepted))}$"):
-            settings.load({**NOWHERE, settings.env_name(table, key): str(value)})
-
-
-@pytest.mark.parametrize(("table", "key", "kind", "accepted"), NUMBERS)
-def test_the_docs_say_each_range(table, key, kind, accepted):
-    text = (Path(__file__).parent.parent / "docs" / "SETTINGS.md").read_text()
-    section = text.split(f"| `[{table}]` |")[1].split("\n\n")[0]
-    (row,) = re.findall(rf"^\| `{key}` \|.*", section, re.MULTILINE)
-    assert f"{accepted.smallest:,} to {accepted.largest:,}" in row
-
-
-def test_every_default_is_accepted():
-    for table, kind in settings.TABLES.items():
-        for field in dataclasses.fields(kind):
-            accepted = HINTS[table, field.name][1]
-            assert field.default is None or accepted.holds(field.default), f"{table}.{field.name}"
+            sources.load({**NOWHERE, sources.env_name(table, key): str(value)})
 
 
 ODD = st.sampled_from(
@@ -175,10 +135,10 @@ WRITTEN = st.one_of(
 @given(name=st.sampled_from(sorted(HINTS)), text=TYPED | st.text(max_size=20))
 def test_every_text_is_accepted_or_named(name, text):
     table, key = name
-    variable, flag = settings.env_name(table, key), settings.flag_name(table, key)
+    variable, flag = sources.env_name(table, key), sources.flag_name(table, key)
     for where, load in (
-        (variable, lambda: settings.load({**NOWHERE, variable: text})),
-        (flag, lambda: settings.load(NOWHERE, {table: {key: text}})),
+        (variable, lambda: sources.load({**NOWHERE, variable: text})),
+        (flag, lambda: sources.load(NOWHERE, {table: {key: text}})),
     ):
         settled_or_named(name, where, load)
 
@@ -188,14 +148,14 @@ def test_every_value_of_a_file_is_accepted_or_named(tmp_path_factory, name, valu
     table, key = name
     path = tmp_path_factory.mktemp("written") / "x.toml"
     path.write_text(f"[{table}]\n{key} = {value}\n", encoding="utf-8")
-    settled_or_named(name, f"[{table}] {key}", lambda: settings.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
+    settled_or_named(name, f"[{table}] {key}", lambda: sources.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="replace")))
 def test_every_file_is_read_or_named(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "x.toml"
     path.write_bytes(content)
-    _, refusal = loaded(lambda: settings.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
+    _, refusal = loaded(lambda: sources.load({**NOWHERE, "HIDREAM_CONFIG": str(path)}))
     assert refusal is None or str(path) in refusal
 
 
@@ -220,4 +180,4 @@ def settled_or_named(name, where, load):
     assert value is None or isinstance(value, wanted)
     assert isinstance(value, Path | None) or accepted.holds(value)
     without_pepper = dataclasses.replace(config, store=dataclasses.replace(config.store, key_pepper=""))
-    assert settings.load(settings.to_environ(config)) == without_pepper
+    assert sources.load(sources.to_environ(config)) == without_pepper
