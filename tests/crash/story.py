@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import ssl
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,8 +25,8 @@ from hidream.outputs.names import draw_name
 from hidream.server import sweep, webhook_loop
 from hidream.server.service import assemble
 from hidream.server.webhook_loop import WebhookLoop
-from hidream.settings import Outputs, Settings, Webhooks
-from hidream.settings import Worker as WorkerSettings
+from hidream.settings.tables import Outputs, Settings, Webhooks
+from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import deliveries, figures, history, keys, predictions, workers
 from hidream.store.database import Database
 from hidream.store.deliveries import State
@@ -37,7 +36,6 @@ from hidream.store.schema import DELIVERIES, PREDICTIONS
 from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
-from hidream.webhooks.delivery import Courier
 from hidream.worker import loop
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
@@ -185,7 +183,7 @@ class Story:
             self.clock.jump(8 * DAY_S)
 
     def webhooks(self):
-        return WebhookLoop(self.service, Courier(allowed=self.service.allowed, tls=ssl.create_default_context()))
+        return WebhookLoop(self.service)
 
     async def third_key(self):
         return (await keys.create(self.database, "third"))[0].id

@@ -9,6 +9,7 @@ import ssl
 import time
 from dataclasses import replace
 
+import httpcore
 import pytest
 import trustme
 from hypothesis import given
@@ -17,6 +18,7 @@ from receiver import Receiver, closes, hangs, says, sends
 
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S, Attempt, Courier, Delivery, backoff, deliver, wait_s
+from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
 SECRET = signature.new_secret()
@@ -328,7 +330,9 @@ def trusting(authority):
 def attempted_by_tls(server, client, host="hooks.example"):
     async def scenario():
         async with Receiver(says(200), tls=server) as receiver:
-            made = await attempt(receiver, host, tls=client, lookup=resolves("127.0.0.1"), total_s=5.0, connect_s=5.0)
+            made = await attempt(
+                receiver, host, tls=Trust(client), lookup=resolves("127.0.0.1"), total_s=5.0, connect_s=5.0
+            )
             return made, receiver
 
     return asyncio.run(scenario())
@@ -352,7 +356,7 @@ def test_a_certificate_for_another_name_is_refused_before_anything_is_sent(autho
 
 def test_a_certificate_of_an_unknown_authority_is_refused(authority):
     server = listening(authority, "hooks.example")
-    made, receiver = attempted_by_tls(server, Courier().tls)
+    made, receiver = attempted_by_tls(server, httpcore.default_ssl_context())
     assert made.error.startswith("the certificate was not accepted: ")
     assert "issuer" in made.error
     assert receiver.received == []
@@ -390,7 +394,8 @@ def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, tota
 
         async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
             url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            made = await deliver(courier(connect_s=connect_s, total_s=total_s), Delivery("1", url, SECRET, BODY))
+            one = courier(connect_s=connect_s, total_s=total_s, tls=Trust(ssl.create_default_context()))
+            made = await deliver(one, Delivery("1", url, SECRET, BODY))
             await asyncio.wait_for(closed.wait(), 5)
             return made
 

@@ -23,6 +23,7 @@ from hidream.store.database import Database
 from hidream.store.keys import Key
 from hidream.store.uploads import Upload
 from hidream.types import ImageFormat
+from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
 PIXELS_MAX = 2**26
@@ -43,11 +44,11 @@ _DATA = re.compile(r"data:[\w.+/;=-]*?;base64,", re.ASCII | re.IGNORECASE)
 class Pictures:
     """One process's way to take pictures in."""
 
-    def __init__(self, database: Database, place: Place, allowed: Allowed, max_bytes: int) -> None:
+    def __init__(self, database: Database, place: Place, allowed: Allowed, max_bytes: int, tls: Trust) -> None:
         self.max_bytes = max_bytes
         self._database = database
         self._place = place
-        self._rules = Rules(allowed, max_bytes)
+        self._rules = Rules(allowed, max_bytes, tls=tls)
         self._decoding = asyncio.Semaphore(TOGETHER_MAX)
 
     async def take(self, key: Key, field: str, given: str) -> str:

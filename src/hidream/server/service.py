@@ -18,13 +18,14 @@ from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
 from hidream.server.pictures import Pictures
 from hidream.server.waiting import Waiting
-from hidream.settings import Settings
+from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.endings import Endings
 from hidream.store.intake import Intake
 from hidream.store.keys import Key, Scope
 from hidream.store.progress import Progress
 from hidream.types import Variant
+from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
 Route = tuple[str, str, Callable[..., Awaitable[Any]]]
@@ -36,7 +37,8 @@ class Service:
     """The application's state, one per process.
 
     `outputs` and `uploads` are where files lie; `pictures` takes in those that clients bring. `models` are the names
-    that are served. `allowed` are targets that clients may have us call although they are not public.
+    that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
+    certificates are accepted there.
     """
 
     settings: Settings
@@ -50,6 +52,7 @@ class Service:
     pictures: Pictures
     models: dict[str, Variant]
     allowed: Allowed
+    tls: Trust
     progress: Progress
     metrics: Metrics
 
@@ -58,6 +61,7 @@ def assemble(settings: Settings, database: Database) -> Service:
     """Put a service together on an open database. Raises ConfigurationError."""
     uploads = open_configured(settings, Namespace.UPLOADS)
     allowed = Allowed.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
+    tls = Trust()
     return Service(
         settings=settings,
         database=database,
@@ -67,9 +71,10 @@ def assemble(settings: Settings, database: Database) -> Service:
         keyring=Keyring(database, settings.store.key_pepper),
         outputs=open_configured(settings, Namespace.OUTPUTS),
         uploads=uploads,
-        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes),
+        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes, tls),
         models=catalogue.served(settings.models),
         allowed=allowed,
+        tls=tls,
         progress=Progress(database),
         metrics=Metrics(database, settings.worker.lease_s),
     )

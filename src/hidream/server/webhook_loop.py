@@ -47,7 +47,7 @@ class WebhookLoop:
 
     def __init__(self, service: Service, courier: Courier | None = None) -> None:
         self._service = service
-        self._courier = courier or Courier(allowed=service.allowed)
+        self._courier = courier or Courier(allowed=service.allowed, tls=service.tls)
         self._running: dict[asyncio.Task[None], str] = {}  # with the host
         self._room = asyncio.Event()
 

@@ -1,35 +1,27 @@
 """One attempt to deliver a webhook, and how long to wait before the next.
 
-`deliver` signs the bytes, resolves the host, connects to one of the addresses that were checked, posts, and says what
-became of it. It raises nothing: whatever happens out there is an `Attempt`. A receiver has the webhook when it has
-answered 2xx. Redirects are not followed, answers are not kept, no connection is used twice, and neither proxies nor
-anything else is read from the environment but where OpenSSL looks for authorities (`SSL_CERT_FILE`).
+`deliver` signs the bytes, posts them by the one way out that there is (`network`), and says what became of it. It
+raises nothing: whatever happens out there is an `Attempt`. A receiver has the webhook when it has answered 2xx.
+Redirects are not followed, answers are not kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
-import socket
-import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import cast
 
 import httpcore
 
-from hidream import __version__
 from hidream.errors import InvalidInput
-from hidream.webhooks import signature, targets
-from hidream.webhooks.targets import Address, Allowed, Lookup, Target
+from hidream.webhooks import network, signature, targets
+from hidream.webhooks.network import CONNECT_S, CheckedNetwork, Trust
+from hidream.webhooks.targets import Allowed, Lookup
 
-CONNECT_S = 5.0
-"""For each of name, connection and TLS: who is reachable needs a second, and who is not will be asked again."""
 TOTAL_S = 10.0
 """For one attempt; a receiver is to take the webhook and work afterwards."""
 
@@ -43,8 +35,7 @@ JITTER = 0.2
 RETRY_AFTER_MAX_S = 3600
 """The longest that a receiver may put off its next attempt by `Retry-After`."""
 
-_ANSWER_MAX_BYTES = 4096  # read so that an ordinary receiver is not cut off in the middle of its answer
-_ADDRESSES_PER_FAMILY = 2  # each gets its share of CONNECT_S: with more, a distant one would have too little
+_ANSWER_ENOUGH_BYTES = 4096  # read so that an ordinary receiver is not cut off in the middle of its answer
 _BUSY = (429, 503)  # those whose `Retry-After` speaks of the same request (RFC 6585, RFC 9110 section 10.2.3)
 
 
@@ -82,7 +73,7 @@ class Courier:
     total_s: float = TOTAL_S
     lookup: Lookup = targets.lookup
     now_s: Callable[[], float] = time.time
-    tls: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context)
+    tls: Trust = field(default_factory=Trust)
 
 
 async def deliver(courier: Courier, delivery: Delivery) -> Attempt:
@@ -123,95 +114,16 @@ def wait_s(made: int, seed: str, last: Attempt) -> float:
     return max(backoff(made + 1, seed), last.retry_after_s)
 
 
-class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """The only way out: it opens connections to the addresses of a target that were checked, and to no others.
-
-    The HTTP client above goes on speaking of the host by its name, so TLS verifies the name.
-    """
-
-    def __init__(self, courier: Courier, target: Target) -> None:
-        self._courier = courier
-        self._target = target
-        self._sockets = httpcore.AnyIOBackend()
-        self._opened: httpcore.AsyncNetworkStream | None = None
-
-    async def aclose(self) -> None:
-        """Close what was opened: the client above forgets a connection whose TLS greeting is cut off."""
-        if self._opened is not None:
-            await self._opened.aclose()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  (httpcore's signature)
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        assert (host, port) == (self._target.host, self._target.port), "a connection is made for one target"
-        try:
-            async with asyncio.timeout(timeout):
-                found = await targets.addresses(self._target, self._courier.allowed, self._courier.lookup)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout from error
-        except OSError as error:
-            raise httpcore.ConnectError from error
-        self._opened = await self._first(_both_families(found), port, timeout)
-        return self._opened
-
-    async def _first(self, found: list[Address], port: int, within_s: float | None) -> httpcore.AsyncNetworkStream:
-        """Connect to the first that can be reached; each has its share of the time."""
-        share_s = within_s / len(found) if within_s else None
-        for address in found[:-1]:
-            try:
-                return await self._sockets.connect_tcp(str(address), port, share_s)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await self._sockets.connect_tcp(str(found[-1]), port, share_s)
-
-
 async def _post(courier: Courier, delivery: Delivery, answered: list[httpcore.Response]) -> None:
     """Post the body; the answer is in `answered` as soon as its head is there."""
     target = targets.check(delivery.url, courier.allowed)
-    url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
-    async with (
-        aclosing(_CheckedNetwork(courier, target)) as network,
-        httpcore.AsyncHTTPConnection(url.origin, courier.tls, network_backend=network) as connection,
-        connection.stream(
-            "POST",
-            url,
-            headers=_headers(delivery, target, int(courier.now_s())),
-            content=delivery.body,
-            extensions={"timeout": {"connect": courier.connect_s}},
-        ) as answer,
-    ):
+    checked = CheckedNetwork(target, courier.allowed, courier.lookup)
+    headers = {"Content-Type": "application/json"}
+    headers |= signature.headers(delivery.secret, delivery.id, int(courier.now_s()), delivery.body)
+    posted = network.ask(checked, courier.tls, courier.connect_s, "POST", headers.items(), delivery.body)
+    async with posted as answer:
         answered.append(answer)
-        await _read_a_little(answer)
-
-
-def _headers(delivery: Delivery, target: Target, timestamp_s: int) -> list[tuple[str | bytes, str | bytes]]:
-    return [
-        ("Host", target.netloc),
-        ("Content-Type", "application/json"),
-        ("User-Agent", f"hidream/{__version__}"),
-        ("Connection", "close"),
-        *signature.headers(delivery.secret, delivery.id, timestamp_s, delivery.body).items(),
-    ]
-
-
-async def _read_a_little(answer: httpcore.Response) -> None:
-    read = 0
-    async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_stream())) as chunks:
-        async for chunk in chunks:
-            read += len(chunk)
-            if read >= _ANSWER_MAX_BYTES:
-                return
-
-
-def _both_families(found: list[Address]) -> list[Address]:
-    """Keep a few of each family, in their order: a machine may have a route to one only."""
-    kept = {version: [a for a in found if a.version == version][:_ADDRESSES_PER_FAMILY] for version in (4, 6)}
-    return [address for address in found if address in kept[address.version]]
+        await network.read(answer, _ANSWER_ENOUGH_BYTES)
 
 
 def _verdict(status: int) -> str:
@@ -224,10 +136,9 @@ def _verdict(status: int) -> str:
 
 def _retry_after_s(answer: httpcore.Response, now_s: float) -> float:
     """Read how long a busy receiver wants to be left alone: seconds, or a date (RFC 9110, section 10.2.3)."""
-    given = [value for name, value in answer.headers if name.lower() == b"retry-after"]
-    if answer.status not in _BUSY or not given:
+    text = network.header(answer, "retry-after").strip()
+    if answer.status not in _BUSY or not text:
         return 0.0
-    text = given[0].decode("latin-1").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return min(float(text), RETRY_AFTER_MAX_S)
     try:
@@ -239,28 +150,12 @@ def _retry_after_s(answer: httpcore.Response, now_s: float) -> float:
 
 def _said(error: Exception, connect_s: float) -> str:
     """Say what went wrong, in words that name no address and repeat nothing of what a receiver sent."""
-    root = _root(error)
-    match error, root:
-        case InvalidInput(), _:
-            return str(error)
-        case httpcore.ConnectTimeout(), _:
-            return f"no connection within {connect_s:g} s"
-        case _, socket.gaierror():
-            return f"the host name could not be resolved: {root.strerror}"
-        case _, ssl.SSLCertVerificationError():
-            return f"the certificate was not accepted: {root.verify_message}"
-        case _, ssl.SSLError():
-            return f"TLS failed: {root.reason}"
-        case httpcore.ConnectError(), OSError(errno=int(number)):
-            return f"no connection: {os.strerror(number)}"
-        case httpcore.NetworkError(), _:
-            return "the connection broke before the answer"
-        case httpcore.RemoteProtocolError(), _:
-            return "no answer, or none that is HTTP"
-    return f"the attempt failed: {type(root).__name__}"
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    if isinstance(error, InvalidInput):
+        return str(error)
+    if words := network.unreached(error, connect_s):
+        return words
+    if isinstance(error, httpcore.NetworkError):
+        return "the connection broke before the answer"
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "no answer, or none that is HTTP"
+    return f"the attempt failed: {type(error).__name__}"

@@ -1,0 +1,224 @@
+"""Fetching by the checked way out: pinned addresses, redirects, TLS, and the reason when a server is not reached.
+
+What the answers of a server lead to is in `test_pictures`.
+"""
+
+import asyncio
+import gc
+import socket
+import ssl
+
+import pytest
+import trustme
+
+from hidream.errors import InvalidInput
+from hidream.server.fetch import Rules, fetch
+from hidream.server.webhook_loop import WebhookLoop
+from hidream.store import deliveries, keys
+from hidream.store.deliveries import State
+from hidream.webhooks import network
+from hidream.webhooks.network import Trust
+from hidream.webhooks.targets import Allowed
+from webhooks.receiver import Receiver, says
+
+HERE = Allowed.read(["127.0.0.0/8"])
+MAX_BYTES = 4096
+
+
+def resolves(**hosts):
+    """A resolver that keeps what it was asked; each host has one list of addresses for each time, the last stays."""
+    asked = []
+
+    async def lookup(host, port):
+        asked.append(host)
+        answers = hosts[host.partition(".")[0]]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    lookup.asked = asked
+    return lookup
+
+
+class Site:
+    """A web server that answers every request with the same bytes."""
+
+    def __init__(self, answer, host="127.0.0.1", port=0, tls=None):
+        self.answer, self.host, self.port, self.tls, self.connections = answer, host, port, tls, 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._talk, self.host, self.port, ssl=self.tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        await asyncio.sleep(0.01)  # its connections end
+
+    async def _talk(self, reader, writer):
+        self.connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(self.answer)
+        await writer.drain()
+        writer.close()
+
+
+def gives(data, status="200 OK", *fields):
+    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(data)}", *fields, "", ""]).encode() + data
+
+
+async def refusal(url, **rules):
+    with pytest.raises(InvalidInput) as raised:
+        await fetch("image", url, Rules(**{"allowed": HERE, "max_bytes": MAX_BYTES} | rules))
+    return raised.value.message
+
+
+def test_the_connection_goes_to_the_address_that_was_checked():
+    """The name moves right after it was checked: to an address that would be refused, where another one listens."""
+
+    async def scenario():
+        allowed = Allowed.read(["127.0.0.1"])
+        lookup = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
+        async with Site(gives(b"good")) as good, Site(gives(b"bad"), "127.0.0.2", good.port) as bad:
+            url = f"http://pictures.example:{good.port}/a.png"
+            assert await fetch("image", url, Rules(allowed, MAX_BYTES, lookup=lookup)) == b"good"
+            assert lookup.asked == ["pictures.example"]
+            message = await refusal(url, allowed=allowed, lookup=lookup)
+            assert message.startswith("image leads to an address that is not public")
+            assert (good.connections, bad.connections) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+def test_where_a_redirect_leads_is_resolved_and_checked_anew():
+    async def scenario():
+        allowed = Allowed.read(["127.0.0.1"])
+        lookup = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
+        async with Site(b"") as first, Site(gives(b"inner"), "127.0.0.2", first.port) as second:
+            first.answer = gives(b"", "302 Found", f"Location: http://second.example:{first.port}/")
+            url = f"http://first.example:{first.port}/"
+            message = await refusal(url, allowed=allowed, lookup=lookup)
+            assert message.startswith("image leads to an address that is not public")
+            assert lookup.asked == ["first.example", "second.example"]
+            assert (first.connections, second.connections) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+def test_an_allowed_host_is_asked_wherever_it_is():
+    async def scenario():
+        async with Site(gives(b"picture")) as site:
+            rules = Rules(Allowed.read(["pictures.internal"]), MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]))
+            assert await fetch("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
+
+    asyncio.run(scenario())
+
+
+def test_of_many_addresses_some_of_each_family_are_tried():
+    six = [f"::ffff:127.0.0.{n}" for n in range(10, 15)]
+    four = [f"127.0.0.{n}" for n in range(20, 25)]
+
+    async def scenario():
+        async with Site(gives(b"picture"), "127.0.0.21") as site:
+            rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[[*six, *four]]))
+            return await fetch("image", f"http://pictures.example:{site.port}/", rules)
+
+    assert asyncio.run(scenario()) == b"picture"
+
+
+def test_why_a_server_is_not_reached_is_said_and_names_no_address():
+    async def silent(host, port):
+        await asyncio.Event().wait()
+
+    async def unknown(host, port):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"http://pictures.example:{port}/"
+    for lookup, reason in (
+        (resolves(pictures=[["127.0.0.1"]]), "no connection: Connection refused"),
+        (unknown, "the host name could not be resolved: Name or service not known"),
+        (silent, "no connection within 0.2 s"),
+    ):
+        message = asyncio.run(refusal(url, lookup=lookup, connect_s=0.2))
+        said = f"its server is not reached ({reason}); accepted: a URL that answers with a file"
+        assert message == f"image could not be fetched: {said}"
+
+
+@pytest.mark.parametrize(
+    ("connect_s", "total_s", "message"), [(0.2, 5.0, "no connection within 0.2 s"), (5.0, 0.2, "within 0.2 s")]
+)
+def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s, message):
+    async def scenario():
+        closed = asyncio.Event()
+
+        async def silent(reader, writer):
+            while await reader.read(1000):
+                pass
+            closed.set()
+            writer.close()
+
+        tls = Trust(ssl.create_default_context())  # so that reading the authorities takes none of the time
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            said = await refusal(url, connect_s=connect_s, total_s=total_s, tls=tls)
+            await asyncio.wait_for(closed.wait(), 5)
+            return said
+
+    assert message in asyncio.run(scenario())
+    gc.collect()  # a transport that was left open would warn, and warnings are errors
+
+
+def listening(authority, name):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def trusting(authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_tls_verifies_the_name_although_the_address_is_pinned():
+    authority = trustme.CA()
+    rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]), tls=Trust(trusting(authority)))
+
+    async def scenario(name):
+        async with Site(gives(b"picture"), tls=listening(authority, name)) as site:
+            return await fetch("image", f"https://pictures.example:{site.port}/", rules)
+
+    assert asyncio.run(scenario("pictures.example")) == b"picture"
+    with pytest.raises(InvalidInput, match=r"not reached \(the certificate was not accepted: Hostname mismatch"):
+        asyncio.run(scenario("other.example"))
+
+
+def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api, picture, monkeypatch):
+    authority, readings = trustme.CA(), []
+
+    def reading():
+        readings.append(trusting(authority))
+        return readings[-1]
+
+    monkeypatch.setattr(network.httpcore, "default_ssl_context", reading)
+
+    async def told(api, data):
+        key = (await keys.listed(api.database))[0]
+        async with asyncio.timeout(20):
+            while (await deliveries.listed(api.database, data["id"], key.id))[0].state is not State.DELIVERED:
+                await asyncio.sleep(0.01)
+
+    async def scenario(api):
+        running = asyncio.create_task(WebhookLoop(api.service).run())
+        tls = listening(authority, "127.0.0.1")
+        async with Site(gives(picture()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
+            assert readings == []
+            image = f"https://127.0.0.1:{site.port}/a.png"
+            answer = await api.submit(query=f"?webhook={receiver.url()}", prompt="a", image=image)
+            assert answer.status_code == 200, answer.text
+            await api.draw()
+            await told(api, answer.json()["data"])
+        running.cancel()
+        assert len(readings) == 1
+
+    with_api(scenario, allowed="127.0.0.0/8")
