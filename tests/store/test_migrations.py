@@ -67,11 +67,13 @@ def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
             versions = {"m": dict.fromkeys(Mode, "v1")}
             (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Room(8, 1, beside_others=False))
-            assert await predictions.complete(database, task, [False], 1, ["“long”"])
+            assert await predictions.complete(database, task, [True], 1, ["“long”"])
             return await history.get(database, task.id, "k")
 
     done = asyncio.run(scenario())
-    assert (done.status, done.warnings, done.nsfw) == ("completed", ("“long”",), (False,))
+    assert (done.status, done.warnings, done.nsfw) == ("completed", ("“long”",), (True,))
+    with closing(sqlite3.connect(path)) as older:
+        assert older.execute("SELECT has_nsfw FROM predictions WHERE id = ?", (done.id,)).fetchone() == (1,)
 
 
 def test_what_was_over_in_the_first_release_stays_as_it_was(tmp_path):
@@ -95,7 +97,7 @@ def test_a_row_that_names_no_newer_column_is_read(tmp_path):
     async def scenario():
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
             with closing(sqlite3.connect(path)) as older:
-                row = WAITING | {"id": "b" * 32}
+                row = WAITING | {"id": "b" * 32, "has_nsfw": None}
                 older.execute(f"INSERT INTO predictions ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
                 older.commit()
             return await history.get(database, "b" * 32, "k")

@@ -167,7 +167,7 @@ async def complete(
     database: Database, task: Prediction, nsfw: Sequence[bool], inference_ms: int, warnings: Sequence[str] = ()
 ) -> bool:
     """Say that a claimed task's pictures are in their places; False if the task is no longer this claim's."""
-    values = {"nsfw": list(nsfw), "inference_ms": inference_ms, "warnings": list(warnings)}
+    values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms, "warnings": list(warnings)}
     return await _leave_processing(database, task, "complete", **values, finished_ms=database.now_ms())
 
 

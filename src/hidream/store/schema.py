@@ -38,6 +38,7 @@ PREDICTIONS = sa.Table(
     sa.Column("code", sa.Integer, nullable=False),
     sa.Column("error", sa.Text, nullable=False),
     sa.Column("version", sa.String(256), nullable=False),
+    sa.Column("has_nsfw", sa.Boolean),  # any of nsfw: for API processes of revisions before 0003, still running
     sa.Column("nsfw", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("started_ms", sa.BigInteger),

@@ -1,4 +1,7 @@
-"""What the whole service keeps: turns, previews, webhooks, idempotency, uploads, and what keys may do."""
+"""What the whole service keeps: turns, previews, webhooks, idempotency, uploads, and what keys may do.
+
+`has_nsfw` stays, though `nsfw` says more: processes of the older revisions read and write it until they are replaced.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,6 @@ def _upgrade_predictions() -> None:
     for flagged in (True, False):
         known = sa.and_(predictions.c.status == "completed", predictions.c.has_nsfw == flagged)
         op.execute(sa.update(predictions).where(known).values(nsfw=[flagged]))
-    op.drop_column("predictions", "has_nsfw")
     op.drop_index("predictions_queue", "predictions")
     waiting = ["status", "turn", "created_ms", "id", "key_id", "model", "work"]
     op.create_index("predictions_waiting", "predictions", waiting)
