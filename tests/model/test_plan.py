@@ -186,7 +186,6 @@ def test_more_memory_never_makes_a_plan_worse(device, host, more, options):
         assert rank(other)[0] <= rank(answer)[0]
         if rank(other)[0] == rank(answer)[0]:
             assert rank(other)[1] <= rank(answer)[1]
-        if rank(other) == rank(answer):  # where host memory is short, encoders that lose less may take blocks' room
             assert other.streamed_bytes <= answer.streamed_bytes or not answer.fits
 
 

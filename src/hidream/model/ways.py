@@ -135,9 +135,7 @@ def ways(hardware: Hardware, options: Options) -> Iterator[Way]:
             places = [(streamed, streamed)]
         elif not _leaves(hardware, storage):
             places = [(device, device)]
-        vaes = [device] + [in_turn] * hardware.separate
-        if is_streamed:
-            vaes.reverse()
+        vaes = [in_turn] if is_streamed else [device] + [in_turn] * hardware.separate
         for (text, encoders), tile_px, (blocks, others), vae in product(
             _encoder_ways(hardware, options, is_streamed), (None, TILE_PX), places, vaes
         ):
@@ -176,8 +174,8 @@ def _encoder_ways(
 ) -> list[tuple[Placement, tuple[Storage, ...]]]:
     """Ways to hold the encoders, the best first; on the host only where not even the smallest takes its turn.
 
-    Where blocks are streamed, encoders (and the autoencoder) rather take turns: the room that they need once a picture,
-    blocks need in every step.
+    Where blocks are streamed, encoders (and the autoencoder) take turns: the room that they need once a picture, blocks
+    need in every step.
     """
     storages = _storages(hardware, options, options.encoders)
 
@@ -190,7 +188,7 @@ def _encoder_ways(
     ways = [
         (place, each)
         for each in types
-        for place in ((Placement.IN_TURN, Placement.DEVICE) if is_streamed else (Placement.DEVICE, Placement.IN_TURN))
+        for place in ((Placement.IN_TURN,) if is_streamed else (Placement.DEVICE, Placement.IN_TURN))
         if place is Placement.DEVICE or all(_leaves(hardware, storage) for storage in each)
     ]
     if hardware.separate:
