@@ -101,18 +101,18 @@ class Attention(nn.Module):
         """Project x [T, D] to q, k and v, each [T, H, K], q and k normalised over the whole width."""
         p = self.side(side)
         q, k, v = self._project(x, side, (p.q, p.k, p.v), spread)
-        return self._split(p.q_norm(q)), self._split(p.k_norm(k)), self._split(v)
+        return self._split(_normed(q, p.q_norm)), self._split(_normed(k, p.k_norm)), self._split(v)
 
     def kv(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
         """Project x [T, D] to k and v only, for tokens that are looked at but do not look."""
         p = self.side(side)
         k, v = self._project(x, side, (p.k, p.v), spread)
-        return self._split(p.k_norm(k)), self._split(v)
+        return self._split(_normed(k, p.k_norm)), self._split(v)
 
     def q(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
         """Project x [T, D] to q [T, H, K] only."""
         p = self.side("")
-        return self._split(p.q_norm(p.q(x, spread)))
+        return self._split(_normed(p.q(x, spread), p.q_norm))
 
     def out(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> Tensor:
         """Bring attended heads x [T, H, K] back to [T, D]."""
@@ -135,6 +135,11 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [T, H, K]
+
+
+def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """Normalise x [T, D] in its own type; its weight has another while it is trained, in float32."""
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
