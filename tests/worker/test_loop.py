@@ -3,6 +3,7 @@
 import asyncio
 import io
 import sys
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hidream.errors import InvalidInput, StorageUnavailable, StoreUnavailable
 from hidream.outputs.folder import Folder
 from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
-from hidream.settings import Worker as Limits
+from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, predictions, progress, workers
 from hidream.store.database import Database
 from hidream.store.endings import Endings
@@ -209,12 +210,18 @@ def test_the_quality_that_was_asked_is_the_files(studio):
 # --- several pictures of one task ------------------------------------------------------------------------------
 
 
-def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter):
+def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter, until):
     painter.warnings = ("too long",)
 
     async def scenario():
+        all_are_there = threading.Event()
         async with studio(lambda pixels: bool(pixels.max() == 9)) as s:
-            done = await s.end_of(await s.submit(seed=8, num_images=3))
+            held = asyncio.create_task(s.bridge.run(all_are_there.wait, asyncio.Event()))
+            task = await s.submit(seed=8, num_images=3)
+            await until(lambda: s.bridge._thread._work_queue.qsize() == 3)
+            all_are_there.set()
+            await held
+            done = await s.end_of(task)
             assert (done.status, done.nsfw, done.inference_ms) == (Status.COMPLETED, (False, True, False), 1800)
             assert done.warnings == ("too long",)
             pictures = await s.pictures(done)
@@ -222,7 +229,7 @@ def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter):
             assert [picture.text["seed"] for picture in pictures] == ["8", "9", "10"]
 
     asyncio.run(scenario())
-    assert {8, 9, 10} in painter.together, "they are drawn side by side"
+    assert painter.together[0] == {8, 9, 10}, "they are drawn side by side"
 
 
 def test_behind_the_last_seed_comes_the_first(studio, painter):
@@ -732,7 +739,7 @@ WORKER = """
 import asyncio, os, sys, time
 from pathlib import Path
 from painter import Painter
-from hidream.settings import Worker as Limits
+from hidream.settings.tables import Worker as Limits
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.outputs.folder import Folder
