@@ -10,7 +10,7 @@ log=$(mktemp)
 trap 'rm -f "$log" "$log.txt"' EXIT
 failed=
 # large wants 10 GB of disk, 12 of memory, and minutes
-for script in transformer pipeline modes start decode load server loading large; do
+for script in transformer pipeline modes start decode load server long_queue loading large; do
     echo "== $script"
     arguments=()
     [[ $script == transformer && -n $checkout ]] && arguments=(--comfyui "$checkout")

@@ -56,11 +56,11 @@ def main() -> None:
     parser.add_argument("--submits", type=int, default=2000)
     parser.add_argument("--database-url", default="")
     arguments = parser.parse_args()
-    with hidream_server("api", arguments.database_url) as (url, key):
+    with tempfile.TemporaryDirectory() as folder, hidream_server("api", arguments.database_url, folder) as (url, key):
         alone = asyncio.run(submits_per_s(url, key, arguments.submits))
     with bare_server() as url:
         bare = asyncio.run(submits_per_s(url, "none", arguments.submits))
-    with hidream_server("serve", arguments.database_url) as (url, key):
+    with tempfile.TemporaryDirectory() as folder, hidream_server("serve", arguments.database_url, folder) as (url, key):
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
             drop_waiting(client)
             overhead = [one_overhead(client) for _ in range(arguments.rounds + 2)][2:]
@@ -136,15 +136,14 @@ def _request(key: str) -> bytes:
 
 
 @contextlib.contextmanager
-def hidream_server(command: str, database_url: str) -> Iterator[tuple[str, str]]:
-    """`hidream serve` or `hidream api` in a home of its own: URL and key; `serve` has its worker ready."""
-    with tempfile.TemporaryDirectory() as home:
-        environ = os.environ | {"HIDREAM_HOME": home, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": "bench"}
-        environ |= {"HIDREAM_STORE_DATABASE_URL": database_url}
-        with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
-            while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:
-                time.sleep(0.1)
-            yield url, "bench"
+def hidream_server(command: str, database_url: str, folder: str, **settings: str) -> Iterator[tuple[str, str]]:
+    """`hidream serve` or `hidream api` with its home in `folder`: URL and key; `serve` has its worker ready."""
+    environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": "bench"}
+    environ |= {"HIDREAM_STORE_DATABASE_URL": database_url} | settings
+    with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
+        while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:
+            time.sleep(0.1)
+        yield url, "bench"
 
 
 @contextlib.contextmanager
