@@ -9,13 +9,11 @@ Reads what to do (a `Job` as JSON) from its standard input, and writes what came
 """
 
 import asyncio
-import functools
 import gc
 import json
 import os
 import shutil
 import signal
-import ssl
 import sys
 import time
 import traceback
@@ -38,8 +36,6 @@ PATIENCE_S = 60
 """A child that takes longer hangs: it takes one or two."""
 TOLD_CHARS = 3000
 """Of a child's log, when something is wrong."""
-
-TLS = functools.cache(ssl.create_default_context)
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,6 @@ def ready(job, sites):
         return None
 
     sqlite._migrate = postgresql._migrate = done  # it was done, and takes longer than a story's statements
-    ssl.create_default_context = TLS  # so does this, and nobody here speaks TLS
     story.hurry()
     if job.fault:
         FAULTS[job.fault]()
@@ -231,7 +226,6 @@ def receive(path):
 
 
 if __name__ == "__main__":
-    TLS()
     gc.collect()
     gc.freeze()  # so that children share what was imported
     print(json.dumps(main(Job(**json.load(sys.stdin)))))  # noqa: T201 - it is what this process is for
