@@ -786,7 +786,7 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
             stdin=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent,
         )
-        while process.returncode is None and await history.ended(database, ids) < ids:
+        while process.returncode is None and (await history.ended(database, ids)).keys() < ids:
             await asyncio.sleep(0.01)
         process.stdin.close()
         status = await process.wait()
@@ -801,7 +801,7 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
                 asked = Submission("a house", Size(64, 48), seed, False, False, False, ImageFormat.PNG)
                 submitted.append(await intake.submit(Asked(key, MODEL, asked)))
             ids, ends = {prediction.id for prediction in submitted}, []
-            while await history.ended(database, ids) < ids:
+            while (await history.ended(database, ids)).keys() < ids:
                 ends.append(await live(database, ids, wanted=1 if ends else len(seeds)))
             assert ends == [9] * attempts_max + [0]
             done = [await history.get(database, prediction.id, key.id) for prediction in submitted]

@@ -91,9 +91,11 @@ class Runner:
             try:
                 started = now(self._model.device)
                 text = self._embed(sketch)
-                drawing = draw(self._model, sketch, text.embeds, tick)
                 text_s = now(self._model.device) - started
-                self._open[id_] = _Open(sketch, drawing, next(drawing), text.warnings, text_s)
+                drawing = draw(self._model, sketch, text.embeds, tick)
+                ask = next(drawing)
+                denoise_s = now(self._model.device) - started - text_s
+                self._open[id_] = _Open(sketch, drawing, ask, text.warnings, text_s, denoise_s)
             except Exception as error:  # the edge of a request: the others go on
                 failed[id_] = error
         return failed

@@ -107,7 +107,11 @@ def _uvicorn(service: Service) -> uvicorn.Server:
 def _listen(server: Server) -> socket.socket:
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
-        return socket.create_server((server.host, server.port), family=family, backlog=2048)
+        listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
+        # Else an answer's body waits 40 ms for the client's acknowledgement of its head (Nagle's algorithm). Connections
+        # inherit it; asyncio sets it only where it makes the socket itself.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {server.host}, port {server.port} ({error}); accepted: a free port, or 0"

@@ -95,7 +95,7 @@ class WebhookLoop:
         full = len(self._running) >= self._service.settings.webhooks.together_max
         self._room.clear()
         if not full:
-            await self._service.database.changes.since(seen, wait_s)
+            await self._service.database.changes.since(seen, wait_s, REST_S)
             return
         try:
             async with asyncio.timeout(LOOK_S):

@@ -9,6 +9,7 @@ from hidream.errors import StoreUnavailable
 from hidream.store import history
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
+from hidream.types import Status
 
 LINGER_S = 1.0
 """How long the watcher stays when nobody waits any more."""
@@ -19,13 +20,13 @@ class Endings:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: dict[asyncio.Event, str] = {}  # set when the task of this id has ended
+        self._waiting: dict[asyncio.Future[Prediction | None], str] = {}  # done when the task of this id has ended
         self._watcher: asyncio.Task[None] | None = None
 
     async def settled(self, prediction_id: str, key_id: str, timeout_s: float) -> Prediction | None:
         """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up."""
-        ended = asyncio.Event()
-        self._waiting[ended] = prediction_id  # before looking, so that an end in between is not missed
+        end: asyncio.Future[Prediction | None] = asyncio.get_running_loop().create_future()
+        self._waiting[end] = prediction_id  # before looking, so that an end in between is not missed
         try:
             prediction = await history.get(self._database, prediction_id, key_id)
             if prediction is None or prediction.status.final or timeout_s <= 0:
@@ -34,26 +35,28 @@ class Endings:
                 self._watcher = asyncio.create_task(self._watch())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await ended.wait()
+                    if over := await end:
+                        return None if over.status is Status.DELETED else over
         finally:
-            del self._waiting[ended]
+            del self._waiting[end]
         return await history.get(self._database, prediction_id, key_id)
 
-    async def _over(self) -> set[str]:
+    async def _over(self) -> dict[str, Prediction]:
         try:
             return await history.ended(self._database, set(self._waiting.values()))
         except StoreUnavailable:  # who waits goes on waiting: it may come back
             await asyncio.sleep(LINGER_S)
-            return set()
+            return {}
 
     async def _watch(self) -> None:
         changes = self._database.changes
         while self._waiting and not changes.stopped:
             seen = changes.now()
             over = await self._over()
-            for ended, prediction_id in self._waiting.items():
-                if prediction_id in over:
-                    ended.set()
+            for end, prediction_id in self._waiting.items():
+                if prediction_id in over and not end.done():
+                    end.set_result(over[prediction_id])
             await changes.since(seen, LINGER_S)
-        for ended in self._waiting:
-            ended.set()
+        for end in self._waiting:
+            if not end.done():
+                end.set_result(None)

@@ -55,11 +55,11 @@ async def of_delivery(database: Database, prediction_id: str) -> Prediction | No
     return Prediction.of_row(row) if row else None
 
 
-async def ended(database: Database, prediction_ids: Collection[str]) -> set[str]:
-    """Say which of these tasks have come to their end."""
-    wanted = sa.select(P.c.id).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
+async def ended(database: Database, prediction_ids: Collection[str]) -> dict[str, Prediction]:
+    """Look up, by their ids, those of these tasks that have come to their end; also if they were deleted since."""
+    wanted = sa.select(*COLUMNS).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
     async with database.read() as connection:
-        return set(await connection.scalars(wanted))
+        return {row.id: Prediction.of_row(row) for row in (await connection.execute(wanted)).all()}
 
 
 async def listed(database: Database, key_id: str, query: Query) -> tuple[int, list[Prediction]]:

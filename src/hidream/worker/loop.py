@@ -70,6 +70,7 @@ class Loop:
         self._claims = 0  # begun and ended: odd while the answer to one is awaited
         self._unknown: dict[Claim, int] = {}  # held without a job, and what `_claims` was when that was noticed
         self._away_at = -math.inf  # when the database was last found to be away
+        self._recover_at = -math.inf  # when tasks of lost workers are looked for again
         self._seen = -1  # the database's version when it was last looked for cancelled tasks
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -116,6 +117,7 @@ class Loop:
             tasks = await outlast(partial(self._claim, room), stopping, "claim")
             for task in tasks:
                 drawing.create_task(self._do(self._give_place(task)))
+            await outlast(self._recover, stopping, "recover")
             if not tasks:
                 await self._news(seen)
 
@@ -129,20 +131,30 @@ class Loop:
         return Room(self._limits.tasks_max - len(tasks), work, beside_others=bool(tasks))
 
     async def _claim(self, room: Room) -> list[Prediction]:
-        """Take tasks; before that those of lost workers, unless none could say for a lease that it was not lost."""
-        clock, lease_s = asyncio.get_running_loop().time, self._limits.lease_s
+        """Take tasks."""
+        limits, worker = self._limits, self._worker
         self._claims += 1
         try:
-            if clock() - self._away_at > lease_s:
-                await predictions.recover(self._database, self._limits.attempts_max)
             return await predictions.claim(
-                self._database, self._worker.models, self._worker.id, self._tools.versions, lease_s, room
+                self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, room
             )
         except StoreUnavailable:
-            self._away_at = clock()
+            self._away_at = asyncio.get_running_loop().time()
             raise
         finally:
             self._claims += 1
+
+    async def _recover(self) -> None:
+        """Put back tasks of lost workers now and then, unless none could say for a lease that it was not lost."""
+        now = asyncio.get_running_loop().time()
+        if now < self._recover_at or now - self._away_at <= self._limits.lease_s:
+            return
+        try:
+            await predictions.recover(self._database, self._limits.attempts_max)
+        except StoreUnavailable:
+            self._away_at = now
+            raise
+        self._recover_at = now + IDLE_S / 2  # less than an idle worker waits
 
     def _give_place(self, task: Prediction) -> Job:
         """Make a job of a claimed task."""
