@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from hidream.errors import ConfigurationError
-from hidream.server.serve import run
+from hidream.server.serve import listen, run
 from hidream.settings.tables import Outputs, Server, Settings
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -122,3 +122,10 @@ def _in_background(url, path):
     command = [sys.executable, "-c", code, url + path, f"Bearer {KEY}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
         yield lambda: json.loads(asking.communicate(timeout=30)[0])
+
+
+def test_an_answer_is_sent_at_once():
+    with listen(Server(port=0)) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -38,7 +38,7 @@ async def _run(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
-        listener = _listen(settings.server)
+        listener = listen(settings.server)
         server = _uvicorn(service)
 
         def stop(*_: object) -> None:
@@ -104,11 +104,12 @@ def _uvicorn(service: Service) -> uvicorn.Server:
     )
 
 
-def _listen(server: Server) -> socket.socket:
+def listen(server: Server) -> socket.socket:
+    """Open the socket that the server listens on. Raises ConfigurationError."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
-        # Else an answer's body waits 40 ms for the client's acknowledgement of its head (Nagle's algorithm). Connections
+        # Else an answer's body waits 40 ms for the client to acknowledge its head (Nagle's algorithm). Connections
         # inherit it; asyncio sets it only where it makes the socket itself.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
