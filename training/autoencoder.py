@@ -88,7 +88,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     torch.manual_seed(config.seed)
     settings = config.autoencoder
     module = build(settings).to(device, memory_format=torch.channels_last)
-    total = sum(phase.steps for phase in settings.phases)
+    total, whole = sum(phase.steps for phase in settings.phases), config.side_px
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
     optimiser = Optimisers(module, rates, settings.adamw_rate, settings.muon_rate, ends=("conv_in", "conv_out"))
     dice = Dice(config.seed)
@@ -98,8 +98,8 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         return
     for step in stage.steps(total):
         phase = phase_of(settings.phases, step)
-        count = -(-phase.batch // CUT_OUTS) if phase.side < 512 else phase.batch
-        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, 512, 512, dice.seed())
+        count = -(-phase.batch // CUT_OUTS) if phase.side < whole else phase.batch
+        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, whole, whole, dice.seed())
         truth = cut_outs(pictures.repeat(phase.batch // count, 1, 1, 1), phase.side, dice).contiguous(
             memory_format=torch.channels_last
         )
@@ -108,7 +108,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         loss = reconstruction_loss(module.decode(noisy, return_dict=False)[0], truth, settings)
         optimiser.step(loss)
         stage.report(loss=loss)
-    even_out(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, 512, 512, dice.seed()))
+    even_out(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, whole, whole, dice.seed()))
     save(module, folder / "vae")
     stage.finish()
 

@@ -145,11 +145,13 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     stage.finish()
 
 
-def held_out_pictures(seed: int, count: int, concepts: Concepts, sprites: Sprites) -> tuple[Tensor, list[Scene]]:
-    """Render scenes whose combinations no stage of training has met, 512²."""
+def held_out_pictures(
+    seed: int, count: int, side_px: int, concepts: Concepts, sprites: Sprites
+) -> tuple[Tensor, list[Scene]]:
+    """Render square scenes whose combinations no stage of training has met."""
     rng = random.Random(seed)
     scenes = [draw_scene(rng, Split.HELD_OUT, concepts) for _ in range(count)]
-    return compose(scenes, sprites, 512, 512, seed), scenes
+    return compose(scenes, sprites, side_px, side_px, seed), scenes
 
 
 def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:

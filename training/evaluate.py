@@ -122,8 +122,8 @@ def score_model(
 @torch.no_grad()
 def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, sprites: Sprites) -> dict[str, object]:
     """Judge the judge, on held-out renders and their reconstructions, and measure the latter's PSNR."""
-    count = classifiers.HELD_OUT_PICTURES
-    pictures, scenes = classifiers.held_out_pictures(SEED, count, concepts, sprites)
+    count, side_px = classifiers.HELD_OUT_PICTURES, math.isqrt(model.best_tokens) * model.token_px
+    pictures, scenes = classifiers.held_out_pictures(SEED, count, side_px, concepts, sprites)
     scores, errors = {"renders": Score(), "reconstructions": Score()}, []
     for picture, scene in zip(pictures, scenes, strict=True):
         again = model.vae.decode(model.vae.encode(picture[None]))[0].clamp(-1, 1).to(picture.dtype)

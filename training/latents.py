@@ -25,19 +25,18 @@ from hidream.types import Render, Size
 from scenes import Scene, Split, draw_scene
 from stage import Dice
 
-BEST_SIDE = 8
-"""Tokens along each side of the best square."""
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
 PART = 16
 """Pictures in a part of the pool, and pictures encoded at once."""
 
 
-def shapes() -> list[Grid]:
+def shapes(token_px: int) -> list[Grid]:
     """List the best square and the other shapes, each once."""
-    found = {Grid(BEST_SIDE, BEST_SIDE): None}
+    side = recipe.BEST_SIDE
+    found = {Grid(side, side): None}
     for width, height in SIZES:
         size = Size(512 * width // max(width, height), 512 * height // max(width, height))
-        found[render_grid(size, Render.BEST, 64, BEST_SIDE**2, 4 * BEST_SIDE**2)] = None
+        found[render_grid(size, Render.BEST, token_px, side**2, 4 * side**2)] = None
     return list(found)
 
 
@@ -71,7 +70,7 @@ class Latents:
     ) -> None:
         self._vae, self._sprites, self._concepts, self._token_px = vae, sprites, concepts, token_px
         self._square, self._pool, self._folder = square, pool, folder
-        self._grids = shapes()
+        self._grids = shapes(token_px)
         self._parts: list[tuple[Grid, Tensor, list[Scene]]] = []
 
     @torch.autocast("cuda", enabled=False)

@@ -11,6 +11,8 @@ from hidream.model.config import TransformerConfig
 from hidream.types import Variant
 
 CONFIG = Path(__file__).parent / "config.toml"
+BEST_SIDE = 8
+"""Tokens along each side of the square that the model draws best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,11 @@ class Recipe:
     distill: dict[Variant, Distill]
     judge: Judge
     run: Run
+
+    @property
+    def side_px(self) -> int:
+        """Pixels along each side of the square that the model draws best."""
+        return BEST_SIDE * self.transformer.patch_size * self.autoencoder.factor
 
 
 def load(path: Path = CONFIG) -> Recipe:
