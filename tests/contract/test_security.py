@@ -23,9 +23,9 @@ from PIL import Image
 from hidream.server.app import create_app
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Store
-from hidream.store import keys
+from hidream.store import figures, keys
 from hidream.store.database import Database
-from soak.fleet import KEY, MODEL, Fleet
+from soak.fleet import KEY, MODEL, Fleet, until
 
 PROMPT = "the-words-of-somebody-else"
 ENDLESS_BYTES = 128 * 2**20
@@ -160,7 +160,7 @@ TRICKS = [
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "DELETE"])
 def test_no_path_leads_out(fleet, prefix, method):
-    before = tree(fleet.home)
+    before = settled_tree(fleet)
     for trick in TRICKS:
         answer = raw(fleet, f"{method} {prefix}{trick} HTTP/1.1", b"{}")
         status = int(answer.split(b" ", 2)[1])
@@ -181,6 +181,17 @@ def raw(fleet, line, body):
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def settled_tree(fleet):
+    """All files, once everything that earlier tests have asked for is drawn."""
+
+    async def unfinished():
+        async with Database.open(f"sqlite+aiosqlite:///{fleet.home}/hidream.db") as database:
+            return await figures.unfinished(database)
+
+    until(lambda: not asyncio.run(unfinished()))
+    return tree(fleet.home)
+
+
 def tree(folder):
     """All files but the database's."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "hidream.db" not in path.name)
@@ -188,7 +199,7 @@ def tree(folder):
 
 @pytest.mark.parametrize("filename", ["../../evil.png", "/etc/evil.png", "..\\evil.png", "e\0vil.png", "evil.png/.."])
 def test_a_files_name_is_no_path(fleet, http, filename):
-    before = set(tree(fleet.home))
+    before = set(settled_tree(fleet))
     answer = http.post("/api/v3/media/upload/binary", files={"file": (filename, png(8, 8))})
     assert answer.status_code in (200, 400), answer.text
     new = set(tree(fleet.home)) - before
