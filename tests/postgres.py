@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from halt import halt
+
 
 def binaries():
     """The folder of initdb and pg_ctl, which Debian keeps out of the path; `make test` installs it."""
@@ -51,7 +53,7 @@ class Postgres:
         first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
         its = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
         for pid in its:
-            os.kill(pid, signal.SIGSTOP)
+            halt(pid)
         try:
             yield
         finally:

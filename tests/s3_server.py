@@ -19,6 +19,7 @@ import sysconfig
 import time
 from pathlib import Path
 
+from halt import halt
 from hidream.outputs.bucket import BucketAccess
 
 BUCKET, KEY_ID, SECRET = "pictures", "test-key-id", "test-secret"
@@ -60,7 +61,7 @@ class S3Server:
 
     def pause(self):
         """From now on accept connections and answer none."""
-        self._process.send_signal(signal.SIGSTOP)
+        halt(self._process.pid)
 
     def go_on(self):
         self._process.send_signal(signal.SIGCONT)
