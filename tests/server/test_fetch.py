@@ -19,7 +19,7 @@ from hidream.store.deliveries import State
 from hidream.webhooks import network
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
-from webhooks.receiver import Receiver, says
+from webhooks.receiver import Receiver, says, unheard
 
 HERE = Allowed.read(["127.0.0.0/8"])
 MAX_BYTES = 4096
@@ -38,33 +38,6 @@ def resolves(**hosts):
     return lookup
 
 
-class Site:
-    """A web server that answers every request with the same bytes."""
-
-    def __init__(self, answer, host="127.0.0.1", port=0, tls=None):
-        self.answer, self.host, self.port, self.tls, self.connections = answer, host, port, tls, 0
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._talk, self.host, self.port, ssl=self.tls)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-        await asyncio.sleep(0.01)  # its connections end
-
-    async def _talk(self, reader, writer):
-        self.connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(self.answer)
-        await writer.drain()
-        writer.close()
-
-
-def gives(data, status="200 OK", *fields):
-    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(data)}", *fields, "", ""]).encode() + data
-
-
 async def refusal(url, **rules):
     with pytest.raises(InvalidInput) as raised:
         await fetch("image", url, Rules(**{"allowed": HERE, "max_bytes": MAX_BYTES} | rules))
@@ -77,7 +50,10 @@ def test_the_connection_goes_to_the_address_that_was_checked():
     async def scenario():
         allowed = Allowed.read(["127.0.0.1"])
         lookup = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
-        async with Site(gives(b"good")) as good, Site(gives(b"bad"), "127.0.0.2", good.port) as bad:
+        async with (
+            Receiver(says(200, body=b"good")) as good,
+            Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
+        ):
             url = f"http://pictures.example:{good.port}/a.png"
             assert await fetch("image", url, Rules(allowed, MAX_BYTES, lookup=lookup)) == b"good"
             assert lookup.asked == ["pictures.example"]
@@ -92,8 +68,11 @@ def test_where_a_redirect_leads_is_resolved_and_checked_anew():
     async def scenario():
         allowed = Allowed.read(["127.0.0.1"])
         lookup = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
-        async with Site(b"") as first, Site(gives(b"inner"), "127.0.0.2", first.port) as second:
-            first.answer = gives(b"", "302 Found", f"Location: http://second.example:{first.port}/")
+        async with (
+            Receiver(says(200, body=b"")) as first,
+            Receiver(says(200, body=b"inner"), "127.0.0.2", port=first.port) as second,
+        ):
+            first.behaviour = says(302, f"Location: http://second.example:{first.port}/")
             url = f"http://first.example:{first.port}/"
             message = await refusal(url, allowed=allowed, lookup=lookup)
             assert message.startswith("image leads to an address that is not public")
@@ -105,7 +84,7 @@ def test_where_a_redirect_leads_is_resolved_and_checked_anew():
 
 def test_an_allowed_host_is_asked_wherever_it_is():
     async def scenario():
-        async with Site(gives(b"picture")) as site:
+        async with Receiver(says(200, body=b"picture")) as site:
             rules = Rules(Allowed.read(["pictures.internal"]), MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]))
             assert await fetch("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
 
@@ -117,7 +96,7 @@ def test_of_many_addresses_some_of_each_family_are_tried():
     four = [f"127.0.0.{n}" for n in range(20, 25)]
 
     async def scenario():
-        async with Site(gives(b"picture"), "127.0.0.21") as site:
+        async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
             rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[[*six, *four]]))
             return await fetch("image", f"http://pictures.example:{site.port}/", rules)
 
@@ -149,18 +128,9 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
 )
 def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s, message):
     async def scenario():
-        closed = asyncio.Event()
-
-        async def silent(reader, writer):
-            while await reader.read(1000):
-                pass
-            closed.set()
-            writer.close()
-
         tls = Trust(ssl.create_default_context())  # so that reading the authorities takes none of the time
-        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            said = await refusal(url, connect_s=connect_s, total_s=total_s, tls=tls)
+        async with unheard() as (port, closed):
+            said = await refusal(f"https://127.0.0.1:{port}/", connect_s=connect_s, total_s=total_s, tls=tls)
             await asyncio.wait_for(closed.wait(), 5)
             return said
 
@@ -185,7 +155,7 @@ def test_tls_verifies_the_name_although_the_address_is_pinned():
     rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]), tls=Trust(trusting(authority)))
 
     async def scenario(name):
-        async with Site(gives(b"picture"), tls=listening(authority, name)) as site:
+        async with Receiver(says(200, body=b"picture"), tls=listening(authority, name)) as site:
             return await fetch("image", f"https://pictures.example:{site.port}/", rules)
 
     assert asyncio.run(scenario("pictures.example")) == b"picture"
@@ -211,7 +181,7 @@ def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api
     async def scenario(api):
         running = asyncio.create_task(WebhookLoop(api.service).run())
         tls = listening(authority, "127.0.0.1")
-        async with Site(gives(picture()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
+        async with Receiver(says(200, body=picture()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
             assert readings == []
             image = f"https://127.0.0.1:{site.port}/a.png"
             answer = await api.submit(query=f"?webhook={receiver.url()}", prompt="a", image=image)

@@ -25,6 +25,21 @@ def test_a_write_that_raises_leaves_nothing(in_database):
     assert in_database(scenario) == []
 
 
+def test_work_beside_the_callers_ends_before_the_database_is_closed(in_database):
+    ended = []
+
+    async def scenario(database):
+        async def work():
+            await database.changes.since(database.changes.now(), 60)
+            ended.append(await keys.listed(database))
+
+        database.beside(work())
+        await asyncio.sleep(0)
+
+    in_database(scenario)
+    assert ended == [[]]
+
+
 def test_processes_that_start_at_once_migrate_once(url):
     code = f"""
 import asyncio

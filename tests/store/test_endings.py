@@ -8,6 +8,7 @@ from asking import claim_one, new_key, submit
 from hidream.errors import PromptRefused
 from hidream.store import keys, predictions
 from hidream.store.endings import Endings
+from hidream.store.schema import PREDICTIONS
 from hidream.types import Status
 
 
@@ -41,6 +42,20 @@ def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
             assert await endings.settled(over.id, over.key_id, 30) == over
             assert await endings.settled(waiting.id, "another key", 30) is None
             assert await endings.settled("0" * 32, waiting.key_id, 30) is None
+
+    in_database(scenario)
+
+
+def test_what_is_deleted_while_somebody_waits_is_not_there(in_database):
+    async def scenario(database):
+        endings = Endings(database)
+        task = await submit(database, await new_key(database))
+        waiting = asyncio.create_task(endings.settled(task.id, task.key_id, 30))
+        await asyncio.sleep(0.05)
+        async with database.write() as connection:  # ended and deleted at once, so that nobody sees the end alone
+            await connection.execute(sa.update(PREDICTIONS).values(status=Status.DELETED))
+        async with asyncio.timeout(5):
+            assert await waiting is None
 
     in_database(scenario)
 

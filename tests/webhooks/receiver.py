@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -56,7 +56,7 @@ class Receiver:
     async def _talk(self, reader, writer):
         line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").split("\r\n")[:-2]
         headers = {name.lower(): value for name, value in (entry.split(": ", 1) for entry in fields)}
-        body = await reader.readexactly(int(headers["content-length"]))
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.received.append(Received(line, headers, body))
         await self.behaviour(writer)
         await writer.drain()
@@ -94,3 +94,18 @@ async def hangs(writer):
 
 async def closes(writer):
     writer.close()
+
+
+@asynccontextmanager
+async def unheard():
+    """A server that accepts connections and never says a word: its port, and what is set when one was closed."""
+    closed = asyncio.Event()
+
+    async def listen(reader, writer):
+        while await reader.read(1000):
+            pass
+        closed.set()
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], closed

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from receiver import Receiver, closes, hangs, says, sends
+from receiver import Receiver, closes, hangs, says, sends, unheard
 
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S, Attempt, Courier, Delivery, backoff, deliver, wait_s
@@ -384,18 +384,9 @@ def test_https_where_there_is_no_tls_is_said():
 @pytest.mark.parametrize(("connect_s", "total_s"), [(0.2, 5.0), (5.0, 0.2)])
 def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s):
     async def scenario():
-        closed = asyncio.Event()
-
-        async def silent(reader, writer):
-            while await reader.read(1000):
-                pass
-            closed.set()
-            writer.close()
-
-        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with unheard() as (port, closed):
             one = courier(connect_s=connect_s, total_s=total_s, tls=Trust(ssl.create_default_context()))
-            made = await deliver(one, Delivery("1", url, SECRET, BODY))
+            made = await deliver(one, Delivery("1", f"https://127.0.0.1:{port}/", SECRET, BODY))
             await asyncio.wait_for(closed.wait(), 5)
             return made
 

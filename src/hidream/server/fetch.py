@@ -39,9 +39,7 @@ async def fetch(field: str, url: str, rules: Rules) -> bytes:
     """Fetch a file. Raises InvalidInput, which names the request's field, whatever goes wrong."""
     try:
         async with asyncio.timeout(rules.total_s):
-            return await _follow(url, rules)
-    except InvalidInput as error:
-        raise InvalidInput(f"{field} {error.message.removeprefix('webhook ')}") from error
+            return await _follow(field, url, rules)
     except TimeoutError as error:
         raise InvalidInput(f"{field} could not be fetched within {rules.total_s:g} s; {_ACCEPTED}") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
@@ -53,25 +51,25 @@ async def fetch(field: str, url: str, rules: Rules) -> bytes:
 _ACCEPTED = "accepted: a URL that answers with a file"
 
 
-async def _follow(url: str, rules: Rules) -> bytes:
+async def _follow(field: str, url: str, rules: Rules) -> bytes:
     for _ in range(REDIRECTS_MAX + 1):
-        found = await _get(url, rules)
+        found = await _get(field, url, rules)
         if isinstance(found, bytes):
             return found
         url = urljoin(url, found)
-    raise InvalidInput(f"leads on more than {REDIRECTS_MAX} times; {_ACCEPTED}")
+    raise InvalidInput(f"{field} leads on more than {REDIRECTS_MAX} times; {_ACCEPTED}")
 
 
-async def _get(url: str, rules: Rules) -> bytes | str:
+async def _get(field: str, url: str, rules: Rules) -> bytes | str:
     """Ask once; the answer is the file, or where it is."""
-    checked = CheckedNetwork(targets.check(url, rules.allowed), rules.allowed, rules.lookup)
+    checked = CheckedNetwork(targets.check(url, rules.allowed, field), rules.allowed, rules.lookup)
     async with network.ask(checked, rules.tls, rules.connect_s, "GET", [("Accept-Encoding", "identity")]) as answer:
         location = network.header(answer, "location")
         if answer.status in (301, 302, 303, 307, 308) and location:
             return location
         if answer.status != 200:
-            raise InvalidInput(f"could not be fetched: its server answered {answer.status}; {_ACCEPTED}")
+            raise InvalidInput(f"{field} could not be fetched: its server answered {answer.status}; {_ACCEPTED}")
         data = await network.read(answer, rules.max_bytes)
     if len(data) > rules.max_bytes:
-        raise InvalidInput(f"has more than {rules.max_bytes} bytes, the most that is accepted")
+        raise InvalidInput(f"{field} has more than {rules.max_bytes} bytes, the most that is accepted")
     return data

@@ -26,8 +26,8 @@ class Changes:
     async def since(self, seen: int, timeout_s: float, poll_s: float = POLL_S) -> None:
         """Return once something was committed after `now()` said `seen`, after `timeout_s`, or on `stop`.
 
-        Who is in no hurry says so by a longer `poll_s`: reading costs little, but waking up two hundred times a second
-        costs 4 % of a core.
+        Who is in no hurry says so by a longer `poll_s`: reading costs little, but waking up for it hundreds of times a
+        second costs more.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout_s

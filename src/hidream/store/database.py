@@ -1,4 +1,4 @@
-"""One database: opening it, and the two ways to talk to it.
+"""One database: opening it, the two ways to talk to it, and work beside the callers.
 
 `write()` is a transaction; `read()` is a connection without one. What is committed survives the death of the process
 and of the machine. Which of two kinds it is, the URL says: a file of SQLite (`sqlite.py`) for one machine, PostgreSQL
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,6 +31,7 @@ class Database:
         self._backend = backend
         self._in_turn: AbstractAsyncContextManager[None] = asyncio.Lock() if backend.one_writer else nullcontext()
         self._clock = clock
+        self._beside: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -41,14 +43,26 @@ class Database:
         """
         parsed = _parsed(url)
         async with KINDS[parsed.drivername](parsed) as backend:
+            database = cls(backend, clock)
             try:
-                yield cls(backend, clock)
+                yield database
             finally:
                 backend.changes.stop()
+                await asyncio.gather(*database._beside, return_exceptions=True)
 
     def now_ms(self) -> int:
         """Read the clock that all times are written down by."""
         return round(self._clock() * 1000)
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run work that outlives whoever asked for it; it must end soon after `changes.stop()`.
+
+        The database is closed when it has ended: a connection in use cannot be.
+        """
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
 
     @asynccontextmanager
     async def write(self, *, alone: bool = False, quiet: bool = False) -> AsyncIterator[AsyncConnection]:

@@ -32,7 +32,7 @@ class Endings:
             if prediction is None or prediction.status.final or timeout_s <= 0:
                 return prediction
             if self._watcher is None or self._watcher.done():
-                self._watcher = asyncio.create_task(self._watch())
+                self._watcher = self._database.beside(self._watch())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     if over := await end:

@@ -86,7 +86,7 @@ class Intake:
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, answer))
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write())
+            self._writing = self._database.beside(self._write())
         return await answer
 
     async def repeated(self, asked: Asked) -> Prediction | None:

@@ -64,7 +64,7 @@ class Progress:
         """Have a task watched for as long as this is open."""
         self._watched[prediction_id] += 1
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch())
+            self._watcher = self._database.beside(self._watch())
         try:
             yield
         finally:

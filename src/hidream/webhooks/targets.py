@@ -116,12 +116,16 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL in the parts that are connected to and sent; `host` without brackets, in lower case."""
+    """A URL in the parts that are connected to and sent; `host` without brackets, in lower case.
+
+    `field` is what errors call it: the part of the request that it came with.
+    """
 
     scheme: str
     host: str
     port: int
     path: str
+    field: str = "webhook"
 
     @property
     def netloc(self) -> str:
@@ -130,23 +134,23 @@ class Target:
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def check(url: str, allowed: Allowed) -> Target:
+def check(url: str, allowed: Allowed, field: str = "webhook") -> Target:
     """Read a URL that is to be called. Raises InvalidInput; what a host name resolves to is not looked at."""
     parts = _URL.fullmatch(url.partition("#")[0]) if len(url) <= URL_MAX_CHARS else None
     if parts is None:
-        raise _refused(url)
+        raise _refused(url, field)
     if parts["credentials"] is not None:
-        raise InvalidInput(f"webhook has a user name or a password in it (not shown); {ACCEPTED}")
+        raise InvalidInput(f"{field} has a user name or a password in it (not shown); {ACCEPTED}")
     scheme = parts["scheme"].lower()
     port = int(parts["port"]) if parts["port"] else DEFAULT_PORTS[scheme]
     host = (parts["literal"] or parts["name"].removesuffix(".")).lower()
     literal = _literal(host, bracketed=parts["literal"] is not None)
     if not 1 <= port <= 65535 or (literal is None and (_NUMBER.fullmatch(host) or not _NAME.fullmatch(host))):
-        raise _refused(url)
+        raise _refused(url, field)
     if host not in allowed.hosts and not all(permitted(address, allowed) for address in _known(host, literal)):
-        raise _refused(url)
+        raise _refused(url, field)
     path = parts["path"]
-    return Target(scheme, str(literal or host), port, path if path.startswith("/") else f"/{path}")
+    return Target(scheme, str(literal or host), port, path if path.startswith("/") else f"/{path}", field)
 
 
 async def addresses(target: Target, allowed: Allowed, lookup: Lookup) -> list[Address]:
@@ -160,7 +164,7 @@ async def addresses(target: Target, allowed: Allowed, lookup: Lookup) -> list[Ad
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
     if target.host not in allowed.hosts and not all(permitted(address, allowed) for address in found):
-        raise InvalidInput(f"webhook leads to an address that is not public; {ACCEPTED}")
+        raise InvalidInput(f"{target.field} leads to an address that is not public; {ACCEPTED}")
     return found
 
 
@@ -190,9 +194,9 @@ async def lookup(host: str, port: int) -> list[str]:
     return await asyncio.wrap_future(answer)
 
 
-def _refused(url: str) -> InvalidInput:
+def _refused(url: str, field: str) -> InvalidInput:
     seen = f"is {url!r:.100}" if len(url) <= URL_MAX_CHARS else f"has {len(url)} characters"
-    return InvalidInput(f"webhook {seen}; {ACCEPTED}")
+    return InvalidInput(f"{field} {seen}; {ACCEPTED}")
 
 
 def _known(host: str, literal: Address | None) -> tuple[Address, ...]:

@@ -146,15 +146,15 @@ class Loop:
 
     async def _recover(self) -> None:
         """Put back tasks of lost workers now and then, unless none could say for a lease that it was not lost."""
-        now = asyncio.get_running_loop().time()
-        if now < self._recover_at or now - self._away_at <= self._limits.lease_s:
+        clock = asyncio.get_running_loop().time
+        if clock() < self._recover_at or clock() - self._away_at <= self._limits.lease_s:
             return
         try:
             await predictions.recover(self._database, self._limits.attempts_max)
         except StoreUnavailable:
-            self._away_at = now
+            self._away_at = clock()
             raise
-        self._recover_at = now + IDLE_S / 2  # less than an idle worker waits
+        self._recover_at = clock() + IDLE_S / 2  # less than an idle worker waits
 
     def _give_place(self, task: Prediction) -> Job:
         """Make a job of a claimed task."""
