@@ -189,7 +189,7 @@ def _keys(commands: Commands) -> None:
         create.add_argument(flag, type=_limit, default=0, metavar="N", help=f"{what} (default: no limit)")
     create.set_defaults(command="keys create")
     keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
-    revoke = keys.add_parser("revoke", help="make a key worthless from now on")
+    revoke = keys.add_parser("revoke", help="make a key worthless; servers know within a second")
     revoke.set_defaults(command="keys revoke")
     rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
     rotate.set_defaults(command="keys rotate")

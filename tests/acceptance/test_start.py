@@ -1,10 +1,13 @@
 """Starting and stopping: keys, and what an operator is told when it cannot work."""
 
 import re
+import time
 
 import httpx
 import pytest
 from service import MODEL, PROMPT, Service
+
+from hidream.server.keyring import REMEMBERED_S
 
 
 @pytest.fixture
@@ -41,6 +44,7 @@ def test_keys_are_made_and_revoked_while_the_server_runs(start):
     assert status_with(service, made) == 200
     (line,) = [line for line in service.command("keys", "list").splitlines() if "second" in line]
     service.command("keys", "revoke", re.search(r"\b[0-9a-f]{32}\b", line)[0])
+    time.sleep(REMEMBERED_S)
     assert status_with(service, made) == 401
     assert status_with(service, service.key) == 200
     assert service.stop() == 0

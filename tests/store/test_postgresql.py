@@ -158,15 +158,16 @@ def test_a_url_may_say_more_than_the_host(postgres):
 
 
 def test_a_process_that_hangs_in_a_transaction_keeps_nobody_out_for_ever(postgres, monkeypatch):
-    monkeypatch.setattr(postgresql, "IDLE_S", 0.3)
     url = postgres.url()
 
     async def scenario():
-        async with Database.open(url) as hangs, Database.open(url) as works:
+        async with Database.open(url) as works:  # it makes the tables, which may take longer than what is set next
             key = await new_key(works)
-            with pytest.raises(StoreUnavailable):
-                async with hangs.write(alone=True):
-                    async with asyncio.timeout(5):
-                        assert await submit(works, key)
+            monkeypatch.setattr(postgresql, "IDLE_S", 1.0)
+            async with Database.open(url) as hangs:
+                with pytest.raises(StoreUnavailable):
+                    async with hangs.write(alone=True):
+                        async with asyncio.timeout(5):
+                            assert await submit(works, key)
 
     asyncio.run(scenario())
