@@ -40,7 +40,7 @@ test: $(READY) postgresql ## every suite in its short form
 
 test-long: $(READY) postgresql ## every suite in its full form; a dated summary under tests/results
 	@mkdir -p tests/results
-	@set -o pipefail; { git describe --always --dirty; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
+	@set -o pipefail; commit=$$(git describe --always --dirty); { echo $$commit; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
 		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
 
 postgresql:
