@@ -42,12 +42,15 @@ def twin(transformer: Transformer) -> Transformer:
 
 
 def _seconds(x: torch.Tensor, weight: torch.Tensor, enough: float) -> float:
-    """Fastest of some products; the first warms up, and is enough if it is far too slow."""
+    """Fewest seconds of processors, which others on the machine disturb least, that one of some products took.
+
+    The first warms up, and is enough if it is far too slow.
+    """
     best = math.inf
     for i in range(1 + REPEATS):
-        started = time.perf_counter()
+        started = time.process_time()
         products.onednn(x, weight, None)
-        taken = time.perf_counter() - started
+        taken = time.process_time() - started
         if i or taken > 10 * enough:
             best = min(best, taken)
         if taken > 10 * enough:
