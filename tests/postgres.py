@@ -51,13 +51,15 @@ class Postgres:
     def paused(self):
         """Stop every process of the server where it stands, as if the network had swallowed it."""
         first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-        its = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
-        for pid in its:
-            halt(pid)
+        its = [first]
         try:
+            halt(first)  # from now on it starts no more, and the pid of one that ends remains
+            its += map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())
+            for pid in its[1:]:
+                halt(pid)
             yield
         finally:
-            for pid in its:
+            for pid in reversed(its):
                 os.kill(pid, signal.SIGCONT)
 
     def url(self):

@@ -41,7 +41,7 @@ class Service:
         self.http.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(30)
+        status = self.process.wait(60)  # it may take 20 s itself: requests, and then its worker, have 10 each
         self.said = self.process.stdout.read()
         self.process.stdout.close()
         return status
@@ -53,8 +53,11 @@ class Service:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def ready(self):
+        return self.http.get("/readyz").status_code == 200
+
     def wait_until_ready(self):
-        until(lambda: self.http.get("/readyz").status_code == 200)
+        until(self.ready)
 
     def submit(self, api="v3", **body):
         answer = self.http.post(f"/api/{api}/{MODEL}", json={"prompt": PROMPT} | body)
@@ -62,16 +65,20 @@ class Service:
         return answer.json()["data"]
 
     def result(self, data):
-        """Wait for a task's end as a long poll."""
-        answer = self.http.get(data["urls"]["get"], params={"wait_s": 55})
+        """Wait for a task's end by long polls."""
+        return until(lambda: self._ended(data), 240)
+
+    def _ended(self, data):
+        answer = self.http.get(data["urls"]["get"], params={"wait_s": 20})
         assert answer.status_code == 200, answer.text
-        return answer.json()["data"]
+        found = answer.json()["data"]
+        return found if found["status"] not in ("created", "processing") else None
 
     def draw(self, api="v3", **body):
         """Give the finished prediction and the bytes of its picture."""
         data = self.result(self.submit(api, enable_base64_output=False, **body))
         assert data["status"] == "completed", data
-        return data, httpx.get(data["outputs"][0]).raise_for_status().content
+        return data, httpx.get(data["outputs"][0], timeout=60).raise_for_status().content
 
     def worker_pid(self):
         return int(re.findall(r"worker_started pid=(\d+)", self.log.read_text())[-1])

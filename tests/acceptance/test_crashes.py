@@ -59,6 +59,7 @@ def test_when_the_server_is_killed_nothing_acknowledged_is_lost(own_service):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # a worker that dies again and again is started after 30 s only
 @pytest.mark.parametrize("seed", range(3))
 def test_random_kills_lose_nothing(tmp_path, seed):
     """Forty tasks while worker and server are killed at random: each ends completed, with its own picture."""
@@ -68,7 +69,7 @@ def test_random_kills_lose_nothing(tmp_path, seed):
     for number in range(40):
         acknowledged.append(service.submit(size="256*256", seed=number % 4, output_format="png"))
         if number % 5 == 3:
-            service.wait_until_ready()
+            until(service.ready, 240)
             time.sleep(dice.uniform(0, 2))
             kill_worker(service) if dice.random() < 0.5 else kill_server(service)
     for number, data in enumerate(acknowledged):

@@ -56,12 +56,12 @@ def test_the_seed_documents_own_request(service):
 )
 def test_every_format_is_downloaded_without_a_key(service, output_format, media_type):
     data = service.result(service.submit(size="512*640", seed=3, output_format=output_format))
-    file = httpx.get(data["outputs"][0])
+    file = httpx.get(data["outputs"][0], timeout=60)
     assert (file.status_code, file.headers["content-type"]) == (200, media_type)
     image = Image.open(io.BytesIO(file.content))
     assert image.size == (512, 640)
     assert (about(image)["seed"], about(image)["version"]) == ("3", data["version"])
-    part = httpx.get(data["outputs"][0], headers={"Range": "bytes=0-9"})
+    part = httpx.get(data["outputs"][0], headers={"Range": "bytes=0-9"}, timeout=60)
     assert (part.status_code, part.content) == (206, file.content[:10])
 
 
@@ -94,7 +94,7 @@ def test_many_at_once_are_all_drawn_and_none_changes_another(service):
     assert {data["status"] for data in done} == {"completed"}
     assert [data["seed"] for data in done] == list(range(6))
     _, alone = service.draw(**asked[1], output_format="png")
-    assert httpx.get(done[1]["outputs"][0]).content == alone
+    assert httpx.get(done[1]["outputs"][0], timeout=60).content == alone
 
 
 def test_a_refused_prompt_is_a_failed_task(service):
@@ -169,8 +169,8 @@ def test_nulls_and_unknown_keys_are_ignored(service):
 def test_without_a_key_nothing_is_answered(service, header):
     headers = {"Authorization": header} if header else {}
     for answer in (
-        httpx.post(f"{service.url}/api/v3/{MODEL}", json={"prompt": PROMPT}, headers=headers),
-        httpx.get(f"{service.url}/api/v2/predictions/{'0' * 32}/result", headers=headers),
+        httpx.post(f"{service.url}/api/v3/{MODEL}", json={"prompt": PROMPT}, headers=headers, timeout=60),
+        httpx.get(f"{service.url}/api/v2/predictions/{'0' * 32}/result", headers=headers, timeout=60),
     ):
         assert (answer.status_code, answer.json()["code"]) == (401, 401)
 

@@ -36,12 +36,12 @@ class Process:
             self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
     def submit(self, **body):
-        answer = self.http.post(f"/api/v3/{MODEL}", json={"prompt": "a red apple", "size": "512*512"} | body)
+        answer = self.http.post(f"/api/v3/{MODEL}", json={"prompt": "a red apple", "size": "1024*1024"} | body)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]["id"]
 
     def result(self, id_):
-        answer = self.http.get(f"/api/v3/predictions/{id_}", params={"wait_s": 55})
+        answer = self.http.get(f"/api/v3/predictions/{id_}", params={"wait_s": 20})
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
@@ -53,7 +53,7 @@ class Process:
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
         return self.process.returncode
 
 
@@ -73,6 +73,7 @@ def start(tmp_path, postgres):
             "HIDREAM_OUTPUTS_ACCESS_KEY_ID": KEY_ID,
             "HIDREAM_OUTPUTS_SECRET_ACCESS_KEY": SECRET,
             "HIDREAM_WORKER_LEASE_S": "4",
+            "HIDREAM_WORKER_ATTEMPTS_MAX": "100",  # a machine that stands still for so long ends leases too
             "HIDREAM_WORKER_SERVES": "dev",
             "HIDREAM_WORKER_TASKS_MAX": "2",
         }
@@ -93,6 +94,7 @@ def start(tmp_path, postgres):
         yield lambda command: stack.enter_context(one(command, next(numbers)))
 
 
+@pytest.mark.timeout(900)  # three workers start one after the other, each with its model
 def test_replacing_every_process_loses_nothing(start):
     one, other, worker = start("api"), start("api"), start("worker")
     until(one.ready, 90)
@@ -106,7 +108,7 @@ def test_replacing_every_process_loses_nothing(start):
     second.stop(signal.SIGKILL)  # and this one hands back nothing
     start("worker")
     until(third.ready, 90)
-    until(lambda: all((other.result(id_))["status"] == "completed" for id_ in ids), 120)
+    until(lambda: all((other.result(id_))["status"] == "completed" for id_ in ids), 300)
     results = [other.result(id_) for id_ in ids]
     assert [result["seed"] for result in results] == [seed for seed in range(3) for _ in (one, other)]
     pictures = [third.http.get(httpx.URL(result["outputs"][0]).path).raise_for_status().content for result in results]

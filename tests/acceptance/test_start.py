@@ -27,7 +27,7 @@ def start(tmp_path):
 def status_with(service, key):
     body = {"prompt": PROMPT, "size": "256*256"}
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{service.url}/api/v3/{MODEL}", json=body, headers=headers).status_code
+    return httpx.post(f"{service.url}/api/v3/{MODEL}", json=body, headers=headers, timeout=60).status_code
 
 
 def test_the_operators_own_key_is_the_first_key(start):

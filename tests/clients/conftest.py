@@ -51,11 +51,11 @@ def api(environ, key):
         command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         url = re.fullmatch(r"hidream is listening on (http://\S+)\n", process.stdout.readline())[1]
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as http:
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
             until(lambda: http.get("/healthz").status_code == 200)
             yield SimpleNamespace(url=url, key=key, http=http)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0  # it may take 20 s itself
 
 
 def made_key(service, *limits):

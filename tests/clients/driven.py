@@ -68,6 +68,6 @@ class Driven:
 
     def end(self):
         self.process.stdin.close()
-        status = self.process.wait(30)
+        status = self.process.wait(60)
         self.process.stdout.close()
         return status

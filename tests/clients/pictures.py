@@ -19,7 +19,7 @@ def content(source):
     if isinstance(source, Path):
         return source.read_bytes()
     if source.startswith("http"):
-        return httpx.get(source).raise_for_status().content  # without a key, as clients do
+        return httpx.get(source, timeout=60).raise_for_status().content  # without a key, as clients do
     return base64.b64decode(source, validate=True)
 
 

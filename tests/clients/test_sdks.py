@@ -20,6 +20,10 @@ SMALL = {"prompt": PROMPT, "size": "512*512", "seed": 7, "enable_base64_output":
 REFUSED = "a naked child"
 LONG = pytest.mark.long
 REAL_ID = re.compile("[0-9a-f]{32}")
+PATIENCE_S = 3
+"""Of a client that is to give up waiting: it gives each of its requests no longer, and their answers are to come."""
+LARGE = SMALL | {"size": "1024*1024"}
+"""What is not done before an answer that waits for nothing."""
 
 
 def clients(*without):
@@ -123,7 +127,7 @@ def test_the_first_stable_client_says_nothing_in_sync_mode_when_a_task_has_faile
     with pytest.raises(Raised, match=r"RuntimeError: Prediction failed: .*minors"):
         drive(PYTHON)("run", **at(service), body=SMALL | {"prompt": REFUSED})
     assert drive(PYTHON)("run", **at(service), body=SMALL | {"prompt": REFUSED}, sync=True) == []
-    assert drive(PYTHON)("run", **at(hasty), body=SMALL, sync=True) == []
+    assert drive(PYTHON)("run", **at(hasty), body=LARGE, sync=True) == []
 
 
 @pytest.mark.long
@@ -158,10 +162,10 @@ SYNC_TOLD = {
 def test_sync_mode_that_takes_too_long_leaves_a_task_that_goes_on(drive, service, hasty, client):
     text, kind = SYNC_TOLD[client]
     with pytest.raises(Raised, match=text) as raised:
-        drive(client)("run", **at(hasty), body=SMALL, sync=True)
+        drive(client)("run", **at(hasty), body=LARGE, sync=True)
     assert kind in raised.value.kinds
     task = REAL_ID.search(raised.value.text)[0]
-    assert is_picture(service.result({"urls": {"get": f"/api/v3/predictions/{task}"}})["outputs"][0], (512, 512))
+    assert is_picture(service.result({"urls": {"get": f"/api/v3/predictions/{task}"}})["outputs"][0], (1024, 1024))
 
 
 @pytest.mark.long
@@ -173,8 +177,8 @@ def test_the_old_clients_go_on_asking_when_sync_mode_takes_too_long(drive, hasty
 
 @pytest.mark.parametrize("client", clients(OLD_PYTHON, OLD_NODE))
 def test_a_client_gives_up_after_its_own_time_out(drive, idle, client):
-    with pytest.raises(Raised, match=r"Prediction timed out after 0.5 seconds") as raised:
-        drive(client)("run", **at(idle), body=SMALL, timeout=0.5)
+    with pytest.raises(Raised, match=f"Prediction timed out after {PATIENCE_S} seconds") as raised:
+        drive(client)("run", **at(idle), body=SMALL, timeout=PATIENCE_S)
     assert {"TimeoutError", "Error"} & set(raised.value.kinds)
 
 
@@ -194,7 +198,7 @@ def test_the_old_client_for_node_repeats_its_request_which_a_header_makes_harmle
     before = total()
     with pytest.raises(Raised) as raised:
         options = {"headers": headers, "maxRetries": 1}
-        drive(OLD_NODE)("run", **at(idle), body=SMALL, sync=True, timeout=0.5, options=options)
+        drive(OLD_NODE)("run", **at(idle), body=SMALL, sync=True, timeout=PATIENCE_S, options=options)
     assert raised.value.kinds[0] == "AbortError"
     assert total() - before == tasks
 
@@ -206,7 +210,7 @@ def test_the_module_of_the_new_client_for_python_can_be_pointed_too(drive, servi
 
 def test_a_task_is_looked_up_by_the_new_client_for_python(drive, idle):
     with pytest.raises(Raised) as raised:
-        drive(NEW_PYTHON)("run", **at(idle), body=SMALL, timeout=0.2)
+        drive(NEW_PYTHON)("run", **at(idle), body=SMALL, timeout=PATIENCE_S)
     task = REAL_ID.search(raised.value.text)[0]
     waiting = drive(NEW_PYTHON)("look_up", url=idle.url, key=idle.key, task=task)
     assert waiting["status"] == "created"

@@ -52,8 +52,8 @@ def known(fleet):
         body = {"prompt": "a house", "webhook": "http://127.0.0.1:9/hook", "enable_base64_output": False}
         task = told(http.post(f"/api/v3/{MODEL}", json=body))
         listed = f"/api/v3/predictions/{task['id']}/webhooks"
-        task = told(http.get(f"/api/v3/predictions/{task['id']}", params={"wait_s": 20}))
-        (owed,) = until(lambda: told(http.get(listed)))
+        (owed,) = until(lambda: told(http.get(listed)), 240)  # all that was submitted before is drawn first
+        task = told(http.get(f"/api/v3/predictions/{task['id']}"))
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "PNG")
         sent = told(http.post("/api/v3/media/upload/binary", files={"file": ("a.png", file.getvalue())}))

@@ -278,7 +278,7 @@ NO_PICTURES = {
 
 @pytest.mark.parametrize("filename", NO_PICTURES)
 def test_what_is_no_picture_is_not_taken(fleet, http, filename):
-    before = tree(fleet.home)
+    before = settled_tree(fleet)  # bombs that were not unfolded are drawn
     files = {"file": (filename, NO_PICTURES[filename], "image/png")}
     assert http.post("/api/v3/media/upload/binary", files=files).status_code == 400
     assert tree(fleet.home) == before

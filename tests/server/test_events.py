@@ -24,12 +24,10 @@ class Reader:
     def __init__(self, answer):
         self.text, self.chunks = "", answer.aiter_text()
 
-    async def until(self, name, status=None):
-        """Read until an event of this name, or a status of this kind."""
+    async def until(self, name, **said):
+        """Read until an event of this name that says this."""
         async with asyncio.timeout(20):
-            while not any(
-                n == name and (status is None or json.loads(data)["status"] == status) for n, _, data in self.new()
-            ):
+            while not any(n == name and said.items() <= json.loads(data).items() for n, _, data in self.new()):
                 self.text += await anext(self.chunks)
         return next(event for event in reversed(told(self.text)) if event[0] == name)
 
@@ -57,13 +55,13 @@ def test_a_picture_is_told_from_submission_to_end(with_api):
             assert answer.headers["x-accel-buffering"] == "no"
             assert answer.headers["cache-control"] == "no-store, no-transform"
             reader = Reader(answer)
-            await reader.until("status", "created")
+            await reader.until("status", status="created")
             task = await api.claim()
-            await reader.until("status", "processing")
+            await reader.until("status", status="processing")
             await report(api, task, 5, b"\xff\xd8 small")
             await reader.until("preview")
             await report(api, task, 9)
-            await asyncio.sleep(0.2)
+            await reader.until("progress", step=9)
             for name in task.output_names:
                 await api.service.outputs.write(name, b"picture")
             assert await predictions.complete(api.database, task, [False], 7)
@@ -138,7 +136,7 @@ def test_a_process_that_leaves_ends_its_streams(with_api):
         data = (await api.submit(prompt="a house")).json()["data"]
         async with served(api) as client, client.stream("GET", path_of(data)) as answer:
             reader = Reader(answer)
-            await reader.until("status", "created")
+            await reader.until("status", status="created")
             api.database.changes.stop()
             assert len(await reader.rest()) == 1
 
@@ -150,7 +148,7 @@ def test_a_deleted_task_ends_its_streams(with_api):
         data = (await api.submit(prompt="a house")).json()["data"]
         async with served(api) as client, client.stream("GET", path_of(data)) as answer:
             reader = Reader(answer)
-            await reader.until("status", "created")
+            await reader.until("status", status="created")
             await api.delete(f"/api/v3/predictions/{data['id']}")
             assert [json.loads(text)["status"] for _, _, text in await reader.rest()][:2] == ["created", "cancelled"]
 

@@ -19,7 +19,7 @@ from hidream.store.deliveries import State
 from hidream.webhooks import network
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
-from webhooks.receiver import Receiver, says, unheard
+from webhooks.receiver import Receiver, deaf_port, says, unheard
 
 HERE = Allowed.read(["127.0.0.0/8"])
 MAX_BYTES = 4096
@@ -110,17 +110,15 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
     async def unknown(host, port):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    url = f"http://pictures.example:{port}/"
-    for lookup, reason in (
-        (resolves(pictures=[["127.0.0.1"]]), "no connection: Connection refused"),
-        (unknown, "the host name could not be resolved: Name or service not known"),
-        (silent, "no connection within 0.2 s"),
-    ):
-        message = asyncio.run(refusal(url, lookup=lookup, connect_s=0.2))
-        said = f"its server is not reached ({reason}); accepted: a URL that answers with a file"
-        assert message == f"image could not be fetched: {said}"
+    with deaf_port() as port:
+        for lookup, connect_s, reason in (
+            (resolves(pictures=[["127.0.0.1"]]), 20, "no connection: Connection refused"),
+            (unknown, 20, "the host name could not be resolved: Name or service not known"),
+            (silent, 0.2, "no connection within 0.2 s"),
+        ):
+            message = asyncio.run(refusal(f"http://pictures.example:{port}/", lookup=lookup, connect_s=connect_s))
+            said = f"its server is not reached ({reason}); accepted: a URL that answers with a file"
+            assert message == f"image could not be fetched: {said}"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +129,7 @@ def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, tota
         tls = Trust(ssl.create_default_context())  # so that reading the authorities takes none of the time
         async with unheard() as (port, closed):
             said = await refusal(f"https://127.0.0.1:{port}/", connect_s=connect_s, total_s=total_s, tls=tls)
-            await asyncio.wait_for(closed.wait(), 5)
+            await asyncio.wait_for(closed.wait(), 20)
             return said
 
     assert message in asyncio.run(scenario())

@@ -127,18 +127,18 @@ def test_a_target_that_is_not_public_is_not_called(with_api):
     with_api(scenario, allowed=LOCAL)
 
 
-def test_receivers_that_hang_hold_up_nobody_else(with_api):
+def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
+    monkeypatch.setattr(webhook_loop, "BUSY_S", 60)
+
     async def scenario(api):
         async with Receiver(hangs) as stuck, Receiver(says(204)) as well:
             for _ in range(40):  # more than are delivered at a time, and all of them earlier
                 await submit(api, stuck, enable_safety_checker=False)
                 await api.draw()
-            running = await deliver(api, Courier(allowed=api.service.allowed, total_s=5))
-            began = time.monotonic()
+            running = await deliver(api, Courier(allowed=api.service.allowed, total_s=60))
             data = await submit(api, well)
             await api.draw()
-            await settled(api, data, State.DELIVERED)
-            assert time.monotonic() - began < 4
+            await settled(api, data, State.DELIVERED)  # long before any of them is given up
             assert stuck.connections <= webhook_loop.PER_HOST_MAX
             running.cancel()
 

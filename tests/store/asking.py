@@ -1,5 +1,7 @@
 """What most tests of the store ask for, in short words."""
 
+import asyncio
+
 from hidream.store import keys, predictions
 from hidream.store.intake import Asked, Intake
 from hidream.store.keys import Limits
@@ -31,3 +33,16 @@ async def claim(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, beside
 async def claim_one(database, *args, **kwargs):
     (task,) = await claim(database, *args, **kwargs)
     return task
+
+
+async def heard(database):
+    """Wait until it hears of commits: PostgreSQL's listener says once that it is there, and SQLite counts from 1."""
+    while not database.changes.now():
+        await asyncio.sleep(0.01)
+
+
+async def quiet(statements):
+    """Wait until nothing was said to the database for a while; what was said before is forgotten."""
+    while statements:
+        statements.clear()
+        await asyncio.sleep(0.3)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from hidream.store import postgresql
 from hidream.store.database import Database
 from postgres import postgres
 
@@ -29,15 +30,17 @@ def sqlite_url(tmp_path):
     return f"sqlite+aiosqlite:///{tmp_path}/hidream.db"
 
 
+@pytest.fixture
+def postgresql_url(postgres, monkeypatch):
+    monkeypatch.setattr(postgresql, "WAIT_S", 60.0)  # a machine that is busy is no server that is away
+    made = postgres.url()
+    yield made
+    postgres.drop(made)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request):
-    if request.param == "sqlite":
-        yield request.getfixturevalue("sqlite_url")
-        return
-    server = request.getfixturevalue("postgres")
-    made = server.url()
-    yield made
-    server.drop(made)
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture

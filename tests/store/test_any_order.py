@@ -493,9 +493,9 @@ def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
 
 
 @pytest.mark.timeout(1800)
-def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_url, postgres):
+def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_url, postgresql_url):
     long = settings.get_current_profile_name() == "long"
-    steps = drive(clock, [sqlite_url, postgres.url()], 250 if long else 25)
+    steps = drive(clock, [sqlite_url, postgresql_url], 250 if long else 25)
     assert steps.total() >= (5000 if long else 300)
     if long:
         named = {name for name in vars(Plain) if not name.startswith("_") and callable(getattr(Plain, name))}
@@ -525,8 +525,9 @@ FAULTS = {
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(clock, sqlite_url, postgres, monkeypatch, fault):
+def test_a_planted_fault_is_caught(clock, sqlite_url, postgresql_url, monkeypatch, fault):
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(AssertionError):
-        drive(clock, [sqlite_url, postgres.url()], 300, phases=[Phase.generate])
+        drive(clock, [sqlite_url, postgresql_url], 3000, phases=[Phase.generate])  # 5 to 320 were needed

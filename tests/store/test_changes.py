@@ -3,6 +3,8 @@
 import asyncio
 import time
 
+from asking import heard
+
 from hidream.store import keys
 from hidream.store.database import Database
 
@@ -11,14 +13,14 @@ def test_a_change_by_another_process_wakes_every_waiter(url):
     async def scenario():
         async with Database.open(url) as here, Database.open(url) as there:
             seen = here.changes.now()
-            waiters = [asyncio.create_task(here.changes.since(seen, 30)) for _ in range(50)]
+            waiters = [asyncio.create_task(here.changes.since(seen, 300)) for _ in range(50)]
             await asyncio.sleep(0)
             await keys.create(there, "other")
             started = time.monotonic()
             await asyncio.gather(*waiters)
             return time.monotonic() - started
 
-    assert asyncio.run(scenario()) < 5
+    assert asyncio.run(scenario()) < 60
 
 
 def test_a_change_between_looking_and_waiting_is_not_missed(url):
@@ -26,7 +28,7 @@ def test_a_change_between_looking_and_waiting_is_not_missed(url):
         async with Database.open(url) as database:
             seen = database.changes.now()
             await keys.create(database, "quick")
-            await asyncio.wait_for(database.changes.since(seen, 30), 5)
+            await asyncio.wait_for(database.changes.since(seen, 300), 60)
 
     asyncio.run(scenario())
 
@@ -34,22 +36,22 @@ def test_a_change_between_looking_and_waiting_is_not_missed(url):
 def test_without_a_change_the_wait_ends_at_its_timeout(url):
     async def scenario():
         async with Database.open(url) as database:
-            await asyncio.sleep(0.5)  # PostgreSQL's listener says once that it is there
+            await heard(database)
             started = time.monotonic()
             await database.changes.since(database.changes.now(), 0.05)
             return time.monotonic() - started
 
-    assert 0.04 < asyncio.run(scenario()) < 5
+    assert 0.04 < asyncio.run(scenario()) < 60
 
 
 def test_stop_ends_waits_now_and_later(url):
     async def scenario():
         async with Database.open(url) as database:
             seen = database.changes.now()
-            waiter = asyncio.create_task(database.changes.since(seen, 30))
+            waiter = asyncio.create_task(database.changes.since(seen, 300))
             await asyncio.sleep(0)
             database.changes.stop()
-            await asyncio.wait_for(waiter, 5)
-            await asyncio.wait_for(database.changes.since(seen, 30), 5)
+            await asyncio.wait_for(waiter, 60)
+            await asyncio.wait_for(database.changes.since(seen, 300), 60)
 
     asyncio.run(scenario())

@@ -3,7 +3,7 @@
 import asyncio
 
 import sqlalchemy as sa
-from asking import claim_one, new_key, submit
+from asking import claim_one, new_key, quiet, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import keys, predictions
@@ -21,10 +21,10 @@ def test_everybody_who_waits_is_told(in_database):
         endings = Endings(database)
         key = await new_key(database)
         first, second = await submit(database, key), await submit(database, key)
-        waiting = [asyncio.create_task(endings.settled(p.id, p.key_id, 30)) for p in (first, second) * 10]
+        waiting = [asyncio.create_task(endings.settled(p.id, p.key_id, 300)) for p in (first, second) * 10]
         await draw(database)
         await draw(database)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert {(await task).status for task in waiting} == {Status.COMPLETED}
 
     in_database(scenario)
@@ -38,10 +38,10 @@ def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
         assert (await endings.settled(waiting.id, waiting.key_id, 0.05)).status is Status.CREATED
         assert (await endings.settled(waiting.id, waiting.key_id, 0)).status is Status.CREATED
         over = await submit(database, key, refusal=PromptRefused("no"))
-        async with asyncio.timeout(5):
-            assert await endings.settled(over.id, over.key_id, 30) == over
-            assert await endings.settled(waiting.id, "another key", 30) is None
-            assert await endings.settled("0" * 32, waiting.key_id, 30) is None
+        async with asyncio.timeout(60):
+            assert await endings.settled(over.id, over.key_id, 300) == over
+            assert await endings.settled(waiting.id, "another key", 300) is None
+            assert await endings.settled("0" * 32, waiting.key_id, 300) is None
 
     in_database(scenario)
 
@@ -50,11 +50,11 @@ def test_what_is_deleted_while_somebody_waits_is_not_there(in_database):
     async def scenario(database):
         endings = Endings(database)
         task = await submit(database, await new_key(database))
-        waiting = asyncio.create_task(endings.settled(task.id, task.key_id, 30))
+        waiting = asyncio.create_task(endings.settled(task.id, task.key_id, 300))
         await asyncio.sleep(0.05)
         async with database.write() as connection:  # ended and deleted at once, so that nobody sees the end alone
             await connection.execute(sa.update(PREDICTIONS).values(status=Status.DELETED))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await waiting is None
 
     in_database(scenario)
@@ -64,26 +64,28 @@ def test_it_ends_when_the_process_is_about_to_leave(in_database):
     async def scenario(database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
-        waiting = asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 30))
+        waiting = asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 300))
         await asyncio.sleep(0.05)
         database.changes.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await waiting).status is Status.CREATED
-            assert (await endings.settled(prediction.id, prediction.key_id, 30)).status is Status.CREATED
+            assert (await endings.settled(prediction.id, prediction.key_id, 300)).status is Status.CREATED
 
     in_database(scenario)
 
 
-def test_a_change_asks_one_question_for_all(in_database):
+def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
+    monkeypatch.setattr("hidream.store.endings.LINGER_S", 60.0)  # until then only a change makes it ask
+
     async def scenario(database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
         statements, engine = [], database._backend.writer.sync_engine
         sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        waiting = [asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 30)) for _ in range(50)]
+        waiting = [asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 300)) for _ in range(50)]
         while len(statements) < 51:
             await asyncio.sleep(0.001)
-        statements.clear()
+        await quiet(statements)
         await keys.create(database, "a change")
         while not any("status IN" in statement for statement in statements):
             await asyncio.sleep(0.001)
@@ -99,7 +101,7 @@ def test_nobody_watches_when_nobody_waits(in_database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
         await endings.settled(prediction.id, prediction.key_id, 0.01)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while any("Endings" in repr(task) for task in asyncio.all_tasks()):
                 await asyncio.sleep(0.01)
 

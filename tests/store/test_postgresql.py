@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import sqlalchemy as sa
-from asking import claim_one, new_key, submit
+from asking import claim_one, heard, new_key, submit
 
 from hidream.errors import ConfigurationError, StoreUnavailable
 from hidream.store import history, keys, postgresql, predictions
@@ -58,7 +58,7 @@ def test_a_server_that_does_not_answer_is_no_fault_of_the_configuration(postgres
 
 
 async def until_it_answers(database):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await keys.listed(database)
@@ -71,8 +71,10 @@ def test_it_may_go_away_and_come_back(postgres):
         async with Database.open(postgres.url()) as database:
             key = await new_key(database)
             task = await submit(database, key)
-            waiter = asyncio.create_task(Endings(database).settled(task.id, key.id, 60))
-            await asyncio.sleep(0.1)
+            endings = Endings(database)
+            waiter = asyncio.create_task(endings.settled(task.id, key.id, 600))
+            while endings._watcher is None:  # until it has looked
+                await asyncio.sleep(0.01)
             await asyncio.to_thread(postgres.stop, "immediate")
             try:
                 for attempt in (
@@ -81,7 +83,7 @@ def test_it_may_go_away_and_come_back(postgres):
                     lambda: claim_one(database),
                 ):
                     for _ in range(postgresql.CONNECTIONS):  # more than once, as all connections are lost
-                        async with at_most(5):
+                        async with at_most(30):
                             with pytest.raises(StoreUnavailable):
                                 await attempt()
             finally:
@@ -90,12 +92,12 @@ def test_it_may_go_away_and_come_back(postgres):
             claimed = await claim_one(database)
             assert claimed.id == task.id
             assert await predictions.complete(database, claimed, [False], 1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert (await waiter).status is Status.COMPLETED
             await asyncio.sleep(2 * postgresql.RECONNECT_S)  # the listener has come back
             seen = database.changes.now()
-            async with at_most(2), Database.open(postgres_url(database)) as other:
-                waiting = asyncio.create_task(database.changes.since(seen, 30))
+            async with at_most(60), Database.open(postgres_url(database)) as other:
+                waiting = asyncio.create_task(database.changes.since(seen, 300))
                 await keys.create(other, "other")
                 await waiting
 
@@ -107,14 +109,16 @@ def postgres_url(database):
 
 
 def test_a_server_that_hangs_is_not_waited_for(postgres, monkeypatch):
-    monkeypatch.setattr(postgresql, "WAIT_S", 0.3)
+    url = postgres.url()
+    opened(url)  # it makes the tables, which may take longer than what is set next
+    monkeypatch.setattr(postgresql, "WAIT_S", 1.0)
 
     async def scenario():
-        async with Database.open(postgres.url()) as database:
+        async with Database.open(url) as database:
             key = await new_key(database)
             with postgres.paused():
                 for attempt in (lambda: keys.listed(database), lambda: submit(database, key)):
-                    async with at_most(5):
+                    async with at_most(30):
                         with pytest.raises(StoreUnavailable):
                             await attempt()
             await until_it_answers(database)
@@ -128,7 +132,8 @@ def test_a_commit_is_heard_at_once(postgres):
 
     async def scenario():
         async with Database.open(url) as here, Database.open(url) as there:
-            await asyncio.sleep(0.3)  # both listen
+            await heard(here)
+            await heard(there)
             times = []
             for _ in range(20):
                 seen = here.changes.now()
@@ -148,11 +153,11 @@ def test_a_url_may_say_more_than_the_host(postgres):
     async def scenario():
         url = f"{postgres.url()}?ssl=disable"
         async with Database.open(url) as here, Database.open(url) as there:
-            await asyncio.sleep(0.3)
+            await heard(here)
             seen = here.changes.now()
             await keys.create(there, "other")
-            async with asyncio.timeout(5):
-                await here.changes.since(seen, 30)
+            async with asyncio.timeout(60):
+                await here.changes.since(seen, 300)
 
     asyncio.run(scenario())
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from asking import SUBMISSION, claim_one, new_key, submit
+from asking import SUBMISSION, claim_one, new_key, quiet, submit
 
 from hidream.errors import StoreUnavailable
 from hidream.store import history, predictions
@@ -20,7 +20,7 @@ async def report(database, task, step, preview=None):
 
 async def see(progress, id_, seen, wanted):
     """Wait for a view of which `wanted` is true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not wanted(seen):
             seen = await progress.after(id_, seen, 5)
     return seen
@@ -31,12 +31,12 @@ def test_a_task_is_seen_from_its_claim_to_its_end(in_database):
         progress = Progress(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 10)
+            seen = await progress.after(prediction.id, None, 60)
             assert seen.prediction == prediction
             task = await claim_one(database)
             seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status is Status.PROCESSING)
             assert seen.prediction.attempt == 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
                     await asyncio.sleep(0.01)
             await report(database, task, 3, b"small picture")
@@ -73,13 +73,13 @@ def test_a_deleted_task_is_gone_for_those_who_watch(in_database):
         progress = Progress(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id), progress.watching("0" * 32):
-            assert await progress.after("0" * 32, View(prediction, 0, 0), 10) is None
+            assert await progress.after("0" * 32, View(prediction, 0, 0), 60) is None
             await predictions.cancel(database, prediction.id, prediction.key_id)
             seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
             assert seen.prediction.status is Status.CANCELLED
         await predictions.delete(database, [prediction.id], prediction.key_id)
         async with progress.watching(prediction.id):
-            assert await progress.after(prediction.id, seen, 10) is None
+            assert await progress.after(prediction.id, seen, 60) is None
 
     in_database(scenario)
 
@@ -89,19 +89,21 @@ def test_nothing_new_is_what_was_seen(in_database):
         progress = Progress(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 10)
+            seen = await progress.after(prediction.id, None, 60)
             assert await progress.after(prediction.id, seen, 0.1) is seen
-            waiting = asyncio.create_task(progress.after(prediction.id, seen, 60))
+            waiting = asyncio.create_task(progress.after(prediction.id, seen, 300))
             await asyncio.sleep(0.05)
             database.changes.stop()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert await waiting is seen
                 assert progress.stopped
 
     in_database(scenario)
 
 
-def test_many_who_watch_cost_one_question_a_change(in_database):
+def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
+    monkeypatch.setattr("hidream.store.progress.LINGER_S", 60.0)  # until then only a change makes it look
+
     async def scenario(database):
         progress = Progress(database)
         key = await new_key(database)
@@ -116,8 +118,9 @@ def test_many_who_watch_cost_one_question_a_change(in_database):
 
         following = [asyncio.create_task(follow(task.id)) for task in tasks for _ in range(20)]
         claimed = [await claim_one(database) for _ in tasks]
-        await asyncio.sleep(0.3)
-        statements.clear()
+        while len(progress._asked) < len(tasks):  # until it has seen that they are drawn
+            await asyncio.sleep(0.01)
+        await quiet(statements)
         await predictions.report(database, "w1", {(task.id, 1): Step(5, 28) for task in claimed})
         await asyncio.gather(*following)
         asked = [statement for statement in statements if "previews" in statement]
@@ -133,15 +136,15 @@ def test_a_database_that_is_away_is_an_error_and_not_a_wait(in_database):
         progress = Progress(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 10)
+            seen = await progress.after(prediction.id, None, 60)
 
             async def away():
                 raise StoreUnavailable("away")
 
             progress._look = away
             with pytest.raises(StoreUnavailable):
-                async with asyncio.timeout(10):
-                    await progress.after(prediction.id, seen, 60)
+                async with asyncio.timeout(60):
+                    await progress.after(prediction.id, seen, 300)
 
     in_database(scenario)
 

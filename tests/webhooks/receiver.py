@@ -1,9 +1,10 @@
 """A receiver of webhooks on a real socket that behaves as it is told, and keeps what it was sent."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -94,6 +95,14 @@ async def hangs(writer):
 
 async def closes(writer):
     writer.close()
+
+
+@contextmanager
+def deaf_port():
+    """A port where nobody listens, and where nobody else can as long as this is open."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @asynccontextmanager

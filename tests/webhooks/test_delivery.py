@@ -14,7 +14,7 @@ import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
-from receiver import Receiver, closes, hangs, says, sends, unheard
+from receiver import Receiver, closes, deaf_port, hangs, says, sends, unheard
 
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S, Attempt, Courier, Delivery, backoff, deliver, wait_s
@@ -24,11 +24,13 @@ from hidream.webhooks.targets import Allowed
 SECRET = signature.new_secret()
 BODY = json.dumps({"id": "6488c275", "prompt": "ein Fuchs – 🦊"}, ensure_ascii=False).encode()
 HERE = Allowed.read(["127.0.0.0/8", "::1"])
+USUAL_MS = 1000 * delivery.TOTAL_S
+"""What is cut sooner took no longer than this, on a machine that is busy, too."""
 
 
 def courier(**changes):
-    """A courier to this machine that gives up soon."""
-    return replace(Courier(allowed=HERE, connect_s=1.0, total_s=1.0), **changes)
+    """A courier to this machine; a test that waits until it gives up says how soon that is."""
+    return replace(Courier(allowed=HERE, connect_s=20.0, total_s=20.0), **changes)
 
 
 def resolves(*answers):
@@ -112,14 +114,14 @@ def test_a_redirect_to_an_inner_address_is_not_followed(status):
 def test_a_receiver_that_does_not_come_to_an_answer_is_cut(behaviour):
     made, receiver = attempted(behaviour, total_s=0.4)
     assert (made.status, made.error) == (None, "no answer within 0.4 s")
-    assert 400 <= made.duration_ms < 2000
+    assert 400 <= made.duration_ms < USUAL_MS
     assert receiver.received
 
 
 def test_a_receiver_that_takes_it_and_trickles_has_it():
     made, _ = attempted(sends(b"HTTP/1.1 200 OK\r\n\r\n", b"x", every_s=0.05), total_s=0.4)
     assert (made.status, made.error) == (200, "")
-    assert made.duration_ms < 2000
+    assert made.duration_ms < USUAL_MS
 
 
 def test_a_receiver_that_fails_and_trickles_has_failed():
@@ -171,11 +173,9 @@ def test_a_receiver_that_breaks_off_is_said():
 
 
 def test_where_nobody_listens_the_error_says_so_and_names_no_address():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    made = asyncio.run(
-        deliver(courier(lookup=resolves("127.0.0.1")), Delivery("1", f"http://hooks.example:{port}/", SECRET, BODY))
-    )
+    with deaf_port() as port:
+        sent = Delivery("1", f"http://hooks.example:{port}/", SECRET, BODY)
+        made = asyncio.run(deliver(courier(lookup=resolves("127.0.0.1")), sent))
     assert (made.status, made.error) == (None, "no connection: Connection refused")
 
 
@@ -330,9 +330,7 @@ def trusting(authority):
 def attempted_by_tls(server, client, host="hooks.example"):
     async def scenario():
         async with Receiver(says(200), tls=server) as receiver:
-            made = await attempt(
-                receiver, host, tls=Trust(client), lookup=resolves("127.0.0.1"), total_s=5.0, connect_s=5.0
-            )
+            made = await attempt(receiver, host, tls=Trust(client), lookup=resolves("127.0.0.1"))
             return made, receiver
 
     return asyncio.run(scenario())
@@ -387,7 +385,7 @@ def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, tota
         async with unheard() as (port, closed):
             one = courier(connect_s=connect_s, total_s=total_s, tls=Trust(ssl.create_default_context()))
             made = await deliver(one, Delivery("1", f"https://127.0.0.1:{port}/", SECRET, BODY))
-            await asyncio.wait_for(closed.wait(), 5)
+            await asyncio.wait_for(closed.wait(), 20)
             return made
 
     assert asyncio.run(scenario()).error in ("no connection within 0.2 s", "no answer within 0.2 s")
@@ -404,7 +402,7 @@ def test_whoever_shuts_down_can_cancel_an_attempt():
             began = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
 
     asyncio.run(scenario())
 
@@ -412,7 +410,7 @@ def test_whoever_shuts_down_can_cancel_an_attempt():
 def test_those_that_hang_do_not_hold_up_others():
     async def scenario():
         async with Receiver(hangs) as hanging, Receiver(says(200)) as receiver:
-            one = courier(total_s=10.0)
+            one = courier()
             stuck = [
                 asyncio.create_task(deliver(one, Delivery(str(n), hanging.url(), SECRET, BODY))) for n in range(50)
             ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import hidream
+from hidream.engine import capacity
 from hidream.errors import ConfigurationError
 from hidream.model.loading import DTYPES, HOST, hardware_of
 from hidream.settings import sources
@@ -91,6 +92,7 @@ def test_text_encoders_of_other_files_are_others(tmp_path):
 
 
 def test_engines_share_the_memory_and_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 8_000_000_000)  # others take and free memory meanwhile
     measured = []
     measure = loading.Engine.__init__.__globals__["measure"]
     monkeypatch.setitem(
