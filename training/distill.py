@@ -33,7 +33,7 @@ from hidream.types import Variant
 from latents import Batch
 from muon import Optimisers, rise_and_fall
 from pretrain import latents_of
-from stage import Dice, Stage, arguments, prefers_bfloat16
+from stage import Dice, Stage, arguments, quick
 
 WARM_UP = 200
 SPREAD_SHIFT = 2.0
@@ -181,7 +181,7 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     source = latents_of(config, vae, runs / "pretrain", device)
     for step in stage.steps(total):
         batch = functools.partial(source.batch, dice, settings.batch, config.pretrain.steps + step)
-        with torch.autocast(device.type, torch.bfloat16, prefers_bfloat16(device)):
+        with quick(device):
             if step < settings.regression_steps:
                 loss = work.regression(batch(), dice)
                 losses = {"regression": loss}

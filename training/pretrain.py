@@ -33,7 +33,7 @@ from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Latents, draw_scenes
 from muon import Optimisers, rise_and_fall
-from stage import Dice, Stage, arguments, prefers_bfloat16
+from stage import Dice, Stage, arguments, quick
 
 
 class Student(nn.Module):
@@ -100,7 +100,7 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
         sigma = draw_sigmas(len(captions), RECIPES[Variant.FULL].shift, dice.generator).to(device)
         level = sigma[:, None, None, None]
         mixed = (1 - level) * batch.latent + level * noise
-        with balance_losses(student) as balance, torch.autocast(device.type, torch.bfloat16, prefers_bfloat16(device)):
+        with balance_losses(student) as balance, quick(device):
             velocity = student(mixed, sigma, captions, batch.grid)
         flow = F.mse_loss(velocity.float(), noise - batch.latent)
         loss = flow + settings.balance * torch.stack(balance).mean()
