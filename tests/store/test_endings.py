@@ -1,6 +1,7 @@
 """Waiting for ends: all who wait are told, at once, and not one more query is made for each."""
 
 import asyncio
+import functools
 
 import sqlalchemy as sa
 from asking import claim_one, new_key, quiet, submit
@@ -14,6 +15,15 @@ from hidream.types import Status
 
 async def draw(database):
     assert await predictions.complete(database, await claim_one(database), [False], 1)
+
+
+async def somebody_waits(database):
+    """Begin to wait for a new task: the question, and the wait."""
+    task = await submit(database, await new_key(database))
+    settled = functools.partial(Endings(database).settled, task.id, task.key_id, 300)
+    waiting = asyncio.create_task(settled())
+    await asyncio.sleep(0.05)
+    return settled, waiting
 
 
 def test_everybody_who_waits_is_told(in_database):
@@ -48,10 +58,7 @@ def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
 
 def test_what_is_deleted_while_somebody_waits_is_not_there(in_database):
     async def scenario(database):
-        endings = Endings(database)
-        task = await submit(database, await new_key(database))
-        waiting = asyncio.create_task(endings.settled(task.id, task.key_id, 300))
-        await asyncio.sleep(0.05)
+        _, waiting = await somebody_waits(database)
         async with database.write() as connection:  # ended and deleted at once, so that nobody sees the end alone
             await connection.execute(sa.update(PREDICTIONS).values(status=Status.DELETED))
         async with asyncio.timeout(60):
@@ -62,14 +69,11 @@ def test_what_is_deleted_while_somebody_waits_is_not_there(in_database):
 
 def test_it_ends_when_the_process_is_about_to_leave(in_database):
     async def scenario(database):
-        endings = Endings(database)
-        prediction = await submit(database, await new_key(database))
-        waiting = asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 300))
-        await asyncio.sleep(0.05)
+        settled, waiting = await somebody_waits(database)
         database.changes.stop()
         async with asyncio.timeout(60):
             assert (await waiting).status is Status.CREATED
-            assert (await endings.settled(prediction.id, prediction.key_id, 300)).status is Status.CREATED
+            assert (await settled()).status is Status.CREATED
 
     in_database(scenario)
 
