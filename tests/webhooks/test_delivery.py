@@ -24,8 +24,6 @@ from hidream.webhooks.targets import Allowed
 SECRET = signature.new_secret()
 BODY = json.dumps({"id": "6488c275", "prompt": "ein Fuchs – 🦊"}, ensure_ascii=False).encode()
 HERE = Allowed.read(["127.0.0.0/8", "::1"])
-USUAL_MS = 1000 * delivery.TOTAL_S
-"""What is cut sooner took no longer than this, on a machine that is busy, too."""
 
 
 def courier(**changes):
@@ -114,14 +112,14 @@ def test_a_redirect_to_an_inner_address_is_not_followed(status):
 def test_a_receiver_that_does_not_come_to_an_answer_is_cut(behaviour):
     made, receiver = attempted(behaviour, total_s=0.4)
     assert (made.status, made.error) == (None, "no answer within 0.4 s")
-    assert 400 <= made.duration_ms < USUAL_MS
+    assert 400 <= made.duration_ms < 2000
     assert receiver.received
 
 
 def test_a_receiver_that_takes_it_and_trickles_has_it():
     made, _ = attempted(sends(b"HTTP/1.1 200 OK\r\n\r\n", b"x", every_s=0.05), total_s=0.4)
     assert (made.status, made.error) == (200, "")
-    assert made.duration_ms < USUAL_MS
+    assert made.duration_ms < 2000
 
 
 def test_a_receiver_that_fails_and_trickles_has_failed():
@@ -402,7 +400,7 @@ def test_whoever_shuts_down_can_cancel_an_attempt():
             began = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 5
 
     asyncio.run(scenario())
 
