@@ -472,12 +472,12 @@ def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painter, unt
 
 def test_progress_is_written_down_and_previews_while_somebody_watches(studio, painter, until):
     may, step = threading.Semaphore(0), painter.step
-    painter.step = lambda: step() if may.acquire(timeout=30) else []
+    painter.step = lambda: step() if len(painter.here) == 2 and may.acquire(timeout=30) else []
 
     async def scenario():
         async with studio() as s:
             task, previews = await s.submit(seed=200, num_images=2), {}
-            await until(lambda: s.loop._jobs)
+            await until(lambda: len(painter.here) == 2)
             await progress.watch(s.database, [task.id], 60)
             assert ((await s.now(task)).step, (await s.now(task)).steps) == (0, 0)
             for done in range(1, STEPS):
