@@ -1,8 +1,8 @@
-"""Draw the grounds of pictures: plain colours and eight scenes, each a little different every time.
+"""Draw the grounds of pictures: plain colours and nine scenes, each a little different every time.
 
 Batched torch on any device; knows backgrounds by name, nothing of objects. All chance comes in as numbers (`Draws`), so
 that a picture depends on its own seed only, not on its batch or its device. No scene shows what is also an object: no
-crescent moon, no snowflake, no ringed planet, no whole sun.
+crescent moon, no snowflake, no ringed planet, no whole sun, no whole tree.
 
 Shapes: B pictures, H height, W width. Lengths are in short sides of the picture, so that round stays round.
 """
@@ -291,6 +291,32 @@ def _space(draws: Draws, canvas: Canvas) -> Tensor:
     return picture
 
 
+def _forest(draws: Draws, canvas: Canvas) -> Tensor:
+    """Trunks between the ground and a roof of leaves, which hides their crowns, and a few floating lights."""
+    floor = draws.between(0.7, 0.8) * canvas.height
+    picture = _ramp(_rgb(draws, "2f7a4a", "8fce7f", "dff0b4"), [0, 0.6, 1], canvas.y / floor)
+    for count, hex_, half in ((7, "6fa768", 0.012), (4, "5b4334", 0.026)):
+        (bark,) = _rgb(draws, hex_)
+        trunks = max(1, round(count * canvas.width))
+        for n in range(trunks):
+            x = (n + draws.between(0.15, 0.85)) / trunks * canvas.width
+            foot = floor + draws.between(0.0, 1.5) * half
+            flare = (1 - (foot - canvas.y).clamp(min=0) / (6 * half)).clamp(min=0).square()
+            wide = half * (draws.between(0.7, 1.3) + 0.8 * flare)
+            picture = _paint(
+                picture, bark, torch.minimum(canvas.cover(wide - (canvas.x - x).abs()), canvas.cover(foot - canvas.y))
+            )
+    for hex_, level in (("2c6e3f", 0.2), ("3f8f48", 0.1)):
+        (leaves,) = _rgb(draws, hex_)
+        edge = _ridge(draws, canvas, level * canvas.height, 0.035, 9)
+        picture = _paint(picture, leaves, canvas.cover(edge - canvas.y))
+    for hex_, depth in (("5a9e46", -0.03), ("3d7d3a", 0.1)):
+        (moss,) = _rgb(draws, hex_)
+        picture = _paint(picture, moss, canvas.cover(canvas.y - _ridge(draws, canvas, floor + depth, 0.02, 4)))
+    lights = _dots(draws, canvas, 0.16, (0.006, 0.013), 0.4)
+    return _paint(picture, _rgb(draws, "fff7b8", vary=0.02)[0], lights)
+
+
 SCENES: dict[str, Callable[[Draws, Canvas], Tensor]] = {
     "sky": _sky,
     "sunset": _sunset,
@@ -300,4 +326,5 @@ SCENES: dict[str, Callable[[Draws, Canvas], Tensor]] = {
     "desert": _desert,
     "snow": _snow,
     "space": _space,
+    "forest": _forest,
 }

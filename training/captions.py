@@ -13,10 +13,14 @@ from concepts import Concepts, Object
 from scenes import Extent, Layout, Scene
 
 NO_STYLE, NO_BACKGROUND = 0.1, 0.08
-FILLED, UNKNOWN, TYPO, CAPITAL, FULL_STOP, BARE = 0.15, 0.015, 0.05, 0.06, 0.06, 0.1
-"""Shares of the captions: with fillers, an unknown noun, a typo, a capital, a full stop; without articles."""
+FILLED, UNKNOWN, ADORNED, TYPO, CAPITAL, FULL_STOP, BARE = 0.15, 0.015, 0.08, 0.05, 0.06, 0.06, 0.1
+"""Shares: of fillers, of unknown nouns and adjectives (of the objects), of typos, capitals, full stops, no articles."""
 
-SIZE_WORDS = {Extent.SMALL: ("small", "little", "tiny"), Extent.BIG: ("big", "large", "huge"), Extent.NORMAL: ("",)}
+SIZE_WORDS = {
+    Extent.SMALL: ("small", "little", "tiny"),
+    Extent.BIG: ("big", "large", "huge", "giant"),
+    Extent.NORMAL: ("",),
+}
 NUMBER_WORDS = {2: ("two", "2", "a pair of", "two"), 3: ("three", "3", "three")}
 PAIRS = {
     Layout.AND: ("{0} and {1}", "{0} and {1}", "{0} with {1}", "{0} next to {1}", "{0} beside {1}", "{0}, {1}"),
@@ -29,7 +33,7 @@ PAIRS = {
         "{0} at the top and {1} at the bottom",
     ),
 }  # fmt: skip
-PREPOSITIONS = ("in", "on", "at", "against", "with", "under", "among", "up", "while", "floating")
+PREPOSITIONS = ("in", "on", "at", "against", "with", "under", "among", "up", "while", "floating", "walking")
 
 
 def plain_caption(scene: Scene, concepts: Concepts) -> str:
@@ -68,7 +72,8 @@ def _subject(scene: Scene, rng: random.Random, concepts: Concepts, adjective: st
         word = name if rng.random() < 0.65 else rng.choice(thing.words)
         if rng.random() < UNKNOWN:
             thing, word = Object("", "", ()), _unknown_noun(rng, concepts)
-        phrases.append(_noun_phrase(thing, word, number, adjectives, bare))
+        unknown = [rng.choice(concepts.fillers.adjectives)] if rng.random() < ADORNED else []
+        phrases.append(_noun_phrase(thing, word, number, adjectives + unknown, bare))
     if scene.layout is Layout.SINGLE:
         return phrases[0]
     return rng.choice(PAIRS[scene.layout]).format(*phrases)

@@ -54,10 +54,11 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Fillers:
-    """Words that mean nothing to nano: around a caption, and in the place of an object."""
+    """Words that mean nothing to nano: around a caption, beside an object, and in the place of one."""
 
     before: tuple[str, ...]
     behind: tuple[str, ...]
+    adjectives: tuple[str, ...]
     nouns: tuple[str, ...]
 
 

@@ -17,11 +17,16 @@ BEST_SIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of the autoencoder's training on cut-outs of `side` pixels."""
+    """A stretch of the autoencoder's training on cut-outs of `side` pixels.
+
+    `noise` is on the latents, in shares of their spread; `sharpness` weighs absolute differences beside the squares.
+    """
 
     side: int
     batch: int
     steps: int
+    noise: float = 0.0
+    sharpness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,6 @@ class Autoencoder:
     latent_channels: int
     muon_rate: float
     adamw_rate: float
-    latent_noise: float
-    gradient_weight: float
-    colour_weight: float
     phases: list[Phase]
 
     @property

@@ -24,7 +24,7 @@ def scenes(count, split=Split.TRAIN, seed=0, aspect=1.0):
 def test_there_is_as_much_as_was_promised():
     assert len(CONCEPTS.objects) >= 100
     assert len(CONCEPTS.styles) == 4
-    assert len(CONCEPTS.backgrounds) == 20
+    assert len(CONCEPTS.backgrounds) == 21
     assert sum(background.rgb is not None for background in CONCEPTS.backgrounds.values()) == 12
 
 

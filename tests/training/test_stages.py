@@ -39,10 +39,10 @@ decoder_layers = [1, 1, 1, 1, 1, 1]
 latent_channels = 8
 muon_rate = 1e-2
 adamw_rate = 1e-3
-latent_noise = 0.05
-gradient_weight = 0.5
-colour_weight = 1.0
-phases = [{ side = 64, batch = 2, steps = 2 }, { side = 128, batch = 1, steps = 1 }]
+phases = [
+    { side = 64, batch = 2, steps = 2 },
+    { side = 128, batch = 1, steps = 1, noise = 0.05, sharpness = 0.1 },
+]
 [text]
 tokens = 16
 vocabulary = 400
