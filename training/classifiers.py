@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 import recipe
 from compose import Sprites, compose
 from concepts import Concepts, load_concepts
-from latents import draw_scenes
+from hidream.model.shape import Grid
+from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
 from scenes import Layout, Scene, Split, draw_scene
 from stage import Dice, Stage, arguments
@@ -116,8 +118,9 @@ def verdicts(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, 
 def blurred(pictures: Tensor, dice: Dice) -> Tensor:
     """Now and then shrink and enlarge, or add noise, so that the judge is not thrown by what a decoder leaves."""
     if dice.uniform() < 0.3:
-        side = int(pictures.shape[-1] * (0.4 + 0.5 * dice.uniform()))
-        small = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+        scale = 0.4 + 0.5 * dice.uniform()
+        size = [int(side * scale) for side in pictures.shape[-2:]]
+        small = F.interpolate(pictures, size, mode="bilinear", antialias=True)
         pictures = F.interpolate(small, pictures.shape[-2:], mode="bilinear")
     if dice.uniform() < 0.3:
         pictures = pictures + 0.1 * dice.uniform() * torch.randn_like(pictures)
@@ -134,10 +137,13 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     stage = Stage(folder, config.run, {"judge": judge, "optimiser": optimiser, "dice": dice})
     if stage.done:
         return
+    grids = shapes(config.side_px // recipe.BEST_SIDE)
     for _ in stage.steps(settings.steps):
-        scenes = draw_scenes(dice.seed(), settings.batch, concepts)
-        pictures = blurred(compose(scenes, sprites, SIDE, SIDE, dice.seed()), dice)
-        truth = {name: value.to(device) for name, value in truths(scenes, concepts).items()}
+        grid = draw_grid(grids, config.pretrain.square, random.Random(dice.seed()))
+        height, width = (side * SIDE // recipe.BEST_SIDE for side in (grid.rows, grid.columns))
+        scenes = draw_scenes(dice.seed(), settings.batch, concepts, width / height)
+        pictures = blurred(compose(scenes, sprites, height, width, dice.seed()), dice)
+        truth = {name: value.to(device) for name, value in truths(scenes, concepts, width / height).items()}
         loss = loss_of(judge(pictures), truth)
         optimiser.step(loss)
         stage.report(loss=loss)
@@ -146,12 +152,15 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
 
 
 def held_out_pictures(
-    seed: int, count: int, side_px: int, concepts: Concepts, sprites: Sprites
-) -> tuple[Tensor, list[Scene]]:
-    """Render square scenes whose combinations no stage of training has met."""
+    seed: int, grids: list[Grid], token_px: int, concepts: Concepts, sprites: Sprites
+) -> Iterator[tuple[Tensor, Scene]]:
+    """Render scenes whose combinations no stage of training has met, each [3, H, W]: every other one square."""
     rng = random.Random(seed)
-    scenes = [draw_scene(rng, Split.HELD_OUT, concepts) for _ in range(count)]
-    return compose(scenes, sprites, side_px, side_px, seed), scenes
+    for i in range(HELD_OUT_PICTURES):
+        grid = grids[0] if i % 2 == 0 else grids[1 + i // 2 % (len(grids) - 1)]
+        height, width = grid.rows * token_px, grid.columns * token_px
+        scene = draw_scene(rng, Split.HELD_OUT, concepts, width / height)
+        yield compose([scene], sprites, height, width, [rng.getrandbits(32)])[0], scene
 
 
 def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:

@@ -28,6 +28,7 @@ from concepts import Concepts, load_concepts
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Mode, Size, Variant
+from latents import shapes
 from scenes import Layout, Scene, Split, draw_scene
 from stage import arguments
 
@@ -122,10 +123,9 @@ def score_model(
 @torch.no_grad()
 def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, sprites: Sprites) -> dict[str, object]:
     """Judge the judge, on held-out renders and their reconstructions, and measure the latter's PSNR."""
-    count, side_px = classifiers.HELD_OUT_PICTURES, math.isqrt(model.best_tokens) * model.token_px
-    pictures, scenes = classifiers.held_out_pictures(SEED, count, side_px, concepts, sprites)
+    grids = shapes(model.token_px)
     scores, errors = {"renders": Score(), "reconstructions": Score()}, []
-    for picture, scene in zip(pictures, scenes, strict=True):
+    for picture, scene in classifiers.held_out_pictures(SEED, grids, model.token_px, concepts, sprites):
         again = model.vae.decode(model.vae.encode(picture[None]))[0].clamp(-1, 1).to(picture.dtype)
         errors.append(float((again - picture).div(2).square().mean()))
         scores["renders"].add(judged(judge, picture, scene, concepts), [])
@@ -137,7 +137,7 @@ def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, spri
         for question, row in rows[name].items()
         if question != "all" and row["share"] < least
     ]
-    psnr_db = sum(-10 * math.log10(error) for error in errors) / count
+    psnr_db = sum(-10 * math.log10(error) for error in errors) / len(errors)
     return {"psnr_db": psnr_db, "weak": weak, **rows}
 
 

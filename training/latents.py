@@ -40,6 +40,11 @@ def shapes(token_px: int) -> list[Grid]:
     return list(found)
 
 
+def draw_grid(grids: list[Grid], square: float, rng: random.Random) -> Grid:
+    """Draw one of `shapes`: so often the best square, else any other."""
+    return grids[0] if rng.random() < square else rng.choice(grids[1:])
+
+
 def draw_scenes(seed: int, count: int, concepts: Concepts, aspect: float = 1.0) -> list[Scene]:
     """Draw scenes to train on; a seed always gives the same."""
     rng = random.Random(seed)
@@ -78,7 +83,7 @@ class Latents:
     def batch(self, dice: Dice, size: int, step: int) -> Batch:
         """Draw the batch of a step, of one shape, in float32. Captions are worded anew each time."""
         wording = random.Random(dice.seed())
-        grid = self._draw_grid(wording)
+        grid = draw_grid(self._grids, self._square, wording)
         if self._pool is None:
             latent, picked = self._encode(grid, size, dice.seed())
         else:
@@ -89,9 +94,6 @@ class Latents:
             latent = torch.stack([latents[i] for (_, latents, _), i in chosen]).float().to(self._sprites.device)
             picked = [scenes[i] for (_, _, scenes), i in chosen]
         return Batch(latent, [caption(scene, wording, self._concepts) for scene in picked], grid)
-
-    def _draw_grid(self, rng: random.Random) -> Grid:
-        return self._grids[0] if rng.random() < self._square else rng.choice(self._grids[1:])
 
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
@@ -104,7 +106,8 @@ class Latents:
         """Read or make parts until there are as many pictures."""
         while len(self._parts) * PART < pictures:
             number = len(self._parts)
-            grid, file = self._draw_grid(random.Random(number)), self._folder / f"{number:05}.safetensors"
+            grid = draw_grid(self._grids, self._square, random.Random(number))
+            file = self._folder / f"{number:05}.safetensors"
             if file.exists():
                 aspect = grid.columns / grid.rows
                 latents, scenes = load_file(file)["latents"], draw_scenes(number, PART, self._concepts, aspect)
