@@ -2,8 +2,7 @@
 
 The loss is the mean square of the pixels' differences: absolute differences, which leave drawings sharper, are learned
 far more slowly, and come in only at the end. So does noise on the latents, which makes the decoder forgiving. At last
-the latents' channels are brought to an even spread by folding their means and scales into the convolutions around them,
-so that the transformer finds all of them equally large.
+the latents' means are folded into the convolutions around them, and their scale is written down.
 
     python training/autoencoder.py [--runs FOLDER]
 """
@@ -37,7 +36,7 @@ def build(config: recipe.Autoencoder) -> AutoencoderDC:
     """Build the autoencoder, random but for what the shortcuts around its latent would compute.
 
     AutoencoderDC can add means of the last features to the latent, and repeat the latent for the decoder's first. Here
-    the convolutions at these places begin as just that: it trains as well, and scales can be folded into them.
+    the convolutions at these places begin as just that: it trains as well, and means can be folded into them.
     """
     levels = len(config.widths)
     module = AutoencoderDC(
@@ -114,24 +113,26 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         loss = reconstruction_loss(module.decode(latent, return_dict=False)[0], truth, phase.sharpness)
         optimiser.step(loss)
         stage.report(loss=loss)
-    even_out(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, whole, whole, dice.seed()))
+    centre(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, whole, whole, dice.seed()))
     save(module, folder / "vae")
     stage.finish()
 
 
 @torch.no_grad()
-def even_out(module: AutoencoderDC, pictures: Tensor) -> None:
-    """Give every latent channel mean 0 and spread 1 on `pictures`, without changing what is decoded.
+def centre(module: AutoencoderDC, pictures: Tensor) -> None:
+    """Give the latents of `pictures` mean 0 in each channel, and the module the `scaling_factor` for spread 1 over all.
 
-    The borders differ a little: there the decoder's first convolution pads with zeros, which now mean the average.
+    One scale for all channels: those of colour spread five times as far as those of detail, and matter as much more
+    for the picture. Made equal, detail took most of the transformer's loss, and it learned no objects (docs/LOG.md).
+    What is decoded stays the same but at the borders: there the decoder pads with zeros, which now mean the average.
     """
     latent = torch.cat([module.encode(part, return_dict=False)[0] for part in pictures.split(8)])
-    mean, spread = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
-    out, back = module.encoder.conv_out, module.decoder.conv_in
-    out.weight.div_(spread[:, None, None, None])
-    out.bias.sub_(mean).div_(spread)
+    mean = latent.mean((0, 2, 3))
+    back = module.decoder.conv_in
     back.bias.add_((back.weight * mean[:, None, None]).sum((1, 2, 3)))
-    back.weight.mul_(spread[:, None, None])
+    module.encoder.conv_out.bias.sub_(mean)
+    spread = (latent - mean[:, None, None]).square().mean().sqrt()
+    module.register_to_config(scaling_factor=1 / spread.item())
 
 
 def save(module: AutoencoderDC, folder: Path) -> None:
