@@ -123,7 +123,7 @@ def centre(module: AutoencoderDC, pictures: Tensor) -> None:
     """Give the latents of `pictures` mean 0 in each channel, and the module the `scaling_factor` for spread 1 over all.
 
     One scale for all channels: those of colour spread five times as far as those of detail, and matter as much more
-    for the picture. Made equal, detail took most of the transformer's loss, and it learned no objects (docs/LOG.md).
+    for the picture. Made equal, details took most of the transformer's loss (docs/LOG.md).
     What is decoded stays the same but at the borders: there the decoder pads with zeros, which now mean the average.
     """
     latent = torch.cat([module.encode(part, return_dict=False)[0] for part in pictures.split(8)])
