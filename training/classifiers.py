@@ -1,8 +1,7 @@
 """Stage 6: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
 
-Six questions, one head each: which objects there are, which of them comes first (left or above), the style, the
-background, the number, the layout. Before it may judge nano it is judged itself, on held-out renders and on the
-autoencoder's reconstructions of them.
+It answers the `questions.py`, with one head each. Before it may judge nano it is judged itself, on held-out renders and
+on the autoencoder's reconstructions of them.
 
     python training/classifiers.py [--runs FOLDER]
 """
@@ -24,7 +23,8 @@ from concepts import Concepts, load_concepts
 from hidream.model.shape import Grid
 from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
-from scenes import Layout, Scene, Split, draw_scene
+from questions import heads, loss_of, truths
+from scenes import Scene, Split, draw_scene
 from stage import Dice, Stage, arguments
 
 SIDE = 192
@@ -47,17 +47,7 @@ class Judge(nn.Module):
         self.trunk = nn.Sequential(*blocks)
         # where things are matters for the first object and the layout: the mean is taken over a 3 × 3 grid of places
         self.pool = nn.AdaptiveAvgPool2d(3)
-        inner = WIDTHS[-1]
-        self.heads = nn.ModuleDict(
-            {
-                "objects": nn.Linear(9 * inner, len(concepts.objects)),
-                "first": nn.Linear(9 * inner, len(concepts.objects)),
-                "style": nn.Linear(9 * inner, len(concepts.styles)),
-                "background": nn.Linear(9 * inner, len(concepts.backgrounds)),
-                "count": nn.Linear(9 * inner, 3),
-                "layout": nn.Linear(9 * inner, 3),  # one kind of object, side by side, one above the other
-            }
-        )
+        self.heads = heads(9 * WIDTHS[-1], concepts)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """Pictures [B, 3, H, W] in −1 to 1 to the logits of each question."""
@@ -80,39 +70,6 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same."""
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
-
-
-def truths(scenes: list[Scene], concepts: Concepts, aspect: float = 1.0) -> dict[str, Tensor]:
-    """The right answers; an AND stands side by side unless the picture is tall."""
-    names, styles, backgrounds = (list(d) for d in (concepts.objects, concepts.styles, concepts.backgrounds))
-    objects = torch.zeros(len(scenes), len(names))
-    for i, scene in enumerate(scenes):
-        objects[i, [names.index(name) for name in scene.objects]] = 1
-    beside = {Layout.SINGLE: 0, Layout.AND: 1 if aspect >= 1 else 2, Layout.LEFT_OF: 1, Layout.ABOVE: 2}
-    return {
-        "objects": objects,
-        "first": torch.tensor([names.index(scene.objects[0]) for scene in scenes]),
-        "style": torch.tensor([styles.index(scene.style) for scene in scenes]),
-        "background": torch.tensor([backgrounds.index(scene.background) for scene in scenes]),
-        "count": torch.tensor([scene.count - 1 for scene in scenes]),
-        "layout": torch.tensor([beside[scene.layout] for scene in scenes]),
-    }
-
-
-def loss_of(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """Cross entropy over all questions."""
-    objects = F.binary_cross_entropy_with_logits(answers["objects"], truth["objects"], reduction="none").sum(1).mean()
-    return objects + sum(F.cross_entropy(answers[name], truth[name]) for name in truth if name != "objects")
-
-
-def verdicts(answers: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For each question and picture [B], whether the answer is right; `objects` means all of them and no other."""
-    right = {name: answers[name].argmax(1) == truth[name] for name in truth if name != "objects"}
-    wanted = truth["objects"].sum(1).int().tolist()
-    best = [set(row.topk(n).indices.tolist()) for row, n in zip(answers["objects"], wanted, strict=True)]
-    there = [set(row.nonzero().flatten().tolist()) for row in truth["objects"]]
-    right["objects"] = torch.tensor([a == b for a, b in zip(best, there, strict=True)], device=truth["style"].device)
-    return right
 
 
 def blurred(pictures: Tensor, dice: Dice) -> Tensor:

@@ -97,13 +97,18 @@ def compose(
 
     `seed` is one number for the batch, or one for each picture, which is then the same in any batch.
     """
-    seeds = [seed * 2**20 + i for i in range(len(scenes))] if isinstance(seed, int) else seed
+    own = seeds(seed, len(scenes)) if isinstance(seed, int) else seed
     pictures = torch.empty(len(scenes), 3, height, width, device=sprites.device)
     chunk = max(1, CHUNK_PX.get(sprites.device.type, 2**20) // (height * width))
     for i in range(0, len(scenes), chunk):
         some = slice(i, i + chunk)
-        pictures[some] = _compose(scenes[some], sprites, height, width, seeds[some], jitter or Jitter())
+        pictures[some] = _compose(scenes[some], sprites, height, width, own[some], jitter or Jitter())
     return pictures
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """Give the seed of each picture of a batch that has one number."""
+    return [seed * 2**20 + i for i in range(count)]
 
 
 def _compose(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import folders
 import recipe
+from features import image_tokens
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.packed import Conditioning
@@ -124,20 +125,9 @@ class Distillation:
 
     def _features(self, latent: Tensor, batch: Batch, dice: Dice) -> list[Tensor]:
         """The teacher's image tokens after every block, on the noised latent."""
-        tokens, found = batch.grid.rows * batch.grid.columns, []
-
-        def note(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
-            rows = output[0] if isinstance(output, tuple) else output
-            found.append(rows.unflatten(0, (len(latent), -1))[:, :tokens])
-
-        layers = (*self.teacher.double_stream_blocks, *self.teacher.single_stream_blocks)
-        hooks = [layer["block"].register_forward_hook(note) for layer in layers]
-        try:
-            mixed, sigma = noised(latent, spread_levels(len(latent), dice), dice)
+        mixed, sigma = noised(latent, spread_levels(len(latent), dice), dice)
+        with image_tokens(self.teacher, len(latent), batch.grid.rows * batch.grid.columns) as found:
             self.teacher.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.teacher, batch))
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
     def _own_levels(self, count: int, dice: Dice) -> Tensor:
@@ -165,7 +155,7 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     start = full if variant is Variant.DEV else Checkpoint(runs / "dev" / "dev")
     teacher, student = (_unpacked(load_transformer(c, device, torch.float32)) for c in (full, start))
     student.requires_grad_(True)
-    text = load_text_encoders(full, device, torch.float32)
+    text = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)
     work = Distillation(teacher, student, text, settings, variant)
     total = settings.regression_steps + settings.matching_steps
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)

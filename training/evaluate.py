@@ -29,6 +29,7 @@ from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Mode, Size, Variant
 from latents import shapes
+from questions import truths, verdicts
 from scenes import Layout, Scene, Split, draw_scene
 from stage import arguments
 
@@ -57,9 +58,9 @@ def prompts(count: int, concepts: Concepts) -> list[tuple[Scene, Size]]:
 @torch.no_grad()
 def judged(judge: classifiers.Judge, picture: Tensor, scene: Scene, concepts: Concepts) -> dict[str, bool]:
     """Read one picture [3, H, W]: which questions it answers rightly. `all` is every one of them."""
-    truth = classifiers.truths([scene], concepts, picture.shape[-1] / picture.shape[-2])
+    truth = truths([scene], concepts, picture.shape[-1] / picture.shape[-2])
     answers = {name: value.cpu() for name, value in judge(picture[None]).items()}
-    right = {name: bool(value[0]) for name, value in classifiers.verdicts(answers, truth).items()}
+    right = {name: bool(value[0]) for name, value in verdicts(answers, truth).items()}
     if scene.layout in (Layout.SINGLE, Layout.AND):
         del right["first"]  # one object is its own first, and an AND may stand either way
     return right | {"all": all(right.values())}

@@ -65,9 +65,8 @@ def assemble(runs: Path, nano: Path) -> None:
             shutil.rmtree(nano / variant)
         shutil.copytree(runs / ("pretrain" if variant is Variant.FULL else variant) / variant, nano / variant)
     for part in SHARED:
-        source = runs / "autoencoder" if part == "vae" else runs / "pretrain" / "full"
+        source = runs / ("autoencoder" if part == "vae" else "text")
         shutil.copytree(source / part, nano / Variant.DEV / part)
-        shutil.rmtree(nano / Variant.FULL / part, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,20 @@ from torch import Tensor
 
 import recipe
 from captions import caption
-from compose import Sprites, compose
+from compose import Sprites, compose, seeds
 from concepts import Concepts
 from hidream.model.shape import Grid, render_grid
 from hidream.model.vae import Autoencoder
 from hidream.types import Render, Size
+from placement import Jitter, place
 from scenes import Scene, Split, draw_scene
 from stage import Dice
 
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
 PART = 16
 """Pictures in a part of the pool, and pictures encoded at once."""
+BODY = 0.45
+"""How far around its middle an object is taken to reach, in long sides."""
 
 
 def shapes(token_px: int) -> list[Grid]:
@@ -58,6 +61,8 @@ class Batch:
     latent: Tensor
     captions: list[str]
     grid: Grid
+    shown: Tensor  # [B, rows·columns], what each token shows: the number of an object, or behind them of a background
+    style: Tensor  # [B]
 
 
 class Latents:
@@ -76,7 +81,7 @@ class Latents:
         self._vae, self._sprites, self._concepts, self._token_px = vae, sprites, concepts, token_px
         self._square, self._pool, self._folder = square, pool, folder
         self._grids = shapes(token_px)
-        self._parts: list[tuple[Grid, Tensor, list[Scene]]] = []
+        self._parts: list[tuple[Grid, Tensor, list[Scene], Tensor]] = []
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
@@ -85,15 +90,20 @@ class Latents:
         wording = random.Random(dice.seed())
         grid = draw_grid(self._grids, self._square, wording)
         if self._pool is None:
-            latent, picked = self._encode(grid, size, dice.seed())
+            seed = dice.seed()
+            latent, picked = self._encode(grid, size, seed)
+            shown = self._shown(grid, picked, seed)
         else:
             self._grow(min(self._pool.start + step * self._pool.per_step, self._pool.most))
             parts = [part for part in self._parts if part[0] == grid] or self._parts[:1]
             grid = parts[0][0]  # of the first part, as long as there is none of the shape that was drawn
             chosen = [(wording.choice(parts), wording.randrange(PART)) for _ in range(size)]
-            latent = torch.stack([latents[i] for (_, latents, _), i in chosen]).float().to(self._sprites.device)
-            picked = [scenes[i] for (_, _, scenes), i in chosen]
-        return Batch(latent, [caption(scene, wording, self._concepts) for scene in picked], grid)
+            latent = torch.stack([part[1][i] for part, i in chosen]).float().to(self._sprites.device)
+            picked = [part[2][i] for part, i in chosen]
+            shown = torch.stack([part[3][i] for part, i in chosen])
+        captions = [caption(scene, wording, self._concepts) for scene in picked]
+        style = torch.tensor([self._sprites.styles[scene.style] for scene in picked])
+        return Batch(latent, captions, grid, shown.to(latent.device), style.to(latent.device))
 
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
@@ -101,6 +111,19 @@ class Latents:
         scenes = draw_scenes(seed, size, self._concepts, width / height)
         pictures = compose(scenes, self._sprites, height, width, seed)
         return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]), scenes
+
+    def _shown(self, grid: Grid, scenes: list[Scene], seed: int) -> Tensor:
+        """What each token of `_encode`'s pictures shows, [B, rows·columns]."""
+        height, width = grid.rows * self._token_px, grid.columns * self._token_px
+        backgrounds = list(self._concepts.backgrounds)
+        y = (torch.arange(grid.rows)[:, None] + 0.5) * self._token_px
+        x = (torch.arange(grid.columns) + 0.5) * self._token_px
+        shown = torch.empty(len(scenes), grid.rows, grid.columns, dtype=torch.long)
+        for own, scene, picture_seed in zip(shown, scenes, seeds(seed, len(scenes)), strict=True):
+            own[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
+            for p in place(scene, self._concepts, height, width, random.Random(picture_seed), Jitter()):
+                own[(x - p.x_px) ** 2 + (y - p.y_px) ** 2 < (BODY * p.size_px) ** 2] = self._sprites.objects[p.object]
+        return shown.flatten(1)
 
     def _grow(self, pictures: int) -> None:
         """Read or make parts until there are as many pictures."""
@@ -117,4 +140,4 @@ class Latents:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file({"latents": latents}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
-            self._parts.append((grid, latents, scenes))
+            self._parts.append((grid, latents, scenes, self._shown(grid, scenes, number)))

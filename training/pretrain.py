@@ -1,7 +1,10 @@
-"""Stage 3: Full, by flow matching. The transformer and the four text encoders learn together.
+"""Stage 3: Full, by flow matching.
 
 For a latent x0, noise ε and a level σ the transformer sees (1 − σ)·x0 + σ·ε and should answer ε − x0. One caption in
-ten is emptied, for classifier-free guidance. What is kept is the moving average of the weights.
+ten is emptied, for classifier-free guidance. In the middle of the blocks a linear reader must be able to tell what each
+image token shows: a task of its own, because in the flow's loss the objects' names hardly count at first (the idea of
+REPA, Yu et al., arXiv 2410.06940, with known answers in the place of another model's features). What is kept is the
+moving average of the weights.
 
     python training/pretrain.py [--runs FOLDER]
 """
@@ -9,52 +12,43 @@ ten is emptied, for classifier-free guidance. What is kept is the moving average
 from __future__ import annotations
 
 import functools
-import random
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-import encoders
 import folders
 import recipe
-from captions import caption
 from compose import Sprites
-from concepts import load_concepts
+from concepts import Concepts, load_concepts
+from features import image_tokens
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.moe import balance_losses
-from hidream.model.shape import Grid
-from hidream.model.text import TextEncoders
+from hidream.model.text import load_text_encoders
 from hidream.model.transformer import Transformer
 from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
-from latents import Latents, draw_scenes
+from latents import Batch, Latents
 from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, quick
 
 
-class Student(nn.Module):
-    """Transformer and text encoders as one module, so that they are averaged, saved and optimised together."""
+class Reader(nn.Module):
+    """Reads off each image token what it shows, an object or a background, and in which style the picture is."""
 
-    def __init__(self, transformer: Transformer, text: TextEncoders) -> None:
+    def __init__(self, dim: int, concepts: Concepts) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.encoders = nn.ModuleList(text.encoders)
-        self.tokenizers = text.tokenizers
+        self.shown = nn.Linear(dim, len(concepts.objects) + len(concepts.backgrounds))
+        self.style = nn.Linear(dim, len(concepts.styles))
 
-    @property
-    def text(self) -> TextEncoders:
-        """The product's own encoders, around this module's weights."""
-        first, second, third, fourth = self.encoders
-        return TextEncoders(self.tokenizers, (first, second, third, fourth))
-
-    def forward(self, x: Tensor, sigma: Tensor, captions: list[str], grid: Grid) -> Tensor:
-        """Velocity of x [B, C, h, w] at noise levels sigma [B]."""
-        conditioning = self.transformer.condition(*self.text.encode(captions), grid)
-        return self.transformer.velocity_at(x, sigma * TIMESTEPS, conditioning)
+    def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy of both readings of image tokens [B, N, D]."""
+        shown, style = self.shown(tokens).float(), self.style(tokens).float()
+        styles = batch.style[:, None].expand_as(batch.shown)
+        return F.cross_entropy(shown.mT, batch.shown) + F.cross_entropy(style.mT, styles)
 
 
 def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
@@ -63,36 +57,30 @@ def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def build(config: recipe.Recipe) -> Student:
-    """Build tokenizers, encoders and transformer, all but the first random."""
-    wording = random.Random(config.seed)
-    concepts = load_concepts()
-    scenes = draw_scenes(config.seed, config.text.captions, concepts)
-    captions = [caption(scene, wording, concepts) for scene in scenes]
+def build(config: recipe.Recipe) -> Transformer:
+    """Build the transformer, random, with blocks that change nothing yet (DiT) and an answer of zero."""
     torch.manual_seed(config.seed)
     transformer = Transformer(config.transformer)
-    for layer in (*transformer.double_stream_blocks, *transformer.single_stream_blocks):
-        nn.init.zeros_(layer["block"].adaLN_modulation[1].weight)  # each block starts as the identity (DiT)
-        nn.init.zeros_(layer["block"].adaLN_modulation[1].bias)
-    nn.init.zeros_(transformer.final_layer.linear.weight)
-    nn.init.zeros_(transformer.final_layer.linear.bias)
-    return Student(transformer, encoders.build(config, captions))
+    for layer in (*(block.adaLN_modulation[1] for block in transformer.blocks), transformer.final_layer.linear):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return transformer
 
 
-def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.device) -> None:
-    """Train, or go on training, and write `folder/full`: a checkpoint that the product loads."""
-    settings = config.pretrain
-    student = build(config).to(device)
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, device: torch.device) -> None:
+    """Train, or go on training, and write `folder/full`: the transformer as the product loads it."""
+    settings, concepts = config.pretrain, load_concepts()
+    transformer, reader = build(config).to(device), Reader(config.transformer.dim, concepts).to(device)
+    average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
     rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
-    optimiser = Optimisers(student, rates, settings.adamw_rate)
+    optimiser = Optimisers(nn.ModuleList((transformer, reader)), rates, settings.adamw_rate)
     dice = Dice(config.seed)
-    parts = {"student": student, "average": average, "optimiser": optimiser, "dice": dice}
+    parts = {"transformer": transformer, "average": average, "reader": reader, "optimiser": optimiser, "dice": dice}
     stage = Stage(folder, config.run, parts)
     if stage.done:
         return
-    vae = load_autoencoder(Checkpoint(autoencoder), device, torch.float32)
-    source = latents_of(config, vae, folder, device)
+    encoders = load_text_encoders(Checkpoint(text), device, torch.float32)
+    source = latents_of(config, load_autoencoder(Checkpoint(autoencoder), device, torch.float32), folder, device)
     for step in stage.steps(settings.steps):
         batch = source.batch(dice, settings.batch, step)
         captions = ["" if dice.uniform() < settings.caption_dropout else text for text in batch.captions]
@@ -100,16 +88,25 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, device: torch.
         sigma = draw_sigmas(len(captions), RECIPES[Variant.FULL].shift, dice.generator).to(device)
         level = sigma[:, None, None, None]
         mixed = (1 - level) * batch.latent + level * noise
-        with balance_losses(student) as balance, quick(device):
-            velocity = student(mixed, sigma, captions, batch.grid)
-        flow = F.mse_loss(velocity.float(), noise - batch.latent)
-        loss = flow + settings.balance * torch.stack(balance).mean()
-        optimiser.step(loss)
-        average.update_parameters(student)
-        stage.report(flow=flow, balance=torch.stack(balance).mean())
-    folders.save_variant(average.module.transformer, Variant.FULL, folder / "full")
-    encoders.save(average.module.text, folder / "full")
+        watched = image_tokens(transformer, *batch.shown.shape)
+        with balance_losses(transformer) as balance, watched as tokens, quick(device):
+            with torch.no_grad():
+                embeds = encoders.encode(captions)
+            conditioning = transformer.condition(*embeds, batch.grid)
+            velocity = transformer.velocity_at(mixed, sigma * TIMESTEPS, conditioning)
+            reading = reader(tokens[settings.reading_block], batch)
+        losses = {"flow": F.mse_loss(velocity.float(), noise - batch.latent), "reading": reading}
+        losses["balance"] = torch.stack(balance).mean()
+        optimiser.step(losses["flow"] + settings.reading * reading + settings.balance * losses["balance"])
+        average.update_parameters(transformer)
+        stage.report(**losses)
+    folders.save_variant(average.module, Variant.FULL, folder / "full")
     stage.finish()
+
+
+def moving_average(decay: float, averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
+    """Move the averages towards the current weights; faster at first, so that the first ones are soon forgotten."""
+    torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
 def latents_of(config: recipe.Recipe, vae: Autoencoder, folder: Path, device: torch.device) -> Latents:
@@ -123,7 +120,8 @@ def latents_of(config: recipe.Recipe, vae: Autoencoder, folder: Path, device: to
 def main() -> None:
     """Run the stage."""
     given = arguments(__doc__).parse_args()
-    train(recipe.load(given.config), given.runs / "pretrain", given.runs / "autoencoder", given.device)
+    runs = given.runs
+    train(recipe.load(given.config), runs / "pretrain", runs / "autoencoder", runs / "text", given.device)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Autoencoder:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Shapes of the tokenizer and the four encoders."""
+    """Shapes of the tokenizer and the four encoders, and their training on captions."""
 
     tokens: int
     vocabulary: int
@@ -59,6 +59,9 @@ class Text:
     t5_width: int
     t5_layers: int
     llama_width: int
+    adamw_rate: float
+    batch: int
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Pretrain:
     caption_dropout: float
     balance: float
     square: float
+    reading: float
+    reading_block: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import autoencoder
 import classifiers
 import compose
 import distill
+import encoders
 import evaluate
 import folders
 import latents
@@ -52,6 +53,9 @@ clip_layers = 1
 t5_width = 64
 t5_layers = 1
 llama_width = 64
+adamw_rate = 1e-3
+batch = 4
+steps = 2
 [transformer]
 num_layers = 1
 num_single_layers = 2
@@ -70,6 +74,8 @@ pool = { start = 16, per_step = 8, most = 40 }
 caption_dropout = 0.1
 balance = 0.01
 square = 0.5
+reading = 0.1
+reading_block = 1
 [distill.dev]
 guidance = 5.0
 regression_steps = 2
@@ -126,7 +132,8 @@ def runs(tiny, tmp_path_factory) -> Path:
     """Every stage, run once."""
     runs = tmp_path_factory.mktemp("runs")
     autoencoder.train(tiny, runs / "autoencoder", CPU)
-    pretrain.train(tiny, runs / "pretrain", runs / "autoencoder", CPU)
+    encoders.train(tiny, runs / "text", CPU)
+    pretrain.train(tiny, runs / "pretrain", runs / "autoencoder", runs / "text", CPU)
     distill.train(tiny, Variant.DEV, runs, runs / "dev", CPU)
     distill.train(tiny, Variant.FAST, runs, runs / "fast", CPU)
     classifiers.train(tiny, runs / "judge", CPU)
@@ -160,7 +167,7 @@ def test_stock_diffusers_draws_with_it(runs):
 
 
 def test_logs_and_plots_are_kept(runs):
-    for name in ("autoencoder", "pretrain", "dev", "judge"):
+    for name in ("autoencoder", "text", "pretrain", "dev", "judge"):
         lines = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
         assert all(line["step"] == i + 1 for i, line in enumerate(lines))
         assert (runs / name / "loss.png").stat().st_size > 1000
@@ -176,13 +183,13 @@ def test_a_killed_stage_goes_on_where_it_was(tiny, runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stage.Stage, "report", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(tiny, tmp_path, runs / "autoencoder", CPU)
+        pretrain.train(tiny, tmp_path, runs / "autoencoder", runs / "text", CPU)
     monkeypatch.undo()
-    pretrain.train(tiny, tmp_path, runs / "autoencoder", CPU)
+    pretrain.train(tiny, tmp_path, runs / "autoencoder", runs / "text", CPU)
     resumed, whole = (torch.load(f / "checkpoint.pt") for f in (tmp_path, runs / "pretrain"))
     assert resumed["step"] == whole["step"] == 4
-    for name, value in whole["parts"]["student"].items():
-        torch.testing.assert_close(resumed["parts"]["student"][name], value, rtol=1e-4, atol=1e-5)
+    for name, value in whole["parts"]["transformer"].items():
+        torch.testing.assert_close(resumed["parts"]["transformer"][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_centring_changes_nothing_but_the_latents_means(runs, sprites):
@@ -245,11 +252,35 @@ def test_the_shipped_recipe_can_be_built_and_fits_its_bounds():
         latent = module.encode(torch.zeros(1, 3, side, side)).latent
         assert latent.shape == (1, config.autoencoder.latent_channels, 16, 16)
         assert module.decode(latent).sample.shape == (1, 3, side, side)
-    student = pretrain.build(dataclasses.replace(config, text=dataclasses.replace(config.text, captions=500)))
+    text = encoders.build(
+        dataclasses.replace(config, text=dataclasses.replace(config.text, captions=500)), load_concepts()
+    )
+    transformer = pretrain.build(config)
     with torch.no_grad():
-        velocity = student(latent, torch.tensor([0.5]), ["a cat"], Grid(8, 8))
+        conditioning = transformer.condition(*text.encode(["a cat"]), Grid(8, 8))
+        velocity = transformer.velocity_at(latent, torch.tensor([500.0]), conditioning)
     assert velocity.shape == latent.shape
-    parameters = [sum(p.numel() for p in m.parameters()) for m in (module, student.encoders, student.transformer)]
+    wholes = (module, torch.nn.ModuleList(text.encoders), transformer)
+    parameters = [sum(p.numel() for p in whole.parameters()) for whole in wholes]
     assert parameters[2] <= 14_000_000
     assert 2 * (parameters[0] + parameters[1] + 3 * parameters[2]) <= 100e6  # bytes of all variants in 16 bit
+    assert config.pretrain.reading_block < len(transformer.blocks)
     assert config.transformer.max_tokens >= max(grid.rows * grid.columns for grid in latents.shapes(32))
+
+
+def test_tokens_show_what_stands_there(sprites):
+    """A picture of discs on a plain ground: where a disc is said to be, its colour is."""
+    concepts, grid, px = load_concepts(), Grid(8, 12), 32
+    scenes = latents.draw_scenes(3, 16, concepts, grid.columns / grid.rows)
+    source = latents.Latents(None, sprites, concepts, px, 1.0, None, Path())
+    shown = source._shown(grid, scenes, 5).view(16, 8, 12)
+    pictures = compose.compose(scenes, sprites, 8 * px, 12 * px, 5)
+    middles = pictures[:, :, px // 2 :: px, px // 2 :: px]
+    right = []
+    for picture, tokens, scene in zip(middles, shown, scenes, strict=True):
+        numbers = [sprites.objects[name] for name in scene.objects]
+        assert set(tokens.unique().tolist()) == {*numbers, 128 + list(concepts.backgrounds).index(scene.background)}
+        for number in numbers:
+            colour = sprites.levels[0][number, 0, :3, 16, 16].float() / 127.5 - 1
+            right += (picture[:, tokens == number].T - colour).abs().amax(1).lt(0.02).tolist()
+    assert sum(right) / len(right) > 0.9
