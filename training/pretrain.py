@@ -83,7 +83,7 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, de
     source = latents_of(config, load_autoencoder(Checkpoint(autoencoder), device, torch.float32), folder, device)
     for step in stage.steps(settings.steps):
         batch = source.batch(dice, settings.batch, step)
-        captions = ["" if dice.uniform() < settings.caption_dropout else text for text in batch.captions]
+        captions = ["" if dice.uniform() < settings.caption_dropout else said for said in batch.captions]
         noise = torch.randn(batch.latent.shape, generator=dice.generator).to(device)
         sigma = draw_sigmas(len(captions), RECIPES[Variant.FULL].shift, dice.generator).to(device)
         level = sigma[:, None, None, None]
