@@ -34,7 +34,7 @@ from hidream.types import Variant
 from latents import Batch
 from muon import Optimisers, rise_and_fall
 from pretrain import latents_of
-from stage import Dice, Stage, arguments, quick
+from stage import Dice, Stage, arguments, compile_blocks, quick
 
 WARM_UP = 200
 SPREAD_SHIFT = 2.0
@@ -167,6 +167,8 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})
     if stage.done:
         return
+    if config.run.compiled:
+        compile_blocks(teacher, student, work.critic)
     vae = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32)
     source = latents_of(config, vae, runs / "pretrain", device)
     for step in stage.steps(total):

@@ -65,8 +65,12 @@ def assemble(runs: Path, nano: Path) -> None:
             shutil.rmtree(nano / variant)
         shutil.copytree(runs / ("pretrain" if variant is Variant.FULL else variant) / variant, nano / variant)
     for part in SHARED:
-        source = runs / ("autoencoder" if part == "vae" else "text")
-        shutil.copytree(source / part, nano / Variant.DEV / part)
+        shutil.copytree(stage_of(part, runs) / part, nano / Variant.DEV / part)
+
+
+def stage_of(part: str, runs: Path) -> Path:
+    """Folder of the stage that makes a shared part."""
+    return runs / ("autoencoder" if part == "vae" else "text")
 
 
 if __name__ == "__main__":

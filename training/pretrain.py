@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -33,7 +34,10 @@ from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Batch, Latents
 from muon import Optimisers, rise_and_fall
-from stage import Dice, Stage, arguments, quick
+from stage import Dice, Stage, arguments, compile_blocks, quick
+
+START = "start"
+"""Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`handover.py`)."""
 
 
 class Reader(nn.Module):
@@ -57,10 +61,16 @@ def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def build(config: recipe.Recipe) -> Transformer:
-    """Build the transformer, random, with blocks that change nothing yet (DiT) and an answer of zero."""
+def build(config: recipe.Recipe, start: Path | None = None) -> Transformer:
+    """Build the transformer as it was at `start`, or random, with blocks that change nothing yet and an answer of zero.
+
+    The latter as in DiT (Peebles and Xie, arXiv 2212.09748).
+    """
     torch.manual_seed(config.seed)
     transformer = Transformer(config.transformer)
+    if start and start.exists():
+        transformer.load_state_dict(load_file(start / "transformer" / "diffusion_pytorch_model.safetensors"))
+        return transformer
     for layer in (*(block.adaLN_modulation[1] for block in transformer.blocks), transformer.final_layer.linear):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -70,7 +80,7 @@ def build(config: recipe.Recipe) -> Transformer:
 def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, device: torch.device) -> None:
     """Train, or go on training, and write `folder/full`: the transformer as the product loads it."""
     settings, concepts = config.pretrain, load_concepts()
-    transformer, reader = build(config).to(device), Reader(config.transformer.dim, concepts).to(device)
+    transformer, reader = build(config, folder / START).to(device), Reader(config.transformer.dim, concepts).to(device)
     average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
     rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
     optimiser = Optimisers(nn.ModuleList((transformer, reader)), rates, settings.adamw_rate)
@@ -79,6 +89,8 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, de
     stage = Stage(folder, config.run, parts)
     if stage.done:
         return
+    if config.run.compiled:
+        compile_blocks(transformer)
     encoders = load_text_encoders(Checkpoint(text), device, torch.float32)
     source = latents_of(config, load_autoencoder(Checkpoint(autoencoder), device, torch.float32), folder, device)
     for step in stage.steps(settings.steps):

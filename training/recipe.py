@@ -116,10 +116,11 @@ class Judge:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How often a stage saves and reports."""
+    """How often a stage saves and reports, and whether transformers are compiled, which takes a C++ compiler."""
 
     checkpoint_s: float
     log_every: int
+    compiled: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 # All stages in their order; each goes on where it was stopped, and a finished one says so at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+# threads wait for each other's small products, but not long: beside other work they would only be in its way
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-30000}
 python=$BIN/python
 [ -f training/cache/sprites.zip ] || $python training/sprites.py # needs a network, the other stages do not
 $python training/autoencoder.py

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import recipe
 from hidream.model import bfloat16
+from hidream.model.transformer import Transformer
 from recipe import Run
 
 RUNS = Path(__file__).parent / "runs"
@@ -166,6 +167,17 @@ def quick(device: torch.device) -> Iterator[None]:
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, _prefers_bfloat16(device)), attention:
         yield
+
+
+def compile_blocks(*transformers: Transformer, backend: str = "inductor") -> None:
+    """Have the blocks compiled: a third less time a step on a CPU, after a minute for squares and all other shapes.
+
+    Without the hooks on their outputs: one that makes a list longer would be a new graph for each of its lengths.
+    """
+    torch._dynamo.config.recompile_limit = 32  # with and without gradients, square and not, last and not
+    for transformer in transformers:
+        for block in transformer.blocks:
+            block.forward = torch.compile(block.forward, backend=backend)  # type: ignore[method-assign]
 
 
 @functools.cache

@@ -20,14 +20,18 @@ import distill
 import encoders
 import evaluate
 import folders
+import handover
 import latents
 import pretrain
 import recipe
 import stage
 from concepts import load_concepts
+from features import image_tokens
 from hidream.model.loading import load
+from hidream.model.moe import balance_losses
 from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
+from hidream.model.transformer import Transformer
 from hidream.types import ImageRequest, Mode, Size, Variant
 
 CPU = torch.device("cpu")
@@ -100,6 +104,7 @@ steps = 2
 [run]
 checkpoint_s = 0
 log_every = 1
+compiled = false
 """
 
 
@@ -190,6 +195,40 @@ def test_a_killed_stage_goes_on_where_it_was(tiny, runs, tmp_path, monkeypatch):
     assert resumed["step"] == whole["step"] == 4
     for name, value in whole["parts"]["transformer"].items():
         torch.testing.assert_close(resumed["parts"]["transformer"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_another_machine_goes_on_from_what_was_handed_over(tiny, runs, tmp_path):
+    handover.save(tiny, runs, tmp_path / "handover")
+    model = load(Variant.FULL, tmp_path / "handover")
+    assert generate(model, ImageRequest("a cat", Size(512, 512), seed=1, steps=2)).pixels.any()
+    handover.restore(tmp_path / "handover", tmp_path / "runs")
+    autoencoder.train(tiny, tmp_path / "runs" / "autoencoder", CPU)  # done already
+    assert not (tmp_path / "runs" / "autoencoder" / "log.jsonl").exists()
+    started = pretrain.build(tiny, tmp_path / "runs" / "pretrain" / pretrain.START).state_dict()
+    kept = torch.load(runs / "pretrain" / "checkpoint.pt")["parts"]["average"]
+    for name, value in started.items():
+        torch.testing.assert_close(value, kept[f"module.{name}"].half().float(), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own look at it
+def test_compiled_blocks_learn_the_same(tiny):
+    def gradients(transformer):
+        torch.manual_seed(0)
+        inputs = (torch.randn(2, 8, 16, 16), torch.rand(2), torch.randn(2, 16, 64))
+        embeds = (torch.randn(3, 2, 16, 64), torch.randn(2, 128))
+        with balance_losses(transformer) as balance, image_tokens(transformer, 2, 64) as tokens:
+            velocity = transformer(*inputs, *embeds)
+        assert len(balance) == len(tokens) == 3
+        (velocity.square().mean() + torch.stack(balance).mean() + tokens[1].square().mean()).backward()
+        return {name: p.grad for name, p in transformer.named_parameters() if p.grad is not None}
+
+    torch.manual_seed(0)
+    plain, compiled = Transformer(tiny.transformer), Transformer(tiny.transformer)
+    compiled.load_state_dict(plain.state_dict())
+    stage.compile_blocks(compiled, backend="aot_eager")
+    wanted = gradients(plain)
+    for name, value in gradients(compiled).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5)
 
 
 def test_centring_changes_nothing_but_the_latents_means(runs, sprites):

@@ -78,6 +78,7 @@ class Gate(nn.Module):
         self.active = active
         self.product: Product = plain
         self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
+        self.imbalance: Tensor | None = None  # of the last call, within `balance_losses`
 
     def forward(self, x: Tensor, spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
         """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
@@ -221,13 +222,17 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("hidream::grouped_mm", mutates_args=())
 def _grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """PyTorch's own, for the types whose shape rule it lacks under torch.compile (2.13 knows bfloat16 only)."""
+    """PyTorch's own, for the types whose shape rule it lacks under torch.compile (2.13 knows bfloat16 only).
+
+    Also x [I, R] with weight [R, O], where `ends` cuts both along R: the gradients of the groups' matrices, [E, I, O].
+    """
     return F.grouped_mm(x, weight, offs=ends)
 
 
 @_grouped_mm.register_fake
 def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[2])
+    groups = [ends.shape[0]] if weight.ndim == 2 else []
+    return x.new_empty(*groups, x.shape[0], weight.shape[-1])
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401 - torch's context
@@ -237,7 +242,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401
     x, weight, ends = ctx.saved_tensors
     grad = grad.contiguous()
-    return F.grouped_mm(grad, weight.mT, offs=ends), F.grouped_mm(x.mT, grad, offs=ends), None
+    return _grouped_mm(grad, weight.mT, ends), _grouped_mm(x.mT, grad, ends), None
 
 
 _grouped_mm.register_autograd(_gradients, setup_context=_keep)
@@ -245,25 +250,30 @@ _grouped_mm.register_autograd(_gradients, setup_context=_keep)
 
 @contextmanager
 def balance_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """For training: collect the load-balancing loss of every gate that `model` calls within, each at least about 1.
+    """For training: collect the load-balancing loss of every gate's last call within; they are there at its end.
 
-    E·Σ_e (share of the choices that fell on e)·(mean probability of e): 1 when all experts are used alike, and its
-    gradient moves probability away from those that are used most (models/moe.py, MoEGate, its `aux_loss` over alpha).
+    E·Σ_e (share of the choices that fell on e)·(mean probability of e), at least about 1: 1 when all experts are used
+    alike, and its gradient moves probability away from those that are used most (models/moe.py, MoEGate, its
+    `aux_loss` over alpha).
     """
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
     losses: list[Tensor] = []
-
-    def note(gate: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        assert isinstance(gate, Gate), "hooked to gates only"
-        mean = F.linear(inputs[0], gate.weight).softmax(dim=-1).mean(0)
-        share = F.one_hot(output[1].flatten(), mean.shape[0]).float().mean(0)
-        losses.append(mean.shape[0] * (share * mean).sum())
-
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, Gate)]
+    hooks = [gate.register_forward_hook(_note_imbalance) for gate in gates]
     try:
         yield losses
+        losses += [gate.imbalance for gate in gates if gate.imbalance is not None]
     finally:
         for hook in hooks:
             hook.remove()
+        for gate in gates:
+            gate.imbalance = None
+
+
+def _note_imbalance(gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    """Leave the loss at the gate itself: to grow a list would be a new graph for each gate, if blocks are compiled."""
+    mean = F.linear(inputs[0], gate.weight).softmax(dim=-1).mean(0)
+    share = F.one_hot(output[1].flatten(), mean.shape[0]).float().mean(0)
+    gate.imbalance = mean.shape[0] * (share * mean).sum()
 
 
 def _within(token: Tensor, rows: slice) -> Tensor:
