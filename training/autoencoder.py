@@ -21,6 +21,7 @@ from torch import Tensor
 import recipe
 from compose import Sprites, compose
 from concepts import load_concepts
+from hidream.model.shape import Grid
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments
@@ -93,6 +94,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     settings = config.autoencoder
     module = build(settings).to(device, memory_format=torch.channels_last)
     total, whole = sum(phase.steps for phase in settings.phases), config.side_px
+    square, token_px = Grid(recipe.BEST_SIDE, recipe.BEST_SIDE), whole // recipe.BEST_SIDE
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
     optimiser = Optimisers(module, rates, settings.adamw_rate, settings.muon_rate, ends=("conv_in", "conv_out"))
     dice = Dice(config.seed)
@@ -103,7 +105,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     for step in stage.steps(total):
         phase = phase_of(settings.phases, step)
         count = -(-phase.batch // CUT_OUTS) if phase.side < whole else phase.batch
-        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, whole, whole, dice.seed())
+        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, square, token_px, dice.seed())
         truth = cut_outs(pictures.repeat(phase.batch // count, 1, 1, 1), phase.side, dice).contiguous(
             memory_format=torch.channels_last
         )
@@ -113,7 +115,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         loss = reconstruction_loss(module.decode(latent, return_dict=False)[0], truth, phase.sharpness)
         optimiser.step(loss)
         stage.report(loss=loss)
-    centre(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, whole, whole, dice.seed()))
+    centre(module, compose(draw_scenes(dice.seed(), CALIBRATION, concepts), sprites, square, token_px, dice.seed()))
     save(module, folder / "vae")
     stage.finish()
 

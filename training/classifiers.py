@@ -97,10 +97,10 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     grids = shapes(config.side_px // recipe.BEST_SIDE)
     for _ in stage.steps(settings.steps):
         grid = draw_grid(grids, config.pretrain.square, random.Random(dice.seed()))
-        height, width = (side * SIDE // recipe.BEST_SIDE for side in (grid.rows, grid.columns))
-        scenes = draw_scenes(dice.seed(), settings.batch, concepts, width / height)
-        pictures = blurred(compose(scenes, sprites, height, width, dice.seed()), dice)
-        truth = {name: value.to(device) for name, value in truths(scenes, concepts, width / height).items()}
+        aspect = grid.columns / grid.rows
+        scenes = draw_scenes(dice.seed(), settings.batch, concepts, aspect)
+        pictures = blurred(compose(scenes, sprites, grid, SIDE // recipe.BEST_SIDE, dice.seed()), dice)
+        truth = {name: value.to(device) for name, value in truths(scenes, concepts, aspect).items()}
         loss = loss_of(judge(pictures), truth)
         optimiser.step(loss)
         stage.report(loss=loss)
@@ -115,9 +115,8 @@ def held_out_pictures(
     rng = random.Random(seed)
     for i in range(HELD_OUT_PICTURES):
         grid = grids[0] if i % 2 == 0 else grids[1 + i // 2 % (len(grids) - 1)]
-        height, width = grid.rows * token_px, grid.columns * token_px
-        scene = draw_scene(rng, Split.HELD_OUT, concepts, width / height)
-        yield compose([scene], sprites, height, width, [rng.getrandbits(32)])[0], scene
+        scene = draw_scene(rng, Split.HELD_OUT, concepts, grid.columns / grid.rows)
+        yield compose([scene], sprites, grid, token_px, [rng.getrandbits(32)])[0], scene
 
 
 def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:

@@ -4,9 +4,10 @@
 wanted size is sampled and nothing flickers or frays. A picture depends on its scene, its seed and the shape only: not
 on its batch, and but for rounding not on the device. Knows no model.
 
-    python training/compose.py --count 24 --width 512 --out sheet.png    # a contact sheet
+    python training/compose.py --count 24 --columns 12 --out sheet.png    # a contact sheet
 
-Shapes: B pictures, P placements, H height, W width, S side of a sprite's frame. Pictures are in −1 to 1.
+Shapes: B pictures, P placements, H height, W width, S side of a sprite's frame. Pictures are in −1 to 1. A picture's
+shape is given in tokens, as objects stand on their grid (`placement.py`), and in pixels per token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from torch import Tensor
 from backgrounds import DRAWS, draw_backgrounds
 from captions import caption
 from concepts import Concepts, load_concepts
-from placement import Jitter, Placement, place
+from hidream.model.shape import Grid
+from placement import Placement, place
 from scenes import Scene, Split, draw_scene
 from sprites import SPRITES_FILE, VISIBLE
 
@@ -85,24 +87,18 @@ class Sprites:
         return fitting[-1] if fitting else 0
 
 
-def compose(
-    scenes: Sequence[Scene],
-    sprites: Sprites,
-    height: int,
-    width: int,
-    seed: int | Sequence[int],
-    jitter: Jitter | None = None,
-) -> Tensor:
-    """Draw one picture per scene: [B, 3, H, W] float32 in −1 to 1 on the sprites' device.
+def compose(scenes: Sequence[Scene], sprites: Sprites, grid: Grid, token_px: int, seed: int | Sequence[int]) -> Tensor:
+    """Draw one picture per scene: [B, 3, H, W] float32 in −1 to 1 on the sprites' device; `token_px` pixels per token.
 
     `seed` is one number for the batch, or one for each picture, which is then the same in any batch.
     """
     own = seeds(seed, len(scenes)) if isinstance(seed, int) else seed
+    height, width = (side * token_px for side in grid)
     pictures = torch.empty(len(scenes), 3, height, width, device=sprites.device)
     chunk = max(1, CHUNK_PX.get(sprites.device.type, 2**20) // (height * width))
     for i in range(0, len(scenes), chunk):
         some = slice(i, i + chunk)
-        pictures[some] = _compose(scenes[some], sprites, height, width, own[some], jitter or Jitter())
+        pictures[some] = _compose(scenes[some], sprites, grid, token_px, own[some])
     return pictures
 
 
@@ -111,42 +107,43 @@ def seeds(seed: int, count: int) -> list[int]:
     return [seed * 2**20 + i for i in range(count)]
 
 
-def _compose(
-    scenes: Sequence[Scene], sprites: Sprites, height: int, width: int, seeds: Sequence[int], jitter: Jitter
-) -> Tensor:
+def _compose(scenes: Sequence[Scene], sprites: Sprites, grid: Grid, token_px: int, seeds: Sequence[int]) -> Tensor:
     values = np.stack([np.random.default_rng(seed).random(DRAWS, dtype=np.float32) for seed in seeds])
     kinds = [sprites.concepts.backgrounds[scene.background] for scene in scenes]
+    height, width = (side * token_px for side in grid)
     pictures = draw_backgrounds(kinds, torch.from_numpy(values).to(sprites.device), height, width)
-    placements = [
-        place(scene, sprites.concepts, height, width, random.Random(seed), jitter)
-        for scene, seed in zip(scenes, seeds, strict=True)
-    ]
+    placements = [place(scene, grid, random.Random(seed)) for scene, seed in zip(scenes, seeds, strict=True)]
     for turn in range(max(len(each) for each in placements)):
         rows = [i for i, each in enumerate(placements) if turn < len(each)]
-        layer = [placements[i][turn] for i in rows]
-        for level in {sprites.level_for(p.size_px) for p in layer}:
-            some = [n for n, p in enumerate(layer) if sprites.level_for(p.size_px) == level]
-            _blend(pictures, [rows[n] for n in some], [layer[n] for n in some], sprites, level)
+        for size in {placements[i][turn].size for i in rows}:
+            some = [i for i in rows if placements[i][turn].size == size]
+            _blend(pictures, some, [placements[i][turn] for i in some], sprites, token_px)
     return pictures.mul_(2).sub_(1)
 
 
-def _blend(pictures: Tensor, rows: list[int], placements: list[Placement], sprites: Sprites, level: int) -> None:
-    """Lay one placement over each of the given rows of pictures [B, 3, H, W], in place.
+def _blend(pictures: Tensor, rows: list[int], placements: list[Placement], sprites: Sprites, token_px: int) -> None:
+    """Lay one placement over each of the given rows of pictures [B, 3, H, W], in place; all placements are as large.
 
-    Only a window around the sprite is touched: all windows are equally large, and lie wholly in the picture.
+    Only a window around the sprite is touched, which lies wholly in the picture.
     """
-    frames, device = sprites.levels[level], sprites.device
-    height, width = pictures.shape[-2:]
-    reach = (
-        max(p.size_px for p in placements) * 1.26 + 2
-    )  # the frame's diagonal is never visible: turned by 15° at most
-    window_h, window_w = min(height, math.ceil(reach)), min(width, math.ceil(reach))
-    tops = [min(max(round(p.y_px - window_h / 2), 0), height - window_h) for p in placements]
-    lefts = [min(max(round(p.x_px - window_w / 2), 0), width - window_w) for p in placements]
-    grid = _grid(placements, tops, lefts, window_h, window_w, device)
+    device, size_px = sprites.device, placements[0].size * token_px
+    frame_px = size_px / VISIBLE
+    margin_px = math.ceil((frame_px - size_px) / 2)
+    height, width = (min(side, size_px + 2 * margin_px) for side in pictures.shape[-2:])
+    tops = [min(max(p.row * token_px - margin_px, 0), pictures.shape[-2] - height) for p in placements]
+    lefts = [min(max(p.column * token_px - margin_px, 0), pictures.shape[-1] - width) for p in placements]
+    corners = [
+        (p.column * token_px - left, p.row * token_px - top)
+        for p, top, left in zip(placements, tops, lefts, strict=True)
+    ]
+    x, y = (torch.tensor(corners, device=device) + size_px / 2).unbind(1)  # the middles, in the windows [P]
+    across = (torch.arange(width, device=device) + 0.5 - x[:, None]) * (2 / frame_px)
+    down = (torch.arange(height, device=device) + 0.5 - y[:, None]) * (2 / frame_px)
+    points = [across[:, None, :].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)]
     objects = torch.tensor([sprites.objects[p.object] for p in placements], device=device)
     styles = torch.tensor([sprites.styles[p.style] for p in placements], device=device)
-    layer = F.grid_sample(frames[objects, styles].float().div_(255), grid, align_corners=False)  # [P, 4, h, w]
+    frames = sprites.levels[sprites.level_for(size_px)][objects, styles].float().div_(255)
+    layer = F.grid_sample(frames, torch.stack(points, dim=-1), align_corners=False)  # [P, 4, h, w]
     paste = paste_one_by_one if device.type == "cpu" else paste_at_once
     paste(pictures, layer, rows, tops, lefts)
 
@@ -167,24 +164,6 @@ def paste_at_once(pictures: Tensor, layer: Tensor, rows: list[int], tops: list[i
     pictures[b, :, y, x] = blended + layer[:, :3].permute(0, 2, 3, 1)
 
 
-def _grid(
-    placements: list[Placement], tops: list[int], lefts: list[int], window_h: int, window_w: int, device: torch.device
-) -> Tensor:
-    """For each pixel of each window, where in the sprite's frame (−1 to 1) it lies, x and y: [P, h, w, 2]."""
-    numbers = torch.tensor(
-        [
-            (p.x_px - left, p.y_px - top, VISIBLE / p.size_px, math.radians(p.angle_deg), -1 if p.mirrored else 1)
-            for p, top, left in zip(placements, tops, lefts, strict=True)
-        ],
-        device=device,
-    )
-    x, y, scale, angle, flip = numbers[:, :, None, None].unbind(1)  # [P, 1, 1] each
-    across = (torch.arange(window_w, device=device) + 0.5 - x) * 2 * scale  # [P, 1, w]
-    down = (torch.arange(window_h, device=device)[:, None] + 0.5 - y) * 2 * scale  # [P, h, 1]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return torch.stack([flip * (cos * across + sin * down), cos * down - sin * across], dim=-1)
-
-
 def _shrink(pictures: Tensor, side: int) -> Tensor:
     """Area-filter frames [objects, styles, 4, S, S] to `side` pixels, object by object to save memory."""
     return torch.stack(
@@ -201,19 +180,20 @@ def main() -> None:
         description="Compose a contact sheet of random scenes; their captions are printed."
     )
     parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--height", type=int, default=256)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--columns", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=8, help="of tokens (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=8, help="of tokens (default: %(default)s)")
+    parser.add_argument("--token-px", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=list(Split), default=Split.TRAIN)
     parser.add_argument("--out", type=Path, default=Path("sheet.png"))
     options = parser.parse_args()
     rng, concepts = random.Random(options.seed), load_concepts()
-    scenes = [draw_scene(rng, options.split, concepts, options.width / options.height) for _ in range(options.count)]
-    pictures = compose(scenes, Sprites.load(), options.height, options.width, options.seed)
+    grid = Grid(options.rows, options.columns)
+    scenes = [draw_scene(rng, options.split, concepts, grid.columns / grid.rows) for _ in range(options.count)]
+    pictures = compose(scenes, Sprites.load(), grid, options.token_px, options.seed)
     for scene in scenes:
         print(caption(scene, rng, concepts))
-    sheet(pictures, options.columns).save(options.out)
+    sheet(pictures, columns=6).save(options.out)
 
 
 def sheet(pictures: Tensor, columns: int) -> Image.Image:

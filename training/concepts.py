@@ -24,7 +24,6 @@ class Object:
     words: tuple[str, ...]
     plural: str | None = None
     mass: bool = False
-    mirror: bool = True
 
 
 @dataclass(frozen=True, slots=True)

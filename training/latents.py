@@ -22,7 +22,7 @@ from concepts import Concepts
 from hidream.model.shape import Grid, render_grid
 from hidream.model.vae import Autoencoder
 from hidream.types import Render, Size
-from placement import Jitter, place
+from placement import place
 from scenes import Scene, Split, draw_scene
 from stage import Dice
 
@@ -107,22 +107,20 @@ class Latents:
 
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
-        height, width = grid.rows * self._token_px, grid.columns * self._token_px
-        scenes = draw_scenes(seed, size, self._concepts, width / height)
-        pictures = compose(scenes, self._sprites, height, width, seed)
+        scenes = draw_scenes(seed, size, self._concepts, grid.columns / grid.rows)
+        pictures = compose(scenes, self._sprites, grid, self._token_px, seed)
         return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]), scenes
 
     def _shown(self, grid: Grid, scenes: list[Scene], seed: int) -> Tensor:
         """What each token of `_encode`'s pictures shows, [B, rows·columns]."""
-        height, width = grid.rows * self._token_px, grid.columns * self._token_px
         backgrounds = list(self._concepts.backgrounds)
-        y = (torch.arange(grid.rows)[:, None] + 0.5) * self._token_px
-        x = (torch.arange(grid.columns) + 0.5) * self._token_px
-        shown = torch.empty(len(scenes), grid.rows, grid.columns, dtype=torch.long)
+        y, x = torch.arange(grid.rows)[:, None] + 0.5, torch.arange(grid.columns) + 0.5
+        shown = torch.empty(len(scenes), *grid, dtype=torch.long)
         for own, scene, picture_seed in zip(shown, scenes, seeds(seed, len(scenes)), strict=True):
             own[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
-            for p in place(scene, self._concepts, height, width, random.Random(picture_seed), Jitter()):
-                own[(x - p.x_px) ** 2 + (y - p.y_px) ** 2 < (BODY * p.size_px) ** 2] = self._sprites.objects[p.object]
+            for p in place(scene, grid, random.Random(picture_seed)):
+                to_middle = (x - p.column - p.size / 2) ** 2 + (y - p.row - p.size / 2) ** 2
+                own[to_middle < (BODY * p.size) ** 2] = self._sprites.objects[p.object]
         return shown.flatten(1)
 
     def _grow(self, pictures: int) -> None:

@@ -10,13 +10,15 @@ import torch
 
 from compose import Sprites, compose, paste_at_once, paste_one_by_one, sheet
 from concepts import load_concepts
-from placement import Jitter, place
+from hidream.model.shape import Grid
+from placement import place
 from scenes import Extent, Layout, Scene, Split, draw_scene
 
 CONCEPTS = load_concepts()
 PAIR = ("cat", "dog")
 TINY = dataclasses.replace(CONCEPTS, objects={name: CONCEPTS.objects[name] for name in PAIR})
-SHAPES = [(96, 96), (64, 192), (192, 64), (80, 120)]
+SHAPES = [Grid(8, 8), Grid(5, 15), Grid(15, 5), Grid(7, 9), Grid(12, 6)]
+TOKEN_PX = 12
 CAT, DOG = torch.tensor([1.0, 0, 1]), torch.tensor([0, 1.0, 1])  # colours that are on no ground
 
 
@@ -43,12 +45,12 @@ def where(picture, colour):
     )
 
 
-@pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_shape_and_range(height, width):
+@pytest.mark.parametrize("grid", SHAPES)
+def test_shape_and_range(grid):
     rng = random.Random(0)
-    scenes = [draw_scene(rng, Split.TRAIN, TINY, width / height) for _ in range(30)]
-    pictures = compose(scenes, SPRITES, height, width, seed=1)
-    assert pictures.shape == (30, 3, height, width)
+    scenes = [draw_scene(rng, Split.TRAIN, TINY, grid.columns / grid.rows) for _ in range(30)]
+    pictures = compose(scenes, SPRITES, grid, TOKEN_PX, seed=1)
+    assert pictures.shape == (30, 3, TOKEN_PX * grid.rows, TOKEN_PX * grid.columns)
     assert pictures.dtype == torch.float32
     assert pictures.min() >= -1
     assert pictures.max() <= 1
@@ -58,91 +60,85 @@ def test_a_seed_gives_the_same_picture_in_any_batch():
     rng = random.Random(1)
     scenes = [draw_scene(rng, Split.TRAIN, TINY) for _ in range(12)]
     seeds = list(range(12))
-    together = compose(scenes, SPRITES, 96, 96, seeds)
-    assert torch.equal(together, compose(scenes, SPRITES, 96, 96, seeds))
-    alone = torch.cat([compose([scene], SPRITES, 96, 96, [seed]) for scene, seed in zip(scenes, seeds, strict=True)])
+    together = compose(scenes, SPRITES, SHAPES[0], TOKEN_PX, seeds)
+    assert torch.equal(together, compose(scenes, SPRITES, SHAPES[0], TOKEN_PX, seeds))
+    alone = torch.cat(
+        [compose([scene], SPRITES, SHAPES[0], TOKEN_PX, [seed]) for scene, seed in zip(scenes, seeds, strict=True)]
+    )
     assert (together - alone).abs().max() < 1e-4
-    assert (together - compose(scenes, SPRITES, 96, 96, seed=2)).abs().amax((1, 2, 3)).min() > 0.05
+    assert (together - compose(scenes, SPRITES, SHAPES[0], TOKEN_PX, seed=2)).abs().amax((1, 2, 3)).min() > 0.05
 
 
-@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("grid", SHAPES)
 @pytest.mark.parametrize("layout", [Layout.LEFT_OF, Layout.ABOVE, Layout.AND])
-def test_the_first_is_left_or_above(layout, height, width):
-    pictures = compose([Scene(PAIR, "flat", "gray", layout)] * 20, SPRITES, height, width, seed=3)
-    beside = layout is Layout.LEFT_OF or (layout is Layout.AND and width >= height)
+def test_the_first_is_left_or_above(layout, grid):
+    pictures = compose([Scene(PAIR, "flat", "gray", layout)] * 20, SPRITES, grid, TOKEN_PX, seed=3)
+    beside = layout is Layout.LEFT_OF or (layout is Layout.AND and grid.columns >= grid.rows)
     for picture in pictures:
         (cats, cat_y, cat_x), (dogs, dog_y, dog_x) = where(picture, CAT), where(picture, DOG)
         assert min(cats, dogs) > 0.02
         assert cat_x < dog_x - 0.2 if beside else cat_y < dog_y - 0.2
 
 
-@pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_extents_differ(height, width):
+@pytest.mark.parametrize("grid", SHAPES)
+def test_extents_differ(grid):
     small, normal, big = (
-        [where(p, CAT)[0] for p in compose([Scene(("cat",), "3d", "red", extent=e)] * 15, SPRITES, height, width, 4)]
+        [where(p, CAT)[0] for p in compose([Scene(("cat",), "3d", "red", extent=e)] * 15, SPRITES, grid, TOKEN_PX, 4)]
         for e in (Extent.SMALL, Extent.NORMAL, Extent.BIG)
     )
     assert max(small) < 0.6 * min(normal)
     assert max(normal) < 0.75 * min(big)
 
 
-@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("grid", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_count_and_no_overlap(count, height, width):
+def test_count_and_no_overlap(count, grid):
     scene = Scene(("dog",), "sticker", "white", count=count)
     for seed in range(30):
-        placed = place(scene, TINY, height, width, random.Random(seed), Jitter())
+        placed = place(scene, grid, random.Random(seed))
         assert len(placed) == count
-        for i, one in enumerate(placed):
-            half = one.size_px / 2
-            assert half - 1 <= one.x_px <= width - half + 1
-            assert half - 1 <= one.y_px <= height - half + 1
-            for other in placed[:i]:
-                apart = max(abs(one.x_px - other.x_px), abs(one.y_px - other.y_px))
-                assert apart > 0.95 * half + other.size_px / 2
+        covered = [
+            (row, column)
+            for one in placed
+            for row in range(one.row, one.row + one.size)
+            for column in range(one.column, one.column + one.size)
+        ]
+        assert len(covered) == len(set(covered))
+        assert all(0 <= row < grid.rows and 0 <= column < grid.columns for row, column in covered)
 
 
-def test_sprites_land_where_they_are_placed():
+@pytest.mark.parametrize("token_px", [6, 12, 24, 40])
+def test_sprites_land_where_they_are_placed(token_px):
     """Centre and area of a disc agree with its placement, for every level of detail."""
-    for side in (48, 96, 192, 320):
-        scene, still = Scene(("cat",), "flat", "black"), Jitter(rotation_deg=15)
-        placed = place(scene, TINY, side, side, random.Random(9), still)[0]
-        share, y, x = where(compose([scene], SPRITES, side, side, [9], still)[0], CAT)
-        assert x * side == pytest.approx(placed.x_px, abs=1.2)
-        assert y * side == pytest.approx(placed.y_px, abs=1.2)
-        assert share * side**2 == pytest.approx(3.14159 / 4 * placed.size_px**2, rel=0.2)
+    scene, grid = Scene(("cat",), "flat", "black"), Grid(8, 8)
+    for seed in range(4):
+        placed = place(scene, grid, random.Random(seed))[0]
+        share, y, x = where(compose([scene], SPRITES, grid, token_px, [seed])[0], CAT)
+        assert x * 8 == pytest.approx(placed.column + placed.size / 2, abs=0.1)
+        assert y * 8 == pytest.approx(placed.row + placed.size / 2, abs=0.1)
+        assert share * 8**2 == pytest.approx(3.14159 / 4 * placed.size**2, rel=0.2)
 
 
-def test_rotation_is_clockwise_and_mirroring_is_horizontal():
+def test_sprites_stand_upright():
     """A sprite with one bright quarter, at the top left."""
     frame = torch.zeros(4, 64, 64)
     frame[3, 4:60, 4:60] = 1
     frame[0, 4:32, 4:32] = 1
-    pictures = (frame * 255).to(torch.uint8).repeat(2, len(TINY.styles), 1, 1, 1)
-    sprites, scene = Sprites(pictures, TINY), Scene(("cat",), "flat", "blue")
-
-    def bright(jitter, seed=11):
-        _, y, x = where(compose([scene], sprites, 128, 128, [seed], jitter)[0], torch.tensor([1.0, 0, 0]))
-        placed = place(scene, TINY, 128, 128, random.Random(seed), jitter)[0]
-        return x * 128 - placed.x_px, y * 128 - placed.y_px, placed.angle_deg
-
-    x, y, _ = bright(Jitter(rotation_deg=0, mirrored=0))
-    assert x < -5
-    assert y < -5
-    assert bright(Jitter(rotation_deg=0, mirrored=1))[0] > 5
-    for seed in (1, 2, 3, 4):
-        still_x, still_y, _ = bright(Jitter(rotation_deg=0, mirrored=0), seed)
-        turned_x, turned_y, angle = bright(Jitter(rotation_deg=15, mirrored=0), seed)
-        if abs(angle) > 3:
-            assert (turned_x / turned_y - still_x / still_y) * angle < 0  # the upper left goes up and right, clockwise
+    sprites = Sprites((frame * 255).to(torch.uint8).repeat(2, len(TINY.styles), 1, 1, 1), TINY)
+    for seed in range(4):
+        scene, grid = Scene(("cat",), "flat", "blue"), Grid(8, 8)
+        placed = place(scene, grid, random.Random(seed))[0]
+        _, y, x = where(compose([scene], sprites, grid, 16, [seed])[0], torch.tensor([1.0, 0, 0]))
+        assert x * 8 == pytest.approx(placed.column + placed.size / 4, abs=0.15)
+        assert y * 8 == pytest.approx(placed.row + placed.size / 4, abs=0.15)
 
 
 def test_every_ground_is_told_from_every_other():
-    """By a rough look (8 × 8 pixels), a picture's nearest neighbour is of its own kind."""
+    """By a rough look (8 × 8 pixels), a picture's nearest neighbour is of its own kind, wherever the cat stands."""
     kinds, each = list(TINY.backgrounds), 8
     scenes = [Scene(("cat",), "flat", kind, extent=Extent.SMALL) for kind in kinds for _ in range(each)]
-    rough = torch.nn.functional.adaptive_avg_pool2d(compose(scenes, SPRITES, 96, 96, seed=5), 8).flatten(1)
-    distance = torch.cdist(rough, rough) + 1e9 * torch.eye(len(scenes))
+    rough = torch.nn.functional.adaptive_avg_pool2d(compose(scenes, SPRITES, SHAPES[0], TOKEN_PX, seed=5), 8).flatten(1)
+    distance = torch.cdist(rough, rough, p=1) + 1e9 * torch.eye(len(scenes))
     kind = torch.arange(len(scenes)) // each
     assert (kind[distance.argmin(1)] == kind).float().mean() > 0.97
 
@@ -150,7 +146,7 @@ def test_every_ground_is_told_from_every_other():
 @pytest.mark.parametrize("kind", TINY.backgrounds)
 def test_grounds_vary(kind):
     small = Scene(("cat",), "flat", kind, extent=Extent.SMALL)
-    one, other = compose([small, small], SPRITES, 64, 96, [1, 2])
+    one, other = compose([small, small], SPRITES, Grid(6, 9), TOKEN_PX, [1, 2])
     assert 0.004 < (one - other).abs().mean() < 0.6
 
 
@@ -163,7 +159,7 @@ def test_smaller_levels_are_taken_for_smaller_sprites():
 
 def test_edges_are_smooth():
     """Along the edge of a disc there are pixels between the two colours, and none beyond them."""
-    picture = compose([Scene(("cat",), "flat", "black", extent=Extent.BIG)], SPRITES, 128, 128, [3])[0]
+    picture = compose([Scene(("cat",), "flat", "black", extent=Extent.BIG)], SPRITES, Grid(8, 8), 16, [3])[0]
     red = (picture[0] + 1) / 2
     assert ((red > 0.3) & (red < 0.7)).sum() > 50
     assert red.max() <= 1

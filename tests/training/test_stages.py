@@ -313,7 +313,7 @@ def test_tokens_show_what_stands_there(sprites):
     scenes = latents.draw_scenes(3, 16, concepts, grid.columns / grid.rows)
     source = latents.Latents(None, sprites, concepts, px, 1.0, None, Path())
     shown = source._shown(grid, scenes, 5).view(16, 8, 12)
-    pictures = compose.compose(scenes, sprites, 8 * px, 12 * px, 5)
+    pictures = compose.compose(scenes, sprites, grid, px, 5)
     middles = pictures[:, :, px // 2 :: px, px // 2 :: px]
     right = []
     for picture, tokens, scene in zip(middles, shown, scenes, strict=True):
