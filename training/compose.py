@@ -112,7 +112,7 @@ def _compose(scenes: Sequence[Scene], sprites: Sprites, grid: Grid, token_px: in
     kinds = [sprites.concepts.backgrounds[scene.background] for scene in scenes]
     height, width = (side * token_px for side in grid)
     pictures = draw_backgrounds(kinds, torch.from_numpy(values).to(sprites.device), height, width)
-    placements = [place(scene, grid, random.Random(seed)) for scene, seed in zip(scenes, seeds, strict=True)]
+    placements = [place(scene, grid) for scene in scenes]
     for turn in range(max(len(each) for each in placements)):
         rows = [i for i, each in enumerate(placements) if turn < len(each)]
         for size in {placements[i][turn].size for i in rows}:
@@ -130,8 +130,8 @@ def _blend(pictures: Tensor, rows: list[int], placements: list[Placement], sprit
     frame_px = size_px / VISIBLE
     margin_px = math.ceil((frame_px - size_px) / 2)
     height, width = (min(side, size_px + 2 * margin_px) for side in pictures.shape[-2:])
-    tops = [min(max(p.row * token_px - margin_px, 0), pictures.shape[-2] - height) for p in placements]
-    lefts = [min(max(p.column * token_px - margin_px, 0), pictures.shape[-1] - width) for p in placements]
+    tops = [min(max(round(p.row * token_px) - margin_px, 0), pictures.shape[-2] - height) for p in placements]
+    lefts = [min(max(round(p.column * token_px) - margin_px, 0), pictures.shape[-1] - width) for p in placements]
     corners = [
         (p.column * token_px - left, p.row * token_px - top)
         for p, top, left in zip(placements, tops, lefts, strict=True)

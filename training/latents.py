@@ -17,7 +17,7 @@ from torch import Tensor
 
 import recipe
 from captions import caption
-from compose import Sprites, compose, seeds
+from compose import Sprites, compose
 from concepts import Concepts
 from hidream.model.shape import Grid, render_grid
 from hidream.model.vae import Autoencoder
@@ -92,7 +92,7 @@ class Latents:
         if self._pool is None:
             seed = dice.seed()
             latent, picked = self._encode(grid, size, seed)
-            shown = self._shown(grid, picked, seed)
+            shown = self._shown(grid, picked)
         else:
             self._grow(min(self._pool.start + step * self._pool.per_step, self._pool.most))
             parts = [part for part in self._parts if part[0] == grid] or self._parts[:1]
@@ -111,14 +111,14 @@ class Latents:
         pictures = compose(scenes, self._sprites, grid, self._token_px, seed)
         return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]), scenes
 
-    def _shown(self, grid: Grid, scenes: list[Scene], seed: int) -> Tensor:
-        """What each token of `_encode`'s pictures shows, [B, rows·columns]."""
+    def _shown(self, grid: Grid, scenes: list[Scene]) -> Tensor:
+        """What each token of pictures of `scenes` shows, [B, rows·columns]."""
         backgrounds = list(self._concepts.backgrounds)
         y, x = torch.arange(grid.rows)[:, None] + 0.5, torch.arange(grid.columns) + 0.5
         shown = torch.empty(len(scenes), *grid, dtype=torch.long)
-        for own, scene, picture_seed in zip(shown, scenes, seeds(seed, len(scenes)), strict=True):
+        for own, scene in zip(shown, scenes, strict=True):
             own[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
-            for p in place(scene, grid, random.Random(picture_seed)):
+            for p in place(scene, grid):
                 to_middle = (x - p.column - p.size / 2) ** 2 + (y - p.row - p.size / 2) ** 2
                 own[to_middle < (BODY * p.size) ** 2] = self._sprites.objects[p.object]
         return shown.flatten(1)
@@ -138,4 +138,4 @@ class Latents:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file({"latents": latents}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
-            self._parts.append((grid, latents, scenes, self._shown(grid, scenes, number)))
+            self._parts.append((grid, latents, scenes, self._shown(grid, scenes)))

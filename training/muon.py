@@ -25,12 +25,22 @@ CLIP = 1.0
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon, for parameters of two axes and more."""
+    """Muon, for parameters of two axes and more.
+
+    `every` so many steps it changes them; in those between it only gathers momentum, which costs next to nothing.
+    """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        every: int = 1,
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "every": every, "steps": 0}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -40,13 +50,18 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.flatten(1).shape].append(parameter)
+            group["steps"] += 1
             for parameters in alike.values():
-                self._step(parameters, group["lr"], group["momentum"], group["weight_decay"])
+                averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in parameters]
+                gradients = [p.grad for p in parameters]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                if group["steps"] % group["every"] == 0:
+                    self._step(parameters, averages, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _step(self, parameters: list[nn.Parameter], rate: float, momentum: float, decay: float) -> None:
-        averages = [self.state[p].setdefault("average", torch.zeros_like(p)) for p in parameters]
+    def _step(
+        self, parameters: list[nn.Parameter], averages: list[Tensor], rate: float, momentum: float, decay: float
+    ) -> None:
         gradients = [p.grad for p in parameters]
-        torch._foreach_lerp_(averages, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov
         rows, columns = ahead[0].flatten(1).shape
         directions = orthogonal(torch.stack([each.flatten(1) for each in ahead]))
@@ -76,8 +91,8 @@ class Optimisers:
     """What trains a module: Muon for its matrices, AdamW for its vectors and for the layers at its ends, one schedule.
 
     `ends` are parts of the names of the first and last layers: where few channels meet many, equal steps in all
-    directions lose the faint ones. Without a `muon_rate` it is AdamW for all. `schedule` gives the share of the rates
-    at a step, counted from 0.
+    directions lose the faint ones. Without a `muon_rate` it is AdamW for all; `every` is Muon's. `schedule` gives the
+    share of the rates at a step, counted from 0.
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class Optimisers:
         adamw_rate: float,
         muon_rate: float | None = None,
         ends: Iterable[str] = (),
+        every: int = 1,
     ) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         matrices = [
@@ -99,7 +115,7 @@ class Optimisers:
         adamw = torch.optim.AdamW(others, adamw_rate, betas=(0.9, 0.98), fused=True)
         self._optimisers: list[torch.optim.Optimizer] = [adamw]
         if muon_rate:
-            self._optimisers.append(Muon(matrices, muon_rate))
+            self._optimisers.append(Muon(matrices, muon_rate, every=every))
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, schedule) for each in self._optimisers]
 
     def step(self, loss: Tensor) -> None:

@@ -1,27 +1,26 @@
 """Where a scene's objects stand in a picture of a given shape: names to places in tokens, one per drawn object.
 
 Pure Python. The picture is cut into cells, one per object, along the way that the layout or the shape demands; an
-object stays inside its cell, so that what the caption says of places is true. Knows nothing of sprites but that they
-are square, and no pixels.
+object stands in the middle of its cell, so that what the caption says of places is true. Knows nothing of sprites but
+that they are square, and no pixels.
 
-Objects stand upright, whole tokens large, and on the tokens' grid. A transformer has to know its objects by heart,
-token by token: so a drawing is 65 different contents of a token (2² + 3² + 4² + 6², by its size), all 512 drawings two
-million numbers. With places, sizes and angles as they came there was no end to them, and after 140,000 pictures nano
-still drew blobs (docs/LOG.md).
+Objects stand upright, whole tokens large, and on a grid. A transformer has to know its objects by heart, token by
+token: so a drawing is 72 different contents of a token (2² + 4² + 6² by its size, and 4² for the 3 tokens of one among
+several, which stands between the lines), all 512 drawings 2.4 million numbers. With places, sizes and angles as they
+came there was no end to them, and after 140,000 pictures nano still drew blobs (docs/LOG.md).
 """
 
 from __future__ import annotations
 
 import math
-import random
 from typing import NamedTuple
 
 from hidream.model.shape import Grid
 from scenes import Extent, Layout, Scene
 
 SIZES = {Extent.SMALL: (2, 2), Extent.NORMAL: (3, 4), Extent.BIG: (4, 6)}
-"""Long side of a single object in tokens: where the picture's shorter side has less than six tokens, and elsewhere."""
-ROOMY = 6
+"""Long side of a single object in tokens, where the picture's shorter side has less than seven, and elsewhere."""
+ROOMY = 7
 AMONG = (2, 3)
 """The same of one of several: where its cell has less than four tokens, and elsewhere."""
 
@@ -31,8 +30,8 @@ class Placement(NamedTuple):
 
     object: str
     style: str
-    column: int
-    row: int
+    column: float
+    row: float
     size: int
 
 
@@ -43,23 +42,21 @@ class _Cell(NamedTuple):
     height: float
 
 
-def place(scene: Scene, grid: Grid, rng: random.Random) -> list[Placement]:
+def place(scene: Scene, grid: Grid) -> list[Placement]:
     """Put the scene's objects into a picture of `grid`'s shape; the first is the left or upper one."""
-    cells = _cells(scene, grid)
-    placements = []
+    cells, placements = _cells(scene, grid), []
     for name, cell in zip(scene.objects * scene.count, cells, strict=True):
-        left, top = math.ceil(cell.left), math.ceil(cell.top)
-        width, height = math.floor(cell.left + cell.width) - left, math.floor(cell.top + cell.height) - top
-        size = SIZES[scene.extent][min(grid) >= ROOMY] if len(cells) == 1 else AMONG[min(width, height) >= 4]
-        column, row = left + _offset(width - size, rng), top + _offset(height - size, rng)
-        placements.append(Placement(name, scene.style, column, row, size))
+        if len(cells) == 1:
+            size, phase = SIZES[scene.extent][min(grid) >= ROOMY], 0.0
+        else:
+            size, phase = AMONG[min(cell.width, cell.height) >= 4], 0.5
+        column, row = cell.left + (cell.width - size) / 2, cell.top + (cell.height - size) / 2
+        placements.append(Placement(name, scene.style, _on_grid(column, phase), _on_grid(row, phase), size))
     return placements
 
 
-def _offset(free: int, rng: random.Random) -> int:
-    """How far from the cell's edge: anywhere in the middle half of the free room."""
-    margin = (free + 1) // 4
-    return rng.randint(margin, free - margin)
+def _on_grid(place: float, phase: float) -> float:
+    return math.floor(place - phase + 0.5) + phase
 
 
 def _cells(scene: Scene, grid: Grid) -> list[_Cell]:

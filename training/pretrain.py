@@ -36,6 +36,8 @@ from latents import Batch, Latents
 from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, compile_blocks, quick
 
+ENDS = ("x_embedder", "embedder", "caption_projection", "adaLN", "gate", "final_layer", "shown", "style")
+"""Parts of the names of what AdamW trains, beside the vectors; the matrices within the blocks are Muon's."""
 START = "start"
 """Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`handover.py`)."""
 
@@ -83,7 +85,8 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, de
     transformer, reader = build(config, folder / START).to(device), Reader(config.transformer.dim, concepts).to(device)
     average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
     rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
-    optimiser = Optimisers(nn.ModuleList((transformer, reader)), rates, settings.adamw_rate)
+    whole = nn.ModuleList((transformer, reader))
+    optimiser = Optimisers(whole, rates, settings.adamw_rate, settings.muon_rate, ENDS, settings.muon_every)
     dice = Dice(config.seed)
     parts = {"transformer": transformer, "average": average, "reader": reader, "optimiser": optimiser, "dice": dice}
     stage = Stage(folder, config.run, parts)

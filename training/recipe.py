@@ -75,9 +75,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """Training of Full."""
+    """Training of Full; Muon changes its matrices every `muon_every` steps."""
 
     adamw_rate: float
+    muon_rate: float
+    muon_every: int
     warm_up: int
     fall: float
     ema: float

@@ -69,6 +69,8 @@ axes_dims_rope = [16, 8, 8]
 max_resolution = [64, 64]
 [pretrain]
 adamw_rate = 1e-3
+muon_rate = 1e-2
+muon_every = 2
 warm_up = 2
 fall = 0.5
 ema = 0.5
@@ -312,7 +314,7 @@ def test_tokens_show_what_stands_there(sprites):
     concepts, grid, px = load_concepts(), Grid(8, 12), 32
     scenes = latents.draw_scenes(3, 16, concepts, grid.columns / grid.rows)
     source = latents.Latents(None, sprites, concepts, px, 1.0, None, Path())
-    shown = source._shown(grid, scenes, 5).view(16, 8, 12)
+    shown = source._shown(grid, scenes).view(16, 8, 12)
     pictures = compose.compose(scenes, sprites, grid, px, 5)
     middles = pictures[:, :, px // 2 :: px, px // 2 :: px]
     right = []
