@@ -67,6 +67,7 @@ class Stage:
         self.folder, self.step = folder, 0
         self._run, self._parts = run, parts
         self._sums: dict[str, torch.Tensor] = {}
+        self._summed = 0
         self._saved_at = self._reported_at = time.monotonic()
         self._seconds_before = 0.0
         if (folder / "checkpoint.pt").exists():
@@ -93,11 +94,12 @@ class Stage:
         """Take the losses of one step; every `log_every` steps their means are written down."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._summed += 1
         if (self.step + 1) % self._run.log_every:
             return
         now = time.monotonic()
-        means = {name: float(total) / self._run.log_every for name, total in self._sums.items()}
-        rate = self._run.log_every / (now - self._reported_at)
+        means = {name: float(total) / self._summed for name, total in self._sums.items()}
+        rate = self._summed / (now - self._reported_at)
         line = {
             "step": self.step + 1,
             "seconds": round(self._seconds_before),
@@ -107,7 +109,7 @@ class Stage:
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         print(self.folder.name, *(f"{k}={v:.4g}" for k, v in line.items()), flush=True)
-        self._sums, self._reported_at = {}, now
+        self._sums, self._summed, self._reported_at = {}, 0, now
 
     def save(self) -> None:
         """Write the checkpoint; a crash leaves the old one or the new one."""
