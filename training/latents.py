@@ -24,7 +24,7 @@ from hidream.model.vae import Autoencoder
 from hidream.types import Render, Size
 from placement import place
 from scenes import Scene, Split, draw_scene
-from stage import Dice
+from stage import Dice, quick
 
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
 PART = 16
@@ -109,7 +109,8 @@ class Latents:
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
         scenes = draw_scenes(seed, size, self._concepts, grid.columns / grid.rows)
         pictures = compose(scenes, self._sprites, grid, self._token_px, seed)
-        return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]), scenes
+        with quick(self._sprites.device):
+            return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]).float(), scenes
 
     def _shown(self, grid: Grid, scenes: list[Scene]) -> Tensor:
         """What each token of pictures of `scenes` shows, [B, rows·columns]."""
