@@ -32,7 +32,7 @@ from concepts import Concepts, load_concepts
 from hidream.model.shape import Grid
 from placement import Placement, place
 from scenes import Scene, Split, draw_scene
-from sprites import SPRITES_FILE, VISIBLE
+from sprites import SPRITES_FILE
 
 CHUNK_PX = {"cpu": 2**20, "cuda": 2**25}
 """Pixels composed at once: few on a CPU, for its caches; many on a GPU, within a few GB."""
@@ -82,8 +82,8 @@ class Sprites:
         return self.levels[0].device
 
     def level_for(self, size_px: float) -> int:
-        """The smallest level whose visible part is not much smaller than `size_px`."""
-        fitting = [k for k, level in enumerate(self.levels) if VISIBLE * level.shape[-1] >= 0.84 * size_px]
+        """The smallest level whose frames are not much smaller than `size_px`."""
+        fitting = [k for k, level in enumerate(self.levels) if level.shape[-1] >= 0.84 * size_px]
         return fitting[-1] if fitting else 0
 
 
@@ -122,28 +122,13 @@ def _compose(scenes: Sequence[Scene], sprites: Sprites, grid: Grid, token_px: in
 
 
 def _blend(pictures: Tensor, rows: list[int], placements: list[Placement], sprites: Sprites, token_px: int) -> None:
-    """Lay one placement over each of the given rows of pictures [B, 3, H, W], in place; all placements are as large.
-
-    Only a window around the sprite is touched, which lies wholly in the picture.
-    """
+    """Lay one placement over each of the given rows of pictures [B, 3, H, W], in place; all placements are as large."""
     device, size_px = sprites.device, placements[0].size * token_px
-    frame_px = size_px / VISIBLE
-    margin_px = math.ceil((frame_px - size_px) / 2)
-    height, width = (min(side, size_px + 2 * margin_px) for side in pictures.shape[-2:])
-    tops = [min(max(round(p.row * token_px) - margin_px, 0), pictures.shape[-2] - height) for p in placements]
-    lefts = [min(max(round(p.column * token_px) - margin_px, 0), pictures.shape[-1] - width) for p in placements]
-    corners = [
-        (p.column * token_px - left, p.row * token_px - top)
-        for p, top, left in zip(placements, tops, lefts, strict=True)
-    ]
-    x, y = (torch.tensor(corners, device=device) + size_px / 2).unbind(1)  # the middles, in the windows [P]
-    across = (torch.arange(width, device=device) + 0.5 - x[:, None]) * (2 / frame_px)
-    down = (torch.arange(height, device=device) + 0.5 - y[:, None]) * (2 / frame_px)
-    points = [across[:, None, :].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)]
     objects = torch.tensor([sprites.objects[p.object] for p in placements], device=device)
     styles = torch.tensor([sprites.styles[p.style] for p in placements], device=device)
     frames = sprites.levels[sprites.level_for(size_px)][objects, styles].float().div_(255)
-    layer = F.grid_sample(frames, torch.stack(points, dim=-1), align_corners=False)  # [P, 4, h, w]
+    layer = F.interpolate(frames, (size_px, size_px), mode="bilinear")  # [P, 4, h, w]
+    tops, lefts = [p.row * token_px for p in placements], [p.column * token_px for p in placements]
     paste = paste_one_by_one if device.type == "cpu" else paste_at_once
     paste(pictures, layer, rows, tops, lefts)
 

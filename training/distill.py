@@ -28,12 +28,10 @@ from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.packed import Conditioning
 from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.transformer import Transformer
-from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Variant
-from latents import Batch
+from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
-from pretrain import latents_of
 from stage import Dice, Stage, arguments, compile_blocks, quick
 
 WARM_UP = 200
@@ -169,8 +167,7 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
         return
     if config.run.compiled:
         compile_blocks(teacher, student, work.critic)
-    vae = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32)
-    source = latents_of(config, vae, runs / "pretrain", device)
+    source = latents_of(config, runs, device)
     for step in stage.steps(total):
         batch = functools.partial(source.batch, dice, settings.batch, config.pretrain.steps + step)
         with quick(device):

@@ -18,19 +18,18 @@ from torch import Tensor
 import recipe
 from captions import caption
 from compose import Sprites, compose
-from concepts import Concepts
+from concepts import Concepts, load_concepts
 from hidream.model.shape import Grid, render_grid
-from hidream.model.vae import Autoencoder
+from hidream.model.vae import Autoencoder, load_autoencoder
+from hidream.model.weights import Checkpoint
 from hidream.types import Render, Size
-from placement import place
+from placement import part_of, place
 from scenes import Scene, Split, draw_scene
 from stage import Dice, quick
 
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
 PART = 16
 """Pictures in a part of the pool, and pictures encoded at once."""
-BODY = 0.45
-"""How far around its middle an object is taken to reach, in long sides."""
 
 
 def shapes(token_px: int) -> list[Grid]:
@@ -61,7 +60,9 @@ class Batch:
     latent: Tensor
     captions: list[str]
     grid: Grid
+    scenes: list[Scene]
     shown: Tensor  # [B, rows·columns], what each token shows: the number of an object, or behind them of a background
+    part: Tensor  # [B, rows·columns], and which part of it, as `placement.part_of` numbers them
     style: Tensor  # [B]
 
 
@@ -85,25 +86,26 @@ class Latents:
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def batch(self, dice: Dice, size: int, step: int) -> Batch:
+    def batch(self, dice: Dice, size: int, step: int, *, square: bool = False) -> Batch:
         """Draw the batch of a step, of one shape, in float32. Captions are worded anew each time."""
         wording = random.Random(dice.seed())
-        grid = draw_grid(self._grids, self._square, wording)
+        grid = draw_grid(self._grids, 1 if square else self._square, wording)
         if self._pool is None:
             seed = dice.seed()
             latent, picked = self._encode(grid, size, seed)
-            shown = self._shown(grid, picked)
+            found = self._shown(grid, picked)
         else:
             self._grow(min(self._pool.start + step * self._pool.per_step, self._pool.most))
             parts = [part for part in self._parts if part[0] == grid] or self._parts[:1]
-            grid = parts[0][0]  # of the first part, as long as there is none of the shape that was drawn
+            grid = parts[0][0]  # of the first part, a square, as long as there is none of the shape that was drawn
             chosen = [(wording.choice(parts), wording.randrange(PART)) for _ in range(size)]
             latent = torch.stack([part[1][i] for part, i in chosen]).float().to(self._sprites.device)
             picked = [part[2][i] for part, i in chosen]
-            shown = torch.stack([part[3][i] for part, i in chosen])
+            found = torch.stack([part[3][i] for part, i in chosen])
         captions = [caption(scene, wording, self._concepts) for scene in picked]
         style = torch.tensor([self._sprites.styles[scene.style] for scene in picked])
-        return Batch(latent, captions, grid, shown.to(latent.device), style.to(latent.device))
+        shown, part = found.to(latent.device).unbind(1)
+        return Batch(latent, captions, grid, picked, shown, part, style.to(latent.device))
 
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
@@ -113,22 +115,22 @@ class Latents:
             return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]).float(), scenes
 
     def _shown(self, grid: Grid, scenes: list[Scene]) -> Tensor:
-        """What each token of pictures of `scenes` shows, [B, rows·columns]."""
+        """What each token of pictures of `scenes` shows, and which part of it, [B, 2, rows·columns]."""
         backgrounds = list(self._concepts.backgrounds)
-        y, x = torch.arange(grid.rows)[:, None] + 0.5, torch.arange(grid.columns) + 0.5
-        shown = torch.empty(len(scenes), *grid, dtype=torch.long)
-        for own, scene in zip(shown, scenes, strict=True):
-            own[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
+        found = torch.zeros(len(scenes), 2, *grid, dtype=torch.long)
+        for (shown, part), scene in zip(found, scenes, strict=True):
+            shown[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
             for p in place(scene, grid):
-                to_middle = (x - p.column - p.size / 2) ** 2 + (y - p.row - p.size / 2) ** 2
-                own[to_middle < (BODY * p.size) ** 2] = self._sprites.objects[p.object]
-        return shown.flatten(1)
+                here = slice(p.row, p.row + p.size), slice(p.column, p.column + p.size)
+                shown[here] = self._sprites.objects[p.object]
+                part[here] = part_of(p.size, 0, 0) + torch.arange(p.size**2).view(p.size, p.size)
+        return found.flatten(2)
 
     def _grow(self, pictures: int) -> None:
         """Read or make parts until there are as many pictures."""
         while len(self._parts) * PART < pictures:
             number = len(self._parts)
-            grid = draw_grid(self._grids, self._square, random.Random(number))
+            grid = draw_grid(self._grids, self._square if number else 1, random.Random(number))
             file = self._folder / f"{number:05}.safetensors"
             if file.exists():
                 aspect = grid.columns / grid.rows
@@ -140,3 +142,11 @@ class Latents:
                 save_file({"latents": latents}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
             self._parts.append((grid, latents, scenes, self._shown(grid, scenes)))
+
+
+def latents_of(config: recipe.Recipe, runs: Path, device: torch.device) -> Latents:
+    """Open the source of batches for all stages behind the autoencoder's; its pool, on a CPU, is theirs in common."""
+    vae = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32)
+    pool = config.pool if device.type == "cpu" else None
+    token_px = vae.factor * config.transformer.patch_size
+    return Latents(vae, Sprites.load(device), load_concepts(), token_px, config.pretrain.square, pool, runs / "latents")

@@ -4,10 +4,10 @@ Pure Python. The picture is cut into cells, one per object, along the way that t
 object stands in the middle of its cell, so that what the caption says of places is true. Knows nothing of sprites but
 that they are square, and no pixels.
 
-Objects stand upright, whole tokens large, and on a grid. A transformer has to know its objects by heart, token by
-token: so a drawing is 72 different contents of a token (2² + 4² + 6² by its size, and 4² for the 3 tokens of one among
-several, which stands between the lines), all 512 drawings 2.4 million numbers. With places, sizes and angles as they
-came there was no end to them, and after 140,000 pictures nano still drew blobs (docs/LOG.md).
+Objects stand upright, whole tokens large, and on the tokens' grid. A transformer has to know its objects by heart,
+token by token, so a drawing should have few different contents of a token: 56, 2² + 4² + 6² by its size, and one that
+stands beside others is as large as one alone. With places, sizes and angles as they came there was no end to them, and
+after 140,000 pictures nano still drew blobs (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -18,21 +18,30 @@ from typing import NamedTuple
 from hidream.model.shape import Grid
 from scenes import Extent, Layout, Scene
 
-SIZES = {Extent.SMALL: (2, 2), Extent.NORMAL: (3, 4), Extent.BIG: (4, 6)}
-"""Long side of a single object in tokens, where the picture's shorter side has less than seven, and elsewhere."""
-ROOMY = 7
-AMONG = (2, 3)
-"""The same of one of several: where its cell has less than four tokens, and elsewhere."""
+SIZES = {Extent.SMALL: 2, Extent.NORMAL: 4, Extent.BIG: 6}
+"""Side of an object's place in tokens, which its drawing fills but for the margin of a sprite's frame.
+
+Where there is no room for it, the next smaller one is taken.
+"""
 
 
 class Placement(NamedTuple):
-    """One object in the picture: the upper left corner and the long side of its visible part, all in tokens."""
+    """One object in the picture: the upper left corner and the side of its place, all in tokens."""
 
     object: str
     style: str
-    column: float
-    row: float
+    column: int
+    row: int
     size: int
+
+
+PARTS = 1 + sum(size**2 for size in SIZES.values())
+"""How many numbers `part_of` gives."""
+
+
+def part_of(size: int, row: int, column: int) -> int:
+    """Number the parts of objects of all sizes, token by token, from 1; 0 is for what is no object."""
+    return 1 + sum(smaller**2 for smaller in SIZES.values() if smaller < size) + row * size + column
 
 
 class _Cell(NamedTuple):
@@ -44,19 +53,14 @@ class _Cell(NamedTuple):
 
 def place(scene: Scene, grid: Grid) -> list[Placement]:
     """Put the scene's objects into a picture of `grid`'s shape; the first is the left or upper one."""
-    cells, placements = _cells(scene, grid), []
-    for name, cell in zip(scene.objects * scene.count, cells, strict=True):
-        if len(cells) == 1:
-            size, phase = SIZES[scene.extent][min(grid) >= ROOMY], 0.0
-        else:
-            size, phase = AMONG[min(cell.width, cell.height) >= 4], 0.5
-        column, row = cell.left + (cell.width - size) / 2, cell.top + (cell.height - size) / 2
-        placements.append(Placement(name, scene.style, _on_grid(column, phase), _on_grid(row, phase), size))
+    placements = []
+    for name, cell in zip(scene.objects * scene.count, _cells(scene, grid), strict=True):
+        size = max(size for size in SIZES.values() if size <= min(SIZES[scene.extent], cell.width, cell.height))
+        column, row = (
+            math.floor(x + 0.5) for x in (cell.left + (cell.width - size) / 2, cell.top + (cell.height - size) / 2)
+        )
+        placements.append(Placement(name, scene.style, column, row, size))
     return placements
-
-
-def _on_grid(place: float, phase: float) -> float:
-    return math.floor(place - phase + 0.5) + phase
 
 
 def _cells(scene: Scene, grid: Grid) -> list[_Cell]:

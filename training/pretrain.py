@@ -22,44 +22,44 @@ from torch.optim.swa_utils import AveragedModel
 
 import folders
 import recipe
-from compose import Sprites
 from concepts import Concepts, load_concepts
 from features import image_tokens
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.moe import balance_losses
 from hidream.model.text import load_text_encoders
 from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
-from latents import Batch, Latents
+from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
+from placement import PARTS
 from stage import Dice, Stage, arguments, compile_blocks, quick
 
-ENDS = ("x_embedder", "embedder", "caption_projection", "adaLN", "gate", "final_layer", "shown", "style")
+ENDS = ("x_embedder", "embedder", "caption_projection", "adaLN", "gate", "final_layer", "shown", "part", "style")
 """Parts of the names of what AdamW trains, beside the vectors; the matrices within the blocks are Muon's."""
 START = "start"
 """Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`handover.py`)."""
 
 
 class Reader(nn.Module):
-    """Reads off each image token what it shows, an object or a background, and in which style the picture is."""
+    """Reads off each image token what it shows, an object or a background, which part of it, and in which style."""
 
     def __init__(self, dim: int, concepts: Concepts) -> None:
         super().__init__()
         self.shown = nn.Linear(dim, len(concepts.objects) + len(concepts.backgrounds))
+        self.part = nn.Linear(dim, PARTS)
         self.style = nn.Linear(dim, len(concepts.styles))
 
     def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy of both readings of image tokens [B, N, D]."""
-        shown, style = self.shown(tokens).float(), self.style(tokens).float()
+        """Cross entropy of all readings of image tokens [B, N, D]."""
         styles = batch.style[:, None].expand_as(batch.shown)
-        return F.cross_entropy(shown.mT, batch.shown) + F.cross_entropy(style.mT, styles)
+        truths = {self.shown: batch.shown, self.part: batch.part, self.style: styles}
+        return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in truths.items()]).sum()
 
 
 def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Noise levels: evenly spread ones, shifted as the sampler shifts them, so that each of its steps is as trained."""
-    u = torch.rand(count, generator=generator)
+    """Noise levels: one from each of `count` equal ranges, shifted as the sampler does, so that its steps are as trained."""
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -79,7 +79,7 @@ def build(config: recipe.Recipe, start: Path | None = None) -> Transformer:
     return transformer
 
 
-def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, device: torch.device) -> None:
+def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device) -> None:
     """Train, or go on training, and write `folder/full`: the transformer as the product loads it."""
     settings, concepts = config.pretrain, load_concepts()
     transformer, reader = build(config, folder / START).to(device), Reader(config.transformer.dim, concepts).to(device)
@@ -94,8 +94,8 @@ def train(config: recipe.Recipe, folder: Path, autoencoder: Path, text: Path, de
         return
     if config.run.compiled:
         compile_blocks(transformer)
-    encoders = load_text_encoders(Checkpoint(text), device, torch.float32)
-    source = latents_of(config, load_autoencoder(Checkpoint(autoencoder), device, torch.float32), folder, device)
+    encoders = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)
+    source = latents_of(config, runs, device)
     for step in stage.steps(settings.steps):
         batch = source.batch(dice, settings.batch, step)
         captions = ["" if dice.uniform() < settings.caption_dropout else said for said in batch.captions]
@@ -124,19 +124,10 @@ def moving_average(decay: float, averages: list[Tensor], currents: list[Tensor],
     torch._foreach_lerp_(averages, currents, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
-def latents_of(config: recipe.Recipe, vae: Autoencoder, folder: Path, device: torch.device) -> Latents:
-    """Open the source of batches, whose pool is kept in pretraining's `folder` on a CPU."""
-    pool = config.pretrain.pool if device.type == "cpu" else None
-    token_px = vae.factor * config.transformer.patch_size
-    concepts = load_concepts()
-    return Latents(vae, Sprites.load(device), concepts, token_px, config.pretrain.square, pool, folder / "latents")
-
-
 def main() -> None:
     """Run the stage."""
     given = arguments(__doc__).parse_args()
-    runs = given.runs
-    train(recipe.load(given.config), runs / "pretrain", runs / "autoencoder", runs / "text", given.device)
+    train(recipe.load(given.config), given.runs, given.runs / "pretrain", given.device)
 
 
 if __name__ == "__main__":

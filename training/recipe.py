@@ -59,9 +59,12 @@ class Text:
     t5_width: int
     t5_layers: int
     llama_width: int
+    muon_rate: float
     adamw_rate: float
     batch: int
     steps: int
+    sketching: float
+    sketched: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,6 @@ class Pretrain:
     ema: float
     batch: int
     steps: int
-    pool: Pool
     caption_dropout: float
     balance: float
     square: float
@@ -133,6 +135,7 @@ class Recipe:
     autoencoder: Autoencoder
     text: Text
     transformer: TransformerConfig
+    pool: Pool
     pretrain: Pretrain
     distill: dict[Variant, Distill]
     judge: Judge
@@ -154,7 +157,8 @@ def load(path: Path = CONFIG) -> Recipe:
         autoencoder=Autoencoder(**autoencoder, phases=phases),
         text=text,
         transformer=_transformer(values["transformer"], text, autoencoder["latent_channels"]),
-        pretrain=Pretrain(**values["pretrain"] | {"pool": Pool(**values["pretrain"]["pool"])}),
+        pool=Pool(**values["pool"]),
+        pretrain=Pretrain(**values["pretrain"]),
         distill={Variant(name): Distill(**value) for name, value in values["distill"].items()},
         judge=Judge(**values["judge"]),
         run=Run(**values["run"]),

@@ -13,6 +13,7 @@ from concepts import load_concepts
 from hidream.model.shape import Grid
 from placement import place
 from scenes import Extent, Layout, Scene, Split, draw_scene
+from sprites import VISIBLE
 
 CONCEPTS = load_concepts()
 PAIR = ("cat", "dog")
@@ -87,7 +88,7 @@ def test_extents_differ(grid):
         for e in (Extent.SMALL, Extent.NORMAL, Extent.BIG)
     )
     assert max(small) < 0.6 * min(normal)
-    assert max(normal) < 0.75 * min(big)
+    assert max(normal) < 0.75 * min(big) or min(grid) < 6  # in a strip, a normal one is as big as there is room for
 
 
 @pytest.mark.parametrize("grid", SHAPES)
@@ -113,7 +114,7 @@ def test_sprites_land_where_they_are_placed(token_px):
         share, y, x = where(compose([scene], SPRITES, grid, token_px, [0])[0], CAT)
         assert x * 9 == pytest.approx(placed.column + placed.size / 2, abs=0.1)
         assert y * 8 == pytest.approx(placed.row + placed.size / 2, abs=0.1)
-        assert share * 8 * 9 == pytest.approx(3.14159 / 4 * placed.size**2, rel=0.2)
+        assert share * 8 * 9 == pytest.approx(3.14159 / 4 * (VISIBLE * placed.size) ** 2, rel=0.2)
 
 
 def test_sprites_stand_upright():

@@ -81,6 +81,7 @@ def test_the_mix_of_scenes():
     assert all(layouts[layout] > 200 for layout in Layout)
     assert not any(scene.layout is Layout.LEFT_OF for scene in scenes(1000, aspect=1 / 3))
     assert not any(scene.layout is Layout.ABOVE for scene in scenes(1000, aspect=3))
+    assert not any(scene.extent is Extent.BIG for aspect in (3, 1 / 3) for scene in scenes(1000, aspect=aspect))
     assert {scene.count for scene in scenes(1000)} == {1, 2, 3}
     assert not any(scene.count > 1 and CONCEPTS.objects[scene.objects[0]].mass for scene in scenes(4000))
 
