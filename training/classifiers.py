@@ -25,7 +25,7 @@ from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
 from questions import heads, loss_of, truths
 from scenes import Scene, Split, draw_scene
-from stage import Dice, Stage, arguments
+from stage import Dice, Stage, arguments, quick
 
 SIDE = 192
 """Pixels along each side that the judge looks at; other pictures are brought to this area first."""
@@ -101,7 +101,8 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         scenes = draw_scenes(dice.seed(), settings.batch, concepts, aspect)
         pictures = blurred(compose(scenes, sprites, grid, SIDE // recipe.BEST_SIDE, dice.seed()), dice)
         truth = {name: value.to(device) for name, value in truths(scenes, concepts, aspect).items()}
-        loss = loss_of(judge(pictures), truth)
+        with quick(device):
+            loss = loss_of(judge(pictures), truth)
         optimiser.step(loss)
         stage.report(loss=loss)
     torch.save(judge.state_dict(), folder / "judge.pt")

@@ -2,11 +2,11 @@
 
 One byte-level BPE, lower-cased, trained on captions; each encoder has its own template around it, as the real ones do.
 The encoders learn what captions mean before the transformer is there, and then stay as they are, as the published
-ones do. Each thing that the transformer will be given (the CLIPs' pooled texts, T5's tokens, each layer of Llama) must
-answer the `questions.py`; and those that hold a whole caption must tell a small decoder, which is shown no noise and
-has no depth, what the picture looks like. So names lie in their embeddings as their pictures do, and the transformer
-is told what it would have to learn by heart, through noise and at many times the cost. One that had to teach the
-encoders itself ignored the objects' names after 55,000 pictures.
+ones do. From each thing that the transformer will be given (the CLIPs' pooled texts, T5's tokens, each layer of Llama)
+one must be able to read off the answers to `questions.py`, and, linearly, what the drawings of the caption's objects
+look like: their latents. So names lie in their embeddings as their drawings do, and the transformer is told what it
+would have to learn by heart, through noise and at many times the cost. One that had to teach the encoders itself
+ignored the objects' names after 55,000 pictures.
 
     python training/encoders.py [--runs FOLDER]
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -27,21 +28,27 @@ from torch import Tensor, nn
 
 import recipe
 from captions import caption
+from compose import Sprites, compose
 from concepts import Concepts, load_concepts
+from hidream.model.shape import Grid
 from hidream.model.text import TextEmbeds, TextEncoders
 from hidream.model.transformer import norm
-from latents import draw_scenes, latents_of
+from hidream.model.vae import load_autoencoder
+from hidream.model.weights import Checkpoint
+from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
+from placement import place
 from questions import heads, loss_of, truths, verdicts
 from recipe import Recipe, Text
-from scenes import Extent
+from scenes import Extent, Scene
 from stage import Dice, Stage, arguments, quick
 
 PAD, BOS, UNK, EOS = "<pad>", "<bos>", "<unk>", "<eos>"
 WARM_UP = 50
-ENDS = ("embed", "shared", "relative", "each.", "extents")
-"""Parts of the names of what AdamW trains, beside the vectors: embeddings, readers and sketchers."""
-SKETCHER_WIDTH, SKETCHER_HEADS = 192, 4
+ENDS = ("embed", "shared", "relative", "readers", "viewers")
+"""Parts of the names of what AdamW trains, beside the vectors: embeddings, readers and viewers."""
+OBJECTS, GLANCES = 2, 2
+"""Objects of a caption, and how often a viewer looks at the tokens for each."""
 SPECIAL = [PAD, BOS, UNK, EOS]
 TEMPLATES = {"": f"{BOS} $A {EOS}", "_2": f"{BOS} $A {EOS}", "_3": f"$A {EOS}", "_4": f"{BOS} $A"}
 
@@ -95,10 +102,8 @@ def build(config: Recipe, concepts: Concepts) -> TextEncoders:
 class Readers(nn.Module):
     """For each thing that the transformer is given, one linear reader of every question."""
 
-    def __init__(self, config: Recipe, concepts: Concepts) -> None:
+    def __init__(self, widths: Sequence[int], concepts: Concepts) -> None:
         super().__init__()
-        text = config.text
-        widths = [2 * text.clip_width, text.t5_width, *[text.llama_width] * len(config.transformer.llama_layers)]
         self.each = nn.ModuleList(heads(width, concepts) for width in widths)
         self.extents = nn.ModuleList(nn.Linear(width, len(Extent)) for width in widths)
 
@@ -112,78 +117,81 @@ class Readers(nn.Module):
         ]
 
 
-class Sketcher(nn.Module):
-    """Says what a square picture's latent is by the tokens of its caption: each place looks at them, and decides."""
+class Viewer(nn.Module):
+    """Says what the drawings of a caption's objects look like, by its tokens."""
 
-    def __init__(self, width: int, config: Recipe) -> None:
+    def __init__(self, width: int, values: int) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.randn(recipe.BEST_SIDE**2, SKETCHER_WIDTH))
-        self.query = nn.Linear(SKETCHER_WIDTH, SKETCHER_WIDTH)
-        self.key_value = nn.Linear(width, 2 * SKETCHER_WIDTH)
-        self.hidden = nn.Linear(2 * SKETCHER_WIDTH, 4 * SKETCHER_WIDTH)
-        self.out = nn.Linear(4 * SKETCHER_WIDTH, config.transformer.patch_size**2 * config.transformer.in_channels)
+        self.seek = nn.Linear(width, GLANCES * OBJECTS)
+        self.look = nn.Linear(GLANCES * width, values)
 
-    def forward(self, tokens: Tensor, asked: Tensor) -> Tensor:
-        """Tokens [B, L, W] to what the `asked` places [N] of the picture should show, [B, N, p·p·C]."""
-        places = self.places[asked].expand(len(tokens), -1, -1)
-        q, k, v = (
-            rearrange(x, "b n (h k) -> b h n k", h=SKETCHER_HEADS)
-            for x in (self.query(places), *self.key_value(norm(tokens)).chunk(2, dim=-1))
-        )
-        seen = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n k -> b n (h k)")
-        return self.out(F.silu(self.hidden(torch.cat((places, seen), dim=-1))))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L, W] to the looks of the first and of the second object, [B, 2, V]."""
+        tokens = norm(tokens)
+        weights = self.seek(tokens).softmax(1)  # [B, L, glances of both objects]
+        seen = rearrange(weights.mT @ tokens, "b (o g) w -> b o (g w)", o=OBJECTS)
+        return self.look(seen)
 
 
-class Sketchers(nn.Module):
-    """One for each thing that has a whole caption in it: the pooled texts, T5's tokens, Llama's last layer."""
+def draw_looks(config: Recipe, concepts: Concepts, runs: Path, device: torch.device) -> Tensor:
+    """Encode every drawing, normal and big on a gray ground: [objects, styles, V], with mean 0 and variance 1."""
+    vae, sprites = load_autoencoder(Checkpoint(runs / "autoencoder"), device, torch.float32), Sprites.load(device)
+    grid, token_px = Grid(recipe.BEST_SIDE, recipe.BEST_SIDE), config.side_px // recipe.BEST_SIDE
+    size, looks = config.transformer.patch_size, []
+    for extent in (Extent.NORMAL, Extent.BIG):
+        there = place(Scene(tuple(concepts.objects)[:1], "flat", "gray", extent=extent), grid)[0]
+        rows, columns = (slice(size * x, size * (x + there.size)) for x in (there.row, there.column))
+        for name in concepts.objects:
+            scenes = [Scene((name,), style, "gray", extent=extent) for style in concepts.styles]
+            with torch.no_grad(), quick(device):
+                latent = vae.encode(compose(scenes, sprites, grid, token_px, 0)).float()
+            looks.append(latent[:, :, rows, columns].flatten(1))
+    half = len(concepts.objects)
+    whole = torch.cat((torch.stack(looks[:half]), torch.stack(looks[half:])), dim=-1)
+    whole = whole - whole.mean((0, 1))
+    return whole / whole.std()
 
-    def __init__(self, config: Recipe) -> None:
-        super().__init__()
-        widths = (2 * config.text.clip_width, config.text.t5_width, config.text.llama_width)
-        self.each = nn.ModuleList(Sketcher(width, config) for width in widths)
 
-    def forward(self, embeds: TextEmbeds, asked: Tensor) -> list[Tensor]:
-        """Embeddings of B captions to what each of them promises of the `asked` places [N]."""
-        given = (embeds.pooled[:, None], embeds.t5, embeds.llama[-1])
-        return [sketcher(tokens, asked) for sketcher, tokens in zip(self.each, given, strict=True)]
+def looks_of(scenes: Sequence[Scene], looks: Tensor, concepts: Concepts) -> tuple[Tensor, Tensor]:
+    """What the objects of B scenes look like, [B, 2, V], and whether there are so many, [B, 2]."""
+    names, styles = list(concepts.objects), list(concepts.styles)
+    objects = torch.tensor([[names.index(name) for name in (*s.objects, s.objects[0])[:OBJECTS]] for s in scenes])
+    style = torch.tensor([styles.index(s.style) for s in scenes])
+    there = torch.tensor([[True, len(s.objects) == OBJECTS] for s in scenes])
+    return looks[objects, style[:, None]], there.to(looks.device)
 
 
 def train(config: Recipe, runs: Path, folder: Path, device: torch.device) -> None:
     """Train, or go on, and write tokenizers and encoders into `folder`, which the product loads."""
     concepts, settings = load_concepts(), config.text
     text = build(config, concepts)
-    encoders, readers = nn.ModuleList(text.encoders).to(device), Readers(config, concepts).to(device)
-    sketchers = Sketchers(config).to(device)
+    looks = draw_looks(config, concepts, runs, device)
+    widths = [2 * settings.clip_width, settings.t5_width, *[settings.llama_width] * len(text.encoders[3].layers)]
+    encoders, readers = nn.ModuleList(text.encoders).to(device), Readers(widths, concepts).to(device)
+    viewers = nn.ModuleList(Viewer(width, looks.shape[-1]) for width in widths).to(device)
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
-    whole = nn.ModuleList((encoders, readers, sketchers))
+    whole = nn.ModuleDict({"encoders": encoders, "readers": readers, "viewers": viewers})
     optimiser = Optimisers(whole, rates, settings.adamw_rate, settings.muon_rate, ENDS)
     dice = Dice(config.seed)
-    parts = {"encoders": encoders, "readers": readers, "sketchers": sketchers, "optimiser": optimiser, "dice": dice}
-    stage = Stage(folder, config.run, parts)
+    stage = Stage(folder, config.run, {"whole": whole, "optimiser": optimiser, "dice": dice})
     if stage.done:
         return
-    source, size = latents_of(config, runs, device), config.transformer.patch_size
     for _ in stage.steps(settings.steps):
-        batch = source.batch(dice, settings.batch, 0, square=True)
-        extents = torch.tensor([list(Extent).index(scene.extent) for scene in batch.scenes])
-        truth = {k: v.to(device) for k, v in (truths(batch.scenes, concepts) | {"extent": extents}).items()}
-        picture = rearrange(batch.latent, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)
-        asked = torch.randperm(recipe.BEST_SIDE**2, generator=dice.generator)[: settings.sketched].to(device)
+        wording, scenes = random.Random(dice.seed()), draw_scenes(dice.seed(), settings.batch, concepts)
+        extents = torch.tensor([list(Extent).index(scene.extent) for scene in scenes])
+        truth = {k: v.to(device) for k, v in (truths(scenes, concepts) | {"extent": extents}).items()}
+        wanted, there = looks_of(scenes, looks, concepts)
         with quick(device):
-            embeds = text.encode(batch.captions)
-            answers, sketches = readers(embeds), sketchers(embeds, asked)
-            reading = torch.stack([loss_of(each, truth) for each in answers]).mean()
-        truly = picture[:, asked]
-        errors = torch.stack([(sketch.float() - truly).square().mean(-1) for sketch in sketches])  # [3, B, N]
-        optimiser.step(reading + settings.sketching * errors.mean())
+            embeds = text.encode([caption(scene, wording, concepts) for scene in scenes])
+            answers = readers(embeds)
+            given = (embeds.pooled[:, None], embeds.t5, *embeds.llama)
+            views = [viewer(tokens) for viewer, tokens in zip(viewers, given, strict=True)]
+        reading = torch.stack([loss_of(each, truth) for each in answers]).mean()
+        errors = torch.stack([F.mse_loss(view[there].float(), wanted[there]) for view in views])
+        optimiser.step(reading + settings.looks * errors.mean())
         right = torch.stack([verdicts(each, truth)["objects"].float().mean() for each in answers])
-        of_objects = errors[:, batch.part[:, asked] > 0].mean(1)
-        stage.report(
-            reading=reading,
-            right=right.mean(),
-            sketch=errors.mean(),
-            **dict(zip(("pooled", "t5", "llama"), of_objects, strict=True)),
-        )
+        pooled, t5, *_, llama = errors
+        stage.report(reading=reading, right=right.mean(), pooled=pooled, t5=t5, llama=llama)
     save(text, folder)
     stage.finish()
 

@@ -58,7 +58,7 @@ class Reader(nn.Module):
 
 
 def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
-    """Noise levels: one from each of `count` equal ranges, shifted as the sampler does, so that its steps are as trained."""
+    """Noise levels, one from each of `count` equal ranges; shifted as the sampler's, so that its steps are known."""
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     return shift * u / (1 + (shift - 1) * u)
 

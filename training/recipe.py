@@ -63,8 +63,7 @@ class Text:
     adamw_rate: float
     batch: int
     steps: int
-    sketching: float
-    sketched: int
+    looks: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,7 @@ muon_rate = 1e-2
 adamw_rate = 1e-3
 batch = 4
 steps = 2
-sketching = 10.0
-sketched = 8
+looks = 10.0
 [pool]
 start = 16
 per_step = 8
