@@ -24,7 +24,7 @@ from concepts import load_concepts
 from hidream.model.shape import Grid
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
-from stage import Dice, Stage, arguments
+from stage import Dice, Stage, arguments, done
 
 CALIBRATION = 256
 """Pictures by which the channels' spread is measured."""
@@ -90,6 +90,8 @@ def phase_of(phases: list[recipe.Phase], step: int) -> recipe.Phase:
 
 def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     """Train, or go on training, and write the finished autoencoder to `folder/vae`."""
+    if done(folder):
+        return
     torch.manual_seed(config.seed)
     settings = config.autoencoder
     module = build(settings).to(device, memory_format=torch.channels_last)
@@ -100,8 +102,6 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     dice = Dice(config.seed)
     stage = Stage(folder, config.run, {"module": module, "optimiser": optimiser, "dice": dice})
     sprites, concepts = Sprites.load(device), load_concepts()
-    if stage.done:
-        return
     for step in stage.steps(total):
         phase = phase_of(settings.phases, step)
         count = -(-phase.batch // CUT_OUTS) if phase.side < whole else phase.batch

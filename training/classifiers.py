@@ -25,7 +25,7 @@ from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
 from questions import heads, loss_of, truths
 from scenes import Scene, Split, draw_scene
-from stage import Dice, Stage, arguments, quick
+from stage import Dice, Stage, arguments, done, quick
 
 SIDE = 192
 """Pixels along each side that the judge looks at; other pictures are brought to this area first."""
@@ -86,14 +86,14 @@ def blurred(pictures: Tensor, dice: Dice) -> Tensor:
 
 def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     """Train, or go on, and write `folder/judge.pt`."""
+    if done(folder):
+        return
     concepts, sprites = load_concepts(), Sprites.load(device)
     torch.manual_seed(config.seed)
     judge, settings, dice = Judge(concepts).to(device), config.judge, Dice(config.seed + 1)
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
     optimiser = Optimisers(judge, rates, settings.adamw_rate, settings.muon_rate, ends=("trunk.0.", "heads"))
     stage = Stage(folder, config.run, {"judge": judge, "optimiser": optimiser, "dice": dice})
-    if stage.done:
-        return
     grids = shapes(config.side_px // recipe.BEST_SIDE)
     for _ in stage.steps(settings.steps):
         grid = draw_grid(grids, config.pretrain.square, random.Random(dice.seed()))

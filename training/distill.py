@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import folders
+import pretrain
 import recipe
 from features import image_tokens
 from hidream.model import sampler
@@ -32,7 +33,7 @@ from hidream.model.weights import Checkpoint, load_transformer
 from hidream.types import Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
-from stage import Dice, Stage, arguments, compile_blocks, quick
+from stage import Dice, Stage, arguments, compile_blocks, done, quick
 
 WARM_UP = 200
 SPREAD_SHIFT = 2.0
@@ -148,6 +149,8 @@ def spread_levels(count: int, dice: Dice) -> Tensor:
 
 def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, device: torch.device) -> None:
     """Distil, or go on, and write `folder/<variant>`."""
+    if done(folder):
+        return
     settings = config.distill[variant]
     full = Checkpoint(runs / "pretrain" / "full")
     start = full if variant is Variant.DEV else Checkpoint(runs / "dev" / "dev")
@@ -157,14 +160,12 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     work = Distillation(teacher, student, text, settings, variant)
     total = settings.regression_steps + settings.matching_steps
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
-    own = Optimisers(student, rates, settings.adamw_rate)
+    own = Optimisers(student, rates, settings.adamw_rate, settings.muon_rate, pretrain.ENDS, config.pretrain.muon_every)
     critics = nn.ModuleList((work.critic, work.discriminator))
     against = Optimisers(critics, lambda step: 1.0, settings.adamw_rate)
     dice = Dice(config.seed)
     parts = {"student": student, "critic": work.critic, "discriminator": work.discriminator}
     stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})
-    if stage.done:
-        return
     if config.run.compiled:
         compile_blocks(teacher, student, work.critic)
     source = latents_of(config, runs, device)

@@ -41,7 +41,7 @@ from placement import place
 from questions import heads, loss_of, truths, verdicts
 from recipe import Recipe, Text
 from scenes import Extent, Scene
-from stage import Dice, Stage, arguments, quick
+from stage import Dice, Stage, arguments, done, quick
 
 PAD, BOS, UNK, EOS = "<pad>", "<bos>", "<unk>", "<eos>"
 WARM_UP = 50
@@ -163,6 +163,8 @@ def looks_of(scenes: Sequence[Scene], looks: Tensor, concepts: Concepts) -> tupl
 
 def train(config: Recipe, runs: Path, folder: Path, device: torch.device) -> None:
     """Train, or go on, and write tokenizers and encoders into `folder`, which the product loads."""
+    if done(folder):
+        return
     concepts, settings = load_concepts(), config.text
     text = build(config, concepts)
     looks = draw_looks(config, concepts, runs, device)
@@ -174,8 +176,6 @@ def train(config: Recipe, runs: Path, folder: Path, device: torch.device) -> Non
     optimiser = Optimisers(whole, rates, settings.adamw_rate, settings.muon_rate, ENDS)
     dice = Dice(config.seed)
     stage = Stage(folder, config.run, {"whole": whole, "optimiser": optimiser, "dice": dice})
-    if stage.done:
-        return
     for _ in stage.steps(settings.steps):
         wording, scenes = random.Random(dice.seed()), draw_scenes(dice.seed(), settings.batch, concepts)
         extents = torch.tensor([list(Extent).index(scene.extent) for scene in scenes])

@@ -60,10 +60,10 @@ def scheduler_of(variant: Variant) -> diffusers.SchedulerMixin:
 
 def assemble(runs: Path, nano: Path) -> None:
     """Put the finished stages together as the embedded model: Dev whole, Full and Fast with what is their own."""
+    shutil.rmtree(nano, ignore_errors=True)
     for variant in Variant:
-        if (nano / variant).exists():
-            shutil.rmtree(nano / variant)
-        shutil.copytree(runs / ("pretrain" if variant is Variant.FULL else variant) / variant, nano / variant)
+        if (finished := stage_of_variant(variant, runs) / variant).exists():
+            shutil.copytree(finished, nano / variant)
     for part in SHARED:
         shutil.copytree(stage_of(part, runs) / part, nano / Variant.DEV / part)
 
@@ -71,6 +71,11 @@ def assemble(runs: Path, nano: Path) -> None:
 def stage_of(part: str, runs: Path) -> Path:
     """Folder of the stage that makes a shared part."""
     return runs / ("autoencoder" if part == "vae" else "text")
+
+
+def stage_of_variant(variant: Variant, runs: Path) -> Path:
+    """Folder of the stage that makes a variant's transformer."""
+    return runs / ("pretrain" if variant is Variant.FULL else variant)
 
 
 if __name__ == "__main__":

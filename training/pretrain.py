@@ -27,18 +27,18 @@ from features import image_tokens
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.moe import balance_losses
 from hidream.model.text import load_text_encoders
-from hidream.model.transformer import Transformer
+from hidream.model.transformer import Transformer, norm
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
 from placement import PARTS
-from stage import Dice, Stage, arguments, compile_blocks, quick
+from stage import Dice, Stage, arguments, compile_blocks, done, quick
 
 ENDS = ("x_embedder", "embedder", "caption_projection", "adaLN", "gate", "final_layer", "shown", "part", "style")
 """Parts of the names of what AdamW trains, beside the vectors; the matrices within the blocks are Muon's."""
 START = "start"
-"""Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`handover.py`)."""
+"""Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`shipped.py`)."""
 
 
 class Reader(nn.Module):
@@ -52,7 +52,7 @@ class Reader(nn.Module):
 
     def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Cross entropy of all readings of image tokens [B, N, D]."""
-        styles = batch.style[:, None].expand_as(batch.shown)
+        tokens, styles = norm(tokens), batch.style[:, None].expand_as(batch.shown)
         truths = {self.shown: batch.shown, self.part: batch.part, self.style: styles}
         return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in truths.items()]).sum()
 
@@ -81,6 +81,8 @@ def build(config: recipe.Recipe, start: Path | None = None) -> Transformer:
 
 def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device) -> None:
     """Train, or go on training, and write `folder/full`: the transformer as the product loads it."""
+    if done(folder):
+        return
     settings, concepts = config.pretrain, load_concepts()
     transformer, reader = build(config, folder / START).to(device), Reader(config.transformer.dim, concepts).to(device)
     average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
@@ -90,8 +92,6 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
     dice = Dice(config.seed)
     parts = {"transformer": transformer, "average": average, "reader": reader, "optimiser": optimiser, "dice": dice}
     stage = Stage(folder, config.run, parts)
-    if stage.done:
-        return
     if config.run.compiled:
         compile_blocks(transformer)
     encoders = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)

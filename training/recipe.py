@@ -101,6 +101,7 @@ class Distill:
     guidance: float
     regression_steps: int
     matching_steps: int
+    muon_rate: float
     adamw_rate: float
     critic_steps: int
     adversarial: float

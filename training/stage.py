@@ -73,11 +73,6 @@ class Stage:
         if (folder / "checkpoint.pt").exists():
             self._resume()
 
-    @property
-    def done(self) -> bool:
-        """Whether an earlier start came to the end."""
-        return (self.folder / "done").exists()
-
     def steps(self, total: int) -> Iterator[int]:
         """Count from where the last start ended to `total`, saving now and then, and at the end."""
         started = time.monotonic()
@@ -130,6 +125,11 @@ class Stage:
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         print(f"{self.folder.name}: resumed at step {self.step}", flush=True)
+
+
+def done(folder: Path) -> bool:
+    """Say whether an earlier start of a stage came to its end."""
+    return (folder / "done").exists()
 
 
 def plot(folder: Path) -> None:

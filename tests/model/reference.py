@@ -52,5 +52,5 @@ def stock_picture(pipeline: HiDreamImagePipeline, prompt: str, seed: int, **kwar
         prompt,
         generator=generator,
         output_type="pt",
-        **{"height": 256, "width": 256, "max_sequence_length": 16} | kwargs,
+        **{"height": 256, "width": 256, "max_sequence_length": pipeline.tokenizer_4.model_max_length} | kwargs,
     ).images[0]

@@ -32,14 +32,14 @@ def test_says_what_stock_diffusers_says(dev):
     handler.emit = lambda record: said.append(record.getMessage())
     logger.addHandler(handler)
     try:
-        stock._get_t5_prompt_embeds(LONG, max_sequence_length=16)
+        stock._get_t5_prompt_embeds(LONG, max_sequence_length=dev.text.tokens)
     finally:
         logger.removeHandler(handler)
-    cut = cut_of(dev.text.tokenizers[2], LONG, 16)
-    (line,) = said  # "… is set to  16 tokens: ['<what was left out, from the token on>']"
+    cut = cut_of(dev.text.tokenizers[2], LONG, dev.text.tokens)
+    (line,) = said  # "… is set to  20 tokens: ['<what was left out, from the token on>']"
     theirs = LONG.lower().index(line.split("['")[1].removesuffix("']").strip())
     ours = LONG.index(cut.words)
-    assert (cut.limit, cut.tokens) == (16, len(dev.text.tokenizers[2](LONG)["input_ids"]))
+    assert (cut.limit, cut.tokens) == (dev.text.tokens, len(dev.text.tokenizers[2](LONG)["input_ids"]))
     assert LONG[ours:theirs].isalpha()  # the part of a halved word that was read
     assert LONG[ours - 1] == " "
 
@@ -54,22 +54,23 @@ def test_counts_and_quotes_at_a_word(words):
 def test_a_word_that_is_halved_is_named_whole(dev):
     tokenizer = dev.text.tokenizers[3]
     text = "a sailboat in the ocean with zyxwvutsrqponmlkjih on it"  # unknown to nano: a token for each letter
-    kept = tokenizer.decode(tokenizer(text, max_length=16, truncation=True)["input_ids"])
+    limit = dev.text.tokens
+    kept = tokenizer.decode(tokenizer(text, max_length=limit, truncation=True)["input_ids"])
     assert kept.endswith("zyxwvuts"[: len(kept.rpartition(" ")[2])])
-    assert cut_of(tokenizer, text, 16).words == "zyxwvutsrqponmlkjih on it"
+    assert cut_of(tokenizer, text, limit).words == "zyxwvutsrqponmlkjih on it"
 
 
 def test_scripts_without_spaces_are_quoted_from_the_cut(dev):
     text = "一艘帆船在海洋上航行阳光照耀着远处的山丘和云朵非常美丽的一幅画面五彩缤纷"
-    cut = cut_of(dev.text.tokenizers[3], text * 3, 16)
+    cut = cut_of(dev.text.tokenizers[3], text * 3, dev.text.tokens)
     assert cut.words
     assert cut.words in text * 3
 
 
 def test_white_space_at_the_end_is_no_loss(dev):
     tokenizer = dev.text.tokenizers[3]
-    assert len(tokenizer("a frog" + " " * 60)["input_ids"]) > 16
-    assert cut_of(tokenizer, "a frog" + " " * 60, 16) is None
+    assert len(tokenizer("a frog" + " " * 60)["input_ids"]) > dev.text.tokens
+    assert cut_of(tokenizer, "a frog" + " " * 60, dev.text.tokens) is None
 
 
 def test_encoders_that_read_the_same_are_named_together(words):
@@ -89,6 +90,6 @@ def test_the_same_prompt_twice_is_told_once(words):
 @given(st.text(max_size=200))
 def test_any_text_is_measured(dev, text):
     for tokenizer in dev.text.tokenizers:
-        cut = cut_of(tokenizer, text, 16)
-        assert cut is None or (cut.tokens > 16 and cut.words)
-        assert cut is not None or len(text.split()) <= 16
+        cut = cut_of(tokenizer, text, dev.text.tokens)
+        assert cut is None or (cut.tokens > dev.text.tokens and cut.words)
+        assert cut is not None or len(text.split()) <= dev.text.tokens

@@ -35,7 +35,9 @@ def identical(one, other):
 
 @pytest.mark.parametrize("prompts", [["flat style a car in the desert"], ["", "3d a frog"], [LONG], [LONG, "short"]])
 def test_equals_stock_encode_prompt(dev, stock, prompts):
-    t5, _, llama, _, pooled, _ = stock.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
+    t5, _, llama, _, pooled, _ = stock.encode_prompt(
+        prompts, do_classifier_free_guidance=False, max_sequence_length=dev.text.tokens
+    )
     equal_to_stock(dev.text.encode(prompts), t5, llama, pooled)
     equal_to_stock(dev.text.embed(prompts).embeds, t5, llama, pooled)
 
@@ -48,7 +50,7 @@ def test_each_encoder_may_be_told_something_else(dev, stock):
         prompt_4="3d a green frog",
         negative_prompt="blue",
         negative_prompt_4="sad",
-        max_sequence_length=16,
+        max_sequence_length=dev.text.tokens,
     )
     told = Prompts("a frog", clip_g="a red frog", t5="a frog on a hill", llama="3d a green frog")
     ours = dev.text.embed([told, Prompts("blue", llama="sad")]).embeds
@@ -79,16 +81,16 @@ def test_texts_that_go_together_say_the_same_but_for_rounding(dev):
 
 
 def test_length_comes_from_the_tokenizers(dev):
-    assert dev.text.tokens == 16
-    assert dev.text.limits == (16, 16, 16, 16)
-    assert dev.text.encode(["a"]).t5.shape[1] == 16
+    assert dev.text.limits == tuple(tokenizer.model_max_length for tokenizer in dev.text.tokenizers)
+    assert dev.text.limits == (dev.text.tokens,) * 4
+    assert dev.text.encode(["a"]).t5.shape[1] == dev.text.tokens
 
 
 def test_what_is_cut_is_told_and_what_fits_is_not(dev):
     warnings = dev.text.embed([Prompts("a frog"), Prompts("a cat", llama=LONG)]).warnings
     assert len(warnings) == 1
     assert "for Llama: " in warnings[0]
-    assert "16 are read" in warnings[0]
+    assert f"{dev.text.tokens} are read" in warnings[0]
     assert dev.text.embed(["flat style a sailboat in the ocean", ""]).warnings == ()
     all_of_it = " ".join(dev.text.embed([LONG]).warnings)
     assert all(name in all_of_it for name in ENCODERS)

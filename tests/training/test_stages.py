@@ -20,11 +20,11 @@ import distill
 import encoders
 import evaluate
 import folders
-import handover
 import latents
 import placement
 import pretrain
 import recipe
+import shipped
 import stage
 from concepts import load_concepts
 from features import image_tokens
@@ -92,6 +92,7 @@ reading_block = 1
 guidance = 5.0
 regression_steps = 2
 matching_steps = 2
+muon_rate = 1e-2
 adamw_rate = 1e-4
 critic_steps = 1
 adversarial = 0.02
@@ -100,6 +101,7 @@ batch = 2
 guidance = 5.0
 regression_steps = 1
 matching_steps = 1
+muon_rate = 1e-2
 adamw_rate = 1e-4
 critic_steps = 1
 adversarial = 0.02
@@ -205,14 +207,24 @@ def test_a_killed_stage_goes_on_where_it_was(tiny, runs, tmp_path, monkeypatch):
         torch.testing.assert_close(resumed["parts"]["transformer"][name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_another_machine_goes_on_from_what_was_handed_over(tiny, runs, tmp_path):
-    handover.save(tiny, runs, tmp_path / "handover")
-    model = load(Variant.FULL, tmp_path / "handover")
-    assert generate(model, ImageRequest("a cat", Size(512, 512), seed=1, steps=2)).pixels.any()
-    handover.restore(tmp_path / "handover", tmp_path / "runs")
-    autoencoder.train(tiny, tmp_path / "runs" / "autoencoder", CPU)  # done already
-    assert not (tmp_path / "runs" / "autoencoder" / "log.jsonl").exists()
-    started = pretrain.build(tiny, tmp_path / "runs" / "pretrain" / pretrain.START).state_dict()
+def test_stages_go_on_from_the_shipped_nano(tiny, runs, tmp_path):
+    shipped.restore(runs / "nano", tmp_path, [])
+    for train in (encoders.train, pretrain.train):  # done already
+        train(tiny, tmp_path, tmp_path / ("text" if train is encoders.train else "pretrain"), CPU)
+    for variant in (Variant.DEV, Variant.FAST):
+        distill.train(tiny, variant, tmp_path, tmp_path / variant, CPU)
+    assert not list(tmp_path.rglob("log.jsonl"))
+    folders.assemble(tmp_path, tmp_path / "nano")
+    files = [file.relative_to(runs / "nano") for file in (runs / "nano").rglob("*") if file.is_file()]
+    assert len(files) > 20
+    assert all((tmp_path / "nano" / file).read_bytes() == (runs / "nano" / file).read_bytes() for file in files)
+
+
+def test_full_goes_on_from_its_shipped_weights(tiny, runs, tmp_path):
+    shipped.restore(runs / "nano", tmp_path, [Variant.FULL])
+    assert not (tmp_path / "pretrain" / "done").exists()
+    assert not (tmp_path / "dev").exists()
+    started = pretrain.build(tiny, tmp_path / "pretrain" / pretrain.START).state_dict()
     kept = torch.load(runs / "pretrain" / "checkpoint.pt")["parts"]["average"]
     for name, value in started.items():
         torch.testing.assert_close(value, kept[f"module.{name}"].half().float(), rtol=0, atol=0)

@@ -1,0 +1,49 @@
+"""Take the shipped nano for what the stages made, so that only some of them need to run again.
+
+All shared parts count as done, and all variants but those named by `--again` and what is distilled from them. Full then
+goes on from its shipped weights, with its steps counted anew; a distilled variant begins anew.
+
+    python training/shipped.py [--again full dev fast] [--runs FOLDER]
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import hidream
+from folders import SHARED, stage_of, stage_of_variant
+from hidream.types import Variant
+from pretrain import START
+from stage import arguments
+
+NANO = Path(hidream.__file__).parent / "nano"
+ORDER = (Variant.FULL, Variant.DEV, Variant.FAST)
+
+
+def restore(nano: Path, runs: Path, again: Collection[Variant]) -> None:
+    """Put the files of `nano` to where the stages look for them, and call the stages done whose files they are."""
+    for part in SHARED:
+        shutil.copytree(nano / Variant.DEV / part, stage_of(part, runs) / part, dirs_exist_ok=True)
+        (stage_of(part, runs) / "done").touch()
+    first = min((ORDER.index(variant) for variant in again), default=len(ORDER))
+    for variant in ORDER[:first]:
+        stage = stage_of_variant(variant, runs)
+        shutil.copytree(nano / variant, stage / variant, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)
+        (stage / "done").touch()
+    if first == 0:
+        full = runs / "pretrain" / START
+        shutil.copytree(nano / Variant.FULL / "transformer", full / "transformer", dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Restore."""
+    parser = arguments(__doc__)
+    parser.add_argument("--again", nargs="*", type=Variant, choices=list(Variant), default=[])
+    given = parser.parse_args()
+    restore(NANO, given.runs, given.again)
+
+
+if __name__ == "__main__":
+    main()
