@@ -62,8 +62,8 @@ await "$requestId" demo-nano.png
 
 cat <<END
 
-Two pictures: demo.png is the seed document's own request, whose words the embedded model (nano, 15 M parameters, a CPU
-is enough) has never read; demo-nano.png is one that it has learnt. To go on:
+Two pictures: demo.png is the seed document's own request, of which the embedded model (nano, 13 M parameters, a CPU is
+enough) knows a creature and a forest; demo-nano.png is one that it has learnt. To go on:
     make serve                                      a server that stays; it prints its first key
     $BIN/hidream generate "cartoon a cat in a meadow"   a picture without a server
     HIDREAM_MODEL=/path/to/HiDream-I1-Dev make serve    the real 17 B model

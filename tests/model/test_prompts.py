@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from hidream.model.prompts import cut_of, warnings
 from hidream.types import Prompts, Variant
 
-LONG = "Flat style, a sailboat in the ocean beside two red lighthouses, and very many clouds above the distant hills."
+LONG = "Flat style, a sailboat in the ocean beside a zyxwvutsrqponmlkjihgfedcba, and very many clouds above the hills."
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,10 @@ def test_a_word_that_is_halved_is_named_whole(dev):
     text = "a sailboat in the ocean with zyxwvutsrqponmlkjih on it"  # unknown to nano: a token for each letter
     limit = dev.text.tokens
     kept = tokenizer.decode(tokenizer(text, max_length=limit, truncation=True)["input_ids"])
-    assert kept.endswith("zyxwvuts"[: len(kept.rpartition(" ")[2])])
+    last = kept.rpartition(" ")[2]
+    assert last
+    assert last != "zyxwvutsrqponmlkjih"
+    assert "zyxwvutsrqponmlkjih".startswith(last)
     assert cut_of(tokenizer, text, limit).words == "zyxwvutsrqponmlkjih on it"
 
 
