@@ -66,7 +66,7 @@ def test_info_names_models_and_what_is_missing(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "hidream-i1-dev/" in printed
-    assert "15,390,592 parameters" in printed
+    assert "12,626,560 parameters" in printed
     assert "fast      not served" in printed
 
 

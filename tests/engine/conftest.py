@@ -23,7 +23,14 @@ def nano() -> Model:
 def small(nano) -> Model:
     """Some milliseconds a step."""
     had = nano.transformer.config
-    config = dataclasses.replace(had, num_layers=1, num_single_layers=2, num_attention_heads=2, llama_layers=(0, 1, 2))
+    config = dataclasses.replace(
+        had,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=2,
+        num_routed_experts=4,
+        llama_layers=(0, 1, 2),
+    )
     transformer = random_transformer(config)
     return dataclasses.replace(nano, transformer=transformer, refines=True, twin=bfloat16.twin(transformer))
 
