@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from concepts import Concepts, Object
+from concepts import Concepts, Object, article
 from scenes import Extent, Layout, Scene
 
 NO_STYLE, NO_BACKGROUND = 0.1, 0.08
@@ -81,20 +81,15 @@ def _subject(scene: Scene, rng: random.Random, concepts: Concepts, adjective: st
 
 def _noun_phrase(thing: Object, word: str, number: str, adjectives: list[str], bare: bool = False) -> str:
     """«a big cat», «two flat cats», «grapes», «a bunch of grapes»; `bare` leaves the article out."""
-    article = not thing.mass
+    counted = not thing.mass
     if word.startswith("a "):
-        article, word = True, word[2:]
+        counted, word = True, word[2:]
     if number:
         word = thing.plural if thing.plural and word == thing.name else _plural(word)
     described = " ".join(filter(None, (*adjectives, word)))
     if number:
         return f"{number} {described}"
-    return f"{_article(described)} {described}" if article and not bare else described
-
-
-def _article(words: str) -> str:
-    exceptions = ("uni", "ufo", "eu")
-    return "an" if words[0] in "aeiou8" and not words.startswith(exceptions) else "a"
+    return f"{article(described)} {described}" if counted and not bare else described
 
 
 def _plural(word: str) -> str:

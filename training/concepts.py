@@ -95,10 +95,16 @@ def load_concepts(path: Path = CONCEPTS_FILE, fillers_path: Path = FILLERS_FILE)
     )
 
 
+def article(words: str) -> str:
+    """«a» or «an», as `words` sound."""
+    exceptions = ("uni", "ufo", "eu")
+    return "an" if words[0] in "aeiou8" and not words.startswith(exceptions) else "a"
+
+
 def _background(row: dict[str, Any], colour_phrases: list[str]) -> Background:
     if "rgb" not in row:
         return Background(**_tuples(row))
-    phrases = tuple(phrase.format(word) for word in row["words"] for phrase in colour_phrases)
+    phrases = tuple(phrase.format(word, a=article(word)) for word in row["words"] for phrase in colour_phrases)
     red, green, blue = row["rgb"]
     return Background(row["name"], phrases, (red, green, blue))
 

@@ -58,9 +58,10 @@ class Distillation:
     """Teacher, student, critic and discriminator, and one step of each kind."""
 
     def __init__(
-        self, teacher: Transformer, student: Transformer, text: TextEncoders, settings: recipe.Distill, variant: Variant
+        self, teacher: Transformer, student: Transformer, text: TextEncoders, config: recipe.Recipe, variant: Variant
     ) -> None:
-        self.teacher, self.student, self.text, self.settings = teacher, student, text, settings
+        self.teacher, self.student, self.text = teacher, student, text
+        self.settings, self.object_weights = config.distill[variant], config.pretrain.object_weights
         self.critic = copy.deepcopy(teacher).requires_grad_(True)
         blocks = len(teacher.config.llama_layers)
         self.discriminator = Discriminator(teacher.config.dim, blocks).to(next(teacher.parameters()).device)
@@ -70,7 +71,8 @@ class Distillation:
     def regression(self, batch: Batch, dice: Dice) -> Tensor:
         """Loss of the student against the guided teacher, at one of the student's levels."""
         mixed, sigma = noised(batch.latent, self._own_levels(len(batch.captions), dice), dice)
-        return F.mse_loss(self._student(mixed, sigma, batch).float(), self._guided(mixed, sigma, batch).float())
+        student, guided = self._student(mixed, sigma, batch), self._guided(mixed, sigma, batch)
+        return pretrain.drawing_loss(student, guided, pretrain.weights_of(batch, self.object_weights))
 
     def matching(self, batch: Batch, dice: Dice) -> tuple[Tensor, Tensor]:
         """Losses of the student: distribution matching, and the discriminator's verdict."""
@@ -157,7 +159,7 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     teacher, student = (_unpacked(load_transformer(c, device, torch.float32)) for c in (full, start))
     student.requires_grad_(True)
     text = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)
-    work = Distillation(teacher, student, text, settings, variant)
+    work = Distillation(teacher, student, text, config, variant)
     total = settings.regression_steps + settings.matching_steps
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
     own = Optimisers(student, rates, settings.adamw_rate, settings.muon_rate, pretrain.ENDS, config.pretrain.muon_every)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hidream.model.config import TransformerConfig
 from hidream.types import Variant
+from scenes import Extent
 
 CONFIG = Path(__file__).parent / "config.toml"
 BEST_SIDE = 8
@@ -77,7 +78,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Pretrain:
-    """Training of Full; Muon changes its matrices every `muon_every` steps."""
+    """Training of Full; Muon changes its matrices every `muon_every` steps, `object_weights` are shares in the loss."""
 
     adamw_rate: float
     muon_rate: float
@@ -92,6 +93,7 @@ class Pretrain:
     square: float
     reading: float
     reading_block: int
+    object_weights: dict[Extent, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +154,14 @@ def load(path: Path = CONFIG) -> Recipe:
     values: dict[str, Any] = tomllib.loads(path.read_text())
     text, autoencoder = Text(**values["text"]), values["autoencoder"]
     phases = [Phase(**phase) for phase in autoencoder.pop("phases")]
+    weights = {Extent(name): float(value) for name, value in values["pretrain"]["object_weights"].items()}
     return Recipe(
         seed=values["seed"],
         autoencoder=Autoencoder(**autoencoder, phases=phases),
         text=text,
         transformer=_transformer(values["transformer"], text, autoencoder["latent_channels"]),
         pool=Pool(**values["pool"]),
-        pretrain=Pretrain(**values["pretrain"]),
+        pretrain=Pretrain(**values["pretrain"] | {"object_weights": weights}),
         distill={Variant(name): Distill(**value) for name, value in values["distill"].items()},
         judge=Judge(**values["judge"]),
         run=Run(**values["run"]),

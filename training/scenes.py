@@ -92,8 +92,8 @@ def _draw_any(rng: random.Random, concepts: Concepts, aspect: float) -> Scene:
         return Scene(tuple(rng.sample(names, 2)), style, background, layout)
     name = rng.choice(names)
     count = 1 if concepts.objects[name].mass else rng.choices((1, 2, 3), (78, 13, 9))[0]
-    big = 20 if 1 / STRIP < aspect < STRIP else 0
-    extent = rng.choices(tuple(Extent), (20, 80 - big, big))[0] if count == 1 else Extent.NORMAL
+    big = 30 if 1 / STRIP < aspect < STRIP else 0
+    extent = rng.choices(tuple(Extent), (30, 70 - big, big))[0] if count == 1 else Extent.NORMAL
     return Scene((name,), style, background, layout, count, extent)
 
 

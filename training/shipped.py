@@ -1,7 +1,7 @@
 """Take the shipped nano for what the stages made, so that only some of them need to run again.
 
-All shared parts count as done, and all variants but those named by `--again` and what is distilled from them. Full then
-goes on from its shipped weights, with its steps counted anew; a distilled variant begins anew.
+All shared parts count as done, and all variants but those that are missing or named by `--again`, and what is distilled
+from them. Full then goes on from its shipped weights, with its steps counted anew; a distilled variant begins anew.
 
     python training/shipped.py [--again full dev fast] [--runs FOLDER]
 """
@@ -27,7 +27,8 @@ def restore(nano: Path, runs: Path, again: Collection[Variant]) -> None:
     for part in SHARED:
         shutil.copytree(nano / Variant.DEV / part, stage_of(part, runs) / part, dirs_exist_ok=True)
         (stage_of(part, runs) / "done").touch()
-    first = min((ORDER.index(variant) for variant in again), default=len(ORDER))
+    missing = [variant for variant in ORDER if not (nano / variant).exists()]
+    first = min((ORDER.index(variant) for variant in (*again, *missing)), default=len(ORDER))
     for variant in ORDER[:first]:
         stage = stage_of_variant(variant, runs)
         shutil.copytree(nano / variant, stage / variant, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)

@@ -34,6 +34,7 @@ from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
 from hidream.model.transformer import Transformer
 from hidream.types import ImageRequest, Mode, Size, Variant
+from scenes import Extent
 
 CPU = torch.device("cpu")
 TINY = """
@@ -88,6 +89,7 @@ balance = 0.01
 square = 0.5
 reading = 0.1
 reading_block = 1
+object_weights = { small = 6.0, normal = 2.0, big = 4.0 }
 [distill.dev]
 guidance = 5.0
 regression_steps = 2
@@ -344,6 +346,20 @@ def test_tokens_show_what_stands_there(sprites):
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             colour = sprites.levels[0][tokens[row, column], 0, :3, 16, 16].float() / 127.5 - 1
             torch.testing.assert_close(picture[:, row * px, column * px], colour, atol=0.02, rtol=0)
+
+
+def test_objects_weigh_in_the_loss_what_the_recipe_says():
+    grid, first = Grid(2, 3), placement.part_of(2, 0, 0)
+    part = torch.tensor([[0, first, first + 1, 0, first + 2, first + 3], [0] * 6])
+    batch = latents.Batch(torch.zeros(2, 4, 4, 6), ["", ""], grid, [], part, part, torch.zeros(2))
+    weights = pretrain.weights_of(batch, {Extent.SMALL: 6.0, Extent.NORMAL: 2.0, Extent.BIG: 4.0})
+    assert weights.mean() == pytest.approx(1)
+    assert torch.equal(weights[0, 0, :2] / weights[0, 0, 0, 0], torch.tensor([[1.0, 1, 6, 6, 6, 6]] * 2))
+    assert torch.equal(weights[1], weights[0, :, :, :2].repeat(1, 1, 3))
+    errors = torch.zeros(2, 4, 4, 6)
+    errors[1] = 2
+    expected = 4 * weights[1].mean() / 2
+    assert pretrain.drawing_loss(errors, torch.zeros_like(errors), weights) == pytest.approx(float(expected))
 
 
 def test_parts_of_objects_have_numbers_of_their_own():
