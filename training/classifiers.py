@@ -1,7 +1,8 @@
 """Stage 6: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
 
-It answers the `questions.py`, with one head each. Before it may judge nano it is judged itself, on held-out renders and
-on the autoencoder's reconstructions of them.
+It answers the `questions.py`, with one head each, and learns beside them to read off every token's place what it shows,
+which teaches it more than a whole picture's answers. Before it may judge nano it is judged itself, on held-out renders
+and on the autoencoder's reconstructions of them.
 
     python training/classifiers.py [--runs FOLDER]
 """
@@ -9,6 +10,7 @@ on the autoencoder's reconstructions of them.
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,38 +25,42 @@ from concepts import Concepts, load_concepts
 from hidream.model.shape import Grid
 from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
-from questions import heads, loss_of, truths
+from questions import TokenReader, heads, loss_of, token_truths, truths
 from scenes import Scene, Split, draw_scene
 from stage import Dice, Stage, arguments, done, quick
 
-SIDE = 192
-"""Pixels along each side that the judge looks at; other pictures are brought to this area first."""
-WIDTHS = (32, 64, 128, 256)
+TOKEN_PX = 32
+"""Pixels along each side of a token's place, as the judge sees it."""
+WIDTHS = (64, 128, 256)
 HELD_OUT_PICTURES = 512
 WARM_UP = 100
 
 
 class Judge(nn.Module):
-    """Residual convolutions, a mean over the places, one linear layer per question."""
+    """Residual convolutions down to one place per token; what is there at all and what is where; a layer per question."""
 
     def __init__(self, concepts: Concepts) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 4, 4)]
+        blocks: list[nn.Module] = [nn.Conv2d(3, WIDTHS[0], 8, 8)]
         for i, width in enumerate(WIDTHS):
             blocks += [Residual(width), Residual(width)]
             if i + 1 < len(WIDTHS):
                 blocks.append(nn.Conv2d(width, WIDTHS[i + 1], 2, 2))
-        self.trunk = nn.Sequential(*blocks)
+        self.trunk = nn.Sequential(*blocks, nn.GroupNorm(8, WIDTHS[-1]))
         # where things are matters for the first object and the layout: the mean is taken over a 3 × 3 grid of places
         self.pool = nn.AdaptiveAvgPool2d(3)
-        self.heads = heads(9 * WIDTHS[-1], concepts)
+        self.heads = heads(10 * WIDTHS[-1], concepts)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Pictures [B, 3, H, W] in −1 to 1 to the logits of each question."""
-        shrink = (SIDE**2 / (pictures.shape[-1] * pictures.shape[-2])) ** 0.5
-        size = [max(32, round(side * shrink / 32) * 32) for side in pictures.shape[-2:]]
-        small = F.interpolate(pictures, size, mode="bilinear", antialias=True)
-        features = self.pool(self.trunk(small)).flatten(1)
+        """Pictures [B, 3, H, W] in −1 to 1, of about one of nano's shapes, to the logits of each question."""
+        aspect = math.log(pictures.shape[-1] / pictures.shape[-2])
+        grid = min(shapes(TOKEN_PX), key=lambda grid: abs(math.log(grid.columns / grid.rows) - aspect))
+        size = [side * TOKEN_PX for side in grid]
+        return self.answer(self.trunk(F.interpolate(pictures, size, mode="bilinear", antialias=True)))
+
+    def answer(self, seen: Tensor) -> dict[str, Tensor]:
+        """Turn what is seen at each token's place, [B, C, rows, columns], into the logits of each question."""
+        features = torch.cat((self.pool(seen).flatten(1), seen.amax((2, 3))), 1)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -91,20 +97,25 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     concepts, sprites = load_concepts(), Sprites.load(device)
     torch.manual_seed(config.seed)
     judge, settings, dice = Judge(concepts).to(device), config.judge, Dice(config.seed + 1)
+    reader = TokenReader(WIDTHS[-1], concepts).to(device)
     rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
-    optimiser = Optimisers(judge, rates, settings.adamw_rate, settings.muon_rate, ends=("trunk.0.", "heads"))
-    stage = Stage(folder, config.run, {"judge": judge, "optimiser": optimiser, "dice": dice})
-    grids = shapes(config.side_px // recipe.BEST_SIDE)
+    whole = nn.ModuleDict({"judge": judge, "reader": reader})
+    optimiser = Optimisers(whole, rates, settings.adamw_rate, settings.muon_rate, ends=("trunk.0.", "heads", "reader"))
+    stage = Stage(folder, config.run, {"whole": whole, "optimiser": optimiser, "dice": dice})
+    grids = shapes(TOKEN_PX)
     for _ in stage.steps(settings.steps):
         grid = draw_grid(grids, config.pretrain.square, random.Random(dice.seed()))
         aspect = grid.columns / grid.rows
         scenes = draw_scenes(dice.seed(), settings.batch, concepts, aspect)
-        pictures = blurred(compose(scenes, sprites, grid, SIDE // recipe.BEST_SIDE, dice.seed()), dice)
+        pictures = blurred(compose(scenes, sprites, grid, TOKEN_PX, dice.seed()), dice)
         truth = {name: value.to(device) for name, value in truths(scenes, concepts, aspect).items()}
+        shown, part = token_truths(scenes, grid, concepts).to(device).unbind(1)
         with quick(device):
-            loss = loss_of(judge(pictures), truth)
-        optimiser.step(loss)
-        stage.report(loss=loss)
+            seen = judge.trunk(pictures)
+            losses = {"answers": loss_of(judge.answer(seen), truth)}
+            losses["reading"] = reader(seen.flatten(2).mT, shown, part, truth["style"])
+        optimiser.step(torch.stack(list(losses.values())).sum())
+        stage.report(**losses)
     torch.save(judge.state_dict(), folder / "judge.pt")
     stage.finish()
 

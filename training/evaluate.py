@@ -4,7 +4,7 @@ First the judge itself, on held-out renders and on the autoencoder's reconstruct
 judge only where it is right often enough itself. Then each variant: per question and over all, with 95 % intervals
 (Wilson), squares and other shapes apart, the pairs of objects apart. Options of `ImageRequest` score faster or other
 ways to draw: `--steps 14`, `--mode turbo`; a mode but the exact one has a report of its own. A contact sheet of the
-first pictures lies beside the report.
+first pictures lies beside the report (`report.json`, and `report.md`, a table of it).
 
     python training/evaluate.py [--nano FOLDER] [--variants dev full fast] [--steps N] [--mode MODE] [--prompts 300]
 """
@@ -15,7 +15,9 @@ import json
 import math
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -30,7 +32,7 @@ from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Mode, Size, Variant
 from latents import shapes
 from questions import truths, verdicts
-from scenes import Layout, Scene, Split, draw_scene
+from scenes import Extent, Layout, Scene, Split, draw_scene
 from stage import arguments
 
 SEED = 7
@@ -38,6 +40,22 @@ SHAPES = [Size(512, 512)] * 3 + [Size(1024, 512), Size(512, 1024), Size(768, 512
 """Of seven prompts, three are square."""
 JUDGE_MUST_REACH = {"renders": 0.97, "reconstructions": 0.90}
 SHEET = (6, 4)
+ROWS = {
+    "objects, one kind": "the object, of one kind",
+    "objects, pairs": "both objects of two",
+    "first": "which of two is left or above",
+    "style": "style",
+    "background": "background",
+    "count": "number",
+    "layout": "layout",
+    "objects, square": "objects, squares",
+    "objects, other shapes": "objects, other shapes",
+    "objects, small": "objects, small",
+    "objects, big": "objects, big",
+    "all": "everything",
+}
+"""Which rows of a report its table shows, and what it calls them."""
+SHARE = "{share:.1%} ({low:.0%}–{high:.0%})"
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -64,6 +82,12 @@ def judged(judge: classifiers.Judge, picture: Tensor, scene: Scene, concepts: Co
     if scene.layout in (Layout.SINGLE, Layout.AND):
         del right["first"]  # one object is its own first, and an AND may stand either way
     return right | {"all": all(right.values())}
+
+
+def groups_of(scene: Scene, square: bool) -> list[str]:
+    """Name the groups of pictures that are also counted by themselves."""
+    kinds = "pairs" if scene.layout is not Layout.SINGLE else "one kind"
+    return ["square" if square else "other shapes", kinds, *([] if scene.extent is Extent.NORMAL else [scene.extent])]
 
 
 class Score:
@@ -101,24 +125,23 @@ def score_model(
     mode: Mode = Mode.EXACT,
 ) -> dict[str, object]:
     """Draw and judge every prompt; the first squares become the contact sheet `sheet`."""
-    score, tiles, seconds = Score(), [], 0.0
+    score, tiles, seconds = Score(), {}, 0.0
     device = next(judge.parameters()).device
     for i, (scene, size) in enumerate(prompts(count, concepts)):
-        request = ImageRequest(plain_caption(scene, concepts), size, seed=SEED + i, steps=steps, mode=mode)
+        prompt = plain_caption(scene, concepts)
+        request = ImageRequest(prompt, size, seed=SEED + i, steps=steps, mode=mode)
         picture = generate(model, request)
         seconds += picture.timings.inference_s
         pixels = torch.from_numpy(picture.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
-        groups = ["square" if size.width == size.height else "other shapes"]
-        groups.append("pairs" if scene.layout is not Layout.SINGLE else "one kind")
-        score.add(judged(judge, pixels, scene, concepts), groups)
+        score.add(judged(judge, pixels, scene, concepts), groups_of(scene, size.width == size.height))
         if size.width == size.height and len(tiles) < SHEET[0] * SHEET[1]:
-            tiles.append(Image.fromarray(picture.pixels).resize((256, 256)))
+            tiles[f"{prompt} (seed {request.seed})"] = Image.fromarray(picture.pixels).resize((256, 256))
     contact = Image.new("RGB", (256 * SHEET[0], 256 * SHEET[1]))
-    for i, tile in enumerate(tiles):
+    for i, tile in enumerate(tiles.values()):
         contact.paste(tile, (256 * (i % SHEET[0]), 256 * (i // SHEET[0])))
     contact.save(sheet)
     drawn_by = {"version": model.version_of(mode), "mode": mode, "steps": steps}
-    return drawn_by | {"seconds_each": seconds / count, "scores": score.rows()}
+    return drawn_by | {"seconds_each": seconds / count, "scores": score.rows(), "sheet": list(tiles)}
 
 
 @torch.no_grad()
@@ -129,17 +152,29 @@ def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, spri
     for picture, scene in classifiers.held_out_pictures(SEED, grids, model.token_px, concepts, sprites):
         again = model.vae.decode(model.vae.encode(picture[None]))[0].clamp(-1, 1).to(picture.dtype)
         errors.append(float((again - picture).div(2).square().mean()))
-        scores["renders"].add(judged(judge, picture, scene, concepts), [])
-        scores["reconstructions"].add(judged(judge, again, scene, concepts), [])
+        groups = groups_of(scene, picture.shape[1] == picture.shape[2])
+        scores["renders"].add(judged(judge, picture, scene, concepts), groups)
+        scores["reconstructions"].add(judged(judge, again, scene, concepts), groups)
     rows = {name: score.rows() for name, score in scores.items()}
     weak = [
         f"{question} on {name}: {row['share']:.1%}"
         for name, least in JUDGE_MUST_REACH.items()
         for question, row in rows[name].items()
-        if question != "all" and row["share"] < least
+        if question != "all" and "," not in question and row["share"] < least
     ]
     psnr_db = sum(-10 * math.log10(error) for error in errors) / len(errors)
     return {"psnr_db": psnr_db, "weak": weak, **rows}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Lay a report out in Markdown, `ROWS` down and who drew the pictures across."""
+    judge, variants = report["judge"], [name for name in report if name != "judge"]
+    columns = {name: judge[name] for name in JUDGE_MUST_REACH} | {name: report[name]["scores"] for name in variants}
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    for row, called in ROWS.items():
+        cells = [scores.get(row) for scores in columns.values()]
+        lines.append([called, *(SHARE.format(**cell) if cell else "" for cell in cells)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
@@ -163,7 +198,9 @@ def main() -> None:
         sheet = out / f"{variant}{suffix}.png"
         report[variant] = score_model(model, judge, concepts, given.prompts, sheet, steps=given.steps, mode=given.mode)
         (out / f"report{suffix}.json").write_text(json.dumps(report, indent=1))
-    print(json.dumps(report, indent=1))
+        (out / f"report{suffix}.md").write_text(table(report))
+    print(table(report))
+    print("reconstructions: {psnr_db:.1f} dB; the judge is weak at: {weak}".format(**report["judge"]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hidream.model.shape import Grid, render_grid
 from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.weights import Checkpoint
 from hidream.types import Render, Size
-from placement import part_of, place
+from questions import token_truths
 from scenes import Scene, Split, draw_scene
 from stage import Dice, quick
 
@@ -93,7 +93,7 @@ class Latents:
         if self._pool is None:
             seed = dice.seed()
             latent, picked = self._encode(grid, size, seed)
-            found = self._shown(grid, picked)
+            found = token_truths(picked, grid, self._concepts)
         else:
             self._grow(min(self._pool.start + step * self._pool.per_step, self._pool.most))
             parts = [part for part in self._parts if part[0] == grid] or self._parts[:1]
@@ -114,18 +114,6 @@ class Latents:
         with quick(self._sprites.device):
             return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]).float(), scenes
 
-    def _shown(self, grid: Grid, scenes: list[Scene]) -> Tensor:
-        """What each token of pictures of `scenes` shows, and which part of it, [B, 2, rows·columns]."""
-        backgrounds = list(self._concepts.backgrounds)
-        found = torch.zeros(len(scenes), 2, *grid, dtype=torch.long)
-        for (shown, part), scene in zip(found, scenes, strict=True):
-            shown[:] = len(self._sprites.objects) + backgrounds.index(scene.background)
-            for p in place(scene, grid):
-                here = slice(p.row, p.row + p.size), slice(p.column, p.column + p.size)
-                shown[here] = self._sprites.objects[p.object]
-                part[here] = part_of(p.size, 0, 0) + torch.arange(p.size**2).view(p.size, p.size)
-        return found.flatten(2)
-
     def _grow(self, pictures: int) -> None:
         """Read or make parts until there are as many pictures."""
         while len(self._parts) * PART < pictures:
@@ -141,7 +129,7 @@ class Latents:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_file({"latents": latents}, file.with_suffix(".part"))
                 file.with_suffix(".part").replace(file)
-            self._parts.append((grid, latents, scenes, self._shown(grid, scenes)))
+            self._parts.append((grid, latents, scenes, token_truths(scenes, grid, self._concepts)))
 
 
 def latents_of(config: recipe.Recipe, runs: Path, device: torch.device) -> Latents:

@@ -24,17 +24,18 @@ from torch.optim.swa_utils import AveragedModel
 
 import folders
 import recipe
-from concepts import Concepts, load_concepts
+from concepts import load_concepts
 from features import image_tokens
 from hidream.model.config import RECIPES, TIMESTEPS
 from hidream.model.moe import balance_losses
 from hidream.model.text import load_text_encoders
-from hidream.model.transformer import Transformer, norm
+from hidream.model.transformer import Transformer
 from hidream.model.weights import Checkpoint
 from hidream.types import Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
 from placement import PARTS, SIZES, part_of
+from questions import TokenReader
 from scenes import Extent
 from stage import Dice, Stage, arguments, compile_blocks, done, quick
 
@@ -42,22 +43,6 @@ ENDS = ("x_embedder", "embedder", "caption_projection", "adaLN", "gate", "final_
 """Parts of the names of what AdamW trains, beside the vectors; the matrices within the blocks are Muon's."""
 START = "start"
 """Name of a folder beside pretraining's checkpoint: weights to begin with, if there are any (`shipped.py`)."""
-
-
-class Reader(nn.Module):
-    """Reads off each image token what it shows, an object or a background, which part of it, and in which style."""
-
-    def __init__(self, dim: int, concepts: Concepts) -> None:
-        super().__init__()
-        self.shown = nn.Linear(dim, len(concepts.objects) + len(concepts.backgrounds))
-        self.part = nn.Linear(dim, PARTS)
-        self.style = nn.Linear(dim, len(concepts.styles))
-
-    def forward(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy of all readings of image tokens [B, N, D]."""
-        tokens, styles = norm(tokens), batch.style[:, None].expand_as(batch.shown)
-        truths = {self.shown: batch.shown, self.part: batch.part, self.style: styles}
-        return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in truths.items()]).sum()
 
 
 def draw_sigmas(count: int, shift: float, generator: torch.Generator) -> Tensor:
@@ -101,7 +86,7 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
     if done(folder):
         return
     settings, concepts = config.pretrain, load_concepts()
-    transformer, reader = build(config, folder / START).to(device), Reader(config.transformer.dim, concepts).to(device)
+    transformer, reader = build(config, folder / START).to(device), TokenReader(config.transformer.dim, concepts).to(device)
     average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
     rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
     whole = nn.ModuleList((transformer, reader))
@@ -126,7 +111,7 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
                 embeds = encoders.encode(captions)
             conditioning = transformer.condition(*embeds, batch.grid)
             velocity = transformer.velocity_at(mixed, sigma * TIMESTEPS, conditioning)
-            reading = reader(tokens[settings.reading_block], batch)
+            reading = reader(tokens[settings.reading_block], batch.shown, batch.part, batch.style)
         weights = weights_of(batch, settings.object_weights)
         losses = {"flow": drawing_loss(velocity, noise - batch.latent, weights), "reading": reading}
         losses["balance"] = torch.stack(balance).mean()

@@ -1,7 +1,7 @@
 """What is asked of a scene by those who read it: of captions by the text encoders' training, of pictures by the judge.
 
-Shapes: B scenes. `objects` means which ones there are, `first` the left or upper one, `layout` one kind of object, side
-by side, or one above the other.
+Shapes: B scenes, N tokens of a picture's grid, D channels. `objects` means which ones there are, `first` the left or
+upper one, `layout` one kind of object, side by side, or one above the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concepts import Concepts
+from hidream.model.shape import Grid
+from hidream.model.transformer import norm
+from placement import PARTS, part_of, place
 from scenes import Layout, Scene
 
 
@@ -54,3 +57,35 @@ def verdicts(answers: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict
     there = [set(row.nonzero().flatten().tolist()) for row in truth["objects"]]
     right["objects"] = torch.tensor([a == b for a, b in zip(best, there, strict=True)], device=truth["style"].device)
     return right
+
+
+class TokenReader(nn.Module):
+    """Reads off each token of a picture what it shows, an object or a ground, which part of it, and in which style."""
+
+    def __init__(self, dim: int, concepts: Concepts) -> None:
+        super().__init__()
+        self.shown = nn.Linear(dim, len(concepts.objects) + len(concepts.backgrounds))
+        self.part = nn.Linear(dim, PARTS)
+        self.style = nn.Linear(dim, len(concepts.styles))
+
+    def forward(self, tokens: Tensor, shown: Tensor, part: Tensor, style: Tensor) -> Tensor:
+        """Cross entropy of all readings of tokens [B, N, D]; `shown` and `part` [B, N] are of `token_truths`."""
+        tokens, styles = norm(tokens), style[:, None].expand_as(shown)
+        truths = {self.shown: shown, self.part: part, self.style: styles}
+        return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in truths.items()]).sum()
+
+
+def token_truths(scenes: Sequence[Scene], grid: Grid, concepts: Concepts) -> Tensor:
+    """Say what each token shows, and which part of it as `placement.part_of` numbers them, [B, 2, N].
+
+    What it shows is the number of an object or, behind them, of a background.
+    """
+    objects, backgrounds = list(concepts.objects), list(concepts.backgrounds)
+    found = torch.zeros(len(scenes), 2, *grid, dtype=torch.long)
+    for (shown, part), scene in zip(found, scenes, strict=True):
+        shown[:] = len(objects) + backgrounds.index(scene.background)
+        for p in place(scene, grid):
+            here = slice(p.row, p.row + p.size), slice(p.column, p.column + p.size)
+            shown[here] = objects.index(p.object)
+            part[here] = part_of(p.size, 0, 0) + torch.arange(p.size**2).view(p.size, p.size)
+    return found.flatten(2)

@@ -34,6 +34,7 @@ from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
 from hidream.model.transformer import Transformer
 from hidream.types import ImageRequest, Mode, Size, Variant
+from questions import token_truths
 from scenes import Extent
 
 CPU = torch.device("cpu")
@@ -295,7 +296,10 @@ def test_evaluation_of_a_mode_draws_in_it_and_says_so(runs, monkeypatch, capsys)
     evaluate.main()
     assert drawn == [Mode.TURBO] * 2
     report = json.loads((runs / "evaluation" / "report-turbo.json").read_text())
-    assert report == json.loads(capsys.readouterr().out)
+    table = (runs / "evaluation" / "report-turbo.md").read_text()
+    assert table in capsys.readouterr().out
+    shown = "{share:.1%} ({low:.0%}–{high:.0%})".format(**report["dev"]["scores"]["style"])
+    assert any(line.startswith("| style |") and line.endswith(f" {shown} |") for line in table.splitlines())
     assert report["dev"]["mode"] == "turbo"
     assert "/turbo" in report["dev"]["version"]
     assert (runs / "evaluation" / "dev-turbo.png").exists()
@@ -333,8 +337,7 @@ def test_tokens_show_what_stands_there(sprites):
     """Pictures of discs on drawn grounds: the middle of an object is its colour, by the numbers of its tokens."""
     concepts, grid, px = load_concepts(), Grid(8, 12), 32
     scenes = latents.draw_scenes(3, 16, concepts, grid.columns / grid.rows)
-    source = latents.Latents(None, sprites, concepts, px, 1.0, None, Path())
-    shown, part = source._shown(grid, scenes).view(16, 2, 8, 12).unbind(1)
+    shown, part = token_truths(scenes, grid, concepts).view(16, 2, 8, 12).unbind(1)
     pictures = compose.compose(scenes, sprites, grid, px, 5)
     for picture, tokens, parts, scene in zip(pictures, shown, part, scenes, strict=True):
         numbers = [sprites.objects[name] for name in scene.objects]
