@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hidream import arguments, cli
+from hidream.model.weights import embedded
 from hidream.settings import sources
 from hidream.store import keys
 from hidream.store.database import Database
 from hidream.store.keys import Limits, Scope
+from hidream.types import Variant
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +64,14 @@ def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
         assert turbo.tobytes() != exact.tobytes()
 
 
-def test_info_names_models_and_what_is_missing(capsys):
+def test_info_names_models_and_what_is_missing(capsys, monkeypatch):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert "hidream-i1-dev/" in printed
-    assert "12,626,560 parameters" in printed
-    assert "fast      not served" in printed
+    assert all(f"hidream-i1-{variant}/" in printed for variant in Variant)
+    assert printed.count("12,626,560 parameters") == len(Variant)
+    monkeypatch.setenv("HIDREAM_MODEL", str(embedded(Variant.DEV).folder))
+    assert cli.main(["info"]) == 0
+    assert "fast      not served" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,6 @@ def test_info_names_models_and_what_is_missing(capsys):
         (["generate", "x", "--steps", "0"], "steps is 0"),
         (["generate", "x", "--strength", "nan"], "strength is nan"),
         (["generate", "x", "--image", "/nowhere"], "/nowhere cannot be read"),
-        (["generate", "x", "--variant", "fast"], "no variant fast"),
         (["generate", "x", "--model", "/nowhere"], "/nowhere"),
         (["generate", "x", "--model", ""], "--model is ''; accepted: a path"),
         (["generate", "x", "--memory-gb", "-2.5"], "--memory-gb is '-2.5'; accepted: a number, 0, or 1 to 100,000"),

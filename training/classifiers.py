@@ -37,7 +37,7 @@ WARM_UP = 100
 
 
 class Judge(nn.Module):
-    """Residual convolutions down to one place per token; what is there at all and what is where; a layer per question."""
+    """Residual convolutions to one place per token; of these what is anywhere and what is where; the answers."""
 
     def __init__(self, concepts: Concepts) -> None:
         super().__init__()

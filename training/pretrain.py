@@ -1,11 +1,11 @@
 """Stage 3: Full, by flow matching.
 
 For a latent x0, noise ε and a level σ the transformer sees (1 − σ)·x0 + σ·ε and should answer ε − x0. One caption in
-ten is emptied, for classifier-free guidance. An object's tokens weigh more than the ground's, and most in the sizes that
-are rare: the caption tells the size, so that what is right stays what it was, but is learned sooner. In the middle of the blocks a linear reader must be able to tell what each
-image token shows: a task of its own, because in the flow's loss the objects' names hardly count at first (the idea of
-REPA, Yu et al., arXiv 2410.06940, with known answers in the place of another model's features). What is kept is the
-moving average of the weights.
+ten is emptied, for classifier-free guidance. An object's tokens weigh more than the ground's, most in the sizes that
+are rare: captions tell the size, so that this changes how soon it is learned and not what. In the middle of the blocks
+a linear reader must be able to tell what each image token shows: a task of its own, because in the flow's loss the
+objects' names hardly count at first (the idea of REPA, Yu et al., arXiv 2410.06940, with known answers in the place of
+another model's features). What is kept is the moving average of the weights.
 
     python training/pretrain.py [--runs FOLDER]
 """
@@ -86,7 +86,8 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
     if done(folder):
         return
     settings, concepts = config.pretrain, load_concepts()
-    transformer, reader = build(config, folder / START).to(device), TokenReader(config.transformer.dim, concepts).to(device)
+    transformer = build(config, folder / START).to(device)
+    reader = TokenReader(config.transformer.dim, concepts).to(device)
     average = AveragedModel(transformer, multi_avg_fn=functools.partial(moving_average, settings.ema))
     rates = functools.partial(rise_and_fall, warm_up=settings.warm_up, steps=settings.steps, fall=settings.fall)
     whole = nn.ModuleList((transformer, reader))

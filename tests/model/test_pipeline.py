@@ -239,8 +239,6 @@ def test_bad_requests_are_refused(changes, error):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="fast"):
-        load(Variant.FAST)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load(Variant.DEV, tmp_path)
     with pytest.raises(ConfigurationError, match="warp"):

@@ -63,7 +63,7 @@ def test_settings_accept_what_the_model_does(key, names):
 @pytest.mark.parametrize(
     ("models", "serves", "expected"),
     [
-        (Models(), "", [Variant.DEV, Variant.FULL]),
+        (Models(), "", [Variant.DEV, Variant.FULL, Variant.FAST]),
         (Models(), "full", [Variant.FULL]),
         (Models(), "full,dev", [Variant.FULL, Variant.DEV]),
         (Models(fast=Path("/f")), "", [Variant.FAST]),

@@ -10,6 +10,7 @@ import pytest
 
 from hidream.errors import ConfigurationError
 from hidream.model.pipeline import generate
+from hidream.model.weights import embedded
 from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
 from hidream.types import ImageRequest, Mode, Size, Variant
 from hidream.worker.bridge import Bridge
@@ -20,10 +21,11 @@ from hidream.worker.main import NAMES, _load, _versions, all_of_it_stays, run
 def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
     nothing = tmp_path / "nothing"
     nothing.write_text("a file, and no folder") if wrong == "place" else None
+    dev = Models(dev=embedded(Variant.DEV).folder)
     settings, said = {
         "checkpoint": (Settings(home=tmp_path, models=Models(dev=nothing)), str(nothing)),
         "memory": (Settings(home=tmp_path, compute=Compute(device="cpu", memory_gb=2.0)), "memory_gb is 2"),
-        "variant": (Settings(home=tmp_path, worker=Worker(serves="fast")), "no variant fast; accepted: dev, full"),
+        "variant": (Settings(home=tmp_path, models=dev, worker=Worker(serves="fast")), "configured for fast"),
         "place": (Settings(home=tmp_path, outputs=Outputs(url=str(nothing))), f"{nothing}"),
     }[wrong]
     with caplog.at_level(logging.ERROR):
@@ -32,12 +34,13 @@ def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
 
 
 def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
-    """Pictures of nano's two variants on the model thread: each is the library's."""
-    engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.5)
+    """Pictures of nano's variants on the model thread: each is the library's."""
+    engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.75)
     settings = Settings(home=tmp_path, compute=Compute(device="cpu", dtype="float32"), engine=engine)
     dev = [ImageRequest("a red apple", Size(256, side), seed=side, steps=2) for side in (256, 384)]
     dev.append(ImageRequest("a blue house", Size(256, 256), seed=7, steps=6, mode=Mode.TURBO))
     asked = [(Variant.DEV, each) for each in dev]
+    asked.append((Variant.FAST, ImageRequest("a green boat", Size(256, 256), seed=9, steps=2)))
     asked.append((Variant.FULL, ImageRequest("a red apple", Size(256, 256), seed=5, steps=3, negative_prompt="fog")))
 
     async def scenario():
@@ -55,7 +58,7 @@ def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
 
     with caplog.at_level(logging.INFO):
         loaded, drawn = asyncio.run(scenario())
-    for variant in ("dev", "full"):
+    for variant in Variant:
         assert re.search(rf"engine_ready variant={variant} tokens=5000 memory_gb=0\.\d policy=fifo", caplog.text)
     for (variant, request), picture in zip(asked, drawn, strict=True):
         assert np.array_equal(picture.pixels, generate(loaded.models[variant], request).pixels)

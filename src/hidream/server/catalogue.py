@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import hidream
 from hidream.errors import NotFound
 from hidream.settings.tables import Models
 from hidream.types import MODELS, Variant
 
 VENDOR = "wavespeed-ai"
-EMBEDDED = Path(hidream.__file__).parent / "nano"
-"""The folder of the embedded model: it has a folder for each of its variants."""
 
 
 def served(models: Models) -> dict[str, Variant]:
-    """Name the models that are served: those that are configured, or without any the embedded ones."""
+    """Name the models that are served: those that are configured, or without any the embedded one's variants."""
     configured = {Variant.DEV: models.dev, Variant.FULL: models.full, Variant.FAST: models.fast}
     if any(configured.values()):
         return {name: variant for name, variant in MODELS.items() if configured[variant]}
-    return {name: variant for name, variant in MODELS.items() if (EMBEDDED / variant).is_dir()}
+    return dict(MODELS)
 
 
 def find(models: dict[str, Variant], name: object) -> str:

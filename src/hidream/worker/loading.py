@@ -86,7 +86,7 @@ def served(settings: Settings) -> list[Variant]:
     """The variants that this worker serves: those that it is told to, or all there are."""
     if settings.worker.serves:
         return list(dict.fromkeys(Variant(name.strip()) for name in settings.worker.serves.split(",")))
-    return list(settings.models.configured) or [variant for variant in Variant if _is_embedded(variant)]
+    return list(settings.models.configured) or list(Variant)
 
 
 def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dict[Variant, Engine]:
@@ -112,14 +112,6 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
 def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
     parts = models.parts(variant)
     return embedded(variant) if parts is None else Checkpoint(**parts)
-
-
-def _is_embedded(variant: Variant) -> bool:
-    try:
-        embedded(variant)
-    except CheckpointError:
-        return False
-    return True
 
 
 def _texts(checkpoint: Checkpoint) -> list[str]:
