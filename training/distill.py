@@ -1,32 +1,26 @@
 """Stages 4 and 5: Dev and Fast, distilled from Full, so that neither guidance nor 50 steps are needed.
 
-First *regression*: the student answers what the teacher answers with guidance (Meng et al., arXiv 2210.03142), at the
-noise levels of its own schedule. Then *distribution matching* (DMD2, Yin et al., arXiv 2405.14867), as HiDream-I1's
-report has it: the student predicts a picture from one of its levels; where the guided teacher and a critic, who knows
-the student's pictures, would move that picture differently, it follows the teacher. A discriminator on the teacher's
-features adds an adversarial term against real pictures. A step's input is noised data rather than a simulated
-trajectory: over 16 and more steps that re-noise completely, the two hardly differ.
+The student answers what the teacher answers with guidance (Meng et al., arXiv 2210.03142), at the noise levels of its
+own schedule. Distribution matching with an adversarial term (DMD2, Yin et al., arXiv 2405.14867), which HiDream-I1's
+report has behind it, made nano worse (docs/LOG.md): over 16 and more steps that noise their picture afresh there is
+little left to gain, and it drew in colours too strong for the judge.
 
     python training/distill.py dev [--runs FOLDER]
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import folders
 import pretrain
 import recipe
-from features import image_tokens
 from hidream.model import sampler
 from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.packed import Conditioning
 from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.transformer import Transformer
 from hidream.model.weights import Checkpoint, load_transformer
@@ -36,80 +30,32 @@ from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, compile_blocks, done, quick
 
 WARM_UP = 200
-SPREAD_SHIFT = 2.0
-"""How the levels at which teacher and critic compare are moved towards noise, where layout is decided."""
-
-
-class Discriminator(nn.Module):
-    """Tells real from drawn by the teacher's image tokens after every block, one small head for each."""
-
-    def __init__(self, dim: int, blocks: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1)) for _ in range(blocks)
-        )
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Features, each [B, N, D], to one logit per head and token."""
-        return torch.cat([head(feature).flatten(1) for head, feature in zip(self.heads, features, strict=True)], dim=1)
 
 
 class Distillation:
-    """Teacher, student, critic and discriminator, and one step of each kind."""
+    """Teacher and student, and the loss of a batch."""
 
     def __init__(
         self, teacher: Transformer, student: Transformer, text: TextEncoders, config: recipe.Recipe, variant: Variant
     ) -> None:
         self.teacher, self.student, self.text = teacher, student, text
-        self.settings, self.object_weights = config.distill[variant], config.pretrain.object_weights
-        self.critic = copy.deepcopy(teacher).requires_grad_(True)
-        blocks = len(teacher.config.llama_layers)
-        self.discriminator = Discriminator(teacher.config.dim, blocks).to(next(teacher.parameters()).device)
+        self.guidance, self.object_weights = config.distill[variant].guidance, config.pretrain.object_weights
         own = RECIPES[variant]
-        self.sigmas = sampler.schedule(own.sampler, own.steps, own.shift).sigmas[:-1]
+        self.sigmas = torch.tensor(sampler.schedule(own.sampler, own.steps, own.shift).sigmas[:-1])
 
-    def regression(self, batch: Batch, dice: Dice) -> Tensor:
-        """Loss of the student against the guided teacher, at one of the student's levels."""
-        mixed, sigma = noised(batch.latent, self._own_levels(len(batch.captions), dice), dice)
-        student, guided = self._student(mixed, sigma, batch), self._guided(mixed, sigma, batch)
-        return pretrain.drawing_loss(student, guided, pretrain.weights_of(batch, self.object_weights))
-
-    def matching(self, batch: Batch, dice: Dice) -> tuple[Tensor, Tensor]:
-        """Losses of the student: distribution matching, and the discriminator's verdict."""
-        drawn = self._drawn(batch, dice)
-        mixed, sigma = noised(drawn.detach(), spread_levels(len(drawn), dice), dice)
-        with torch.no_grad():
-            level = sigma[:, None, None, None]
-            teacher = mixed - level * self._guided(mixed, sigma, batch)
-            fake = self.critic.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.critic, batch))
-            critic = mixed - level * fake
-            scale = (drawn - teacher).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-4)
-            target = (drawn - (critic - teacher) / scale).float()
-        matching = 0.5 * F.mse_loss(drawn.float(), target)
-        verdict = F.softplus(-self.discriminator(self._features(drawn, batch, dice))).mean()
-        return matching, verdict
-
-    def criticism(self, batch: Batch, dice: Dice) -> tuple[Tensor, Tensor]:
-        """Losses of the critic, flow matching on the student's pictures, and of the discriminator."""
-        with torch.no_grad():
-            drawn = self._drawn(batch, dice)
-        noise = torch.randn(drawn.shape, generator=dice.generator).to(drawn.device)
-        sigma = spread_levels(len(drawn), dice).to(drawn.device)
+    def loss(self, batch: Batch, dice: Dice) -> Tensor:
+        """Mean squared error of the student against the guided teacher, each picture at one of the student's levels."""
+        noise = torch.randn(batch.latent.shape, generator=dice.generator).to(batch.latent.device)
+        picked = torch.randint(len(self.sigmas), (len(batch.captions),), generator=dice.generator)
+        sigma = self.sigmas[picked].to(batch.latent.device)
         level = sigma[:, None, None, None]
-        conditioning = self._condition(self.critic, batch)
-        velocity = self.critic.velocity_at((1 - level) * drawn + level * noise, sigma * TIMESTEPS, conditioning)
+        mixed = (1 - level) * batch.latent + level * noise
         with torch.no_grad():
-            false, true = self._features(drawn, batch, dice), self._features(batch.latent, batch, dice)
-        verdict = F.softplus(self.discriminator(false)).mean() + F.softplus(-self.discriminator(true)).mean()
-        return F.mse_loss(velocity.float(), noise - drawn), verdict
-
-    def _drawn(self, batch: Batch, dice: Dice) -> Tensor:
-        """Pictures that the student predicts from its own levels."""
-        mixed, sigma = noised(batch.latent, self._own_levels(len(batch.captions), dice), dice)
-        return mixed - sigma[:, None, None, None] * self._student(mixed, sigma, batch)
-
-    def _student(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        return self.student.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.student, batch))
+            embeds = self.text.encode(batch.captions)
+        conditioning = self.student.condition(*embeds, batch.grid)
+        student = self.student.velocity_at(mixed, sigma * TIMESTEPS, conditioning)
+        guided = self._guided(mixed, sigma, batch)
+        return pretrain.drawing_loss(student, guided, pretrain.weights_of(batch, self.object_weights))
 
     @torch.no_grad()
     def _guided(self, mixed: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
@@ -117,36 +63,7 @@ class Distillation:
         conditioning = self.teacher.condition(*self.text.encode(captions), batch.grid)
         both = self.teacher.velocity_at(mixed.repeat(2, 1, 1, 1), sigma.repeat(2) * TIMESTEPS, conditioning)
         negative, positive = both.chunk(2)
-        return negative + self.settings.guidance * (positive - negative)
-
-    def _condition(self, transformer: Transformer, batch: Batch) -> Conditioning:
-        with torch.no_grad():
-            embeds = self.text.encode(batch.captions)
-        return transformer.condition(*embeds, batch.grid)
-
-    def _features(self, latent: Tensor, batch: Batch, dice: Dice) -> list[Tensor]:
-        """The teacher's image tokens after every block, on the noised latent."""
-        mixed, sigma = noised(latent, spread_levels(len(latent), dice), dice)
-        with image_tokens(self.teacher, len(latent), batch.grid.rows * batch.grid.columns) as found:
-            self.teacher.velocity_at(mixed, sigma * TIMESTEPS, self._condition(self.teacher, batch))
-        return found
-
-    def _own_levels(self, count: int, dice: Dice) -> Tensor:
-        return torch.tensor(self.sigmas)[torch.randint(len(self.sigmas), (count,), generator=dice.generator)]
-
-
-def noised(latent: Tensor, sigma: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
-    """Bring latents [B, C, h, w] to levels sigma [B]; returns both on the latents' device."""
-    sigma = sigma.to(latent.device)
-    level = sigma[:, None, None, None]
-    noise = torch.randn(latent.shape, generator=dice.generator).to(latent.device)
-    return (1 - level) * latent + level * noise, sigma
-
-
-def spread_levels(count: int, dice: Dice) -> Tensor:
-    """Levels [B] from 0.02 to 0.98, shifted."""
-    u = torch.rand(count, generator=dice.generator)
-    return (SPREAD_SHIFT * u / (1 + (SPREAD_SHIFT - 1) * u)).clamp(0.02, 0.98)
+        return negative + self.guidance * (positive - negative)
 
 
 def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, device: torch.device) -> None:
@@ -160,32 +77,20 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     student.requires_grad_(True)
     text = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)
     work = Distillation(teacher, student, text, config, variant)
-    total = settings.regression_steps + settings.matching_steps
-    rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=total)
-    own = Optimisers(student, rates, settings.adamw_rate, settings.muon_rate, pretrain.ENDS, config.pretrain.muon_every)
-    critics = nn.ModuleList((work.critic, work.discriminator))
-    against = Optimisers(critics, lambda step: 1.0, settings.adamw_rate)
+    rates = functools.partial(rise_and_fall, warm_up=WARM_UP, steps=settings.steps)
+    every = config.pretrain.muon_every
+    optimiser = Optimisers(student, rates, settings.adamw_rate, settings.muon_rate, pretrain.ENDS, every)
     dice = Dice(config.seed)
-    parts = {"student": student, "critic": work.critic, "discriminator": work.discriminator}
-    stage = Stage(folder, config.run, parts | {"own": own, "against": against, "dice": dice})
+    stage = Stage(folder, config.run, {"student": student, "optimiser": optimiser, "dice": dice})
     if config.run.compiled:
-        compile_blocks(teacher, student, work.critic)
+        compile_blocks(teacher, student)
     source = latents_of(config, runs, device)
-    for step in stage.steps(total):
-        batch = functools.partial(source.batch, dice, settings.batch, config.pretrain.steps + step)
+    for step in stage.steps(settings.steps):
+        batch = source.batch(dice, settings.batch, config.pretrain.steps + step)
         with quick(device):
-            if step < settings.regression_steps:
-                loss = work.regression(batch(), dice)
-                losses = {"regression": loss}
-            else:
-                for _ in range(settings.critic_steps):
-                    critic, discriminator = work.criticism(batch(), dice)
-                    against.step(critic + discriminator)
-                matching, verdict = work.matching(batch(), dice)
-                loss = matching + settings.adversarial * verdict
-                losses = {"matching": matching, "verdict": verdict, "critic": critic, "discriminator": discriminator}
-        own.step(loss)
-        stage.report(**losses)
+            loss = work.loss(batch, dice)
+        optimiser.step(loss)
+        stage.report(loss=loss)
     folders.save_variant(student, variant, folder / variant)
     stage.finish()
 

@@ -101,12 +101,9 @@ class Distill:
     """Distillation of one variant."""
 
     guidance: float
-    regression_steps: int
-    matching_steps: int
+    steps: int
     muon_rate: float
     adamw_rate: float
-    critic_steps: int
-    adversarial: float
     batch: int
 
 

@@ -93,21 +93,15 @@ reading_block = 1
 object_weights = { small = 6.0, normal = 2.0, big = 4.0 }
 [distill.dev]
 guidance = 5.0
-regression_steps = 2
-matching_steps = 2
+steps = 2
 muon_rate = 1e-2
 adamw_rate = 1e-4
-critic_steps = 1
-adversarial = 0.02
 batch = 2
 [distill.fast]
 guidance = 5.0
-regression_steps = 1
-matching_steps = 1
+steps = 1
 muon_rate = 1e-2
 adamw_rate = 1e-4
-critic_steps = 1
-adversarial = 0.02
 batch = 2
 [judge]
 muon_rate = 1e-2
