@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import recipe
@@ -32,6 +33,7 @@ from stage import Dice, Stage, arguments, done, quick
 TOKEN_PX = 32
 """Pixels along each side of a token's place, as the judge sees it."""
 WIDTHS = (64, 128, 256)
+FILE = "judge.safetensors"
 HELD_OUT_PICTURES = 512
 WARM_UP = 100
 
@@ -91,7 +93,7 @@ def blurred(pictures: Tensor, dice: Dice) -> Tensor:
 
 
 def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
-    """Train, or go on, and write `folder/judge.pt`."""
+    """Train, or go on, and write `folder/judge.safetensors`, in 16 bit."""
     if done(folder):
         return
     concepts, sprites = load_concepts(), Sprites.load(device)
@@ -116,7 +118,7 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
             losses["reading"] = reader(seen.flatten(2).mT, shown, part, truth["style"])
         optimiser.step(torch.stack(list(losses.values())).sum())
         stage.report(**losses)
-    torch.save(judge.state_dict(), folder / "judge.pt")
+    save_file({name: value.half().cpu().contiguous() for name, value in judge.state_dict().items()}, folder / FILE)
     stage.finish()
 
 
@@ -134,7 +136,7 @@ def held_out_pictures(
 def load(folder: Path, concepts: Concepts, device: torch.device) -> Judge:
     """Read a trained judge."""
     judge = Judge(concepts)
-    judge.load_state_dict(torch.load(folder / "judge.pt", weights_only=True))
+    judge.load_state_dict(load_file(folder / FILE))
     return judge.to(device).eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""Take the shipped nano for what the stages made, so that only some of them need to run again.
+"""Take the shipped nano and its judge for what the stages made, so that only some of them need to run again.
 
 All shared parts count as done, and all variants but those that are missing or named by `--again`, and what is distilled
 from them. Full then goes on from its shipped weights, with its steps counted anew; a distilled variant begins anew.
@@ -19,6 +19,7 @@ from pretrain import START
 from stage import arguments
 
 NANO = Path(hidream.__file__).parent / "nano"
+JUDGE = Path(__file__).parent / "judge.safetensors"
 ORDER = (Variant.FULL, Variant.DEV, Variant.FAST)
 
 
@@ -27,6 +28,9 @@ def restore(nano: Path, runs: Path, again: Collection[Variant]) -> None:
     for part in SHARED:
         shutil.copytree(nano / Variant.DEV / part, stage_of(part, runs) / part, dirs_exist_ok=True)
         (stage_of(part, runs) / "done").touch()
+    (runs / "judge").mkdir(parents=True, exist_ok=True)
+    shutil.copy(JUDGE, runs / "judge")
+    (runs / "judge" / "done").touch()
     missing = [variant for variant in ORDER if not (nano / variant).exists()]
     first = min((ORDER.index(variant) for variant in (*again, *missing)), default=len(ORDER))
     for variant in ORDER[:first]:

@@ -206,6 +206,8 @@ def test_a_killed_stage_goes_on_where_it_was(tiny, runs, tmp_path, monkeypatch):
 
 def test_stages_go_on_from_the_shipped_nano(tiny, runs, tmp_path):
     shipped.restore(runs / "nano", tmp_path, [])
+    classifiers.train(tiny, tmp_path / "judge", CPU)
+    assert classifiers.load(tmp_path / "judge", load_concepts(), CPU)
     for train in (encoders.train, pretrain.train):  # done already
         train(tiny, tmp_path, tmp_path / ("text" if train is encoders.train else "pretrain"), CPU)
     for variant in (Variant.DEV, Variant.FAST):
