@@ -71,8 +71,8 @@ class TokenReader(nn.Module):
     def forward(self, tokens: Tensor, shown: Tensor, part: Tensor, style: Tensor) -> Tensor:
         """Cross entropy of all readings of tokens [B, N, D]; `shown` and `part` [B, N] are of `token_truths`."""
         tokens, styles = norm(tokens), style[:, None].expand_as(shown)
-        truths = {self.shown: shown, self.part: part, self.style: styles}
-        return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in truths.items()]).sum()
+        right = {self.shown: shown, self.part: part, self.style: styles}
+        return torch.stack([F.cross_entropy(read(tokens).float().mT, truth) for read, truth in right.items()]).sum()
 
 
 def token_truths(scenes: Sequence[Scene], grid: Grid, concepts: Concepts) -> Tensor:
