@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -42,9 +46,20 @@ def test_it_is_measured(monkeypatch, slow_s, faster):
         clock[0] += 0.01 if x.dtype is torch.float32 else slow_s
         return x
 
+    monkeypatch.setattr(products, "FUSED", (torch.float32, torch.bfloat16))
     monkeypatch.setattr(products, "onednn", multiply)
     monkeypatch.setattr(bfloat16.time, "process_time", lambda: clock[0])
     assert bfloat16.gains() is faster
+
+
+def test_a_cpu_without_avx512_draws_all_the_same(tmp_path):
+    """oneDNN, told to take this CPU for one with AVX2 only, refuses bfloat16."""
+    draw = [Path(sys.executable).with_name("hidream"), "generate", "a cat", "--size", "256*256", "--steps", "2"]
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "HIDREAM_HOME": str(tmp_path)}
+    modes = [["--mode", "turbo"], ["--dtype", "bfloat16"]]
+    for mode in modes:
+        done = subprocess.run([*draw, *mode, "--out", "cat.png"], env=environment, cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
 
 
 def test_only_modes_that_may_lose_something_use_it(dev):

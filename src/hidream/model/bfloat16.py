@@ -1,8 +1,9 @@
 """A transformer's twin that computes in bfloat16, for CPUs that multiply it faster than float32.
 
 CPUs differ: with AVX-512 BF16 or AMX a product takes less than half the time, without either about a hundred times as
-long. So it is measured, never assumed. The twin stands beside the transformer and draws the modes that may lose a
-little (`types.Mode`); weights that a file has in bfloat16 are the same tensors, others are converted.
+long, and without AVX-512 oneDNN has none. So it is measured, never assumed. The twin stands beside the transformer and
+draws the modes that may lose a little (`types.Mode`); weights that a file has in bfloat16 are the same tensors, others
+are converted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROWS, WIDTH, REPEATS = 256, 1024, 5
 @torch.inference_mode()
 def gains() -> bool:
     """Measure whether this CPU multiplies bfloat16 faster than float32."""
-    if not products.available():
+    if not products.available() or torch.bfloat16 not in products.FUSED:
         return False
     x, weight = torch.ones(ROWS, WIDTH), torch.ones(WIDTH, WIDTH)
     slow = _seconds(x, weight, math.inf)

@@ -24,8 +24,10 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 plain: Product = F.linear
 
 
-FUSED = (torch.float32, torch.bfloat16)
-"""Types that oneDNN's products are used for."""
+_OPS = torch.ops.mkldnn
+_BFLOAT16 = torch.backends.mkldnn.is_available() and _OPS._is_mkldnn_bf16_supported()
+FUSED = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
+"""Types that oneDNN's products are used for. A CPU without AVX-512 has none for bfloat16: its operators raise there."""
 
 
 LAID_FOR_ROWS = 256
@@ -33,7 +35,7 @@ LAID_FOR_ROWS = 256
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·Wᵀ + b by oneDNN for float32 and bfloat16, else as `plain` does it; without gradients."""
+    """x·Wᵀ + b by oneDNN for types that are `FUSED`, else as `plain` does it; without gradients."""
     if x.dtype not in FUSED:
         return plain(x, weight, bias)
     return _apart(x, lambda rows: _OPS._linear_pointwise(rows, weight, bias, "none", [], ""))
@@ -52,8 +54,11 @@ def onednn_swiglu(x: Tensor, w1: Tensor, w3: Tensor) -> Tensor:
 def laid_out(weight: Tensor) -> Tensor:
     """Return a copy of a weight in the layout that oneDNN reads; the products above take it in the weight's place.
 
-    Else they make it at each call, which is felt where rows are few (docs/LOG.md).
+    Else they make it at each call, which is felt where rows are few (docs/LOG.md). A weight that oneDNN will not
+    multiply is returned as it is.
     """
+    if weight.dtype not in FUSED:
+        return weight.detach()
     return _OPS._reorder_linear_weight(weight.contiguous(), LAID_FOR_ROWS)
 
 
@@ -67,6 +72,3 @@ def _apart(x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     y = compute(rows) if rows.shape[0] != 1 else compute(rows.expand(2, -1).contiguous())[:1]
     return y.view(*x.shape[:-1], -1)
-
-
-_OPS = torch.ops.mkldnn
