@@ -2,7 +2,7 @@
 
 Pure Python: words come from `concepts.toml` and `fillers.toml`. A caption may leave style or background out; the
 picture then has any, which is what such a prompt will be answered with. Nothing is ever said that the picture does not
-show, except for fillers, which mean nothing.
+show, except for fillers, which mean nothing. Nouns that nano does not know are another matter (`words.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from concepts import Concepts, Object, article
 from scenes import Extent, Layout, Scene
 
 NO_STYLE, NO_BACKGROUND = 0.1, 0.08
-FILLED, UNKNOWN, ADORNED, TYPO, CAPITAL, FULL_STOP, BARE = 0.15, 0.015, 0.08, 0.05, 0.06, 0.06, 0.1
-"""Shares: of fillers, of unknown nouns and adjectives (of the objects), of typos, capitals, full stops, no articles."""
+FILLED, ADORNED, TYPO, CAPITAL, FULL_STOP, BARE = 0.15, 0.08, 0.05, 0.06, 0.06, 0.1
+"""Shares: of fillers, of unknown adjectives (of the objects), of typos, capitals, full stops, no articles."""
 
 SIZE_WORDS = {
     Extent.SMALL: ("small", "little", "tiny"),
@@ -36,9 +36,9 @@ PAIRS = {
 PREPOSITIONS = ("in", "on", "at", "against", "with", "under", "among", "up", "while", "floating", "walking")
 
 
-def plain_caption(scene: Scene, concepts: Concepts) -> str:
-    """The whole scene in first words: «a small cat on a red background, flat style»."""
-    things = [concepts.objects[name] for name in scene.objects]
+def plain_caption(scene: Scene, concepts: Concepts, noun: str = "") -> str:
+    """The whole scene in first words: «a small cat on a red background, flat style»; `noun` names a single object."""
+    things = [Object(noun, "", ()) if noun else concepts.objects[name] for name in scene.objects]
     adjectives = [SIZE_WORDS[scene.extent][0]]
     if scene.layout is Layout.SINGLE:
         subject = _noun_phrase(things[0], things[0].name, NUMBER_WORDS.get(scene.count, ("",))[0], adjectives)
@@ -47,13 +47,13 @@ def plain_caption(scene: Scene, concepts: Concepts) -> str:
     return f"{subject} {concepts.backgrounds[scene.background].phrases[0]}, {concepts.styles[scene.style].closers[0]}"
 
 
-def caption(scene: Scene, rng: random.Random, concepts: Concepts) -> str:
-    """One of the many ways to ask for `scene`."""
+def caption(scene: Scene, rng: random.Random, concepts: Concepts, noun: str = "") -> str:
+    """One of the many ways to ask for `scene`; `noun` names its first object."""
     style = concepts.styles[scene.style]
     place = "" if rng.random() < NO_BACKGROUND else rng.choice(concepts.backgrounds[scene.background].phrases)
     form = "none" if rng.random() < NO_STYLE else rng.choice(("adjective", "front", "opener", "closer", "closer"))
     adjective = rng.choice(style.adjectives) if form == "adjective" else ""
-    words = _subject(scene, rng, concepts, adjective)
+    words = _subject(scene, rng, concepts, adjective, noun)
     if form == "front":
         words = f"{rng.choice(style.adjectives)} {words}"
     if form == "opener":
@@ -62,18 +62,18 @@ def caption(scene: Scene, rng: random.Random, concepts: Concepts) -> str:
     return _disturb(_fill(_join(words, place, closers, rng), rng, concepts), rng)
 
 
-def _subject(scene: Scene, rng: random.Random, concepts: Concepts, adjective: str) -> str:
+def _subject(scene: Scene, rng: random.Random, concepts: Concepts, adjective: str, noun: str) -> str:
     bare = rng.random() < BARE
     size, number = rng.choice(SIZE_WORDS[scene.extent]), rng.choice(NUMBER_WORDS.get(scene.count, ("",)))
     adjectives = [size, adjective] if rng.random() < 0.8 else [adjective, size]
     phrases = []
-    for name in scene.objects:
+    for i, name in enumerate(scene.objects):
         thing = concepts.objects[name]
         word = name if rng.random() < 0.65 else rng.choice(thing.words)
-        if rng.random() < UNKNOWN:
-            thing, word = Object("", "", ()), _unknown_noun(rng, concepts)
-        unknown = [rng.choice(concepts.fillers.adjectives)] if rng.random() < ADORNED else []
-        phrases.append(_noun_phrase(thing, word, number, adjectives + unknown, bare))
+        if noun and i == 0:
+            thing, word = Object(noun, "", ()), noun
+        adorned = [rng.choice(concepts.fillers.adjectives)] if rng.random() < ADORNED else []
+        phrases.append(_noun_phrase(thing, word, number, adjectives + adorned, bare))
     if scene.layout is Layout.SINGLE:
         return phrases[0]
     return rng.choice(PAIRS[scene.layout]).format(*phrases)
@@ -125,12 +125,6 @@ def _fill(words: str, rng: random.Random, concepts: Concepts) -> str:
         words = f"{rng.choice(concepts.fillers.before)} {words}"
     behind = rng.sample(concepts.fillers.behind, rng.choice((0, 1, 1, 2, 3, 5, 8)))
     return ", ".join((words, *behind))
-
-
-def _unknown_noun(rng: random.Random, concepts: Concepts) -> str:
-    if rng.random() < 0.6:
-        return rng.choice(concepts.fillers.nouns)
-    return "".join(rng.choice("bcdfghklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))) + "n"
 
 
 def _disturb(words: str, rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""Stage 6: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
+"""Stage 7: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
 
 It answers the `questions.py`, with one head each, and learns beside them to read off every token's place what it shows,
 which teaches it more than a whole picture's answers. Before it may judge nano it is judged itself, on held-out renders

@@ -53,12 +53,13 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Fillers:
-    """Words that mean nothing to nano: around a caption, beside an object, and in the place of one."""
+    """Words that nano does not know: around a caption, beside an object, and in the place of one."""
 
     before: tuple[str, ...]
     behind: tuple[str, ...]
     adjectives: tuple[str, ...]
     nouns: tuple[str, ...]
+    held_out_nouns: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Stages 4 and 5: Dev and Fast, distilled from Full, so that neither guidance nor 50 steps are needed.
+"""Stages 5 and 6: Dev and Fast, distilled from Full, so that neither guidance nor 50 steps are needed.
 
 The student answers what the teacher answers with guidance (Meng et al., arXiv 2210.03142), at the noise levels of its
 own schedule. Distribution matching with an adversarial term (DMD2, Yin et al., arXiv 2405.14867), which HiDream-I1's

@@ -1,12 +1,12 @@
 """Stage 2: tokenizers and the four text encoders, of HiDream-I1's own classes and very small.
 
 One byte-level BPE, lower-cased, trained on captions; each encoder has its own template around it, as the real ones do.
-The encoders learn what captions mean before the transformer is there, and then stay as they are, as the published
-ones do. From each thing that the transformer will be given (the CLIPs' pooled texts, T5's tokens, each layer of Llama)
-one must be able to read off the answers to `questions.py`, and, linearly, what the drawings of the caption's objects
-look like: their latents. So names lie in their embeddings as their drawings do, and the transformer is told what it
-would have to learn by heart, through noise and at many times the cost. One that had to teach the encoders itself
-ignored the objects' names after 55,000 pictures.
+The encoders learn what captions mean before the transformer is there, are taught more words (`words.py`), and then stay
+as they are, as the published ones do. From each thing that the transformer will be given (the CLIPs' pooled texts, T5's
+tokens, each layer of Llama) one must be able to read off the answers to `questions.py`, and, linearly, what the
+drawings of the caption's objects look like: their latents. So names lie in their embeddings as their drawings do, and
+the transformer is told what it would have to learn by heart, through noise and at many times the cost. One that had to
+teach the encoders itself ignored the objects' names after 55,000 pictures.
 
     python training/encoders.py [--runs FOLDER]
 """
@@ -197,10 +197,15 @@ def train(config: Recipe, runs: Path, folder: Path, device: torch.device) -> Non
 
 
 def save(text: TextEncoders, folder: Path) -> None:
-    """Write tokenizers and encoders, in 16 bit, into the diffusers layout."""
-    whole = (*text.encoders[:3], _with_head(text.encoders[3]))
-    for suffix, tokenizer, encoder in zip(TEMPLATES, text.tokenizers, whole, strict=True):
+    """Write tokenizers and encoders into the diffusers layout."""
+    save_encoders(text.encoders, folder)
+    for suffix, tokenizer in zip(TEMPLATES, text.tokenizers, strict=True):
         tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
+
+
+def save_encoders(encoders: Sequence[transformers.PreTrainedModel], folder: Path) -> None:
+    """Write the encoders, in 16 bit, into the diffusers layout."""
+    for suffix, encoder in zip(TEMPLATES, (*encoders[:3], _with_head(encoders[3])), strict=True):
         encoder.to("cpu", torch.float16).save_pretrained(folder / f"text_encoder{suffix}")
 
 
@@ -270,7 +275,7 @@ def _llama(text: Text, vocabulary: int, blocks: int) -> transformers.LlamaModel:
 def main() -> None:
     """Run the stage."""
     given = arguments(__doc__).parse_args()
-    train(recipe.load(given.config), given.runs, given.runs / "text", given.device)
+    train(recipe.load(given.config), given.runs, given.runs / "encoders", given.device)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 First the judge itself, on held-out renders and on the autoencoder's reconstructions of them (with their PSNR); it may
 judge only where it is right often enough itself. Then each variant: per question and over all, with 95 % intervals
-(Wilson), squares and other shapes apart, the pairs of objects apart. Options of `ImageRequest` score faster or other
+(Wilson), squares and other shapes apart, the pairs of objects apart. Behind these prompts come as many with nouns that
+training never met, asked only whether their stand-ins are drawn. Options of `ImageRequest` score faster or other
 ways to draw: `--steps 14`, `--mode turbo`; a mode but the exact one has a report of its own. A contact sheet of the
 first pictures lies beside the report (`report.json`, and `report.md`, a table of it).
 
@@ -34,6 +35,7 @@ from latents import shapes
 from questions import truths, verdicts
 from scenes import Extent, Layout, Scene, Split, draw_scene
 from stage import arguments
+from words import StandIns
 
 SEED = 7
 SHAPES = [Size(512, 512)] * 3 + [Size(1024, 512), Size(512, 1024), Size(768, 512), Size(512, 768)]
@@ -53,6 +55,7 @@ ROWS = {
     "objects, small": "objects, small",
     "objects, big": "objects, big",
     "all": "everything",
+    "unknown": "the stand-in for an unknown noun",
 }
 """Which rows of a report its table shows, and what it calls them."""
 SHARE = "{share:.1%} ({low:.0%}–{high:.0%})"
@@ -71,6 +74,15 @@ def prompts(count: int, concepts: Concepts) -> list[tuple[Scene, Size]]:
     rng = random.Random(SEED)
     sizes = [SHAPES[i % len(SHAPES)] for i in range(count)]
     return [(draw_scene(rng, Split.HELD_OUT, concepts, size.width / size.height), size) for size in sizes]
+
+
+def strangers(count: int, concepts: Concepts, stand_ins: StandIns) -> list[tuple[Scene, Size, str]]:
+    """Draw a square scene for each of the nouns kept out of training, of its stand-in."""
+    rng, side = random.Random(SEED), SHAPES[0]
+    grounds, styles = list(concepts.backgrounds), list(concepts.styles)
+    objects = {noun: name for noun in concepts.fillers.held_out_nouns[:count] if (name := stand_ins.of(noun))}
+    scenes = {noun: Scene((name,), rng.choice(styles), rng.choice(grounds)) for noun, name in objects.items()}
+    return [(scene, side, noun) for noun, scene in scenes.items()]
 
 
 @torch.no_grad()
@@ -127,13 +139,19 @@ def score_model(
     """Draw and judge every prompt; the first squares become the contact sheet `sheet`."""
     score, tiles, seconds = Score(), {}, 0.0
     device = next(judge.parameters()).device
-    for i, (scene, size) in enumerate(prompts(count, concepts)):
-        prompt = plain_caption(scene, concepts)
+    asked = [(*drawn, "") for drawn in prompts(count, concepts)]
+    asked += strangers(count, concepts, StandIns(model.text.tokenizers[2], concepts))
+    for i, (scene, size, noun) in enumerate(asked):
+        prompt = plain_caption(scene, concepts, noun)
         request = ImageRequest(prompt, size, seed=SEED + i, steps=steps, mode=mode)
         picture = generate(model, request)
         seconds += picture.timings.inference_s
         pixels = torch.from_numpy(picture.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
-        score.add(judged(judge, pixels, scene, concepts), groups_of(scene, size.width == size.height))
+        right = judged(judge, pixels, scene, concepts)
+        if noun:
+            score.add({"unknown": right["objects"]}, [])
+            continue
+        score.add(right, groups_of(scene, size.width == size.height))
         if size.width == size.height and len(tiles) < SHEET[0] * SHEET[1]:
             tiles[f"{prompt} (seed {request.seed})"] = Image.fromarray(picture.pixels).resize((256, 256))
     contact = Image.new("RGB", (256 * SHEET[0], 256 * SHEET[1]))
@@ -141,7 +159,7 @@ def score_model(
         contact.paste(tile, (256 * (i % SHEET[0]), 256 * (i // SHEET[0])))
     contact.save(sheet)
     drawn_by = {"version": model.version_of(mode), "mode": mode, "steps": steps}
-    return drawn_by | {"seconds_each": seconds / count, "scores": score.rows(), "sheet": list(tiles)}
+    return drawn_by | {"seconds_each": seconds / len(asked), "scores": score.rows(), "sheet": list(tiles)}
 
 
 @torch.no_grad()

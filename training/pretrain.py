@@ -1,4 +1,4 @@
-"""Stage 3: Full, by flow matching.
+"""Stage 4: Full, by flow matching.
 
 For a latent x0, noise ε and a level σ the transformer sees (1 − σ)·x0 + σ·ε and should answer ε − x0. One caption in
 ten is emptied, for classifier-free guidance. An object's tokens weigh more than the ground's, most in the sizes that

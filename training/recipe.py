@@ -108,6 +108,16 @@ class Distill:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """Training of the encoders on nouns."""
+
+    muon_rate: float
+    adamw_rate: float
+    batch: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """Training of the classifier that scores."""
 
@@ -133,6 +143,7 @@ class Recipe:
     seed: int
     autoencoder: Autoencoder
     text: Text
+    words: Words
     transformer: TransformerConfig
     pool: Pool
     pretrain: Pretrain
@@ -156,6 +167,7 @@ def load(path: Path = CONFIG) -> Recipe:
         seed=values["seed"],
         autoencoder=Autoencoder(**autoencoder, phases=phases),
         text=text,
+        words=Words(**values["words"]),
         transformer=_transformer(values["transformer"], text, autoencoder["latent_channels"]),
         pool=Pool(**values["pool"]),
         pretrain=Pretrain(**values["pretrain"] | {"object_weights": weights}),

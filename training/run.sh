@@ -10,6 +10,7 @@ python=$BIN/python
 [ -f training/cache/sprites.zip ] || $python training/sprites.py # needs a network, the other stages do not
 $python training/autoencoder.py
 $python training/encoders.py
+$python training/words.py
 $python training/pretrain.py
 $python training/distill.py dev
 $python training/distill.py fast

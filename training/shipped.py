@@ -2,8 +2,10 @@
 
 All shared parts count as done, and all variants but those that are missing or named by `--again`, and what is distilled
 from them. Full then goes on from its shipped weights, with its steps counted anew; a distilled variant begins anew.
+With `--again words` the encoders are taught the words that are now in `concepts.toml` and `fillers.toml`, which the
+variants need not learn.
 
-    python training/shipped.py [--again full dev fast] [--runs FOLDER]
+    python training/shipped.py [--again words full dev fast] [--runs FOLDER]
 """
 
 from __future__ import annotations
@@ -21,18 +23,23 @@ from stage import arguments
 NANO = Path(hidream.__file__).parent / "nano"
 JUDGE = Path(__file__).parent / "judge.safetensors"
 ORDER = (Variant.FULL, Variant.DEV, Variant.FAST)
+WORDS = "words"
 
 
-def restore(nano: Path, runs: Path, again: Collection[Variant]) -> None:
+def restore(nano: Path, runs: Path, again: Collection[str]) -> None:
     """Put the files of `nano` to where the stages look for them, and call the stages done whose files they are."""
     for part in SHARED:
-        shutil.copytree(nano / Variant.DEV / part, stage_of(part, runs) / part, dirs_exist_ok=True)
-        (stage_of(part, runs) / "done").touch()
+        stages = [stage_of(part, runs)]
+        if stages[0].name == "text":
+            stages = [runs / "encoders", *stages[: WORDS not in again]]
+        for stage in stages:
+            shutil.copytree(nano / Variant.DEV / part, stage / part, dirs_exist_ok=True)
+            (stage / "done").touch()
     (runs / "judge").mkdir(parents=True, exist_ok=True)
     shutil.copy(JUDGE, runs / "judge")
     (runs / "judge" / "done").touch()
     missing = [variant for variant in ORDER if not (nano / variant).exists()]
-    first = min((ORDER.index(variant) for variant in (*again, *missing)), default=len(ORDER))
+    first = min((ORDER.index(variant) for variant in ORDER if variant in (*again, *missing)), default=len(ORDER))
     for variant in ORDER[:first]:
         stage = stage_of_variant(variant, runs)
         shutil.copytree(nano / variant, stage / variant, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)
@@ -45,7 +52,7 @@ def restore(nano: Path, runs: Path, again: Collection[Variant]) -> None:
 def main() -> None:
     """Restore."""
     parser = arguments(__doc__)
-    parser.add_argument("--again", nargs="*", type=Variant, choices=list(Variant), default=[])
+    parser.add_argument("--again", nargs="*", choices=[WORDS, *Variant], default=[])
     given = parser.parse_args()
     restore(NANO, given.runs, given.again)
 

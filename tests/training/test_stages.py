@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,21 @@ import pretrain
 import recipe
 import shipped
 import stage
+import words
 from concepts import load_concepts
 from features import image_tokens
 from hidream.model.loading import load
 from hidream.model.moe import balance_losses
 from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
+from hidream.model.text import load_text_encoders
 from hidream.model.transformer import Transformer
+from hidream.model.weights import Checkpoint
 from hidream.types import ImageRequest, Mode, Size, Variant
 from questions import token_truths
 from scenes import Extent
 
+pytestmark = pytest.mark.timeout(900)  # all stages in one set-up: minutes on a CPU without AVX-512
 CPU = torch.device("cpu")
 TINY = """
 seed = 1
@@ -69,6 +74,11 @@ looks = 10.0
 start = 16
 per_step = 8
 most = 40
+[words]
+muon_rate = 1e-2
+adamw_rate = 1e-3
+batch = 3
+steps = 2
 [transformer]
 num_layers = 1
 num_single_layers = 2
@@ -144,7 +154,8 @@ def runs(tiny, tmp_path_factory) -> Path:
     """Every stage, run once."""
     runs = tmp_path_factory.mktemp("runs")
     autoencoder.train(tiny, runs / "autoencoder", CPU)
-    encoders.train(tiny, runs, runs / "text", CPU)
+    encoders.train(tiny, runs, runs / "encoders", CPU)
+    words.train(tiny, runs, runs / "text", CPU)
     pretrain.train(tiny, runs, runs / "pretrain", CPU)
     distill.train(tiny, Variant.DEV, runs, runs / "dev", CPU)
     distill.train(tiny, Variant.FAST, runs, runs / "fast", CPU)
@@ -179,7 +190,7 @@ def test_stock_diffusers_draws_with_it(runs):
 
 
 def test_logs_and_plots_are_kept(runs):
-    for name in ("autoencoder", "text", "pretrain", "dev", "judge"):
+    for name in ("autoencoder", "encoders", "text", "pretrain", "dev", "judge"):
         lines = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
         assert all(line["step"] == i + 1 for i, line in enumerate(lines))
         assert (runs / name / "loss.png").stat().st_size > 1000
@@ -208,8 +219,8 @@ def test_stages_go_on_from_the_shipped_nano(tiny, runs, tmp_path):
     shipped.restore(runs / "nano", tmp_path, [])
     classifiers.train(tiny, tmp_path / "judge", CPU)
     assert classifiers.load(tmp_path / "judge", load_concepts(), CPU)
-    for train in (encoders.train, pretrain.train):  # done already
-        train(tiny, tmp_path, tmp_path / ("text" if train is encoders.train else "pretrain"), CPU)
+    for train, name in ((encoders.train, "encoders"), (words.train, "text"), (pretrain.train, "pretrain")):
+        train(tiny, tmp_path, tmp_path / name, CPU)  # done already
     for variant in (Variant.DEV, Variant.FAST):
         distill.train(tiny, variant, tmp_path, tmp_path / variant, CPU)
     assert not list(tmp_path.rglob("log.jsonl"))
@@ -227,6 +238,42 @@ def test_full_goes_on_from_its_shipped_weights(tiny, runs, tmp_path):
     kept = torch.load(runs / "pretrain" / "checkpoint.pt")["parts"]["average"]
     for name, value in started.items():
         torch.testing.assert_close(value, kept[f"module.{name}"].half().float(), rtol=0, atol=0)
+
+
+def test_words_can_be_taught_again(tiny, runs, tmp_path):
+    shipped.restore(runs / "nano", tmp_path, [shipped.WORDS])
+    words.train(tiny, tmp_path, tmp_path / "text", CPU)
+    folders.assemble(tmp_path, tmp_path / "nano")
+    for part, stays in (("vae", True), ("transformer", True), ("text_encoder_3", False)):
+        old, new = (next((f / "nano" / "dev" / part).glob("*.safetensors")).read_bytes() for f in (runs, tmp_path))
+        assert (old == new) is stays
+
+
+def test_a_noun_is_to_say_what_its_stand_in_says(runs):
+    tokenizer = load_text_encoders(Checkpoint(runs / "text"), CPU, torch.float32).tokenizers[2]
+    told = words.Lesson("a big ", "qxwizard", "cat", " in the snow")
+    text, meaning = (tokenizer(words, padding="max_length").input_ids for words in (told.text, told.meaning))
+    partners = words.partners(told, tokenizer, 16)
+    start, said, meant = (len(tokenizer(noun).input_ids) - 1 for noun in ("a big", "qxwizard", "cat"))  # less the end
+    assert said > meant
+    assert partners[:start] == list(range(start))
+    noun, after = partners[start : start + said], partners[start + said :]
+    assert noun == [start] * (said - meant) + list(range(start, start + meant))
+    assert after == list(range(start + meant, 16 - said + meant))
+    assert text[start + said :] == [meaning[i] for i in after]
+
+
+def test_lessons_are_of_unknown_nouns_and_of_synonyms(runs):
+    concepts, rng = load_concepts(), random.Random(0)
+    tokenizer = load_text_encoders(Checkpoint(runs / "text"), CPU, torch.float32).tokenizers[2]
+    stand_ins = words.StandIns(tokenizer, concepts)
+    told = [words.lesson(scene, rng, stand_ins, concepts) for scene in latents.draw_scenes(0, 400, concepts)]
+    assert all(each.meant in concepts.objects and words.NOUN not in each.text + each.meaning for each in told)
+    known = [each for each in told if each.said.endswith(concepts.objects[each.meant].words)]
+    assert 100 < len(known) < 300
+    assert 10 < sum(each.said not in concepts.objects[each.meant].words for each in known) < 100  # with an adjective
+    assert {each.said for each in told}.isdisjoint(concepts.fillers.held_out_nouns)
+    assert all(stand_ins.of(each.said) == each.meant for each in told if each not in known)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own look at it
@@ -274,6 +321,7 @@ def test_evaluation_scores_the_judge_and_a_variant(runs, sprites, tmp_path):
     assert (score["version"], score["mode"], score["steps"]) == (model.version, "exact", 1)
     assert score["scores"]["all"]["count"] == 7
     assert score["scores"]["style, square"]["count"] == 3
+    assert 0 < score["scores"]["unknown"]["count"] <= 7  # some begin as a known word does
     assert (tmp_path / "sheet.png").exists()
 
 
@@ -290,7 +338,7 @@ def test_evaluation_of_a_mode_draws_in_it_and_says_so(runs, monkeypatch, capsys)
         "sys.argv", ["evaluate.py", *folders, "--variants", "dev", "--steps", "1", "--prompts", "2", "--mode", "turbo"]
     )
     evaluate.main()
-    assert drawn == [Mode.TURBO] * 2
+    assert drawn == [Mode.TURBO] * 4  # two prompts, and two nouns that nano does not know
     report = json.loads((runs / "evaluation" / "report-turbo.json").read_text())
     table = (runs / "evaluation" / "report-turbo.md").read_text()
     assert table in capsys.readouterr().out
