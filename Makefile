@@ -4,6 +4,7 @@ VENV   := .venv
 SHELL  := bash
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SUITES ?= tests
 
 .PHONY: help setup demo serve check format test test-long postgresql bench clean
 
@@ -38,10 +39,11 @@ format: $(READY) ## put the code into shape
 test: $(READY) postgresql ## every suite in its short form
 	$(BIN)/pytest -m "not long"
 
-test-long: $(READY) postgresql ## every suite in its full form; a dated summary under tests/results
+test-long: $(READY) postgresql ## every suite in its full form, or SUITES; a dated summary under tests/results
 	@mkdir -p tests/results
-	@set -o pipefail; commit=$$(git describe --always --dirty); { echo $$commit; $(BIN)/pytest --hypothesis-profile=long --durations=10; } 2>&1 \
-		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' > tests/results/$$(date -u +%F).txt
+	@set -o pipefail; commit=$$(git describe --always --dirty); { echo "$$commit: $(SUITES)"; \
+		$(BIN)/pytest $(SUITES) --hypothesis-profile=long --durations=10; } 2>&1 \
+		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' >> tests/results/$$(date -u +%F).txt
 
 postgresql:
 	@command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || { \
