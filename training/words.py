@@ -106,7 +106,7 @@ def known_words(tokenizer: Tokenizer, concepts: Concepts) -> set[int]:
     """List the tokens that are whole words of captions, among them the plurals and the typos that are frequent."""
     wording, known = random.Random(0), set()
     captions = [caption(scene, wording, concepts) for scene in draw_scenes(0, CAPTIONS, concepts)]
-    for encoding in tokenizer(captions, add_special_tokens=False).encodings:
+    for encoding in tokenizer(captions, add_special_tokens=False, verbose=False).encodings:
         tokens = Counter(encoding.word_ids)
         known |= {n for n, word in zip(encoding.ids, encoding.word_ids, strict=True) if tokens[word] == 1}
     return known
