@@ -304,7 +304,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(worker=WORKERS, which=st.lists(ANY, max_size=4), step=ANY, preview=st.none() | st.just(b"jpeg"))
     def report(self, worker, which, step, preview):
-        held = {self.claims[i % len(self.claims)]: (step, 28, preview) for i in which}
+        held = {self.claims[-1 - i % len(self.claims)]: (step, 28, preview) for i in which}
         self.do("report", worker, held)
 
     @precondition(lambda self: self.claims)
