@@ -2,7 +2,7 @@
 
 First the judge itself, on held-out renders and on the autoencoder's reconstructions of them (with their PSNR); it may
 judge only where it is right often enough itself. Then each variant: per question and over all, with 95 % intervals
-(Wilson), squares and other shapes apart, the pairs of objects apart. Behind these prompts come as many with nouns that
+(Wilson), squares and other shapes apart, the pairs of objects apart. Behind these prompts come those with nouns that
 training never met, asked only whether their stand-ins are drawn. Options of `ImageRequest` score faster or other
 ways to draw: `--steps 14`, `--mode turbo`; a mode but the exact one has a report of its own. A contact sheet of the
 first pictures lies beside the report (`report.json`, and `report.md`, a table of it).

@@ -28,13 +28,13 @@ WORDS = "words"
 
 def restore(nano: Path, runs: Path, again: Collection[str]) -> None:
     """Put the files of `nano` to where the stages look for them, and call the stages done whose files they are."""
-    for part in SHARED:
-        stages = [stage_of(part, runs)]
-        if stages[0].name == "text":
-            stages = [runs / "encoders", *stages[: WORDS not in again]]
-        for stage in stages:
-            shutil.copytree(nano / Variant.DEV / part, stage / part, dirs_exist_ok=True)
-            (stage / "done").touch()
+    made = [(stage_of(part, runs), part) for part in SHARED]
+    made += [(runs / "encoders", part) for part in SHARED if part != "vae"]
+    for stage, part in made:
+        if stage.name == "text" and WORDS in again:
+            continue
+        shutil.copytree(nano / Variant.DEV / part, stage / part, dirs_exist_ok=True)
+        (stage / "done").touch()
     (runs / "judge").mkdir(parents=True, exist_ok=True)
     shutil.copy(JUDGE, runs / "judge")
     (runs / "judge" / "done").touch()
