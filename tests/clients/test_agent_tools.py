@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.long]  # the first test of a
 
 CHAIN, INDEX = "pypi-langchain-wavespeed", "pypi-llama-index-tools-wavespeed"
 BODY = {"prompt": PROMPT, "size": "256*256", "seed": 7}
-PATIENCE_S = 3
+PATIENCE_S = 3.0
 """Of a tool that is to give up waiting: it gives each of its requests no longer, and their answers are to come."""
 
 

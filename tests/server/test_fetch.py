@@ -186,7 +186,8 @@ def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api
             assert answer.status_code == 200, answer.text
             await api.draw()
             await told(api, answer.json()["data"])
-        running.cancel()
+        api.database.changes.stop()
+        await running
         assert len(readings) == 1
 
     with_api(scenario, allowed="127.0.0.0/8")

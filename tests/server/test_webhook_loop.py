@@ -29,6 +29,12 @@ async def deliver(api, courier=None):
     return asyncio.create_task(WebhookLoop(api.service, courier).run())
 
 
+async def leave(api, running):
+    """End it as the process does, while the database that it may be using is open."""
+    api.database.changes.stop()
+    await running
+
+
 async def submit(api, receiver, path="/hook", **body):
     answer = await api.submit(query=f"?webhook={receiver.url(path=path)}", prompt="a house", **body)
     assert answer.status_code == 200, answer.text
@@ -65,8 +71,7 @@ def test_a_finished_task_is_told_and_signed(with_api):
             secret = await keys.webhook_secret(api.database, key.id, "unused")
             assert signature.verify(secret, got.headers, got.body, time.time())
             assert got.headers["webhook-id"] == done.id
-            api.database.changes.stop()
-            await running
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -89,7 +94,7 @@ def test_one_that_fails_is_tried_again_under_the_same_id(with_api, monkeypatch):
             assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
             assert len({got.body for got in receiver.received}) == 1
             assert json.loads(receiver.received[0].body)["status"] == "failed"
-            running.cancel()
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -105,7 +110,7 @@ def test_after_the_last_attempt_it_is_given_up(with_api, monkeypatch):
             await api.draw()
             done = await settled(api, data, State.GIVEN_UP)
             assert (done.attempts, done.status_code, len(receiver.received)) == (2, 500, 2)
-            running.cancel()
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -119,7 +124,7 @@ def test_a_target_that_is_not_public_is_not_called(with_api):
             done = await settled(api, data, State.WAITING)
             await until(lambda: _error_of(api, data))
             assert (done.attempts, receiver.connections) == (1, 0)
-            running.cancel()
+            await leave(api, running)
 
     async def _error_of(api, data):
         return (await settled(api, data, State.WAITING)).error
@@ -140,7 +145,7 @@ def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
             await api.draw()
             await settled(api, data, State.DELIVERED)  # long before any of them is given up
             assert stuck.connections <= webhook_loop.PER_HOST_MAX
-            running.cancel()
+        await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -157,7 +162,7 @@ def test_a_claim_that_died_is_taken_up(with_api, monkeypatch):
             done = await settled(api, data, State.DELIVERED)
             assert (done.attempts, len(receiver.received)) == (2, 1)
             assert not await deliveries.settle(api.database, dead, State.GIVEN_UP, None, "late")
-            running.cancel()
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -173,8 +178,8 @@ def test_two_processes_deliver_each_once(with_api):
             for data in tasks:
                 await settled(one, data, State.DELIVERED)
             assert len(receiver.received) == 12
-            for loop in running:
-                loop.cancel()
+            await leave(one, running[0])
+            await leave(other, running[1])
 
     with_api(scenario, allowed=LOCAL, instances=2)
 
@@ -189,7 +194,7 @@ def test_a_deleted_task_is_not_told(with_api):
             running = await deliver(api)
             done = await settled(api, data, State.GIVEN_UP)
             assert (done.error, receiver.connections) == ("the prediction was deleted", 0)
-            running.cancel()
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
@@ -219,7 +224,7 @@ def test_a_database_that_is_away_ends_nothing(with_api, monkeypatch):
             await api.draw()
             assert (await settled(api, data, State.DELIVERED)).attempts == 1
             assert len(receiver.received) == 1
-            running.cancel()
+            await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
 
