@@ -139,7 +139,7 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
         return _plan(given, config)
     import torch
 
-    from hidream.worker.loading import load_configured
+    from hidream.worker.loading import load_configured, sources_configured
 
     print(f"hidream   {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"home      {config.home}")
@@ -160,6 +160,8 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
             for name, ps in tensors.items()
         )
         print(f"{variant:9} {model.version} on {model.device}\n          {sizes}")
+        for name, source in sources_configured(variant, config).items():
+            print(f"          {name:15} {source.digest}  {source.path}")
     return 0
 
 

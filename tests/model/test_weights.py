@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from hidream.formats.quantized import NF4_CODE, quantize
 from hidream.formats.safetensors_file import shards
 from hidream.model import weights
 from hidream.model.loading import load
-from hidream.model.weights import Checkpoint, embedded, load_transformer
+from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, load_transformer, sources
 from hidream.types import Storage, Variant
 
 CPU = torch.device("cpu")
@@ -277,6 +278,103 @@ def test_parts_may_be_named_one_by_one(tmp_path):
         own.part("text_encoder_3")
     with pytest.raises(CheckpointError, match="is not named"):
         Checkpoint().part("transformer")
+
+
+# Which flag names which parts, beside the checkpoint's own folder.
+FLAGS = {
+    "transformer": ("transformer",),
+    "vae": ("vae",),
+    "clip_l": ("text_encoder",),
+    "clip_g": ("text_encoder_2",),
+    "t5": ("text_encoder_3",),
+    "llama": ("text_encoder_4", "tokenizer_4"),
+    "tokenizers": TOKENIZERS,
+}
+
+
+@pytest.mark.parametrize("owned", [(), ("transformer",), (*FIELDS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
+@pytest.mark.parametrize("by", ["folders of parts", "whole checkpoints"])
+def test_a_part_comes_from_where_it_was_named_or_from_its_own_folder(tmp_path, owned, by):
+    """All 128 combinations of flags, beside a folder `dev` that has everything and lends nothing."""
+    parts = (*FIELDS, *TOKENIZERS)
+    for name in parts:
+        (tmp_path / "dev" / name).mkdir(parents=True)
+    own = tmp_path / "full"
+    own.mkdir()
+    for name in owned:
+        (own / name).mkdir()
+    for flag, named in FLAGS.items():  # "whole checkpoints": what else is in the folder must not matter
+        for name in named if by == "folders of parts" else parts:
+            (tmp_path / flag / name).mkdir(parents=True)
+    for count in range(len(FLAGS) + 1):
+        for flags in itertools.combinations(FLAGS, count):
+            checkpoint = Checkpoint(own, **{flag: tmp_path / flag for flag in flags})
+            if "llama" in flags and by == "whole checkpoints":
+                (tmp_path / "llama" / "tokenizer_4" / "tokenizer.json").write_text("{}")
+            for part in parts:
+                naming = [flag for flag in reversed(flags) if part in FLAGS[flag]]  # tokenizers before llama
+                if part == "tokenizer_4" and naming == ["llama"] and by == "folders of parts":
+                    (tmp_path / "llama" / part / "tokenizer.json").write_text("{}")
+                expected = tmp_path / naming[0] / part if naming else own / part if part in owned else None
+                if expected is None:
+                    with pytest.raises(CheckpointError, match=f"no folder '{part}'"):
+                        checkpoint.part(part)
+                else:
+                    assert checkpoint.part(part) == expected, (flags, part)
+
+
+def test_only_nano_shares_parts_between_its_variants(tmp_path):
+    nano = embedded(Variant.FULL)
+    assert nano.part("vae") == embedded(Variant.DEV).part("vae")
+    assert nano.part("transformer") != embedded(Variant.DEV).part("transformer")
+    for variant in (Variant.DEV, Variant.FULL):
+        shutil.copytree(embedded(variant).folder, tmp_path / variant)
+    with pytest.raises(CheckpointError, match=r"full has no folder 'vae'.*--vae"):
+        load(Variant.FULL, tmp_path / "full")
+
+
+def test_tokenizers_give_tokenizers_and_nothing_else(tmp_path):
+    """The documented [models] block, whose tokenizers name Dev's folder."""
+    for variant in (Variant.DEV, Variant.FULL):
+        shutil.copytree(embedded(variant).folder, tmp_path / variant)
+    dev = tmp_path / "dev"
+    named = dict.fromkeys(("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers"), dev)
+    checkpoint = Checkpoint(tmp_path / "full", **named)
+    assert checkpoint.part("transformer") == tmp_path / "full" / "transformer"
+    assert load(Variant.FULL, checkpoint).version == load(Variant.FULL).version
+
+
+def test_a_folder_of_tokenizers_names_those_that_it_has(tmp_path):
+    own = embedded(Variant.DEV).folder
+    shutil.copytree(own / "tokenizer_4", tmp_path / "some" / "tokenizer_4")
+    checkpoint = Checkpoint(own, tokenizers=tmp_path / "some")
+    assert checkpoint.part("tokenizer_4") == tmp_path / "some" / "tokenizer_4"
+    assert checkpoint.part("tokenizer") == own / "tokenizer"
+    with pytest.raises(CheckpointError, match=r"vae, named for the tokenizers, has none of tokenizer, tokenizer_2"):
+        Checkpoint(own, tokenizers=own / "vae").part("tokenizer")
+
+
+def test_the_folder_of_a_transformer_is_a_transformer(tmp_path):
+    own = embedded(Variant.DEV).folder
+    assert Checkpoint(own / "transformer", vae=own).part("transformer") == own / "transformer"
+    with pytest.raises(CheckpointError, match=r"has no folder 'vae'"):
+        Checkpoint(own / "transformer").part("vae")
+
+
+def test_sources_name_every_part_and_its_content(tmp_path):
+    nano, cache = embedded(Variant.FULL), tmp_path / "hashes.json"
+    found = sources(nano, cache)
+    assert list(found) == [*FIELDS, *TOKENIZERS]
+    assert found["vae"].path == nano.part("vae")
+    shutil.copytree(nano.part("vae"), tmp_path / "vae")
+    other = sources(Checkpoint(nano.folder, vae=tmp_path / "vae", shared=nano.shared), cache)
+    assert other["vae"] == Source(tmp_path / "vae", found["vae"].digest)
+    file = next((tmp_path / "vae").glob("*.safetensors"))
+    state = load_file(file)
+    state[next(iter(state))] += 1
+    save_file(state, file)
+    changed = sources(Checkpoint(nano.folder, vae=tmp_path / "vae", shared=nano.shared), cache)
+    assert [name for name in found if changed[name].digest != found[name].digest] == ["vae"]
 
 
 def linears(model):

@@ -2,8 +2,8 @@
 
 A part is a folder of the diffusers layout (`transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`)
 or a single file in any format that `formats/detect.py` knows. They may come from one folder, or be named one by one:
-Llama has to be, since the official repositories do not include it. What a folder lacks is also looked for in a folder
-`dev` beside it, as the embedded model's Full takes it.
+Llama has to be, since the official repositories do not include it. A part comes from where it was named, else from the
+checkpoint's own folder, else it is missing: nothing is looked for in other places.
 
 Modules are built on the meta device and given the file's tensors (`assign.py`), so that nothing is initialised only to
 be replaced; on the CPU, what keeps its type stays in the mapped file.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ FIELDS = {
 }
 """The parts that have weights, and the field of `Checkpoint` by which each can be named alone."""
 
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+"""The parts without weights, in the order of the encoders CLIP-L, CLIP-G, T5, Llama."""
+
 KINDS = {
     "transformer": (Kind.TRANSFORMER, ("HiDreamImageTransformer2DModel",)),
     "vae": (Kind.VAE, ("AutoencoderKL", "AutoencoderDC")),
@@ -91,23 +94,46 @@ class Checkpoint:
     clip_l: Path | None = None
     clip_g: Path | None = None
     t5: Path | None = None
-    tokenizers: Path | None = None  # a folder with `tokenizer{,_2,_3,_4}/`
+    tokenizers: Path | None = None  # a folder with some of `tokenizer{,_2,_3,_4}/`
+    shared: Path | None = None  # where the embedded model's variants find the parts that they have in common
 
     def part(self, name: str) -> Path:
-        """Folder or file of one part, such as "vae". Raises CheckpointError when it is nowhere."""
-        if name in FIELDS and getattr(self, FIELDS[name]) is not None:
-            return _within(getattr(self, FIELDS[name]), name)
-        if name == "transformer" and self.folder is not None and self.folder.is_file():
+        """Folder or file of one part, such as "vae": from where it was named, else from the checkpoint's own folder.
+
+        Raises CheckpointError when it is in neither.
+        """
+        found = self._tokenizer(name) if name in TOKENIZERS else self._weights(name)
+        if found is None:
+            raise CheckpointError(self._missing(name))
+        return found
+
+    def _weights(self, name: str) -> Path | None:
+        named = getattr(self, FIELDS[name])
+        if named is not None:
+            return _within(named, name)
+        own = self._own(name)
+        if own is None and name == "transformer" and self.folder is not None and _is_part(self.folder):
             return self.folder
-        bases = [self.tokenizers, self.folder, self.folder.parent / Variant.DEV if self.folder else None]
+        return own
+
+    def _tokenizer(self, name: str) -> Path | None:
+        """A folder of tokenizers names those that it has; Llama's may also lie beside its weights."""
+        if self.tokenizers is not None:
+            if not any((self.tokenizers / each).is_dir() for each in TOKENIZERS):
+                raise CheckpointError(
+                    f"{self.tokenizers}, named for the tokenizers, has none of {', '.join(TOKENIZERS)}. {TOKENIZER_HELP}"
+                )
+            if (self.tokenizers / name).is_dir():
+                return self.tokenizers / name
         if name == "tokenizer_4" and self.llama is not None:
-            found = _within(self.llama, name)
-            if any(found.glob("tokenizer*.json")):
-                return found
-        for base in bases:
-            if base is not None and (base / name).is_dir():
-                return base / name
-        raise CheckpointError(self._missing(name))
+            beside = _within(self.llama, name)
+            if any(beside.glob("tokenizer*.json")):
+                return beside
+        return self._own(name)
+
+    def _own(self, name: str) -> Path | None:
+        bases = [base for base in (self.folder, self.shared) if base is not None]
+        return next((base / name for base in bases if (base / name).is_dir()), None)
 
     def read(self, name: str) -> Published:
         """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
@@ -150,8 +176,9 @@ class Checkpoint:
 
 
 def embedded(variant: Variant) -> Checkpoint:
-    """Return nano, the model inside this package."""
-    return Checkpoint(Path(__file__).parent.parent / "nano" / variant)
+    """Return nano, the model inside this package, whose variants share all parts but the transformer."""
+    nano = Path(__file__).parent.parent / "nano"
+    return Checkpoint(nano / variant, shared=nano / Variant.DEV)
 
 
 def load_transformer(
@@ -187,8 +214,34 @@ def config_of_transformer(checkpoint: Checkpoint, published: Published) -> Trans
     return transformer_config({name: tensor.shape for name, tensor in published.tensors.items()})
 
 
-def weights_hash(files: list[Path], cache: Path | None) -> str:
-    """Twelve hexadecimal digits that name the content of `files` (SHA-256).
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a part was read from, and twelve hexadecimal digits that name its content."""
+
+    path: Path
+    digest: str
+
+
+def sources(checkpoint: Checkpoint, cache: Path | None) -> dict[str, Source]:
+    """Name path and content of every part, the tokenizers after the parts that have weights; for `cache` see `digests`.
+
+    Raises CheckpointError when a part is missing.
+    """
+    found = {}
+    for name in (*FIELDS, *TOKENIZERS):
+        path = checkpoint.part(name)
+        files = files_of(path) if name in FIELDS else sorted(file for file in path.iterdir() if file.is_file())
+        found[name] = Source(path, _name(digests(files, cache)))
+    return found
+
+
+def weights_hash(files: Sequence[Path], cache: Path | None) -> str:
+    """Twelve hexadecimal digits that name the content of `files`; for `cache` see `digests`."""
+    return _name(digests(files, cache))
+
+
+def digests(files: Sequence[Path], cache: Path | None) -> list[str]:
+    """SHA-256 of each file, in hexadecimal digits; a file that is named twice counts once.
 
     Tens of gigabytes take minutes to read: digests are kept in the JSON file `cache`, by path, size and time of change.
     """
@@ -196,15 +249,19 @@ def weights_hash(files: list[Path], cache: Path | None) -> str:
         known: dict[str, str] = json.loads(cache.read_text()) if cache else {}
     except (OSError, ValueError):
         known = {}  # absent or torn by a crash: it is only a cache
-    digests: dict[str, str] = {}
+    made: dict[str, str] = {}
     for file in files:
         stat = file.stat()
         entry = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        digests[entry] = known.get(entry) or _sha256(file)
-    if cache and not digests.keys() <= known.keys():
+        made[entry] = known.get(entry) or _sha256(file)
+    if cache and not made.keys() <= known.keys():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(json.dumps(known | digests, indent=1))
-    return hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:12]
+        cache.write_text(json.dumps(known | made, indent=1))
+    return list(made.values())
+
+
+def _name(digests: Sequence[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> bool:
@@ -219,6 +276,11 @@ def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torc
         and (device.type != "cpu" or layer.weight.data_ptr() not in mapped)
         for layer in layers
     )
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a path is one part by itself: a file, or a folder with weights right in it."""
+    return path.is_file() or any(each.suffix in (".safetensors", ".gguf") for each in path.glob("*.*"))
 
 
 def _within(path: Path, name: str) -> Path:

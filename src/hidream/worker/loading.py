@@ -11,6 +11,7 @@ Imports torch and the model room, seconds of it; whoever must answer at once imp
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
@@ -24,7 +25,7 @@ from hidream.formats.quantized import Quantized
 from hidream.model.loading import HOST, Model, hardware_of, load, resolve_device
 from hidream.model.residence import held
 from hidream.model.ways import HOST_RESERVE_BYTES
-from hidream.model.weights import Checkpoint, embedded
+from hidream.model.weights import Checkpoint, Source, embedded, sources
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
@@ -32,6 +33,9 @@ from hidream.types import Variant
 TEXT_PARTS = tuple(f"{kind}{suffix}" for kind in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3", "_4"))
 """What makes embeddings of a prompt; the same eight parts make the same embeddings."""
 FEWER = "accepted: fewer variants in `[worker] serves`, more memory, or a smaller `[compute] storage`"
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model] = ()) -> Model:
@@ -65,9 +69,17 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
         if not beside:
             raise
         raise ConfigurationError(f"{variant} beside {_named(beside)}: {error.message}; {FEWER}") from error
+    read = sources_configured(variant, settings)
+    parts = " ".join(f"{name}={source.path}@{source.digest}" for name, source in read.items())
+    logger.info("checkpoint variant=%s %s", variant, parts)
     if shared:
         return dataclasses.replace(model, text=shared[0].text)
     return dataclasses.replace(model, text=dataclasses.replace(model.text, together=compute.texts_together == "on"))
+
+
+def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source]:
+    """Say for every part of a variant where it lies, and name its content. Raises ConfigurationError."""
+    return sources(_checkpoint(variant, settings.models), settings.hash_cache)
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:
