@@ -13,6 +13,7 @@
     ├── StorageUnavailable            5003   503  yes    the folder or bucket of files is away, too slow or full
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
+    ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
     ├── StoreUnavailable              5003   503  yes    the database does not answer, or its disk is full
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
@@ -119,6 +120,13 @@ class ConfigurationError(HiDreamError):
 
 class CheckpointError(ConfigurationError):
     """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
+
+
+class NotFinite(HiDreamError):
+    """An image came out as numbers that are not finite: it would be black, and is not delivered."""
+
+    code = 1403
+    http_status = 200
 
 
 class TaskFailed(HiDreamError):

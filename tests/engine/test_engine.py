@@ -16,7 +16,7 @@ from PIL import Image
 from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
-from hidream.errors import InvalidInput
+from hidream.errors import InvalidInput, NotFinite
 from hidream.model import pipeline
 from hidream.model.loading import Model
 from hidream.model.lora import load_lora
@@ -281,3 +281,21 @@ def test_variants_of_other_samplers_share_a_batch(model):
     ends = [len(engine.step()) for _ in range(3)]
     assert ends == [0, 0, 3]
     assert model.variant is Variant.DEV
+
+
+def test_an_image_that_is_not_finite_fails_alone(model, alone):
+    """A LoRA takes one request out of the range of numbers; what is computed beside it keeps its bits."""
+    glare = dataclasses.replace(asked(3), mode=Mode.EXACT, loras=(LoraUse("glow", 10.0),) * 8, steps=4)
+    parts = {
+        name: dataclasses.replace(part, adapter=dataclasses.replace(part.adapter, scale=1e30))
+        for name, part in model.loras["glow"].parts.items()
+    }
+    hot = dataclasses.replace(model, loras={"glow": dataclasses.replace(model.loras["glow"], parts=parts)})
+    engine, beside = Engine(hot, Options(tokens=2000, memory_bytes=2**33)), [s for s in range(30) if not asked(s).loras]
+    engine.add("glare", glare)
+    for seed in beside[:3]:
+        engine.add(str(seed), asked(seed))
+    outcomes = {outcome.id: outcome for _ in iter(lambda: engine.busy, False) for outcome in engine.step()}
+    assert isinstance(outcomes.pop("glare").error, NotFinite)
+    for seed, outcome in outcomes.items():
+        assert np.array_equal(outcome.picture.pixels, alone(int(seed)))

@@ -293,34 +293,35 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("owned", [(), ("transformer",), (*FIELDS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
-@pytest.mark.parametrize("by", ["folders of parts", "whole checkpoints"])
-def test_a_part_comes_from_where_it_was_named_or_from_its_own_folder(tmp_path, owned, by):
+@pytest.mark.parametrize("also", [False, True], ids=["only what is named", "whole checkpoints"])
+def test_a_part_comes_from_where_it_was_named_or_from_its_own_folder(tmp_path, owned, also):
     """All 128 combinations of flags, beside a folder `dev` that has everything and lends nothing."""
     parts = (*FIELDS, *TOKENIZERS)
+    own = make_folder(tmp_path / "full", owned)
+    make_folder(tmp_path / "dev", parts)
+    for flag, named in FLAGS.items():
+        make_folder(tmp_path / flag, parts if also else named)
+    for flags in itertools.chain.from_iterable(itertools.combinations(FLAGS, n) for n in range(len(FLAGS) + 1)):
+        checkpoint = Checkpoint(own, **{flag: tmp_path / flag for flag in flags})
+        expected = {name: own / name if name in owned else None for name in parts}
+        expected |= {name: tmp_path / flag / name for flag in flags for name in FLAGS[flag]}  # tokenizers after llama
+        assert {name: found(checkpoint, name) for name in parts} == expected, flags
+
+
+def make_folder(folder, parts):
+    folder.mkdir()
     for name in parts:
-        (tmp_path / "dev" / name).mkdir(parents=True)
-    own = tmp_path / "full"
-    own.mkdir()
-    for name in owned:
-        (own / name).mkdir()
-    for flag, named in FLAGS.items():  # "whole checkpoints": what else is in the folder must not matter
-        for name in named if by == "folders of parts" else parts:
-            (tmp_path / flag / name).mkdir(parents=True)
-    for count in range(len(FLAGS) + 1):
-        for flags in itertools.combinations(FLAGS, count):
-            checkpoint = Checkpoint(own, **{flag: tmp_path / flag for flag in flags})
-            if "llama" in flags and by == "whole checkpoints":
-                (tmp_path / "llama" / "tokenizer_4" / "tokenizer.json").write_text("{}")
-            for part in parts:
-                naming = [flag for flag in reversed(flags) if part in FLAGS[flag]]  # tokenizers before llama
-                if part == "tokenizer_4" and naming == ["llama"] and by == "folders of parts":
-                    (tmp_path / "llama" / part / "tokenizer.json").write_text("{}")
-                expected = tmp_path / naming[0] / part if naming else own / part if part in owned else None
-                if expected is None:
-                    with pytest.raises(CheckpointError, match=f"no folder '{part}'"):
-                        checkpoint.part(part)
-                else:
-                    assert checkpoint.part(part) == expected, (flags, part)
+        (folder / name).mkdir()
+        (folder / name / "tokenizer.json").write_text("{}")  # by which a tokenizer is found beside Llama
+    return folder
+
+
+def found(checkpoint, name):
+    try:
+        return checkpoint.part(name)
+    except CheckpointError as error:
+        assert f"no folder '{name}'" in error.message
+        return None
 
 
 def test_only_nano_shares_parts_between_its_variants(tmp_path):
@@ -357,6 +358,7 @@ def test_a_folder_of_tokenizers_names_those_that_it_has(tmp_path):
 def test_the_folder_of_a_transformer_is_a_transformer(tmp_path):
     own = embedded(Variant.DEV).folder
     assert Checkpoint(own / "transformer", vae=own).part("transformer") == own / "transformer"
+    assert Checkpoint(own / "transformer", vae=own).index() == Checkpoint(own).index()  # which settles the best size
     with pytest.raises(CheckpointError, match=r"has no folder 'vae'"):
         Checkpoint(own / "transformer").part("vae")
 

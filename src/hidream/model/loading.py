@@ -40,6 +40,9 @@ from hidream.types import LoraUse, Mode, Size, Storage, Variant
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOENCODER_DTYPES = {torch.float16: torch.float32}
+"""Where the autoencoder computes in another type: nano's decoder multiplies 18,000 into more than float16 holds
+(up_blocks.4.0.conv1), and others' autoencoders are known for the same."""
 HOST = torch.device("cpu")
 PLANNED_SIZE = Size(1024, 1024)
 """What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
@@ -200,7 +203,7 @@ def carry_out(
 
     storage = plan.part(BLOCKS).storage
     transformer = load_transformer(checkpoint, device, dtype, storage, lambda key: home(part_of(key)))
-    vae = load_autoencoder(checkpoint, home(VAE), dtype)
+    vae = load_autoencoder(checkpoint, home(VAE), AUTOENCODER_DTYPES.get(dtype, dtype))
     if plan.tile_px:
         vae.tile(plan.tile_px)
     compute = f"{device.type}-{str(dtype).removeprefix('torch.')}" + f"-{storage}" * (storage is not Storage.COMPUTE)

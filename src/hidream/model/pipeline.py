@@ -25,6 +25,7 @@ from torch import Tensor
 from hidream.model import sampler, step_cache
 from hidream.model.canvas import Canvas, cells, open_canvas
 from hidream.model.config import Recipe, recipe_of
+from hidream.model.finite import not_finite
 from hidream.model.linear import Changes
 from hidream.model.loading import Model
 from hidream.model.packed import Conditioning
@@ -112,7 +113,7 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
 
     The figure of the reference's pipeline (diffusers 0.42.1, pipeline_hidream_image.py) with its two promises kept:
     the size that was asked, and one picture for one seed. Raises InvalidInput on files and LoRAs that cannot be used,
-    and whatever `on_step` raises.
+    NotFinite as `finish` does, and whatever `on_step` raises.
     """
     sketch = outline(model, request)
     started = now(model.device)
@@ -207,11 +208,20 @@ def guided(velocity: Tensor, guidance: float) -> Tensor:
 
 @torch.inference_mode()
 def finish(model: Model, sketch: Sketch, x0: Tensor) -> np.ndarray:
-    """Decode a drawing's latent and bring the picture to the size that was asked: uint8 pixels [height, width, 3]."""
+    """Decode a drawing's latent and bring the picture to the size that was asked: uint8 pixels [height, width, 3].
+
+    Raises NotFinite where the latent or the pixels are not finite numbers, which would be delivered as black.
+    """
     size, canvas = sketch.request.size, sketch.canvas
     with model.phases.autoencoding():
-        drawn = fit(model.vae.decode(x0)[0].float(), size)
-    return to_pixels(drawn if canvas is None else canvas.at(size).keep(drawn)).cpu().numpy()
+        decoded = model.vae.decode(x0)[0].float()
+        finite = torch.stack((torch.isfinite(x0).all(), torch.isfinite(decoded).all()))
+        drawn = fit(decoded, size)
+    pixels = to_pixels(drawn if canvas is None else canvas.at(size).keep(drawn)).cpu().numpy()
+    latent_finite, pixels_finite = finite.tolist()  # after the copy above, which has waited for the device
+    if not (latent_finite and pixels_finite):
+        raise not_finite(model, sketch.request, "pixels" if latent_finite else "latents")
+    return pixels
 
 
 def resolve(model: Model, request: ImageRequest) -> Recipe:

@@ -120,9 +120,8 @@ class Checkpoint:
         """A folder of tokenizers names those that it has; Llama's may also lie beside its weights."""
         if self.tokenizers is not None:
             if not any((self.tokenizers / each).is_dir() for each in TOKENIZERS):
-                raise CheckpointError(
-                    f"{self.tokenizers}, named for the tokenizers, has none of {', '.join(TOKENIZERS)}. {TOKENIZER_HELP}"
-                )
+                named = ", ".join(TOKENIZERS)
+                raise CheckpointError(f"{self.tokenizers}, named for the tokenizers, has none of {named}. {TOKENIZER_HELP}")
             if (self.tokenizers / name).is_dir():
                 return self.tokenizers / name
         if name == "tokenizer_4" and self.llama is not None:
@@ -149,14 +148,13 @@ class Checkpoint:
         return stated if _class(stated) in KINDS[name][1] else None
 
     def index(self) -> dict[str, Any]:
-        """`model_index.json`, which names the classes of all parts; empty where there is none."""
-        path = self.folder / "model_index.json" if self.folder else None
-        if path is None or not path.is_file():
-            return {}
-        try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
+        """`model_index.json` beside the transformer, else of the folder; empty where there is none."""
+        beside = self.part("transformer").parent
+        for folder in (beside, self.folder):
+            path = None if folder is None else folder / "model_index.json"
+            if path is not None and path.is_file():
+                return _json(path)
+        return {}
 
     def weight_files(self) -> list[Path]:
         """Every file of weights that decides the picture."""
@@ -276,6 +274,13 @@ def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torc
         and (device.type != "cpu" or layer.weight.data_ptr() not in mapped)
         for layer in layers
     )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
 
 
 def _is_part(path: Path) -> bool:

@@ -1,0 +1,54 @@
+"""When an image is not made of finite numbers: says what it was computed with, and which weights are to blame.
+
+Looks at weights only once an image has failed: they are tens of gigabytes. Knows no requests but the failed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hidream.errors import NotFinite
+from hidream.formats.quantized import Quantized
+from hidream.model.loading import Model
+from hidream.model.residence import held
+from hidream.model.text import SUFFIXES
+from hidream.types import ImageRequest
+
+CURE = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"
+
+
+def not_finite(model: Model, request: ImageRequest, where: str) -> NotFinite:
+    """Make the error of an image whose values are not finite, seen first in `where`: "latents" or "pixels"."""
+    _, dtype = model.transformer_of(request.mode)
+    causes = [f"computed in {str(dtype).removeprefix('torch.')}"]
+    if request.loras:
+        causes.append(f"with the LoRAs {', '.join(f'{use.name} (weight {use.weight:g})' for use in request.loras)}")
+    broken = broken_weights(model)
+    if broken:
+        causes.append(f"with weights that are not finite themselves, {broken}")
+    if dtype is torch.float16:
+        causes.append(CURE)
+    return NotFinite(f"the image has {where} that are not finite numbers: {'; '.join(causes)}")
+
+
+def broken_weights(model: Model) -> str | None:
+    """Name the first weight of a model that holds a value that is not finite, by its part and its key; else None."""
+    encoders = {f"text_encoder{suffix}": each for suffix, each in zip(SUFFIXES, model.text.encoders, strict=True)}
+    parts: Mapping[str, nn.Module] = {"transformer": model.transformer, "vae": model.vae.module, **encoders}
+    return next((f"{part}: {key}" for part, module in parts.items() for key in _broken(module)), None)
+
+
+def _broken(module: nn.Module) -> Iterator[str]:
+    for name, part in module.named_modules():
+        for attribute, value in held(part):
+            if not _finite(value):
+                yield f"{name}.{attribute}".removeprefix(".")
+
+
+def _finite(value: Tensor | Quantized) -> bool:
+    if isinstance(value, Quantized):
+        value = value.dense(torch.float32)
+    return not value.is_floating_point() or bool(torch.isfinite(value.float()).all())
