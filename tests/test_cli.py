@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,22 @@ def test_info_names_models_and_what_is_missing(capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_MODEL", str(embedded(Variant.DEV).folder))
     assert cli.main(["info"]) == 0
     assert "fast      not served" in capsys.readouterr().out
+
+
+def test_the_plan_is_of_the_file_that_is_named(capsys, tmp_path):
+    """Eight bits of nano are 14 MB; the published transformer is 34 GB."""
+    nano = embedded(Variant.DEV).part("transformer")
+    file = tmp_path / "x.gguf"
+    assert cli.main(["convert", str(nano), str(file), "--type", "Q8_0"]) == 0
+    (tmp_path / "config.json").write_text((nano / "config.json").read_text())
+    capsys.readouterr()
+    assert cli.main(["info", "--plan", "--memory", "24", "--model", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"transformer: {file}\n1024*1024, 28 steps")
+    assert re.search(r"transformer.blocks +stored +device +0.0 GB", printed)
+    assert re.search(r"text_encoder_3 +compute +in turn +9.5 GB", printed)  # not there: the published one's
+    assert cli.main(["info", "--plan", "--memory", "24", "--variant", "full", "--model", "/nowhere"]) == 1
+    assert "/nowhere does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

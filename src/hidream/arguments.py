@@ -207,7 +207,11 @@ def _info(commands: Commands) -> None:
     info = commands.add_parser("info", help="models, parameters, memory, device")
     _model_flags(info)
     info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
-    info.add_argument("--plan", action="store_true", help="instead, what the published model does with some memory")
+    info.add_argument(
+        "--plan",
+        action="store_true",
+        help="instead, what a model does with some memory: --model, else the published one",
+    )
     plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OfPlan)
     plan("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
     plan("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")

@@ -29,7 +29,6 @@ from hidream.types import (
     Render,
     Sampler,
     Size,
-    Storage,
     Variant,
 )
 
@@ -166,14 +165,21 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
 
 
 def _plan(given: argparse.Namespace, config: Settings) -> int:
+    import torch
+
     from hidream.model import plan_text
-    from hidream.model.ways import Options
+    from hidream.model.loading import resolve_dtype, resolve_storage
+    from hidream.model.plan_input import Asked
+    from hidream.worker.loading import plan_configured
 
     size = Size.parse(given.size, CLI_SMALLEST_PX)
-    wish = None if config.compute.storage == "auto" else Storage(config.compute.storage)
-    options = Options.of(Variant(given.variant), size, transformer=wish, fewest_bits=given.bits)
     device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
-    print(plan_text.tell(given.memory, given.host, options, device))
+    dtype, storage = resolve_dtype(config.compute.dtype, torch.device(device)), resolve_storage(config.compute.storage)
+    asked = Asked(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
+    shape, options, parts = plan_configured(asked, config)
+    for part in parts:
+        print(part)
+    print(plan_text.tell(given.memory, given.host, options, device, shape))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""An image whose values are not finite is an error that names the type, the LoRAs and the weights, never a black file."""
+"""An image whose values are not finite is an error that names type, LoRAs and weights, and never a black file."""
 
 import dataclasses
 import shutil

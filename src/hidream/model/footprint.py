@@ -65,6 +65,13 @@ class Encoder:
     width: int
     hidden: int
 
+    @classmethod
+    def of(cls, module: nn.Module) -> Encoder:
+        """Measure a text encoder of transformers, which may be on meta."""
+        config: Any = module.config
+        hidden = max(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
+        return cls(measure(module), config.num_hidden_layers, config.hidden_size, hidden)
+
     def working_bytes(self, prompts: int, compute_bytes: int) -> int:
         """Activations of one call: all layers' states and their stack, and one layer's feed-forward."""
         return prompts * TEXT_TOKENS * compute_bytes * (2 * self.layers * self.width + 8 * self.hidden)
@@ -85,10 +92,8 @@ class ModelShape:
         cls, transformer: TransformerConfig, encoders: Sequence[nn.Module], vae: nn.Module, factor: int
     ) -> ModelShape:
         """Measure modules, which may be on meta: text encoders of transformers, an autoencoder of diffusers."""
-        clip_l, clip_g, t5, llama = (_encoder(module) for module in encoders)
-        config: Any = vae.config
-        channels = getattr(config, "block_out_channels", None) or config.decoder_block_out_channels
-        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, channels[1])
+        clip_l, clip_g, t5, llama = (Encoder.of(module) for module in encoders)
+        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, widest_channels(vae))
 
     @property
     def token_px(self) -> int:
@@ -116,6 +121,12 @@ def measure(module: nn.Module) -> Weights:
     matrices = [layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)]
     total = sum(parameter.numel() for parameter in module.parameters())
     return Weights(sum(matrices), total - sum(matrices), max(matrices, default=0))
+
+
+def widest_channels(vae: nn.Module) -> int:
+    """Channels of the widest tensor at full size of an autoencoder of diffusers."""
+    config: Any = vae.config
+    return int((getattr(config, "block_out_channels", None) or config.decoder_block_out_channels)[1])
 
 
 def part_of(key: str) -> str:
@@ -210,12 +221,6 @@ def step_bytes(
 def decode_bytes(shape: ModelShape, pixels: int, compute_bytes: int) -> int:
     """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the picture."""
     return pixels * (3 * shape.vae_channels * compute_bytes + 2 * 3 * 4)
-
-
-def _encoder(module: nn.Module) -> Encoder:
-    config: Any = module.config
-    hidden = max(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear))
-    return Encoder(measure(module), config.num_hidden_layers, config.hidden_size, hidden)
 
 
 def _hidden(inner: int) -> int:

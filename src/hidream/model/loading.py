@@ -14,11 +14,8 @@ import torch
 
 import hidream
 from hidream.errors import ConfigurationError, InvalidInput
-from hidream.formats.comfy import Stored
-from hidream.model import bfloat16, lora, plan_text, products
-from hidream.model.assign import settled
-from hidream.model.encoders import check_fit, outline_encoder
-from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape, part_of
+from hidream.model import bfloat16, lora, plan_input, plan_text, products
+from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
 from hidream.model.linear import Changes, Linear
 from hidream.model.lora import Lora
 from hidream.model.placing import (
@@ -32,17 +29,14 @@ from hidream.model.plan import CONTEXT_BYTES, Plan, plan
 from hidream.model.text import TextEncoders, load_text_encoders
 from hidream.model.text_cache import TextCache
 from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder, outline_autoencoder
-from hidream.model.ways import Hardware, Options, Placement
-from hidream.model.weights import Checkpoint, config_of_transformer, embedded, load_transformer, weights_hash
+from hidream.model.vae import Autoencoder, load_autoencoder
+from hidream.model.ways import Hardware, Placement
+from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
 from hidream.types import LoraUse, Mode, Size, Storage, Variant
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTOENCODER_DTYPES = {torch.float16: torch.float32}
-"""Where the autoencoder computes in another type: nano's decoder multiplies 18,000 into more than float16 holds
-(up_blocks.4.0.conv1), and others' autoencoders are known for the same."""
 HOST = torch.device("cpu")
 PLANNED_SIZE = Size(1024, 1024)
 """What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
@@ -129,7 +123,8 @@ def load(
         checkpoint = Checkpoint(checkpoint)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    plan = settle(checkpoint, variant, where, resolve_storage(storage), memory_gb)
+    asked = plan_input.Asked(variant, PLANNED_SIZE, resolve_storage(storage), kind, loras)
+    plan = settle(checkpoint, asked, where, memory_gb)
     model = carry_out(
         plan, checkpoint, variant, where, kind, loras, weights_hash(checkpoint.weight_files(), hash_cache)
     )
@@ -159,26 +154,9 @@ def _for_cpu(model: Model) -> Model:
     return dataclasses.replace(model, twin=bfloat16.twin(model.transformer))
 
 
-def settle(
-    checkpoint: Checkpoint, variant: Variant, device: torch.device, storage: Storage | None, memory_gb: float
-) -> Plan:
-    """Plan where the parts of a checkpoint live on this machine.
-
-    Without a `storage`, files of fewer than 16 bits stay as they are. Raises ConfigurationError when nothing fits.
-    """
-    published = checkpoint.read("transformer")
-    config = config_of_transformer(checkpoint, published)
-    autoencoder, _ = outline_autoencoder(checkpoint)
-    encoders = [outline_encoder(checkpoint, name) for name in ENCODERS]
-    check_fit([encoder for encoder, _ in encoders], config)
-    shape = ModelShape.of(config, [encoder for encoder, _ in encoders], autoencoder.module, autoencoder.factor)
-    large = {name: tensor for _, part in encoders[2:] for name, tensor in part.tensors.items()}
-    options = dataclasses.replace(
-        Options.of(variant, PLANNED_SIZE, storage or _kept(published.tensors)),
-        encoders=storage or _kept(large),
-        stored_bits=_bits(published.tensors),
-        encoder_bits=_bits(large),
-    )
+def settle(checkpoint: Checkpoint, asked: plan_input.Asked, device: torch.device, memory_gb: float) -> Plan:
+    """Plan where the parts of a checkpoint live on this machine. Raises ConfigurationError when nothing fits."""
+    shape, options = plan_input.whole(checkpoint, asked)
     answer = plan(hardware_of(device, memory_gb), shape, options)
     if not answer.fits:
         raise ConfigurationError(f"the model does not fit into the memory there is: {plan_text.verdict(answer, shape)}")
@@ -203,7 +181,7 @@ def carry_out(
 
     storage = plan.part(BLOCKS).storage
     transformer = load_transformer(checkpoint, device, dtype, storage, lambda key: home(part_of(key)))
-    vae = load_autoencoder(checkpoint, home(VAE), AUTOENCODER_DTYPES.get(dtype, dtype))
+    vae = load_autoencoder(checkpoint, home(VAE), plan_input.AUTOENCODER_DTYPES.get(dtype, dtype))
     if plan.tile_px:
         vae.tile(plan.tile_px)
     compute = f"{device.type}-{str(dtype).removeprefix('torch.')}" + f"-{storage}" * (storage is not Storage.COMPUTE)
@@ -290,16 +268,6 @@ def resolve_storage(name: str) -> Storage | None:
     if name != "auto" and name not in list(Storage):
         raise ConfigurationError(f"the storage {name!r} is not known; accepted: auto, {', '.join(Storage)}")
     return None if name == "auto" else Storage(name)
-
-
-def _kept(tensors: Mapping[str, Stored]) -> Storage | None:
-    """STORED for files of fewer than 16 bits."""
-    return Storage.STORED if settled(None, tensors) is Storage.STORED else None
-
-
-def _bits(tensors: Mapping[str, Stored]) -> float:
-    """Bits per value, on average."""
-    return 8 * sum(t.nbytes for t in tensors.values()) / sum(t.shape.numel() for t in tensors.values())
 
 
 def _loras(folder: Path | None, transformer: Transformer) -> dict[str, Lora]:

@@ -140,7 +140,12 @@ class _Given:
     @property
     def c(self) -> int:
         """Bytes of the compute type."""
-        return self.hardware.compute_bytes
+        return self.options.compute_bytes or self.hardware.compute_bytes
+
+    @property
+    def vae_c(self) -> int:
+        """Bytes of the type that the autoencoder computes in."""
+        return self.options.decode_bytes or self.c
 
     @property
     def tokens(self) -> int:
@@ -152,7 +157,8 @@ class _Given:
 
 
 def _given(hardware: Hardware, model: ModelShape, options: Options) -> _Given:
-    config, batch, c = model.transformer, 2 if options.guided else 1, hardware.compute_bytes
+    config, batch = model.transformer, 2 if options.guided else 1
+    c = options.compute_bytes or hardware.compute_bytes
     return _Given(
         hardware=hardware,
         model=model,
@@ -234,10 +240,10 @@ def _step(way: Way, given: _Given) -> int:
 
 def _decoding(way: Way, given: _Given) -> int:
     """Bytes of decoding one picture, whole or in tiles, which are then put together."""
-    vae = given.model.vae.nbytes(Storage.COMPUTE, given.c, 16.0) if way.vae is Placement.IN_TURN else 0
+    vae = given.model.vae.nbytes(Storage.COMPUTE, given.vae_c, 16.0) if way.vae is Placement.IN_TURN else 0
     pixels = min(way.tile_px**2, given.pixels) if way.tile_px else given.pixels
-    together = 2 * 3 * given.c * given.pixels if way.tile_px else 0
-    return vae + given.kept + together + round(SLACK * footprint.decode_bytes(given.model, pixels, given.c))
+    together = 2 * 3 * given.vae_c * given.pixels if way.tile_px else 0
+    return vae + given.kept + together + round(SLACK * footprint.decode_bytes(given.model, pixels, given.vae_c))
 
 
 def _block_bytes(way: Way, given: _Given) -> list[int]:
@@ -255,7 +261,7 @@ def _parts(way: Way, given: _Given) -> tuple[Part, ...]:
         Part(name, storage, way.text, encoder.weights.nbytes(storage, given.c, given.options.encoder_bits))
         for name, encoder, storage in zip(ENCODERS, given.model.encoders, way.encoders, strict=True)
     ]
-    vae = Part(VAE, Storage.COMPUTE, way.vae, given.model.vae.nbytes(Storage.COMPUTE, given.c, 16.0))
+    vae = Part(VAE, Storage.COMPUTE, way.vae, given.model.vae.nbytes(Storage.COMPUTE, given.vae_c, 16.0))
     return (*transformer, *encoders, vae)
 
 

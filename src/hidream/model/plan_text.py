@@ -20,8 +20,14 @@ GGUF_BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.43
 """Bits per value of GGUF's types (gguf.GGML_QUANT_SIZES; a test compares). Files named …_M hold some in more."""
 
 
-def tell(memory_gb: Sequence[float], host_gb: float, options: Options, device: str = "cuda") -> str:
-    """Tell what would happen to the published model: a report for one machine, a table for several.
+def tell(
+    memory_gb: Sequence[float],
+    host_gb: float,
+    options: Options,
+    device: str = "cuda",
+    model: ModelShape = PUBLISHED,
+) -> str:
+    """Tell what would happen to a model, the published one unless said: a report for one machine, a table for several.
 
     `memory_gb` are cards in a machine of `host_gb`; for the device "cpu" or "mps" it is the machine's own memory.
     """
@@ -29,8 +35,8 @@ def tell(memory_gb: Sequence[float], host_gb: float, options: Options, device: s
         Hardware.card(gb, host_gb) if device == "cuda" else Hardware(device, 0, int(gb * 2**30), fp8=device != "mps")
         for gb in memory_gb
     ]
-    plans = [(f"{gb:g} GB", plan(machine, PUBLISHED, options)) for gb, machine in zip(memory_gb, machines, strict=True)]
-    return report(plans[0][1], PUBLISHED) if len(plans) == 1 else plain(overview(plans, PUBLISHED))
+    plans = [(f"{gb:g} GB", plan(machine, model, options)) for gb, machine in zip(memory_gb, machines, strict=True)]
+    return report(plans[0][1], model) if len(plans) == 1 else plain(overview(plans, model))
 
 
 def report(answer: Plan, model: ModelShape) -> str:

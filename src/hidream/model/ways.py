@@ -86,7 +86,7 @@ class Hardware:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of the compute type: bfloat16, on a CPU float32."""
+        """Bytes of the usual compute type: bfloat16, on a CPU float32."""
         return 4 if self.device == "cpu" else 2
 
 
@@ -104,6 +104,8 @@ class Options:
     encoder_bits: float = 16.0  # the same for T5's and Llama's files
     fewest_bits: int = 4  # "auto" stores no value in fewer: 16, 8 or 4
     lora_bytes: int = 0  # of the LoRAs of one request
+    compute_bytes: int | None = None  # of a value as it is computed; None is the device's usual type
+    decode_bytes: int | None = None  # the same for the autoencoder; None is as the rest
 
     @classmethod
     def of(cls, variant: Variant, size: Size, transformer: Storage | None = None, fewest_bits: int = 4) -> Options:

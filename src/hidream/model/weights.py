@@ -102,10 +102,13 @@ class Checkpoint:
 
         Raises CheckpointError when it is in neither.
         """
-        found = self._tokenizer(name) if name in TOKENIZERS else self._weights(name)
+        found = self._find(name)
         if found is None:
             raise CheckpointError(self._missing(name))
         return found
+
+    def _find(self, name: str) -> Path | None:
+        return self._tokenizer(name) if name in TOKENIZERS else self._weights(name)
 
     def _weights(self, name: str) -> Path | None:
         named = getattr(self, FIELDS[name])
@@ -120,8 +123,8 @@ class Checkpoint:
         """A folder of tokenizers names those that it has; Llama's may also lie beside its weights."""
         if self.tokenizers is not None:
             if not any((self.tokenizers / each).is_dir() for each in TOKENIZERS):
-                named = ", ".join(TOKENIZERS)
-                raise CheckpointError(f"{self.tokenizers}, named for the tokenizers, has none of {named}. {TOKENIZER_HELP}")
+                lacks = f"{self.tokenizers}, named for the tokenizers, has none of {', '.join(TOKENIZERS)}"
+                raise CheckpointError(f"{lacks}. {TOKENIZER_HELP}")
             if (self.tokenizers / name).is_dir():
                 return self.tokenizers / name
         if name == "tokenizer_4" and self.llama is not None:
@@ -133,6 +136,10 @@ class Checkpoint:
     def _own(self, name: str) -> Path | None:
         bases = [base for base in (self.folder, self.shared) if base is not None]
         return next((base / name for base in bases if (base / name).is_dir()), None)
+
+    def has(self, name: str) -> bool:
+        """Whether a part is anywhere. Raises CheckpointError when it is named and is not where that says."""
+        return self._find(name) is not None
 
     def read(self, name: str) -> Published:
         """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""

@@ -22,10 +22,13 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
+from hidream.model.footprint import ModelShape
 from hidream.model.loading import HOST, Model, hardware_of, load, resolve_device
+from hidream.model.plan_input import Asked, partial
 from hidream.model.residence import held
 from hidream.model.ways import HOST_RESERVE_BYTES
-from hidream.model.weights import Checkpoint, Source, embedded, sources
+from hidream.model.ways import Options as PlanOptions
+from hidream.model.weights import FIELDS, Checkpoint, Source, embedded, sources
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
@@ -80,6 +83,19 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
 def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source]:
     """Say for every part of a variant where it lies, and name its content. Raises ConfigurationError."""
     return sources(_checkpoint(variant, settings.models), settings.hash_cache)
+
+
+def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
+    """Read what the memory plan is asked for a variant's checkpoint, and name the parts that it has.
+
+    Without any configured checkpoint, and for encoders and autoencoder that one lacks, the published model's sizes in
+    16 bits count. Raises ConfigurationError.
+    """
+    parts = settings.models.parts(asked.variant)
+    checkpoint = Checkpoint() if parts is None else Checkpoint(**parts)
+    if parts is not None:
+        checkpoint.part("transformer")
+    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in FIELDS if checkpoint.has(name)]
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:

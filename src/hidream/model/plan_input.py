@@ -1,0 +1,115 @@
+"""What the memory plan is asked: the sizes of a checkpoint's parts, and how its files store them.
+
+Builds modules on meta and reads headers; loads no weight. `plan.py` answers, `loading.py` carries the answer out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hidream.errors import CheckpointError
+from hidream.formats.comfy import Stored
+from hidream.formats.safetensors_file import open_safetensors
+from hidream.model.assign import settled
+from hidream.model.encoders import check_fit, outline_encoder
+from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, measure, widest_channels
+from hidream.model.vae import outline_autoencoder
+from hidream.model.ways import Options
+from hidream.model.weights import FIELDS, Checkpoint, config_of_transformer
+from hidream.types import LORAS_MAX, Size, Storage, Variant
+
+AUTOENCODER_DTYPES = {torch.float16: torch.float32}
+"""Where the autoencoder computes in another type than the rest: nano's decoder multiplies 18,000 into more than
+float16 holds (up_blocks.4.0.conv1)."""
+QUANTIZED = ENCODERS[2:]
+"""T5 and Llama; the CLIPs are small and keep 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be drawn, and how: the same for any checkpoint."""
+
+    variant: Variant
+    size: Size
+    storage: Storage | None  # None takes the best that fits; files of fewer than 16 bits stay as they are
+    dtype: torch.dtype  # that is computed in
+    loras: Path | None = None
+    fewest_bits: int = 4
+
+
+def whole(checkpoint: Checkpoint, asked: Asked) -> tuple[ModelShape, Options]:
+    """Read a checkpoint that must have all parts. Raises CheckpointError as `partial` does, and when one is missing."""
+    for name in FIELDS:
+        checkpoint.part(name)
+    return partial(checkpoint, asked)
+
+
+def partial(checkpoint: Checkpoint, asked: Asked) -> tuple[ModelShape, Options]:
+    """Read the parts that there are; the others count as the published ones, in 16 bits.
+
+    Raises CheckpointError when a file is not what it is named for, or the parts do not fit together.
+    """
+    shape = PUBLISHED
+    transformer, large = dict[str, Stored](), dict[str, Stored]()
+    if checkpoint.has("transformer"):
+        published = checkpoint.read("transformer")
+        transformer = published.tensors
+        shape = dataclasses.replace(shape, transformer=config_of_transformer(checkpoint, published))
+    outlined = {name: outline_encoder(checkpoint, name) for name in ENCODERS if checkpoint.has(name)}
+    if len(outlined) == len(ENCODERS):
+        check_fit([module for module, _ in outlined.values()], shape.transformer)
+    clip_l, clip_g, t5, llama = (
+        Encoder.of(outlined[name][0]) if name in outlined else usual
+        for name, usual in zip(ENCODERS, shape.encoders, strict=True)
+    )
+    for name in (name for name in QUANTIZED if name in outlined):
+        large |= {f"{name}.{key}": tensor for key, tensor in outlined[name][1].tensors.items()}
+    shape = dataclasses.replace(shape, encoders=(clip_l, clip_g, t5, llama))
+    if checkpoint.has("vae"):
+        vae, _ = outline_autoencoder(checkpoint)
+        widest = widest_channels(vae.module)
+        shape = dataclasses.replace(shape, vae=measure(vae.module), vae_factor=vae.factor, vae_channels=widest)
+    return shape, _options(asked, transformer, large)
+
+
+def _options(asked: Asked, transformer: Mapping[str, Stored], large: Mapping[str, Stored]) -> Options:
+    usual = Options.of(asked.variant, asked.size, asked.storage or _kept(transformer), asked.fewest_bits)
+    return dataclasses.replace(
+        usual,
+        encoders=asked.storage or _kept(large),
+        stored_bits=_bits(transformer),
+        encoder_bits=_bits(large),
+        lora_bytes=lora_values(asked.loras) * asked.dtype.itemsize,
+        compute_bytes=asked.dtype.itemsize,
+        decode_bytes=AUTOENCODER_DTYPES.get(asked.dtype, asked.dtype).itemsize,
+    )
+
+
+def lora_values(folder: Path | None) -> int:
+    """Values of as many LoRAs as one request may name, the largest of a folder; files of other models do not count."""
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    return sum(sorted((_values(file) for file in files), reverse=True)[:LORAS_MAX])
+
+
+def _values(file: Path) -> int:
+    try:
+        tensors = open_safetensors(file)[1]
+    except CheckpointError:  # who names it will be told
+        return 0
+    return sum(tensor.numel() for tensor in tensors.values()) if any("_stream_blocks" in key for key in tensors) else 0
+
+
+def _kept(tensors: Mapping[str, Stored]) -> Storage | None:
+    """STORED for files of fewer than 16 bits."""
+    return Storage.STORED if tensors and settled(None, tensors) is Storage.STORED else None
+
+
+def _bits(tensors: Mapping[str, Stored]) -> float:
+    """Bits per value, on average; 16 without any."""
+    values: Sequence[Stored] = list(tensors.values())
+    return 8 * sum(v.nbytes for v in values) / sum(v.shape.numel() for v in values) if values else 16.0

@@ -1,0 +1,89 @@
+"""What the memory plan is asked is what lies in the files: sizes, bits, LoRAs, and the bytes that are computed in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hidream.errors import CheckpointError
+from hidream.formats.convert import convert
+from hidream.formats.targets import Format, Wish
+from hidream.model.footprint import BLOCKS, PUBLISHED, VAE, ModelShape
+from hidream.model.inferred import published_config
+from hidream.model.plan import plan
+from hidream.model.plan_input import Asked, lora_values, partial, whole
+from hidream.model.ways import Hardware, Options
+from hidream.model.weights import Checkpoint, embedded
+from hidream.types import LORAS_MAX, Size, Storage, Variant
+
+NANO = embedded(Variant.DEV)
+ASKED = Asked(Variant.DEV, Size(1024, 1024), None, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory) -> Path:
+    """Nano's transformer as Q8_0, with its configuration beside it."""
+    folder = tmp_path_factory.mktemp("gguf")
+    (folder / "config.json").write_text((NANO.part("transformer") / "config.json").read_text())
+    wish = Wish(Format.GGUF, "Q8_0", None, False)
+    convert(NANO.part("transformer"), folder / "x.gguf", wish, published_config, lambda *_: None)
+    return folder / "x.gguf"
+
+
+def test_a_whole_checkpoint_is_measured_as_its_modules_are(dev):
+    shape, options = whole(NANO, ASKED)
+    assert shape == ModelShape.of(dev.transformer.config, dev.text.encoders, dev.vae.module, dev.vae.factor)
+    assert (options.compute_bytes, options.decode_bytes, options.lora_bytes) == (4, 4, 0)
+
+
+def test_the_file_that_is_named_is_planned(quantised):
+    shape, options = partial(Checkpoint(quantised), ASKED)
+    assert shape == dataclasses.replace(PUBLISHED, transformer=shape.transformer)
+    assert shape.transformer.dim == 192
+    assert (options.transformer, options.encoders) == (Storage.STORED, None)
+    assert options.stored_bits == pytest.approx(9, abs=0.5)  # 8.5, and small tensors that stay whole
+    assert options.encoder_bits == 16
+    with pytest.raises(CheckpointError, match="has no 'vae'"):
+        whole(Checkpoint(quantised), ASKED)
+
+
+def test_without_any_file_the_published_model_is_planned():
+    asked = dataclasses.replace(ASKED, dtype=torch.bfloat16)
+    shape, options = partial(Checkpoint(), asked)
+    assert shape == PUBLISHED
+    assert plan(Hardware.card(16, 64), shape, options).parts == (
+        plan(Hardware.card(16, 64), PUBLISHED, Options.of(Variant.DEV, Size(1024, 1024))).parts
+    )
+
+
+def test_the_type_that_is_computed_in_counts():
+    card = Hardware.card(80, 200)
+    half, single = (
+        partial(Checkpoint(), dataclasses.replace(ASKED, dtype=d))[1] for d in (torch.float16, torch.float32)
+    )
+    assert (half.compute_bytes, half.decode_bytes) == (2, 4)  # the autoencoder needs float32's range
+    assert plan(card, PUBLISHED, half).part(VAE).nbytes == plan(card, PUBLISHED, single).part(VAE).nbytes
+    bfloat = dataclasses.replace(half, decode_bytes=2)
+    assert plan(card, PUBLISHED, half).part(VAE).nbytes == 2 * plan(card, PUBLISHED, bfloat).part(VAE).nbytes
+    assert plan(card, PUBLISHED, single).part(BLOCKS).nbytes > plan(card, PUBLISHED, half).part(BLOCKS).nbytes
+
+
+def test_as_many_loras_as_a_request_may_name_are_reserved_for(tmp_path):
+    for i in range(LORAS_MAX + 2):
+        layer = f"transformer.double_stream_blocks.{i}.block.attn1.to_q"
+        values = {f"{layer}.lora_A.weight": torch.zeros(i + 1, 64), f"{layer}.lora_B.weight": torch.zeros(64, i + 1)}
+        save_file(values, tmp_path / f"{i}.safetensors")
+    save_file(
+        {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 9999)}, tmp_path / "flux.safetensors"
+    )
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    (tmp_path / "folder.safetensors").mkdir()
+    expected = sum(128 * rank for rank in range(3, LORAS_MAX + 3))
+    assert lora_values(tmp_path) == expected
+    assert lora_values(None) == 0
+    asked = dataclasses.replace(ASKED, loras=tmp_path, dtype=torch.bfloat16)
+    assert whole(NANO, asked)[1].lora_bytes == 2 * expected
