@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a prompt to a picture through the HTTP API: starts a server on a free port, sends the seed document's own
-# request, polls the result as it says, writes the pictures, stops the server. Needs curl and, in $BIN, hidream.
+# From a prompt to a picture through the HTTP API: starts a server on a free port, sends the example request of
+# WaveSpeed's documentation, polls the result as it says, writes the pictures, stops the server. Needs curl and, in $BIN, hidream.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
@@ -26,7 +26,7 @@ WAVESPEED_API_KEY=$(grep -o 'hd_[A-Za-z0-9_-]*' "$home/stdout")
 await() { # id file
     local answer status
     while :; do
-        # the seed document's request, its host replaced
+        # the example of WaveSpeed's documentation, its host replaced
         answer=$(curl -s --location --request GET "$host/api/v2/predictions/$1/result" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}")
         status=$(field "data['status']" <<<"$answer")
@@ -40,7 +40,7 @@ await() { # id file
     field "f\"$2: {data['timings']['inference'] / 1000:.2f} s of model time, {data['executionTime'] / 1000:.2f} s in all, seed {data['seed']}\"" <<<"$answer"
 }
 
-# the seed document's request, its host replaced
+# the example of WaveSpeed's documentation, its host replaced
 requestId=$(curl -s --location --request POST "$host/api/v2/wavespeed-ai/hidream-i1-dev" \
 --header "Content-Type: application/json" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}" \
@@ -62,9 +62,10 @@ await "$requestId" demo-nano.png
 
 cat <<END
 
-Two pictures: demo.png is the seed document's own request, of which the embedded model (nano, 13 M parameters, a CPU is
-enough) knows a creature and a forest; demo-nano.png is one that it has learnt. To go on:
+Two pictures: demo.png is the example request of WaveSpeed's documentation, of which the embedded model (nano, 13 M
+parameters, a CPU is enough) knows a creature and a forest; demo-nano.png is one that it has learnt. To go on:
     make serve                                      a server that stays; it prints its first key
     $BIN/hidream generate "cartoon a cat in a meadow"   a picture without a server
-    HIDREAM_MODEL=/path/to/HiDream-I1-Dev make serve    the real 17 B model
+    HIDREAM_MODEL=/path/to/HiDream-I1-Dev HIDREAM_MODELS_LLAMA=/path/to/Llama-3.1-8B-Instruct make serve
+                                                    the real 17 B model
 END

@@ -190,3 +190,14 @@ def test_operations_names_what_is_configured():
     for event in re.findall(r"`((?:task|webhook)_\w+)`", text.split("## Logs")[1].split("##")[0]):
         sources = "".join(path.read_text() for path in (ROOT / "src" / "hidream").rglob("*.py"))
         assert f'"{event} ' in sources, event
+
+
+def test_the_readme_says_the_figures_of_the_performance_page():
+    rows = {
+        row[0]: row[1:] for row in re.findall(r"^\| (.+?) \| .*? \| (\d+) [^|]*\|", read("docs/PERFORMANCE.md"), re.M)
+    }
+    (overhead,) = rows["overhead of a request in sync mode, beside its picture, the image check and the encoder"]
+    (submissions,) = rows["the same while a worker draws beside it"]
+    text = " ".join(read("README.md").split())
+    assert f"The service adds {overhead} ms to a sync request" in text
+    assert f"acknowledges {submissions} submissions a second" in text
