@@ -160,6 +160,8 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
             for name, ps in tensors.items()
         )
         print(f"{variant:9} {model.version} on {model.device}\n          {sizes}")
+        for name in model.loras.names():
+            print(f"          LoRA {name}: {_in_one_line(model.loras.report(name))}")
     return 0
 
 

@@ -19,7 +19,8 @@ from hidream.engine.request import Policy
 from hidream.errors import InvalidInput
 from hidream.model import pipeline
 from hidream.model.loading import Model
-from hidream.model.lora import load_lora
+from hidream.model.lora import layers
+from hidream.model.lora_folder import LoraFolder
 from hidream.model.placing import Phases
 from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
 
@@ -63,9 +64,13 @@ def model(small, tmp_path_factory) -> Model:
     ]:
         weights[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(2, inputs, generator=g) * 0.1
         weights[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 2, generator=g) * 0.1
+    for side in (1, 2):
+        for part, shape in (("a", (512, 3)), ("b", (3, 128))):
+            loha = f"single_stream_blocks.1.block.ff_i.experts.0.w3.hada_w{side}_{part}"
+            weights[f"diffusion_model.{loha}"] = torch.randn(shape, generator=g) * 0.3
     path = tmp_path_factory.mktemp("loras") / "glow.safetensors"
     save_file(weights, path)
-    return dataclasses.replace(small, loras={"glow": load_lora(path, small.transformer)})
+    return dataclasses.replace(small, loras=LoraFolder(path.parent, layers(small.transformer)))
 
 
 @pytest.fixture(scope="module")

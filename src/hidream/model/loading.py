@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 import hidream
-from hidream.errors import ConfigurationError, InvalidInput
+from hidream.errors import ConfigurationError
 from hidream.formats.comfy import Stored
 from hidream.model import bfloat16, lora, plan_text, products
 from hidream.model.assign import settled
 from hidream.model.encoders import check_fit, outline_encoder
 from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape, part_of
 from hidream.model.linear import Changes, Linear
-from hidream.model.lora import Lora
+from hidream.model.lora_folder import LoraFolder
 from hidream.model.placing import (
     Phases,
     autoencoder_in_turn,
@@ -62,7 +62,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
-    loras: Mapping[str, Lora] = field(default_factory=dict)
+    loras: LoraFolder = field(default_factory=LoraFolder)
     phases: Phases = field(default_factory=Phases)
     twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
 
@@ -86,16 +86,13 @@ class Model:
         """Pixels that one image token covers, along one side."""
         return self.vae.factor * self.transformer.config.patch_size
 
-    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> Changes:
-        """What the LoRAs of a request change, for products in `dtype` (the model's own).
+    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> tuple[Changes, tuple[str, ...]]:
+        """What the LoRAs of a request change, for products in `dtype` (the model's own), and what of them is left out.
 
-        Raises InvalidInput on a name that is not known.
+        Raises InvalidInput on a LoRA that is not known or cannot be used.
         """
-        unknown = [use.name for use in loras if use.name not in self.loras]
-        if unknown:
-            known = ", ".join(self.loras) or "none, because none is configured"
-            raise InvalidInput(f"loras names {unknown[0]!r:.100}; accepted: {known}")
-        return lora.changes([(self.loras[use.name], use.weight) for use in loras], self.device, dtype or self.dtype)
+        named = [(self.loras.named(use.name), use.weight) for use in loras]
+        return lora.changes(named, self.device, dtype or self.dtype), lora.warnings(named)
 
 
 def load(
@@ -114,8 +111,9 @@ def load(
 
     Where each part lives, and in which type, follows from the memory there is (`plan.py`): `memory_gb` limits the
     device's; `storage` names a `types.Storage` for the large matrices, instead of "auto". `loras` is a folder whose
-    LoRAs requests may name. `hash_cache` is a file that remembers the digests of large weights. `compiled` has
-    torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are streamed.
+    LoRAs requests may name (`lora_folder.py`). `hash_cache` is a file that remembers the digests of large weights.
+    `compiled` has torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are
+    streamed.
 
     Raises CheckpointError when a part is missing or does not fit; ConfigurationError on an unknown device, dtype or
     storage, and when there is not enough memory.
@@ -214,7 +212,7 @@ def carry_out(
         device=device,
         dtype=dtype,
         refines=checkpoint.index().get("_refines", True),
-        loras=_loras(loras, transformer),
+        loras=LoraFolder(loras, lora.layers(transformer)),
         phases=_phases(plan, transformer, vae, device) if device != HOST else Phases(),
     )
 
@@ -297,18 +295,6 @@ def _kept(tensors: Mapping[str, Stored]) -> Storage | None:
 def _bits(tensors: Mapping[str, Stored]) -> float:
     """Bits per value, on average."""
     return 8 * sum(t.nbytes for t in tensors.values()) / sum(t.shape.numel() for t in tensors.values())
-
-
-def _loras(folder: Path | None, transformer: Transformer) -> dict[str, Lora]:
-    """Read every LoRA of a folder, by its file's name without the ending."""
-    if folder is None:
-        return {}
-    if not folder.is_dir():
-        raise ConfigurationError(f"the folder of LoRAs {folder} does not exist")
-    loras = {file.stem: lora.load_lora(file, transformer) for file in sorted(folder.glob("*.safetensors"))}
-    for read in loras.values():
-        logger.info("lora_read %s", read.report)
-    return loras
 
 
 def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:
