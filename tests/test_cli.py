@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from hidream import arguments, cli
 from hidream.model.weights import embedded
@@ -72,6 +74,30 @@ def test_info_names_models_and_what_is_missing(capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_MODEL", str(embedded(Variant.DEV).folder))
     assert cli.main(["info"]) == 0
     assert "fast      not served" in capsys.readouterr().out
+
+
+def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch):
+    layers = ("double_stream_blocks.0.block.attn1.to_q", "blocks.0.attn")
+    pairs = {
+        f"{layer}.lora_{side}.weight": torch.ones(shape)
+        for layer in layers
+        for side, shape in (("A", (1, 192)), ("B", (192, 1)))
+    }
+    (home / "loras").mkdir()
+    save_file(pairs, home / "loras" / "ink.safetensors")
+    (home / "loras" / "torn.safetensors").write_bytes(b"")
+    monkeypatch.setenv("HIDREAM_MODELS_LORAS", str(home / "loras"))
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    left_out = "1 of its 2 layers are not in this model (blocks.0.attn)"
+    assert printed.count(f"          LoRA ink: peft, 1 of 2 layers matched; {left_out}") == len(Variant)
+    torn = [line for line in printed if line.startswith("          LoRA torn: cannot be used: torn.safetensors cannot")]
+    assert len(torn) == len(Variant)
+    asked = ["generate", "x", "--size", "256*256", "--steps", "1", "--loras", str(home / "loras"), "--out", "x.png"]
+    assert cli.main([*asked, "--lora", "ink:0.1"]) == 0
+    assert f"hidream: the LoRA ink is used in part: {left_out}\n" in capsys.readouterr().err
+    assert cli.main([*asked, "--lora", "torn"]) == 1
+    assert "hidream: loras names 'torn', which cannot be used: torn.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

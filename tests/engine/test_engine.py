@@ -68,6 +68,7 @@ def model(small, tmp_path_factory) -> Model:
         for part, shape in (("a", (512, 3)), ("b", (3, 128))):
             loha = f"single_stream_blocks.1.block.ff_i.experts.0.w3.hada_w{side}_{part}"
             weights[f"diffusion_model.{loha}"] = torch.randn(shape, generator=g) * 0.3
+    weights |= {f"another_models.{part}.weight": torch.ones(1, 1) for part in ("lora_A", "lora_B")}
     path = tmp_path_factory.mktemp("loras") / "glow.safetensors"
     save_file(weights, path)
     return dataclasses.replace(small, loras=LoraFolder(path.parent, layers(small.transformer)))
@@ -125,6 +126,16 @@ def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, sched
             assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
             expected = alone(int(id_.split("-")[1]))
             assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+
+
+def test_it_warns_of_what_the_pipeline_warns_of(model):
+    asked = request(prompt="a fox and a dog " * 60, loras=(LoraUse("glow"),))
+    expected = pipeline.generate(model, asked).warnings
+    assert expected[0] == "the LoRA glow is used in part: 1 of its 7 layers are not in this model (another_models)"
+    assert "too long" in expected[1]
+    engine = Engine(model)
+    engine.add("a", asked)
+    assert drain(engine)["a"].picture.warnings == expected
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
