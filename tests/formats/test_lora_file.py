@@ -94,7 +94,8 @@ def test_pefts_configuration(where, rslora, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     ['["r"]', '"r"', '{"lora_alpha": 2, "alpha_pattern": {"(": 1}}', '{"lora_alpha": 2, "alpha_pattern": [1]}',
-     '{"lora_alpha": NaN}', '{"lora_alpha": Infinity}', "[" * 100_000],
+     '{"lora_alpha": NaN}', '{"lora_alpha": 0}', '{"lora_alpha": -1}', '{"peft_type": "LOHA", "alpha": 1, "r": 0}',
+     '{"lora_alpha": Infinity}', "[" * 100_000],
 )  # fmt: skip
 def test_a_configuration_that_makes_no_sense(settings, tmp_path):
     with pytest.raises(CheckpointError, match="PEFT's configuration of the LoRA"):

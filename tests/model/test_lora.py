@@ -501,3 +501,14 @@ def test_loha_is_multiplied_the_cheaper_way(rank, built):
     x = torch.randn(3, 6)
     assert len(change.matrices(torch.float32)) == built
     torch.testing.assert_close(change(x, x), x @ ((up[0] @ down[0]) * (up[1] @ down[1])).mT)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_the_scale_is_multiplied_before_anything_is_rounded(stored):
+    matrices = [torch.rand(4, 4).to(stored) for _ in range(4)]
+    factor, x = 1 + 2**-11, torch.rand(3, 4)
+    for kind, given in ((LowRank, matrices[:2]), (Kronecker, [m[:2, :2] for m in matrices[:2]]), (Hadamard, matrices)):
+        adapter = kind(*given, 1.0)
+        lora = match(file_of(layer=adapter), {"layer": Linear(4, 4, bias=False)})
+        added = changes([(lora, factor)], CPU, torch.float32)["layer"][0](x, x)
+        torch.testing.assert_close(added, factor * x @ adapter.delta().mT, rtol=1e-6, atol=0)
