@@ -10,9 +10,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from hidream import arguments, cli
 from hidream.model.weights import embedded
@@ -89,6 +91,30 @@ def test_the_plan_is_of_the_file_that_is_named(capsys, tmp_path):
     assert re.search(r"text_encoder_3 +compute +in turn +9.5 GB", printed)  # not there: the published one's
     assert cli.main(["info", "--plan", "--memory", "24", "--variant", "full", "--model", "/nowhere"]) == 1
     assert "/nowhere does not exist" in capsys.readouterr().err
+
+
+def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch):
+    layers = ("double_stream_blocks.0.block.attn1.to_q", "blocks.0.attn")
+    pairs = {
+        f"{layer}.lora_{side}.weight": torch.ones(shape)
+        for layer in layers
+        for side, shape in (("A", (1, 192)), ("B", (192, 1)))
+    }
+    (home / "loras").mkdir()
+    save_file(pairs, home / "loras" / "ink.safetensors")
+    (home / "loras" / "torn.safetensors").write_bytes(b"")
+    monkeypatch.setenv("HIDREAM_MODELS_LORAS", str(home / "loras"))
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    left_out = "1 of its 2 layers are not in this model (blocks.0.attn)"
+    assert printed.count(f"          LoRA ink: peft, 1 of 2 layers matched; {left_out}") == len(Variant)
+    torn = [line for line in printed if line.startswith("          LoRA torn: cannot be used: torn.safetensors cannot")]
+    assert len(torn) == len(Variant)
+    asked = ["generate", "x", "--size", "256*256", "--steps", "1", "--loras", str(home / "loras"), "--out", "x.png"]
+    assert cli.main([*asked, "--lora", "ink:0.1"]) == 0
+    assert f"hidream: the LoRA ink is used in part: {left_out}\n" in capsys.readouterr().err
+    assert cli.main([*asked, "--lora", "torn"]) == 1
+    assert "hidream: loras names 'torn', which cannot be used: torn.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

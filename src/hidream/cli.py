@@ -161,6 +161,8 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
         print(f"{variant:9} {model.version} on {model.device}\n          {sizes}")
         for name, source in sources_configured(variant, config).items():
             print(f"          {name:15} {source.digest}  {source.path}")
+        for name in model.loras.names():
+            print(f"          LoRA {name}: {_in_one_line(model.loras.report(name))}")
     return 0
 
 

@@ -19,7 +19,8 @@ from hidream.engine.request import Policy
 from hidream.errors import InvalidInput, NotFinite
 from hidream.model import pipeline
 from hidream.model.loading import Model
-from hidream.model.lora import load_lora
+from hidream.model.lora import layers
+from hidream.model.lora_folder import LoraFolder
 from hidream.model.placing import Phases
 from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
 
@@ -63,9 +64,14 @@ def model(small, tmp_path_factory) -> Model:
     ]:
         weights[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(2, inputs, generator=g) * 0.1
         weights[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 2, generator=g) * 0.1
+    for side in (1, 2):
+        for part, shape in (("a", (512, 3)), ("b", (3, 128))):
+            loha = f"single_stream_blocks.1.block.ff_i.experts.0.w3.hada_w{side}_{part}"
+            weights[f"diffusion_model.{loha}"] = torch.randn(shape, generator=g) * 0.3
+    weights |= {f"another_models.{part}.weight": torch.ones(1, 1) for part in ("lora_A", "lora_B")}
     path = tmp_path_factory.mktemp("loras") / "glow.safetensors"
     save_file(weights, path)
-    return dataclasses.replace(small, loras={"glow": load_lora(path, small.transformer)})
+    return dataclasses.replace(small, loras=LoraFolder(path.parent, layers(small.transformer)))
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +126,16 @@ def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, sched
             assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
             expected = alone(int(id_.split("-")[1]))
             assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+
+
+def test_it_warns_of_what_the_pipeline_warns_of(model):
+    asked = request(prompt="a fox and a dog " * 60, loras=(LoraUse("glow"),))
+    expected = pipeline.generate(model, asked).warnings
+    assert expected[0] == "the LoRA glow is used in part: 1 of its 7 layers are not in this model (another_models)"
+    assert "too long" in expected[1]
+    engine = Engine(model)
+    engine.add("a", asked)
+    assert drain(engine)["a"].picture.warnings == expected
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
@@ -299,3 +315,15 @@ def test_an_image_that_is_not_finite_fails_alone(model, alone):
     assert isinstance(outcomes.pop("glare").error, NotFinite)
     for seed, outcome in outcomes.items():
         assert np.array_equal(outcome.picture.pixels, alone(int(seed)))
+
+
+def test_what_a_lora_holds_is_counted(model):
+    """Two factors for each layer; a LoRA that is named twice is there twice."""
+    runner = Engine(model, Options(tokens=2000, memory_bytes=2**33))._runner
+    plain, once, twice = (
+        runner.work("id", pipeline.outline(model, dataclasses.replace(asked(1), image=None, loras=loras))).memory_bytes
+        for loras in ((), (LoraUse("glow"),), (LoraUse("glow"),) * 2)
+    )
+    values = sum(2 * (o + i) for o, i in ((128, 128), (512, 128), (128, 128), (4, 128), (256, 128)))
+    assert once - plain == 4 * values
+    assert twice - plain == 8 * values

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from lycoris.functional import lokr
+from lycoris.functional import loha, lokr
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+import hidream
 from hidream.errors import CheckpointError
-from hidream.formats.lora_file import Kronecker, LoraFormat, LowRank, bare, read_lora
+from hidream.formats.adapters import Hadamard, Kronecker, LowRank
+from hidream.formats.lora_file import LoraFormat, bare, read_lora
 
 A, B = torch.randn(4, 6), torch.randn(10, 4)
 LAYER = "double_stream_blocks.3.block.attn1.to_q"
 UNDERSCORED = LAYER.replace(".", "_")
+PAIR = {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B}
 
 
 def read(folder, tensors, metadata=None, name="style.safetensors"):
@@ -87,6 +91,17 @@ def test_pefts_configuration(where, rslora, tmp_path):
     assert len({adapter.scale for adapter in file.adapters.values()}) == 4
 
 
+@pytest.mark.parametrize(
+    "settings",
+    ['["r"]', '"r"', '{"lora_alpha": 2, "alpha_pattern": {"(": 1}}', '{"lora_alpha": 2, "alpha_pattern": [1]}',
+     '{"lora_alpha": NaN}', '{"lora_alpha": 0}', '{"lora_alpha": -1}', '{"peft_type": "LOHA", "alpha": 1, "r": 0}',
+     '{"lora_alpha": Infinity}', "[" * 100_000],
+)  # fmt: skip
+def test_a_configuration_that_makes_no_sense(settings, tmp_path):
+    with pytest.raises(CheckpointError, match="PEFT's configuration of the LoRA"):
+        read(tmp_path, PAIR, {"lora_adapter_metadata": settings})
+
+
 @pytest.mark.parametrize("left", [("w1",), ("w1_a", "w1_b")])
 @pytest.mark.parametrize("right", [("w2",), ("w2_a", "w2_b"), ("t2", "w2_a", "w2_b")])
 def test_lokr_is_lycoriss(left, right, tmp_path):
@@ -131,25 +146,93 @@ def test_text_encoders_are_skipped_and_said_to_be(encoder, tmp_path):
     assert set(file.adapters) == {f"transformer.{LAYER}"}
     assert file.notes == ("skipped tensors of text encoders: 2",)
     only = {key: tensor for key, tensor in tensors.items() if key.startswith(encoder)}
-    with pytest.raises(CheckpointError, match="no LoRA of the transformer"):
+    with pytest.raises(CheckpointError, match="no LoRA of the transformer: it is for text encoders only: "):
         read(tmp_path, only)
 
 
 def test_what_is_unknown_is_said(tmp_path):
     file = read(tmp_path, {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B, "final_layer.linear.diff": B})
-    assert file.notes == ("skipped tensors of an unknown kind: 1 (final_layer.linear.diff)",)
+    shown = "final_layer.linear.diff (differences of whole weights, which is not read)"
+    assert file.notes == (f"skipped tensors of an unknown kind: 1 ({shown})",)
 
 
-PAIR = {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B}
+PREFIXES = [f"{prefix}{LAYER}" for prefix in (
+    "transformer.", "base_model.model.", "", "diffusion_model.", "model.diffusion_model.", "lycoris.",
+    "base_model.model.transformer.",
+)] + [f"{prefix}{UNDERSCORED}" for prefix in ("lora_unet_", "lora_transformer_", "lycoris_")]  # fmt: skip
+
+
+@pytest.mark.parametrize("default", ["", ".default"])
+@pytest.mark.parametrize("layer", PREFIXES)
+def test_loha_in_every_layout(layer, default, tmp_path):
+    up_1, down_1, up_2, down_2 = (torch.randn(shape) for shape in ((10, 4), (4, 6)) * 2)
+    parts = {"w1_a": up_1, "w1_b": down_1, "w2_a": up_2, "w2_b": down_2}
+    tensors = {f"{layer}.hada_{name}{default}": tensor for name, tensor in parts.items()}
+    file = read(tmp_path, tensors | {f"{layer}.alpha": torch.tensor(2.0)})
+    assert (file.format, file.notes, list(file.adapters)) == (LoraFormat.LYCORIS, (), [layer])
+    assert bare(layer) in (LAYER, UNDERSCORED)
+    adapter = file.adapters[layer]
+    assert isinstance(adapter, Hadamard)
+    torch.testing.assert_close(adapter.delta(), loha.diff_weight(down_1, up_1, down_2, up_2, None, None, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        (["oft_blocks", "alpha"], "OFT"),
+        (["oft_R.weight"], "OFT"),
+        (["boft_R", "boft_s"], "BOFT"),
+        (["a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"], "GLoRA"),
+        (["weight", "on_input"], "IA3"),
+        (["ia3_l"], "IA3"),
+        (["diff", "diff_b"], "differences of whole weights"),
+        (["w_norm", "b_norm"], "changes of norms"),
+        (["q_layer.weight", "p_layer.weight", "lambda_layer", "alpha"], "T-LoRA"),
+    ],
+)
+@pytest.mark.parametrize("layer", [LAYER, f"lycoris_{UNDERSCORED}"])
+def test_other_kinds_are_called_by_their_names(layer, keys, kind, tmp_path):
+    others = {f"{layer}.{key}": torch.ones(()) for key in keys}
+    with pytest.raises(CheckpointError, match=rf"style.safetensors has no LoRA .*\({kind}, which is not read\)"):
+        read(tmp_path, others)
+    notes = read(tmp_path, others | {f"{LAYER}_q.{part}.weight": m for part, m in (("lora_A", A), ("lora_B", B))}).notes
+    assert len(notes) == 1
+    assert notes[0].startswith(f"skipped tensors of an unknown kind: {len(keys)} ({layer}.")
+    assert notes[0].endswith(f" ({kind}, which is not read))")
+
+
+def test_whole_models_are_recognised_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", None)
+    nano = Path(hidream.__file__).parent / "nano" / "dev"
+    for part, what in (("transformer", "a HiDream-I1 transformer"), ("vae", "an autoencoder")):
+        with pytest.raises(CheckpointError, match=f"has no LoRA of the transformer: it is {what}; accepted"):
+            read_lora(next((nano / part).glob("*.safetensors")))
+
+
+def test_a_file_that_is_written_to_later_is_another(tmp_path):
+    adapter = read(tmp_path, PAIR).adapters[LAYER]
+    changed = save({key: tensor * 2 for key, tensor in PAIR.items()})
+    (tmp_path / "style.safetensors").write_bytes(changed)  # the same inode
+    torch.testing.assert_close(adapter.delta(), B @ A)
+    (tmp_path / "style.safetensors").write_bytes(b"")  # reading what is mapped would end the process
+    torch.testing.assert_close(adapter.delta(), B @ A)
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({"weight": A}, "no LoRA of the transformer: its keys are weight; accepted: safetensors with lora_A"),
-        ({f"{LAYER}.hada_w1_a": A, f"{LAYER}.hada_w1_b": B}, "no LoRA of the transformer: its keys are .*hada_w1_a"),
+        ({}, "no LoRA of the transformer: it has no tensors; accepted: safetensors with lora_A"),
+        (
+            {f"{LAYER}.hada_w1_a": A, f"{LAYER}.hada_w1_b": B},
+            "not complete: it has only hada_w1_a, hada_w1_b; accepted",
+        ),
+        (PAIR | {f"{LAYER}.lora_down.weight": A}, "in a way that is not known: .*lora_down.weight"),
+        (PAIR | {f"{LAYER}\n.lora_A.weight": A}, r"has the key '.*\\n.lora_A.weight'"),
+        (PAIR | {f"{LAYER}\0.diff": A}, r"has the key '.*\\x00.diff'"),
+        (PAIR | {"x" * 400: A}, "has the key 'xxx"),
         ({f"{LAYER}.lora_A.weight": A}, f"layer {LAYER} is not complete: it has only down"),
-        ({f"{LAYER}.alpha": A}, f"layer {LAYER} is not complete: it has only alpha"),
+        ({f"{LAYER}.alpha": A}, f"layer {LAYER} is not complete: it has only alpha; accepted: all parts of a LoRA, a"),
         ({f"{LAYER}.lokr_w1": A, f"{LAYER}.lokr_w2_a": B}, "is not complete"),
         ({f"{LAYER}.lokr_w1_a": A, f"{LAYER}.lokr_w1_b": A, f"{LAYER}.lokr_w2": A}, r"\[4, 6\] and \[4, 6\]"),
         (PAIR | {f"{LAYER}.lora_B.weight": B[:, :3]}, r"shapes \[10, 3\] and \[4, 6\]; accepted: parts of one rank"),
@@ -173,6 +256,21 @@ def test_what_is_no_file_of_tensors(tmp_path):
             read_lora(path)
     with pytest.raises(CheckpointError, match="has 0 safetensors files; accepted: a LoRA's file, or its folder"):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 20, -1])
+def test_a_torn_file(size, tmp_path):
+    (tmp_path / "style.safetensors").write_bytes(save(PAIR)[:size])
+    with pytest.raises(CheckpointError, match=r"^style\.safetensors cannot be read: .*; accepted: safetensors"):
+        read_lora(tmp_path / "style.safetensors")
+
+
+def test_a_type_that_torch_does_not_have(tmp_path):
+    head = json.dumps({f"{LAYER}.lora_{side}.weight": {"dtype": "F8_E8M0", "shape": [1, 1], "data_offsets": [i, i + 1]}
+                       for i, side in enumerate("AB")}).encode()  # fmt: skip
+    (tmp_path / "style.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0\0")
+    with pytest.raises(CheckpointError, match="tensors of the type 'F8_E8M0', which torch does not know"):
+        read_lora(tmp_path / "style.safetensors")
 
 
 def test_a_broken_configuration(tmp_path):

@@ -9,15 +9,16 @@ import tiny
 import torch
 from diffusers import HiDreamImagePipeline
 from lycoris import LycorisNetwork
-from peft import LoKrConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hidream.errors import CheckpointError, InvalidInput
-from hidream.formats.lora_file import LoraFile, LoraFormat, LowRank
+from hidream.formats.adapters import Adapter, Hadamard, Kronecker, LowRank
+from hidream.formats.lora_file import LoraFile, LoraFormat
 from hidream.formats.quantized import Quantized, Scheme
 from hidream.model.linear import Linear
-from hidream.model.lora import changes, layers, load_lora, match
+from hidream.model.lora import HadamardChange, changes, layers, load_lora, match, warnings
 from hidream.model.moe import MixtureOfExperts
 from hidream.model.packed import Packed
 
@@ -47,7 +48,7 @@ def randomise(adapted, seed: int = 0) -> None:
     for name, parameter in adapted.named_parameters():
         if "magnitude" in name or "dora_scale" in name:
             parameter.data.mul_(1 + 0.4 * torch.rand(parameter.shape, generator=g))
-        elif "lora_" in name or "lokr_" in name:
+        elif any(part in name for part in ("lora_", "lokr_", "hada_")):
             parameter.data.normal_(std=0.1, generator=g)
 
 
@@ -134,6 +135,16 @@ def test_pefts_lokr(model, tmp_path):
     assert tiny.relative(ours(model, (load_lora(tmp_path, model), 1.0)), expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("rank", [4, 30])
+def test_pefts_loha(rank, model, tmp_path):
+    config = LoHaConfig(
+        r=rank, alpha=7 * rank, target_modules=ATTENTION, rank_pattern={"to_k": 5}, alpha_pattern={"to_v": 60}
+    )
+    expected = theirs(peft_folder(tmp_path, config))
+    assert tiny.relative(ours(model, (load_lora(tmp_path, model), 1.0)), expected) <= TOLERANCE
+    assert tiny.relative(ours(model), expected) > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 def test_several_with_weights_as_diffusers(model, tmp_path):
     """Diffusers adds and weighs the adapters, and writes a file of each with its settings as metadata."""
@@ -201,6 +212,11 @@ LYCORIS = {
     "unbalanced": {"factor": 4, "unbalanced_factorization": True},
     "dora of rows": {"factor": 8, "weight_decompose": True},
     "dora of columns": {"factor": 8, "weight_decompose": True, "wd_on_out": False},
+    "loha": {"network_module": "loha", "alpha": 30},
+    "loha of a high rank": {"network_module": "loha", "lora_dim": 20, "alpha": 90},
+    "loha, rslora": {"network_module": "loha", "alpha": 20, "rs_lora": True},
+    "loha, dora of rows": {"network_module": "loha", "weight_decompose": True},
+    "loha, dora of columns": {"network_module": "loha", "weight_decompose": True, "wd_on_out": False},
     "low rank": {"network_module": "locon"},
     "low rank, dora of rows": {"network_module": "locon", "weight_decompose": True},
     "low rank, dora of columns": {"network_module": "locon", "weight_decompose": True, "wd_on_out": False},
@@ -229,6 +245,36 @@ def test_lycoris(name, model, monkeypatch, tmp_path):
     dotted = {key.replace("lycoris_", "lycoris."): tensor for key, tensor in load_file(file).items()}
     save_file(dotted, file)
     torch.testing.assert_close(ours(model, (load_lora(file, model), 1.0)), ours(model, (lora, 1.0)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bare", "diffusion_model", "transformer", "lora_unet", "base_model.model"])
+def test_loha_under_other_trainers_keys(kind, model, monkeypatch, tmp_path):
+    file = tmp_path / "style.safetensors"
+    expected = theirs(lycoris(file, monkeypatch, network_module="loha", alpha=30))
+    names = {f"lycoris_{name.replace('.', '_')}": name for name in layers(model)}
+    state = {}
+    for key, tensor in load_file(file).items():
+        layer, _, part = key.partition(".")
+        own = f"lora_unet_{layer.removeprefix('lycoris_')}" if kind == "lora_unet" else f"{kind}.{names[layer]}"
+        state[f"{own.removeprefix('bare.')}.{part}"] = tensor
+    save_file(state, file)
+    assert tiny.relative(ours(model, (load_lora(file, model), 1.0)), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        ("glora", "GLoRA"),
+        ("diag-oft", "OFT"),
+        ("boft", "OFT"),
+        ("ia3", "IA3"),
+        ("full", "differences of whole weights"),
+    ],
+)
+def test_what_lycoris_writes_and_is_not_read(module, kind, model, monkeypatch, tmp_path):
+    lycoris(tmp_path / "style.safetensors", monkeypatch, network_module=module)
+    with pytest.raises(CheckpointError, match=rf"no LoRA of the transformer: .*\({kind}, which is not read\)"):
+        load_lora(tmp_path / "style.safetensors", model)
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -314,7 +360,9 @@ def test_a_step_is_still_one_graph(model, saved, monkeypatch, tmp_path):
     lycoris(
         tmp_path / "columns.safetensors", monkeypatch, network_module="locon", weight_decompose=True, wd_on_out=False
     )
-    paths = (saved["every layer, several ranks"][0], tmp_path / "rows.safetensors", tmp_path / "columns.safetensors")
+    lycoris(tmp_path / "loha.safetensors", monkeypatch, network_module="loha")
+    own = [tmp_path / f"{name}.safetensors" for name in ("rows", "columns", "loha")]
+    paths = (saved["every layer, several ranks"][0], *own)
     loras = [(load_lora(path, model), 0.3) for path in paths]
     latent, timestep, *text = INPUTS
     compiled = torch.compile(model.velocity, fullgraph=True, backend="eager")
@@ -342,7 +390,13 @@ def test_says_what_does_not_match(model):
         layers(model),
     )
     assert set(lora.parts) == {name}
-    assert lora.report == "style (peft): 1 of 2 layers matched; not in this model: transformer_blocks.7.to_q"
+    assert (lora.layers, lora.notes) == (2, ("1 of its 2 layers are not in this model (transformer_blocks.7.to_q)",))
+    assert lora.report == f"peft, 1 of 2 layers matched; {lora.notes[0]}"
+    told = ("the LoRA style is used in part: 1 of its 2 layers are not in this model (transformer_blocks.7.to_q)",)
+    assert warnings([(lora, 0.5), (lora, 1.0)]) == told
+    assert warnings([(lora, 0.0)]) == ()
+    whole = match(file_of(**{name: low_rank(128, 128)}), layers(model))
+    assert warnings([(whole, 1.0)]) == ()
     with pytest.raises(
         CheckpointError, match=r"matches no layer.*transformer_blocks\.7\.to_q.*accepted: layers such as"
     ):
@@ -387,3 +441,74 @@ def test_weights_are_numbers(weight, model):
     lora = match(file_of(**{"x_embedder.proj": low_rank(128, 64)}), layers(model))
     with pytest.raises(InvalidInput, match=f"style is {weight}; accepted"):
         changes([(lora, weight)], CPU, torch.float32)
+
+
+MILLION = torch.full((4, 4), 1e6)
+BILLION_SQUARED = torch.full((4, 4), 1e18)
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dtype", "weight", "fits"),
+    [
+        (LowRank(torch.ones(1, 4), torch.ones(4, 1), 6e4), HALF, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.ones(4, 1), 6e4), HALF, -2.0, False),
+        (LowRank(torch.full((1, 4), 1e5), torch.ones(4, 1), 1e-5), HALF, 1.0, False),
+        (LowRank(torch.full((1, 4), 1e5), torch.ones(4, 1), 1e-5), BRAIN, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3e38), 1.0), BRAIN, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3.4e38), 1.0), BRAIN, 1.0, False),  # rounded up to infinity
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3.4e38), 1.0), torch.float32, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3e38), 1.0), torch.float32, 2.0, False),
+        (LowRank(torch.ones(1, 4, dtype=torch.float64) * 1e300, torch.ones(4, 1), 1.0), torch.float32, 1.0, False),
+        (LowRank(torch.ones(1, 4), torch.zeros(4, 1), 1e308), torch.float32, 10.0, False),  # infinity times 0
+        (Kronecker(torch.ones(2, 2), torch.full((2, 2), 1e5), 1.0), HALF, 1.0, False),
+        (Kronecker(torch.ones(2, 2), torch.ones(2, 2), 1e5), HALF, 0.5, True),
+        (Hadamard(MILLION, MILLION, MILLION, MILLION, 1e-24), BRAIN, 1.0, True),
+        (Hadamard(MILLION, MILLION, MILLION, MILLION, 1e-3), HALF, 1.0, False),
+        (Hadamard(*[BILLION_SQUARED] * 4, 1.0), torch.float32, 1.0, False),
+        (Hadamard(*[torch.full((1, 4), 1e5), torch.ones(4, 1)] * 2, 1e-9), HALF, 1.0, False),  # as low rank
+        (LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0, torch.full((4, 1), 1e6)), HALF, 1.0, False),
+        (LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0, torch.full((1, 4), 1e6)), HALF, 1.0, False),
+    ],
+)  # fmt: skip
+def test_a_scale_beyond_the_compute_type_is_refused(adapter: Adapter, dtype, weight, fits):
+    layer = Linear(4, 4, bias=False)
+    layer.weight.data.fill_(0.5)
+    lora = match(file_of(layer=adapter), {"layer": layer})
+    if fits:
+        assert layer.weight.shape == changes([(lora, weight)], CPU, dtype)["layer"][0](
+            torch.zeros(4, 4, dtype=dtype), torch.zeros(4, 4, dtype=dtype)
+        ).shape  # fmt: skip
+        return
+    name = str(dtype).removeprefix("torch.")
+    message = f"loras gives 'style' the scale {weight:g}, .* layer layer is not finite in {name}; accepted: a smaller"
+    with pytest.raises(InvalidInput, match=message):
+        changes([(lora, weight)], CPU, dtype)
+    assert changes([(lora, 0.0)], CPU, dtype) == {}
+
+
+@pytest.mark.parametrize("magnitude", [torch.ones(4, 1), torch.ones(1, 4)])
+def test_dora_over_values_without_a_norm_is_refused(magnitude):
+    adapter = LowRank(torch.ones(1, 4), torch.ones(4, 1), 1e30, magnitude)
+    with pytest.raises(CheckpointError, match="layer layer has a norm that is not finite"):
+        match(file_of(layer=adapter), {"layer": Linear(4, 4)})
+
+
+@pytest.mark.parametrize(("rank", "built"), [(1, 2), (2, 1), (9, 1)])
+def test_loha_is_multiplied_the_cheaper_way(rank, built):
+    up, down = torch.randn(2, 6, rank), torch.randn(2, rank, 6)
+    change = HadamardChange(down[0], up[0], down[1], up[1])
+    x = torch.randn(3, 6)
+    assert len(change.matrices(torch.float32)) == built
+    torch.testing.assert_close(change(x, x), x @ ((up[0] @ down[0]) * (up[1] @ down[1])).mT)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_the_scale_is_multiplied_before_anything_is_rounded(stored):
+    matrices = [torch.rand(4, 4).to(stored) for _ in range(4)]
+    factor, x = 1 + 2**-11, torch.rand(3, 4)
+    for kind, given in ((LowRank, matrices[:2]), (Kronecker, [m[:2, :2] for m in matrices[:2]]), (Hadamard, matrices)):
+        adapter = kind(*given, 1.0)
+        lora = match(file_of(layer=adapter), {"layer": Linear(4, 4, bias=False)})
+        added = changes([(lora, factor)], CPU, torch.float32)["layer"][0](x, x)
+        torch.testing.assert_close(added, factor * x @ adapter.delta().mT, rtol=1e-6, atol=0)

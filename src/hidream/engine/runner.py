@@ -21,6 +21,7 @@ from torch import Tensor
 from hidream.engine.request import Work
 from hidream.model.footprint import conditioning_bytes, table_bytes
 from hidream.model.loading import Model
+from hidream.model.lora import changes_bytes
 from hidream.model.packed import Packed
 from hidream.model.pipeline import Ask, Drawing, Picture, Sketch, Tick, answer, draw, finish, now
 from hidream.model.text import Encoded
@@ -64,7 +65,7 @@ class Runner:
     def work(self, id: str, sketch: Sketch, priority: int = 0) -> Work:  # noqa: A002 - what it is
         """Say in numbers what a request takes."""
         config, batch = self._model.transformer.config, len(sketch.prompts)
-        steps, memory_bytes, size = [], 0, self._model.dtype.itemsize
+        steps, memory_bytes, size = [], changes_bytes(sketch.changes), self._model.dtype.itemsize
         for each in sketch.passes:
             tokens = segment_tokens(each.grid.rows * each.grid.columns, self._model.text.tokens)
             steps += [batch * tokens] * sum(each.asked)
@@ -95,7 +96,7 @@ class Runner:
                 drawing = draw(self._model, sketch, text.embeds, tick)
                 ask = next(drawing)
                 denoise_s = now(self._model.device) - started - text_s
-                self._open[id_] = _Open(sketch, drawing, ask, text.warnings, text_s, denoise_s)
+                self._open[id_] = _Open(sketch, drawing, ask, (*sketch.warnings, *text.warnings), text_s, denoise_s)
             except Exception as error:  # the edge of a request: the others go on
                 failed[id_] = error
         return failed

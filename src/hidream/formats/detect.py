@@ -119,7 +119,10 @@ NAMES: dict[Kind, Callable[[Mapping[str, Stored]], dict[str, Stored]]] = {
     Kind.VAE: comfy.autoencoder_names,
 }
 
-ADAPTER = (".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight", ".lokr_w1", ".lokr_w1_a")
+ADAPTER = (
+    *(".lora_A.weight", ".lora_B.weight", ".lora_down.weight", ".lora_up.weight"),
+    *(".lokr_w1", ".lokr_w1_a", ".hada_w1_a"),
+)
 FOREIGN = (
     *((mark, "a LoRA, which is named per request and not as a part of the model") for mark in ADAPTER),
     ("vae.decoder.", "a whole checkpoint of several parts, which have to be given one by one"),

@@ -6,18 +6,18 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import hidream
-from hidream.errors import ConfigurationError, InvalidInput
+from hidream.errors import ConfigurationError
 from hidream.model import bfloat16, lora, plan_input, plan_text, products
 from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
 from hidream.model.linear import Changes, Linear
-from hidream.model.lora import Lora
+from hidream.model.lora_folder import LoraFolder
 from hidream.model.placing import (
     Phases,
     autoencoder_in_turn,
@@ -59,7 +59,7 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
-    loras: Mapping[str, Lora] = field(default_factory=dict)
+    loras: LoraFolder = field(default_factory=LoraFolder)
     phases: Phases = field(default_factory=Phases)
     twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
 
@@ -83,16 +83,13 @@ class Model:
         """Pixels that one image token covers, along one side."""
         return self.vae.factor * self.transformer.config.patch_size
 
-    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> Changes:
-        """What the LoRAs of a request change, for products in `dtype` (the model's own).
+    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> tuple[Changes, tuple[str, ...]]:
+        """What the LoRAs of a request change, for products in `dtype` (the model's own), and what of them is left out.
 
-        Raises InvalidInput on a name that is not known.
+        Raises InvalidInput on a LoRA that is not known or cannot be used.
         """
-        unknown = [use.name for use in loras if use.name not in self.loras]
-        if unknown:
-            known = ", ".join(self.loras) or "none, because none is configured"
-            raise InvalidInput(f"loras names {unknown[0]!r:.100}; accepted: {known}")
-        return lora.changes([(self.loras[use.name], use.weight) for use in loras], self.device, dtype or self.dtype)
+        named = [(self.loras.named(use.name), use.weight) for use in loras]
+        return lora.changes(named, self.device, dtype or self.dtype), lora.warnings(named)
 
 
 def load(
@@ -111,8 +108,9 @@ def load(
 
     Where each part lives, and in which type, follows from the memory there is (`plan.py`): `memory_gb` limits the
     device's; `storage` names a `types.Storage` for the large matrices, instead of "auto". `loras` is a folder whose
-    LoRAs requests may name. `hash_cache` is a file that remembers the digests of large weights. `compiled` has
-    torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are streamed.
+    LoRAs requests may name (`lora_folder.py`). `hash_cache` is a file that remembers the digests of large weights.
+    `compiled` has torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are
+    streamed.
 
     Raises CheckpointError when a part is missing or does not fit; ConfigurationError on an unknown device, dtype or
     storage, and when there is not enough memory.
@@ -195,7 +193,7 @@ def carry_out(
         device=device,
         dtype=dtype,
         refines=checkpoint.index().get("_refines", True),
-        loras=_loras(loras, transformer),
+        loras=LoraFolder(loras, lora.layers(transformer)),
         phases=_phases(plan, transformer, vae, device) if device != HOST else Phases(),
     )
 
@@ -268,18 +266,6 @@ def resolve_storage(name: str) -> Storage | None:
     if name != "auto" and name not in list(Storage):
         raise ConfigurationError(f"the storage {name!r} is not known; accepted: auto, {', '.join(Storage)}")
     return None if name == "auto" else Storage(name)
-
-
-def _loras(folder: Path | None, transformer: Transformer) -> dict[str, Lora]:
-    """Read every LoRA of a folder, by its file's name without the ending."""
-    if folder is None:
-        return {}
-    if not folder.is_dir():
-        raise ConfigurationError(f"the folder of LoRAs {folder} does not exist")
-    loras = {file.stem: lora.load_lora(file, transformer) for file in sorted(folder.glob("*.safetensors"))}
-    for read in loras.values():
-        logger.info("lora_read %s", read.report)
-    return loras
 
 
 def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:

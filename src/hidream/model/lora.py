@@ -1,19 +1,20 @@
 """LoRA: a file's adapters to changes of a model's linear layers.
 
-Shapes: I inputs, O outputs, R rank; ⊙ multiplies rows or columns.
+Shapes: I inputs, O outputs, R rank; ⊗ is the Kronecker product, ⊙ multiplies value by value, or rows or columns.
 
     low rank     ΔW = scale·up·down
-    Kronecker    ΔW = scale·(left ⊗ right), never built: (left ⊗ right)·x = left·X·rightᵀ with x as a matrix X
+    LoKr         ΔW = scale·(left ⊗ right), never built: (left ⊗ right)·x = left·X·rightᵀ with x as a matrix X
+    LoHa         ΔW = scale·(up_1·down_1) ⊙ (up_2·down_2), built for each product, or as low rank: `HadamardChange`
     DoRA         W' = gain ⊙ (W + ΔW), with gain = magnitude / norm of the rows (or columns) of W + ΔW
 
 With the weight w that a request gives a LoRA, w·(W' − W)·x is added to W·x: 0 is no LoRA, 1 the LoRA as trained, and
-several LoRAs are the sum of what each adds alone. That is PEFT's answer for low rank and Kronecker; for DoRA it is
+several LoRAs are the sum of what each adds alone. That is PEFT's answer for low rank, LoKr and LoHa; for DoRA it is
 ComfyUI's `strength`, since PEFT at weight 0 would still apply the magnitude. The norm is of W + ΔW, as in training with
 PEFT, LyCORIS and OneTrainer, on the axis that the magnitude's shape tells.
 
 Changes belong to a request and are made from weights that stay as they are, quantised or not (`linear.py`). Knows no
-files (`formats/lora_file.py`) and no requests.
-Source: arXiv 2106.09685, 2402.09353 (equation 5), 2309.14859 (section 3.3); peft 0.21.2, tuners/lora/dora.py.
+files (`formats/lora_file.py`, `lora_folder.py`) and no requests.
+Source: arXiv 2106.09685, 2402.09353 (equation 5), 2309.14859 (sections 3.2 and 3.3); peft 0.21.2, tuners/lora/dora.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError, InvalidInput
-from hidream.formats.lora_file import ACCEPTED, Adapter, LoraFile, LowRank, bare, read_lora, some
+from hidream.formats.adapters import Adapter, Hadamard, LowRank, tensors_of
+from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, bare, read_lora, some
 from hidream.model.linear import Change, Changes, Linear
 from hidream.model.moe import Gate
 from hidream.model.transformer import Transformer
@@ -51,8 +53,21 @@ class Lora:
     """A LoRA that fits a model."""
 
     name: str
+    format: LoraFormat
     parts: Mapping[str, Part]  # by published name
-    report: str  # how much of the file it is
+    layers: int  # of the file, those among them that the model does not have
+    notes: tuple[str, ...]  # what of the file is left out
+
+    @property
+    def report(self) -> str:
+        """How much of the file is used."""
+        return "; ".join((f"{self.format}, {len(self.parts)} of {self.layers} layers matched", *self.notes))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        holders = [holder for part in self.parts.values() for holder in (part, part.adapter)]
+        return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
 
 def load_lora(path: Path, transformer: Transformer) -> Lora:
@@ -63,15 +78,30 @@ def load_lora(path: Path, transformer: Transformer) -> Lora:
 def changes(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> Changes:
     """Make what LoRAs with weights add to each layer, for `Transformer.condition`; may serve many requests.
 
-    Raises InvalidInput for a weight that is not finite.
+    Raises InvalidInput for a weight that is not finite, or with which a layer's values are not in `dtype`.
     """
     made: dict[str, tuple[Change, ...]] = {}
     for lora, weight in loras:
         if not math.isfinite(weight):
             raise InvalidInput(f"the weight of the LoRA {lora.name} is {weight}; accepted: a finite number")
-        for name, part in lora.parts.items() if weight else ():
-            made[name] = (*made.get(name, ()), _change(part, weight, device, dtype))
+        own = {name: _change(part, weight, device, dtype) for name, part in lora.parts.items() if weight}
+        _check_finite(lora, weight, own, dtype)
+        for name, change in own.items():
+            made[name] = (*made.get(name, ()), change)
     return made
+
+
+def warnings(loras: Sequence[tuple[Lora, float]]) -> tuple[str, ...]:
+    """Say of each LoRA that changes anything what of its file is left out."""
+    texts = [f"the LoRA {lora.name} is used in part: {'; '.join(lora.notes)}" for lora, w in loras if w and lora.notes]
+    return tuple(dict.fromkeys(texts))
+
+
+def changes_bytes(changes: Changes) -> int:
+    """Bytes that a request's changes hold on the device."""
+    made = [change for each in changes.values() for change in each]
+    holders = [*made, *(change.inner for change in made if isinstance(change, RowDora | ColumnDora))]
+    return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
 
 def layers(transformer: Transformer) -> Layers:
@@ -101,9 +131,9 @@ def match(file: LoraFile, layers: Layers) -> Lora:
             f"the LoRA {file.name} matches no layer of this model: it changes {some(missing)}; "
             f"accepted: layers such as {example}; {ACCEPTED}"
         )
-    report = f"{file.name} ({file.format}): {len(found)} of {len(file.adapters)} layers matched"
-    unmatched = [f"not in this model: {some(missing)}"] if missing else []
-    return Lora(file.name, found, "; ".join((report, *unmatched, *file.notes)))
+    total = len(file.adapters)
+    unmatched = [f"{len(missing)} of its {total} layers are not in this model ({some(missing)})"] if missing else []
+    return Lora(file.name, file.format, found, total, (*unmatched, *file.notes))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,10 +162,46 @@ class KroneckerChange:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HadamardChange:
+    """((up_1·down_1) ⊙ (up_2·down_2))·x, with scale and weight in `up_1`.
+
+    Of two products of ranks R1 and R2, the product value by value has rank R1·R2: its factors are all columns of `up_1`
+    times all of `up_2`, and all rows of `down_1` times all of `down_2` (Khatri-Rao). With these a token costs
+    R1·R2·(I + O) products, with ΔW itself I·O: whichever is less is built, for each product anew. That is little beside
+    the product itself, and kept for every layer it would be many times the LoRA, up to the size of the model.
+    """
+
+    down_1: Tensor  # [R1, I]
+    up_1: Tensor  # [O, R1], float32
+    down_2: Tensor  # [R2, I]
+    up_2: Tensor  # [O, R2]
+
+    def __call__(self, x: Tensor, product: Tensor) -> Tensor:
+        """[..., I] to [..., O]."""
+        for matrix in self.matrices(x.dtype):
+            x = F.linear(x, matrix)
+        return x
+
+    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What inputs are multiplied with, one after the other: [R1·R2, I] and [O, R1·R2], or ΔW [O, I]."""
+        down_1, down_2, up_1, up_2 = (m.float() for m in (self.down_1, self.down_2, self.up_1, self.up_2))
+        rank, (outputs, _), (_, inputs) = len(down_1) * len(down_2), up_1.shape, down_1.shape
+        if rank * (inputs + outputs) >= inputs * outputs:
+            return (((up_1 @ down_1) * (up_2 @ down_2)).to(dtype),)
+        down = (down_1[:, None] * down_2).flatten(0, 1)  # [R1, R2, I] to [R1·R2, I]
+        up = (up_1[:, :, None] * up_2[:, None]).flatten(1)  # [O, R1, R2] to [O, R1·R2]
+        return down.to(dtype), up.to(dtype)
+
+
+Plain = LowRankChange | KroneckerChange | HadamardChange
+"""ΔW·x times the weight, without a magnitude."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RowDora:
     """w·(gain ⊙ (W + ΔW) − W)·x for a gain of each output."""
 
-    inner: LowRankChange | KroneckerChange  # ΔW
+    inner: Plain  # ΔW
     gain: Tensor  # w·gain [O]
     more: Tensor  # w·(gain − 1) [O]
 
@@ -148,7 +214,7 @@ class RowDora:
 class ColumnDora:
     """The same for a gain of each input, which takes a second product with the layer's weight."""
 
-    inner: LowRankChange | KroneckerChange  # ΔW
+    inner: Plain  # ΔW
     gain: Tensor  # w·gain [I]
     more: Tensor  # w·(gain − 1) [I]
     layer: Linear | Gate
@@ -158,7 +224,7 @@ class ColumnDora:
         return F.linear(self.more * x, _dense(self.layer, x.dtype)) + self.inner(self.gain * x, product)
 
 
-def _change(part: Part, weight: float, device: torch.device, dtype: torch.dtype) -> Change:
+def _change(part: Part, weight: float, device: torch.device, dtype: torch.dtype) -> Plain | RowDora | ColumnDora:
     if part.gain is None:
         return _product(part.adapter, weight, device, dtype)
     gain = part.gain.flatten().to(device)
@@ -169,14 +235,40 @@ def _change(part: Part, weight: float, device: torch.device, dtype: torch.dtype)
     return ColumnDora(inner, *gains, part.layer)
 
 
-def _product(
-    adapter: Adapter, weight: float, device: torch.device, dtype: torch.dtype
-) -> LowRankChange | KroneckerChange:
+def _product(adapter: Adapter, weight: float, device: torch.device, dtype: torch.dtype) -> Plain:
     """ΔW·x times the weight; the factor is in one of the matrices, multiplied before they are rounded to `dtype`."""
-    factor = weight * adapter.scale
+
+    def scaled(matrix: Tensor) -> Tensor:
+        return weight * adapter.scale * matrix.to(device).float()
+
     if isinstance(adapter, LowRank):
-        return LowRankChange(adapter.down.to(device, dtype), (factor * adapter.up.to(device).float()).to(dtype))
-    return KroneckerChange((factor * adapter.left.to(device).float()).to(dtype), adapter.right.to(device, dtype))
+        return LowRankChange(adapter.down.to(device, dtype), scaled(adapter.up).to(dtype))
+    if isinstance(adapter, Hadamard):
+        down_1, down_2, up_2 = (matrix.to(device) for matrix in (adapter.down_1, adapter.down_2, adapter.up_2))
+        return HadamardChange(down_1, scaled(adapter.up_1), down_2, up_2)
+    return KroneckerChange(scaled(adapter.left).to(dtype), adapter.right.to(device, dtype))
+
+
+def _check_finite(
+    lora: Lora, weight: float, made: Mapping[str, Plain | RowDora | ColumnDora], dtype: torch.dtype
+) -> None:
+    """Raise InvalidInput if what the products are computed with is too large for `dtype`; waits for the device once."""
+    if not made:
+        return
+    finite = [torch.stack([t.isfinite().all() for t in _matrices(change, dtype)]).all() for change in made.values()]
+    for name, fits in zip(made, torch.stack(finite).tolist(), strict=True):
+        if not fits:
+            raise InvalidInput(
+                f"loras gives {lora.name!r} the scale {weight:g}, with which its layer {name} is not finite in "
+                f"{str(dtype).removeprefix('torch.')}; accepted: a smaller scale"
+            )
+
+
+def _matrices(change: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
+    if isinstance(change, HadamardChange):
+        return list(change.matrices(dtype))
+    inner = _matrices(change.inner, dtype) if isinstance(change, RowDora | ColumnDora) else []
+    return tensors_of(change) + inner
 
 
 def _part(lora: str, name: str, layer: Linear | Gate, adapter: Adapter) -> Part:
@@ -201,6 +293,8 @@ def _gain(name: str, layer: Linear | Gate, adapter: Adapter) -> Tensor | None:
         raise CheckpointError(f"the LoRA's magnitude of {name} has the shape {list(magnitude.shape)}; {accepted}")
     base = _dense(layer, torch.float32)
     norm = (base + adapter.delta().to(base.device)).norm(dim=1 if magnitude.shape[1] == 1 else 0).view_as(magnitude)
+    if not norm.isfinite().all():
+        raise CheckpointError(f"the LoRA's layer {name} has a norm that is not finite; accepted: smaller values")
     return torch.where(norm > 0, magnitude.to(norm) / norm, 1)
 
 

@@ -79,6 +79,7 @@ class Sketch:
     passes: tuple[Pass, ...]
     canvas: Canvas | None
     changes: Changes
+    warnings: tuple[str, ...] = ()  # what whoever asked should know before anything is computed
 
     @property
     def prompts(self) -> list[str | Prompts]:
@@ -135,18 +136,20 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
 
     pixels = finish(model, sketch, said)
     done = now(model.device)
-    return Picture(pixels, Timings(embedded - started, denoised - embedded, done - denoised), text.warnings)
+    timings = Timings(embedded - started, denoised - embedded, done - denoised)
+    return Picture(pixels, timings, (*sketch.warnings, *text.warnings))
 
 
 def outline(model: Model, request: ImageRequest) -> Sketch:
     """Settle what can be settled before anything is computed.
 
-    Raises InvalidInput on files that are no pictures, and on LoRAs that the model does not have.
+    Raises InvalidInput on files that are no pictures, and on LoRAs that cannot be used.
     """
     recipe = resolve(model, request)
     passes = plan_passes(model, request, recipe)
     _, dtype = model.transformer_of(request.mode)
-    return Sketch(request, recipe, passes, open_canvas(request), model.changes(request.loras, dtype))
+    changes, warnings = model.changes(request.loras, dtype)
+    return Sketch(request, recipe, passes, open_canvas(request), changes, warnings)
 
 
 def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
