@@ -14,7 +14,8 @@ from safetensors.torch import save, save_file
 
 import hidream
 from hidream.errors import CheckpointError
-from hidream.formats.adapters import Hadamard, Kronecker, LowRank
+from hidream.formats import detect
+from hidream.formats.adapters import HADAMARD, Hadamard, Kronecker, LowRank
 from hidream.formats.lora_file import LoraFormat, bare, read_lora
 
 A, B = torch.randn(4, 6), torch.randn(10, 4)
@@ -263,6 +264,18 @@ def test_a_torn_file(size, tmp_path):
     (tmp_path / "style.safetensors").write_bytes(save(PAIR)[:size])
     with pytest.raises(CheckpointError, match=r"^style\.safetensors cannot be read: .*; accepted: safetensors"):
         read_lora(tmp_path / "style.safetensors")
+
+
+def test_a_file_that_becomes_another_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: save({"other": A}))
+    with pytest.raises(CheckpointError, match=r"style\.safetensors was changed while it was read"):
+        read(tmp_path, PAIR)
+
+
+def test_a_loha_is_not_taken_for_a_model():
+    names = [f"{LAYER}.{part}" for part in HADAMARD]
+    assert detect.kind_of(names) is None
+    assert detect.looks_like(names).startswith("a LoRA, which is named per request")
 
 
 def test_a_type_that_torch_does_not_have(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput
+from hidream.formats.lora_file import read_lora
 from hidream.model import lora_folder
 from hidream.model.linear import Linear
 from hidream.model.loading import load
@@ -205,6 +206,21 @@ def test_times_and_sizes_that_stay_do_not_hide_a_change(tmp_path):
     file.write_bytes(save(tensors_of(value=3.0)))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` and `rsync -t` do
     assert file.stat().st_size == before.st_size
+    assert value_of(folder.named("ink")) == 3
+
+
+def test_what_is_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    file = tmp_path / "ink.safetensors"
+    save_file(tensors_of(value=2.0), file)
+
+    def read_and_replaced(path):
+        found = read_lora(path)
+        file.write_bytes(save(tensors_of(value=3.0)))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lora_folder, "read_lora", read_and_replaced)
+        folder = LoraFolder(tmp_path, LAYERS)
     assert value_of(folder.named("ink")) == 3
 
 
