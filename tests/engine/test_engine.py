@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
@@ -51,8 +52,6 @@ def asked(seed: int) -> ImageRequest:
 @pytest.fixture(scope="module")
 def model(small, tmp_path_factory) -> Model:
     """The small model with a LoRA."""
-    from safetensors.torch import save_file
-
     g = torch.Generator().manual_seed(0)
     weights = {}
     for name, outputs, inputs in [
@@ -299,16 +298,14 @@ def test_variants_of_other_samplers_share_a_batch(model):
     assert model.variant is Variant.DEV
 
 
-def test_an_image_that_is_not_finite_fails_alone(model, alone):
+def test_an_image_that_is_not_finite_fails_alone(model, alone, tmp_path):
     """A LoRA takes one request out of the range of numbers; what is computed beside it keeps its bits."""
-    glare = dataclasses.replace(asked(3), mode=Mode.EXACT, loras=(LoraUse("glow", 10.0),) * 8, steps=4)
-    parts = {
-        name: dataclasses.replace(part, adapter=dataclasses.replace(part.adapter, scale=1e30))
-        for name, part in model.loras["glow"].parts.items()
-    }
-    hot = dataclasses.replace(model, loras={"glow": dataclasses.replace(model.loras["glow"], parts=parts)})
+    layer = "diffusion_model.double_stream_blocks.0.block.attn1.to_out"
+    large = {f"{layer}.lora_A.weight": torch.full((2, 128), 1e15), f"{layer}.lora_B.weight": torch.full((128, 2), 1e15)}
+    save_file(large, tmp_path / "glare.safetensors")
+    hot = dataclasses.replace(model, loras=LoraFolder(tmp_path, layers(model.transformer)))
     engine, beside = Engine(hot, Options(tokens=2000, memory_bytes=2**33)), [s for s in range(30) if not asked(s).loras]
-    engine.add("glare", glare)
+    engine.add("glare", dataclasses.replace(asked(3), mode=Mode.EXACT, loras=(LoraUse("glare", 10.0),), steps=4))
     for seed in beside[:3]:
         engine.add(str(seed), asked(seed))
     outcomes = {outcome.id: outcome for _ in iter(lambda: engine.busy, False) for outcome in engine.step()}
@@ -318,12 +315,15 @@ def test_an_image_that_is_not_finite_fails_alone(model, alone):
 
 
 def test_what_a_lora_holds_is_counted(model):
-    """Two factors for each layer; a LoRA that is named twice is there twice."""
-    runner = Engine(model, Options(tokens=2000, memory_bytes=2**33))._runner
+    """Its matrices, in float32; a LoRA that is named twice is there twice."""
+    runner, request = Engine(model, Options(tokens=2000, memory_bytes=2**33))._runner, asked(1)
     plain, once, twice = (
-        runner.work("id", pipeline.outline(model, dataclasses.replace(asked(1), image=None, loras=loras))).memory_bytes
+        runner.work(
+            "id", pipeline.outline(model, dataclasses.replace(request, mode=Mode.EXACT, loras=loras))
+        ).memory_bytes
         for loras in ((), (LoraUse("glow"),), (LoraUse("glow"),) * 2)
     )
     values = sum(2 * (o + i) for o, i in ((128, 128), (512, 128), (128, 128), (4, 128), (256, 128)))
+    values += 2 * 3 * (512 + 128)  # LoHa
     assert once - plain == 4 * values
     assert twice - plain == 8 * values
