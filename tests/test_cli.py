@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
 import subprocess
 import sys
 
@@ -208,6 +209,24 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert found(second, "a secret beside the database") is None
     assert cli.main(["keys", "rotate", "0" * 32]) == 1
     assert "there is no key" in capsys.readouterr().err
+
+
+def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "a secret beside the database")
+    assert cli.main(["keys", "create", "--name", "laptop"]) == 0
+    id_ = re.search("id is ([0-9a-f]{32})", capsys.readouterr().out)[1]
+    for pepper in ("another secret beside it", ""):
+        monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", pepper)
+        for typed in (["keys", "create", "--name", "phone"], ["keys", "rotate", id_], ["api", "--port", "0"]):
+            assert cli.main(typed) == 1
+            printed = capsys.readouterr()
+            assert printed.out == ""
+            assert printed.err.startswith("hidream: [store] key_pepper (HIDREAM_STORE_KEY_PEPPER) is not")
+            assert printed.err.count("\n") == 1
+            assert "beside" not in printed.err
+    assert cli.main(["keys", "list"]) == 0
+    assert cli.main(["keys", "revoke", id_]) == 0
+    assert cli.main(["keys", "create", "--name", "phone"]) == 0
 
 
 def test_a_pepper_is_never_shown(capsys, monkeypatch):

@@ -21,6 +21,6 @@ def test_a_start_that_is_hopeless_is_not_tried_again(tmp_path):
 
     async def scenario():
         async with Database.open(settings.database_url) as database, asyncio.timeout(60):
-            await keep_worker(settings, database)
+            return await keep_worker(settings, database)
 
-    asyncio.run(scenario())
+    assert asyncio.run(scenario()) == 1
