@@ -113,6 +113,34 @@ def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
     assert "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to" in capsys.readouterr().err
 
 
+def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
+    code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'list']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "WARNING hidream.cli environment_passed_over names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
+    assert "enableServiceLinks: false" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["serve", "--prot", "8000"], "hidream serve: unrecognized arguments: --prot 8000; the nearest is --port; "),
+        (
+            ["keys", "create", "--nme=x"],
+            "hidream keys create: unrecognized arguments: --nme=x; the nearest is --name",
+        ),
+        (["api", "zzz"], "hidream api: unrecognized arguments: zzz; `hidream api --help` says more"),
+    ],
+)
+def test_an_unknown_flag_gets_the_nearest_one(capsys, typed, named):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(typed)
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.startswith(named), error.count("\n")) == (2, True, 1), error
+
+
 FLAGS = {
     "generate": ["size", "seed", "out", "negative", "steps", "guidance", "shift", "image", "strength", "mask", "lora"],
     "info": ["memory", "host", "size", "bits"],

@@ -159,7 +159,8 @@ def alert_of_operations(name):
         (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text(),
         re.MULTILINE | re.DOTALL,
     )
-    rules = [rule for block in blocks for group in yaml.safe_load(block).get("groups", []) for rule in group["rules"]]
+    documents = [yaml.safe_load(block) for block in blocks]
+    rules = [rule for document in documents for group in document.get("groups", []) for rule in group["rules"]]
     (alert,) = [rule for rule in rules if rule["alert"] == name]
     return alert["expr"]
 
