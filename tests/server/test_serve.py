@@ -76,6 +76,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1, port {port}"):
             run(Settings(home=tmp_path, server=Server(port=port)), with_worker=False)
+        assert keys_of(Settings(home=tmp_path)) == []  # the first key is made, and shown, by a server that listens
 
 
 def test_a_place_for_files_that_cannot_be_is_named(tmp_path):

@@ -90,12 +90,24 @@ def test_what_a_key_may_is_kept(in_database):
     in_database(scenario)
 
 
+def test_keys_are_listed_the_oldest_first(in_database, clock):
+    async def scenario(database):
+        for name in ("a", "c", "b"):
+            await keys.create(database, name)
+            clock.now += 1
+        assert [key.name for key in await keys.listed(database)] == ["a", "c", "b"]
+
+    in_database(scenario)
+
+
 def test_a_rotated_key_is_the_same_key_with_another_secret(in_database):
     async def scenario(database):
         key, old = await keys.create(database, "mine")
+        beside, unchanged = await keys.create(database, "beside")
         new = await keys.rotate(database, key.id)
         assert await keys.find(database, new) == key
         assert await keys.find(database, old) is None
+        assert await keys.find(database, unchanged) == beside
         with pytest.raises(NotFound):
             await keys.rotate(database, "nobody")
 
@@ -167,6 +179,19 @@ def test_a_key_of_an_older_release_tells_its_pepper_when_it_is_used(in_database)
     in_database(scenario)
 
 
+def test_the_operators_key_of_an_older_release_tells_its_pepper_at_the_start(in_database):
+    async def scenario(database):
+        await keys.register(database, "HIDREAM_API_KEY", "x", pepper=PEPPERS[1])
+        async with database.write() as connection:
+            await connection.execute(sa.update(KEYS).values(pepper_check=None))
+        await keys.register(database, "HIDREAM_API_KEY", "x", pepper=PEPPERS[1])
+        assert len(await keys.listed(database)) == 1
+        with pytest.raises(ConfigurationError, match="key_pepper"):
+            await keys.check_pepper(database, PEPPERS[2])
+
+    in_database(scenario)
+
+
 def test_of_two_processes_with_different_peppers_one_makes_a_key(url):
     async def main():
         async with Database.open(url) as one, Database.open(url) as other:
@@ -222,8 +247,11 @@ def test_how_secrets_are_hashed_stays_so(in_database):
 def test_all_who_ask_for_a_webhook_secret_get_the_same(in_database):
     async def scenario(database):
         key, _ = await keys.create(database, "mine")
+        other, _ = await keys.create(database, "other")
         given = await asyncio.gather(*(keys.webhook_secret(database, key.id, f"fresh{i}") for i in range(8)))
         assert len(set(given)) == 1
+        assert await keys.webhook_secret(database, key.id, "later") == given[0]
+        assert await keys.webhook_secret(database, other.id, "another") == "another", "each key has its own"
         assert await keys.webhook_secret(database, key.id, "later") == given[0]
 
     in_database(scenario)

@@ -6,7 +6,7 @@ is never logged.
 
 With another pepper no key is known. So each row says by a check value which pepper its key was made with, and nobody
 starts, or makes a key, with a pepper that is not the one of every valid key. A row of an older release does not say it
-before its key is used.
+before its key is used, or registered again.
 """
 
 from __future__ import annotations
@@ -109,8 +109,7 @@ async def register(database: Database, name: str, secret: str, *, pepper: str = 
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset((Scope.ADMIN,)))
     async with database.write(alone=True) as connection:
         await _refuse_another(connection, pepper)
-        known = await connection.execute(sa.select(KEYS.c.id).where(KEYS.c.hash == _hash(secret, pepper)))
-        if known.first() is None:
+        if (await connection.execute(_say_pepper(_hash(secret, pepper), pepper))).rowcount == 0:
             await connection.execute(_insert(key, secret, pepper))
 
 
@@ -129,7 +128,9 @@ async def find(database: Database, secret: str, *, pepper: str = "") -> Key | No
     if row is None:
         return None
     if row.pepper_check is None:
-        await _say_pepper(database, digest, pepper)
+        with contextlib.suppress(StoreUnavailable):  # then it is said at the next use
+            async with database.write(quiet=True) as connection:
+                await connection.execute(_say_pepper(digest, pepper))
     return _key(row[:-1])
 
 
@@ -204,12 +205,9 @@ async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:
     )
 
 
-async def _say_pepper(database: Database, digest: str, pepper: str) -> None:
-    """Write down by which pepper a key of an older release was found; if that fails, at its next use."""
-    found = sa.update(KEYS).where(KEYS.c.hash == digest).values(pepper_check=_hash(_CHECKED, pepper))
-    with contextlib.suppress(StoreUnavailable):
-        async with database.write(quiet=True) as connection:
-            await connection.execute(found)
+def _say_pepper(digest: str, pepper: str) -> sa.Update:
+    """Write down by which pepper a key was found, which the row of an older release does not say."""
+    return sa.update(KEYS).where(KEYS.c.hash == digest).values(pepper_check=_hash(_CHECKED, pepper))
 
 
 def _insert(key: Key, secret: str, pepper: str) -> sa.Insert:
