@@ -155,6 +155,34 @@ def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
     assert "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to" in capsys.readouterr().err
 
 
+def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
+    code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'list']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert "WARNING hidream.cli environment_passed_over names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
+    assert "enableServiceLinks: false" in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["serve", "--prot", "8000"], "hidream serve: unrecognized arguments: --prot 8000; the nearest is --port; "),
+        (
+            ["keys", "create", "--nme=x"],
+            "hidream keys create: unrecognized arguments: --nme=x; the nearest is --name",
+        ),
+        (["api", "zzz"], "hidream api: unrecognized arguments: zzz; `hidream api --help` says more"),
+    ],
+)
+def test_an_unknown_flag_gets_the_nearest_one(capsys, typed, named):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(typed)
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.startswith(named), error.count("\n")) == (2, True, 1), error
+
+
 FLAGS = {
     "generate": ["size", "seed", "out", "negative", "steps", "guidance", "shift", "image", "strength", "mask", "lora"],
     "info": ["memory", "host", "size", "bits"],
@@ -251,6 +279,24 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert found(second, "a secret beside the database") is None
     assert cli.main(["keys", "rotate", "0" * 32]) == 1
     assert "there is no key" in capsys.readouterr().err
+
+
+def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
+    monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "a secret beside the database")
+    assert cli.main(["keys", "create", "--name", "laptop"]) == 0
+    id_ = re.search("id is ([0-9a-f]{32})", capsys.readouterr().out)[1]
+    for pepper in ("another secret beside it", ""):
+        monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", pepper)
+        for typed in (["keys", "create", "--name", "phone"], ["keys", "rotate", id_], ["api", "--port", "0"]):
+            assert cli.main(typed) == 1
+            printed = capsys.readouterr()
+            assert printed.out == ""
+            assert printed.err.startswith("hidream: [store] key_pepper (HIDREAM_STORE_KEY_PEPPER) is not")
+            assert printed.err.count("\n") == 1
+            assert "beside" not in printed.err
+    assert cli.main(["keys", "list"]) == 0
+    assert cli.main(["keys", "revoke", id_]) == 0
+    assert cli.main(["keys", "create", "--name", "phone"]) == 0
 
 
 def test_a_pepper_is_never_shown(capsys, monkeypatch):

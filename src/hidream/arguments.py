@@ -12,10 +12,11 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
+from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
 from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
 
@@ -47,6 +48,15 @@ LIMITS = {
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as the commands do, instead of below a list of all flags."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # noqa: ANN401
+        """Parse as ever, but name the nearest flag of this command where one is not known."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((each.partition("=")[0] for each in unknown if each.startswith("--")), "")
+            near = nearest(flag, {known: known for known in self._option_string_actions})
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import sys
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from hidream.store.database import Database
     from hidream.store.keys import Limits
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 CLI_SMALLEST_PX = 256
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = sources.load(os.environ, arguments.flags(given))
         logs.configure(config.server.log_format)
+        _tell_what_was_passed_over()
         return COMMANDS[given.command](given, config)
     except HiDreamError as error:
         return _fail(error.message)
@@ -63,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _tell_what_was_passed_over() -> None:
+    if names := sources.passed_over(os.environ):
+        why = "Kubernetes or Docker put them there; `enableServiceLinks: false` in the pod's spec keeps them out"
+        logger.warning("environment_passed_over names=%s because=%s", ",".join(names), why)
 
 
 def _fail(message: str) -> int:

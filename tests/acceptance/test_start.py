@@ -63,4 +63,32 @@ def test_a_second_start_shows_no_key_again(start):
 def test_a_model_that_cannot_be_loaded_ends_the_server_and_says_why(start, tmp_path):
     service = start(HIDREAM_MODEL=str(tmp_path / "no-such-model"))
     assert service.process.wait(60) == 1
-    assert "no-such-model" in service.log.read_text()
+    log = service.log.read_text()
+    assert "no-such-model" in log
+    assert log.splitlines()[-1] == "hidream: the worker cannot start; the log above says why"
+
+
+def test_a_first_start_that_failed_hides_no_key(start, tmp_path):
+    service = start(HIDREAM_MODEL=str(tmp_path / "no-such-model"))
+    assert service.process.wait(60) == 1
+    assert "first_key_void" in service.log.read_text()
+    service.stop()
+    void, service.key = service.key, None
+    del service.environ["HIDREAM_MODEL"]
+    service.start()  # it shows a key again
+    assert status_with(service, void) == 401
+    assert status_with(service, service.key) == 200
+    assert service.stop() == 0
+
+
+def test_a_key_that_was_used_outlives_a_start_that_fails(start, tmp_path):
+    service = start(HIDREAM_MODEL=str(tmp_path / "no-such-model"))
+    assert status_with(service, service.key) == 200
+    assert service.process.wait(60) == 1
+    service.stop()
+    del service.environ["HIDREAM_MODEL"]
+    service.start()
+    assert status_with(service, service.key) == 200
+    assert service.stop() == 0
+    assert service.said == ""
+    assert re.search(r"first_key_known id=(\w{32}) if_lost=hidream keys rotate \1", service.log.read_text())

@@ -32,7 +32,7 @@ from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.intake import Asked, Repeat
 from hidream.store.predictions import Room
-from hidream.store.schema import DELIVERIES, PREDICTIONS
+from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
 from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
@@ -172,9 +172,14 @@ class Story:
         database = self.database
         for name in ("one", "two"):
             await keys.register(database, name, f"secret of {name}")
+        await keys.check_pepper(database, "")
+        async with database.write() as connection:  # as a release left it that had no such column
+            await connection.execute(sa.update(KEYS).values(pepper_check=None))
         self.keys = [await keys.find(database, f"secret of {name}") for name in ("one", "two")]
         third = await self.memory.once("third key", self.third_key)
         await keys.rotate(database, third)
+        spare, _ = await keys.create(database, "spare")
+        assert await keys.take_back(database, spare.id)
         await keys.revoke(database, third)
         assert any(key.id == third and key.revoked_ms for key in await keys.listed(database))
         await self.submit("old", refusal=PromptRefused("no"))

@@ -97,6 +97,27 @@ def test_compose_runs_commands_with_settings_that_there_are(name, files):
     assert arguments.parse(services[0]["command"]).command == name
 
 
+def test_the_manifest_of_the_docs_runs_what_there_is_without_service_links():
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "OPERATIONS.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (deployment,) = [each for each in map(yaml.safe_load, blocks) if each.get("kind") == "Deployment"]
+    template = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
+    assert template["spec"]["enableServiceLinks"] is False
+    (container,) = template["spec"]["containers"]
+    assert arguments.parse(container["args"]).command == "api"
+    loaded = sources.load({"HIDREAM_HOME": "/nowhere"} | {each["name"]: each["value"] for each in container["env"]})
+    (port,) = container["ports"]
+    assert (loaded.server.host, loaded.server.port) == ("0.0.0.0", port["containerPort"])
+    routes = {path for _, path, _ in health.ROUTES}
+    for probe in ("livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert (asked["path"] in routes, asked["port"]) == (True, port["name"])
+    named = re.findall(r"HIDREAM_\w+", next(block for block in blocks if "kind: Deployment" in block))
+    assert set(named) <= known_variables()
+
+
 def test_compose_waits_for_what_is_there():
     whole = composed("compose.yaml")
     services = whole["services"]

@@ -1,14 +1,20 @@
 """Health, readiness, and figures that any number of tasks make no longer."""
 
+import operator
 import re
+from pathlib import Path
 
 import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from hidream.errors import StoreUnavailable
 from hidream.store import predictions, workers
 from hidream.store.predictions import Step
 from hidream.store.workers import Worker
+from hidream.types import MODELS
 
+DEV, FULL, FAST = (f"wavespeed-ai/hidream-i1-{variant}" for variant in ("dev", "full", "fast"))
 WORKER = Worker("host:1", ["wavespeed-ai/hidream-i1-dev"], "v1")
 
 
@@ -28,11 +34,55 @@ def test_ready_means_that_somebody_draws(with_api):
         answer = await api.client.get("/readyz")
         assert answer.status_code == 200
         assert answer.json()["data"] == {
-            "status": "ready", "workers": 1, "models": list(WORKER.models), "versions": ["v1"]
-        }  # fmt: skip
+            "status": "degraded",
+            "workers": 1,
+            "models": list(WORKER.models),
+            "versions": ["v1"],
+            "by_model": {
+                DEV: {"ready": True, "workers": 1},
+                FULL: {"ready": False, "workers": 0},
+                FAST: {"ready": False, "workers": 0},
+            },
+        }
+        await workers.register(api.database, Worker("host:2", list(MODELS), "v2"))
+        data = (await api.client.get("/readyz")).json()["data"]
+        assert (data["status"], data["workers"], data["versions"]) == ("ready", 2, ["v1", "v2"])
+        assert [each["workers"] for each in data["by_model"].values()] == [2, 1, 1]
         api.database.changes.stop()
         answer = await api.client.get("/readyz")
         assert (answer.status_code, answer.json()["message"]) == (503, "this process is stopping")
+
+    with_api(scenario)
+
+
+def test_a_model_without_workers_is_not_ready_though_others_are(with_api):
+    async def scenario(api):
+        assert (await api.client.get("/readyz?model=hidream-i1-dev")).status_code == 503
+        await workers.register(api.database, WORKER)
+        for name, status in ((DEV, 200), ("hidream-i1-dev", 200), (FULL, 503), ("hidream-i1-fast", 503)):
+            answer = await api.client.get("/readyz", params={"model": name})
+            assert answer.status_code == status, name
+            if status == 503:
+                assert answer.json()["message"] == (
+                    f"no worker that serves wavespeed-ai/{name.removeprefix('wavespeed-ai/')} was seen in the last "
+                    f"15 seconds; those that were serve {DEV}"
+                )
+        answer = await api.client.get("/readyz", params={"model": [DEV, FULL]})
+        assert (answer.status_code, f"that serves {FULL} was" in answer.json()["message"]) == (503, True)
+        for name in ("flux", ""):
+            answer = await api.client.get("/readyz", params={"model": name})
+            assert (answer.status_code, f"there is no model {name!r}" in answer.json()["message"]) == (404, True)
+
+    with_api(scenario)
+
+
+def test_workers_for_what_is_not_offered_make_nothing_ready(with_api):
+    async def scenario(api):
+        del api.service.models[DEV]
+        await workers.register(api.database, WORKER)
+        answer = await api.client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["message"].startswith(f"no worker that serves {FULL} or {FAST} was seen")
 
     with_api(scenario)
 
@@ -73,6 +123,71 @@ def test_figures_of_tasks(with_api):
             assert found[f'hidream_task_waiting_seconds_count{{{dev},size="512"}}'] == 2
             assert found[f"hidream_workers{{{dev}}}"] == 1
             assert found["hidream_webhooks_owed"] == 0
+
+    with_api(scenario)
+
+
+async def series_of(api):
+    """What Prometheus scrapes: the values of each series by their labels."""
+    text = (await api.client.get("/metrics")).text
+    series = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            series.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return series
+
+
+def alarmed(expression, series):
+    """The label sets for which an alert of the form `max by (L) (NAME) OP NUMBER and ...` fires."""
+    found = []
+    for condition in expression.split(" and "):
+        parts = re.fullmatch(r"max by \((.+)\) \((\w+)(?:\{(\w+)=\"(\w+)\"\})?\) (==|>|>=) ([\d.]+)", condition.strip())
+        by, name, label, wanted, comparison, number = parts.groups()
+        largest = {}
+        for labels, value in series[name]:
+            if label is None or labels[label] == wanted:
+                group = tuple((each.strip(), labels[each.strip()]) for each in by.split(","))
+                largest[group] = max(value, largest.get(group, value))
+        holds = {"==": operator.eq, ">": operator.gt, ">=": operator.ge}[comparison]
+        found.append({group for group, value in largest.items() if holds(value, float(number))})
+    return set.intersection(*found)
+
+
+def alert_of_operations(name):
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```$",
+        (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    documents = [yaml.safe_load(block) for block in blocks]
+    rules = [rule for document in documents for group in document.get("groups", []) for rule in group["rules"]]
+    (alert,) = [rule for rule in rules if rule["alert"] == name]
+    return alert["expr"]
+
+
+def test_the_alert_of_the_docs_sees_a_model_that_waits_in_vain(with_api):
+    expression = alert_of_operations("HidreamModelWithoutWorker")
+
+    async def scenario(api):
+        await workers.register(api.database, WORKER)
+        assert alarmed(expression, await series_of(api)) == set(), "nobody asks for the two without workers"
+        await api.submit(model=FULL, prompt="a house")
+        await api.submit(model=DEV, prompt="a house")
+        now = api.database.now_ms()
+        api.database.now_ms = lambda: now + 10_000  # lease and alert are both longer
+        series = await series_of(api)
+        (oldest,) = [value for labels, value in series["hidream_queue_oldest_seconds"] if labels["model"] == FULL]
+        assert 10 <= oldest < 60
+        assert alarmed(expression, series) == set()
+        api.database.now_ms = lambda: now + 70_000
+        await workers.beat(api.database, WORKER.id)
+        assert alarmed(expression, await series_of(api)) == {(("model", FULL),)}
+        await workers.register(api.database, Worker("host:2", [FULL], "v"))
+        assert alarmed(expression, await series_of(api)) == set()
+        while await api.claim():
+            pass
+        oldest = {value for _, value in (await series_of(api))["hidream_queue_oldest_seconds"]}
+        assert oldest == {0.0}, "what is drawn does not wait"
 
     with_api(scenario)
 

@@ -8,9 +8,11 @@ from datetime import datetime
 
 import pytest
 
+from hidream.errors import StoreUnavailable
 from hidream.server.waiting import FRESH_S
-from hidream.store import history, keys, predictions
+from hidream.store import history, keys, predictions, workers
 from hidream.store.keys import Scope
+from hidream.store.workers import Worker
 from hidream.types import LoraUse, Size
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -41,11 +43,10 @@ def test_a_submission_is_answered_field_for_field(with_api, api_name):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", data["created_at"])
         assert datetime.fromisoformat(data["created_at"]).utcoffset() is not None
         url = f"http://test/api/{api_name}/predictions/{data['id']}/result"
-        assert {name: data[name] for name in data if name not in ("id", "created_at")} == CREATED | {
+        assert {name: data[name] for name in data if name not in ("id", "created_at", "queue")} == CREATED | {
             "urls": {"get": url}
         }
         result = (await api.get(url)).json()
-        assert result["data"].pop("queue") == {"position": 1, "estimated_seconds": None}
         assert result == body
 
     with_api(scenario)
@@ -58,7 +59,6 @@ def test_ids_are_shared_by_the_versions_and_both_paths(with_api):
             for path in ("", "/result"):
                 data = (await api.get(f"/api/{version}/predictions/{submitted['id']}{path}")).json()["data"]
                 assert data["urls"]["get"] == f"http://test/api/{version}/predictions/{submitted['id']}/result"
-                del data["queue"]
                 assert data | {"urls": None} == submitted | {"urls": None}
 
     with_api(scenario)
@@ -288,6 +288,66 @@ def test_the_place_in_the_queue_is_told_while_a_task_waits(with_api):
         assert "queue" not in first
         assert (second["status"], "queue" in second) == ("processing", False)
         assert third["queue"]["position"] == 1
+
+    with_api(scenario)
+
+
+def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
+    async def scenario(api):
+        now = 0.0
+        api.service.serving._clock = lambda: now
+        api.service.waiting._clock = lambda: now
+        await workers.register(api.database, Worker("host:1", [MODEL], "v1"))
+        nobody = f"no worker that serves {FULL} was seen in the last 15 seconds; the task waits until one comes"
+        lonely = {"position": 1, "estimated_seconds": None, "workers": 0, "reason": nobody}
+        for version in ("v2", "v3"):
+            data = (await api.submit(version, model=FULL, prompt="a house")).json()["data"]
+            assert (data["status"], data["queue"]) == ("created", lonely)
+            assert (await api.get(data["urls"]["get"])).json()["data"]["queue"] == lonely
+            assert (await api.delete(f"/api/v3/predictions/{data['id']}")).status_code == 200
+        synchronous = (await api.submit(model=FULL, prompt="a house", enable_sync_mode=True)).json()["data"]
+        assert (synchronous["code"], synchronous["queue"]) == (5004, lonely)
+        served = (await api.submit(prompt="a house")).json()["data"]["queue"]
+        assert (served["workers"], served["estimated_seconds"]) == (1, None)
+        assert served["reason"] == f"no image of {MODEL} was finished in the last 10 minutes"
+
+        await workers.register(api.database, Worker("host:2", [FULL, MODEL], "v1"))
+        now += FRESH_S
+        url = synchronous["urls"]["get"]
+        assert (await api.get(url)).json()["data"]["queue"]["workers"] == 1
+        assert "queue" not in (await api.draw() and (await api.get(url)).json()["data"])
+
+    with_api(scenario, sync_timeout_s=0)
+
+
+def test_an_estimate_has_no_reason_and_is_none_once_nobody_serves_the_model(with_api):
+    async def scenario(api):
+        now = 0.0
+        api.service.serving._clock = lambda: now
+        await workers.register(api.database, Worker("host:1", [MODEL], "v1"))
+        await api.submit(prompt="a house")
+        waiting = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
+        await asyncio.sleep(0.01)
+        await api.draw()
+        queue = (await api.get(waiting)).json()["data"]["queue"]
+        assert (queue["workers"], queue["reason"]) == (1, None)
+        assert queue["estimated_seconds"] >= 0
+        await workers.leave(api.database, "host:1")
+        now += FRESH_S
+        queue = (await api.get(waiting)).json()["data"]["queue"]
+        assert (queue["workers"], queue["estimated_seconds"]) == (0, None)
+
+    with_api(scenario)
+
+
+def test_a_database_that_goes_away_behind_the_commit_makes_no_error_of_a_submission(with_api, monkeypatch):
+    async def scenario(api):
+        async def away(*_):
+            raise StoreUnavailable("the database does not answer: gone")
+
+        monkeypatch.setattr(workers, "ready", away)
+        answer = await api.submit(prompt="a house")
+        assert (answer.status_code, "queue" in answer.json()["data"]) == (200, False)
 
     with_api(scenario)
 

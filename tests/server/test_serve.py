@@ -1,5 +1,7 @@
 """The server process: where it listens, and how it starts and leaves beside others on one database."""
 
+import asyncio
+import errno
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from http.client import HTTPConnection
 
 import httpx
@@ -16,7 +19,9 @@ import pytest
 
 from hidream.errors import ConfigurationError
 from hidream.server.serve import listen, run
-from hidream.settings.tables import Outputs, Server, Settings
+from hidream.settings.tables import Outputs, Server, Settings, Store
+from hidream.store import keys
+from hidream.store.database import Database
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "a key of the operator's"
@@ -71,12 +76,52 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1, port {port}"):
             run(Settings(home=tmp_path, server=Server(port=port)), with_worker=False)
+        assert keys_of(Settings(home=tmp_path)) == []  # the first key is made, and shown, by a server that listens
 
 
 def test_a_place_for_files_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="file/outputs cannot be written to"):
         run(Settings(home=tmp_path, outputs=Outputs(url=str(tmp_path / "file"))), with_worker=False)
+
+
+def test_what_fails_before_the_key_was_shown_leaves_none(tmp_path, monkeypatch):
+    class Full:
+        """Standard output on a disk that is full."""
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    settings = Settings(home=tmp_path, server=Server(port=0))
+    with pytest.raises(OSError, match="No space left"):
+        run(settings, with_worker=False)
+    assert keys_of(settings) == []
+
+
+def test_another_pepper_than_the_keys_is_refused_at_the_start(tmp_path):
+    def settings(pepper):
+        return Settings(home=tmp_path, api_key=KEY, server=Server(port=0), store=Store(key_pepper=pepper))
+
+    with api(tmp_path, HIDREAM_STORE_KEY_PEPPER="one pepper of the operator's") as one:
+        assert one.submit()
+        for pepper in ("another of the operator's", ""):  # beside it, and later
+            with pytest.raises(ConfigurationError, match="key_pepper") as raised:
+                run(settings(pepper), with_worker=False)
+            assert "operator" not in raised.value.message
+        assert one.stop()[0] == 0
+    without = replace(settings("another of the operator's"), api_key="")
+    with pytest.raises(ConfigurationError, match="key_pepper"):
+        run(without, with_worker=False)
+    assert [key.name for key in keys_of(without)] == ["HIDREAM_API_KEY"]
+
+
+def keys_of(settings):
+    async def listed():
+        async with Database.open(settings.database_url) as database:
+            return await keys.listed(database)
+
+    return asyncio.run(listed())
 
 
 def test_one_leaves_and_another_has_all_that_was_acknowledged(tmp_path):

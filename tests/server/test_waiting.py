@@ -1,7 +1,8 @@
 """The place in the queue: as the store says, but looked for once a second at most."""
 
-from hidream.server.waiting import FRESH_S, Waiting
-from hidream.store import history
+from hidream.server.waiting import FRESH_S, Serving, Waiting
+from hidream.store import history, workers
+from hidream.store.workers import Worker
 
 
 class Clock:
@@ -51,5 +52,28 @@ def test_the_estimate_is_the_stores(with_api):
         await api.claim()
         _, tasks = await history.listed(api.database, done.key_id, history.Query(status="created"))
         assert await Waiting(api.database).place(tasks[0]) == await history.place(api.database, tasks[0])
+
+    with_api(scenario)
+
+
+def test_who_serves_a_model_is_looked_at_once_for_all(with_api, monkeypatch):
+    async def scenario(api):
+        clock, looked, ready = Clock(), [], workers.ready
+
+        async def counted(*given):
+            looked.append(given)
+            return await ready(*given)
+
+        monkeypatch.setattr(workers, "ready", counted)
+        serving = Serving(api.database, 15, clock)
+        for number in (1, 2):
+            await workers.register(api.database, Worker(f"host:{number}", ["m", "m", f"n{number}"], "v"))
+        assert [await serving.workers(model) for model in ("m", "n1", "n2", "n3")] == [2, 1, 1, 0]
+        assert len(looked) == 1
+        await workers.leave(api.database, "host:1")
+        assert await serving.workers("m") == 2
+        clock.now += FRESH_S
+        assert [await serving.workers(model) for model in ("m", "n1")] == [1, 0]
+        assert len(looked) == 2
 
     with_api(scenario)

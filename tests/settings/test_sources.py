@@ -37,7 +37,13 @@ def test_model_is_short_for_models_dev(tmp_path):
     [
         ({"HIDREAM_SERVER_PORT": "many"}, "HIDREAM_SERVER_PORT is 'many'; accepted: a whole number, 0 to 65,535"),
         ({"HIDREAM_SERVER_PORT": "-1"}, "HIDREAM_SERVER_PORT is '-1'; accepted: a whole number"),
-        ({"HIDREAM_SERVR_PORT": "1"}, "unknown environment variable HIDREAM_SERVR_PORT"),
+        ({"HIDREAM_SERVR_PORT": "1"}, "variable HIDREAM_SERVR_PORT; the nearest is HIDREAM_SERVER_PORT; accepted"),
+        ({"HIDREAM_PORT": "1"}, "variable HIDREAM_PORT; the nearest is HIDREAM_SERVER_PORT; accepted"),
+        ({"HIDREAM_PEPPER": "1"}, "variable HIDREAM_PEPPER; the nearest is HIDREAM_STORE_KEY_PEPPER; accepted"),
+        ({"HIDREAM_MODEL_DEV": "1"}, "variable HIDREAM_MODEL_DEV; the nearest is HIDREAM_MODELS_DEV; accepted"),
+        ({"HIDREAM_APIKEY": "1"}, "variable HIDREAM_APIKEY; the nearest is HIDREAM_API_KEY; accepted"),
+        ({"HIDREAM_FOO": "1"}, "variable HIDREAM_FOO; accepted: HIDREAM_TABLE_KEY"),
+        ({"HIDREAM_SERVER_PORT": "http://10.0.0.1:8000"}, "HIDREAM_SERVER_PORT is 'http://10.0.0.1:8000'; accepted"),
         ({"HIDREAM_WORKER_LEASE_S": "soon"}, "HIDREAM_WORKER_LEASE_S is 'soon'; accepted: a number, 1 to 86,400"),
         ({"HIDREAM_WORKER_LEASE_S": "nan"}, "HIDREAM_WORKER_LEASE_S is 'nan'; accepted: a number"),
         ({"HIDREAM_COMPUTE_MEMORY_GB": "0.1"}, "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to"),
@@ -67,9 +73,12 @@ def test_bad_environment_is_named(tmp_path, environ, named):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("[sever]\n", "unknown table .sever."),
-        ("port = 1\n", "unknown table .port."),
-        ("[server]\nprt = 1\n", "prt: unknown key; accepted in .server.: host, port"),
+        ("[sever]\n", r"unknown table \[sever\]; the nearest is \[server\]; accepted: models, compute"),
+        ("[zzz]\n", r"unknown table \[zzz\]; accepted: models, compute"),
+        ("port = 1\n", r"unknown table \[port\]; the nearest is \[server\] port; accepted: models"),
+        ("[server]\nprt = 1\n", r"prt: unknown key; the nearest is port; accepted in \[server\]: host, port"),
+        ("[worker]\nport = 1\n", r"port: unknown key; the nearest is \[server\] port; accepted in \[worker\]: lease_s"),
+        ("[server]\nzzz = 1\n", r"zzz: unknown key; accepted in \[server\]: host, port"),
         ("[server]\nport = true\n", "port is True; accepted: a whole number"),
         ("[server]\nport = 1.5\n", "port is 1.5"),
         ("[server]\nhost = ''\n", "host is ''; accepted: an address, or a host's name"),
@@ -95,6 +104,12 @@ def test_bad_flag_is_named():
         sources.load(NOWHERE, {"compute": {"memory_gb": "-1"}})
     with pytest.raises(ConfigurationError, match="--model is ''; accepted: a path"):
         sources.load(NOWHERE, {"models": {"full": ""}})
+
+
+def test_an_unknown_variable_is_told_in_one_line_that_a_person_can_read():
+    with pytest.raises(ConfigurationError) as raised:
+        sources.load({**NOWHERE, "HIDREAM_SERVR_PORT": "1"})
+    assert len(raised.value.message) < 300
 
 
 @pytest.mark.parametrize("key", [" s3cr3t", "s3cr3t\n", "s3cr3t\x00"])

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from asking import claim_one, new_key, quiet, submit
 
 from hidream.errors import PromptRefused
-from hidream.store import keys, predictions
+from hidream.store import predictions, workers
 from hidream.store.endings import Endings
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Status
@@ -90,10 +90,10 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
         while len(statements) < 51:
             await asyncio.sleep(0.001)
         await quiet(statements)
-        await keys.create(database, "a change")
+        await workers.beat(database, "nobody")  # a change
         while not any("status IN" in statement for statement in statements):
             await asyncio.sleep(0.001)
-        assert len(statements) <= 4, "begin or announce, insert, and the watcher's question"
+        assert len(statements) <= 4, "begin or announce, update, and the watcher's question"
         await draw(database)
         await asyncio.gather(*waiting)
 

@@ -13,20 +13,22 @@ from hidream.types import Size, Status
 SMALL, LARGE = replace(SUBMISSION, size=Size(512, 512)), replace(SUBMISSION, size=Size(1024, 1024), num_images=2)
 
 
-def test_what_waits_and_what_is_drawn_is_counted(in_database):
+def test_what_waits_and_what_is_drawn_is_counted(in_database, clock):
     async def scenario(database):
         key = await new_key(database)
-        for submission in (SMALL, SMALL, SUBMISSION, LARGE):
+        begun = database.now_ms()
+        for submission in (SMALL, SMALL, SMALL, SUBMISSION, LARGE):
             await submit(database, key, submission)
+            clock.now += 1
         await submit(database, key, LARGE, model=OTHER)
         await claim_one(database)
         assert sorted(await figures.unfinished(database), key=str) == sorted(
             [
-                Unfinished(MODEL, Status.PROCESSING, SizeClass.SMALL, 1),
-                Unfinished(MODEL, Status.CREATED, SizeClass.SMALL, 1),
-                Unfinished(MODEL, Status.CREATED, SizeClass.MEDIUM, 1),
-                Unfinished(MODEL, Status.CREATED, SizeClass.LARGE, 1),
-                Unfinished(OTHER, Status.CREATED, SizeClass.LARGE, 1),
+                Unfinished(MODEL, Status.PROCESSING, SizeClass.SMALL, 1, begun),
+                Unfinished(MODEL, Status.CREATED, SizeClass.SMALL, 2, begun + 1000),
+                Unfinished(MODEL, Status.CREATED, SizeClass.MEDIUM, 1, begun + 3000),
+                Unfinished(MODEL, Status.CREATED, SizeClass.LARGE, 1, begun + 4000),
+                Unfinished(OTHER, Status.CREATED, SizeClass.LARGE, 1, begun + 5000),
             ],
             key=str,
         )

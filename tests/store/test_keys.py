@@ -5,9 +5,11 @@ import re
 
 import pytest
 import sqlalchemy as sa
+from asking import submit
 
-from hidream.errors import NotFound
+from hidream.errors import ConfigurationError, NotFound
 from hidream.store import keys
+from hidream.store.database import Database
 from hidream.store.keys import Limits, Scope
 from hidream.store.schema import KEYS
 
@@ -88,12 +90,24 @@ def test_what_a_key_may_is_kept(in_database):
     in_database(scenario)
 
 
+def test_keys_are_listed_the_oldest_first(in_database, clock):
+    async def scenario(database):
+        for name in ("a", "c", "b"):
+            await keys.create(database, name)
+            clock.now += 1
+        assert [key.name for key in await keys.listed(database)] == ["a", "c", "b"]
+
+    in_database(scenario)
+
+
 def test_a_rotated_key_is_the_same_key_with_another_secret(in_database):
     async def scenario(database):
         key, old = await keys.create(database, "mine")
+        beside, unchanged = await keys.create(database, "beside")
         new = await keys.rotate(database, key.id)
         assert await keys.find(database, new) == key
         assert await keys.find(database, old) is None
+        assert await keys.find(database, unchanged) == beside
         with pytest.raises(NotFound):
             await keys.rotate(database, "nobody")
 
@@ -110,11 +124,134 @@ def test_a_secret_opens_only_with_the_pepper_it_was_made_with(in_database):
     in_database(scenario)
 
 
+PEPPERS = ["", "a pepper of the operator's", "another pepper, as long"]
+
+
+@pytest.mark.parametrize(("mine", "other"), [PEPPERS[:2], PEPPERS[1::-1], PEPPERS[1:]])
+def test_another_pepper_is_refused_until_the_keys_of_the_first_are_revoked(in_database, mine, other):
+    async def scenario(database):
+        await keys.check_pepper(database, other)
+        key, _ = await keys.create(database, "mine", pepper=mine)
+        await keys.register(database, "chosen", "chosen by the operator", pepper=mine)
+        await keys.check_pepper(database, mine)
+        before = await keys.listed(database)
+        for refused in (
+            keys.check_pepper(database, other),
+            keys.create(database, "new", pepper=other),
+            keys.register(database, "chosen", "chosen by the operator", pepper=other),
+            keys.rotate(database, key.id, pepper=other),
+        ):
+            with pytest.raises(ConfigurationError) as raised:
+                await refused
+            assert raised.value.message.startswith("[store] key_pepper (HIDREAM_STORE_KEY_PEPPER) is ")
+            assert "none of them (2) would be known" in raised.value.message
+            assert "`hidream keys revoke ID`" in raised.value.message
+            assert not any(pepper in raised.value.message for pepper in PEPPERS if pepper)
+            assert ("accepted: that pepper" in raised.value.message) is (mine != "")
+        assert await keys.listed(database) == before
+        for each in before:
+            await keys.revoke(database, each.id)
+        await keys.check_pepper(database, other)
+        _, secret = await keys.create(database, "new", pepper=other)
+        assert await keys.find(database, secret, pepper=other)
+        with pytest.raises(ConfigurationError):
+            await keys.check_pepper(database, mine)
+
+    in_database(scenario)
+
+
+def test_a_key_of_an_older_release_tells_its_pepper_when_it_is_used(in_database):
+    async def scenario(database):
+        _, secret = await keys.create(database, "old", pepper=PEPPERS[1])
+        async with database.write() as connection:
+            await connection.execute(sa.update(KEYS).values(pepper_check=None))
+        for pepper in PEPPERS:  # nobody can know
+            await keys.check_pepper(database, pepper)
+        for pepper in ("", PEPPERS[2]):
+            assert await keys.find(database, secret, pepper=pepper) is None
+            await keys.check_pepper(database, pepper)
+        assert await keys.find(database, secret, pepper=PEPPERS[1])
+        await keys.check_pepper(database, PEPPERS[1])
+        for pepper in ("", PEPPERS[2]):
+            with pytest.raises(ConfigurationError, match="key_pepper"):
+                await keys.check_pepper(database, pepper)
+
+    in_database(scenario)
+
+
+def test_the_operators_key_of_an_older_release_tells_its_pepper_at_the_start(in_database):
+    async def scenario(database):
+        await keys.register(database, "HIDREAM_API_KEY", "x", pepper=PEPPERS[1])
+        async with database.write() as connection:
+            await connection.execute(sa.update(KEYS).values(pepper_check=None))
+        await keys.register(database, "HIDREAM_API_KEY", "x", pepper=PEPPERS[1])
+        assert len(await keys.listed(database)) == 1
+        with pytest.raises(ConfigurationError, match="key_pepper"):
+            await keys.check_pepper(database, PEPPERS[2])
+
+    in_database(scenario)
+
+
+def test_of_two_processes_with_different_peppers_one_makes_a_key(url):
+    async def main():
+        async with Database.open(url) as one, Database.open(url) as other:
+            return await asyncio.gather(
+                *(keys.create(database, "first", pepper=p) for database, p in ((one, PEPPERS[1]), (other, PEPPERS[2]))),
+                *(keys.register(database, "mine", "x", pepper=p) for database, p in ((other, ""), (one, PEPPERS[2]))),
+                return_exceptions=True,
+            )
+
+    ended = asyncio.run(main())
+    assert 1 <= sum(isinstance(each, ConfigurationError) for each in ended) <= 3
+    assert all(isinstance(each, ConfigurationError | tuple | None) for each in ended)
+    assert not (isinstance(ended[0], tuple) and isinstance(ended[1], tuple))
+
+    async def look():
+        async with Database.open(url) as database, database.read() as connection:
+            return (await connection.execute(sa.select(KEYS.c.pepper_check))).scalars().all()
+
+    assert len(set(asyncio.run(look()))) == 1
+
+
+def test_a_key_is_taken_back_unless_it_was_used(in_database):
+    async def scenario(database):
+        used, secret = await keys.create(database, "used")
+        await submit(database, used)
+        unused, forgotten = await keys.create(database, "unused")
+        assert not await keys.take_back(database, used.id)
+        assert await keys.take_back(database, unused.id)
+        assert not await keys.take_back(database, unused.id)
+        assert await keys.listed(database) == [used]
+        assert await keys.find(database, secret) == used
+        assert await keys.find(database, forgotten) is None
+
+    in_database(scenario)
+
+
+def test_how_secrets_are_hashed_stays_so(in_database):
+    """Another way would make every key worthless that there is."""
+    plain = "0f13ed10fdf0e20958e9c45e399c64c25b4954985ba4403b00fa5eaa3d4bcbb3"
+    peppered = "66d3e9b2efaedc48356f1a8cbaca240a0bc8b0c5d42fc5823f556a29d1a58a13"
+
+    async def scenario(database):
+        for pepper, digest in (("", plain), (PEPPERS[1], peppered)):
+            async with database.write() as connection:
+                await connection.execute(sa.delete(KEYS))
+                row = {"id": "k", "name": "mine", "hash": digest, "created_ms": 0}
+                await connection.execute(sa.insert(KEYS).values(row))
+            assert await keys.find(database, "hd_secret", pepper=pepper)
+
+    in_database(scenario)
+
+
 def test_all_who_ask_for_a_webhook_secret_get_the_same(in_database):
     async def scenario(database):
         key, _ = await keys.create(database, "mine")
+        other, _ = await keys.create(database, "other")
         given = await asyncio.gather(*(keys.webhook_secret(database, key.id, f"fresh{i}") for i in range(8)))
         assert len(set(given)) == 1
+        assert await keys.webhook_secret(database, key.id, "later") == given[0]
+        assert await keys.webhook_secret(database, other.id, "another") == "another", "each key has its own"
         assert await keys.webhook_secret(database, key.id, "later") == given[0]
 
     in_database(scenario)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from hidream.errors import InvalidInput
 from hidream.outputs.place import Place
 from hidream.server.parameters import Api
+from hidream.store.history import RECENT_MS
 from hidream.store.history import Place as QueuePlace
 from hidream.store.prediction import Prediction
 from hidream.store.submission import Submission
@@ -88,9 +89,24 @@ def input_data(submission: Submission, base_url: str) -> dict[str, Any]:
     return given | {name: upload_url(base_url, given[name]) for name in ("image", "mask") if name in given}
 
 
-def queue_data(place: QueuePlace) -> dict[str, Any]:
-    """Say where a waiting task stands: 1 is next; the estimate is null while nothing was drawn lately."""
-    return {"position": place.before + 1, "estimated_seconds": place.seconds}
+def queue_data(place: QueuePlace, model: str, workers: int, seen_s: float) -> dict[str, Any]:
+    """Say where a waiting task stands, 1 is next; without an estimate of when it may be done, `reason` says why."""
+    reason = None
+    if not workers:
+        reason = f"{no_worker([model], seen_s)}; the task waits until one comes"
+    elif place.seconds is None:
+        reason = f"no image of {model} was finished in the last {RECENT_MS // 60_000} minutes"
+    return {
+        "position": place.before + 1,
+        "estimated_seconds": None if reason else place.seconds,
+        "workers": workers,
+        "reason": reason,
+    }
+
+
+def no_worker(models: Iterable[str], seen_s: float) -> str:
+    """Say that nobody serves these models."""
+    return f"no worker that serves {' or '.join(models)} was seen in the last {seen_s:g} seconds"
 
 
 def sync_timeout(timeout_s: float) -> dict[str, Any]:

@@ -10,13 +10,14 @@ No label comes from what a client wrote: methods, routes, models, states, codes 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from hidream import __version__
 from hidream.store import figures, workers
 from hidream.store.database import Database
-from hidream.store.figures import End, Ends, SizeClass
+from hidream.store.figures import End, Ends, SizeClass, Unfinished
 from hidream.types import MODELS, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,6 +59,9 @@ class Metrics:
         )
         self._swept = Counter("hidream_swept", "What retention has removed", ("what",), registry=registry)
         self._queue = Gauge("hidream_queue_tasks", "Unfinished tasks", ("model", "size", "status"), registry=registry)
+        self._oldest = Gauge(
+            "hidream_queue_oldest_seconds", "Age of the oldest task that waits", ("model",), registry=registry
+        )
         self._owed = Gauge("hidream_webhooks_owed", "Webhooks that are to be delivered", registry=registry)
         self._workers = Gauge("hidream_workers", "Workers with a loaded model", ("model",), registry=registry)
         self._tasks = Counter("hidream_tasks", "Tasks that have ended", task, registry=registry)
@@ -114,10 +118,17 @@ class Metrics:
         for each in unfinished:
             if each.model in MODELS:
                 self._queue.labels(each.model, each.size, each.status).set(each.count)
-        ready = await workers.ready(self._database, self._worker_seen_s)
+        serving = workers.serving(await workers.ready(self._database, self._worker_seen_s))
         for model in MODELS:
-            self._workers.labels(model).set(sum(model in worker.models for worker in ready))
+            self._workers.labels(model).set(serving[model])
+            self._oldest.labels(model).set(self._age_s(model, unfinished))
         self._owed.set(await figures.webhooks_owed(self._database))
+
+    def _age_s(self, model: str, unfinished: Sequence[Unfinished]) -> float:
+        """Tell since when the oldest task of a model waits; 0 if none does. Another machine's clock may be ahead."""
+        now = self._database.now_ms()
+        waiting = [each for each in unfinished if each.model == model and each.status is Status.CREATED]
+        return max([0, *(now - each.oldest_ms for each in waiting)]) / 1000
 
     def _count(self, end: End) -> None:
         model = end.model if end.model in MODELS else "other"  # of a release that had more

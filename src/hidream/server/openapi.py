@@ -179,11 +179,12 @@ def _open() -> Json:
     metrics = _operation("Read figures for Prometheus.", None)
     metrics["responses"]["200"] = _content("The figures.", "text/plain", _TEXT)
     state = _envelope({"type": "object", "required": ["status"]})
+    model = [_parameter("model", "query", _TEXT)]
     routes: Json = {
         "/outputs/{name}": {"get": file, "head": head},
         "/uploads/{name}": {"get": file, "head": head, "put": put},
         "/healthz": {"get": _operation("Ask whether the process answers.", state)},
-        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state)},
+        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state, model)},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _operation("Read this document.", {"type": "object"})},
     }
@@ -286,7 +287,12 @@ def _page() -> Json:
 
 def _prediction() -> Json:
     texts = {"type": "array", "items": _TEXT}
-    queue = _object(position={"type": "integer", "minimum": 1}, estimated_seconds={"type": ["number", "null"]})
+    queue = _object(
+        position={"type": "integer", "minimum": 1},
+        estimated_seconds={"type": ["number", "null"]},
+        workers={"type": "integer", "minimum": 0},
+        reason=_MAYBE_TEXT,
+    )
     return _object(
         id={"type": "string", "pattern": "^[0-9a-f]{32}$"},
         model=_TEXT,

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
 
-from hidream.errors import ConfigurationError, StorageUnavailable
+from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
 from hidream.server import background, tracing
 from hidream.server.app import create_app
 from hidream.server.service import Service, assemble
@@ -24,13 +28,21 @@ from hidream.server.supervisor import keep_worker
 from hidream.settings.tables import Server, Settings
 from hidream.store import keys
 from hidream.store.database import Database
+from hidream.store.keys import Key
 
+FIRST = "first"
+"""Name of the key that a server makes when there is none."""
 GRACE_S = 10
 """How long open requests, and then webhooks that are on their way, are given to end once the server is told to stop."""
 
+logger = logging.getLogger(__name__)
+
 
 def run(settings: Settings, *, with_worker: bool) -> int:
-    """Serve until told to stop by SIGTERM or SIGINT; the exit status is 0, or 1 if no worker can be had."""
+    """Serve until told to stop by SIGTERM or SIGINT; the exit status is 0, or 1 if no worker can be had any more.
+
+    Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
+    """
     return asyncio.run(_run(settings, with_worker))
 
 
@@ -38,27 +50,36 @@ async def _run(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
-        listener = listen(settings.server)
-        server = _uvicorn(service)
+        with listen(settings.server) as listener:
+            server = _uvicorn(service)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, _stop, server, database)
+            async with _first_key(settings, database) as secret:
+                _say(f"hidream is listening on {_url(settings.server.host, listener)}")
+                if secret:
+                    _say(f"API key (shown once): {secret}")
+                workers = await _serve(service, server, listener, with_worker)
+                if workers == 1:
+                    raise ConfigurationError("the worker cannot start; the log above says why")
+    return int(workers > 0)
 
-        def stop(*_: object) -> None:
-            server.should_exit = True
-            database.changes.stop()  # ends the requests that wait for a picture
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        secret = await _first_key(settings, database)
-        _say(f"hidream is listening on {_url(settings.server.host, listener)}")
-        if secret:
-            _say(f"API key (shown once): {secret}")
-        beside = asyncio.create_task(background.run(service))
-        worker = asyncio.create_task(keep_worker(settings, database)) if with_worker else None
-        if worker is not None:
-            worker.add_done_callback(stop)
-        await server.serve(sockets=[listener])
-        gave_up = worker is not None and worker.done()
-        await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
-    return int(gave_up)
+def _stop(server: uvicorn.Server, database: Database) -> None:
+    """End a server, and the requests that wait for a picture."""
+    server.should_exit = True
+    database.changes.stop()
+
+
+async def _serve(service: Service, server: uvicorn.Server, listener: socket.socket, with_worker: bool) -> int:
+    """Serve until told to stop, and return 0, or until no worker can be had, and return how many were started."""
+    beside = asyncio.create_task(background.run(service))
+    worker = asyncio.create_task(keep_worker(service.settings, service.database)) if with_worker else None
+    if worker is not None:
+        worker.add_done_callback(lambda _: _stop(server, service.database))
+    await server.serve(sockets=[listener])
+    gave_up = worker is not None and worker.done()
+    await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
+    return worker.result() if worker is not None and gave_up else 0
 
 
 async def _check_places(service: Service) -> None:
@@ -68,7 +89,7 @@ async def _check_places(service: Service) -> None:
             await place.check()
 
 
-async def _ended(task: asyncio.Task[None] | None, grace_s: float) -> None:
+async def _ended(task: asyncio.Task[Any] | None, grace_s: float) -> None:
     """Give a task some time to end by itself, then end it."""
     if task is None:
         return
@@ -78,15 +99,36 @@ async def _ended(task: asyncio.Task[None] | None, grace_s: float) -> None:
         await task
 
 
-async def _first_key(settings: Settings, database: Database) -> str | None:
-    """See that there is a key; return the secret of one that had to be made."""
+@asynccontextmanager
+async def _first_key(settings: Settings, database: Database) -> AsyncIterator[str | None]:
+    """See that there is a key of this pepper; give the secret of one that had to be made.
+
+    A start that fails within the block takes that key back, so that the next one shows a key again.
+    """
     pepper = settings.store.key_pepper
     if settings.api_key:
         await keys.register(database, "HIDREAM_API_KEY", settings.api_key, pepper=pepper)
-    if await keys.listed(database):
-        return None
-    _, secret = await keys.create(database, "first", pepper=pepper)
-    return secret
+    known = await keys.listed(database)
+    if known:
+        await keys.check_pepper(database, pepper)  # behind the look at the keys: another process may just make one
+        _remind(known)
+        yield None
+        return
+    key, secret = await keys.create(database, FIRST, pepper=pepper)
+    try:
+        yield secret
+    except BaseException:
+        with contextlib.suppress(StoreUnavailable):
+            if await keys.take_back(database, key.id):
+                logger.warning("first_key_void id=%s because=%s", key.id, "the start failed; the next shows another")
+        raise
+
+
+def _remind(known: Sequence[Key]) -> None:
+    """Say what to do where the first key may not have been seen: its process may have died before it was shown."""
+    valid = [key for key in known if key.revoked_ms is None]
+    if [key.name for key in valid] == [FIRST]:
+        logger.info("first_key_known id=%s if_lost=%s", valid[0].id, f"hidream keys rotate {valid[0].id}")
 
 
 def _uvicorn(service: Service) -> uvicorn.Server:

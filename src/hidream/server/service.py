@@ -17,7 +17,7 @@ from hidream.server.keyring import Keyring
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
 from hidream.server.pictures import Pictures
-from hidream.server.waiting import Waiting
+from hidream.server.waiting import Serving, Waiting
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.endings import Endings
@@ -46,6 +46,7 @@ class Service:
     intake: Intake
     endings: Endings
     waiting: Waiting
+    serving: Serving
     keyring: Keyring
     outputs: Place
     uploads: Place
@@ -68,6 +69,7 @@ def assemble(settings: Settings, database: Database) -> Service:
         intake=Intake(database, settings.server.queue_max),
         endings=Endings(database),
         waiting=Waiting(database),
+        serving=Serving(database, settings.worker.lease_s),
         keyring=Keyring(database, settings.store.key_pepper),
         outputs=open_configured(settings, Namespace.OUTPUTS),
         uploads=uploads,

@@ -30,11 +30,12 @@ GRACE_S = 10.0
 logger = logging.getLogger(__name__)
 
 
-async def keep_worker(settings: Settings, database: Database) -> None:
-    """Keep a worker running until cancelled; returns when starting one is hopeless."""
+async def keep_worker(settings: Settings, database: Database) -> int:
+    """Keep a worker running until cancelled; where starting one is hopeless, return how many were started."""
     clock = asyncio.get_running_loop().time
-    deaths = 0
+    starts = deaths = 0
     while True:
+        starts += 1
         started = clock()
         process = await _start(settings)
         try:
@@ -45,7 +46,7 @@ async def keep_worker(settings: Settings, database: Database) -> None:
         logger.warning("worker_died pid=%d status=%d", process.pid, status)
         await _bury(settings, database, process.pid)
         if status == ConfigurationError.exit_status:
-            return
+            return starts
         if clock() - started > STEADY_S:
             deaths = 0
         await asyncio.sleep(BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)])

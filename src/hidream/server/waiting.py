@@ -1,14 +1,15 @@
-"""Where tasks stand in the queue, for all who ask: the line is looked at once in a while, not once for each of them."""
+"""Where tasks stand in the queue, and who serves it: looked at once in a while, not once for each of those who ask."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hidream.store import history
+from hidream.store import history, workers
 from hidream.store.database import Database
 from hidream.store.history import Line, Place
 from hidream.store.prediction import Prediction
@@ -46,3 +47,23 @@ class Waiting:
                 now = self._clock()
                 seen.until = now + max(FRESH_S, (now - began) / SHARE)
         return seen.line.place(prediction.id) or await history.place(self._database, prediction)
+
+
+class Serving:
+    """One process's view of the workers that were seen in the last `seen_s` seconds."""
+
+    def __init__(self, database: Database, seen_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seen_s = seen_s
+        self._database = database
+        self._clock = clock
+        self._counted: Counter[str] = Counter()
+        self._until = -math.inf
+        self._counting = asyncio.Lock()
+
+    async def workers(self, model: str) -> int:
+        """Count the workers that serve a model."""
+        async with self._counting:
+            if self._clock() >= self._until:
+                self._counted = workers.serving(await workers.ready(self._database, self.seen_s))
+                self._until = self._clock() + FRESH_S
+        return self._counted[model]

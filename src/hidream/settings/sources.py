@@ -3,7 +3,8 @@
 `[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in the environment and, where a command has it, `--key`. Four
 variables stand outside the tables: `HIDREAM_HOME` (where all state lies), `HIDREAM_CONFIG` (the TOML file, by default
 `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first key). An
-unknown key or a bad value is an error that names it; whatever its source, `_value` finds it.
+unknown key or a bad value is an error that names it; whatever its source, `_value` finds it. Variables that Kubernetes
+or Docker put there are passed over, and `passed_over` names them, for whoever has a log.
 
 Knows which settings there are, and what each accepts, only from `tables.py`; what they are for, not at all.
 """
@@ -20,6 +21,8 @@ from typing import get_args, get_type_hints
 import platformdirs
 
 from hidream.errors import ConfigurationError
+from hidream.settings.injected import injected
+from hidream.settings.nearest import nearest
 from hidream.settings.tables import SECRETS, TABLES, Settings
 from hidream.types import Variant
 
@@ -38,6 +41,11 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
             chosen[table].update(values)
     tables = {name: TABLES[name](**values) for name, values in chosen.items()}
     return Settings(home=home.resolve(), api_key=_api_key(environ), **tables)
+
+
+def passed_over(environ: Mapping[str, str]) -> list[str]:
+    """Name the variables that begin like settings and are none, because Kubernetes or Docker put them there."""
+    return sorted(name for name, text in environ.items() if text and injected(name, text))
 
 
 def to_environ(settings: Settings) -> dict[str, str]:
@@ -99,7 +107,8 @@ def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, ob
     found: dict[str, dict[str, object]] = {}
     for table, values in document.items():
         if table not in TABLES or not isinstance(values, dict):
-            raise ConfigurationError(f"{path}: unknown table [{table}]; accepted: {', '.join(TABLES)}")
+            near = nearest(table, _keys() | {name: f"[{name}]" for name in TABLES})
+            raise ConfigurationError(f"{path}: unknown table [{table}]{near}; accepted: {', '.join(TABLES)}")
         found[table] = {key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()}
     return found
 
@@ -111,11 +120,30 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
     for name, text in sorted(environ.items(), reverse=True):  # HIDREAM_MODELS_DEV before its short form, which wins
         if not name.startswith("HIDREAM_") or (name in _OUTSIDE_TABLES and name not in names) or not text:
             continue
+        if injected(name, text):
+            continue
         if name not in names:
-            raise ConfigurationError(f"unknown environment variable {name}; accepted: {', '.join(sorted(names))}")
+            raise ConfigurationError(
+                f"unknown environment variable {name}{_near_variable(name)}; accepted: HIDREAM_TABLE_KEY for each key "
+                f"of the tables in docs/SETTINGS.md, and {', '.join(sorted(_OUTSIDE_TABLES))}"
+            )
         table, key = names[name]
         found.setdefault(table, {})[key] = _value(table, key, text, name)
     return found
+
+
+def _near_variable(name: str) -> str:
+    """Say which variable is most like an unknown one, its table left out or not."""
+    every = [(table, f.name) for table in TABLES for f in dataclasses.fields(TABLES[table])]
+    known = {key: env_name(table, key) for table, key in every}
+    known |= {f"{table}_{key}": env_name(table, key) for table, key in every}
+    known |= {outside.removeprefix("HIDREAM_").lower(): outside for outside in _OUTSIDE_TABLES}
+    return nearest(name.removeprefix("HIDREAM_"), known)
+
+
+def _keys() -> dict[str, str]:
+    """Say of each key where it stands."""
+    return {f.name: f"[{table}] {f.name}" for table in TABLES for f in dataclasses.fields(TABLES[table])}
 
 
 def _from_flags(flags: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
@@ -129,7 +157,8 @@ def _value(table: str, key: str, value: object, where: str) -> object:
     """Bring one value to its field's type, and see that the field accepts it; `where` names it in the error."""
     hints = get_type_hints(TABLES[table], include_extras=True)
     if key not in hints:
-        raise ConfigurationError(f"{where}: unknown key; accepted in [{table}]: {', '.join(hints)}")
+        near = nearest(key, _keys() | {each: each for each in hints})
+        raise ConfigurationError(f"{where}: unknown key{near}; accepted in [{table}]: {', '.join(hints)}")
     wanted, accepted = get_args(hints[key])
     if wanted is Path:
         if isinstance(value, str) and value:

@@ -186,7 +186,7 @@ class Store:
     key_pepper: Annotated[str, Like("([ -~]{16,})?", "16 or more printable ASCII characters")] = field(
         default="", repr=False
     )
-    """Secret beside the database, without which its hashes of API keys are worthless; with another no key is known."""
+    """Secret beside the database, without which its hashes of API keys are worthless; with another no API starts."""
     retention_days: Annotated[float, Between(0.01, 36_500, or_zero=True)] = 7.0  # a quarter of an hour to a century
     """Days after which predictions, their pictures and uploads are removed; 0 keeps them for ever."""
 

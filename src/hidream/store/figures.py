@@ -42,12 +42,13 @@ class SizeClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """So many tasks of a model, state and size class."""
+    """So many tasks of a model, state and size class, the oldest of which was submitted at `oldest_ms`."""
 
     model: str
     status: Status
     size: SizeClass
     count: int
+    oldest_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,12 @@ async def unfinished(database: Database) -> list[Unfinished]:
     """Count what waits and what is being drawn."""
     small, medium, large = (kind.value for kind in SizeClass)
     size = sa.case((P.c.pixels <= _SMALL, small), (P.c.pixels <= _MEDIUM, medium), else_=large).label("size")
-    grouped = sa.select(P.c.model, P.c.status, size).where(P.c.status.in_(_UNFINISHED)).subquery()
-    wanted = sa.select(grouped, sa.func.count()).group_by(grouped.c.model, grouped.c.status, grouped.c.size)
+    grouped = sa.select(P.c.model, P.c.status, size, P.c.created_ms).where(P.c.status.in_(_UNFINISHED)).subquery()
+    kind = grouped.c.model, grouped.c.status, grouped.c.size
+    wanted = sa.select(*kind, sa.func.count(), sa.func.min(grouped.c.created_ms)).group_by(*kind)
     async with database.read() as connection:
         rows = (await connection.execute(wanted)).all()
-    return [Unfinished(model, Status(status), SizeClass(size), count) for model, status, size, count in rows]
+    return [Unfinished(model, Status(status), SizeClass(size), *counted) for model, status, size, *counted in rows]
 
 
 async def webhooks_owed(database: Database) -> int:

@@ -3,10 +3,15 @@
 A secret has 256 bits of its own, which is why a fast hash without salt is enough. A *pepper*, which is not in the
 database, makes that true also of secrets that an operator has chosen. A secret is shown once, by whoever made it, and
 is never logged.
+
+With another pepper no key is known. So each row says by a check value which pepper its key was made with, and nobody
+starts, or makes a key, with a pepper that is not the one of every valid key. A row of an older release does not say it
+before its key is used, or registered again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -17,12 +22,15 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import NotFound
+from hidream.errors import ConfigurationError, NotFound, StoreUnavailable
 from hidream.store.database import Database
-from hidream.store.schema import KEYS
+from hidream.store.schema import KEYS, PREDICTIONS, REPEATS, UPLOADS
 
 PREFIX = "hd_"
+_CHECKED = "\0which pepper"
+"""What is hashed for the check value; no request can carry it as a key."""
 
 
 class Scope(StrEnum):
@@ -81,30 +89,49 @@ async def create(
     *,
     pepper: str = "",
 ) -> tuple[Key, str]:
-    """Make a key; the second part is its secret, which cannot be had again."""
+    """Make a key; the second part is its secret, which cannot be had again.
+
+    Raises ConfigurationError as `check_pepper` does.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset(scopes), limits)
-    async with database.write() as connection:
-        await connection.execute(_insert(key, _hash(secret, pepper)))
+    async with database.write(alone=True) as connection:
+        await _refuse_another(connection, pepper)
+        await connection.execute(_insert(key, secret, pepper))
     return key, secret
 
 
 async def register(database: Database, name: str, secret: str, *, pepper: str = "") -> None:
-    """See that `secret`, chosen by the operator, is a key that may do everything; one that was revoked stays so."""
+    """See that `secret`, chosen by the operator, is a key that may do everything; one that was revoked stays so.
+
+    Raises ConfigurationError as `check_pepper` does.
+    """
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset((Scope.ADMIN,)))
-    digest = _hash(secret, pepper)
     async with database.write(alone=True) as connection:
-        known = await connection.execute(sa.select(KEYS.c.id).where(KEYS.c.hash == digest))
-        if known.first() is None:
-            await connection.execute(_insert(key, digest))
+        await _refuse_another(connection, pepper)
+        if (await connection.execute(_say_pepper(_hash(secret, pepper), pepper))).rowcount == 0:
+            await connection.execute(_insert(key, secret, pepper))
+
+
+async def check_pepper(database: Database, pepper: str) -> None:
+    """See that `pepper` is not known to be another one than a valid key's. Raises ConfigurationError."""
+    async with database.read() as connection:
+        await _refuse_another(connection, pepper)
 
 
 async def find(database: Database, secret: str, *, pepper: str = "") -> Key | None:
     """Look up the key of a secret, unless it is unknown or revoked."""
-    wanted = sa.select(*_COLUMNS).where(KEYS.c.hash == _hash(secret, pepper), KEYS.c.revoked_ms.is_(None))
+    digest = _hash(secret, pepper)
+    wanted = sa.select(*_COLUMNS, KEYS.c.pepper_check).where(KEYS.c.hash == digest, KEYS.c.revoked_ms.is_(None))
     async with database.read() as connection:
         row = (await connection.execute(wanted)).first()
-    return _key(row) if row else None
+    if row is None:
+        return None
+    if row.pepper_check is None:
+        with contextlib.suppress(StoreUnavailable):  # then it is said at the next use
+            async with database.write(quiet=True) as connection:
+                await connection.execute(_say_pepper(digest, pepper))
+    return _key(row[:-1])
 
 
 async def listed(database: Database) -> list[Key]:
@@ -116,13 +143,27 @@ async def listed(database: Database) -> list[Key]:
 
 async def revoke(database: Database, key_id: str) -> None:
     """Make a key worthless from now on; raises NotFound if there is no such key."""
-    await _change(database, key_id, revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, database.now_ms()))
+    async with database.write() as connection:
+        await _change(connection, key_id, revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, database.now_ms()))
+
+
+async def take_back(database: Database, key_id: str) -> bool:
+    """Forget a key that was never used for anything that is kept; False if it was."""
+    used = [sa.exists().where(table.c.key_id == key_id) for table in (PREDICTIONS, REPEATS, UPLOADS)]
+    unused = sa.delete(KEYS).where(KEYS.c.id == key_id, ~sa.or_(*used))
+    async with database.write() as connection:
+        return (await connection.execute(unused)).rowcount > 0
 
 
 async def rotate(database: Database, key_id: str, *, pepper: str = "") -> str:
-    """Give a key a new secret, and return it; the old one is worthless. Raises NotFound if there is no such key."""
+    """Give a key a new secret, and return it; the old one is worthless.
+
+    Raises NotFound if there is no such key, and ConfigurationError as `check_pepper` does.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
-    await _change(database, key_id, hash=_hash(secret, pepper))
+    async with database.write(alone=True) as connection:
+        await _refuse_another(connection, pepper)
+        await _change(connection, key_id, **_hashes(secret, pepper))
     return secret
 
 
@@ -138,17 +179,42 @@ async def webhook_secret(database: Database, key_id: str, fresh: str) -> str:
         return str((await connection.execute(sa.select(KEYS.c.webhook_secret).where(mine))).scalar_one())
 
 
-async def _change(database: Database, key_id: str, **values: object) -> None:
-    async with database.write() as connection:
-        if (await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(**values))).rowcount == 0:
-            raise NotFound(f"there is no key {key_id!r}; `hidream keys list` shows those that there are")
+async def _change(connection: AsyncConnection, key_id: str, **values: object) -> None:
+    if (await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(**values))).rowcount == 0:
+        raise NotFound(f"there is no key {key_id!r}; `hidream keys list` shows those that there are")
 
 
-def _insert(key: Key, digest: str) -> sa.Insert:
+async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:
+    """Raise ConfigurationError if a valid key was made with another pepper; rows that do not say so are passed over."""
+    check = KEYS.c.pepper_check
+    wanted = sa.select(check).where(KEYS.c.revoked_ms.is_(None), check.is_not(None), check != _hash(_CHECKED, pepper))
+    others = (await connection.execute(wanted)).scalars().all()
+    if not others:
+        return
+    peppered = _hash(_CHECKED, "") not in others
+    if not pepper:
+        what = "is not set, but there are valid API keys that were made with a pepper"
+    elif peppered:
+        what = "is not the pepper that valid API keys were made with"
+    else:
+        what = "is set, but there are valid API keys that were made without a pepper"
+    raise ConfigurationError(
+        f"[store] key_pepper (HIDREAM_STORE_KEY_PEPPER) {what}, and none of them ({len(others)}) would be known; "
+        f"accepted: {'that pepper' if peppered else 'none'}, or another one after each of these keys was revoked "
+        "(`hidream keys list`, `hidream keys revoke ID`)"
+    )
+
+
+def _say_pepper(digest: str, pepper: str) -> sa.Update:
+    """Write down by which pepper a key was found, which the row of an older release does not say."""
+    return sa.update(KEYS).where(KEYS.c.hash == digest).values(pepper_check=_hash(_CHECKED, pepper))
+
+
+def _insert(key: Key, secret: str, pepper: str) -> sa.Insert:
     return sa.insert(KEYS).values(
         id=key.id,
         name=key.name,
-        hash=digest,
+        **_hashes(secret, pepper),
         created_ms=key.created_ms,
         revoked_ms=key.revoked_ms,
         scopes=",".join(sorted(key.scopes)),
@@ -161,6 +227,11 @@ def _insert(key: Key, digest: str) -> sa.Insert:
 def _key(row: Sequence[Any]) -> Key:
     id_, name, created_ms, revoked_ms, scopes, *limits = row
     return Key(id_, name, created_ms, revoked_ms, frozenset(map(Scope, scopes.split(","))), Limits(*limits))
+
+
+def _hashes(secret: str, pepper: str) -> dict[str, str]:
+    """Give the columns that depend on the pepper."""
+    return {"hash": _hash(secret, pepper), "pepper_check": _hash(_CHECKED, pepper)}
 
 
 def _hash(secret: str, pepper: str) -> str:

@@ -23,8 +23,9 @@ KEYS = sa.Table(
     sa.Column("tasks_max", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("pixels_per_day", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("webhook_secret", sa.String(80), nullable=False, server_default=""),
+    sa.Column("pepper_check", sa.String(64)),
 )
-"""A limit of 0 is none."""
+"""A limit of 0 is none. `pepper_check` tells peppers apart; it is empty in rows of releases that had none of it."""
 
 PREDICTIONS = sa.Table(
     "predictions",

@@ -6,7 +6,8 @@ A worker's id names its host and process, so a row under one's own id was left b
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -61,3 +62,8 @@ async def ready(database: Database, within_s: float) -> list[Worker]:
     wanted = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.version).where(WORKERS.c.seen_ms >= since)
     async with database.read() as connection:
         return [Worker(*row) for row in await connection.execute(wanted.order_by(WORKERS.c.id))]
+
+
+def serving(workers: Iterable[Worker]) -> Counter[str]:
+    """Count the workers of each model; a model that none of them serves has 0."""
+    return Counter(model for worker in workers for model in set(worker.models))

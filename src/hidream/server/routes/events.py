@@ -21,7 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from hidream.errors import NotFound, StorageUnavailable, StoreUnavailable
-from hidream.server.answers import base_url, prediction_data
+from hidream.server.answers import base_url
+from hidream.server.routes.tasks import described
 from hidream.server.service import ReadKey, Route, Version, service_of
 from hidream.store import history
 from hidream.store.prediction import Prediction
@@ -76,7 +77,7 @@ async def events(request: Request, prediction_id: str, api: Version, key: ReadKe
     url = base_url(request, service.settings.server.public_url)
 
     async def whole(now: Prediction) -> dict[str, Any]:
-        return await prediction_data(now, api, url, service.outputs)
+        return await described(service, now, api, url)
 
     return StreamingResponse(_stream(service.progress, prediction, known, whole), headers=HEADERS)
 

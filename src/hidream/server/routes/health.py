@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import NotFound, StoreUnavailable
-from hidream.server.answers import failure, success
+from hidream.server import catalogue
+from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
 from hidream.server.service import Route, key_of, service_of
 from hidream.store import workers
 from hidream.store.keys import Scope
+from hidream.store.workers import Worker
 
 _admin = key_of(Scope.ADMIN)
 
@@ -23,20 +25,37 @@ async def healthz() -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: what is submitted now will be drawn; else a 503 that says why not."""
+    """GET /readyz: what is submitted now will be drawn, for all models, for some, or for the `model` that is named.
+
+    Else a 503 that says why not. One model without workers must not make a proxy give up the others.
+    """
     service = service_of(request)
-    within_s = service.settings.worker.lease_s
+    within_s = service.serving.seen_s
+    named = [catalogue.find(service.models, name) for name in request.query_params.getlist("model")]
     if service.database.changes.stopped:
         return failure(503, "this process is stopping")
     try:
         ready = await workers.ready(service.database, within_s)
     except StoreUnavailable as error:
         return failure(503, error.message)
-    if not ready:
-        return failure(503, f"no worker with a loaded model was seen in the last {within_s:g} seconds")
-    models = sorted({model for worker in ready for model in worker.models})
-    versions = sorted({worker.version for worker in ready})
-    return success({"status": "ready", "workers": len(ready), "models": models, "versions": versions})
+    serving = workers.serving(ready)
+    missing = [model for model in named or service.models if not serving[model]]
+    if missing and (named or len(missing) == len(service.models)):
+        others = f"; those that were serve {', '.join(sorted(serving))}" if ready else ""
+        return failure(503, no_worker(missing, within_s) + others)
+    return success(_state(service.models, ready))
+
+
+def _state(offered: Iterable[str], ready: Sequence[Worker]) -> dict[str, object]:
+    serving = workers.serving(ready)
+    by_model = {model: {"ready": serving[model] > 0, "workers": serving[model]} for model in offered}
+    return {
+        "status": "ready" if all(each["ready"] for each in by_model.values()) else "degraded",
+        "workers": len(ready),
+        "models": sorted(serving),
+        "versions": sorted({worker.version for worker in ready}),
+        "by_model": by_model,
+    }
 
 
 async def metrics(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused
+from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, StoreUnavailable
 from hidream.safety import prompt as prompt_check
 from hidream.server import catalogue, parameters
 from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
@@ -47,7 +48,7 @@ async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> R
     request.state.prediction_id = prediction.id  # for the log
     if asked.submission.enable_sync_mode:
         return await _answer_in_time(request, api, prediction, headers)
-    return success(await prediction_data(prediction, api, asked.base_url, service.outputs), headers)
+    return success(await described(service, prediction, api, asked.base_url), headers)
 
 
 async def result(
@@ -63,10 +64,7 @@ async def result(
     if prediction is None:
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
-    data = await prediction_data(prediction, api, url, service.outputs)
-    if prediction.status is Status.CREATED:
-        data["queue"] = queue_data(await service.waiting.place(prediction))
-    return success(data)
+    return success(await described(service, prediction, api, url))
 
 
 async def listing(request: Request, api: Version, key: ReadKey) -> Response:
@@ -103,6 +101,20 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
         for prediction_id in ids:
             count += await predictions.cancel(service.database, prediction_id, key.id)
     return success({"deleted_count": count})
+
+
+async def described(service: Service, prediction: Prediction, api: Api, url: str) -> dict[str, Any]:
+    """Describe a prediction to whoever asks for it; one that waits also with its place in the queue.
+
+    A database that goes away between a submission's commit and its answer must not make that an error: the task is in.
+    """
+    data = await prediction_data(prediction, api, url, service.outputs)
+    if prediction.status is Status.CREATED:
+        with contextlib.suppress(StoreUnavailable):
+            place = await service.waiting.place(prediction)
+            workers = await service.serving.workers(prediction.model)
+            data["queue"] = queue_data(place, prediction.model, workers, service.serving.seen_s)
+    return data
 
 
 def refusal_of(submission: Submission) -> PromptRefused | None:
@@ -167,7 +179,7 @@ async def _answer_in_time(request: Request, api: Api, prediction: Prediction, he
     if latest is None:
         raise unknown(prediction.id)
     url = base_url(request, service.settings.server.public_url)
-    data = await prediction_data(latest, api, url, service.outputs)
+    data = await described(service, latest, api, url)
     return success(data if latest.status.final else data | sync_timeout(timeout_s), headers)
 
 
