@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model.shape import Grid, fit, render_grid, to_pixels
+from hidream.model.shape import BICUBIC_REACH, SPARE, Grid, fit, middle, render_grid, to_pixels
 from hidream.types import Render, Size
 
 sides = st.integers(256, 1536)
@@ -62,6 +63,50 @@ def test_fit_cuts_and_does_not_stretch():
     assert int(column.max() - column.min()) == int(row.max() - row.min())
     assert abs(float(column.float().mean()) - 383.5) < 1
     assert abs(float(row.float().mean()) - 255.5) < 1
+
+
+@pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (1, 60000), (7, 9000), (9000, 8), (1, 1), (3, 4096)])
+def test_what_is_scaled_is_no_larger_than_a_few_outputs(shape, monkeypatch):
+    """Scaled first, a line of 60000 pixels would be 60000 times as large as the output."""
+    made, scale = [], F.interpolate
+
+    def interpolate(*given, **named):
+        made.append(scale(*given, **named))
+        return made[-1]
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    for size in (Size(1024, 1024), Size(256, 1536), Size(1536, 256)):
+        assert fit(torch.rand(3, *shape), size).shape == (3, size.height, size.width)
+        assert made[-1].numel() <= (SPARE + 2 * BICUBIC_REACH + 1) * 3 * max(size.width, size.height) ** 2
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (33, 33)])
+def test_what_is_cut_off_before_is_nothing_that_is_seen(size):
+    """A long ramp has at its middle what it would have there if it were scaled whole."""
+    ramp = torch.linspace(-1, 1, 2001).expand(3, 8, 2001)
+    fitted, size = fit(ramp, Size(*size)), Size(*size)
+    scale = size.height / 8
+    whole = F.interpolate(ramp[None], (size.height, round(2001 * scale)), mode="bicubic", antialias=True)[0]
+    left = (whole.shape[-1] - size.width) // 2
+    assert (fitted - whole[..., left : left + size.width]).abs().max() < 2 / 2001  # a pixel of the ramp
+
+
+@given(sides, sides, st.sampled_from([Render.BEST, Render.REFERENCE, Render.NATIVE]))
+def test_a_drawing_is_scaled_whole(width, height, render):
+    """So that nothing is cut off first, which would change the last bits of pictures."""
+    for token_px, best, largest in ((32, 64, 1024), (16, 4096, 4096)):
+        grid = render_grid(Size(width, height), render, token_px, best, largest)
+        drawn = torch.empty(3, grid.rows * token_px, grid.columns * token_px, device="meta")
+        assert middle(drawn, Size(width, height)).shape == drawn.shape
+
+
+@pytest.mark.parametrize("render", list(Render))
+@pytest.mark.parametrize("size", [(1, 1536), (1536, 1), (1, 1), (3, 1000)])
+def test_every_size_has_a_shape(size, render):
+    for token_px, best, largest in ((32, 64, 1024), (16, 4096, 4096)):
+        grid = render_grid(Size(*size), render, token_px, best, largest)
+        assert 1 <= grid.rows * grid.columns <= largest
+        assert min(grid) >= 1
 
 
 def test_pixels_clamp_and_round():
