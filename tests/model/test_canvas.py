@@ -235,6 +235,24 @@ def test_what_stays_is_the_image_and_the_seam_lies_within_the_mask():
     assert 0 < seam[-1] < seam[0] < np.asarray(image).mean()
 
 
+def test_no_white_is_left_around_what_stays_of_an_image_with_a_hole():
+    """A soft edge lies on what is drawn as it would lie on white, and what is opaque comes back to the last pixel."""
+    red, black = (255, 0, 0), torch.full((3, 256, 256), -1.0)
+    image = Image.new("RGBA", (256, 256), (*red, 0))
+    image.paste((*red, 100), (100, 0, 120, 256))
+    image.paste((*red, 200), (120, 0, 140, 256))
+    image.paste((*red, 255), (140, 0, 256, 256))
+    kept = to_pixels(canvas(image).at(SIZE).keep(black)).numpy()
+    assert (kept[..., 1:] <= 1).all()
+    assert np.abs(kept[0, [10, 99, 139, 140, 255], 0].astype(int) - [0, 0, 200, 255, 255]).max() <= 1
+    assert (kept[:, 140:] == red).all()
+
+
+def test_what_a_mask_protects_is_white_where_it_is_transparent():
+    kept = to_pixels(canvas(holed((200, 60, 40)), half(0, 255)).at(SIZE).keep(torch.full((3, 256, 256), -1.0)))
+    assert (kept[:, :128] == 255).all()
+
+
 def test_a_warning_about_colours_is_among_the_others():
     opened = canvas(holed((200, 60, 40)), icc_profile=b"garbage" * 50)
     assert [said.split()[:4] for said in opened.warnings] == [

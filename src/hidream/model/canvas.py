@@ -23,22 +23,31 @@ from hidream.types import ImageRequest, Size
 
 FEATHER_PX = 8
 """Width of the seam, within the mask, along which what is new blends into what was there."""
+WHITE = 1.0
+"""Of values in −1 to 1."""
 HALF = 128
 """Of 255: from here on a mask is white, and alpha opaque."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The image at one size: [3, H, W] in −1 to 1, and where it may change: bools [1, H, W], or None for everywhere."""
+    """The image at one size: [3, H, W] in −1 to 1, on white where it was transparent.
+
+    `mask` [1, H, W] is where it may change, None for everywhere; `alpha` [1, H, W] in 0 to 1 is how far it covers what
+    is drawn beneath it, None for all of it.
+    """
 
     picture: Tensor
     mask: Tensor | None
+    alpha: Tensor | None
 
     def keep(self, drawn: Tensor) -> Tensor:
         """Lay the image back over `drawn` [3, H, W], of its own size, wherever the mask says that it stays."""
         if self.mask is None:
             return drawn
         share, picture = _feathered(self.mask.to(drawn)), self.picture.to(drawn)
+        if self.alpha is not None:  # what is drawn takes the place of the white, or a seam of white would be left
+            picture = picture + (1 - self.alpha.to(drawn)) * (drawn - WHITE)
         return torch.where(share > 0, picture.lerp(drawn, share), picture)
 
 
@@ -61,13 +70,9 @@ def open_canvas(request: ImageRequest, sizes: Iterable[Size] = ()) -> Canvas | N
     image = open_image("image", request.image)
     mask, warnings = _mask_of(image, request.mask)
     colours, passed_over = srgb("image", image)
-    layers = {
-        size: Layer(_fitted(colours, size), None if mask is None else _fitted(mask, size, 255, 0) >= 0.5)
-        for size in {request.size, *sizes}
-    }
+    layers = {size: _layer(colours, mask, image.alpha, size, request.mask is None) for size in {request.size, *sizes}}
     if any(layer.mask is not None and not layer.mask.any() for layer in layers.values()):
-        white = "where it is white" if request.mask is not None else "where it is transparent"
-        warnings += (f"the mask leaves nothing of the image to change; what may change is {white}",)
+        warnings += ("the mask leaves nothing of the image to change; what may change is white in it, or transparent",)
     return Canvas(layers, passed_over + warnings)
 
 
@@ -119,6 +124,18 @@ def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
 
 def _below_half(alpha: Image.Image) -> Image.Image:
     return alpha.point([255] * HALF + [0] * HALF)
+
+
+def _layer(colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, alone: bool) -> Layer:
+    """Bring an image to a size; one that comes `alone`, without a mask, is nowhere more than its alpha."""
+    picture = _fitted(colours, size)
+    if mask is None:
+        return Layer(picture, None, None)
+    may_change = _fitted(mask, size, 255, 0) >= 0.5
+    if alpha is None:
+        return Layer(picture, may_change, None)
+    covering = _fitted(alpha, size, 255, 0).clamp(0, 1)
+    return Layer(picture, may_change, covering if alone else covering.where(may_change, 1))
 
 
 def _fitted(image: Image.Image, size: Size, one: float = 127.5, zero: float = 1) -> Tensor:

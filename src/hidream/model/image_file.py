@@ -67,10 +67,10 @@ def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(file.profile))
         mode = _mode_of(profile, file.colours.mode)
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        return transform.apply(_in(mode, file.colours)), ()
     except (OSError, ValueError, ImageCms.PyCMSError):
         said = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
         return _in("RGB", file.colours), (said,)
-    return transform.apply(_in(mode, file.colours)), ()
 
 
 def _mode_of(profile: ImageCms.ImageCmsProfile, mode: str) -> str:
