@@ -67,7 +67,8 @@ def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(file.profile))
         mode = _mode_of(profile, file.colours.mode)
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
-        return transform.apply(_in(mode, file.colours)), ()
+        colours = _in(mode, file.colours)
+        return transform.apply(colours, colours if mode == "RGB" else None), ()  # in place, where it can be
     except (OSError, ValueError, ImageCms.PyCMSError):
         said = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
         return _in("RGB", file.colours), (said,)
