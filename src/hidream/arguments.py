@@ -144,7 +144,7 @@ def _generate(commands: Commands) -> None:
         default=STRENGTH,
         help="how much of --image is redrawn, up to 1 (default: %(default)s)",
     )
-    generate.add_argument("--mask", type=_path, help="white where --image may change, and of its size")
+    generate.add_argument("--mask", type=_path, help="white, or transparent, where --image may change, and of its size")
     generate.add_argument(
         "--lora",
         type=_lora,

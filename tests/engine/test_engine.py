@@ -18,7 +18,7 @@ from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
 from hidream.errors import InvalidInput, NotFinite
-from hidream.model import pipeline
+from hidream.model import canvas, pipeline
 from hidream.model.loading import Model
 from hidream.model.lora import layers
 from hidream.model.lora_folder import LoraFolder
@@ -194,6 +194,25 @@ def test_progress_and_previews(model):
     assert [each.preview is not None for each in seen] == [False, True, False, True, False, False]
     cells = 128 // model.vae.factor, 160 // model.vae.factor
     assert seen[1].preview.shape == (*cells, 3)
+
+
+def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
+    """They differ by their seeds; what else differs has a canvas of its own."""
+    opened = []
+    monkeypatch.setattr(pipeline, "open_canvas", lambda *given: opened.append(given) or canvas.open_canvas(*given))
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
+    hole, bare = io.BytesIO(), request(image=None)
+    Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(hole, "PNG")
+    for seed in range(3):
+        engine.add(str(seed), request(seed=seed, image=hole.getvalue()))
+    engine.add("another strength", request(seed=1, image=hole.getvalue(), strength=0.5))
+    engine.add("bare", bare)
+    outcomes = drain(engine)
+    assert sum(given[0].image is not None for given in opened) == 2
+    assert np.array_equal(
+        outcomes["1"].picture.pixels, pipeline.generate(model, request(seed=1, image=hole.getvalue())).pixels
+    )
+    assert "image has transparent parts" in outcomes["2"].picture.warnings[0]
 
 
 def test_between_two_steps_it_may_let_the_device_go(model):

@@ -183,7 +183,8 @@ def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, capl
         await asyncio.sleep(0)
         painter.go_on.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [str(each) for each in answers] == ["the engine failed: RuntimeError: no memory"] * 3
+        said = "the worker failed to draw this task; its log says why, under {}"
+        assert [str(each) for each in answers] == [said.format(seed) for seed in (1, 2, 3)]
         assert {type(each) for each in answers} == {TaskFailed}
         assert (await draw(4)).pixels.max() == 4
         assert not bridge.broken
@@ -196,7 +197,9 @@ def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, capl
         await until(lambda: not bridge.busy)
 
     drawing(scenario)
-    assert [record.message for record in caplog.records] == ["engine_failed model=dev"] * 3
+    assert [record.message for record in caplog.records] == [
+        f"engine_failed model=dev requests={ids}" for ids in ("1,2,3", "2", "2")
+    ]
     assert "no memory" in caplog.text
 
 

@@ -48,6 +48,7 @@ from previews import preview
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
+TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
 ROOM = Room(1, 10**12, beside_others=False)
 
 
@@ -297,15 +298,21 @@ def test_the_classifiers_word_is_kept_and_not_asked_for_in_vain(studio):
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
-    [(InvalidInput("too odd"), 1401, "too odd"), (ValueError("bug"), 1405, "ValueError: bug")],
+    [
+        (InvalidInput("too odd"), 1401, "too odd"),
+        (ValueError("bug"), 1405, "the worker failed to draw this task; its log says why, under {}"),
+        (RuntimeError("alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"), 1405, TOO_LARGE),
+        (MemoryError("Unable to allocate 25.2 GiB"), 1405, TOO_LARGE),
+    ],
 )
-def test_a_task_that_raises_fails_and_the_worker_goes_on(studio, painter, error, code, message):
+def test_a_task_that_raises_fails_and_the_worker_goes_on(studio, painter, caplog, error, code, message):
     async def scenario():
         async with studio() as s:
             painter.bad[1], painter.refused[2] = error, error
             bad, refused, fine = await s.ends_of([await s.submit(seed=seed) for seed in (1, 2, 3)])
             for failed in (bad, refused):
-                assert (failed.status, failed.code, failed.error) == (Status.FAILED, code, message)
+                assert (failed.status, failed.code, failed.error) == (Status.FAILED, code, message.format(failed.id))
+                assert code == 1401 or f"task_raised id={failed.id}" in caplog.text
             assert fine.status is Status.COMPLETED
 
     asyncio.run(scenario())
@@ -742,7 +749,7 @@ def test_an_engine_that_fails_costs_no_innocent_task(studio, painter, until):
             first, guilty, last = await s.ends_of(submitted)
             assert (first.status, last.status) == (Status.COMPLETED, Status.COMPLETED)
             assert (guilty.status, guilty.code) == (Status.FAILED, 1405)
-            assert guilty.error == "the engine failed: RuntimeError: no memory"
+            assert guilty.error.startswith(f"the worker failed to draw this task; its log says why, under {guilty.id}/")
             assert not s.bridge.broken
 
     asyncio.run(scenario())

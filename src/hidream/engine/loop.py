@@ -132,7 +132,7 @@ class Engine:
         `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
         InvalidInput on an id that is here already, and on what `pipeline.outline` cannot use.
         """
-        sketch = outline(self._model, request)
+        sketch = self._outline(request)
         work = self._runner.work(id, sketch, priority)
         # a request that is larger than the memory for requests is not refused: it is alone then
         memory_bytes = min(work.memory_bytes, self.limits.memory_bytes)
@@ -184,6 +184,16 @@ class Engine:
         for id_ in list(self._asked):
             self.abort(id_)
         self._runner.close()
+
+    def _outline(self, request: ImageRequest) -> Sketch:
+        """Settle a request; of one that is here and differs by its seed, all that was settled holds for this one too.
+
+        So the images of a task share one canvas.
+        """
+        for asked in self._asked.values():
+            if dataclasses.replace(asked.sketch.request, seed=request.seed) == request:
+                return dataclasses.replace(asked.sketch, request=request)
+        return outline(self._model, request)
 
     def _finished(self) -> list[Outcome]:
         done = {id_: future for id_, future in self._finishing.items() if future.done()}

@@ -96,7 +96,7 @@ class Runner:
                 drawing = draw(self._model, sketch, text.embeds, tick)
                 ask = next(drawing)
                 denoise_s = now(self._model.device) - started - text_s
-                self._open[id_] = _Open(sketch, drawing, ask, (*sketch.warnings, *text.warnings), text_s, denoise_s)
+                self._open[id_] = _Open(sketch, drawing, ask, sketch.warnings + text.warnings, text_s, denoise_s)
             except Exception as error:  # the edge of a request: the others go on
                 failed[id_] = error
         return failed

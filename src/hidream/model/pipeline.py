@@ -79,7 +79,7 @@ class Sketch:
     passes: tuple[Pass, ...]
     canvas: Canvas | None
     changes: Changes
-    warnings: tuple[str, ...] = ()  # what whoever asked should know before anything is computed
+    warnings: tuple[str, ...]  # what whoever asked should know before anything is computed
 
     @property
     def prompts(self) -> list[str | Prompts]:
@@ -137,7 +137,7 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     pixels = finish(model, sketch, said)
     done = now(model.device)
     timings = Timings(embedded - started, denoised - embedded, done - denoised)
-    return Picture(pixels, timings, (*sketch.warnings, *text.warnings))
+    return Picture(pixels, timings, sketch.warnings + text.warnings)
 
 
 def outline(model: Model, request: ImageRequest) -> Sketch:
@@ -148,8 +148,10 @@ def outline(model: Model, request: ImageRequest) -> Sketch:
     recipe = resolve(model, request)
     passes = plan_passes(model, request, recipe)
     _, dtype = model.transformer_of(request.mode)
-    changes, warnings = model.changes(request.loras, dtype)
-    return Sketch(request, recipe, passes, open_canvas(request), changes, warnings)
+    canvas = open_canvas(request, (size_of(model, each.grid) for each in passes))
+    changes, left_out = model.changes(request.loras, dtype)
+    warnings = left_out if canvas is None else canvas.warnings + left_out
+    return Sketch(request, recipe, passes, canvas, changes, warnings)
 
 
 def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
@@ -171,7 +173,7 @@ def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
         modulations = iter(transformer.modulations(each.asked_times, conditioning))
         noise = initial_noise(model, each.grid, generator)
         start = given if x0 is None else enlarge(x0, noise)
-        keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, given, noise)
+        keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, each.grid, given, noise)
         x = noised(start, noise, each.schedule)
         sigmas = each.schedule.sigmas
         state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[recipe.sampler])
@@ -276,18 +278,22 @@ def enlarge(x0: Tensor, like: Tensor) -> Tensor:
 
 def lay(model: Model, canvas: Canvas, grid: Grid) -> Tensor:
     """Encode the canvas for a grid: its latent [1, C, h, w], float32."""
-    size = Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
+    picture = canvas.at(size_of(model, grid)).picture
     with model.phases.autoencoding():
-        return model.vae.encode(canvas.at(size).picture[None].to(model.device)).float()
+        return model.vae.encode(picture[None].to(model.device)).float()
 
 
-def keeping(model: Model, canvas: Canvas, given: Tensor, noise: Tensor) -> Keep:
+def size_of(model: Model, grid: Grid) -> Size:
+    """Return what the model draws on a grid, in pixels."""
+    return Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
+
+
+def keeping(model: Model, canvas: Canvas, grid: Grid, given: Tensor, noise: Tensor) -> Keep:
     """Make the function that sets what lies outside the canvas's mask back to `given`, at any noise level."""
-    rows, columns = given.shape[-2:]
-    fitting = canvas.at(Size(width=columns * model.vae.factor, height=rows * model.vae.factor)).mask
+    fitting = canvas.at(size_of(model, grid)).mask
     if fitting is None:
         return _keep_nothing
-    mask = cells(fitting, rows, columns).to(given.device)
+    mask = cells(fitting, *given.shape[-2:]).to(given.device)
 
     def keep(x: Tensor, sigma: float) -> Tensor:
         return torch.where(mask > 0, x, (1 - sigma) * given + sigma * noise)

@@ -18,6 +18,12 @@ AREA_WEIGHT = 0.5
 """How much a deviation from the best area counts beside one from the asked aspect (both as logarithms)."""
 
 
+SPARE = 4
+"""What of an image is scaled at most, in sizes that are cut out of it: 16:9 for 9:16, which is 3.2, stays whole."""
+BICUBIC_REACH = 2
+"""Pixels to either side from which bicubic interpolation makes one, where it enlarges."""
+
+
 class Grid(NamedTuple):
     """A shape in tokens."""
 
@@ -35,13 +41,14 @@ def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max
         return Grid(rows=-(-size.height // token_px), columns=-(-size.width // token_px))
     if render is Render.REFERENCE:
         scale = math.sqrt(best_tokens * token_px**2 / (size.width * size.height))
-        return Grid(rows=int(size.height * scale // token_px), columns=int(size.width * scale // token_px))
+        rows, columns = int(size.height * scale // token_px), int(size.width * scale // token_px)
+        return Grid(max(rows, 1), max(columns, 1))
     return _nearest(size, best_tokens, max_tokens)
 
 
 def _nearest(size: Size, best_tokens: int, max_tokens: int) -> Grid:
     """Weigh every shape of at most `max_tokens`: the asked aspect first, then the best area."""
-    aspect = size.width / size.height
+    aspect = min(max(size.width / size.height, 1 / max_tokens), max_tokens)
 
     def deviation(grid: Grid) -> float:
         off_aspect = abs(math.log(grid.columns / grid.rows / aspect))
@@ -58,14 +65,30 @@ def _nearest(size: Size, best_tokens: int, max_tokens: int) -> Grid:
 
 
 def fit(picture: Tensor, size: Size) -> Tensor:
-    """Scale picture [3, H, W] to cover `size`, cut out the centre: [3, size.height, size.width]. Never stretches."""
-    height, width = picture.shape[-2:]
-    scale = max(size.width / width, size.height / height)
+    """Scale picture [C, H, W] to cover `size`, cut out the centre: [C, size.height, size.width]. Never stretches."""
+    scale, picture = _covering(picture, size), middle(picture, size)
     if scale != 1:
+        height, width = picture.shape[-2:]
         height, width = (max(round(height * scale), size.height), max(round(width * scale), size.width))
         picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
-    top, left = (height - size.height) // 2, (width - size.width) // 2
+    top, left = (picture.shape[-2] - size.height) // 2, (picture.shape[-1] - size.width) // 2
     return picture[:, top : top + size.height, left : left + size.width]
+
+
+def middle(picture: Tensor, size: Size) -> Tensor:
+    """Cut off both ends of a picture [C, H, W], as far as they lie well outside of what `fit` makes of it.
+
+    Before anything is scaled: 2000 × 1 pixels would cover 1024² with two million columns. SPARE times the size stays.
+    """
+    scale = _covering(picture, size)
+    height, width = picture.shape[-2:]
+    top = max(0, height // 2 - math.ceil(size.height / scale * SPARE / 2) - BICUBIC_REACH)
+    left = max(0, width // 2 - math.ceil(size.width / scale * SPARE / 2) - BICUBIC_REACH)
+    return picture[:, top : height - top, left : width - left]
+
+
+def _covering(picture: Tensor, size: Size) -> float:
+    return max(size.width / picture.shape[-1], size.height / picture.shape[-2])
 
 
 def to_pixels(picture: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hidream.errors import Interrupted, TaskFailed
 from hidream.types import ImageRequest
+from hidream.worker.failure import reason
 
 if TYPE_CHECKING:
     from hidream.engine.loop import OnProgress, Outcome, WantsPreview
@@ -189,9 +190,10 @@ class Bridge:
                 self._take(model)
                 self._failures[model] = 0
             except Exception as error:  # the edge of all requests that are here
-                logger.exception("engine_failed model=%s", model)
+                ids = [id_ for id_, asked in self._asked.items() if asked.model == model]
+                logger.exception("engine_failed model=%s requests=%s", model, ",".join(ids))
                 self._failures[model] += 1
-                self._fail_all(model, f"the engine failed: {type(error).__name__}: {error}")
+                self._fail_all(ids, error)
         self._stepping = bool(self._asked)
         if self._stepping:
             self._thread.submit(self._step)
@@ -210,12 +212,11 @@ class Bridge:
         for outcome in self._engines[model].step():
             _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
 
-    def _fail_all(self, model: str, message: str) -> None:
-        failed = {id_: asked for id_, asked in self._asked.items() if asked.model == model}
-        for id_ in failed:
+    def _fail_all(self, ids: Sequence[str], error: Exception) -> None:
+        for id_ in ids:
+            asked = self._asked[id_]
             self._abort(id_)
-        for asked in failed.values():
-            _tell_loop(asked, None, TaskFailed(message))  # each its own: whoever raises one writes into it
+            _tell_loop(asked, None, TaskFailed(reason(error, id_)))  # each its own: whoever raises one writes into it
 
 
 async def _ends_before(given_up: asyncio.Event, work: asyncio.Future[Any]) -> bool:

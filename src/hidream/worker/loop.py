@@ -31,6 +31,7 @@ from hidream.store.submission import USUAL_STEPS
 from hidream.store.workers import Worker
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Drawn, Job, Tools, draw
+from hidream.worker.failure import reason
 from hidream.worker.headway import News, small_jpeg
 from hidream.worker.outage import outlast
 
@@ -298,7 +299,7 @@ class Loop:
             return partial(self._fail, task, error.code, error.message)
         except Exception as error:  # the edge: whatever a task does, the worker goes on
             logger.exception("task_raised id=%s", task.id)
-            return partial(self._fail, task, TaskFailed.code, f"{type(error).__name__}: {error}")
+            return partial(self._fail, task, TaskFailed.code, reason(error, task.id))
         return partial(self._complete, task, drawn)
 
     async def _complete(self, task: Prediction, drawn: Drawn) -> bool:

@@ -1,0 +1,135 @@
+"""Image files as people have them: any mode, depth, colour profile and orientation that Pillow reads.
+
+Out comes an upright image of 8 bits a channel, laid on white where it was transparent, and its alpha beside it. `srgb`
+brings its colours to sRGB. Of all that a file may say of them only an ICC profile counts: PNG's gAMA, cHRM and cICP are
+passed over. Knows neither sizes nor masks; whatever a stranger's bytes make Pillow raise ends here.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+
+from hidream.errors import InvalidInput
+
+PIXELS_MAX = 2**26
+"""Pixels that a file may have: 8192², more than any camera's, less than a decompression bomb's."""
+OPAQUE = 255
+TRNS_FACTORS = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies such a PNG's greys by, but not the grey that its tRNS chunk names (Pillow 13.0.0,
+PngImagePlugin.py)."""
+ACCEPTED = "accepted: a PNG, JPEG or WebP file"
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a file shows: colours in L, RGB or CMYK; alpha in L, None where all is opaque; perhaps an ICC profile."""
+
+    colours: Image.Image
+    alpha: Image.Image | None
+    profile: bytes | None
+
+
+def open_image(field: str, data: bytes) -> Decoded:
+    """Read a file. Raises InvalidInput, which names the field, when it is no image or one of too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > PIXELS_MAX:
+            raise InvalidInput(f"{field} has {image.width}*{image.height} pixels; accepted: {PIXELS_MAX} in all")
+        _scale_trns(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
+        return Decoded(*_on_white(field, image), profile)
+    except InvalidInput:
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInput(f"{field} has too many pixels; accepted: {PIXELS_MAX} in all") from error
+    except MemoryError as error:
+        raise InvalidInput(
+            f"{field} is too large for the memory there is; accepted: an image of fewer pixels"
+        ) from error
+    except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
+        raise InvalidInput(
+            f"{field} cannot be read: the file of {len(data):,} bytes is damaged or truncated; {ACCEPTED}"
+        ) from error
+
+
+def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
+    """Bring a file's colours to RGB of sRGB; a profile that cannot be used is passed over with a warning."""
+    if file.profile is None:
+        return _in("RGB", file.colours), ()
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(file.profile))
+        mode = _mode_of(profile, file.colours.mode)
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        colours = _in(mode, file.colours)
+        return transform.apply(colours, colours if mode == "RGB" else None), ()  # in place, where it can be
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        said = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
+        return _in("RGB", file.colours), (said,)
+
+
+def _mode_of(profile: ImageCms.ImageCmsProfile, mode: str) -> str:
+    """Return the mode in which the profile takes colours of `mode`. Raises ValueError when it takes none of them."""
+    space = profile.profile.xcolor_space.strip()
+    taken = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space, "")
+    if taken != mode and (taken, mode) != ("RGB", "L"):  # a grey is three equal channels
+        raise ValueError(f"a profile of {space} colours, for {mode}")
+    return taken
+
+
+def _in(mode: str, image: Image.Image) -> Image.Image:
+    """Convert without the copy that Pillow makes of what needs no converting."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _scale_trns(image: ImageFile.ImageFile) -> None:
+    """Let the one colour that a PNG calls transparent mean what it means once the file is read, in 8 bits."""
+    said, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(said, int) and raw in TRNS_FACTORS:
+        image.info["transparency"] = said * TRNS_FACTORS[raw]
+    elif isinstance(said, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in said)
+
+
+def _on_white(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Bring any mode to L, RGB or CMYK, and lay what is transparent on white; the alpha, unless all is opaque."""
+    colours, alpha = _deep(field, image) if image.mode[0] in "IF" else _shallow(image)
+    if alpha is None or not any(alpha.histogram()[:OPAQUE]):
+        return colours, None
+    white = Image.new(colours.mode, colours.size, "white")
+    white.paste(colours, mask=alpha)
+    return white, alpha
+
+
+def _shallow(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Split colours and alpha of an image of at most 8 bits a channel."""
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
+        return image.convert(image.mode[:-1]), image.getchannel("A")
+    kept = {"1": "L", "L": "L", "CMYK": "CMYK"}
+    return _in(kept.get(image.mode, "RGB"), image), None
+
+
+def _deep(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Bring greys of 16 bits, or floating point ones, to 8 bits, where Pillow's own conversion would cut them off.
+
+    Floats are 0 to 1, or 0 to 255 where one is above 1.
+    """
+    values = np.asarray(image)
+    smallest, largest = values.min(), values.max()
+    float_ = image.mode == "F"
+    if not 0 <= smallest <= largest <= (255 if float_ else 65535):  # nor NaN
+        accepted = "0 to 1, or to 255" if float_ else "0 to 65535"
+        raise InvalidInput(f"{field} has values from {smallest:g} to {largest:g}; accepted: {accepted}, or 8 bits")
+    if float_:
+        return Image.fromarray(np.rint(values * (255 if largest <= 1 else 1)).astype(np.uint8)), None
+    values = values.astype(np.uint16, copy=False)
+    said = image.info.get("transparency")
+    alpha = None if said is None else Image.fromarray(np.where(values == said, np.uint8(0), np.uint8(OPAQUE)))
+    return Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8)), alpha  # 257 = 65535 / 255, rounded
