@@ -20,6 +20,7 @@ from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
 from hidream.formats.comfy import Stored
+from hidream.formats.comfy_scales import stated_in, with_scales
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.safetensors_file import open_safetensors, shards
 
@@ -49,7 +50,7 @@ class Published:
 
 def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
     """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else."""
-    tensors = comfy.with_scales(comfy.without_prefix(_open(path)), str(path))
+    tensors = with_scales(comfy.without_prefix(_open(path)), str(path))
     kind = kind_of(tensors)
     accepted = tuple(accepted)
     if kind not in accepted:
@@ -152,7 +153,8 @@ def _open(path: Path) -> dict[str, Stored]:
     for file in files:
         if _magic(file).startswith(PICKLE_MAGIC):
             raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
-        found = open_safetensors(file)[1]
+        metadata, found = open_safetensors(file)
+        found |= stated_in(metadata, str(file))
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(
