@@ -50,13 +50,12 @@ class Published:
 
 def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
     """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else."""
-    tensors = with_scales(comfy.without_prefix(_open(path)), str(path))
-    kind = kind_of(tensors)
-    accepted = tuple(accepted)
-    if kind not in accepted:
-        found = kind or looks_like(tensors)
-        raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
-    return Published(path, kind, NAMES[kind](tensors))
+    return _published(path, with_scales(comfy.without_prefix(_open(path)), str(path)), tuple(accepted))
+
+
+def outline(path: Path) -> Published:
+    """Open a folder or a file for its names and shapes alone, as `read` does; of scales nothing is read or said."""
+    return _published(path, comfy.without_prefix(_open(path)), tuple(Kind))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -73,15 +72,29 @@ def config_of(path: Path) -> dict[str, Any] | None:
     In a folder that is `config.json`. A single file may have it in its metadata (`config`), or beside it.
     """
     if path.is_dir():
-        return _read_json(path / "config.json") if (path / "config.json").is_file() else None
-    stated = _metadata(path).get("config")
-    try:
-        if stated is not None:
-            return dict(json.loads(stated))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its metadata `config` is no JSON object: {error}") from error
+        return read_json(path / "config.json") if (path / "config.json").is_file() else None
+    stated = stated_as("config", path)
+    if stated is not None:
+        return stated
     beside = path.parent / "config.json"
-    return _read_json(beside) if beside.is_file() else None
+    return read_json(beside) if beside.is_file() else None
+
+
+def stated_as(key: str, path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file's metadata has under a key; None where there is none, and for a folder."""
+    stated = None if path.is_dir() else _metadata(path).get(key)
+    try:
+        return None if stated is None else dict(json.loads(stated))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata `{key}` is no JSON object: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object beside weights. Raises CheckpointError when it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; accepted: a configuration as published") from error
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
@@ -104,7 +117,7 @@ def looks_like(names: Iterable[str]) -> str:
 
 
 MARKS: dict[Kind, tuple[str, ...]] = {
-    Kind.TRANSFORMER: ("double_stream_blocks.", "caption_projection."),
+    Kind.TRANSFORMER: ("double_stream_blocks.", "caption_projection.0."),
     Kind.CLIP: ("text_model.encoder.layers.", "transformer.resblocks."),
     Kind.T5: ("encoder.block.0.layer.0.SelfAttention.",),
     Kind.LLAMA: ("model.layers.0.self_attn.", "layers.0.self_attn."),
@@ -143,6 +156,14 @@ FOREIGN = (
 """Part of a name, and what has it; the first that fits."""
 
 
+def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, ...]) -> Published:
+    kind = kind_of(tensors)
+    if kind is None or kind not in accepted:
+        found = kind or looks_like(tensors)
+        raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
+    return Published(path, kind, NAMES[kind](tensors))
+
+
 def _open(path: Path) -> dict[str, Stored]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
@@ -172,10 +193,3 @@ def _magic(file: Path) -> bytes:
 
 def _metadata(file: Path) -> Mapping[str, Any]:
     return open_gguf(file).metadata if _magic(file) == GGUF_MAGIC else open_safetensors(file)[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; accepted: a configuration as published") from error

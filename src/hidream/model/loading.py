@@ -124,6 +124,7 @@ def load(
         checkpoint = embedded(variant)
     elif isinstance(checkpoint, Path):
         checkpoint = Checkpoint(checkpoint)
+    checkpoint = checkpoint.of_variant(variant)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     plan = settle(checkpoint, variant, where, resolve_storage(storage), memory_gb)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
-from hidream.formats.detect import Kind, Published, config_of, files_of, read
+from hidream.formats.comfy_folder import parts_in
+from hidream.formats.detect import Kind, Published, config_of, files_of, read, read_json, stated_as
 from hidream.model import products
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
@@ -109,6 +110,13 @@ class Checkpoint:
                 return base / name
         raise CheckpointError(self._missing(name))
 
+    def of_variant(self, variant: Variant) -> Checkpoint:
+        """The same with the parts of a ComfyUI models folder named one by one; any other layout stays as it is."""
+        named = {part: self.part(part) for part, own in FIELDS.items() if getattr(self, own) is not None}
+        found = parts_in(self.folder, variant, named) if self.folder else {}
+        fields = {FIELDS.get(part, part): path for part, path in found.items()}
+        return replace(self, **{name: path for name, path in fields.items() if getattr(self, name) is None})
+
     def read(self, name: str) -> Published:
         """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
         return read(self.part(name), (KINDS[name][0],))
@@ -123,14 +131,11 @@ class Checkpoint:
         return stated if _class(stated) in KINDS[name][1] else None
 
     def index(self) -> dict[str, Any]:
-        """`model_index.json`, which names the classes of all parts; empty where there is none."""
+        """`model_index.json`, or what a transformer's file has of it in its metadata; empty where there is neither."""
         path = self.folder / "model_index.json" if self.folder else None
         if path is None or not path.is_file():
-            return {}
-        try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
+            return stated_as("model_index", self.part("transformer")) or {}
+        return read_json(path)
 
     def weight_files(self) -> list[Path]:
         """Every file of weights that decides the picture."""

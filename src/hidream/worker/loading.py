@@ -111,7 +111,7 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
 
 def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
     parts = models.parts(variant)
-    return embedded(variant) if parts is None else Checkpoint(**parts)
+    return embedded(variant) if parts is None else Checkpoint(**parts).of_variant(variant)
 
 
 def _texts(checkpoint: Checkpoint) -> list[str]:
