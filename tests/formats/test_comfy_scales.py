@@ -134,9 +134,11 @@ def test_what_comfy_never_scales_needs_no_scale():
     assert with_scales(cast, "file") == cast
 
 
-def test_eight_bit_integers_always_need_a_scale():
+def test_eight_bit_integers_of_a_scaled_file_need_a_scale():
+    """Of any other file they are refused when they are given to a module, as no floats."""
+    int8 = {"a.weight": ONE.to(torch.int8), "b.weight": ONE.to(torch.int8), "b.weight_scale": torch.tensor(1.0)}
     with pytest.raises(CheckpointError, match=r"1 matrices in 8 bits lack their scale: a.weight"):
-        with_scales({"a.weight": ONE.to(torch.int8)}, "file")
+        with_scales(int8, "file")
 
 
 def test_scales_without_their_matrix_are_named():

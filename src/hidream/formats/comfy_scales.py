@@ -102,7 +102,7 @@ def _is_scaled(name: str, tensor: Stored, is_scaled: bool) -> bool:
     """Whether a tensor means nothing without its scale."""
     if not isinstance(tensor, Tensor) or tensor.dim() < 2 or name.endswith(NEVER_SCALED):
         return False
-    return tensor.dtype is torch.int8 or (is_scaled and tensor.dtype in QUANTIZED_AS)
+    return is_scaled and tensor.dtype in QUANTIZED_AS
 
 
 def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:

@@ -16,6 +16,7 @@ from torch import Size
 
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Kind
+from hidream.formats.gguf_encoders import LLAMA_ROPE, T5_MAX_DISTANCE
 from hidream.model.config import TransformerConfig
 
 Shapes = Mapping[str, Size]
@@ -28,18 +29,7 @@ CLIP_WIDTHS = {768: "quick_gelu", 1280: "gelu"}
 CLIP_HEAD_DIM = 64
 STOCK_CLIP_POSITIONS = 77
 LLAMA_VOCABULARY, LLAMA_WIDTH, LLAMA_HEAD_DIM = 128256, 4096, 128
-LLAMA_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Llama-3.1-8B-Instruct, config.json: rope_scaling and rope_theta."""
 LLAMA_MAX_POSITIONS = 131072
-T5_MAX_DISTANCE = 128
-"""Of T5's relative positions (t5-v1_1-xxl, config.json)."""
 FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
 """FLUX.1's autoencoder (vae/config.json of HiDream-I1 and of FLUX.1)."""
 FLUX_LATENT_CHANNELS = 16

@@ -40,9 +40,10 @@ LLAMA_HELP = (
     "`[models] llama` or --llama."
 )
 TOKENIZER_HELP = (
-    "Single files come without tokenizers: download `tokenizer*/` of HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the "
-    "tokenizer.json and tokenizer_config.json of unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with "
-    "HIDREAM_MODELS_TOKENIZERS, `[models] tokenizers` or --tokenizers."
+    "Single files come without tokenizers: download `tokenizer*/` of "
+    "HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the tokenizer.json and tokenizer_config.json of "
+    "unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with HIDREAM_MODELS_TOKENIZERS, "
+    "`[models] tokenizers` or --tokenizers. What a GGUF file has of one is not read."
 )
 HELP = {
     "transformer": "It may also be a single file: hidream_i1_*.safetensors of Comfy-Org/HiDream-I1_ComfyUI, or GGUF.",
