@@ -9,7 +9,6 @@ Source: bitsandbytes 0.50.2, functional.py, `QuantState`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy_scales import some
+from hidream.formats.json_object import object_of
 from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
 
 STATE = ".quant_state.bitsandbytes__"
@@ -57,17 +57,20 @@ def _weight(name: str, state_key: str, tensors: Mapping[str, Tensor]) -> Quantiz
     if kind != Scheme.NF4:
         raise CheckpointError(f"{name} is quantised to {kind!r} by bitsandbytes; accepted: nf4")
     try:
-        state: dict[str, Any] = json.loads(bytes(tensors[state_key].cpu().numpy()))
+        state = object_of(bytes(tensors[state_key].flatten().tolist()))
+        shape = torch.Size(state["shape"])
         scale = _scales(name, state, tensors)
-        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), torch.Size(state["shape"]))
+        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), shape)
         pairs = nf4_pairs(_finite(tensors, name + ".quant_map"))
     except KeyError as error:
         raise CheckpointError(
             f"the bitsandbytes weight {name} lacks {error.args[0]}; accepted: whole NF4 files"
         ) from error
-    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"the bitsandbytes weight {name} is torn: {error}") from error
-    return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, torch.Size(state["shape"]))
+    except ValueError as error:
+        raise CheckpointError(f"the bitsandbytes weight {name} is torn: {error}; accepted: whole NF4 files") from error
+    except (RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the bitsandbytes weight {name} is torn; accepted: whole NF4 files") from error
+    return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, shape)
 
 
 def _blocks(packed: Tensor, block: int, count: int, shape: torch.Size) -> Tensor:

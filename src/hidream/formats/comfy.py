@@ -50,7 +50,9 @@ def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
             for side, part in zip("qkv", tensor.chunk(3), strict=True):
                 named[f"{layer}.self_attn.{side}_proj.{kind}"] = part
         elif name == "text_projection" and isinstance(tensor, Tensor):
-            named["text_projection.weight"] = tensor.mT.contiguous()  # OpenCLIP multiplies from the other side
+            named["text_projection.weight"] = tensor.transpose(
+                0, 1
+            ).contiguous()  # OpenCLIP multiplies from the other side
         else:
             named[name] = tensor
     return named

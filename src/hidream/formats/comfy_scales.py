@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
+from hidream.formats.json_object import object_of
 from hidream.formats.quantized import Quantized, Scheme
 
 SCALES = (".scale_weight", ".weight_scale")
@@ -45,9 +46,9 @@ def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     if METADATA not in metadata:
         return {}
     try:
-        layers = json.loads(metadata[METADATA])["layers"]
+        layers = object_of(metadata[METADATA])["layers"]
         return {layer + STATED: torch.tensor(list(json.dumps(how).encode())) for layer, how in layers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its metadata `{METADATA}` cannot be read; accepted: `layers` in JSON"
         ) from error
@@ -84,9 +85,9 @@ def _scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
 
 
 def _check_complete(tensors: Mapping[str, Stored], scales: Collection[str], path: str) -> None:
-    is_scaled = any(name == MARKER or name.endswith((*SCALES, *LEFT_OUT)) for name in tensors)
     wanted = {name.removesuffix(STATED) + ".weight" for name in tensors if name.endswith(STATED)}
-    wanted |= {name for name, tensor in tensors.items() if _is_scaled(name, tensor, is_scaled)}
+    if any(name == MARKER or name.endswith((*SCALES, *LEFT_OUT)) for name in tensors):
+        wanted |= {name for name, tensor in tensors.items() if _is_in_eight_bits(name, tensor)}
     for what, names in (
         ("matrices in 8 bits lack their scale", wanted.difference(scales)),
         ("scales lack their matrix", set(scales).difference(tensors)),
@@ -98,11 +99,11 @@ def _check_complete(tensors: Mapping[str, Stored], scales: Collection[str], path
             )
 
 
-def _is_scaled(name: str, tensor: Stored, is_scaled: bool) -> bool:
-    """Whether a tensor means nothing without its scale."""
-    if not isinstance(tensor, Tensor) or tensor.dim() < 2 or name.endswith(NEVER_SCALED):
+def _is_in_eight_bits(name: str, tensor: Stored) -> bool:
+    """Whether a tensor of a scaled file means nothing without its scale."""
+    if not isinstance(tensor, Tensor) or name.endswith(NEVER_SCALED):
         return False
-    return is_scaled and tensor.dtype in QUANTIZED_AS
+    return tensor.dim() > 1 and tensor.dtype in QUANTIZED_AS
 
 
 def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
@@ -124,12 +125,11 @@ def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
 
 def _check_format(name: str, tensor: Tensor, path: str) -> None:
     try:
-        stated = json.loads(bytes(tensor.tolist()))
-        known = stated.get("format") in FORMATS and not stated.get("convrot")
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        stated, known = "unreadable", False
-    if not known:
-        raise CheckpointError(f"{path}: {name} says {stated}; accepted: {', '.join(FORMATS)}, without rotation")
+        stated: object = object_of(bytes(tensor.tolist()))
+    except (ValueError, TypeError):
+        stated = "what cannot be read"
+    if not isinstance(stated, dict) or stated.get("format") not in FORMATS or stated.get("convrot"):
+        raise CheckpointError(f"{path}: {name} says {stated!s:.200}; accepted: {', '.join(FORMATS)}, without rotation")
 
 
 def some(names: Iterable[str]) -> str:

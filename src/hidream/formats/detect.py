@@ -7,7 +7,7 @@ transformers, or raises an error that says what the file looks like instead.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +22,7 @@ from hidream.formats.bitsandbytes_file import fold
 from hidream.formats.comfy import Stored
 from hidream.formats.comfy_scales import stated_in, with_scales
 from hidream.formats.gguf_file import open_gguf
+from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.safetensors_file import open_safetensors, shards
 
 GGUF_MAGIC = b"GGUF"
@@ -84,17 +85,14 @@ def stated_as(key: str, path: Path) -> dict[str, Any] | None:
     """The JSON object that a file's metadata has under a key; None where there is none, and for a folder."""
     stated = None if path.is_dir() else _metadata(path).get(key)
     try:
-        return None if stated is None else dict(json.loads(stated))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its metadata `{key}` is no JSON object: {error}") from error
+        return None if stated is None else object_of(stated)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata `{key}` is no JSON object: {why(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object beside weights. Raises CheckpointError when it cannot be read."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; accepted: a configuration as published") from error
+    return read_object(path, "a configuration as published")
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
@@ -161,12 +159,17 @@ def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, 
     if kind is None or kind not in accepted:
         found = kind or looks_like(tensors)
         raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
-    return Published(path, kind, NAMES[kind](tensors))
+    try:
+        return Published(path, kind, NAMES[kind](tensors))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{path} has the names of {kind}, but not its shapes; accepted: a whole one") from error
 
 
 def _open(path: Path) -> dict[str, Stored]:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers where it may not look
         raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
+    if not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path} is neither a file nor a folder; accepted: a .safetensors or a .gguf file")
     files = files_of(path)
     if len(files) == 1 and _magic(files[0]) == GGUF_MAGIC:
         return dict(open_gguf(files[0]).tensors)
@@ -187,8 +190,11 @@ def _open(path: Path) -> dict[str, Stored]:
 
 
 def _magic(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(4)
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {why(error)}; accepted: a file that may be read") from error
 
 
 def _metadata(file: Path) -> Mapping[str, Any]:

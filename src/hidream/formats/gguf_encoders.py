@@ -85,14 +85,14 @@ def config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str,
 
 
 def _t5(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
-    buckets, heads = tensors["enc.blk.0.attn_rel_b.weight"].shape
-    vocabulary, width = tensors["token_embd.weight"].shape
+    buckets, heads = _size(tensors, "enc.blk.0.attn_rel_b.weight")
+    vocabulary, width = _size(tensors, "token_embd.weight")
     return {
         "architectures": ["T5EncoderModel"],
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": tensors["enc.blk.0.attn_q.weight"].shape[0] // heads,
-        "d_ff": tensors["enc.blk.0.ffn_up.weight"].shape[0],
+        "d_kv": _size(tensors, "enc.blk.0.attn_q.weight")[0] // heads,
+        "d_ff": _size(tensors, "enc.blk.0.ffn_up.weight")[0],
         "num_layers": _int(metadata, f"{architecture}.block_count"),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
@@ -103,16 +103,16 @@ def _t5(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, St
 
 
 def _llama(metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
-    vocabulary, width = tensors["token_embd.weight"].shape
+    vocabulary, width = _size(tensors, "token_embd.weight")
     heads = _int(metadata, HEADS)
-    head_dim, left = divmod(tensors["blk.0.attn_q.weight"].shape[0], heads)
+    head_dim, left = divmod(_size(tensors, "blk.0.attn_q.weight")[0], heads)
     if left:
         raise ValueError(f"{HEADS} is {heads}, of which blk.0.attn_q.weight has no whole number of rows")
     return {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": tensors["blk.0.ffn_up.weight"].shape[0],
+        "intermediate_size": _size(tensors, "blk.0.ffn_up.weight")[0],
         "num_hidden_layers": _int(metadata, "llama.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": _key_heads(metadata),
@@ -177,6 +177,13 @@ def _renamed(rules: Sequence[tuple[str, str]], name: str) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _size(tensors: Mapping[str, Stored], name: str) -> tuple[int, int]:
+    shape = tensors[name].shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} has the shape {list(shape)}, not two dimensions")
+    return shape[0], shape[1]
 
 
 def _key_heads(metadata: Mapping[str, Any]) -> int:

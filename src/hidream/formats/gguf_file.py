@@ -10,6 +10,8 @@ Source: ggml, docs/gguf.md; city96/ComfyUI-GGUF, loader.py and tools/convert.py.
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.gguf_encoders import ARCHITECTURES, config, renamed
 from hidream.formats.gguf_grids import GGUF_TYPES
+from hidream.formats.json_object import why
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
 
 ARCHITECTURE = "hidream"
@@ -129,8 +132,10 @@ def _encoder(path: Path, named: str, metadata: Mapping[str, Any], tensors: Mappi
         return GGUF(named, {**metadata, "config": stated}, renamed(named, metadata, tensors))
     except KeyError as error:
         raise CheckpointError(f"{path} lacks {error.args[0]}; accepted: a whole {named} of llama.cpp") from error
-    except (ValueError, TypeError, IndexError, RuntimeError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path} is no {named} of llama.cpp that can be read: {error}") from error
+    except (TypeError, IndexError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} is no {named} of llama.cpp: its tensors or numbers have other shapes") from error
 
 
 def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
@@ -141,21 +146,28 @@ def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
         reader = GGUFReader(path, "c")  # copy-on-write, because torch wants writable memory
         return reader, {key: field.contents() for key, field in reader.fields.items() if not key.startswith(UNREAD)}
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         if "GGMLQuantizationType" in str(error):
-            text = f"{path} has a tensor of a type that is not known: {error}; accepted: {_accepted()}"
-            raise CheckpointError(text) from error
-        raise CheckpointError(f"{path} is torn, or not a GGUF file of version 2 or 3: {error}") from error
+            number = re.findall(r"\d+", str(error))[-1]
+            raise CheckpointError(
+                f"{path} has a tensor of a type that is not known: {number} is not a valid type; accepted: {_accepted()}"
+            ) from error
+        raise CheckpointError(
+            f"{path} is torn, or not a GGUF file of version 2 or 3; accepted: a whole one ({path.stat().st_size:,} "
+            "bytes here: compare with the published size and download it again)"
+        ) from error
 
 
 def _tensor(path: Path, tensor: gguf.ReaderTensor, metadata: Mapping[str, Any]) -> Tensor | Quantized:
     kind, stored = tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)]
     if kind not in PLAIN and kind not in GGUF_TYPES:
         raise CheckpointError(f"{path} has {tensor.name} in the type {kind}; accepted: {_accepted()}")
-    shape = torch.Size(metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored))
-    if shape.numel() != tensor.n_elements:
-        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {list(shape)}")
+    original = metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored)
+    is_shape = isinstance(original, list) and all(isinstance(size, int) and size > 0 for size in original)
+    if original != stored and not (is_shape and math.prod(original) == tensor.n_elements):
+        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {original!s:.100}")
+    shape = torch.Size(original)
     data = torch.from_numpy(tensor.data)
     return data.view(PLAIN[kind]).view(shape) if kind in PLAIN else from_blocks(kind, data, shape)
 

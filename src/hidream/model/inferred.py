@@ -127,7 +127,7 @@ def llama_config(shapes: Shapes) -> dict[str, Any]:
 
 def autoencoder_config(shapes: Shapes) -> dict[str, Any]:
     """`vae/config.json`: FLUX's autoencoder. Raises CheckpointError on another number of latent channels."""
-    latent = _shape(shapes, "decoder.conv_in.weight")[1]
+    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
     if latent != FLUX_LATENT_CHANNELS:
         raise CheckpointError(
             f"the autoencoder has {latent} latent channels{' like that of SD or SDXL' * (latent == 4)}; "
@@ -137,7 +137,7 @@ def autoencoder_config(shapes: Shapes) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [
-            _shape(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)
+            _shape(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -166,7 +166,11 @@ def count(names: Iterable[str], prefix: str) -> int:
     return len({match[1] for name in names if (match := numbered.match(name))})
 
 
-def _shape(shapes: Shapes, name: str) -> Size:
+def _shape(shapes: Shapes, name: str, dims: int = 2) -> Size:
     if name not in shapes:
         raise CheckpointError(f"the key {name} is missing, without which the model's size is not known")
+    if len(shapes[name]) != dims or 0 in shapes[name]:
+        raise CheckpointError(
+            f"the key {name} has the shape {list(shapes[name])}; accepted: {dims} dimensions, none empty"
+        )
     return shapes[name]
