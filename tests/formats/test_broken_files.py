@@ -211,7 +211,7 @@ def test_any_change_of_a_header_is_read_or_said(tmp_path, kind):
                 call(path)
             except CheckpointError as error:
                 messages.add(error.message)
-    assert len(messages) > 3
+    assert len(messages) > 1
     for message in messages:
         assert str(path) in message
         assert not [word for word in LIBRARIES if word in message], message

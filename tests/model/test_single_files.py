@@ -223,10 +223,3 @@ def test_encoders_of_another_model_are_named(dev):
     ]:
         with pytest.raises(CheckpointError, match=message):
             check_fit(dev.text.encoders, dataclasses.replace(config, **changes))
-
-
-def test_a_torn_tokenizer_is_named(tmp_path):
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{ torn")
-    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be loaded"):
-        load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")

@@ -151,7 +151,7 @@ def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
         if "GGMLQuantizationType" in str(error):
             number = re.findall(r"\d+", str(error))[-1]
             raise CheckpointError(
-                f"{path} has a tensor of a type that is not known: {number} is not a valid type; accepted: {_accepted()}"
+                f"{path} has a tensor of a type that is not known: {number} is not a valid one; accepted: {_accepted()}"
             ) from error
         raise CheckpointError(
             f"{path} is torn, or not a GGUF file of version 2 or 3; accepted: a whole one ({path.stat().st_size:,} "
