@@ -127,3 +127,15 @@ def write_comfy(folder: Path, variant: Variant = Variant.DEV) -> Checkpoint:
         vae=write(folder / "vae.safetensors", tensors_of("vae"), config_of("vae")),
         tokenizers=nano,
     )
+
+
+def write_comfy_folder(folder: Path, variant: Variant = Variant.DEV) -> Path:
+    """All parts of nano as a ComfyUI models folder has them: in its subfolders, without tokenizers."""
+    parts = write_comfy(folder, variant)
+    for name in ("clip_l", "clip_g", "t5", "llama"):
+        file = getattr(parts, name)
+        (folder / "text_encoders").mkdir(exist_ok=True)
+        file.rename(folder / "text_encoders" / file.name)
+    (folder / "vae").mkdir()
+    parts.vae.rename(folder / "vae" / parts.vae.name)
+    return folder

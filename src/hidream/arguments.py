@@ -232,7 +232,7 @@ def _info(commands: Commands) -> None:
 
 def _convert(commands: Commands) -> None:
     convert = commands.add_parser("convert", help="bring weights into another format or type")
-    convert.add_argument("source", type=_path, help="a file or folder of one part, or a whole folder")
+    convert.add_argument("source", type=_path, help="a file or folder of one part, or a whole folder (also ComfyUI's)")
     convert.add_argument("target", type=_path, help="a file or folder that does not exist yet")
     convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: what the target's name says")
     convert.add_argument(
@@ -241,6 +241,7 @@ def _convert(commands: Commands) -> None:
     convert.add_argument(
         "--shard-size", type=_nbytes, default="5GB", help="largest file of a diffusers folder (default: %(default)s)"
     )
+    convert.add_argument("--variant", choices=list(Variant), help="whose transformer, of several in a ComfyUI folder")
     convert.add_argument("--force", action="store_true", help="replace what is there")
     convert.set_defaults(command="convert")
 

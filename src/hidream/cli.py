@@ -204,7 +204,7 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
     from hidream.model.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
-    wish = Wish(to, given.type, given.shard_size, given.force)
+    wish = Wish(to, given.type, given.shard_size, given.force, given.variant)
     with tqdm(unit="B", unit_scale=True, delay=0.2) as bar:
 
         def on_bytes(target: Path, done: int, total: int) -> None:

@@ -42,10 +42,10 @@ def test_a_file_without_such_weights_stays():
     assert fold(tensors) == tensors
 
 
-@pytest.mark.parametrize("part", [".absmax", ".quant_map", ".nested_quant_map"])
+@pytest.mark.parametrize("part", [".absmax", ".quant_map", ".nested_quant_map", ".nested_absmax"])
 def test_a_missing_part_is_an_error(part: str):
     lost = f"double.weight{part}"
-    with pytest.raises(CheckpointError, match=rf"double\.weight lacks a part or is torn: KeyError\('{lost}'\)"):
+    with pytest.raises(CheckpointError, match=rf"double\.weight lacks {lost}; accepted: whole NF4 files"):
         fold({key: value for key, value in RECORDED.items() if key != lost})
 
 
@@ -60,7 +60,7 @@ def test_torn_values_are_an_error():
 
 
 def test_a_torn_state_is_an_error():
-    with pytest.raises(CheckpointError, match=r"double\.weight lacks a part or is torn"):
+    with pytest.raises(CheckpointError, match=r"double\.weight is torn"):
         fold(RECORDED | {STATE: RECORDED[STATE][:-5]})
 
 
@@ -68,3 +68,24 @@ def test_another_type_is_named():
     tensors = {key.replace("__nf4", "__fp4"): value for key, value in RECORDED.items()}
     with pytest.raises(CheckpointError, match="quantised to 'fp4' by bitsandbytes; accepted: nf4"):
         fold(tensors)
+
+
+def test_values_without_their_state_are_an_error():
+    lost = {key: value for key, value in RECORDED.items() if not key.startswith("plain.weight.quant_state")}
+    with pytest.raises(
+        CheckpointError, match=r"1 weights of bitsandbytes lack their state .*: plain\.weight; accepted"
+    ):
+        fold(lost)
+
+
+@pytest.mark.parametrize("part", ["quant_map", "nested_quant_map", "nested_absmax"])
+def test_tables_that_are_not_finite_are_an_error(part: str):
+    torn = RECORDED[f"double.weight.{part}"].clone()
+    torn[0] = torch.nan
+    with pytest.raises(CheckpointError, match=rf"double\.weight is torn: double\.weight\.{part} is not finite"):
+        fold(RECORDED | {f"double.weight.{part}": torn})
+
+
+def test_eight_bits_of_bitsandbytes_are_named():
+    with pytest.raises(CheckpointError, match=r"1 weights of bitsandbytes are in 8 bits .LLM.int8.*: a;"):
+        fold({"a.weight": torch.zeros(2, 2, dtype=torch.int8), "a.SCB": torch.ones(2)})

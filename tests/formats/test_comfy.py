@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import transformers
@@ -11,16 +9,13 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_open_clip_checkpoint
 
 import comfy_files
-from hidream.errors import CheckpointError
 from hidream.formats.comfy import (
     autoencoder_names,
     clip_names,
     llama_names,
     t5_names,
-    with_scales,
     without_prefix,
 )
-from hidream.formats.quantized import Quantized
 
 ONE = torch.ones(2, 2)
 
@@ -104,40 +99,3 @@ def test_prefixes_are_taken_off(prefix):
     assert without_prefix({f"{prefix}a": ONE, f"{prefix}scaled_fp8": ONE}).keys() == {"a", "scaled_fp8"}
     mixed = {f"{prefix}a": ONE, "b": ONE}
     assert without_prefix(mixed) == mixed
-
-
-@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
-@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.tensor([0.5, 2.0]), torch.ones(2, 1)])
-def test_scales_join_their_matrices(spelling, scale):
-    matrix = torch.tensor([[1.0, -448.0, 0.25], [2.0, 0.0, 3.5]])
-    values = matrix.to(torch.float8_e4m3fn)
-    file = {"scaled_fp8": torch.zeros(2), "a.weight": values, f"a.{spelling}": scale, "a.bias": ONE, "b.weight": ONE}
-    ours = with_scales(file | {"a.scale_input": ONE, "a.input_scale": ONE}, "file")
-    assert ours.keys() == {"a.weight", "a.bias", "b.weight"}
-    quantized = ours["a.weight"]
-    assert isinstance(quantized, Quantized)
-    assert quantized.parts["data"] is values  # no copy
-    assert torch.equal(quantized.dense(torch.float32), matrix * scale.reshape(-1, 1))
-
-
-def test_int8_by_comfy_quant():
-    stated = torch.tensor(list(json.dumps({"format": "int8_tensorwise"}).encode()), dtype=torch.uint8)
-    values = torch.tensor([[1, -127], [3, 4]], dtype=torch.int8)
-    file = {"a.weight": values, "a.weight_scale": torch.tensor([0.5, 2.0]), "a.comfy_quant": stated}
-    quantized = with_scales(file, "file")["a.weight"]
-    assert isinstance(quantized, Quantized)
-    assert torch.equal(quantized.dense(torch.float32), torch.tensor([[0.5, -63.5], [6.0, 8.0]]))
-
-
-@pytest.mark.parametrize("stated", [{"format": "nvfp4"}, {"format": "int8_tensorwise", "convrot": True}, [1]])
-def test_other_quantisations_are_named(stated):
-    file = {"a.comfy_quant": torch.tensor(list(json.dumps(stated).encode()), dtype=torch.uint8)}
-    with pytest.raises(CheckpointError, match=r"file: a.comfy_quant says .*accepted: float8_e4m3fn"):
-        with_scales(file, "file")
-
-
-def test_scales_that_do_not_fit_are_named():
-    with pytest.raises(CheckpointError, match=r"a.weight has a scale, but is torch.float32"):
-        with_scales({"a.weight": ONE, "a.scale_weight": torch.tensor(1.0)}, "file")
-    with pytest.raises(CheckpointError, match=r"a.weight \[2, 2\] has a scale \[3\]"):
-        with_scales({"a.weight": ONE.to(torch.float8_e4m3fn), "a.scale_weight": torch.ones(3)}, "file")

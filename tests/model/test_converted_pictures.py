@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import HiDreamImagePipeline
 
+import comfy_files
+from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.convert import convert, format_of
 from hidream.formats.detect import read
 from hidream.formats.quantized import Quantized
 from hidream.formats.targets import Format, Wish
 from hidream.model.inferred import published_config
+from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.model.text import load_text_encoders
 from hidream.model.vae import load_autoencoder
@@ -84,3 +89,70 @@ def test_a_tiny_transformer_answers_as_diffusers_own(tmp_path, name):
     x = tiny.inputs(2, 16, 16)
     with torch.no_grad():
         assert tiny.relative(ours(*x), -model(*x, return_dict=False)[0]) <= 1e-5
+
+
+def picture(checkpoint):
+    return generate(load(Variant.DEV, checkpoint), dataclasses.replace(REQUEST, size=Size(512, 512))).pixels
+
+
+@pytest.fixture(scope="module")
+def comfy(tmp_path_factory):
+    return converted(NANO, tmp_path_factory.mktemp("comfy") / "models", to=Format.COMFY)
+
+
+def test_what_was_written_for_comfy_is_read_back(dev, comfy):
+    """Case 21. With its tokenizers, and with the size that nano draws best, which stands in the file itself."""
+    model = load(Variant.DEV, comfy)
+    assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
+    assert np.array_equal(picture(comfy), picture(embedded(Variant.DEV)))
+
+
+def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
+    """Case 21. To a folder of diffusers, which is as nano's own, and from there on to all others."""
+    back = converted(comfy, tmp_path / "back", to=Format.DIFFUSERS)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"):
+        ours, theirs = read(back / part).tensors, read(NANO / part).tensors
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+        assert (back / part / "config.json").read_bytes() == (NANO / part / "config.json").read_bytes()
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer_4/tokenizer.json"):
+        assert (back / name).read_bytes() == (NANO / name).read_bytes()
+    assert np.array_equal(picture(back), picture(embedded(Variant.DEV)))
+
+    HiDreamImagePipeline.from_pretrained(back, dtype=torch.float16)
+    again = converted(converted(back, tmp_path / "gguf", to=Format.GGUF), tmp_path / "again", to=Format.COMFY)
+    retyped = converted(again, tmp_path / "retyped", "fp32", to=Format.COMFY)
+    assert (retyped / "diffusion_models" / "gguf.safetensors").is_file()
+    assert np.array_equal(picture(retyped), picture(embedded(Variant.DEV)))
+
+
+def test_a_models_folder_of_comfy_needs_tokenizers_from_elsewhere(tmp_path):
+    folder = comfy_files.write_comfy_folder(tmp_path / "models")
+    with pytest.raises(CheckpointError, match=r"`\[models\] tokenizers` or --tokenizers"):
+        load(Variant.DEV, folder)
+    ours = picture(Checkpoint(folder, tokenizers=NANO))
+    converted(folder, tmp_path / "back", to=Format.DIFFUSERS)
+    assert np.array_equal(picture(Checkpoint(tmp_path / "back", tokenizers=NANO)), ours)
+
+
+def test_two_variants_in_one_models_folder(comfy, tmp_path):
+    folder = tmp_path / "models"
+    shutil.copytree(comfy, folder)
+    converted(embedded(Variant.FULL).folder, folder, to=Format.COMFY)
+    full = Checkpoint(folder).of_variant(Variant.FULL)
+    assert full.part("transformer") == folder / "diffusion_models" / "full.safetensors"
+    assert full.part("vae") == folder / "vae" / "ae.safetensors"
+    with pytest.raises(CheckpointError, match=r"2 files .*dev.safetensors.*full.safetensors; .* named with --variant"):
+        converted(folder, tmp_path / "back", to=Format.DIFFUSERS)
+    convert(folder, tmp_path / "back", Wish(Format.DIFFUSERS, variant=Variant.FULL), published_config, lambda *_: None)
+    ours = read(tmp_path / "back" / "transformer").tensors
+    theirs = read(embedded(Variant.FULL).folder / "transformer").tensors
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_tokenizers_of_others_are_not_replaced(comfy, tmp_path):
+    (tmp_path / "tokenizers" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "tokenizers" / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"tokenizer/tokenizer.json exists; accepted: a new path, or --force"):
+        converted(comfy, tmp_path, to=Format.COMFY)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizers"]

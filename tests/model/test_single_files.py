@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 
 import comfy_files
+import llama_cpp
 from hidream.errors import CheckpointError
+from hidream.formats.gguf_encoders import LLAMA_ROPE
 from hidream.formats.gguf_file import write_gguf
 from hidream.model.encoders import check_fit, load_encoder, load_tokenizer
 from hidream.model.loading import load
@@ -56,6 +58,61 @@ def test_gguf_draws_the_same_picture(dev, comfy, tmp_path):
     )
     checkpoint = dataclasses.replace(comfy, folder=tmp_path / "model.gguf")
     model = dataclasses.replace(dev, transformer=load_transformer(checkpoint, CPU, F32))
+    assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "t5encoder", "llama"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("storage", [None, Storage.COMPUTE])
+def test_encoders_of_llama_cpp_answer_as_those_they_were_made_of(tmp_path, architecture, kind, storage):
+    part, field = ("text_encoder_4", "llama") if architecture == "llama" else ("text_encoder_3", "t5")
+    original = load_encoder(embedded(Variant.DEV), part, CPU, F32)
+    file = llama_cpp.write(tmp_path / "a.gguf", original, architecture, kind)
+    ours = load_encoder(Checkpoint(**{field: file}), part, CPU, F32, storage)
+    held = [module for module in ours.modules() if getattr(module, "quantized", None) is not None]
+    assert bool(held) is (storage is None and kind != "F32")
+    tokens = torch.arange(4, 68)[None]
+    with torch.no_grad():
+        exact = original(tokens, output_hidden_states=True).hidden_states
+        answers = ours(tokens, output_hidden_states=True).hidden_states
+        theirs = llama_cpp.rounded(original, kind)(tokens, output_hidden_states=True).hidden_states
+    for answer, their, other in zip(answers, theirs, exact, strict=True):
+        assert tiny.relative(answer, their) <= (0 if kind == "F32" else 1e-5)
+        assert (tiny.relative(answer, other) > 1e-4) is (kind != "F32")  # and it was in fewer bits
+
+
+def test_a_llama_with_llama_3_1s_rotation(tmp_path):
+    """Which nano's has not: the published factors, and a table that is another model's."""
+    for positions in (8192, 48):
+        rope = {**LLAMA_ROPE, "original_max_position_embeddings": positions}
+        config = json.loads(comfy_files.config_of("text_encoder_4")) | {"rope_parameters": rope}
+        own = comfy_files.write(tmp_path / "own", comfy_files.tensors_of("text_encoder_4"), json.dumps(config))
+        original = load_encoder(Checkpoint(llama=own), "text_encoder_4", CPU, F32)
+        file = llama_cpp.write(tmp_path / "a.gguf", original, "llama")
+        ours = load_encoder(Checkpoint(llama=file), "text_encoder_4", CPU, F32)
+        tokens = torch.arange(4, 68)[None]
+        with torch.no_grad():
+            difference = tiny.relative(ours(tokens).last_hidden_state, original(tokens).last_hidden_state)
+        assert difference <= (0 if positions == 8192 else 1e-5)
+        plain = load_encoder(embedded(Variant.DEV), "text_encoder_4", CPU, F32)
+        with torch.no_grad():
+            assert tiny.relative(plain(tokens).last_hidden_state, ours(tokens).last_hidden_state) > 1e-3
+
+
+def test_gguf_encoders_draw_the_same_picture_also_from_a_models_folder(dev, tmp_path):
+    folder = comfy_files.write_comfy_folder(tmp_path / "models")
+    for part, name, architecture in (("text_encoder_3", "t5xxl", "t5encoder"), ("text_encoder_4", "llama", "llama")):
+        (folder / "text_encoders" / f"{name}.safetensors").unlink()
+        (folder / "clip").mkdir(exist_ok=True)
+        original = load_encoder(embedded(Variant.DEV), part, CPU, F32)
+        llama_cpp.write(folder / "clip" / f"{name}-f32.gguf", original, architecture)
+    checkpoint = Checkpoint(folder).of_variant(Variant.DEV)
+    assert checkpoint.t5 == folder / "clip" / "t5xxl-f32.gguf"
+    with pytest.raises(
+        CheckpointError, match=r"come without tokenizers: .* --tokenizers. What a GGUF file has of one is not read"
+    ):
+        load_tokenizer(checkpoint, "tokenizer_4")
+    model = loaded(dev, dataclasses.replace(checkpoint, tokenizers=embedded(Variant.DEV).folder))
     assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
 
 
@@ -166,10 +223,3 @@ def test_encoders_of_another_model_are_named(dev):
     ]:
         with pytest.raises(CheckpointError, match=message):
             check_fit(dev.text.encoders, dataclasses.replace(config, **changes))
-
-
-def test_a_torn_tokenizer_is_named(tmp_path):
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{ torn")
-    with pytest.raises(CheckpointError, match=r"tokenizer in .* cannot be loaded"):
-        load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")

@@ -9,7 +9,6 @@ Source: bitsandbytes 0.50.2, functional.py, `QuantState`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.formats.comfy_scales import some
+from hidream.formats.json_object import object_of
 from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
 
 STATE = ".quant_state.bitsandbytes__"
@@ -30,10 +31,20 @@ def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Quantized]:
     Raises CheckpointError on another type than NF4, and when a part is missing or does not fit.
     """
     states = {key.partition(STATE)[0]: key for key in tensors if STATE in key}
-    lost = sorted(states.keys() - tensors.keys())
-    if lost:
-        raise CheckpointError(f"{len(lost)} weights of bitsandbytes have a state, but no values: {', '.join(lost[:3])}")
-    folded = {weight + part for weight in states for part in PARTS} | set(states.values())
+    parts = {key: part for key in tensors for part in PARTS if key.endswith(part)}
+    for what, names in (
+        ("have a state, but no values", states.keys() - tensors.keys()),
+        (f"lack their state (`{STATE}nf4`)", {key.removesuffix(part) for key, part in parts.items()} - states.keys()),
+        (
+            "are in 8 bits (LLM.int8), which is not read",
+            {key.removesuffix(".SCB") for key in tensors if key.endswith(".SCB")},
+        ),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{len(names)} weights of bitsandbytes {what}: {some(names)}; accepted: whole NF4 files"
+            )
+    folded = parts.keys() | set(states.values())
     return {
         key: _weight(key, states[key], tensors) if key in states else tensor
         for key, tensor in tensors.items()
@@ -46,13 +57,20 @@ def _weight(name: str, state_key: str, tensors: Mapping[str, Tensor]) -> Quantiz
     if kind != Scheme.NF4:
         raise CheckpointError(f"{name} is quantised to {kind!r} by bitsandbytes; accepted: nf4")
     try:
-        state: dict[str, Any] = json.loads(bytes(tensors[state_key].cpu().numpy()))
+        state = object_of(bytes(tensors[state_key].flatten().tolist()))
+        shape = torch.Size(state["shape"])
         scale = _scales(name, state, tensors)
-        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), torch.Size(state["shape"]))
-        pairs = nf4_pairs(tensors[name + ".quant_map"])
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"the bitsandbytes weight {name} lacks a part or is torn: {error!r}") from error
-    return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, torch.Size(state["shape"]))
+        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), shape)
+        pairs = nf4_pairs(_finite(tensors, name + ".quant_map"))
+    except KeyError as error:
+        raise CheckpointError(
+            f"the bitsandbytes weight {name} lacks {error.args[0]}; accepted: whole NF4 files"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"the bitsandbytes weight {name} is torn: {error}; accepted: whole NF4 files") from error
+    except (RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the bitsandbytes weight {name} is torn; accepted: whole NF4 files") from error
+    return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, shape)
 
 
 def _blocks(packed: Tensor, block: int, count: int, shape: torch.Size) -> Tensor:
@@ -67,7 +85,15 @@ def _blocks(packed: Tensor, block: int, count: int, shape: torch.Size) -> Tensor
 def _scales(name: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the largest value of each block, float32 [n]."""
     absmax = tensors[name + ".absmax"]
-    if name + ".nested_absmax" not in tensors:
+    if "nested_offset" not in state and absmax.is_floating_point():
         return absmax.float()
-    outer = tensors[name + ".nested_absmax"].repeat_interleave(int(state["nested_blocksize"]))[: absmax.numel()]
-    return tensors[name + ".nested_quant_map"][absmax.int()] * outer + float(state["nested_offset"])
+    outer = _finite(tensors, name + ".nested_absmax").repeat_interleave(int(state["nested_blocksize"]))[
+        : absmax.numel()
+    ]
+    return _finite(tensors, name + ".nested_quant_map")[absmax.int()] * outer + float(state["nested_offset"])
+
+
+def _finite(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if not bool(tensors[name].isfinite().all()):
+        raise ValueError(f"{name} is not finite")
+    return tensors[name]

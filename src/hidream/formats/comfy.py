@@ -1,21 +1,18 @@
 """ComfyUI's single files: their tensors under the names that diffusers and transformers give them.
 
 Only names and layouts change here; the values stay where they are, in the mapped file. Knows no modules.
-Source: Comfy-Org/ComfyUI, comfy/utils.py (convert_old_quants, transformers_convert), comfy/sd.py
+Source: Comfy-Org/ComfyUI, comfy/utils.py (transformers_convert), comfy/sd.py
 (load_text_encoder_state_dicts); black-forest-labs/flux, src/flux/modules/autoencoder.py for the autoencoder's names.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from hidream.errors import CheckpointError
-from hidream.formats.quantized import Quantized, Scheme
+from hidream.formats.quantized import Quantized
 
 Stored = Tensor | Quantized
 """A tensor as a file has it."""
@@ -32,15 +29,6 @@ PREFIXES = (
 )
 """What stands before every name in files that were cut out of, or saved as, a whole checkpoint."""
 
-SCALES = (".scale_weight", ".weight_scale")
-"""A matrix's scale, in the older and the newer of Comfy's spellings."""
-LEFT_OUT = (".scale_input", ".input_scale", ".comfy_quant")
-"""For products in eight bits: Comfy too passes over them where it multiplies in 16 bits, as is done here."""
-MARKER = "scaled_fp8"
-QUANTIZED_AS = {torch.float8_e4m3fn: Scheme.FP8, torch.float8_e5m2: Scheme.FP8, torch.int8: Scheme.INT8}
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
-"""Of `.comfy_quant`, those that are a matrix times a scale."""
-
 
 def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """Take off what stands before every name."""
@@ -48,23 +36,6 @@ def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return dict(tensors)
-
-
-def with_scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
-    """Join each matrix with its scale; a file without scales stays as it is.
-
-    Raises CheckpointError on a quantisation that is more than a matrix times a scale.
-    """
-    for name, tensor in tensors.items():
-        if name.endswith(".comfy_quant") and isinstance(tensor, Tensor):
-            _check_format(name, tensor, path)
-    joined: dict[str, Stored] = {}
-    for name, tensor in tensors.items():
-        if name == MARKER or name.endswith((*SCALES, *LEFT_OUT)):
-            continue
-        scale = next((tensors[key] for key in _scales_of(name) if key in tensors), None)
-        joined[name] = tensor if scale is None else _scaled(name, tensor, scale, path)
-    return joined
 
 
 def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -79,7 +50,9 @@ def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
             for side, part in zip("qkv", tensor.chunk(3), strict=True):
                 named[f"{layer}.self_attn.{side}_proj.{kind}"] = part
         elif name == "text_projection" and isinstance(tensor, Tensor):
-            named["text_projection.weight"] = tensor.mT.contiguous()  # OpenCLIP multiplies from the other side
+            named["text_projection.weight"] = tensor.transpose(
+                0, 1
+            ).contiguous()  # OpenCLIP multiplies from the other side
         else:
             named[name] = tensor
     return named
@@ -167,32 +140,3 @@ def _renamed(rules: tuple[tuple[str, str], ...], name: str) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _scales_of(name: str) -> list[str]:
-    stem = name.removesuffix(".weight")
-    return [stem + scale for scale in SCALES] if stem != name else []
-
-
-def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
-    if not isinstance(tensor, Tensor) or not isinstance(scale, Tensor) or tensor.dtype not in QUANTIZED_AS:
-        kind = str(tensor.dtype) if isinstance(tensor, Tensor) else tensor.scheme
-        raise CheckpointError(
-            f"{path}: {name} has a scale, but is {kind}; accepted: {', '.join(str(kind) for kind in QUANTIZED_AS)}"
-        )
-    if scale.numel() not in (1, tensor.shape[0]):
-        raise CheckpointError(
-            f"{path}: {name} {list(tensor.shape)} has a scale {list(scale.shape)}; accepted: one, or one for each row"
-        )
-    scale = scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
-    return Quantized(QUANTIZED_AS[tensor.dtype], {"data": tensor, "scale": scale}, tensor.shape)
-
-
-def _check_format(name: str, tensor: Tensor, path: str) -> None:
-    try:
-        stated = json.loads(bytes(tensor.tolist()))
-        known = stated.get("format") in FORMATS and not stated.get("convrot")
-    except (ValueError, AttributeError, TypeError):
-        stated, known = "unreadable", False
-    if not known:
-        raise CheckpointError(f"{path}: {name} says {stated}; accepted: {', '.join(FORMATS)}, without rotation")

@@ -1,6 +1,6 @@
 """Published files from one format and type into another: what `hidream convert` does.
 
-    source: anything that `detect.read` opens, or a whole folder of the diffusers layout, part by part
+    source: anything that `detect.read` opens, or a whole model, part by part: a folder of diffusers or of ComfyUI
     target: a folder of one part for diffusers, a ComfyUI file, a GGUF file (`targets.py`), or a folder of all parts
 
 One tensor at a time is in memory, beside the mapped pages of the source, which the system takes back when it wants.
@@ -9,16 +9,19 @@ What HiDream-I1 has no use for (Llama's head, T5's decoder) is left out. Files a
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hidream.errors import ConfigurationError
-from hidream.formats.detect import Kind, Published, config_of, read
+from hidream.formats.comfy_folder import TOKENIZERS, parts_in, root_of
+from hidream.formats.detect import Kind, Published, config_of, read, read_json, stated_as
 from hidream.formats.retype import PLAIN
 from hidream.formats.targets import Config, Format, Infer, Wish, settled_type, write
 from hidream.formats.whole_files import appearing, check_free, copying
+from hidream.types import Variant
 
 OnBytes = Callable[[Path, int, int], None]
 """Is told what is being written, and how many bytes, of how many, have been dealt with."""
@@ -26,7 +29,18 @@ OnBytes = Callable[[Path, int, int], None]
 SUFFIXES = {".gguf": Format.GGUF, ".safetensors": Format.COMFY}
 """What the name of a file says; any other is a folder's."""
 WHOLE = "model_index.json"
-"""Makes a folder a whole model."""
+"""Makes a folder of diffusers a whole model."""
+CARRIED = {"model_index": WHOLE, "scheduler": "scheduler/scheduler_config.json"}
+"""What else a whole model says of itself: in the metadata of a transformer's file, and in a folder of diffusers."""
+LIBRARIES = {
+    "transformer": ("diffusers", "HiDreamImageTransformer2DModel"),
+    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "text_encoder_3": ("transformers", "T5EncoderModel"),
+    "text_encoder_4": ("transformers", "LlamaForCausalLM"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+"""What `model_index.json` says of the published parts."""
 CLASSES = {
     Kind.TRANSFORMER: "HiDreamImageTransformer2DModel",
     Kind.CLIP: "CLIPText",
@@ -51,35 +65,52 @@ COMPANIONS = (".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
+class _Whole:
+    """A whole model, in either layout."""
+
+    name: str
+    parts: dict[str, Path]
+    small: dict[str, Path]  # files without weights, by their paths in a folder of diffusers
+    stated: Mapping[str, Config]  # by the keys of CARRIED
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One part."""
 
     source: Path
     target: Path
     wish: Wish
+    stated: Mapping[str, Config] = field(default_factory=dict)  # beside its configuration
 
 
 def convert(source: Path, target: Path, wish: Wish, infer: Infer, on_bytes: OnBytes) -> list[Path]:
-    """Write one part, or each part of a whole folder, and return what was written.
+    """Write one part, or each part of a whole model, and return what was written.
 
     Raises CheckpointError on a source that cannot be read; ConfigurationError on a type that the format does not have,
     on a target that exists, and when writing fails.
     """
     wish = replace(wish, type=settled_type(wish.to, wish.type))
     target = target.resolve() if target.name in ("", "..") else target  # a name is needed to write beside it
-    is_whole = source.is_dir() and (source / WHOLE).is_file()
-    if is_whole and target.suffix.lower() in SUFFIXES:
+    whole = _whole(source, wish.variant)
+    if whole and target.suffix.lower() in SUFFIXES:
         raise ConfigurationError(
             f"{source} is a whole model; accepted: one part of it, or a folder instead of {target}"
         )
-    jobs = _parts(source, target, wish) if is_whole else [_Job(source, target, wish)]
+    jobs = _parts(whole, target, wish) if whole else [_Job(source, target, wish)]
+    small = _small(whole, target, wish.to) if whole and source.resolve() != target.resolve() else {}
     for job in jobs:
         renewed = ["config.json", *(file.name for file in _companions(job.source))]
         check_free(job.target, wish.force, job.wish.to is Format.DIFFUSERS, renewed)
+    for path, file in small.items():
+        if not (path.is_file() and path.read_bytes() == file.read_bytes()):
+            check_free(path, wish.force, is_folder=False)
     for job in jobs:
         _convert(job, infer, on_bytes)
-    if is_whole and wish.to is not Format.COMFY and source.resolve() != target.resolve():
-        _copy_the_rest(source, target, wish.to)
+    for path, file in small.items():
+        copying(file, path)
+    if whole and wish.to is not Format.COMFY:
+        _write_stated(whole, target)
     return [job.target for job in jobs]
 
 
@@ -88,28 +119,53 @@ def format_of(target: Path) -> Format:
     return SUFFIXES.get(target.suffix.lower(), Format.DIFFUSERS)
 
 
-def _parts(source: Path, target: Path, wish: Wish) -> list[_Job]:
-    """Every part that a whole folder has: only a transformer becomes GGUF, only large parts get under 16 bits."""
+def _whole(source: Path, variant: Variant | None) -> _Whole | None:
+    """What of a whole model there is; None: it is a part."""
+    if not source.is_dir():
+        return None
+    if (source / WHOLE).is_file():
+        parts = {name: source / name for name in COMFY_PLACES if (source / name).is_dir()}
+        found = {key: read_json(source / name) for key, name in CARRIED.items() if (source / name).is_file()}
+        return _Whole(source.resolve().name, parts, _small_in(source), found)
+    if root_of(source) is None:
+        return None
+    parts = parts_in(source, variant, {})
+    tokenizers = parts.pop(TOKENIZERS, None)
+    stated: Mapping[str, Config] = {
+        "model_index": {"_class_name": "HiDreamImagePipeline", **LIBRARIES},
+        **_carried(parts["transformer"]),
+    }
+    return _Whole(parts["transformer"].stem, parts, _small_in(tokenizers) if tokenizers else {}, stated)
+
+
+def _carried(file: Path) -> Mapping[str, Config]:
+    """What a transformer's file says of the whole model."""
+    found = {key: stated_as(key, file) for key in CARRIED}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _parts(whole: _Whole, target: Path, wish: Wish) -> list[_Job]:
+    """Every part that a whole model has: only a transformer becomes GGUF, only large parts get under 16 bits."""
     jobs = []
-    for name, place in COMFY_PLACES.items():
-        if not (source / name).is_dir():
-            continue
+    for name, source in whole.parts.items():
         own, path = wish, target / name
         if wish.to is Format.COMFY:
-            path = target / place.format(source.resolve().name)
+            path = target / COMFY_PLACES[name].format(whole.name)
             own = wish if name in LARGE or wish.type in PLAIN else replace(wish, type=None)
         elif wish.to is Format.GGUF and name == "transformer":
             path = target / name / "transformer.gguf"
         elif wish.to is Format.GGUF:
             own = replace(wish, to=Format.DIFFUSERS, type=None)
-        jobs.append(_Job(source / name, path, own))
+        jobs.append(_Job(source, path, own, whole.stated if name == "transformer" else {}))
     return jobs
 
 
 def _convert(job: _Job, infer: Infer, on_bytes: OnBytes) -> None:
     published = read(job.source)
+    config = _config(published)
+    stated = {**({"config": config} if config else {}), **_carried(job.source), **job.stated}
     with appearing(job.target) as path:
-        write(path, published, _config(published), job.wish, infer, lambda *count: on_bytes(job.target, *count))
+        write(path, published, stated, job.wish, infer, lambda *count: on_bytes(job.target, *count))
         if job.wish.to is Format.DIFFUSERS:
             for file in _companions(job.source):
                 shutil.copyfile(file, path / file.name)
@@ -134,11 +190,28 @@ def _companions(part: Path) -> list[Path]:
     return sorted(file for file in found if file.name != "config.json" and not file.name.endswith(".index.json"))
 
 
-def _copy_the_rest(source: Path, target: Path, to: Format) -> None:
-    """Copy what has no weights, and last what makes a folder whole: one that is torn is not to be taken for it."""
+def _small_in(folder: Path) -> dict[str, Path]:
+    """Small files one folder further down, by their paths from here."""
+    files = (file for file in sorted(folder.glob("*/*")) if file.is_file() and file.suffix in COMPANIONS)
+    return {str(file.relative_to(folder)): file for file in files if not file.name.endswith(".index.json")}
+
+
+def _small(whole: _Whole, target: Path, to: Format) -> dict[Path, Path]:
+    """Small files that are copied because no part brings them along: where to, and where from."""
+    if to is Format.COMFY:
+        return {target / TOKENIZERS / name: file for name, file in whole.small.items() if name.startswith("tokenizer")}
     written = COMFY_PLACES.keys() - ({"transformer"} if to is Format.GGUF else set())
-    for file in sorted(source.glob("*/*")):
-        is_small = file.is_file() and file.suffix in COMPANIONS and not file.name.endswith(".index.json")
-        if is_small and file.parent.name not in written:
-            copying(file, target / file.parent.name / file.name)
-    copying(source / WHOLE, target / WHOLE)
+    stated = CARRIED.values()
+    return {
+        target / name: file
+        for name, file in whole.small.items()
+        if file.parent.name not in written and name not in stated
+    }
+
+
+def _write_stated(whole: _Whole, target: Path) -> None:
+    """Write what makes a folder whole, at the very end: one that is torn is not to be taken for it."""
+    for key in reversed(CARRIED):
+        if key in whole.stated:
+            with appearing(target / CARRIED[key]) as path:
+                path.write_text(json.dumps(whole.stated[key], indent=2) + "\n")

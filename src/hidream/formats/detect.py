@@ -7,7 +7,7 @@ transformers, or raises an error that says what the file looks like instead.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +20,9 @@ from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
 from hidream.formats.comfy import Stored
+from hidream.formats.comfy_scales import stated_in, with_scales
 from hidream.formats.gguf_file import open_gguf
+from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.safetensors_file import open_safetensors, shards
 
 GGUF_MAGIC = b"GGUF"
@@ -49,13 +51,12 @@ class Published:
 
 def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
     """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else."""
-    tensors = comfy.with_scales(comfy.without_prefix(_open(path)), str(path))
-    kind = kind_of(tensors)
-    accepted = tuple(accepted)
-    if kind not in accepted:
-        found = kind or looks_like(tensors)
-        raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
-    return Published(path, kind, NAMES[kind](tensors))
+    return _published(path, with_scales(comfy.without_prefix(_open(path)), str(path)), tuple(accepted))
+
+
+def outline(path: Path) -> Published:
+    """Open a folder or a file for its names and shapes alone, as `read` does; of scales nothing is read or said."""
+    return _published(path, comfy.without_prefix(_open(path)), tuple(Kind))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -72,15 +73,26 @@ def config_of(path: Path) -> dict[str, Any] | None:
     In a folder that is `config.json`. A single file may have it in its metadata (`config`), or beside it.
     """
     if path.is_dir():
-        return _read_json(path / "config.json") if (path / "config.json").is_file() else None
-    stated = _metadata(path).get("config")
-    try:
-        if stated is not None:
-            return dict(json.loads(stated))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its metadata `config` is no JSON object: {error}") from error
+        return read_json(path / "config.json") if (path / "config.json").is_file() else None
+    stated = stated_as("config", path)
+    if stated is not None:
+        return stated
     beside = path.parent / "config.json"
-    return _read_json(beside) if beside.is_file() else None
+    return read_json(beside) if beside.is_file() else None
+
+
+def stated_as(key: str, path: Path) -> dict[str, Any] | None:
+    """The JSON object that a file's metadata has under a key; None where there is none, and for a folder."""
+    stated = None if path.is_dir() else _metadata(path).get(key)
+    try:
+        return None if stated is None else object_of(stated)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata `{key}` is no JSON object: {why(error)}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object beside weights. Raises CheckpointError when it cannot be read."""
+    return read_object(path, "a configuration as published")
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
@@ -103,7 +115,7 @@ def looks_like(names: Iterable[str]) -> str:
 
 
 MARKS: dict[Kind, tuple[str, ...]] = {
-    Kind.TRANSFORMER: ("double_stream_blocks.", "caption_projection."),
+    Kind.TRANSFORMER: ("double_stream_blocks.", "caption_projection.0."),
     Kind.CLIP: ("text_model.encoder.layers.", "transformer.resblocks."),
     Kind.T5: ("encoder.block.0.layer.0.SelfAttention.",),
     Kind.LLAMA: ("model.layers.0.self_attn.", "layers.0.self_attn."),
@@ -145,9 +157,22 @@ FOREIGN = (
 """Part of a name, and what has it; the first that fits."""
 
 
+def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, ...]) -> Published:
+    kind = kind_of(tensors)
+    if kind is None or kind not in accepted:
+        found = kind or looks_like(tensors)
+        raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
+    try:
+        return Published(path, kind, NAMES[kind](tensors))
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{path} has the names of {kind}, but not its shapes; accepted: a whole one") from error
+
+
 def _open(path: Path) -> dict[str, Stored]:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers where it may not look
         raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
+    if not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path} is neither a file nor a folder; accepted: a .safetensors or a .gguf file")
     files = files_of(path)
     if len(files) == 1 and _magic(files[0]) == GGUF_MAGIC:
         return dict(open_gguf(files[0]).tensors)
@@ -155,7 +180,8 @@ def _open(path: Path) -> dict[str, Stored]:
     for file in files:
         if _magic(file).startswith(PICKLE_MAGIC):
             raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
-        found = open_safetensors(file)[1]
+        metadata, found = open_safetensors(file)
+        found |= stated_in(metadata, str(file))
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(
@@ -167,16 +193,12 @@ def _open(path: Path) -> dict[str, Stored]:
 
 
 def _magic(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(4)
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {why(error)}; accepted: a file that may be read") from error
 
 
 def _metadata(file: Path) -> Mapping[str, Any]:
     return open_gguf(file).metadata if _magic(file) == GGUF_MAGIC else open_safetensors(file)[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; accepted: a configuration as published") from error

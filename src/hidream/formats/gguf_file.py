@@ -1,14 +1,17 @@
 """GGUF files: read by memory map, without a copy, and written.
 
-Names and shapes are those of the published checkpoint, as city96's converter keeps them: nothing is renamed or
-permuted, GGUF's reversed order of dimensions is undone, and `comfy.gguf.orig_shape.<name>` says where a tensor was
-reshaped to be quantised. Knows nothing of configurations and modules.
+Names and shapes are those of the published checkpoint, as city96's converter keeps them: GGUF's reversed order of
+dimensions is undone, and `comfy.gguf.orig_shape.<name>` says where a tensor was reshaped to be quantised. The encoders
+of llama.cpp have names of their own (`gguf_encoders.py`). Knows no modules.
 
 Source: ggml, docs/gguf.md; city96/ComfyUI-GGUF, loader.py and tools/convert.py.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,14 +25,27 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from hidream.errors import CheckpointError, ConfigurationError
+from hidream.formats.gguf_encoders import ARCHITECTURES, config, renamed
 from hidream.formats.gguf_grids import GGUF_TYPES
+from hidream.formats.json_object import why
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
 
 ARCHITECTURE = "hidream"
-UNNAMED = ("", "pig")
-"""Architectures that say nothing: none at all (stable-diffusion.cpp), and what calcuis' converter always writes."""
+UNNAMED = ("", "pig", "cow")
+"""Architectures that say nothing: none at all (stable-diffusion.cpp), and what calcuis' converters always write."""
 HIDREAM_KEY = "caption_projection.0.linear.weight"
 """A tensor that only HiDream-I1 has, by which its files are known where their architecture says nothing."""
+ORIGINAL = (
+    "text_model.encoder.layers.",
+    "transformer.resblocks.",
+    "encoder.block.0.layer.0.SelfAttention.",
+    "model.layers.0.self_attn.",
+    "decoder.conv_in.",
+)
+"""How names of the other parts begin where their architecture says nothing, and they have kept their names."""
+
+UNREAD = ("GGUF.", "tokenizer.")
+"""Metadata that are passed over; tokenizers are hundreds of thousands of strings."""
 
 PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WRITABLE = (*PLAIN, *GGUF_WRITABLE)
@@ -60,11 +76,13 @@ def open_gguf(path: Path) -> GGUF:
             f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
         )
     named = str(metadata.pop("general.architecture", ""))
-    known = named in UNNAMED and any(tensor.name.endswith(HIDREAM_KEY) for tensor in reader.tensors)
-    if named != ARCHITECTURE and not known:
-        raise CheckpointError(f"{path} holds a model of architecture {named!r}; accepted: {ARCHITECTURE!r}")
+    names = [tensor.name for tensor in reader.tensors]
+    known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in names)
+    if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
+        accepted = ", ".join(map(repr, (ARCHITECTURE, *ARCHITECTURES)))
+        raise CheckpointError(f"{path} holds a model of architecture {named!r}; accepted: {accepted}")
     tensors = {tensor.name: _tensor(path, tensor, metadata) for tensor in reader.tensors}
-    return GGUF(ARCHITECTURE, metadata, tensors)
+    return _encoder(path, named, metadata, tensors) if named in ARCHITECTURES else GGUF(ARCHITECTURE, metadata, tensors)
 
 
 def write_gguf(
@@ -107,29 +125,49 @@ def write_gguf(
     partial.replace(path)
 
 
+def _encoder(path: Path, named: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor | Quantized]) -> GGUF:
+    """An encoder of llama.cpp in the names of transformers, and its `config.json` among the metadata."""
+    try:
+        stated = json.dumps(config(named, metadata, tensors))
+        return GGUF(named, {**metadata, "config": stated}, renamed(named, metadata, tensors))
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error.args[0]}; accepted: a whole {named} of llama.cpp") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no {named} of llama.cpp that can be read: {error}") from error
+    except (TypeError, IndexError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} is no {named} of llama.cpp: its tensors or numbers have other shapes") from error
+
+
 def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
     try:
         with path.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise CheckpointError(f"{path} is not a GGUF file: it does not start with these four letters")
         reader = GGUFReader(path, "c")  # copy-on-write, because torch wants writable memory
-        return reader, {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+        return reader, {key: field.contents() for key, field in reader.fields.items() if not key.startswith(UNREAD)}
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         if "GGMLQuantizationType" in str(error):
-            text = f"{path} has a tensor of a type that is not known: {error}; accepted: {_accepted()}"
-            raise CheckpointError(text) from error
-        raise CheckpointError(f"{path} is torn, or not a GGUF file of version 2 or 3: {error}") from error
+            number = re.findall(r"\d+", str(error))[-1]
+            raise CheckpointError(
+                f"{path} has a tensor of a type that is not known: {number} is not a valid one; accepted: {_accepted()}"
+            ) from error
+        raise CheckpointError(
+            f"{path} is torn, or not a GGUF file of version 2 or 3; accepted: a whole one ({path.stat().st_size:,} "
+            "bytes here: compare with the published size and download it again)"
+        ) from error
 
 
 def _tensor(path: Path, tensor: gguf.ReaderTensor, metadata: Mapping[str, Any]) -> Tensor | Quantized:
     kind, stored = tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)]
     if kind not in PLAIN and kind not in GGUF_TYPES:
         raise CheckpointError(f"{path} has {tensor.name} in the type {kind}; accepted: {_accepted()}")
-    shape = torch.Size(metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored))
-    if shape.numel() != tensor.n_elements:
-        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {list(shape)}")
+    original = metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored)
+    is_shape = isinstance(original, list) and all(isinstance(size, int) and size > 0 for size in original)
+    if original != stored and not (is_shape and math.prod(original) == tensor.n_elements):
+        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {original!s:.100}")
+    shape = torch.Size(original)
     data = torch.from_numpy(tensor.data)
     return data.view(PLAIN[kind]).view(shape) if kind in PLAIN else from_blocks(kind, data, shape)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Size, Tensor
 
 from hidream.errors import ConfigurationError
-from hidream.formats.comfy import MARKER, Stored
+from hidream.formats.comfy import Stored
+from hidream.formats.comfy_scales import MARKER
 from hidream.formats.detect import Kind
 from hidream.formats.quantized import Quantized, Scheme
 from hidream.formats.safetensors_writer import Piece
@@ -61,7 +62,9 @@ def _piece(name: str, value: Stored, kind: Kind, wish: str | None, held: Collect
         return _scaled(name, value)
     if wish == FP8 and may:
         return _single(name, value, E4M3)
-    return _single(name, value, value.dtype if isinstance(value, Tensor) and value.dtype in held else PUBLISHED)
+    # beside scaled matrices, eight bits without a scale would be taken for ones that have lost it
+    kept = [dtype for dtype in held if wish != FP8_SCALED or dtype.itemsize > 1]
+    return _single(name, value, value.dtype if isinstance(value, Tensor) and value.dtype in kept else PUBLISHED)
 
 
 def _single(name: str, value: Stored, dtype: torch.dtype) -> Piece:

@@ -7,13 +7,13 @@ memory, checked in `tests/formats/test_detect.py`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.formats.json_object import object_of, read_object, why
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -21,13 +21,31 @@ def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}; accepted: a whole safetensors file ({path.stat().st_size:,} bytes here: "
-            "compare with the published size and download it again)"
-            if path.is_file()
-            else f"{path} cannot be read: {error}"
+            f"{path} cannot be read: {_wrong_with(path)}; accepted: a whole safetensors file "
+            "(compare with the published size and download it again)"
         ) from error
+
+
+def _wrong_with(path: Path) -> str:
+    """What is wrong with a file that the package refuses: its words are for programmers."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > size - 8:
+                return f"its {size:,} bytes are no safetensors file, or not all of it"
+            header = object_of(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except OSError as error:
+        return why(error)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return "its header is no list of tensors"
+    if size < wanted:
+        return f"it ends after {size:,} of {wanted:,} bytes"
+    return f"its header does not fit its {size:,} bytes, or has a type that is not known"
 
 
 def shards(folder: Path) -> list[Path]:
@@ -44,7 +62,8 @@ def shards(folder: Path) -> list[Path]:
 
 
 def _named_by(index: Path) -> list[Path]:
-    try:
-        return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error}; accepted: an index with a `weight_map`") from error
+    accepted = "an index with a `weight_map` of names to files"
+    files = read_object(index, accepted).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{index} cannot be read: it names no files; accepted: {accepted}")
+    return [index.parent / name for name in sorted(set(files.values()))]

@@ -24,6 +24,7 @@ from hidream.formats.gguf_file import write_gguf
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized
 from hidream.formats.retype import FP8, FP8_SCALED, PLAIN, pieces
 from hidream.formats.safetensors_writer import METADATA, Piece, write_safetensors, write_shards
+from hidream.types import Variant
 
 Config = Mapping[str, Any]
 """`config.json` of diffusers or transformers."""
@@ -70,6 +71,7 @@ class Wish:
     type: str | None = None  # one of TYPES; None: as it is stored, as far as the format can hold it
     shard_bytes: int = SHARD_BYTES
     force: bool = False  # replace what is there
+    variant: Variant | None = None  # whose transformer is meant, where a folder has several
 
 
 def settled_type(to: Format, asked: str | None) -> str | None:
@@ -83,35 +85,46 @@ def settled_type(to: Format, asked: str | None) -> str | None:
     raise ConfigurationError(f"{to} files cannot be written in {asked!r}{why}; accepted: {', '.join(TYPES[to])}")
 
 
-def write(path: Path, published: Published, config: Config | None, wish: Wish, infer: Infer, on_bytes: OnBytes) -> None:
+def write(
+    path: Path,
+    published: Published,
+    stated: Mapping[str, Config],
+    wish: Wish,
+    infer: Infer,
+    on_bytes: OnBytes,
+) -> None:
     """Write one part to `path`: a file, or a folder that this makes.
 
-    `config` is what the part says of itself. Raises ConfigurationError on what the format has no place for, and OSError
-    when writing fails.
+    `stated` is what the part says of itself (`config`), and what else goes with it into the metadata of a file.
+    Raises ConfigurationError on what the format has no place for, and OSError when writing fails.
     """
     if wish.to is Format.GGUF:
-        _to_gguf(path, published, config, wish.type, on_bytes)
+        _to_gguf(path, published, stated, wish.type, on_bytes)
     elif wish.to is Format.COMFY:
-        _to_comfy(path, published, config, wish.type, on_bytes)
+        _to_comfy(path, published, stated, wish.type, on_bytes)
     else:
         shapes = {name: value.shape for name, value in published.tensors.items()}
-        _to_folder(path, published, config or infer(published.kind, shapes), wish, on_bytes)
+        _to_folder(path, published, stated.get("config") or infer(published.kind, shapes), wish, on_bytes)
 
 
-def _to_gguf(path: Path, published: Published, config: Config | None, kind: str | None, on_bytes: OnBytes) -> None:
+def _to_gguf(
+    path: Path, published: Published, stated: Mapping[str, Config], kind: str | None, on_bytes: OnBytes
+) -> None:
     if published.kind is not Kind.TRANSFORMER:
         raise ConfigurationError(f"{published.path} holds {published.kind}; accepted for gguf: {Kind.TRANSFORMER}")
     total = sum(value.nbytes for value in published.tensors.values())
     kind = GGUF_NAMES[kind or _commonest(published)]
-    write_gguf(path, published.tensors, kind, _metadata(config), on_tensor=_adding(total, on_bytes))
+    write_gguf(path, published.tensors, kind, _metadata(stated), on_tensor=_adding(total, on_bytes))
 
 
-def _to_comfy(path: Path, published: Published, config: Config | None, kind: str | None, on_bytes: OnBytes) -> None:
+def _to_comfy(
+    path: Path, published: Published, stated: Mapping[str, Config], kind: str | None, on_bytes: OnBytes
+) -> None:
     if published.kind is Kind.VAE and kind in (FP8, FP8_SCALED):
         raise ConfigurationError(f"{published.kind} cannot be written in {kind!r}; accepted: {', '.join(PLAIN)}")
     named = rename.for_comfy(published.tensors, published.kind)
     made = pieces(named, published.kind, kind, HELD[Format.COMFY])
-    write_safetensors(path, made, METADATA | _metadata(config), _adding(_nbytes(made), on_bytes))
+    write_safetensors(path, made, METADATA | _metadata(stated), _adding(_nbytes(made), on_bytes))
 
 
 def _to_folder(path: Path, published: Published, config: Config, wish: Wish, on_bytes: OnBytes) -> None:
@@ -124,9 +137,9 @@ def _to_folder(path: Path, published: Published, config: Config, wish: Wish, on_
     (path / "config.json").write_text(json.dumps({**config, **retyped}, indent=2) + "\n")
 
 
-def _metadata(config: Config | None) -> dict[str, str]:
-    """Where `detect.config_of` looks; a published file has none, and neither has what is made of it."""
-    return {"config": json.dumps(config)} if config else {}
+def _metadata(stated: Mapping[str, Config]) -> dict[str, str]:
+    """Where `detect.stated_as` looks; a published file has none, and neither has what is made of it."""
+    return {key: json.dumps(value) for key, value in stated.items()}
 
 
 def _torch_name(kind: str | None) -> str:

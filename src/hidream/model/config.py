@@ -111,6 +111,8 @@ class TransformerConfig:
             for key, value in values.items()
             if key in known and value is not None
         }
+        for name, value in given.items():
+            _check_number(name, value)
         config = cls(**given)
         config.check()
         return config
@@ -127,7 +129,26 @@ class TransformerConfig:
                 f"axes_dims_rope {self.axes_dims_rope} adds up to {sum(self.axes_dims_rope)}; "
                 f"accepted: attention_head_dim = {self.attention_head_dim}"
             )
+        if self.num_activated_experts > self.num_routed_experts:
+            raise CheckpointError(
+                f"num_activated_experts is {self.num_activated_experts}; "
+                f"accepted: at most num_routed_experts = {self.num_routed_experts}"
+            )
         if self.in_channels != self.out_channels:
             raise CheckpointError(
                 f"in_channels {self.in_channels} and out_channels {self.out_channels} differ; accepted: equal"
             )
+
+
+def _check_number(name: str, value: object) -> None:
+    """Raise CheckpointError on a number of the configuration that is none, or a list of another length."""
+    own = getattr(TransformerConfig(), name)
+    least = 0 if "layers" in name else 1
+    numbers = value if isinstance(value, tuple) else (value,)
+    is_list = isinstance(own, tuple)
+    fits = isinstance(value, tuple) is is_list and (not is_list or least == 0 or len(numbers) == len(own))
+    if not fits or not all(type(number) is int and number >= least for number in numbers):
+        what = f"{len(own) if least else 'some'} whole numbers" if is_list else "a whole number"
+        raise CheckpointError(
+            f"transformer/config.json has {name} = {value!r:.100}; accepted: {what} of at least {least}"
+        )

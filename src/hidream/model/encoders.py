@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -29,6 +30,10 @@ CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
     "text_encoder_4": (transformers.LlamaModel, transformers.LlamaConfig, llama_config),
 }
 """Class, class of its configuration, and where that comes from when no file states it."""
+
+UNUSABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+"""What the classes of transformers raise when a configuration is not what they expect."""
+FILES_SHOWN = 5
 
 WIDTHS = {"text_encoder": 768, "text_encoder_2": 1280}
 """CLIP-L's and CLIP-G's, which are easily mistaken for one another."""
@@ -60,8 +65,16 @@ def outline_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
     try:
         with torch.device("meta"):
             return kind(config_kind.from_dict(values)), published
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"the configuration of {published.path} cannot be used: {error}") from error
+    except (
+        StrictDataclassError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
+        raise CheckpointError(f"the configuration of {published.path} cannot be used: {_why(error)}") from error
 
 
 def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
@@ -69,9 +82,13 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
     folder = checkpoint.part(name)
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # nothing narrower: the package tokenizers raises just this
+        files = sorted(file.name for file in folder.glob("*"))[:FILES_SHOWN]
         help_text = LLAMA_HELP if name == "tokenizer_4" else TOKENIZER_HELP
-        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}. {help_text}") from error
+        raise CheckpointError(
+            f"the tokenizer in {folder} cannot be loaded: torn or not whole ({', '.join(files) or 'empty'}); "
+            f"accepted: tokenizer.json and tokenizer_config.json as published. {help_text}"
+        ) from error
 
 
 def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
@@ -88,6 +105,14 @@ def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
     layers = max(config.llama_layers) + 1
     if llama.num_hidden_layers != layers:
         raise CheckpointError(f"Llama has {llama.num_hidden_layers} layers; accepted by this transformer: {layers}")
+
+
+def _why(error: Exception) -> str:
+    """What a configuration lacks: transformers names the field in the cause of its error, or the word it looked for."""
+    said = str(error.__cause__ or error).partition("\n")[0].partition(" doesn't match")[0]
+    if said.startswith("Field") or isinstance(error.__cause__ or error, ValueError):
+        return f"{said:.200}"
+    return f"{error.args[0]!r} is not known" if isinstance(error, KeyError) else "its numbers do not fit together"
 
 
 def _check_width(name: str, config: dict[str, Any], path: Path) -> None:

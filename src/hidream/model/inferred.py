@@ -16,6 +16,7 @@ from torch import Size
 
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Kind
+from hidream.formats.gguf_encoders import LLAMA_ROPE, T5_MAX_DISTANCE
 from hidream.model.config import TransformerConfig
 
 Shapes = Mapping[str, Size]
@@ -28,18 +29,7 @@ CLIP_WIDTHS = {768: "quick_gelu", 1280: "gelu"}
 CLIP_HEAD_DIM = 64
 STOCK_CLIP_POSITIONS = 77
 LLAMA_VOCABULARY, LLAMA_WIDTH, LLAMA_HEAD_DIM = 128256, 4096, 128
-LLAMA_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Llama-3.1-8B-Instruct, config.json: rope_scaling and rope_theta."""
 LLAMA_MAX_POSITIONS = 131072
-T5_MAX_DISTANCE = 128
-"""Of T5's relative positions (t5-v1_1-xxl, config.json)."""
 FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
 """FLUX.1's autoencoder (vae/config.json of HiDream-I1 and of FLUX.1)."""
 FLUX_LATENT_CHANNELS = 16
@@ -137,7 +127,7 @@ def llama_config(shapes: Shapes) -> dict[str, Any]:
 
 def autoencoder_config(shapes: Shapes) -> dict[str, Any]:
     """`vae/config.json`: FLUX's autoencoder. Raises CheckpointError on another number of latent channels."""
-    latent = _shape(shapes, "decoder.conv_in.weight")[1]
+    latent = _shape(shapes, "decoder.conv_in.weight", 4)[1]
     if latent != FLUX_LATENT_CHANNELS:
         raise CheckpointError(
             f"the autoencoder has {latent} latent channels{' like that of SD or SDXL' * (latent == 4)}; "
@@ -147,7 +137,7 @@ def autoencoder_config(shapes: Shapes) -> dict[str, Any]:
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [
-            _shape(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)
+            _shape(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight", 4)[0] for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -176,7 +166,11 @@ def count(names: Iterable[str], prefix: str) -> int:
     return len({match[1] for name in names if (match := numbered.match(name))})
 
 
-def _shape(shapes: Shapes, name: str) -> Size:
+def _shape(shapes: Shapes, name: str, dims: int = 2) -> Size:
     if name not in shapes:
         raise CheckpointError(f"the key {name} is missing, without which the model's size is not known")
+    if len(shapes[name]) != dims or 0 in shapes[name]:
+        raise CheckpointError(
+            f"the key {name} has the shape {list(shapes[name])}; accepted: {dims} dimensions, none empty"
+        )
     return shapes[name]

@@ -119,6 +119,7 @@ def load(
         checkpoint = embedded(variant)
     elif isinstance(checkpoint, Path):
         checkpoint = Checkpoint(checkpoint)
+    checkpoint = checkpoint.of_variant(variant)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     asked = plan_input.Asked(variant, PLANNED_SIZE, resolve_storage(storage), kind, loras)

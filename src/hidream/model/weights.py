@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
-from hidream.formats.detect import Kind, Published, config_of, files_of, read
+from hidream.formats.comfy_folder import parts_in
+from hidream.formats.detect import Kind, Published, config_of, files_of, read, read_json, stated_as
 from hidream.model import products
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
@@ -39,9 +40,10 @@ LLAMA_HELP = (
     "`[models] llama` or --llama."
 )
 TOKENIZER_HELP = (
-    "Single files come without tokenizers: download `tokenizer*/` of HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the "
-    "tokenizer.json and tokenizer_config.json of unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with "
-    "HIDREAM_MODELS_TOKENIZERS, `[models] tokenizers` or --tokenizers."
+    "Single files come without tokenizers: download `tokenizer*/` of "
+    "HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the tokenizer.json and tokenizer_config.json of "
+    "unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with HIDREAM_MODELS_TOKENIZERS, "
+    "`[models] tokenizers` or --tokenizers. What a GGUF file has of one is not read."
 )
 HELP = {
     "transformer": "It may also be a single file: hidream_i1_*.safetensors of Comfy-Org/HiDream-I1_ComfyUI, or GGUF.",
@@ -141,6 +143,13 @@ class Checkpoint:
         """Whether a part is anywhere. Raises CheckpointError when it is named and is not where that says."""
         return self._find(name) is not None
 
+    def of_variant(self, variant: Variant) -> Checkpoint:
+        """The same with the parts of a ComfyUI models folder named one by one; any other layout stays as it is."""
+        named = {part: self.part(part) for part, own in FIELDS.items() if getattr(self, own) is not None}
+        found = parts_in(self.folder, variant, named) if self.folder else {}
+        fields = {FIELDS.get(part, part): path for part, path in found.items()}
+        return replace(self, **{name: path for name, path in fields.items() if getattr(self, name) is None})
+
     def read(self, name: str) -> Published:
         """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
         return read(self.part(name), (KINDS[name][0],))
@@ -155,13 +164,13 @@ class Checkpoint:
         return stated if _class(stated) in KINDS[name][1] else None
 
     def index(self) -> dict[str, Any]:
-        """`model_index.json` beside the transformer, else of the folder; empty where there is none."""
-        beside = self.part("transformer").parent
-        for folder in (beside, self.folder):
+        """`model_index.json` beside the transformer or in the folder, or what the transformer's metadata has of it."""
+        transformer = self.part("transformer")
+        for folder in (transformer.parent, self.folder):
             path = None if folder is None else folder / "model_index.json"
             if path is not None and path.is_file():
-                return _json(path)
-        return {}
+                return read_json(path)
+        return stated_as("model_index", transformer) or {}
 
     def weight_files(self) -> list[Path]:
         """Every file of weights that decides the picture."""
@@ -281,13 +290,6 @@ def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torc
         and (device.type != "cpu" or layer.weight.data_ptr() not in mapped)
         for layer in layers
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; accepted: the diffusers layout") from error
 
 
 def _is_part(path: Path) -> bool:

@@ -91,9 +91,9 @@ def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanO
     Without any configured checkpoint, and for encoders and autoencoder that one lacks, the published model's sizes in
     16 bits count. Raises ConfigurationError.
     """
-    parts = settings.models.parts(asked.variant)
-    checkpoint = Checkpoint() if parts is None else Checkpoint(**parts)
-    if parts is not None:
+    checkpoint = Checkpoint()
+    if settings.models.parts(asked.variant) is not None:
+        checkpoint = _checkpoint(asked.variant, settings.models)
         checkpoint.part("transformer")
     return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in FIELDS if checkpoint.has(name)]
 
@@ -139,7 +139,7 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
 
 def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
     parts = models.parts(variant)
-    return embedded(variant) if parts is None else Checkpoint(**parts)
+    return embedded(variant) if parts is None else Checkpoint(**parts).of_variant(variant)
 
 
 def _texts(checkpoint: Checkpoint) -> list[str]:

@@ -1,0 +1,138 @@
+"""Matrices in eight bits and their scales, as ComfyUI's files have them: joined, and refused where one is lost.
+
+Eight bits without their scale are still numbers, of which a model draws some other picture: a file that says in any
+way that it is scaled must have a scale for every matrix in eight bits. ComfyUI itself takes 1 for one that is missing.
+Tensors of one dimension, and all that is kept in 16 or 32 bits, never have one. A file that says nothing is a plain
+cast (`hidream_i1_*_fp8`), whose values are the weights.
+
+Source: Comfy-Org/ComfyUI, comfy/ops.py (scaled_fp8_ops), comfy/utils.py (convert_old_quants).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hidream.errors import CheckpointError
+from hidream.formats.comfy import Stored
+from hidream.formats.json_object import object_of
+from hidream.formats.quantized import Quantized, Scheme
+
+SCALES = (".scale_weight", ".weight_scale")
+"""A matrix's scale, in the older and the newer of Comfy's spellings."""
+STATED = ".comfy_quant"
+"""Of a layer: how it is quantised, as JSON in bytes. Also in the metadata, for all layers at once (METADATA)."""
+METADATA = "_quantization_metadata"
+LEFT_OUT = (".scale_input", ".input_scale", STATED)
+"""For products in eight bits: Comfy too passes over them where it multiplies in 16 bits, as is done here."""
+MARKER = "scaled_fp8"
+QUANTIZED_AS = {torch.float8_e4m3fn: Scheme.FP8, torch.float8_e5m2: Scheme.FP8, torch.int8: Scheme.INT8}
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+"""Of `.comfy_quant`, those that are a matrix times a scale."""
+NEVER_SCALED = ("relative_attention_bias.weight",)
+"""A table that T5 looks up and does not multiply with."""
+FEW = 3
+
+
+def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """What a file's metadata say of its layers, as the tensors that say the same in other files.
+
+    Raises CheckpointError when they cannot be read.
+    """
+    if METADATA not in metadata:
+        return {}
+    try:
+        layers = object_of(metadata[METADATA])["layers"]
+        return {layer + STATED: torch.tensor(list(json.dumps(how).encode())) for layer, how in layers.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its metadata `{METADATA}` cannot be read; accepted: `layers` in JSON"
+        ) from error
+
+
+def with_scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
+    """Join each matrix with its scale; a file without scales stays as it is.
+
+    Raises CheckpointError on a quantisation that is more than a matrix times a scale, on a matrix without its scale and
+    the other way round, and on a scale that is not a positive number.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith(STATED) and isinstance(tensor, Tensor):
+            _check_format(name, tensor, path)
+    scales = _scales(tensors, path)
+    _check_complete(tensors, scales, path)
+    return {
+        name: _scaled(name, tensor, scales[name], path) if name in scales else tensor
+        for name, tensor in tensors.items()
+        if name != MARKER and not name.endswith((*SCALES, *LEFT_OUT))
+    }
+
+
+def _scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
+    """The scale of each matrix, by the matrix's name."""
+    scales: dict[str, Stored] = {}
+    for key, scale in tensors.items():
+        name = next((key.removesuffix(ending) + ".weight" for ending in SCALES if key.endswith(ending)), None)
+        if name in scales:
+            raise CheckpointError(f"{path}: {name} has two scales; accepted: one of {' or '.join(SCALES)}")
+        if name is not None:
+            scales[name] = scale
+    return scales
+
+
+def _check_complete(tensors: Mapping[str, Stored], scales: Collection[str], path: str) -> None:
+    wanted = {name.removesuffix(STATED) + ".weight" for name in tensors if name.endswith(STATED)}
+    if any(name == MARKER or name.endswith((*SCALES, *LEFT_OUT)) for name in tensors):
+        wanted |= {name for name, tensor in tensors.items() if _is_in_eight_bits(name, tensor)}
+    for what, names in (
+        ("matrices in 8 bits lack their scale", wanted.difference(scales)),
+        ("scales lack their matrix", set(scales).difference(tensors)),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{path}: {len(names)} {what}: {some(names)}; accepted: a scale ({' or '.join(SCALES)}) for every "
+                f"matrix of a file that has scales or says so (`{MARKER}`, `{STATED}`), as published"
+            )
+
+
+def _is_in_eight_bits(name: str, tensor: Stored) -> bool:
+    """Whether a tensor of a scaled file means nothing without its scale."""
+    if not isinstance(tensor, Tensor) or name.endswith(NEVER_SCALED):
+        return False
+    return tensor.dim() > 1 and tensor.dtype in QUANTIZED_AS
+
+
+def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
+    if not isinstance(tensor, Tensor) or not isinstance(scale, Tensor) or tensor.dtype not in QUANTIZED_AS:
+        kind = str(tensor.dtype) if isinstance(tensor, Tensor) else tensor.scheme
+        raise CheckpointError(
+            f"{path}: {name} has a scale, but is {kind}; accepted: {', '.join(str(kind) for kind in QUANTIZED_AS)}"
+        )
+    if scale.numel() not in (1, tensor.shape[0] if tensor.dim() else 1):
+        raise CheckpointError(
+            f"{path}: {name} {list(tensor.shape)} has a scale {list(scale.shape)}; accepted: one, or one for each row"
+        )
+    if not scale.dtype.is_floating_point or not bool(((scale.float() > 0) & scale.float().isfinite()).all()):
+        shown = f"{float(scale.float().min()):g}" if scale.numel() == 1 else f"{scale.dtype} {list(scale.shape)}"
+        raise CheckpointError(f"{path}: the scale of {name} is {shown}; accepted: positive numbers, none infinite")
+    scale = scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
+    return Quantized(QUANTIZED_AS[tensor.dtype], {"data": tensor, "scale": scale}, tensor.shape)
+
+
+def _check_format(name: str, tensor: Tensor, path: str) -> None:
+    try:
+        stated: object = object_of(bytes(tensor.tolist()))
+    except (ValueError, TypeError):
+        stated = "what cannot be read"
+    if not isinstance(stated, dict) or stated.get("format") not in FORMATS or stated.get("convrot"):
+        raise CheckpointError(f"{path}: {name} says {stated!s:.200}; accepted: {', '.join(FORMATS)}, without rotation")
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    shown = sorted(names)
+    return ", ".join(shown[:FEW]) + ", …" * (len(shown) > FEW)
