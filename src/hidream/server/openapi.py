@@ -22,7 +22,6 @@ _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer"}
 _NUMBER: Json = {"type": "number"}
 _MAYBE_TEXT: Json = {"type": ["string", "null"]}
-_SHOWN = [status for status in Status if status is not Status.DELETED]
 
 _REASONS = {
     400: "Something in the request is not accepted; the message names it, its value and what is accepted.",
@@ -96,7 +95,7 @@ def _predictions() -> Json:
         "204": {"description": "Nothing will come any more."},
     }
     return {
-        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], _query(), (400, 413))},
+        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], schema.listing(), (400, 413))},
         f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 413))},
         one: {"get": result, "delete": _operation("Cancel or delete a task.", ended, [_VERSION, id_])},
         f"{one}/result": {"get": result},
@@ -265,23 +264,10 @@ def _with_nulls(described: Json) -> Json:
     return described | {"properties": properties}
 
 
-def _query() -> Json:
-    moment = {"anyOf": [{"type": "string", "format": "date-time"}, {"enum": ["", None]}]}
-    properties = {
-        "page": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000},
-        "page_size": {"type": ["integer", "null"], "minimum": 1, "maximum": 100},
-        "created_after": moment,
-        "created_before": moment,
-        "model": _MAYBE_TEXT,
-        "status": {"enum": [*_SHOWN, "", None]},
-        "include_inputs": {"type": ["boolean", "null"]},
-    }
-    return {"type": "object", "properties": properties}
-
-
 def _page() -> Json:
     items = {"type": "array", "items": _reference("Prediction")}
-    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items)
+    warnings = {"type": "array", "items": _TEXT}
+    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items, warnings=warnings, optional=("warnings",))
 
 
 def _prediction() -> Json:
@@ -293,7 +279,7 @@ def _prediction() -> Json:
         outputs=texts,
         urls=_object(get=_TEXT),
         has_nsfw_contents={"type": "array", "items": {"type": "boolean"}},
-        status={"enum": _SHOWN},
+        status={"enum": schema.SHOWN},
         created_at={"type": "string", "format": "date-time"},
         error=_TEXT,
         executionTime=_WHOLE,
