@@ -270,13 +270,14 @@ def ratio_size(value: object) -> Size:
 
 
 def _of_sides(given: dict[str, Any], api: Api, place: str = "") -> Size:
-    for name in ("width", "height"):
-        if given.get(name) is None:
-            raise MissingInput(f"{place}{name} is absent; accepted: width and height together, or size instead of both")
-    width, height = (
-        whole_number(f"{place}{name}", given[name], api.smallest_px, api.largest_px) for name in ("width", "height")
-    )
+    width, height = (_side(given, name, api, place) for name in ("width", "height"))
     return Size(width, height)
+
+
+def _side(given: dict[str, Any], name: str, api: Api, place: str) -> int:
+    if given.get(name) is None:
+        raise MissingInput(f"{place}{name} is absent; accepted: width and height together, or size instead of both")
+    return whole_number(f"{place}{name}", given[name], api.smallest_px, api.largest_px)
 
 
 def _seed(given: dict[str, Any]) -> int:
