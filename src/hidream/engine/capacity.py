@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hidream.engine.runner import segment_tokens
+from hidream.errors import TaskFailed
 from hidream.model.footprint import step_bytes
 from hidream.model.loading import Model
 from hidream.model.pipeline import now
@@ -29,6 +30,8 @@ MEASURE_S = 3.0
 REPEATS = 3
 """Measurements of each size, after one to warm up; the fastest counts, which others on the machine disturb least."""
 SEGMENTS_MAX = 64
+_ALLOCATOR = re.compile("DefaultCPUAllocator|backend out of memory")
+"""How torch's allocators of a CPU and of MPS say that there is no memory: in a RuntimeError like any other."""
 SHARE = 0.5
 """Of the memory that is free when the model has been loaded, for requests; the rest is for steps and decoding."""
 
@@ -80,11 +83,31 @@ def measure(model: Model) -> Capacity:
     return Capacity(segments * tokens, same_bits)
 
 
+def usable_bytes(model: Model) -> int:
+    """Bytes that a request could have that is alone: what is free, and what the allocator keeps for the next one."""
+    if model.device.type != "cuda":
+        return _free_bytes(model)
+    kept = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return _free_bytes(model) + kept
+
+
 def memory_for_requests(model: Model, tokens: int) -> int:
     """Bytes that admitted requests may hold, beside the weights and a step of `tokens`; at least one step's worth."""
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else _free_host_bytes()
+    free = _free_bytes(model)
     step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, packed=True)
     return max(int(SHARE * free) - step, step)
+
+
+def in_words(error: Exception) -> Exception:
+    """Say an allocator's error in words that are for others than us; any other error is what it was."""
+    short = isinstance(error, torch.OutOfMemoryError | MemoryError) or _ALLOCATOR.search(str(error))
+    if not short:
+        return error
+    return TaskFailed("there was not enough memory for this image; accepted: a smaller size, or later once more")
+
+
+def _free_bytes(model: Model) -> int:
+    return torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else _free_host_bytes()
 
 
 def _free_host_bytes() -> int:

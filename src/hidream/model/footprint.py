@@ -86,9 +86,7 @@ class ModelShape:
     ) -> ModelShape:
         """Measure modules, which may be on meta: text encoders of transformers, an autoencoder of diffusers."""
         clip_l, clip_g, t5, llama = (_encoder(module) for module in encoders)
-        config: Any = vae.config
-        channels = getattr(config, "block_out_channels", None) or config.decoder_block_out_channels
-        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, channels[1])
+        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, decoder_channels(vae))
 
     @property
     def token_px(self) -> int:
@@ -207,9 +205,16 @@ def step_bytes(
     return compute_bytes * (attention + max(stack + experts, 2 * stack))
 
 
-def decode_bytes(shape: ModelShape, pixels: int, compute_bytes: int) -> int:
+def decode_bytes(channels: int, pixels: int, compute_bytes: int) -> int:
     """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the picture."""
-    return pixels * (3 * shape.vae_channels * compute_bytes + 2 * 3 * 4)
+    return pixels * (3 * channels * compute_bytes + 2 * 3 * 4)
+
+
+def decoder_channels(vae: nn.Module) -> int:
+    """Channels of a decoder's widest tensor at full size."""
+    config: Any = vae.config
+    channels: Sequence[int] = getattr(config, "block_out_channels", None) or config.decoder_block_out_channels
+    return channels[1]
 
 
 def _encoder(module: nn.Module) -> Encoder:

@@ -145,7 +145,9 @@ def _looked_at(field: str, data: bytes) -> ImageFormat:
         if image_format is ImageFormat.PNG:
             image.verify()
         else:
-            image.draft("RGB", (image.width // 8, image.height // 8))  # a JPEG's full size would cost for nothing
+            image.draft(
+                "RGB", (max(1, image.width // 8), max(1, image.height // 8))
+            )  # a JPEG's full size would cost for nothing
             image.load()
     except InvalidInput:
         raise
