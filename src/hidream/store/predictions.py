@@ -170,8 +170,8 @@ async def complete(
 
     `warnings` follow those that the task was taken in with.
     """
-    told = list(dict.fromkeys((*task.warnings, *warnings)))
-    values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms, "warnings": told}
+    values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms}
+    values |= {"warnings": [*task.warnings, *warnings]}
     return await _leave_processing(database, task, "complete", **values, finished_ms=database.now_ms())
 
 
