@@ -300,6 +300,19 @@ def test_an_allocators_words_are_for_nobody_else(model, bytes_):
     assert outcomes["b"].error is None
 
 
+def test_a_step_for_which_the_weights_find_no_room_says_so_too(model):
+    @contextmanager
+    def coming():
+        torch.empty(2**55, dtype=torch.uint8)
+        yield
+
+    engine = Engine(dataclasses.replace(model, phases=Phases(denoising=coming)), Options(tokens=4000, together=True))
+    engine.add("a", request())
+    with pytest.raises(TaskFailed, match="not enough memory"):
+        engine.step()
+    engine.close()
+
+
 def test_a_repeated_prompt_is_encoded_once(nano):
     engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
     before = nano.text.cache.stats

@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import io
+import struct
+import zlib
 
 import pytest
 from PIL import ExifTags, Image
@@ -120,6 +123,54 @@ def test_what_is_wrong_with_a_text_is_said(with_api, text, wrong):
         assert (answer.status_code, message.startswith("image ")) == (400, True)
         assert wrong in message
         assert "accepted" in message
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("value", [5, True, ["aGVsbG8="], {"url": "https://a.example"}])
+def test_an_image_is_a_text(with_api, value):
+    async def scenario(api):
+        answer = await api.submit(prompt="a", image=value)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith(f"image is {value!r}; accepted: the text of a URL")
+
+    with_api(scenario)
+
+
+def test_a_telephones_photo_with_more_images_behind_the_first(with_api):
+    async def scenario(api):
+        photo = io.BytesIO()
+        first, second = (Image.new("RGB", size, (200, 30, 60)) for size in ((640, 320), (64, 32)))
+        first.save(photo, "MPO", save_all=True, append_images=[second])
+        answer = await api.submit(prompt="a", image=base64.b64encode(photo.getvalue()).decode())
+        assert answer.status_code == 200, answer.text
+        asked = (await api.claim()).input
+        assert (asked.image.endswith(".jpeg"), str(asked.size)) == (True, "640*320")
+
+    with_api(scenario)
+
+
+def test_a_file_may_be_as_large_as_the_limit_and_no_larger(with_api, picture):
+    async def scenario(api):
+        file = picture("JPEG").ljust(4096, b"\0")
+        for data, status in ((file, 200), (file + b"\0", 400)):
+            answer = await api.submit(prompt="a", image=base64.b64encode(data).decode())
+            assert answer.status_code == status, answer.text
+        assert answer.json()["message"] == "image has 4097 bytes; accepted: up to 4096"
+
+    with_api(scenario, upload_max_bytes=4096)
+
+
+@pytest.mark.parametrize("sides", [(9000, 9000), (20_000, 20_000), (60_000, 60_000)])
+def test_a_bomb_is_told_by_its_pixels(with_api, picture, sides):
+    """The header alone says it: 81 million are more than are accepted, 400 million more than Pillow opens."""
+
+    async def scenario(api):
+        head = b"IHDR" + struct.pack(">II", *sides) + bytes((8, 2, 0, 0, 0))
+        file = picture("PNG")
+        file = file[:12] + head + struct.pack(">I", zlib.crc32(head)) + file[33:]
+        answer = await api.submit(prompt="a", image=base64.b64encode(file).decode())
+        assert (answer.status_code, "pixels; accepted: 67108864 in all" in answer.json()["message"]) == (400, True)
 
     with_api(scenario)
 

@@ -129,7 +129,7 @@ def test_a_refused_prompt_is_a_content_policy_violation(with_api):
     with_api(scenario)
 
 
-@pytest.mark.parametrize(("code", "status"), [(1405, 500), (1401, 400), (5000, 500)])
+@pytest.mark.parametrize(("code", "status"), [(1405, 500), (1401, 400), (1400, 400), (5000, 500)])
 def test_a_failed_task_is_an_error_that_is_not_repeated(with_api, code, status):
     async def scenario(api):
         answer = asyncio.create_task(ask(api, prompt="a"))
@@ -340,6 +340,7 @@ def test_models(with_api):
         assert listed["object"] == "list"
         assert {model["id"] for model in listed["data"]} == set(api.service.models)
         for model in listed["data"]:
+            assert (model["object"], model["created"], model["owned_by"]) == ("model", 1_743_984_000, "wavespeed-ai")
             for name in (model["id"], model["id"].partition("/")[2]):
                 assert (await api.get(f"/v1/models/{name}")).json() == model
 

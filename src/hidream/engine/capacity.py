@@ -11,6 +11,8 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +106,18 @@ def in_words(error: Exception) -> Exception:
     if not short:
         return error
     return TaskFailed("there was not enough memory for this image; accepted: a smaller size, or later once more")
+
+
+@contextmanager
+def raising_in_words() -> Iterator[None]:
+    """Let errors through as `in_words` says them."""
+    try:
+        yield
+    except Exception as error:
+        said = in_words(error)
+        if said is error:
+            raise
+        raise said from error
 
 
 def _free_bytes(model: Model) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hidream.engine.capacity import Capacity, in_words, measure, memory_for_requests, usable_bytes
+from hidream.engine.capacity import Capacity, in_words, measure, memory_for_requests, raising_in_words, usable_bytes
 from hidream.engine.request import Limits, Policy
 from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
@@ -135,10 +135,8 @@ class Engine:
         InvalidInput on an id that is here already, on what `pipeline.outline` cannot use, and on a size for which
         there is not enough memory even if nobody else is here.
         """
-        try:
+        with raising_in_words():
             sketch = outline(self._model, request)
-        except Exception as error:  # the edge of a request
-            raise in_words(error) from error
         work = self._runner.work(id, sketch, priority)
         self._check_memory(request.size, work.memory_bytes + self._runner.peak_bytes(sketch))
         # a request that is larger than the memory for requests is not refused: it is alone then
@@ -168,6 +166,10 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
         """Take one step of those whose turn it is; return the requests that came to an end."""
+        with raising_in_words():
+            return self._step()
+
+    def _step(self) -> list[Outcome]:
         batch = self._scheduler.batch()
         failed = self._runner.begin({id_: (self._asked[id_].sketch, self._asked[id_].tick) for id_ in batch.admitted})
         ids = [id_ for id_ in batch.ids if id_ not in failed]
