@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from hidream import arguments, cli
@@ -54,6 +54,17 @@ def test_the_collector_leaves_what_was_loaded_alone_and_goes_on_after_an_error()
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 True True\n"
+
+
+def test_an_image_decides_the_size_that_is_not_said(home, capsys):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (640, 360), (200, 30, 60)).save(home / "in.jpg", exif=exif)
+    asked = ["generate", "3d a frog", "--image", "in.jpg", "--seed", "7", "--steps", "2", "--strength", "0.5"]
+    for said, size in (([], (360, 640)), (["--size", "256*320"], (256, 320))):
+        assert cli.main([*asked, *said, "--out", "out.png"]) == 0
+        with Image.open(home / "out.png") as image:
+            assert image.size == size
 
 
 def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
@@ -127,6 +138,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["generate", "x", "--steps", "0"], "steps is 0"),
         (["generate", "x", "--strength", "nan"], "strength is nan"),
         (["generate", "x", "--image", "/nowhere"], "/nowhere cannot be read"),
+        (["generate", "x", "--image", __file__], "image is no image that can be read"),
         (["generate", "x", "--model", "/nowhere"], "/nowhere"),
         (["generate", "x", "--model", ""], "--model is ''; accepted: a path"),
         (["generate", "x", "--memory-gb", "-2.5"], "--memory-gb is '-2.5'; accepted: a number, 0, or 1 to 100,000"),
@@ -136,7 +148,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["serve", "--host", ""], "--host is ''; accepted: an address"),
         (["worker", "--device", "meta"], "--device is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
         (["info", "--plan", "--storage", "int3"], "--storage is 'int3'; accepted: auto, compute, stored"),
-        (["info", "--plan", "--size", "9*9"], "size is '9*9'; accepted: width*height, each 256 to 1536"),
+        (["info", "--plan", "--size", "9*9"], "size is '9*9'; accepted: width*height, each 256 to 2048"),
         (["info", "--plan", "--storage", "fp8", "--device", "mps"], "fp8 is asked for on mps"),
         (["convert", "/nowhere", "x" * 300], "File name too long"),
     ],

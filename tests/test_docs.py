@@ -22,6 +22,7 @@ from hidream.server.service import assemble
 from hidream.settings import sources, tables
 from hidream.store.submission import Submission
 from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Mode, Render, Sampler, Storage, Variant
+from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,6 +69,17 @@ def test_every_parameter_is_documented_with_its_choices_and_the_variants_own():
     assert f"Full {RECIPES[Variant.FULL].guidance:g}" in rows["guidance_scale"]
     assert f"1 to {STEPS_MAX}" in rows["num_inference_steps"]
     assert f"up to {LORAS_MAX}" in rows["loras"]
+
+
+def test_every_page_says_when_webhooks_are_attempted():
+    rows = [line.strip("| ").split(" | ") for line in read("docs/WEBHOOKS.md").splitlines() if line.startswith("| ")]
+    (waits,) = (row[1:] for row in rows if row[0] == "waits")
+    seconds = {"s": 1, "min": 60, "h": 3600}
+    assert tuple(int(n) * seconds[unit] for n, unit in map(str.split, waits)) == DELAYS_S
+    hours = f"{sum(DELAYS_S) / 3600:.1f} hours"
+    assert f"That is {hours} in all" in read("docs/WEBHOOKS.md")
+    assert f"{ATTEMPTS_MAX} attempts in {hours}" in read("docs/OPERATIONS.md")
+    assert f"all {hours}" in read("src/hidream/webhooks/delivery.py")
 
 
 def test_every_status_is_documented():

@@ -18,7 +18,7 @@ from hidream import __version__
 from hidream.errors import InvalidInput
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
-from hidream.types import SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
+from hidream.types import DEFAULT_SIZE, SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
@@ -120,7 +120,7 @@ def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 def _generate(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="draw one picture")
     generate.add_argument("prompt", type=_text)
-    generate.add_argument("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    generate.add_argument("--size", help=f"width*height in pixels (default: {DEFAULT_SIZE}, or as --image)")
     generate.add_argument("--seed", type=_seed, default=-1, help=f"0 to {SEED_MAX}; -1 draws one (default)")
     generate.add_argument("--out", type=_path, default=Path("out.png"), help="a .png, .jpg or .webp file")
     generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
@@ -225,7 +225,7 @@ def _info(commands: Commands) -> None:
     plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OfPlan)
     plan("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
     plan("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
-    plan("--size", default="1024*1024", help="width*height in pixels (default: %(default)s)")
+    plan("--size", default=str(DEFAULT_SIZE), help="width*height in pixels (default: %(default)s)")
     plan("--bits", type=_whole, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)")
     info.set_defaults(command="info", complain=None)
 

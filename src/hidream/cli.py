@@ -22,6 +22,7 @@ from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
 from hidream.settings import sources
 from hidream.settings.tables import Settings
 from hidream.types import (
+    DEFAULT_SIZE,
     SEED_MAX,
     Conformance,
     ImageFormat,
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CLI_SMALLEST_PX = 256
 SUFFIXES = {
     ".png": ImageFormat.PNG,
     ".jpg": ImageFormat.JPEG,
@@ -65,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.message)
     except OSError as error:  # a disk that is full, a folder that is not ours: the system's words say enough
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (RuntimeError, MemoryError) as error:
+        from hidream.worker.failure import TOO_LARGE, out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        return _fail(TOO_LARGE)
     except KeyboardInterrupt:
         return 130
 
@@ -94,10 +100,10 @@ def _let_threads_sleep() -> None:
 
 
 def _generate(given: argparse.Namespace, config: Settings) -> int:
-    output_format = _format_of(given.out)
+    output_format, image = _format_of(given.out), _bytes(given.image)
     request = ImageRequest(
         prompt=given.prompt,
-        size=Size.parse(given.size, CLI_SMALLEST_PX),
+        size=_size_of(given.size, image),
         seed=secrets.randbelow(SEED_MAX + 1) if given.seed == -1 else given.seed,
         negative_prompt=given.negative,
         steps=given.steps,
@@ -107,7 +113,7 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
         conformance=Conformance(given.conformance),
         render=Render(given.render),
         mode=Mode(given.mode),
-        image=_bytes(given.image),
+        image=image,
         strength=given.strength,
         mask=_bytes(given.mask),
         loras=tuple(given.lora),
@@ -184,7 +190,7 @@ def _plan(given: argparse.Namespace, config: Settings) -> int:
     from hidream.model.plan_input import Asked
     from hidream.worker.loading import plan_configured
 
-    size = Size.parse(given.size, CLI_SMALLEST_PX)
+    size = Size.parse(given.size)
     device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
     dtype, storage = resolve_dtype(config.compute.dtype, torch.device(device)), resolve_storage(config.compute.storage)
     asked = Asked(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
@@ -315,6 +321,17 @@ def _format_of(out: Path) -> ImageFormat:
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise InvalidInput(f"--out is {str(out)!r:.100}; accepted: a file in a folder that exists and may be written")
     return SUFFIXES[out.suffix.lower()]
+
+
+def _size_of(given: str | None, image: bytes | None) -> Size:
+    """The size that is said, else that of the image to start from."""
+    if given is not None:
+        return Size.parse(given)
+    if image is None:
+        return DEFAULT_SIZE
+    from hidream.outputs.measure import shown_size
+
+    return Size.near(*shown_size("image", image))
 
 
 def _bytes(path: Path | None) -> bytes | None:

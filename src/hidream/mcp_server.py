@@ -24,13 +24,15 @@ from pydantic import Field
 from hidream import __version__
 from hidream.errors import ConfigurationError
 from hidream.settings.tables import Settings
-from hidream.types import SEED_MAX, Status
+from hidream.types import DEFAULT_SIZE, SEED_MAX, SIDE_MAX_PX, SIDE_MIN_PX, Status
 
 POLL_S = 5.0
 """How long one request waits for the end; between two of them the caller is told of progress."""
 MARGIN_S = 30.0
 """What a request may take beyond its waiting, a picture's download included."""
 GUIDE = "Draws pictures from text with HiDream-I1 on a server of one's own. A picture comes with the seed that drew it."
+
+SIZES = f"WIDTH*HEIGHT in pixels, each {SIDE_MIN_PX} to {SIDE_MAX_PX}"
 
 Model = Literal["hidream-i1-dev", "hidream-i1-full", "hidream-i1-fast"]
 
@@ -88,7 +90,7 @@ def build(caller: Caller) -> MCPServer[Any]:
     async def generate(
         context: Context[Any],
         prompt: Annotated[str, Field(description="What to draw")],
-        size: Annotated[str, Field(description="WIDTH*HEIGHT in pixels, each 256 to 1536")] = "1024*1024",
+        size: Annotated[str, Field(description=SIZES)] = str(DEFAULT_SIZE),
         seed: Annotated[int, Field(ge=-1, le=SEED_MAX, description="-1 draws one")] = -1,
         model: Annotated[Model, Field(description="Which variant draws; not every server has all")] = "hidream-i1-dev",
         negative_prompt: Annotated[str, Field(description="What not to show; for hidream-i1-full only")] = "",
@@ -137,6 +139,8 @@ async def _result(task: dict[str, Any]) -> CallToolResult:
     about = {"url": url, "seed": task["seed"], "id": task["id"], "model": task["model"], "version": task["version"]}
     if any(task["has_nsfw_contents"]):
         about["has_nsfw_contents"] = True
+    if "warnings" in task:
+        about["warnings"] = task["warnings"]
     image = base64.b64encode(file.content).decode("ascii")
     media_type = file.headers.get("content-type", "image/jpeg").partition(";")[0]
     picture = ImageContent(type="image", data=image, mime_type=media_type)

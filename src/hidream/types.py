@@ -16,7 +16,10 @@ SEED_MAX = 9_999_999_999
 """Largest seed that is accepted (the seed document's range is −1 to 9999999999; −1 asks for a random one)."""
 
 PROMPT_MAX_CHARS = 10_000
-SIDE_MAX_PX = 1536
+SIDE_MIN_PX, SIDE_MAX_PX = 256, 2048
+"""Sides of images over v3, OpenAI's routes and the command line; v2 keeps its documents' range, 512 to 1536."""
+ROUND_PX = 16
+"""Sides that are computed are multiples of this: what the published model generates without scaling."""
 STEPS_MAX = 200
 GUIDANCE_MAX = 30.0
 SHIFT_MIN, SHIFT_MAX = 0.1, 100.0
@@ -138,7 +141,7 @@ class Size:
     height: int
 
     @classmethod
-    def parse(cls, text: str, smallest_px: int, largest_px: int = SIDE_MAX_PX) -> Self:
+    def parse(cls, text: str, smallest_px: int = SIDE_MIN_PX, largest_px: int = SIDE_MAX_PX) -> Self:
         """Read "W*H" or "WxH". Raises InvalidInput when it is neither, or a side is out of range."""
         match = re.fullmatch(r"([0-9]{1,6})[*xX]([0-9]{1,6})", text.strip())
         accepted = f"accepted: width*height, each {smallest_px} to {largest_px}, such as 1024*1024"
@@ -149,8 +152,25 @@ class Size:
             raise InvalidInput(f"size is {text!r:.100}; {accepted}")
         return size
 
+    @classmethod
+    def near(cls, width: int, height: int, smallest_px: int = SIDE_MIN_PX, largest_px: int = SIDE_MAX_PX) -> Self:
+        """Choose a size for an image of this size: its own if both sides are in range, else scaled until they are.
+
+        Scaled sides are multiples of ROUND_PX. Of an aspect that no scale brings into range, the longer side is the
+        largest and the shorter one the smallest: such an image is cut.
+        """
+        shorter, longer = sorted((width, height))
+        if smallest_px <= shorter and longer <= largest_px:
+            return cls(width, height)
+        scale = largest_px / longer if longer > largest_px else smallest_px / shorter
+        sides = (round(side * scale / ROUND_PX) * ROUND_PX for side in (width, height))
+        return cls(*(min(max(side, smallest_px), largest_px) for side in sides))
+
     def __str__(self) -> str:
         return f"{self.width}*{self.height}"
+
+
+DEFAULT_SIZE = Size(1024, 1024)
 
 
 @dataclass(frozen=True, slots=True)

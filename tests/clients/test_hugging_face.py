@@ -9,6 +9,7 @@ from threading import Thread
 import pytest
 from driven import Raised
 from pictures import is_picture
+from PIL import Image
 from service import MODEL, PROMPT, until
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
@@ -42,9 +43,13 @@ def test_python_says_all_that_it_can_say(python, service):
     assert seen["size"] == [256, 256]
 
 
-def test_python_changes_a_picture(python, service, photo):
-    said = at(service) | {"path": str(photo), "num_inference_steps": 4}
-    assert python("image_to_image", **said, target_size={"width": 256, "height": 256})["format"] == "JPEG"
+def test_python_changes_a_picture(python, service, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.radial_gradient("L").convert("RGB").resize((640, 360)).save(path)
+    said = at(service) | {"path": str(path), "num_inference_steps": 4}
+    seen = python("image_to_image", **said, target_size={"width": 256, "height": 320})
+    assert (seen["format"], seen["size"]) == ("JPEG", [256, 320])
+    assert python("image_to_image", **said)["size"] == [640, 360]
 
 
 WRONG = [

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from hidream.engine import capacity
 from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
@@ -287,6 +288,48 @@ def test_a_request_larger_than_the_memory_is_drawn_alone(model):
     engine.step()
     assert engine.waiting == 1
     assert drain(engine).keys() == {"a", "b"}
+
+
+def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
+    """Also on a device that is busy when it starts: what was free at any time counts."""
+    monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 300_000_000)
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
+    engine.add("small", request(size=Size(256, 256)))
+    large = request(size=Size(2048, 2048), render=Render.NATIVE)
+    with pytest.raises(InvalidInput, match=r"^size is 2048\*2048, .* needs \d\.\d GB .* there are 0\.3 GB; accepted:"):
+        engine.add("large", large)
+    assert drain(engine).keys() == {"small"}
+    monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 2**40)
+    engine.add("large", large)
+    monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 1)
+    engine.add("large too", dataclasses.replace(large, seed=2))
+    engine.close()
+
+
+def test_decoding_in_tiles_needs_less(nano):
+    engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
+    sketch = pipeline.outline(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
+    whole = engine._runner.peak_bytes(sketch)
+    nano.vae.tile(512)
+    try:
+        assert engine._runner.peak_bytes(sketch) * 4 < whole
+    finally:
+        nano.vae.module.disable_tiling()
+
+
+@pytest.mark.parametrize("bytes_", [2**55, 2**62])
+def test_a_request_without_memory_fails_alone(model, bytes_):
+    """2^55 bytes are refused by torch's allocator of the CPU, 2^62 by NumPy's."""
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
+
+    def fill(_progress):
+        torch.empty(bytes_, dtype=torch.uint8) if bytes_ < 2**60 else np.empty(bytes_, np.uint8)
+
+    engine.add("a", request(), fill)
+    engine.add("b", request(seed=2))
+    outcomes = drain(engine)
+    assert isinstance(outcomes["a"].error, RuntimeError | MemoryError)
+    assert outcomes["b"].error is None
 
 
 def test_a_repeated_prompt_is_encoded_once(nano):

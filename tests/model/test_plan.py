@@ -144,7 +144,7 @@ def test_beside_a_transformer_that_stays_a_picture_is_decoded_in_tiles(real):
     answer = plan(Hardware.card(16, 16), real, DEV)
     assert answer.part(BLOCKS).placement is Placement.DEVICE
     assert answer.tile_px == TILE_PX
-    whole = answer.part(BLOCKS).nbytes + footprint.decode_bytes(real, 1024**2, 2)
+    whole = answer.part(BLOCKS).nbytes + footprint.decode_bytes(real.vae_channels, 1024**2, 2)
     assert answer.peaks[-1].nbytes < answer.hardware.device_bytes < whole + CONTEXT_BYTES
 
 

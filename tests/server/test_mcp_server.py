@@ -37,7 +37,7 @@ def test_a_picture_is_drawn_and_comes_with_its_seed(with_api, picture):
             assert tool.name == "generate"
             assert set(tool.input_schema["required"]) == {"prompt"}
             assert tool.input_schema["properties"]["seed"]["maximum"] == SEED_MAX
-            asked = {"prompt": "a fox", "size": "512*256", "seed": 7, "output_format": "png"}
+            asked = {"prompt": "a fox", "size": "512*256", "seed": 7, "output_format": "png", "guidance_scale": 3}
             calling = asyncio.create_task(client.call_tool("generate", asked))
             drawn = await api.draw(picture("PNG"))
             result = await calling
@@ -48,6 +48,7 @@ def test_a_picture_is_drawn_and_comes_with_its_seed(with_api, picture):
         about = json.loads(text.text)
         assert about == result.structured_content
         assert (about["seed"], about["id"], about["model"]) == (7, drawn.id, "wavespeed-ai/hidream-i1-dev")
+        assert [warning.partition(" ")[0] for warning in about["warnings"]] == ["guidance_scale"]
         assert about["url"].endswith(drawn.output_name)
         assert (drawn.input.prompt, str(drawn.input.size)) == ("a fox", "512*256")
 

@@ -1,8 +1,11 @@
 """The OpenAPI document against the routes that there are, and against their answers."""
 
+import asyncio
 import re
 
 import pytest
+
+from hidream.server import openai_parameters
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 JSON_TYPES = {
@@ -32,12 +35,29 @@ def fits(value, schema, document):
         return False
     if isinstance(value, dict):
         inner = schema.get("properties", {})
-        return all(name in value for name in schema.get("required", ())) and all(
-            fits(each, inner[name], document) for name, each in value.items() if name in inner
+        return (
+            all(name in value for name in schema.get("required", ()))
+            and len(value) >= schema.get("minProperties", 0)
+            and all(fits(each, inner[name], document) for name, each in value.items() if name in inner)
         )
     if isinstance(value, list):
         return all(fits(each, schema.get("items", {}), document) for each in value)
-    return "pattern" not in schema or re.search(schema["pattern"], value) is not None
+    if isinstance(value, int | float):
+        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    return value is None or "pattern" not in schema or re.search(schema["pattern"], value) is not None
+
+
+def unnamed(value, schema, document):
+    """Names in an answer that its schema, where it lists any, does not have."""
+    if "$ref" in schema:
+        return unnamed(value, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    if isinstance(value, list):
+        return [name for each in value for name in unnamed(each, schema.get("items", {}), document)]
+    inner = schema.get("properties")
+    if not isinstance(value, dict) or inner is None:
+        return []
+    deeper = [name for key, each in value.items() for name in unnamed(each, inner.get(key, {}), document)]
+    return [key for key in value if key not in inner] + deeper
 
 
 def test_it_has_every_route_and_no_other(with_api):
@@ -69,6 +89,12 @@ def test_answers_are_as_it_says(with_api, picture):
             schema = described["content"][media_type]["schema"]
             if media_type == "application/json":
                 assert fits(answer.json(), schema, document), (answer.json(), schema)
+                assert not unnamed(answer.json(), schema, document)
+
+        def fits_path(text, path, name):
+            """Whether a name that the server has made is one that its own document allows in a path."""
+            described = [each for method in document["paths"][path].values() for each in method["parameters"]]
+            return all(fits(text, each["schema"], document) for each in described if each["name"] == name)
 
         submit, one = f"/api/v3/{MODEL}", "/api/{api}/predictions/{prediction_id}"
         taken = await api.submit(prompt="a", webhook="https://receiver.example/")
@@ -77,10 +103,12 @@ def test_answers_are_as_it_says(with_api, picture):
         check(await api.submit(prompt=""), "post", submit)
         check(await api.get(f"/api/v3/predictions/{id_}"), "get", one)
         check(await api.get(f"/api/v3/predictions/{id_}?wait_s=x"), "get", one)
+        assert fits_path(id_, one, "prediction_id")
         await api.draw(warnings=["long"])
         check(await api.get(f"/api/v3/predictions/{id_}/result"), "get", f"{one}/result")
         check(await api.get(f"/api/v3/predictions/{id_}/webhooks"), "get", f"{one}/webhooks")
         delivery = (await api.get(f"/api/v3/predictions/{id_}/webhooks")).json()["data"][0]["id"]
+        assert fits_path(delivery, f"{one}/webhooks/{{delivery_id}}/replay", "delivery_id")
         replayed = await api.post(f"/api/v3/predictions/{id_}/webhooks/{delivery}/replay")
         check(replayed, "post", f"{one}/webhooks/{{delivery_id}}/replay")
         check(await api.post("/api/v3/predictions", include_inputs=True), "post", "/api/{api}/predictions")
@@ -98,6 +126,17 @@ def test_answers_are_as_it_says(with_api, picture):
         check(await api.client.put(url, content=picture()), "put", "/uploads/{name}")
         check(await api.client.get(url), "get", "/uploads/{name}")
         check(await api.client.get(url, headers={"Range": "bytes=9999-"}), "get", "/uploads/{name}")
+        assert fits_path(url.rpartition("/")[2], "/uploads/{name}", "name")
+        generating = api.post("/v1/images/generations", prompt="a", n=4, seeed=7, output_format="webp")
+        generated, task = await asyncio.gather(generating, api.draw())
+        check(generated, "post", "/v1/images/generations")
+        assert generated.json()["warnings"]
+        for name in task.output_names:
+            assert fits_path(name, "/outputs/{name}", "name")
+            check(await api.client.get(f"/outputs/{name}"), "get", "/outputs/{name}")
+        check(await api.post("/api/v3/predictions", page_sise=3), "post", "/api/{api}/predictions")
+        for each in (await api.get("/v1/models")).json()["data"]:
+            assert fits_path(each["id"], "/v1/models/{name}", "name")
         for path in ("/v1/models", "/healthz", "/readyz", "/openapi.json"):
             check(await api.get(path), "get", path)
         check(await api.get("/v1/models/x"), "get", "/v1/models/{name}")
@@ -124,5 +163,20 @@ def test_a_models_parameters_are_those_that_it_takes(with_api, model):
             assert (answer.status_code, answer.json()["message"].startswith(name)) == (400, True), answer.text
             kinds = [kind.get("type") for kind in each["anyOf"]]
             assert kinds[-1] == "null"
+
+    with_api(scenario)
+
+
+def test_openais_parameters_are_those_that_the_route_knows(with_api):
+    async def scenario(api):
+        document = (await api.client.get("/openapi.json")).json()
+        post = document["paths"]["/v1/images/generations"]["post"]
+        described = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        refused = {name for name, (nothing, _) in openai_parameters.UNSERVED.items() if not nothing}
+        assert described.keys() == openai_parameters.NAMES - refused
+        size = described["size"]["anyOf"][0]["pattern"]
+        assert all(re.search(size, text) for text in ("1024x1024", "1792x1024", "256*256", "auto"))
+        sides = [described[name]["anyOf"][0] for name in ("width", "height")]
+        assert [(side["minimum"], side["maximum"]) for side in sides] == [(256, 2048)] * 2
 
     with_api(scenario)

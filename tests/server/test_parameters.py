@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.server.parameters import RANDOM_SEEDS, V2, V3, moment, parse
+from hidream.server.parameters import RANDOM_SEEDS, V2, V3, moment, parse, sources
 from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size, Variant
 
 DEV, FULL, FAST = Variant.DEV, Variant.FULL, Variant.FAST
@@ -88,6 +88,7 @@ def test_nulls_and_unknown_names_change_nothing():
         ({"size": " 513X1536 "}, Size(513, 1536)),
         ({"width": 640, "height": 512.0}, Size(640, 512)),
         ({"size": "600*700", "width": 640}, Size(600, 700)),
+        ({"width": 640, "height": 512, "target_size": {"width": 600, "height": 700}}, Size(640, 512)),
     ],
 )
 def test_sizes(given, expected):
@@ -135,10 +136,40 @@ def test_an_empty_text_is_absent_on_v3():
     assert parse({"prompt": "a"} | empty, V3, DEV).seed >= 0
 
 
-def test_v3_goes_down_to_256():
-    assert parse({"prompt": "a house", "size": "256*256"}, V3, DEV).size == Size(256, 256)
+@pytest.mark.parametrize("said", [{"size": "256*2048"}, {"width": 256, "height": 2048}])
+def test_v3_takes_sides_that_v2_does_not(said):
+    assert parse({"prompt": "a house"} | said, V3, DEV).size == Size(256, 2048)
     with pytest.raises(InvalidInput, match="512 to 1536"):
-        parse({"prompt": "a house", "size": "256*256"}, V2, DEV)
+        parse({"prompt": "a house"} | said, V2, DEV)
+
+
+@pytest.mark.parametrize("size", ["1792x1024", "1024*1792", "2048*2048"])
+def test_v3_takes_what_clients_of_openai_ask_for(size):
+    assert str(parse({"prompt": "a house", "size": size}, V3, DEV).size) == size.replace("x", "*")
+    with pytest.raises(InvalidInput, match="each 256 to 2048"):
+        parse({"prompt": "a house", "size": "2049*1024"}, V3, DEV)
+
+
+def test_hugging_faces_clients_say_a_target_size():
+    assert asked(target_size={"width": 256, "height": 320.0}).size == Size(256, 320)
+    assert asked(target_size={"width": 256, "height": 320}, aspect_ratio="1:1").size == Size(256, 320)
+    assert asked(target_size={"width": 512, "height": 512}, api=V2).size == Size(1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("said", "decides"),
+    [
+        ({}, True),
+        ({"aspect_ratio": "auto", "size": None, "width": ""}, True),
+        ({"aspect_ratio": "1:1"}, False),
+        ({"size": "512*512"}, False),
+        ({"target_size": {"width": 512, "height": 512}}, False),
+    ],
+)
+def test_an_image_decides_the_size_that_is_not_said(said, decides):
+    assert sources(said | {"image": "…"}, V3).sizes is decides
+    assert sources(said, V3).sizes is False
+    assert sources(said | {"image": "…"}, V2).sizes is False
 
 
 @pytest.mark.parametrize("seed", [None, -1, -1.0])
@@ -333,6 +364,10 @@ BAD_EXTRAS = [
     ("aspect_ratio", "1:0", "aspect_ratio is '1:0'"),
     ("aspect_ratio", 1.5, "aspect_ratio is 1.5"),
     ("aspect_ratio", "١:١", "aspect_ratio is"),
+    ("target_size", "512*512", "target_size is '512*512'; accepted: an object"),
+    ("target_size", {"width": 512}, "target_size.height is absent; accepted"),
+    ("target_size", {"width": 512, "height": 2049}, "target_size.height is 2049; accepted: a whole number from 256"),
+    ("target_size", {"width": "512", "height": 512}, "target_size.width is '512'"),
 ]
 
 

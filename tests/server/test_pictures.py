@@ -3,8 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import io
+import struct
+import zlib
 
 import pytest
+from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
 from hidream.server.fetch import Rules, fetch
@@ -65,6 +69,165 @@ def test_base64_and_data_uris(with_api, picture):
             answer = await api.submit(prompt="a", image=text, mask=f"data:;base64,{other}", strength=0.5)
             assert answer.status_code == 200, answer.text
             assert await given(api) == [image, mask]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_base64_as_clients_write_it(with_api, picture, kind):
+    """Without padding, in the URL-safe alphabet, in lines, and with its signs escaped in a data: URI."""
+
+    async def scenario(api):
+        for width in (7, 8, 9):  # files of different lengths, and so of different padding
+            image = picture(kind, size=(width, 8))
+            usual, url_safe = base64.b64encode(image).decode(), base64.urlsafe_b64encode(image).decode()
+            escaped = usual.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+            for text in (
+                usual.rstrip("="),
+                url_safe,
+                url_safe.rstrip("="),
+                "\r\n".join(usual[i : i + 76] for i in range(0, len(usual), 76)),
+                f"data:image/png;base64,{url_safe.rstrip('=')}\n",
+                f"data:image/png;base64,{escaped}",
+                f"data:image/png;base64, {usual}",
+            ):
+                answer = await api.submit(prompt="a", image=text)
+                assert answer.status_code == 200, answer.text
+                assert await given(api) == [image]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("aGVs!G8=", "with '!' at 4: no base64"),
+        ("aGVs\nbG8$=", "with '$' at 8: no base64"),
+        ("data:image/png;base64,aGVs.G8=", "with '.' at 26: no base64"),
+        ("aGV=sbG8", "with '=' at 3: no base64"),
+        ("ftp://example.org/a.png", "with ':' at 3: no base64"),
+        ("data:image/png,aGVsbG8=", "with ':' at 4: no base64"),
+        ("aGVsb", "ends within a byte, after 5 digits of base64"),
+        ("aGVsbG8", "is no picture that can be read (5 bytes)"),
+        ("", None),
+        ("=", "is no picture that can be read (0 bytes)"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_said(with_api, text, wrong):
+    async def scenario(api):
+        answer = await api.submit(prompt="a", image=text)
+        if wrong is None:
+            assert answer.status_code == 200
+            return
+        message = answer.json()["message"]
+        assert (answer.status_code, message.startswith("image ")) == (400, True)
+        assert wrong in message
+        assert "accepted" in message
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("value", [5, True, ["aGVsbG8="], {"url": "https://a.example"}])
+def test_an_image_is_a_text(with_api, value):
+    async def scenario(api):
+        answer = await api.submit(prompt="a", image=value)
+        assert answer.status_code == 400
+        assert answer.json()["message"].startswith(f"image is {value!r}; accepted: the text of a URL")
+
+    with_api(scenario)
+
+
+def test_a_telephones_photo_with_more_images_behind_the_first(with_api):
+    async def scenario(api):
+        photo = io.BytesIO()
+        first, second = (Image.new("RGB", size, (200, 30, 60)) for size in ((640, 320), (64, 32)))
+        first.save(photo, "MPO", save_all=True, append_images=[second])
+        answer = await api.submit(prompt="a", image=base64.b64encode(photo.getvalue()).decode())
+        assert answer.status_code == 200, answer.text
+        asked = (await api.claim()).input
+        assert (asked.image.endswith(".jpeg"), str(asked.size)) == (True, "640*320")
+
+    with_api(scenario)
+
+
+def test_a_file_may_be_as_large_as_the_limit_and_no_larger(with_api, picture):
+    async def scenario(api):
+        file = picture("JPEG").ljust(4096, b"\0")
+        for data, status in ((file, 200), (file + b"\0", 400)):
+            answer = await api.submit(prompt="a", image=base64.b64encode(data).decode())
+            assert answer.status_code == status, answer.text
+        assert answer.json()["message"] == "image has 4097 bytes; accepted: up to 4096"
+
+    with_api(scenario, upload_max_bytes=4096)
+
+
+@pytest.mark.parametrize("sides", [(9000, 9000), (20_000, 20_000), (60_000, 60_000)])
+def test_a_bomb_is_told_by_its_pixels(with_api, picture, sides):
+    """The header alone says it: 81 million are more than are accepted, 400 million more than Pillow opens."""
+
+    async def scenario(api):
+        head = b"IHDR" + struct.pack(">II", *sides) + bytes((8, 2, 0, 0, 0))
+        file = picture("PNG")
+        file = file[:12] + head + struct.pack(">I", zlib.crc32(head)) + file[33:]
+        answer = await api.submit(prompt="a", image=base64.b64encode(file).decode())
+        assert (answer.status_code, "pixels; accepted: 67108864 in all" in answer.json()["message"]) == (400, True)
+
+    with_api(scenario)
+
+
+SIZES = [
+    ((640, 360), "640*360"),
+    ((360, 640), "360*640"),
+    ((257, 1999), "257*1999"),
+    ((100, 100), "256*256"),
+    ((320, 180), "448*256"),
+    ((4000, 3000), "2048*1536"),
+    ((4000, 200), "2048*256"),
+    ((1, 900), "256*2048"),
+]
+
+
+@pytest.mark.parametrize(("pixels", "expected"), SIZES)
+def test_an_image_decides_the_size_that_nobody_else_does(with_api, picture, pixels, expected):
+    async def scenario(api):
+        image = base64.b64encode(picture(size=pixels)).decode()
+        for said in ({}, {"aspect_ratio": "auto"}, {"size": None, "width": ""}):
+            id_ = (await api.submit(prompt="a", image=image, **said)).json()["data"]["id"]
+            task = await api.claim()
+            assert (task.id, str(task.input.size)) == (id_, expected)
+            assert task.pixels == task.input.size.width * task.input.size.height
+        listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
+        assert {item["input"]["size"] for item in listed} == {expected}
+        for said, own in (
+            ({"size": "512*768"}, "512*768"),
+            ({"width": 512, "height": 768}, "512*768"),
+            ({"target_size": {"width": 512, "height": 768}}, "512*768"),
+            ({"aspect_ratio": "16:9"}, "1360*768"),
+        ):
+            await api.submit(prompt="a", image=image, **said)
+            assert str((await api.claim()).input.size) == own
+
+    with_api(scenario)
+
+
+def test_an_uploaded_image_decides_the_size_as_it_is_shown(with_api, picture):
+    async def scenario(api):
+        for orientation, expected in (
+            (None, "640*320"),
+            (1, "640*320"),
+            (3, "640*320"),
+            (6, "320*640"),
+            (8, "320*640"),
+        ):
+            exif = Image.Exif()
+            if orientation:
+                exif[ExifTags.Base.Orientation] = orientation
+            for kind in ("JPEG", "PNG", "WEBP"):
+                files = {"file": ("a", picture(kind, size=(640, 320), exif=exif))}
+                answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+                answer = await api.submit(prompt="a", image=answer.json()["data"]["download_url"])
+                assert "warnings" not in answer.json()["data"]
+                assert str((await api.claim()).input.size) == expected
 
     with_api(scenario)
 

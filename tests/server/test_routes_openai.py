@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import json
 
+import httpx
 import pytest
+from served import served
 
-from hidream.types import ImageFormat, Size
+from hidream.types import ImageFormat, Sampler, Size
 
 FULL = "wavespeed-ai/hidream-i1-full"
 
@@ -22,11 +25,11 @@ async def drawn(api, **body):
 
 def test_urls_by_default(with_api):
     async def scenario(api):
-        ignored = {"quality": "hd", "style": "vivid", "user": "me", "background": "auto", "moderation": "low"}
-        task, answer = await drawn(api, prompt="a house", n=2, **ignored)
+        task, answer = await drawn(api, prompt="a house", n=2)
         assert answer.status_code == 200
         body = answer.json()
         assert body["created"] == task.created_ms // 1000
+        assert list(body) == ["created", "data"]
         assert body["data"] == [{"url": f"http://test/outputs/{name}"} for name in task.output_names]
         assert (task.input.num_images, task.input.output_format, task.input.size) == (
             2,
@@ -76,7 +79,7 @@ def test_a_model_by_its_short_name_or_none(with_api, model):
         ({"prompt": "a", "n": 5}, 400, "n", None),
         ({"prompt": "a", "n": "2"}, 400, "n", None),
         ({"prompt": "a", "steps": 0}, 400, "steps", None),
-        ({"prompt": "a", "size": "1792x1024"}, 400, "size", None),
+        ({"prompt": "a", "size": "1792x2049"}, 400, "size", None),
         ({"prompt": "a", "size": 5}, 400, "size", None),
         ({"prompt": "a", "response_format": "png"}, 400, "response_format", None),
         ({"prompt": "a", "model": "dall-e-3"}, 404, None, "model_not_found"),
@@ -126,7 +129,7 @@ def test_a_refused_prompt_is_a_content_policy_violation(with_api):
     with_api(scenario)
 
 
-@pytest.mark.parametrize(("code", "status"), [(1405, 500), (1401, 400), (5000, 500)])
+@pytest.mark.parametrize(("code", "status"), [(1405, 500), (1401, 400), (1400, 400), (5000, 500)])
 def test_a_failed_task_is_an_error_that_is_not_repeated(with_api, code, status):
     async def scenario(api):
         answer = asyncio.create_task(ask(api, prompt="a"))
@@ -147,6 +150,178 @@ def test_what_takes_too_long_is_cancelled(with_api):
     with_api(scenario, sync_timeout_s=0.05)
 
 
+def test_v3s_parameters_are_used_by_their_own_names(with_api):
+    async def scenario(api):
+        said = {"width": 640, "height": 512, "num_inference_steps": 3, "sampler": "euler", "num_images": 2}
+        task, answer = await drawn(api, prompt="a", model=FULL, guidance_scale=2.5, output_format="webp", **said)
+        assert list(answer.json()) == ["created", "data"]
+        asked = task.input
+        assert (asked.size, asked.num_inference_steps, asked.num_images) == (Size(640, 512), 3, 2)
+        assert (asked.sampler, asked.guidance_scale, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
+        task, answer = await drawn(api, prompt="a", size="auto", aspect_ratio="16:9", enable_base64_output=True)
+        assert (list(answer.json()["data"][0]), task.input.size) == (["b64_json"], Size(1360, 768))
+        task, _ = await drawn(api, prompt="a", output_format="jpeg", output_compression=60, size="1792x1024")
+        assert (task.input.output_quality, task.input.size) == (60, Size(1792, 1024))
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"n": 2, "num_images": 3},
+        {"steps": 2, "num_inference_steps": 3},
+        {"output_compression": 50, "output_quality": 60},
+        {"size": "512x512", "width": 640},
+        {"size": "512x512", "height": 640, "width": 512},
+        {"response_format": "url", "enable_base64_output": True},
+    ],
+)
+def test_two_names_for_one_thing_must_agree(with_api, said):
+    async def scenario(api):
+        answer = await ask(api, prompt="a", **said)
+        error = answer.json()["error"]
+        first, *_ = said
+        second = next(name for name in reversed(said) if f" {name} is" in error["message"])
+        assert (answer.status_code, error["param"], second != first) == (400, first, True)
+        equal = dict(zip(said, ["512x512", 512, 512] if "size" in said else [2] * 2, strict=False))
+        if "response_format" not in said:
+            _, answer = await drawn(api, prompt="a", **equal, output_format="webp")
+            assert answer.status_code == 200
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nothing", "instead"),
+    [
+        ("stream", True, False, "/events"),
+        ("partial_images", 2, 0, "/events"),
+        ("image", "aGVsbG8=", "", "/api/v3/"),
+        ("mask", "aGVsbG8=", None, "/api/v3/"),
+        ("webhook", "https://receiver.example", "", "/api/v3/"),
+        ("webhook_url", "https://receiver.example", "", "/api/v3/"),
+        ("enable_sync_mode", False, True, "/api/v3/"),
+        ("background", "transparent", "opaque", "auto, opaque"),
+        ("output_format", "gif", "png", "png, jpeg"),
+        ("svg", {"model": "a"}, None, "png"),
+    ],
+)
+def test_what_this_route_cannot_do_is_refused_by_name(with_api, name, value, nothing, instead):
+    async def scenario(api):
+        answer = await ask(api, prompt="a", **{name: value})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, name)
+        assert instead in error["message"]
+        assert await api.claim() is None
+        _, answer = await drawn(api, prompt="a", **{name: nothing})
+        assert list(answer.json()) == ["created", "data"]
+
+    with_api(scenario)
+
+
+def test_what_has_no_effect_is_told_beside_the_images(with_api):
+    async def scenario(api):
+        ours = {"quality": "hd", "style": "vivid", "user": "me", "moderation": "low"}
+        other = {"output_compression": 90, "seeed": 7, "guidance_scale": 5}
+        answer = asyncio.create_task(ask(api, prompt="a", background="auto", **ours, **other))
+        await api.draw(warnings=["the prompt is too long"])
+        warnings = (await answer).json()["warnings"]
+        assert {warning.partition(" ")[0] for warning in warnings[:-1]} == {*ours, *other}
+        assert warnings[-1] == "the prompt is too long"
+        harmless = {"quality": "auto", "moderation": "auto", "background": "opaque", "user": None, "stream": False}
+        _, answer = await drawn(api, prompt="a", **harmless)
+        assert "warnings" not in answer.json()
+
+    with_api(scenario)
+
+
+async def tasks(api):
+    return (await api.post("/api/v3/predictions")).json()["data"]["items"]
+
+
+async def status_is(api, status):
+    async with asyncio.timeout(10):
+        while [task["status"] for task in await tasks(api)] != [status]:
+            await asyncio.sleep(0.01)
+
+
+async def connected(client, api, path, headers="", **body):
+    """Send a request on a connection of one's own."""
+    url, data = httpx.URL(str(client.base_url)), json.dumps({"prompt": "a"} | body)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {api.secret}\r\n{headers}"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n{data}".encode())
+    return reader, writer
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_client_that_hangs_up_cancels_its_task(with_api, claimed, caplog):
+    async def scenario(api):
+        async with served(api) as client:
+            _, writer = await connected(client, api, "/v1/images/generations")
+            await status_is(api, "created")
+            if claimed:
+                await api.claim()
+            writer.close()
+            await status_is(api, "cancelled")
+
+    with caplog.at_level("INFO", "hidream.server.access_log"):
+        with_api(scenario)
+    assert "route=/v1/images/generations status=499" in caplog.text
+
+
+def test_a_task_that_can_be_asked_for_again_survives_its_client(with_api):
+    async def scenario(api):
+        async with served(api) as client:
+            for path, headers, body in (
+                ("/v1/images/generations", "Idempotency-Key: once\r\n", {}),
+                ("/api/v3/wavespeed-ai/hidream-i1-dev", "", {"enable_sync_mode": True}),
+            ):
+                _, writer = await connected(client, api, path, headers, **body)
+                await status_is(api, "created")
+                writer.close()
+                await asyncio.sleep(0.2)
+                (task,) = await tasks(api)
+                assert task["status"] == "created"
+                await api.draw()
+                await status_is(api, "completed")
+                if headers:
+                    answer = await ask(api, {"Idempotency-Key": "once"}, prompt="a")
+                    assert answer.json()["data"][0]["url"] == (await tasks(api))[0]["outputs"][0]
+                await api.delete(f"/api/v3/predictions/{task['id']}")
+
+    with_api(scenario)
+
+
+def test_requests_behind_it_on_the_same_connection_are_answered(with_api):
+    async def scenario(api):
+        async with served(api) as client:
+            reader, writer = await connected(client, api, "/v1/images/generations")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+            await api.draw()
+            text = (await asyncio.wait_for(reader.read(), 10)).decode()
+            assert text.count("HTTP/1.1 200 OK") == 2
+            assert text.index("/outputs/") < text.index('"ok"')
+            writer.close()
+
+    with_api(scenario)
+
+
+def test_a_server_that_stops_leaves_the_task_alone(with_api):
+    async def scenario(api):
+        answer = asyncio.create_task(ask(api, prompt="a"))
+        await status_is(api, "created")
+        api.database.changes.stop()
+        answer = await asyncio.wait_for(answer, 10)
+        (task,) = await tasks(api)
+        assert (answer.status_code, task["status"]) == (503, "created")
+        assert task["id"] in answer.json()["error"]["message"]
+        assert answer.headers["x-should-retry"] == "false"
+
+    with_api(scenario)
+
+
 def test_an_idempotency_key_draws_once(with_api):
     async def scenario(api):
         key = {"Idempotency-Key": "a"}
@@ -165,6 +340,7 @@ def test_models(with_api):
         assert listed["object"] == "list"
         assert {model["id"] for model in listed["data"]} == set(api.service.models)
         for model in listed["data"]:
+            assert (model["object"], model["created"], model["owned_by"]) == ("model", 1_743_984_000, "wavespeed-ai")
             for name in (model["id"], model["id"].partition("/")[2]):
                 assert (await api.get(f"/v1/models/{name}")).json() == model
 

@@ -95,6 +95,41 @@ def test_warnings_are_told_by_both_versions_and_only_if_there_are_any(with_api):
     with_api(scenario)
 
 
+def test_what_has_no_effect_is_told_from_the_first_answer_on(with_api):
+    async def scenario(api):
+        told = ["seeed is not a parameter of /api/v3 and was ignored; did you mean seed?"]
+        data = (await api.submit(prompt="a house", seeed=7)).json()["data"]
+        assert (data["status"], data["warnings"]) == ("created", told)
+        assert (await api.get(data["urls"]["get"])).json()["data"]["warnings"] == told
+        await api.draw(warnings=["the prompt is too long"])
+        done = (await api.get(data["urls"]["get"])).json()["data"]
+        assert (done["status"], done["warnings"]) == ("completed", [*told, "the prompt is too long"])
+        listed = (await api.post("/api/v3/predictions")).json()["data"]
+        assert (listed["items"][0]["warnings"], "warnings" in listed) == (done["warnings"], False)
+
+        key = {"Idempotency-Key": "once"}
+        first, again = [(await api.submit(headers=key, prompt="a house", seeed=7)).json()["data"] for _ in "12"]
+        assert first == again
+        assert (await api.submit(headers=key, prompt="a house")).status_code == 409
+
+        data = (await api.submit("v2", query="?webook=x", prompt="a house", image="x")).json()["data"]
+        assert [warning.partition(" ")[0] for warning in data["warnings"]] == ["image", "webook"]
+
+    with_api(scenario)
+
+
+def test_a_list_and_a_result_say_what_they_do_not_know(with_api):
+    async def scenario(api):
+        id_ = (await api.submit(prompt="a house", seeed=7)).json()["data"]["id"]
+        listed = (await api.post("/api/v3/predictions?page=2", page_sise=3)).json()["data"]
+        assert [warning.partition(" ")[0] for warning in listed["warnings"]] == ["page_sise", "page"]
+        assert listed["warnings"][0].endswith("did you mean page_size?")
+        result = (await api.get(f"/api/v3/predictions/{id_}?wait=1")).json()["data"]
+        assert [warning.partition(" ")[0] for warning in result["warnings"]] == ["seeed", "wait"]
+
+    with_api(scenario)
+
+
 def test_how_to_draw_may_be_said_on_v3(with_api):
     async def scenario(api):
         how = {"num_inference_steps": 3, "shift": 2.5, "sampler": "euler", "loras": [{"path": "ink"}]}

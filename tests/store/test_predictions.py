@@ -57,6 +57,25 @@ def test_a_completed_task_says_how_long_it_took(in_database, clock):
     in_database(scenario)
 
 
+def test_the_warnings_of_the_request_stay_before_those_of_the_worker(in_database):
+    async def scenario(database):
+        key = await new_key(database)
+        for ends in (True, False):
+            prediction = await submit(database, key, warnings=("seeed is not known",))
+            assert prediction.warnings == ("seeed is not known",)
+            task = await claim_one(database)
+            assert await predictions.hand_back(database, task)
+            task = await claim_one(database)
+            if ends:
+                assert await predictions.complete(database, task, [False], 1, ["the prompt is too long"])
+            else:
+                assert await predictions.fail(database, task, 1405, "no paint")
+            expected = ("seeed is not known", "the prompt is too long")
+            assert (await history.get(database, prediction.id, key.id)).warnings == (expected if ends else expected[:1])
+
+    in_database(scenario)
+
+
 def test_who_has_lost_a_task_can_change_nothing(in_database, clock):
     async def scenario(database):
         key = await new_key(database)

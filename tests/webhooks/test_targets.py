@@ -70,6 +70,7 @@ def test_an_inner_host_is_refused_however_it_is_written(scheme, host):
     with pytest.raises(InvalidInput) as error:
         targets.check(f"{scheme}://{host}:8080/hook", NOTHING)
     assert error.value.message.startswith(f"webhook is '{scheme}://{host}:8080/hook'; accepted: an http or https URL")
+    assert "HIDREAM_WEBHOOKS_ALLOWED" in error.value.message
 
 
 @pytest.mark.parametrize(

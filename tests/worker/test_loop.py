@@ -318,6 +318,20 @@ def test_a_task_that_raises_fails_and_the_worker_goes_on(studio, painter, caplog
     asyncio.run(scenario())
 
 
+def test_a_task_for_which_there_was_no_memory_is_drawn_once_more_alone(studio, painter):
+    class Once(dict):
+        def __getitem__(self, seed):
+            return self.pop(seed)
+
+    async def scenario():
+        painter.bad = Once({1: MemoryError("Unable to allocate 2.0 GiB")})
+        async with studio() as s:
+            task = await s.end_of(await s.submit(seed=1))
+            assert (task.status, task.attempt, task.workers_lost) == (Status.COMPLETED, 2, 1)
+
+    asyncio.run(scenario())
+
+
 def test_told_to_stop_it_hands_all_tasks_back_at_once(studio, painter, until):
     async def scenario():
         painter.go_on.clear()

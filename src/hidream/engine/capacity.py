@@ -80,11 +80,23 @@ def measure(model: Model) -> Capacity:
     return Capacity(segments * tokens, same_bits)
 
 
+def usable_bytes(model: Model) -> int:
+    """Bytes that a request could have that is alone: what is free, and what the allocator keeps for the next one."""
+    if model.device.type != "cuda":
+        return _free_bytes(model)
+    kept = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return _free_bytes(model) + kept
+
+
 def memory_for_requests(model: Model, tokens: int) -> int:
     """Bytes that admitted requests may hold, beside the weights and a step of `tokens`; at least one step's worth."""
-    free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else _free_host_bytes()
+    free = _free_bytes(model)
     step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, packed=True)
     return max(int(SHARE * free) - step, step)
+
+
+def _free_bytes(model: Model) -> int:
+    return torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else _free_host_bytes()
 
 
 def _free_host_bytes() -> int:

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hidream.engine.capacity import Capacity, measure, memory_for_requests
+from hidream.engine.capacity import Capacity, measure, memory_for_requests, usable_bytes
 from hidream.engine.request import Limits, Policy
 from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
+from hidream.errors import InvalidInput
 from hidream.model.loading import Model
 from hidream.model.pipeline import Picture, Sketch, Tick, outline
 from hidream.model.preview import Preview, fit_preview
-from hidream.types import ImageRequest
+from hidream.types import ImageRequest, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Engine:
             tokens = tokens or self.measured.tokens
             together = model.device.type != "cpu" or self.measured.same_bits if together is None else together
         memory_bytes = options.memory_bytes or int(options.share * memory_for_requests(model, tokens))
+        self._usable_bytes = usable_bytes(model)
         self.limits = Limits(tokens, memory_bytes, options.requests)
         self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.head_start)
         self._runner = Runner(model, overlap, together, options.encoding)
@@ -130,10 +132,12 @@ class Engine:
         """Let a request wait for its turn.
 
         `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
-        InvalidInput on an id that is here already, and on what `pipeline.outline` cannot use.
+        InvalidInput on an id that is here already, on what `pipeline.outline` cannot use, and on a size for which
+        there is not enough memory even if nobody else is here.
         """
         sketch = self._outline(request)
         work = self._runner.work(id, sketch, priority)
+        self._check_memory(request.size, work.memory_bytes + self._runner.peak_bytes(sketch))
         # a request that is larger than the memory for requests is not refused: it is alone then
         memory_bytes = min(work.memory_bytes, self.limits.memory_bytes)
         self._scheduler.add(dataclasses.replace(work, memory_bytes=memory_bytes))
@@ -194,6 +198,16 @@ class Engine:
             if dataclasses.replace(asked.sketch.request, seed=request.seed) == request:
                 return dataclasses.replace(asked.sketch, request=request)
         return outline(self._model, request)
+
+    def _check_memory(self, size: Size, needed: int) -> None:
+        """Refuse what has never had room since the start. Raises InvalidInput."""
+        if needed > self._usable_bytes:
+            self._usable_bytes = max(self._usable_bytes, usable_bytes(self._model))
+        if needed > self._usable_bytes:
+            raise InvalidInput(
+                f"size is {size}, for which this request needs {needed / 1e9:.1f} GB beside the model's weights, and "
+                f"there are {self._usable_bytes / 1e9:.1f} GB; accepted: a smaller size"
+            )
 
     def _finished(self) -> list[Outcome]:
         done = {id_: future for id_, future in self._finishing.items() if future.done()}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hidream.engine.request import Work
-from hidream.model.footprint import conditioning_bytes, table_bytes
+from hidream.model.footprint import conditioning_bytes, decode_bytes, decoder_channels, step_bytes, table_bytes
 from hidream.model.loading import Model
 from hidream.model.lora import changes_bytes
 from hidream.model.packed import Packed
@@ -73,6 +73,25 @@ class Runner:
             tables = table_bytes(config, batch, sum(each.asked), size)
             memory_bytes += conditioning_bytes(config, batch, size) + tables + LATENTS * latent
         return Work(id, tuple(steps), memory_bytes, priority)
+
+    def peak_bytes(self, sketch: Sketch) -> int:
+        """Say what its largest step, alone, or its decoding takes while it runs, whichever takes more."""
+        model, vae = self._model, self._model.vae
+        tokens = max(each.grid.rows * each.grid.columns for each in sketch.passes)
+        step = step_bytes(
+            model.transformer.config,
+            tokens,
+            len(sketch.prompts),
+            model.dtype.itemsize,
+            packed=True,
+            adapted=bool(sketch.request.loras),
+            apart=model.device.type == "cpu",
+        )
+        last = sketch.passes[-1].grid
+        pixels = last.rows * last.columns * model.token_px**2
+        decoded = min(pixels, vae.tile_px**2) if vae.tile_px else pixels
+        decode = decode_bytes(decoder_channels(vae.module), decoded, vae.module.dtype.itemsize)
+        return max(step, decode)
 
     def expect(self, sketch: Sketch) -> None:
         """Encode the text of a request that waits, if there is an aside; it is in the cache then when it begins."""

@@ -93,7 +93,7 @@ class ModelShape:
     ) -> ModelShape:
         """Measure modules, which may be on meta: text encoders of transformers, an autoencoder of diffusers."""
         clip_l, clip_g, t5, llama = (Encoder.of(module) for module in encoders)
-        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, widest_channels(vae))
+        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, decoder_channels(vae))
 
     @property
     def token_px(self) -> int:
@@ -123,7 +123,7 @@ def measure(module: nn.Module) -> Weights:
     return Weights(sum(matrices), total - sum(matrices), max(matrices, default=0))
 
 
-def widest_channels(vae: nn.Module) -> int:
+def decoder_channels(vae: nn.Module) -> int:
     """Channels of the widest tensor at full size of an autoencoder of diffusers."""
     config: Any = vae.config
     return int((getattr(config, "block_out_channels", None) or config.decoder_block_out_channels)[1])
@@ -218,9 +218,9 @@ def step_bytes(
     return compute_bytes * (attention + max(stack + experts, 2 * stack))
 
 
-def decode_bytes(shape: ModelShape, pixels: int, compute_bytes: int) -> int:
+def decode_bytes(channels: int, pixels: int, compute_bytes: int) -> int:
     """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the picture."""
-    return pixels * (3 * shape.vae_channels * compute_bytes + 2 * 3 * 4)
+    return pixels * (3 * channels * compute_bytes + 2 * 3 * 4)
 
 
 def _hidden(inner: int) -> int:

@@ -243,7 +243,8 @@ def _decoding(way: Way, given: _Given) -> int:
     vae = given.model.vae.nbytes(Storage.COMPUTE, given.vae_c, 16.0) if way.vae is Placement.IN_TURN else 0
     pixels = min(way.tile_px**2, given.pixels) if way.tile_px else given.pixels
     together = 2 * 3 * given.vae_c * given.pixels if way.tile_px else 0
-    return vae + given.kept + together + round(SLACK * footprint.decode_bytes(given.model, pixels, given.vae_c))
+    decoding = footprint.decode_bytes(given.model.vae_channels, pixels, given.vae_c)
+    return vae + given.kept + together + round(SLACK * decoding)
 
 
 def _block_bytes(way: Way, given: _Given) -> list[int]:

@@ -17,7 +17,7 @@ from hidream.formats.comfy import Stored
 from hidream.formats.safetensors_file import open_safetensors
 from hidream.model.assign import settled
 from hidream.model.encoders import check_fit, outline_encoder
-from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, measure, widest_channels
+from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
 from hidream.model.vae import outline_autoencoder
 from hidream.model.ways import Options
 from hidream.model.weights import FIELDS, Checkpoint, config_of_transformer
@@ -72,7 +72,7 @@ def partial(checkpoint: Checkpoint, asked: Asked) -> tuple[ModelShape, Options]:
     shape = dataclasses.replace(shape, encoders=(clip_l, clip_g, t5, llama))
     if checkpoint.has("vae"):
         vae, _ = outline_autoencoder(checkpoint)
-        widest = widest_channels(vae.module)
+        widest = decoder_channels(vae.module)
         shape = dataclasses.replace(shape, vae=measure(vae.module), vae_factor=vae.factor, vae_channels=widest)
     return shape, _options(asked, transformer, large)
 

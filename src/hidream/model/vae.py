@@ -41,6 +41,14 @@ class Autoencoder:
     shift: float
     channels_last: bool = False  # on the devices of CHANNELS_LAST
 
+    @property
+    def tile_px(self) -> int:
+        """The side of the tiles in which it decodes; 0 where it decodes a picture whole."""
+        if not getattr(self.module, "use_tiling", False):
+            return 0
+        names = ("tile_sample_min_size", "tile_sample_min_height")
+        return next(int(getattr(self.module, name)) for name in names if hasattr(self.module, name))
+
     def encode(self, picture: Tensor) -> Tensor:
         """Turn a picture [B, 3, H, W] in −1 to 1 into the transformer's latent [B, C, H/factor, W/factor]."""
         encoded = self.module.encode(self._laid(picture.to(self.module.dtype)))

@@ -19,8 +19,11 @@ CACHE_CONTROL = "public, max-age=31536000, immutable"
 """A year, the longest that RFC 2616 (14.21) knew; browsers do not even ask again before it is over."""
 
 NAME_BYTES = 32
-_NAME = re.compile(rf"[A-Za-z0-9_-]{{43}}(?:-[1-9])?\.(?P<format>{'|'.join(ImageFormat)})")
+PATTERN = f"[A-Za-z0-9_-]{{43}}(-[1-9])?[.]({'|'.join(ImageFormat)})"
 """The further pictures of a prediction share the first one's secret, and have a number behind it."""
+
+
+_NAME = re.compile(PATTERN)
 
 
 def draw_name(image_format: ImageFormat) -> str:
@@ -38,7 +41,7 @@ def format_of(name: str) -> ImageFormat:
     match = _NAME.fullmatch(name)
     if not match:
         raise NotFound("there is no such file")
-    return ImageFormat(match["format"])
+    return ImageFormat(match[2])
 
 
 def media_type_of(name: str) -> str:

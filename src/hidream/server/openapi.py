@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hidream import __version__
-from hidream.outputs.names import MEDIA_TYPES
-from hidream.server import schema
+from hidream.outputs.names import MEDIA_TYPES, PATTERN
+from hidream.server import openai_parameters, schema
 from hidream.server.parameters import V2, V3
 from hidream.store.deliveries import State
-from hidream.types import IMAGES_MAX, PROMPT_MAX_CHARS, SEED_MAX, STEPS_MAX, Status, Variant
+from hidream.types import Status, Variant
 
 Json = dict[str, Any]
 
@@ -22,7 +22,6 @@ _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer"}
 _NUMBER: Json = {"type": "number"}
 _MAYBE_TEXT: Json = {"type": ["string", "null"]}
-_SHOWN = [status for status in Status if status is not Status.DELETED]
 
 _REASONS = {
     400: "Something in the request is not accepted; the message names it, its value and what is accepted.",
@@ -96,7 +95,7 @@ def _predictions() -> Json:
         "204": {"description": "Nothing will come any more."},
     }
     return {
-        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], _query(), (400, 413))},
+        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], schema.listing(), (400, 413))},
         f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 413))},
         one: {"get": result, "delete": _operation("Cancel or delete a task.", ended, [_VERSION, id_])},
         f"{one}/result": {"get": result},
@@ -137,22 +136,13 @@ def _account(upload_max_bytes: int) -> Json:
 
 
 def _openai() -> Json:
-    properties = {
-        "prompt": _text(1, PROMPT_MAX_CHARS),
-        "model": _MAYBE_TEXT,
-        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": IMAGES_MAX},
-        "size": {"type": ["string", "null"], "pattern": "^([0-9]{3,4}x[0-9]{3,4}|auto)$"},
-        "response_format": {"enum": ["url", "b64_json", None]},
-        "seed": {"type": ["integer", "null"], "minimum": -1, "maximum": SEED_MAX},
-        "steps": {"type": ["integer", "null"], "minimum": 1, "maximum": STEPS_MAX},
-        "negative_prompt": {"type": ["string", "null"], "maxLength": PROMPT_MAX_CHARS},
-    }
-    body = {"type": "object", "properties": properties, "required": ["prompt"]}
+    body = _with_nulls({"type": "object", "properties": _openai_properties(), "required": ["prompt"]})
     picture = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
-    pictures = _object(created=_WHOLE, data={"type": "array", "items": picture})
+    data, warnings = ({"type": "array", "items": each} for each in (picture, _TEXT))
+    pictures = _object(created=_WHOLE, data=data, warnings=warnings, optional=("warnings",))
     model = _object(id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
     listed = _object(object=_TEXT, data={"type": "array", "items": model})
-    name = _parameter("name", "path", {"type": "string", "pattern": "^[a-z0-9-]{1,60}$"})
+    name = _parameter("name", "path", {"type": "string", "pattern": "^([a-z0-9-]{1,60}/)?[a-z0-9-]{1,60}$"})
     errors = (400, 409, 413, 429, 500, 504)
     return {
         "/v1/images/generations": {"post": _operation("Draw.", pictures, body=body, errors=errors, form="OpenAIError")},
@@ -161,9 +151,29 @@ def _openai() -> Json:
     }
 
 
+def _openai_properties() -> Json:
+    """OpenAI's parameters, and v3's beside them."""
+    numbers = {
+        name: {"type": "integer", "minimum": 1, "maximum": most}
+        for name, (_, most) in openai_parameters.NUMBERS.items()
+    }
+    ours = schema.submission(openai_parameters.FORM, Variant.FULL)["properties"]
+    nothing = {name: {"enum": [*values]} for name, (values, _) in openai_parameters.UNSERVED.items() if values}
+    known = {name: each for name, each in ours.items() if name not in openai_parameters.UNSERVED}
+    return {
+        **known,
+        **numbers,
+        **nothing,
+        **dict.fromkeys(openai_parameters.IGNORED, _TEXT),
+        "model": _TEXT,
+        "size": {**ours["size"], "pattern": r"^([0-9]{1,6}[*xX][0-9]{1,6}|auto)$"},
+        "response_format": {"enum": ["url", "b64_json"]},
+    }
+
+
 def _open() -> Json:
     """The routes that need no key."""
-    name = [_parameter("name", "path", {"type": "string", "pattern": "^[A-Za-z0-9_-]{43}[.](png|jpeg|webp)$"})]
+    name = [_parameter("name", "path", {"type": "string", "pattern": f"^{PATTERN}$"})]
     file = _operation("Download a file.", None, name, errors=(404, 416, 503))
     pictures = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
     for status, words in (("200", "The file."), ("206", "A stretch of it.")):
@@ -266,23 +276,10 @@ def _with_nulls(described: Json) -> Json:
     return described | {"properties": properties}
 
 
-def _query() -> Json:
-    moment = {"anyOf": [{"type": "string", "format": "date-time"}, {"enum": ["", None]}]}
-    properties = {
-        "page": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000},
-        "page_size": {"type": ["integer", "null"], "minimum": 1, "maximum": 100},
-        "created_after": moment,
-        "created_before": moment,
-        "model": _MAYBE_TEXT,
-        "status": {"enum": [*_SHOWN, "", None]},
-        "include_inputs": {"type": ["boolean", "null"]},
-    }
-    return {"type": "object", "properties": properties}
-
-
 def _page() -> Json:
     items = {"type": "array", "items": _reference("Prediction")}
-    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items)
+    warnings = {"type": "array", "items": _TEXT}
+    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items, warnings=warnings, optional=("warnings",))
 
 
 def _prediction() -> Json:
@@ -299,7 +296,7 @@ def _prediction() -> Json:
         outputs=texts,
         urls=_object(get=_TEXT),
         has_nsfw_contents={"type": "array", "items": {"type": "boolean"}},
-        status={"enum": _SHOWN},
+        status={"enum": schema.SHOWN},
         created_at={"type": "string", "format": "date-time"},
         error=_TEXT,
         executionTime=_WHOLE,

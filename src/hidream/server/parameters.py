@@ -1,11 +1,11 @@
 """The request parameters of both API versions: what is accepted, what is assumed, what each error says.
 
-A JSON null means that the parameter is absent, and names that are not known are passed over, because clients
-send both. Whatever else is wrong is an error that names the parameter, the value and what is accepted.
+A JSON null means that the parameter is absent, and names that are not known are no error, because clients send both;
+`unused` tells of those. Whatever else is wrong is an error that names the parameter, the value and what is accepted.
 
 v2 knows what its documents have; v3 also takes what may be said about how the picture is drawn, and there an empty text
 means absent too. Clients made for other models send `guidance_scale` and `negative_prompt` by themselves: a variant
-that was distilled passes over them.
+that was distilled does not use them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from typing import Any, TypeVar
 from hidream.errors import InvalidInput, MissingInput
 from hidream.store.submission import Submission
 from hidream.types import (
+    DEFAULT_SIZE,
     GUIDANCE_MAX,
     IMAGES_MAX,
     LORA_WEIGHT_MAX,
     LORAS_MAX,
     PROMPT_MAX_CHARS,
+    ROUND_PX,
     SEED_MAX,
     SHIFT_MAX,
     SHIFT_MIN,
     SIDE_MAX_PX,
+    SIDE_MIN_PX,
     STEPS_MAX,
     STRENGTH,
     STRENGTH_MIN,
@@ -50,9 +53,10 @@ Choice = TypeVar("Choice", bound=StrEnum)
 RANDOM_SEEDS = 2**31
 """Seeds that are drawn here are below this, where v3's documents end: any client can send them again."""
 
-DEFAULT_SIZE = Size(1024, 1024)
-ROUND_PX = 16
-"""Sides that are made from an aspect_ratio are multiples of this: what the published model draws without scaling."""
+DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX = 512, 1536
+"""Sides in v2's documents."""
+RATIO_MAX = DOCUMENTED_MAX_PX // SIDE_MIN_PX
+"""Of an aspect_ratio, which gives no side beyond what is documented."""
 FORMATS = {
     "png": ImageFormat.PNG,
     "jpeg": ImageFormat.JPEG,
@@ -64,6 +68,7 @@ QUALITY_MAX = 100
 NO_BASE64 = "webhook callback does not support base64 output, please use the normal API to use base64 output"
 """WaveSpeed's own sentence (documentation, page "base64-output")."""
 
+_SIZES = ("size", "width", "height", "target_size", "aspect_ratio")
 _LORA = '{"name": ..., "scale": 1}'
 _NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """What JSON can write but no UTF-8 file or PostgreSQL text can hold."""
@@ -77,13 +82,14 @@ class Api:
 
     name: str
     smallest_px: int
+    largest_px: int
     base64_output: bool
     output_format: ImageFormat
     extras: bool
 
 
-V2 = Api("v2", smallest_px=512, base64_output=True, output_format=ImageFormat.PNG, extras=False)
-V3 = Api("v3", smallest_px=256, base64_output=False, output_format=ImageFormat.JPEG, extras=True)
+V2 = Api("v2", DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX, base64_output=True, output_format=ImageFormat.PNG, extras=False)
+V3 = Api("v3", SIDE_MIN_PX, SIDE_MAX_PX, base64_output=False, output_format=ImageFormat.JPEG, extras=True)
 
 
 def parse(body: dict[str, Any], api: Api, variant: Variant) -> Submission:
@@ -106,10 +112,11 @@ def parse(body: dict[str, Any], api: Api, variant: Variant) -> Submission:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the picture to start from is, and the mask, as the request has them."""
+    """Where the image to start from is, and the mask, as the request has them; `sizes` if it decides the size."""
 
     image: str | None
     mask: str | None
+    sizes: bool = False
 
 
 def sources(body: dict[str, Any], api: Api) -> Sources:
@@ -120,7 +127,8 @@ def sources(body: dict[str, Any], api: Api) -> Sources:
     image, mask = (_optional(given, name, _source) for name in ("image", "mask"))
     if mask is not None and image is None:
         raise MissingInput("mask is given without an image; accepted: a mask of the image to change")
-    return Sources(image, mask)
+    said = {name for name in given if given[name] != "auto"}
+    return Sources(image, mask, image is not None and said.isdisjoint(_SIZES))
 
 
 def webhook(body: dict[str, Any], query: Mapping[str, str]) -> str:
@@ -226,36 +234,50 @@ def _source(name: str, value: object) -> str:
 
 def _size(given: dict[str, Any], api: Api) -> Size:
     """Read the size from what says it most exactly; what says it otherwise is looked at all the same."""
-    by_ratio = _of_ratio(given.get("aspect_ratio", "auto"), api.smallest_px) if api.extras else DEFAULT_SIZE
+    by_ratio = ratio_size(given.get("aspect_ratio", "auto")) if api.extras else DEFAULT_SIZE
+    by_target = _target_size(given["target_size"], api) if api.extras and "target_size" in given else None
     size = given.get("size")
     if isinstance(size, str):
-        return Size.parse(size, api.smallest_px)
+        return Size.parse(size, api.smallest_px, api.largest_px)
     if size is not None:
         raise InvalidInput(f"size is {size!r:.100}; accepted: a text such as {str(DEFAULT_SIZE)!r}")
     if "width" not in given and "height" not in given:
-        return by_ratio
-    return Size(*(_side(given, name, api.smallest_px) for name in ("width", "height")))
+        return by_target or by_ratio
+    return _of_sides(given, api)
 
 
-def _of_ratio(value: object, smallest_px: int) -> Size:
-    """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long."""
+def _target_size(value: object, api: Api) -> Size:
+    """Read the size as huggingface_hub and @huggingface/inference say it."""
+    if not isinstance(value, dict):
+        raise InvalidInput(f'target_size is {value!r:.100}; accepted: an object {{"width": ..., "height": ...}}')
+    return _of_sides(value, api, "target_size.")
+
+
+def ratio_size(value: object) -> Size:
+    """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long. Raises InvalidInput."""
     ratio = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value.strip()) if isinstance(value, str) else None
     if value == "auto":
         return DEFAULT_SIZE
     across, down = (int(ratio[1]), int(ratio[2])) if ratio else (0, 0)
-    longest = SIDE_MAX_PX // smallest_px
-    if not across or not down or max(across, down) > longest * min(across, down):
+    if not across or not down or max(across, down) > RATIO_MAX * min(across, down):
         raise InvalidInput(
-            f"aspect_ratio is {value!r:.100}; accepted: W:H in whole numbers, from 1:{longest} to {longest}:1, or auto"
+            f"aspect_ratio is {value!r:.100}; accepted: W:H in whole numbers, "
+            f"from 1:{RATIO_MAX} to {RATIO_MAX}:1, or auto"
         )
-    scale = min(sqrt(DEFAULT_SIZE.width * DEFAULT_SIZE.height / (across * down)), SIDE_MAX_PX / max(across, down))
-    return Size(*(max(smallest_px, round(side * scale / ROUND_PX) * ROUND_PX) for side in (across, down)))
+    longest = DOCUMENTED_MAX_PX / max(across, down)
+    scale = min(sqrt(DEFAULT_SIZE.width * DEFAULT_SIZE.height / (across * down)), longest)
+    return Size(*(max(SIDE_MIN_PX, round(side * scale / ROUND_PX) * ROUND_PX) for side in (across, down)))
 
 
-def _side(given: dict[str, Any], name: str, smallest_px: int) -> int:
-    if name not in given:
-        raise MissingInput(f"{name} is absent; accepted: width and height together, or size instead of both")
-    return whole_number(name, given[name], smallest_px, SIDE_MAX_PX)
+def _of_sides(given: dict[str, Any], api: Api, place: str = "") -> Size:
+    width, height = (_side(given, name, api, place) for name in ("width", "height"))
+    return Size(width, height)
+
+
+def _side(given: dict[str, Any], name: str, api: Api, place: str) -> int:
+    if given.get(name) is None:
+        raise MissingInput(f"{place}{name} is absent; accepted: width and height together, or size instead of both")
+    return whole_number(f"{place}{name}", given[name], api.smallest_px, api.largest_px)
 
 
 def _seed(given: dict[str, Any]) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
 import re
+from urllib.parse import unquote
 
 from PIL import Image
 
 from hidream.errors import InvalidInput, NotFound
+from hidream.outputs.measure import shown_size
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.place import Place
 from hidream.server.fetch import Rules, fetch
@@ -38,6 +39,9 @@ ACCEPTED = (
 _FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
 """Pillow's names; an MPO is a JPEG file with more pictures behind the first, as telephones write them."""
 _OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
+_URL_SAFE = str.maketrans("-_", "+/")
+"""The other alphabet of base64 (RFC 4648, section 5)."""
+_NO_DIGIT = re.compile("[^A-Za-z0-9+/]")
 _DATA = re.compile(r"data:[\w.+/;=-]*?;base64,", re.ASCII | re.IGNORECASE)
 
 
@@ -106,12 +110,21 @@ class Pictures:
         async with self._decoding:
             return await asyncio.to_thread(_looked_at, field, data)
 
+    async def shown_size(self, field: str, name: str) -> tuple[int, int]:
+        """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
+        data = await self._place.read(name)
+        async with self._decoding:
+            return await asyncio.to_thread(shown_size, field, data)
+
     def _decoded(self, field: str, given: str) -> bytes:
-        text = given[prefix.end() :] if (prefix := _DATA.match(given)) else given
-        try:
-            data = base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InvalidInput(f"{field} is {given!r:.60}; {ACCEPTED}") from error
+        text = unquote(given[prefix.end() :]) if (prefix := _DATA.match(given)) else given
+        digits = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+        if bad := _NO_DIGIT.search(digits):
+            place = text.translate(_URL_SAFE).index(bad[0]) + len(prefix[0] if prefix else "")
+            raise InvalidInput(f"{field} is {given!r:.60}, with {bad[0]!r} at {place}: no base64; {ACCEPTED}")
+        if len(digits) % 4 == 1:
+            raise InvalidInput(f"{field} ends within a byte, after {len(digits)} digits of base64; {ACCEPTED}")
+        data = base64.b64decode(digits + "=" * (-len(digits) % 4))
         if len(data) > self.max_bytes:
             raise InvalidInput(f"{field} has {len(data)} bytes; accepted: up to {self.max_bytes}")
         return data
@@ -132,7 +145,9 @@ def _looked_at(field: str, data: bytes) -> ImageFormat:
         if image_format is ImageFormat.PNG:
             image.verify()
         else:
-            image.draft("RGB", (image.width // 8, image.height // 8))  # a JPEG's full size would cost for nothing
+            image.draft(
+                "RGB", (max(1, image.width // 8), max(1, image.height // 8))
+            )  # a JPEG's full size would cost for nothing
             image.load()
     except InvalidInput:
         raise

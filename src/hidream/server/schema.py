@@ -6,6 +6,7 @@ from typing import Any
 
 from hidream.server.parameters import FORMATS, QUALITY_MAX, Api
 from hidream.types import (
+    DEFAULT_SIZE,
     GUIDANCE_MAX,
     IMAGES_MAX,
     LORA_WEIGHT_MAX,
@@ -14,7 +15,6 @@ from hidream.types import (
     SEED_MAX,
     SHIFT_MAX,
     SHIFT_MIN,
-    SIDE_MAX_PX,
     STEPS_MAX,
     STRENGTH,
     STRENGTH_MIN,
@@ -22,10 +22,14 @@ from hidream.types import (
     Mode,
     Render,
     Sampler,
+    Status,
     Variant,
 )
 
 Schema = dict[str, Any]
+
+SHOWN = [status for status in Status if status is not Status.DELETED]
+"""States that an answer may tell."""
 
 
 def submission(api: Api, variant: Variant) -> Schema:
@@ -41,12 +45,27 @@ def submission(api: Api, variant: Variant) -> Schema:
     }
 
 
+def listing() -> Schema:
+    """Describe what the list of one's tasks takes."""
+    moment = {"anyOf": [{"type": "string", "format": "date-time"}, {"enum": ["", None]}]}
+    properties = {
+        "page": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000},
+        "page_size": {"type": ["integer", "null"], "minimum": 1, "maximum": 100},
+        "created_after": moment,
+        "created_before": moment,
+        "model": {"type": ["string", "null"]},
+        "status": {"enum": [*SHOWN, "", None]},
+        "include_inputs": {"type": ["boolean", "null"]},
+    }
+    return {"type": "object", "properties": properties}
+
+
 def _documented(api: Api) -> dict[str, Schema]:
     return {
         "prompt": _text("What to draw.", minLength=1, maxLength=PROMPT_MAX_CHARS),
         "size": _text(
-            f"Width*height in pixels, each {api.smallest_px} to {SIDE_MAX_PX}.",
-            default="1024*1024",
+            f"Width*height in pixels, each {api.smallest_px} to {api.largest_px}.",
+            default=str(DEFAULT_SIZE),
             pattern=r"^[0-9]{1,6}[*xX][0-9]{1,6}$",
         ),
         "seed": _whole("Same seed, same picture; -1 draws one.", -1, SEED_MAX, default=-1),
@@ -54,6 +73,15 @@ def _documented(api: Api) -> dict[str, Schema]:
         "enable_safety_checker": _flag("Refuse prompts that ask for what should not be drawn.", True),
         "enable_sync_mode": _flag("Answer when the picture is done.", False),
         "output_format": _choice("The files' format.", FORMATS, default=api.output_format),
+        "webhook": _text("A URL that is told the task's end."),
+        "webhook_url": _text("The same."),
+    } | _sides(api)
+
+
+def _sides(api: Api) -> dict[str, Schema]:
+    return {
+        "width": _whole("With height, instead of a size.", api.smallest_px, api.largest_px),
+        "height": _whole("With width, instead of a size.", api.smallest_px, api.largest_px),
     }
 
 
@@ -62,6 +90,7 @@ def _extras(api: Api) -> dict[str, Schema]:
         "type": "object",
         "properties": {
             "name": _text("A configured LoRA.", minLength=1),
+            "path": _text("The same."),
             "scale": _number("How strongly.", -LORA_WEIGHT_MAX, LORA_WEIGHT_MAX, default=1),
         },
         "required": ["name"],
@@ -70,8 +99,12 @@ def _extras(api: Api) -> dict[str, Schema]:
         "num_images": _whole("How many pictures, of seed, seed + 1, and so on.", 1, IMAGES_MAX, default=1),
         "output_quality": _whole("Of JPEG and WebP files.", 1, QUALITY_MAX),
         "aspect_ratio": _text("W:H instead of a size.", pattern=r"^([0-9]{1,4}:[0-9]{1,4}|auto)$"),
-        "width": _whole("With height, instead of a size.", api.smallest_px, SIDE_MAX_PX),
-        "height": _whole("With width, instead of a size.", api.smallest_px, SIDE_MAX_PX),
+        "target_size": {
+            "type": "object",
+            "properties": _sides(api),
+            "required": ["width", "height"],
+            "description": "Width and height, as Hugging Face's clients say them.",
+        },
         "image": _text("A picture to start from: a URL, a data: URI, base64, or an upload's download_url."),
         "strength": _number("How much of it may change.", STRENGTH_MIN, 1, default=STRENGTH),
         "mask": _text("Likewise a picture of equal size, white where the picture may change."),
@@ -82,8 +115,6 @@ def _extras(api: Api) -> dict[str, Schema]:
         "render": _choice("Which shape the model itself draws.", Render, default=Render.BEST),
         "mode": _choice("What may be lost for speed.", Mode, default=Mode.EXACT),
         "loras": {"type": "array", "items": lora, "maxItems": LORAS_MAX, "description": "LoRAs to apply."},
-        "webhook": _text("A URL that is told the task's end."),
-        "webhook_url": _text("The same."),
     }
 
 

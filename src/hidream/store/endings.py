@@ -23,6 +23,11 @@ class Endings:
         self._waiting: dict[asyncio.Future[Prediction | None], str] = {}  # done when the task of this id has ended
         self._watcher: asyncio.Task[None] | None = None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether this process is about to leave: nothing is waited for any more."""
+        return self._database.changes.stopped
+
     async def settled(self, prediction_id: str, key_id: str, timeout_s: float) -> Prediction | None:
         """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up."""
         end: asyncio.Future[Prediction | None] = asyncio.get_running_loop().create_future()

@@ -55,7 +55,10 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A task to be taken in; one with a `refusal` is written down as failed."""
+    """A task to be taken in; one with a `refusal` is written down as failed.
+
+    `warnings` are what its user should know already; whatever the worker has to add follows them.
+    """
 
     key: Key
     model: str
@@ -64,6 +67,7 @@ class Asked:
     webhook: str = ""
     repeat: Repeat | None = None
     refusal: PromptRefused | None = None
+    warnings: tuple[str, ...] = ()
 
 
 Answer = Prediction | HiDreamError
@@ -266,7 +270,7 @@ class _Books:
             started_ms=None,
             finished_ms=self.now if refusal else None,
             inference_ms=0,
-            warnings=(),
+            warnings=asked.warnings,
             attempt=0,
             workers_lost=0,
             pixels=0 if refusal else submission.pixels,

@@ -17,6 +17,7 @@ class Prediction:
 
     `attempt` counts the claims, `workers_lost` those that ended badly. `nsfw` has a flag for each finished picture.
     `work` is what it costs and `turn` its place in the queue (`intake.py`). `base_url` is where its client reached us.
+    `warnings` are those of the request, and once it is completed those of the worker behind them.
     `step` of `steps` is how far the drawing is, a little later than the worker knows it.
     """
 

@@ -33,7 +33,7 @@ URL_MAX_CHARS = 2048
 
 ACCEPTED = (
     f"accepted: an http or https URL of up to {URL_MAX_CHARS} ASCII characters, without user name and password, "
-    "whose host has public addresses only, unless the operator allows it"
+    "whose host has public addresses only, unless the operator allows it (HIDREAM_WEBHOOKS_ALLOWED)"
 )
 
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -31,7 +31,7 @@ from hidream.store.submission import USUAL_STEPS
 from hidream.store.workers import Worker
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Drawn, Job, Tools, draw
-from hidream.worker.failure import reason
+from hidream.worker.failure import out_of_memory, reason
 from hidream.worker.headway import News, small_jpeg
 from hidream.worker.outage import outlast
 
@@ -299,6 +299,8 @@ class Loop:
             return partial(self._fail, task, error.code, error.message)
         except Exception as error:  # the edge: whatever a task does, the worker goes on
             logger.exception("task_raised id=%s", task.id)
+            if out_of_memory(error) and not task.workers_lost:  # others had it: next time it is drawn alone
+                return partial(self._hand_back, task, suspected=True)
             return partial(self._fail, task, TaskFailed.code, reason(error, task.id))
         return partial(self._complete, task, drawn)
 

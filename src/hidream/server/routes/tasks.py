@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, StoreUnavailable
 from hidream.safety import prompt as prompt_check
-from hidream.server import catalogue, parameters
+from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
 from hidream.server.body import read_json
 from hidream.server.parameters import Api, Sources
@@ -26,7 +26,7 @@ from hidream.store.intake import Asked, Repeat
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.store.submission import Submission
-from hidream.types import Status
+from hidream.types import Size, Status
 from hidream.webhooks import targets
 
 LONGEST_POLL_S = 60
@@ -64,7 +64,10 @@ async def result(
     if prediction is None:
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
-    return success(await described(service, prediction, api, url))
+    data = await described(service, prediction, api, url)
+    if strange := list(unused.unknown(request.query_params, ("wait_s",), "the URL")):
+        data["warnings"] = [*prediction.warnings, *strange]
+    return success(data)
 
 
 async def listing(request: Request, api: Version, key: ReadKey) -> Response:
@@ -79,7 +82,12 @@ async def listing(request: Request, api: Version, key: ReadKey) -> Response:
         | ({"input": input_data(prediction.input, url)} if with_inputs else {})
         for prediction in found
     ]
-    return success({"page": query.page, "page_size": query.page_size, "total": total, "items": items})
+    page = {"page": query.page, "page_size": query.page_size, "total": total, "items": items}
+    strange = (
+        *unused.unknown(body, schema.listing()["properties"], "this list"),
+        *unused.unknown(request.query_params, (), "the URL"),
+    )
+    return success(page | ({"warnings": strange} if strange else {}))
 
 
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
@@ -158,7 +166,8 @@ def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any
         submission = parameters.with_webhook(submission, body)
     url = base_url(request, service.settings.server.public_url)
     repeat = repeat_of(request.headers, [api.name, model, webhook, body])
-    return Asked(key, model, submission, url, webhook, repeat, refusal_of(submission))
+    told = unused.of_submission(body, request.query_params, api, model, service.models[model], submission)
+    return Asked(key, model, submission, url, webhook, repeat, refusal_of(submission), told)
 
 
 async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[Prediction, dict[str, str]]:
@@ -168,7 +177,10 @@ async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[P
             return made, replayed(asked, made)
         image = await service.pictures.take(asked.key, "image", sources.image)
         mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
-        asked = replace(asked, submission=replace(asked.submission, image=image, mask=mask))
+        submission = replace(asked.submission, image=image, mask=mask)
+        if sources.sizes:
+            submission = replace(submission, size=Size.near(*await service.pictures.shown_size("image", image)))
+        asked = replace(asked, submission=submission)
     prediction = await service.intake.submit(asked)
     return prediction, replayed(asked, prediction)
 

@@ -1,0 +1,124 @@
+"""The parameters of OpenAI's images API, and what they are by v3's names, all of which are taken as well.
+
+Source: openai-python 3.54.0, `types/image_generate_params.py`. What cannot be had there is an error that says where it
+can; what no model here has, and changes no more than a nuance, is told in `warnings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hidream.errors import InvalidInput
+from hidream.server import parameters, schema, unused
+from hidream.server.parameters import QUALITY_MAX, V3, Api
+from hidream.store.submission import Submission
+from hidream.types import IMAGES_MAX, SIDE_MAX_PX, SIDE_MIN_PX, STEPS_MAX, ImageFormat, Size, Variant
+
+PATH = "/v1/images/generations"
+FORM = Api("v3", SIDE_MIN_PX, SIDE_MAX_PX, base64_output=False, output_format=ImageFormat.PNG, extras=True)
+"""Its defaults: URLs, and PNG, as DALL-E's images are."""
+
+NUMBERS = {
+    "n": ("num_images", IMAGES_MAX),
+    "steps": ("num_inference_steps", STEPS_MAX),
+    "output_compression": ("output_quality", QUALITY_MAX),
+}
+"""Whole numbers from 1: their names on v3, and the largest."""
+
+_EVENTS = "what is on its way is told by GET /api/v3/predictions/{id}/events"
+_BY_V3 = "POST /api/v3/wavespeed-ai/… takes it"
+UNSERVED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "stream": ((False,), f"false; {_EVENTS}"),
+    "partial_images": ((0,), f"0; {_EVENTS}"),
+    "background": (("auto", "opaque"), "auto, opaque; images have no transparency"),
+    "image": ((), f"no image to start from here; {_BY_V3}"),
+    "mask": ((), f"no mask here; {_BY_V3}"),
+    "webhook": ((), f"no webhook, because the answer has the images; {_BY_V3}"),
+    "webhook_url": ((), f"no webhook, because the answer has the images; {_BY_V3}"),
+    "enable_sync_mode": ((True,), f"true, because the answer has the images; {_BY_V3}"),
+    "frame_count": ((), "one image, no animation"),
+    "frame_duration_ms": ((), "one image, no animation"),
+    "svg": ((), "images of pixels: output_format png, jpeg or webp"),
+}
+"""What this route cannot do, with the values that ask for nothing, and what else is accepted."""
+
+IGNORED: Mapping[str, tuple[object, ...]] = {
+    "quality": ("auto",),
+    "style": (),
+    "moderation": ("auto",),
+    "complexity": (),
+    "user": (),
+    "safety_identifier": (),
+}
+"""What only OpenAI's models and service have, with the values that ask for nothing."""
+
+NAMES = frozenset(
+    {"model", "response_format", *NUMBERS, *UNSERVED, *IGNORED} | {*schema.submission(V3, Variant.FULL)["properties"]}
+)
+"""All that the route knows."""
+
+
+def translated(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Say by v3's names what is asked for. Raises InvalidInput under the name that was sent."""
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, (harmless, accepted) in UNSERVED.items():
+        if given.get(name, "") not in ("", *harmless):
+            raise InvalidInput(f"{name} is {given[name]!r:.100}; accepted: {accepted}")
+    said = {name: value for name, value in given.items() if name not in UNSERVED}
+    for name, (ours, largest) in NUMBERS.items():
+        if name in given:
+            said[ours] = _agreed(given, name, ours, parameters.whole_number(name, given[name], 1, largest))
+    said["enable_base64_output"] = _base64(given)
+    _settle_size(said)
+    if given.get("output_format", FORM.output_format) == ImageFormat.PNG and "output_quality" not in given:
+        said.pop("output_quality", None)
+    return said
+
+
+def unused_of(
+    body: Mapping[str, Any], query: Mapping[str, str], said: Mapping[str, Any], variant: Variant, submission: Submission
+) -> Iterator[str]:
+    """Tell what of an accepted request has no effect; `said` is what `translated` has made of it."""
+    yield from unused.unknown(body, NAMES, PATH)
+    yield from unused.unknown(query, (), "the URL")
+    for name, harmless in IGNORED.items():
+        if body.get(name) not in (None, "", *harmless):
+            yield f"{name} was ignored: only OpenAI's own models have it"
+    if body.get("output_compression") is not None and submission.output_format is ImageFormat.PNG:
+        yield "output_compression was ignored: a PNG file has none; jpeg and webp have"
+    yield from unused.without_effect(said, FORM, variant, submission)
+
+
+def _agreed(given: Mapping[str, Any], name: str, ours: str, value: int) -> int:
+    if given.get(ours, value) != value:
+        raise InvalidInput(
+            f"{name} is {value} and {ours} is {given[ours]!r:.100}; accepted: one of the two, or equal ones"
+        )
+    return value
+
+
+def _base64(given: dict[str, Any]) -> bool:
+    form = given.get("response_format", "url")
+    if form not in ("url", "b64_json"):
+        raise InvalidInput(f"response_format is {form!r:.100}; accepted: url, b64_json")
+    inline = parameters.flag(given, "enable_base64_output", form == "b64_json")
+    if "response_format" in given and inline != (form == "b64_json"):
+        raise InvalidInput(
+            f"response_format is {form!r} and enable_base64_output is {inline}; accepted: one of the two, or the same"
+        )
+    return inline
+
+
+def _settle_size(said: dict[str, Any]) -> None:
+    """Leave out a size of "auto", which is none. Raises InvalidInput if width or height say another size."""
+    if said.get("size") == "auto":
+        del said["size"]
+    if not isinstance(said.get("size"), str):
+        return
+    size = Size.parse(said["size"], FORM.smallest_px, FORM.largest_px)
+    for name, value in (("width", size.width), ("height", size.height)):
+        if said.get(name, value) != value:
+            raise InvalidInput(
+                f"size is {said['size']!r} and {name} is {said[name]!r:.100}; accepted: one of the two, or equal ones"
+            )

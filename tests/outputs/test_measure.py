@@ -1,0 +1,30 @@
+"""How large an image is as it is shown."""
+
+import io
+
+import pytest
+from PIL import ExifTags, Image
+
+from hidream.errors import InvalidInput
+from hidream.outputs.measure import shown_size
+
+
+def file(kind, orientation=None):
+    exif, made = Image.Exif(), io.BytesIO()
+    if orientation is not None:
+        exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", (40, 20)).save(made, kind, exif=exif)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 0, *range(1, 10)])
+def test_the_side_that_is_up_counts(kind, orientation):
+    turned = orientation in (5, 6, 7, 8)
+    assert shown_size("image", file(kind, orientation)) == ((20, 40) if turned else (40, 20))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", file("PNG")[:20], file("JPEG")[:30]])
+def test_what_is_no_image_is_named(data):
+    with pytest.raises(InvalidInput, match=r"^mask .*accepted: a PNG, JPEG or WebP file"):
+        shown_size("mask", data)
