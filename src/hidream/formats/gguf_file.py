@@ -74,6 +74,10 @@ def open_gguf(path: Path) -> GGUF:
             f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
         )
     named = str(metadata.pop("general.architecture", ""))
+    if metadata.get("split.count", 1) != 1:
+        raise CheckpointError(
+            f"{path} is one of several files of a model; accepted: them as one (llama-gguf-split --merge)"
+        )
     names = [tensor.name for tensor in reader.tensors]
     known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in names)
     if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
