@@ -107,7 +107,7 @@ def test_what_architecture_names_exists():
     for path, name in re.findall(r"`(\w+/\w+)\.(\w+)`", text):
         source = read(f"src/hidream/{path}.py")
         assert re.search(rf"^ *((async )?def|class) {name}\b|^{name}(: .+)? =", source, re.MULTILINE), f"{path}.{name}"
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 200  # a page or three
 
 
 def test_links_lead_somewhere():

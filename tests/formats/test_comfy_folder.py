@@ -180,3 +180,13 @@ def test_tokenizers_come_along_where_there_are_some(tmp_path):
     assert parts_in(tmp_path, Variant.DEV, {})["tokenizers"] == tmp_path
     (tmp_path / "tokenizers" / "tokenizer").mkdir(parents=True)
     assert parts_in(tmp_path, Variant.DEV, {})["tokenizers"] == tmp_path / "tokenizers"
+
+
+def test_a_file_that_links_lead_to_twice_is_one_file(tmp_path):
+    wanted = published(tmp_path)
+    (tmp_path / "clip").symlink_to(tmp_path / "text_encoders")
+    (tmp_path / "unet").symlink_to(tmp_path / "diffusion_models")
+    (tmp_path / "vae" / "again").symlink_to(tmp_path / "vae")
+    (tmp_path / "vae" / "vae.safetensors").symlink_to(wanted["vae"])
+    found = parts_in(tmp_path, Variant.DEV, {})
+    assert {part: path.resolve() for part, path in found.items()} == wanted

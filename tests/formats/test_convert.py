@@ -395,6 +395,14 @@ def test_a_tensor_at_a_time_is_in_memory(tmp_path, matrices, shape, target, kind
     assert peak < 4 * one + 8e6 < matrices * one / 2
 
 
+def test_a_variant_is_for_a_folder_of_comfy_only(tmp_path):
+    for source in (NANO, TRANSFORMER, NANO / "transformer" / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(
+            ConfigurationError, match=r"variant is dev, and .* is no ComfyUI models folder; accepted: none"
+        ):
+            convert(source, tmp_path / "a", variant=Variant.DEV)
+
+
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_HOME", str(tmp_path / "home"))
     target = str(tmp_path / "folder")

@@ -85,8 +85,9 @@ def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
 
 
 def test_text_encoders_of_other_files_are_others(tmp_path):
-    shutil.copytree(NANO, tmp_path / "nano")
-    config = Settings(home=tmp_path, models=Models(dev=NANO / "dev", full=tmp_path / "nano" / "full"))
+    shutil.copytree(NANO / "dev", tmp_path / "full")
+    shutil.copytree(NANO / "full", tmp_path / "full", dirs_exist_ok=True)  # with parts of its own: nothing is lent
+    config = Settings(home=tmp_path, models=Models(dev=NANO / "dev", full=tmp_path / "full"))
     models = load_served(config)
     assert models[Variant.DEV].text is not models[Variant.FULL].text
 

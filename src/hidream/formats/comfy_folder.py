@@ -102,6 +102,8 @@ def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path]) -> 
     found = {} if path.is_dir() else {"transformer": path}
     if "transformer" not in found | dict(named):
         found["transformer"] = _transformer(root, variant)
+    if found.keys() | named.keys() == FOLDERS.keys():
+        return found | _tokenizers(root)
     parts, others = _scan(root, _widths({**found, **named}["transformer"]))
     for part in FOLDERS:
         files = parts.get(part, [])
@@ -207,10 +209,18 @@ def _opened(root: Path, folders: Sequence[str]) -> Iterator[tuple[Path, Publishe
 
 
 def _files(root: Path, folders: Sequence[str]) -> list[Path]:
-    """Files in some folders and below, also where links lead, as ComfyUI looks for them."""
-    walks = (os.walk(root / folder, followlinks=True) for folder in folders)
-    files = (Path(at) / name for walk in walks for at, _, names in walk for name in names)
-    return sorted(file for file in files if file.suffix.lower() in ENDINGS and file.is_file())
+    """Files in some folders and below, also where links lead, as ComfyUI looks for them; each once."""
+    files: dict[str, Path] = {}
+    visited: set[str] = set()
+    for folder in folders:
+        for at, below, names in os.walk(root / folder, followlinks=True):
+            is_new = os.path.realpath(at) not in visited
+            visited.add(os.path.realpath(at))
+            below[:] = sorted(below) if is_new else []
+            for file in (Path(at) / name for name in names if is_new):
+                if file.suffix.lower() in ENDINGS and file.is_file():
+                    files.setdefault(os.path.realpath(file), file)
+    return sorted(files.values())
 
 
 def _words(file: Path) -> set[str]:

@@ -121,13 +121,14 @@ def format_of(target: Path) -> Format:
 
 def _whole(source: Path, variant: Variant | None) -> _Whole | None:
     """What of a whole model there is; None: it is a part."""
-    if not source.is_dir():
-        return None
-    if (source / WHOLE).is_file():
+    is_comfy = source.is_dir() and root_of(source) is not None
+    if variant is not None and not is_comfy:
+        raise ConfigurationError(f"variant is {variant}, and {source} is no ComfyUI models folder; accepted: none")
+    if source.is_dir() and (source / WHOLE).is_file():
         parts = {name: source / name for name in COMFY_PLACES if (source / name).is_dir()}
         found = {key: read_json(source / name) for key, name in CARRIED.items() if (source / name).is_file()}
         return _Whole(source.resolve().name, parts, _small_in(source), found)
-    if root_of(source) is None:
+    if not is_comfy:
         return None
     parts = parts_in(source, variant, {})
     tokenizers = parts.pop(TOKENIZERS, None)

@@ -27,6 +27,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.gguf_encoders import ARCHITECTURES, config, renamed
 from hidream.formats.gguf_grids import GGUF_TYPES
+from hidream.formats.gguf_reader import Reader
 from hidream.formats.json_object import why
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
 
@@ -43,9 +44,6 @@ ORIGINAL = (
     "decoder.conv_in.",
 )
 """How names of the other parts begin where their architecture says nothing, and they have kept their names."""
-
-UNREAD = ("GGUF.", "tokenizer.")
-"""Metadata that are passed over; tokenizers are hundreds of thousands of strings."""
 
 PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WRITABLE = (*PLAIN, *GGUF_WRITABLE)
@@ -76,6 +74,10 @@ def open_gguf(path: Path) -> GGUF:
             f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
         )
     named = str(metadata.pop("general.architecture", ""))
+    if metadata.get("split.count", 1) != 1:
+        raise CheckpointError(
+            f"{path} is one of several files of a model; accepted: them as one (llama-gguf-split --merge)"
+        )
     names = [tensor.name for tensor in reader.tensors]
     known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in names)
     if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
@@ -143,8 +145,9 @@ def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
         with path.open("rb") as stream:
             if stream.read(4) != b"GGUF":
                 raise CheckpointError(f"{path} is not a GGUF file: it does not start with these four letters")
-        reader = GGUFReader(path, "c")  # copy-on-write, because torch wants writable memory
-        return reader, {key: field.contents() for key, field in reader.fields.items() if not key.startswith(UNREAD)}
+        reader = Reader(path, "c")  # copy-on-write, because torch wants writable memory
+        fields = {key: field for key, field in reader.fields.items() if field.data and not key.startswith("GGUF.")}
+        return reader, {key: field.contents() for key, field in fields.items()}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, MemoryError) as error:
