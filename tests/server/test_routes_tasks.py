@@ -342,7 +342,9 @@ def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
             assert (await api.delete(f"/api/v3/predictions/{data['id']}")).status_code == 200
         synchronous = (await api.submit(model=FULL, prompt="a house", enable_sync_mode=True)).json()["data"]
         assert (synchronous["code"], synchronous["queue"]) == (5004, lonely)
-        served = (await api.submit(prompt="a house")).json()["data"]["queue"]
+        served = (await api.submit(prompt="a house")).json()["data"]
+        assert "queue" not in served, "a submission does not pay for a look at the line"
+        served = (await api.get(served["urls"]["get"])).json()["data"]["queue"]
         assert (served["workers"], served["estimated_seconds"]) == (1, None)
         assert served["reason"] == f"no image of {MODEL} was finished in the last 10 minutes"
 

@@ -48,7 +48,7 @@ async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> R
     request.state.prediction_id = prediction.id  # for the log
     if asked.submission.enable_sync_mode:
         return await _answer_in_time(request, api, prediction, headers)
-    return success(await described(service, prediction, api, asked.base_url), headers)
+    return success(await described(service, prediction, api, asked.base_url, if_served=False), headers)
 
 
 async def result(
@@ -111,17 +111,21 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     return success({"deleted_count": count})
 
 
-async def described(service: Service, prediction: Prediction, api: Api, url: str) -> dict[str, Any]:
+async def described(
+    service: Service, prediction: Prediction, api: Api, url: str, *, if_served: bool = True
+) -> dict[str, Any]:
     """Describe a prediction to whoever asks for it; one that waits also with its place in the queue.
 
-    A database that goes away between a submission's commit and its answer must not make that an error: the task is in.
+    Unless `if_served`, the place is looked up only where no worker serves the model: a submission need not pay for it.
+    A database that goes away between its commit and its answer must not make that an error either: the task is in.
     """
     data = await prediction_data(prediction, api, url, service.outputs)
     if prediction.status is Status.CREATED:
         with contextlib.suppress(StoreUnavailable):
-            place = await service.waiting.place(prediction)
             workers = await service.serving.workers(prediction.model)
-            data["queue"] = queue_data(place, prediction.model, workers, service.serving.seen_s)
+            if if_served or not workers:
+                place = await service.waiting.place(prediction)
+                data["queue"] = queue_data(place, prediction.model, workers, service.serving.seen_s)
     return data
 
 
