@@ -26,7 +26,7 @@ NUMBERS = {
 }
 """Whole numbers from 1: their names on v3, and the largest."""
 
-_EVENTS = "what is on its way is told by GET /api/v3/predictions/{id}/events"
+_EVENTS = "the events of a task that POST /api/v3/wavespeed-ai/… takes are at GET /api/v3/predictions/{id}/events"
 _BY_V3 = "POST /api/v3/wavespeed-ai/… takes it"
 UNSERVED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "stream": ((False,), f"false; {_EVENTS}"),
