@@ -190,14 +190,10 @@ class Engine:
         self._runner.close()
 
     def _outline(self, request: ImageRequest) -> Sketch:
-        """Settle a request; of one that is here and differs by its seed, all that was settled holds for this one too.
-
-        So the images of a task share one canvas.
-        """
-        for asked in self._asked.values():
-            if dataclasses.replace(asked.sketch.request, seed=request.seed) == request:
-                return dataclasses.replace(asked.sketch, request=request)
-        return outline(self._model, request)
+        """Settle a request; one that is here and differs by its seed alone, as a task's images do, lends its canvas."""
+        sketches = (asked.sketch for asked in self._asked.values())
+        alike = (each for each in sketches if dataclasses.replace(each.request, seed=request.seed) == request)
+        return outline(self._model, request, next((each.canvas for each in alike), None))
 
     def _check_memory(self, size: Size, needed: int) -> None:
         """Refuse what has never had room since the start. Raises InvalidInput."""

@@ -140,15 +140,15 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     return Picture(pixels, timings, sketch.warnings + text.warnings)
 
 
-def outline(model: Model, request: ImageRequest) -> Sketch:
-    """Settle what can be settled before anything is computed.
+def outline(model: Model, request: ImageRequest, canvas: Canvas | None = None) -> Sketch:
+    """Settle what can be settled before anything is computed; `canvas` is that of an equal request, if there is one.
 
     Raises InvalidInput on files that are no pictures, and on LoRAs that cannot be used.
     """
     recipe = resolve(model, request)
     passes = plan_passes(model, request, recipe)
     _, dtype = model.transformer_of(request.mode)
-    canvas = open_canvas(request, (size_of(model, each.grid) for each in passes))
+    canvas = canvas or open_canvas(request, (size_of(model, each.grid) for each in passes))
     changes, left_out = model.changes(request.loras, dtype)
     warnings = left_out if canvas is None else canvas.warnings + left_out
     return Sketch(request, recipe, passes, canvas, changes, warnings)
