@@ -13,7 +13,7 @@ from math import log
 from typing import Any
 
 from hidream.server import schema
-from hidream.server.parameters import V3, Api, ratio_size
+from hidream.server.parameters import V2, V3, Api, ratio_size
 from hidream.store.submission import Submission
 from hidream.types import STRENGTH, ImageFormat, Size, Variant
 
@@ -25,6 +25,10 @@ ALIKE = 0.7
 SAME_ASPECT = 0.05
 """Aspects that differ by less are the same: sides are rounded."""
 
+PROPERTIES: Mapping[str, Mapping[str, Any]] = {
+    api.name: schema.submission(api, Variant.FULL)["properties"] for api in (V2, V3)
+}
+"""The parameters of each version, of the model that has most of them."""
 OTHERS = {
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
@@ -48,7 +52,7 @@ def of_submission(
     body: Mapping[str, Any], query: Mapping[str, str], api: Api, model: str, variant: Variant, submission: Submission
 ) -> tuple[str, ...]:
     """Tell what of a submission to a version of the API has no effect, after `parameters` has accepted it."""
-    known, elsewhere = _properties(api), _properties(V3)
+    known, elsewhere = PROPERTIES[api.name], PROPERTIES[V3.name]
     strange = {name: value for name, value in body.items() if name not in elsewhere and name != "model"}
     return (
         *unknown(strange, known, f"/api/{api.name}"),
@@ -139,16 +143,11 @@ def _alone(given: Mapping[str, Any], submission: Submission) -> Iterator[str]:
 
 
 def _loras(given: Mapping[str, Any]) -> Iterator[str]:
-    known = schema.submission(V3, Variant.FULL)["properties"]["loras"]["items"]["properties"]
+    known = PROPERTIES[V3.name]["loras"]["items"]["properties"]
     for i, lora in enumerate(given.get("loras", ())):
         yield from unknown(lora, known, f"loras[{i}]")
         if lora.get("name") and lora.get("path") and lora["name"] != lora["path"]:
             yield f"loras[{i}].path was ignored: its name is {lora['name']!r:.60}"
-
-
-def _properties(api: Api) -> dict[str, Any]:
-    properties: dict[str, Any] = schema.submission(api, Variant.FULL)["properties"]
-    return properties
 
 
 def _empty(value: object) -> bool:
