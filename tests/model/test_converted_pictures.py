@@ -126,6 +126,29 @@ def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
     assert np.array_equal(picture(retyped), picture(embedded(Variant.DEV)))
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "folder of shards", "again.safetensors"])
+def test_a_transformer_alone_draws_as_it_does_in_its_folder(dev, tmp_path, name):
+    """The size that it draws best stands in the whole model's index, and goes with it."""
+    source = NANO / "transformer"
+    if name == "again.safetensors":
+        source = converted(source, tmp_path / "once")
+    path = converted(source, tmp_path / name)
+    named = dict.fromkeys(("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers"), NANO)
+    model = load(Variant.DEV, Checkpoint(path, **named))
+    assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
+
+
+def test_what_comfy_has_becomes_gguf_that_is_read(comfy, dev, tmp_path):
+    path = converted(comfy, tmp_path / "gguf", to=Format.GGUF)
+    assert np.array_equal(picture(path), picture(embedded(Variant.DEV)))
+
+
+def test_a_folder_of_one_of_comfys_files_is_that_part(comfy, dev):
+    """Its numbers stand in the file, and no config.json beside it."""
+    model = load_autoencoder(Checkpoint(vae=comfy / "vae"), CPU, F32)
+    assert model.factor == dev.vae.factor
+
+
 def test_a_models_folder_of_comfy_needs_tokenizers_from_elsewhere(tmp_path):
     folder = comfy_files.write_comfy_folder(tmp_path / "models")
     with pytest.raises(CheckpointError, match=r"`\[models\] tokenizers` or --tokenizers"):

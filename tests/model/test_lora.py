@@ -455,9 +455,11 @@ HALF, BRAIN = torch.float16, torch.bfloat16
         (LowRank(torch.ones(1, 4), torch.ones(4, 1), 6e4), HALF, -2.0, False),
         (LowRank(torch.full((1, 4), 1e5), torch.ones(4, 1), 1e-5), HALF, 1.0, False),
         (LowRank(torch.full((1, 4), 1e5), torch.ones(4, 1), 1e-5), BRAIN, 1.0, True),
-        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3e38), 1.0), BRAIN, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 1e18), 1.0), BRAIN, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 1e20), 1.0), BRAIN, 1.0, False),  # an RMSNorm squares it
         (LowRank(torch.ones(1, 4), torch.full((4, 1), 3.4e38), 1.0), BRAIN, 1.0, False),  # rounded up to infinity
-        (LowRank(torch.ones(1, 4), torch.full((4, 1), 3.4e38), 1.0), torch.float32, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.full((4, 1), 1e18), 1.0), torch.float32, 1.0, True),
+        (LowRank(torch.ones(1, 4), torch.ones(4, 1), 1e30), torch.float32, 1.0, False),
         (LowRank(torch.ones(1, 4), torch.full((4, 1), 3e38), 1.0), torch.float32, 2.0, False),
         (LowRank(torch.ones(1, 4, dtype=torch.float64) * 1e300, torch.ones(4, 1), 1.0), torch.float32, 1.0, False),
         (LowRank(torch.ones(1, 4), torch.zeros(4, 1), 1e308), torch.float32, 10.0, False),  # infinity times 0

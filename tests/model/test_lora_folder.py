@@ -288,8 +288,10 @@ def test_a_long_list_is_cut(tmp_path):
 
 def test_a_folder_that_is_not_there(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(ConfigurationError, match=r"the folder of LoRAs .* does not exist"):
+    for path, why in ((tmp_path / "absent", "No such file"), (tmp_path / "file", "Not a directory")):
+        with pytest.raises(
+            ConfigurationError, match=rf"the folder of LoRAs .* cannot be read: {why}.*accepted: a folder"
+        ):
             load(Variant.DEV, device="cpu", loras=path)
     with pytest.raises(InvalidInput, match="loras names 'ink'; accepted: none, because none is configured"):
         LoraFolder().named("ink")

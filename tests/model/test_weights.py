@@ -312,7 +312,8 @@ def make_folder(folder, parts):
     folder.mkdir()
     for name in parts:
         (folder / name).mkdir()
-        (folder / name / "tokenizer.json").write_text("{}")  # by which a tokenizer is found beside Llama
+        file = "model.safetensors" if name in FIELDS else "tokenizer.json"
+        (folder / name / file).write_text("{}")
     return folder
 
 
@@ -322,6 +323,12 @@ def found(checkpoint, name):
     with pytest.raises(CheckpointError, match=f"no folder '{name}'"):
         checkpoint.part(name)
     return None
+
+
+def test_a_folder_that_has_nothing_of_the_part_it_is_named_for_is_refused(tmp_path):
+    for named in (tmp_path, embedded(Variant.FULL).folder):
+        with pytest.raises(CheckpointError, match=r"named for 'vae', has no folder 'vae' and no weights.*--vae"):
+            Checkpoint(embedded(Variant.DEV).folder, vae=named).part("vae")
 
 
 def test_only_nano_shares_parts_between_its_variants(tmp_path):

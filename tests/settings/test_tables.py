@@ -36,7 +36,8 @@ def test_parts_of_a_model_are_named_one_by_one():
     assert models.parts(Variant.DEV) == {"folder": Path("/dev.gguf"), "clip_l": Path("/l.safetensors")}
     with pytest.raises(ConfigurationError, match="fast"):
         models.parts(Variant.FAST)
-    assert Models(vae=Path("/vae")).parts(Variant.DEV) is None
+    assert Models(vae=Path("/vae")).parts(Variant.DEV) == {"vae": Path("/vae")}  # of the embedded model
+    assert Models().parts(Variant.FULL) == {}
 
 
 def test_all_state_lies_under_the_home(tmp_path):

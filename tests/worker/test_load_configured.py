@@ -17,7 +17,7 @@ from hidream.settings import sources
 from hidream.settings.tables import Compute, Engine, Models, Settings, Worker
 from hidream.types import Storage, Variant
 from hidream.worker import loading
-from hidream.worker.loading import engines_of, load_configured, load_served, served
+from hidream.worker.loading import engines_of, load_configured, load_served, served, sources_configured
 
 NANO = Path(hidream.__file__).parent / "nano"
 
@@ -46,6 +46,16 @@ def test_a_limit_that_leaves_nothing_is_refused(tmp_path, memory_gb):
 def test_a_variant_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no checkpoint is configured for full"):
         load_configured(Variant.FULL, Settings(home=tmp_path, models=Models(dev=tmp_path)))
+
+
+def test_a_part_that_is_named_beside_the_embedded_model_is_used(tmp_path):
+    shutil.copytree(NANO / "dev" / "vae", tmp_path / "vae")
+    settings = Settings(home=tmp_path, models=Models(vae=tmp_path / "vae"))
+    assert sources_configured(Variant.FULL, settings)["vae"].path == tmp_path / "vae"
+    assert sources_configured(Variant.FULL, settings)["transformer"].path == NANO / "full" / "transformer"
+    for field in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers"):
+        with pytest.raises(ConfigurationError, match="nowhere, named for "):
+            load_configured(Variant.DEV, Settings(home=tmp_path, models=Models(**{field: tmp_path / "nowhere"})))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hidream.errors import ConfigurationError
@@ -81,7 +81,7 @@ class _Job:
     source: Path
     target: Path
     wish: Wish
-    stated: Mapping[str, Config] = field(default_factory=dict)  # beside its configuration
+    stated: Mapping[str, Config] | None = None  # beside its configuration; None is what its own whole model says
 
 
 def convert(source: Path, target: Path, wish: Wish, infer: Infer, on_bytes: OnBytes) -> list[Path]:
@@ -139,10 +139,12 @@ def _whole(source: Path, variant: Variant | None) -> _Whole | None:
     return _Whole(parts["transformer"].stem, parts, _small_in(tokenizers) if tokenizers else {}, stated)
 
 
-def _carried(file: Path) -> Mapping[str, Config]:
-    """What a transformer's file says of the whole model."""
-    found = {key: stated_as(key, file) for key in CARRIED}
-    return {key: value for key, value in found.items() if value is not None}
+def _carried(part: Path) -> Mapping[str, Config]:
+    """What a transformer's metadata, or the folder of the whole model that it is a part of, says of that model."""
+    found = {key: stated_as(key, part) for key in CARRIED}
+    beside = {key: part.parent / name for key, name in CARRIED.items() if part.is_dir()}
+    read = {key: read_json(file) for key, file in beside.items() if file.is_file()}
+    return read | {key: value for key, value in found.items() if value is not None}
 
 
 def _parts(whole: _Whole, target: Path, wish: Wish) -> list[_Job]:
@@ -157,19 +159,27 @@ def _parts(whole: _Whole, target: Path, wish: Wish) -> list[_Job]:
             path = target / name / "transformer.gguf"
         elif wish.to is Format.GGUF:
             own = replace(wish, to=Format.DIFFUSERS, type=None)
-        jobs.append(_Job(source, path, own, whole.stated if name == "transformer" else {}))
+        in_files = name == "transformer" and wish.to is not Format.DIFFUSERS  # else it stands in files of its own
+        jobs.append(_Job(source, path, own, whole.stated if in_files else {}))
     return jobs
 
 
 def _convert(job: _Job, infer: Infer, on_bytes: OnBytes) -> None:
     published = read(job.source)
     config = _config(published)
-    stated = {**({"config": config} if config else {}), **_carried(job.source), **job.stated}
+    stated = {**({"config": config} if config else {}), **_of_whole(job, published.kind)}
     with appearing(job.target) as path:
         write(path, published, stated, job.wish, infer, lambda *count: on_bytes(job.target, *count))
         if job.wish.to is Format.DIFFUSERS:
             for file in _companions(job.source):
                 shutil.copyfile(file, path / file.name)
+
+
+def _of_whole(job: _Job, kind: Kind) -> Mapping[str, Config]:
+    """What a transformer's files have to say of the whole model."""
+    if job.stated is None:
+        return _carried(job.source) if kind is Kind.TRANSFORMER else {}
+    return job.stated
 
 
 def _config(published: Published) -> Config | None:

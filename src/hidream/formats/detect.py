@@ -70,20 +70,20 @@ def files_of(path: Path) -> list[Path]:
 def config_of(path: Path) -> dict[str, Any] | None:
     """What a part says of its own numbers, as the JSON of diffusers or transformers; None where it says nothing.
 
-    In a folder that is `config.json`. A single file may have it in its metadata (`config`), or beside it.
+    In a folder that is `config.json`, else a file's metadata (`config`). A single file may have it there, or beside it.
     """
-    if path.is_dir():
-        return read_json(path / "config.json") if (path / "config.json").is_file() else None
+    if path.is_dir() and (path / "config.json").is_file():
+        return read_json(path / "config.json")
     stated = stated_as("config", path)
-    if stated is not None:
-        return stated
     beside = path.parent / "config.json"
-    return read_json(beside) if beside.is_file() else None
+    if stated is not None or path.is_dir() or not beside.is_file():
+        return stated
+    return read_json(beside)
 
 
 def stated_as(key: str, path: Path) -> dict[str, Any] | None:
-    """The JSON object that a file's metadata has under a key; None where there is none, and for a folder."""
-    stated = None if path.is_dir() else _metadata(path).get(key)
+    """The JSON object that the metadata of a file, or of a folder's first one, has under a key; None without it."""
+    stated = _metadata(files_of(path)[0]).get(key)
     try:
         return None if stated is None else object_of(stated)
     except ValueError as error:

@@ -18,7 +18,7 @@ than mapped: it may be replaced while a request uses it.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,13 +26,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats import detect
 from hidream.formats.adapters import HADAMARD, Adapter, adapter
+from hidream.formats.json_object import object_of, why
+from hidream.formats.safetensors_file import header_of, wrong_with
 
 ACCEPTED = (
     "accepted: safetensors with lora_A/lora_B, lora_down/lora_up, lokr_w1/lokr_w2 or hada_w1/hada_w2 tensors, whose "
@@ -165,25 +167,35 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
+def values_in(path: Path) -> int:
+    """Count the values of a LoRA's layers from its header alone; 0 for a file that is none, or another model's."""
+    try:
+        shapes = header_of(path).shapes
+    except (OSError, ValueError):
+        return 0
+    layers = {layer: parts for layer, parts in _sorted(shapes).layers.items() if "_stream_blocks" in layer}
+    return sum(math.prod(shapes[name]) for parts in layers.values() for name in parts.values())
+
+
 def _header(file: Path, shown: str) -> tuple[list[str], dict[str, str]]:
     """A file's keys and metadata: whole models, which are large, are recognised before anything else is read."""
     try:
-        file.open("rb").close()  # safetensors would say of any file that may not be read that there is none
-        with safe_open(file, framework="pt") as opened:
-            names, metadata = list(opened.keys()), opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(shown, error) from error
-    odd = [name for name in names if not name.isprintable() or len(name) > KEY_MAX_CHARS]
+        header = header_of(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown} cannot be read: {why(error)}; {ACCEPTED}") from error
+    odd = [name for name in header.shapes if not name.isprintable() or len(name) > KEY_MAX_CHARS]
     if odd:  # they would go into messages and logs
         raise CheckpointError(f"{shown} has the key {odd[0]!r:.100}; {ACCEPTED}")
-    return names, metadata
+    return list(header.shapes), header.metadata
 
 
 def _tensors(file: Path, shown: str, names: list[str]) -> dict[str, Tensor]:
     try:
         tensors = load(file.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise _unreadable(shown, error) from error
+        raise CheckpointError(f"{shown} cannot be read: {wrong_with(file)}; {ACCEPTED}") from error
+    except (MemoryError, RuntimeError) as error:
+        raise CheckpointError(f"{shown} is too large for the memory there is; accepted: a smaller file") from error
     except KeyError as error:  # safetensors looks it up in a table
         raise CheckpointError(f"{shown} has tensors of the type {error}, which torch does not know") from error
     if tensors.keys() != set(names):
@@ -191,28 +203,19 @@ def _tensors(file: Path, shown: str, names: list[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _unreadable(shown: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{shown} cannot be read: {_reason(error)}; {ACCEPTED}")
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, without a path of this machine: clients of the API read it."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
 def _settings(file: Path, shown: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's configuration of the adapter: in the file's metadata, or beside it; else empty."""
     beside = file.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
-            values = json.loads(metadata["lora_adapter_metadata"])
+            values = object_of(metadata["lora_adapter_metadata"])
         elif file.name == FILE_NAMES[0] and beside.is_file():
-            values = json.loads(beside.read_text())
+            values = object_of(beside.read_bytes())
         else:
             return {}
         return {key.removeprefix("transformer."): value for key, value in values.items()}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"PEFT's configuration of the LoRA {shown} cannot be read: {_reason(error)}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"PEFT's configuration of the LoRA {shown} cannot be read: {why(error)}") from error
 
 
 def _sorted(names: Iterable[str]) -> _Keys:

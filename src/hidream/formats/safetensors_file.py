@@ -7,6 +7,8 @@ memory, checked in `tests/formats/test_detect.py`).
 
 from __future__ import annotations
 
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,17 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.json_object import object_of, read_object, why
+
+HEADER_MAX_BYTES = 100_000_000
+"""The package's own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says of itself."""
+
+    shapes: dict[str, tuple[int, ...]]  # of its tensors, by name
+    metadata: dict[str, str]
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -23,29 +36,44 @@ def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {_wrong_with(path)}; accepted: a whole safetensors file "
+            f"{path} cannot be read: {wrong_with(path)}; accepted: a whole safetensors file "
             "(compare with the published size and download it again)"
         ) from error
 
 
-def _wrong_with(path: Path) -> str:
-    """What is wrong with a file that the package refuses: its words are for programmers."""
+def header_of(path: Path) -> Header:
+    """What a file says of itself, read without mapping it, however large it is.
+
+    Raises OSError, or ValueError that says what is wrong with it.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # the reading of a pipe might never end
+        raise ValueError("no file")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, HEADER_MAX_BYTES):
+            raise ValueError(f"{size:,} bytes that are no safetensors file, or not all of it")
+        text = stream.read(length)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > size - 8:
-                return f"its {size:,} bytes are no safetensors file, or not all of it"
-            header = object_of(stream.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
-    except OSError as error:
-        return why(error)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return "its header is no list of tensors"
+        found = object_of(text)
+        metadata = found.pop("__metadata__", {})
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in found.items()}
+        wanted = 8 + length + max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
+        said = {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError("a file whose header is no list of tensors") from error
     if size < wanted:
-        return f"it ends after {size:,} of {wanted:,} bytes"
-    return f"its header does not fit its {size:,} bytes, or has a type that is not known"
+        raise ValueError(f"cut off after {size:,} of {wanted:,} bytes")
+    return Header(shapes, said)
+
+
+def wrong_with(path: Path) -> str:
+    """What is wrong with a file that the package refuses, whose own words are for programmers."""
+    try:
+        header_of(path)
+    except (OSError, ValueError) as error:
+        return why(error)
+    return f"its header does not fit its {path.stat().st_size:,} bytes, or has a type that is not known"
 
 
 def shards(folder: Path) -> list[Path]:

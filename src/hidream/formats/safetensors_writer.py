@@ -74,19 +74,20 @@ def write_shards(
     pieces: Sequence[Piece],
     shard_bytes: int,
     on_piece: Callable[[int], None],
+    metadata: Mapping[str, str] = METADATA,
 ) -> None:
     """Write files of at most `shard_bytes`, or of one larger piece, and an index if it is more than one file.
 
-    Named and indexed as `save_pretrained` of diffusers and transformers does.
+    Named and indexed as `save_pretrained` of diffusers and transformers does; each file has the `metadata`.
     """
     shards = _shared_out(pieces, shard_bytes)
     if len(shards) == 1:
-        write_safetensors(folder / f"{stem}.safetensors", pieces, METADATA, on_piece)
+        write_safetensors(folder / f"{stem}.safetensors", pieces, metadata, on_piece)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"{stem}-{i:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(folder / file, shard, METADATA, on_piece)
+        write_safetensors(folder / file, shard, metadata, on_piece)
         weight_map |= {name: file for piece in shard for name in piece.layout}
     index = {"metadata": {"total_size": sum(piece.nbytes for piece in pieces)}, "weight_map": weight_map}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

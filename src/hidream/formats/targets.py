@@ -103,8 +103,9 @@ def write(
     elif wish.to is Format.COMFY:
         _to_comfy(path, published, stated, wish.type, on_bytes)
     else:
+        beside = {key: value for key, value in stated.items() if key != "config"}
         shapes = {name: value.shape for name, value in published.tensors.items()}
-        _to_folder(path, published, stated.get("config") or infer(published.kind, shapes), wish, on_bytes)
+        _to_folder(path, published, stated.get("config") or infer(published.kind, shapes), beside, wish, on_bytes)
 
 
 def _to_gguf(
@@ -127,12 +128,20 @@ def _to_comfy(
     write_safetensors(path, made, METADATA | _metadata(stated), _adding(_nbytes(made), on_bytes))
 
 
-def _to_folder(path: Path, published: Published, config: Config, wish: Wish, on_bytes: OnBytes) -> None:
+def _to_folder(
+    path: Path,
+    published: Published,
+    config: Config,
+    beside: Mapping[str, Config],
+    wish: Wish,
+    on_bytes: OnBytes,
+) -> None:
     path.mkdir()
     named = rename.for_diffusers(published.tensors, published.kind)
     made = pieces(named, published.kind, wish.type, HELD[Format.DIFFUSERS])
     stem = STEMS.get(published.kind, "model")
-    write_shards(path, stem, made, wish.shard_bytes, _adding(_nbytes(made), on_bytes))
+    metadata = METADATA | _metadata(beside)
+    write_shards(path, stem, made, wish.shard_bytes, _adding(_nbytes(made), on_bytes), metadata)
     retyped = {key: _torch_name(wish.type) for key in ("dtype", "torch_dtype") if key in config and wish.type}
     (path / "config.json").write_text(json.dumps({**config, **retyped}, indent=2) + "\n")
 

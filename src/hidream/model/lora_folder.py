@@ -95,15 +95,7 @@ class LoraFolder:
             del self._kept[next(iter(self._kept))]
 
     def _listed(self) -> list[str]:
-        if self._folder is None:
-            return []
-        if not self._folder.is_dir():
-            raise ConfigurationError(f"the folder of LoRAs {self._folder} does not exist")
-        try:
-            files = [file.name for file in self._folder.iterdir()]
-        except OSError as error:
-            raise ConfigurationError(f"the folder of LoRAs {self._folder} cannot be read: {error.strerror}") from error
-        names = [file.removesuffix(ENDING) for file in files if file.endswith(ENDING)]
+        names = [file.name.removesuffix(ENDING) for file in lora_files(self._folder)]
         return sorted(name for name in names if name and name.isprintable())  # others could not stand in an answer
 
     def _file(self, name: str) -> Path:
@@ -123,6 +115,18 @@ class LoraFolder:
         names = self.names()
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         return f"{', '.join(names[:NAMES_SHOWN])}{more}" if names else "none, because the folder has none"
+
+
+def lora_files(folder: Path | None) -> list[Path]:
+    """What calls itself a LoRA in a folder; nothing without one. Raises ConfigurationError when it cannot be read."""
+    if folder is None:
+        return []
+    try:
+        return [file for file in folder.iterdir() if file.name.endswith(ENDING)]
+    except OSError as error:
+        raise ConfigurationError(
+            f"the folder of LoRAs {folder} cannot be read: {error.strerror}; accepted: a folder of {ENDING} files"
+        ) from error
 
 
 def _state_of(file: Path) -> State:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
-from hidream.formats.safetensors_file import open_safetensors
+from hidream.formats.lora_file import values_in
 from hidream.model.assign import settled
 from hidream.model.encoders import check_fit, outline_encoder
 from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
+from hidream.model.lora_folder import lora_files
 from hidream.model.vae import outline_autoencoder
 from hidream.model.ways import Options
 from hidream.model.weights import FIELDS, Checkpoint, config_of_transformer
@@ -92,16 +92,7 @@ def _options(asked: Asked, transformer: Mapping[str, Stored], large: Mapping[str
 
 def lora_values(folder: Path | None) -> int:
     """Values of as many LoRAs as one request may name, the largest of a folder; files of other models do not count."""
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
-    return sum(sorted((_values(file) for file in files), reverse=True)[:LORAS_MAX])
-
-
-def _values(file: Path) -> int:
-    try:
-        tensors = open_safetensors(file)[1]
-    except CheckpointError:  # who names it will be told
-        return 0
-    return sum(tensor.numel() for tensor in tensors.values()) if any("_stream_blocks" in key for key in tensors) else 0
+    return sum(sorted(map(values_in, lora_files(folder)), reverse=True)[:LORAS_MAX])
 
 
 def _kept(tensors: Mapping[str, Stored]) -> Storage | None:

@@ -68,6 +68,8 @@ def reasons(answer: Plan) -> Iterator[str]:
         yield f"modulations and captions: computed once per picture for all steps, so that their {size} need not stay"
     t5, llama = (answer.part(name) for name in ENCODERS[2:])
     yield f"encoders: T5 in {t5.storage}, Llama in {llama.storage}, {_encoder_place(llama.placement)}"
+    if options.lora_bytes:
+        yield f"LoRAs: room for {_gb(options.lora_bytes)}, the largest that one request may name together"
     whole = (
         "whole pictures" if answer.tile_px is None else f"tiles of {answer.tile_px} px, because a whole one is large"
     )

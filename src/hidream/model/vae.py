@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -93,7 +94,7 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.
 def outline_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
     """Build the autoencoder on the meta device, and open its files."""
     stated = checkpoint.config("vae")
-    kind = _class(stated) if stated is not None else diffusers.AutoencoderKL
+    kind = _class(stated, checkpoint.part("vae")) if stated is not None else diffusers.AutoencoderKL
     published = checkpoint.read("vae")
     config = stated or autoencoder_config({name: tensor.shape for name, tensor in published.tensors.items()})
     known = inspect.signature(kind.__init__).parameters
@@ -109,9 +110,9 @@ def outline_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]
     return autoencoder, published
 
 
-def _class(config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - diffusers is untyped here
-    name = str(config.get("_class_name"))
+def _class(config: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - diffusers is untyped here
+    name = str(config.get("_class_name") or (config.get("architectures") or [None])[0])
     kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
     if kind is None:
-        raise CheckpointError(f"vae/config.json names the class {name!r}; accepted: an autoencoder of diffusers")
+        raise CheckpointError(f"{path} says that it is of the class {name!r}; accepted: an autoencoder of diffusers")
     return kind

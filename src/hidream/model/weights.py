@@ -115,7 +115,11 @@ class Checkpoint:
     def _weights(self, name: str) -> Path | None:
         named = getattr(self, FIELDS[name])
         if named is not None:
-            return _within(named, name)
+            found = _within(named, name)
+            if not _is_part(found):
+                lacks = f"{found}, named for {name!r}, has no folder {name!r} and no weights of its own"
+                raise CheckpointError(f"{lacks}. {HELP[name]}")
+            return found
         own = self._own(name)
         if own is None and name == "transformer" and self.folder is not None and _is_part(self.folder):
             return self.folder

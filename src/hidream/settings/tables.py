@@ -55,20 +55,18 @@ class Models:
         wholes = {Variant.DEV: self.dev, Variant.FULL: self.full, Variant.FAST: self.fast}
         return {variant: path for variant, path in wholes.items() if path is not None}
 
-    def parts(self, variant: Variant) -> dict[str, Path] | None:
-        """Path of each part of a variant's checkpoint that is named; None is the embedded model.
+    def parts(self, variant: Variant) -> dict[str, Path]:
+        """Path of each part of a variant's checkpoint that is named; without "folder" all else is the embedded model's.
 
         Raises ConfigurationError when other variants have a checkpoint, but not this.
         """
         wholes = self.configured
-        if not wholes:
-            return None
-        if variant not in wholes:
+        if wholes and variant not in wholes:
             raise ConfigurationError(
                 f"no checkpoint is configured for {variant}; accepted: a folder or a file in `[models] {variant}`"
             )
         named = {name: getattr(self, name) for name in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers")}
-        return {name: path for name, path in {"folder": wholes[variant], **named}.items() if path is not None}
+        return {name: path for name, path in {"folder": wholes.get(variant), **named}.items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)

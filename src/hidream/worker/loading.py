@@ -28,7 +28,7 @@ from hidream.model.plan_input import Asked, partial
 from hidream.model.residence import held
 from hidream.model.ways import HOST_RESERVE_BYTES
 from hidream.model.ways import Options as PlanOptions
-from hidream.model.weights import FIELDS, Checkpoint, Source, embedded, sources
+from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
@@ -88,14 +88,15 @@ def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source
 def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
     """Read what the memory plan is asked for a variant's checkpoint, and name the parts that it has.
 
-    Without any configured checkpoint, and for encoders and autoencoder that one lacks, the published model's sizes in
-    16 bits count. Raises ConfigurationError.
+    A part that is missing has the published model's size, in 16 bits; only a checkpoint's transformer must be there.
+    Raises ConfigurationError.
     """
-    checkpoint = Checkpoint()
-    if settings.models.parts(asked.variant) is not None:
-        checkpoint = _checkpoint(asked.variant, settings.models)
+    parts = settings.models.parts(asked.variant)
+    checkpoint = Checkpoint(**parts).of_variant(asked.variant)
+    if "folder" in parts:
         checkpoint.part("transformer")
-    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in FIELDS if checkpoint.has(name)]
+    there = [name for name in (*FIELDS, *TOKENIZERS) if checkpoint.has(name)]
+    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in FIELDS]
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:
@@ -139,7 +140,9 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
 
 def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
     parts = models.parts(variant)
-    return embedded(variant) if parts is None else Checkpoint(**parts).of_variant(variant)
+    if "folder" not in parts:
+        return dataclasses.replace(embedded(variant), **parts)
+    return Checkpoint(**parts).of_variant(variant)
 
 
 def _texts(checkpoint: Checkpoint) -> list[str]:
