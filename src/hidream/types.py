@@ -24,6 +24,10 @@ STEPS_MAX = 200
 GUIDANCE_MAX = 30.0
 SHIFT_MIN, SHIFT_MAX = 0.1, 100.0
 STRENGTH, STRENGTH_MIN = 0.8, 0.01
+FILE_PIXELS_MAX, FILE_SIDE_MAX_PX = 2**26, 2**16
+"""Of an image that a request brings: 8192², more than any camera's and less than a decompression bomb's. Pillow takes
+tens of bytes for each row, so that 2^26 rows of one pixel would be gigabytes."""
+FILE_ACCEPTED = f"accepted: {FILE_PIXELS_MAX} in all, {FILE_SIDE_MAX_PX} a side"
 IMAGES_MAX = 4
 LORA_WEIGHT_MAX = 10.0
 LORAS_MAX = 8
@@ -268,3 +272,9 @@ class Timings:
 def _check(name: str, value: float | None, smallest: float, largest: float) -> None:
     if value is not None and not smallest <= value <= largest:
         raise InvalidInput(f"{name} is {value}; accepted: {smallest} to {largest}")
+
+
+def check_file(field: str, width: int, height: int) -> None:
+    """See that an image file is no larger than is accepted. Raises InvalidInput, which names the field."""
+    if width * height > FILE_PIXELS_MAX or max(width, height) > FILE_SIDE_MAX_PX:
+        raise InvalidInput(f"{field} has {width}*{height} pixels; {FILE_ACCEPTED}")

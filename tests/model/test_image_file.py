@@ -253,9 +253,9 @@ def test_a_damaged_comment_hides_no_image():
     assert (colours(raw_png(2, 8, bytes(RED), (1, 1), {b"zTXt": b"x\0\0broken"})) == RED).all()
 
 
-@pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (60_000, 60_000)])
+@pytest.mark.parametrize("size", [(8193, 8192), (10_000, 10_000), (60_000, 60_000), (1, 65_537), (65_537, 1)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(size):
-    with pytest.raises(InvalidInput, match=r"^image has .*pixels; accepted: 67108864 in all$"):
+    with pytest.raises(InvalidInput, match=r"^image has .*pixels; accepted: 67108864 in all, 65536 a side$"):
         open_image("image", raw_png(0, 8, b"", size))
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from hidream.errors import InvalidInput
+from hidream.types import FILE_ACCEPTED, check_file
 
-PIXELS_MAX = 2**26
-"""Pixels that a file may have: 8192², more than any camera's, less than a decompression bomb's."""
 OPAQUE = 255
 TRNS_FACTORS = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies such a PNG's greys by, but not the grey that its tRNS chunk names (Pillow 13.0.0,
@@ -37,8 +36,7 @@ def open_image(field: str, data: bytes) -> Decoded:
     """Read a file. Raises InvalidInput, which names the field, when it is no image or one of too many pixels."""
     try:
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > PIXELS_MAX:
-            raise InvalidInput(f"{field} has {image.width}*{image.height} pixels; accepted: {PIXELS_MAX} in all")
+        check_file(field, image.width, image.height)
         _scale_trns(image)
         ImageOps.exif_transpose(image, in_place=True)
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
@@ -48,7 +46,7 @@ def open_image(field: str, data: bytes) -> Decoded:
     except UnidentifiedImageError as error:
         raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInput(f"{field} has too many pixels; accepted: {PIXELS_MAX} in all") from error
+        raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except MemoryError as error:
         raise InvalidInput(
             f"{field} is too large for the memory there is; accepted: an image of fewer pixels"

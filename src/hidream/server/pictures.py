@@ -23,12 +23,10 @@ from hidream.store import uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key
 from hidream.store.uploads import Upload
-from hidream.types import ImageFormat
+from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
-PIXELS_MAX = 2**26
-"""Pixels that a file may have: what the model accepts (`model/canvas`), and less than a decompression bomb's."""
 TOGETHER_MAX = 2
 """Pictures that are decoded at a time: the largest takes a quarter of a GB and a core for a second."""
 FILENAME_MAX = 256
@@ -117,6 +115,8 @@ class Pictures:
             return await asyncio.to_thread(shown_size, field, data)
 
     def _decoded(self, field: str, given: str) -> bytes:
+        if given[:5].lower() == "data:" and not _DATA.match(given):
+            raise InvalidInput(f"{field} is {given!r:.60}, a data: URI without ;base64 before its comma; {ACCEPTED}")
         text = unquote(given[prefix.end() :]) if (prefix := _DATA.match(given)) else given
         digits = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
         if bad := _NO_DIGIT.search(digits):
@@ -139,8 +139,7 @@ def _looked_at(field: str, data: bytes) -> ImageFormat:
     """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        if image.width * image.height > PIXELS_MAX:
-            raise InvalidInput(f"{field} has {image.width}*{image.height} pixels; accepted: {PIXELS_MAX} in all")
+        check_file(field, image.width, image.height)
         image_format = _FORMATS[image.format or ""]
         if image_format is ImageFormat.PNG:
             image.verify()
@@ -152,7 +151,7 @@ def _looked_at(field: str, data: bytes) -> ImageFormat:
     except InvalidInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInput(f"{field} has too many pixels; accepted: {PIXELS_MAX} in all") from error
+        raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
         raise InvalidInput(
             f"{field} is no picture that can be read ({len(data):,} bytes); accepted: a PNG, JPEG or WebP file"
