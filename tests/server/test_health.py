@@ -76,6 +76,15 @@ def test_a_model_without_workers_is_not_ready_though_others_are(with_api):
     with_api(scenario)
 
 
+def test_a_misspelt_probe_is_not_green_for_ever(with_api):
+    async def scenario(api):
+        answer = await api.client.get("/readyz?modle=hidream-i1-full")
+        assert answer.status_code == 400
+        assert "'modle' is not a parameter of /readyz; accepted: model" in answer.json()["message"]
+
+    with_api(scenario)
+
+
 def test_workers_for_what_is_not_offered_make_nothing_ready(with_api):
     async def scenario(api):
         del api.service.models[DEV]

@@ -79,3 +79,23 @@ def test_each_key_has_a_secret_of_its_own_that_stays(with_api):
         assert answer.status_code == 403
 
     with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "known"),
+    [
+        ("model/price?foo=1", {"model_id": "hidream-i1-dev"}, "foo is not a parameter of the URL"),
+        ("model/price", {"model_id": "hidream-i1-dev", "inputs": {"num_imagse": 3}}, "did you mean num_images?"),
+        ("model/pricing", {"model_id": "hidream-i1-dev", "input": {}, "inptus": {"seed": 1}}, "did you mean inputs?"),
+        ("media/uploads", {"filename": "a.png", "size": 9, "contenttype": "image/png"}, "did you mean content_type?"),
+        ("predictions/delete", {"ids": ["0" * 32], "idss": 1}, "did you mean ids?"),
+    ],
+)
+def test_what_a_route_does_not_know_is_told(with_api, path, body, known):
+    async def scenario(api):
+        answer = await api.client.post(f"/api/v3/{path}", json=body, headers=api.bearer)
+        assert answer.status_code == 200
+        (warning,) = answer.json()["data"]["warnings"]
+        assert known in warning
+
+    with_api(scenario)

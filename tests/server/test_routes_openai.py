@@ -145,6 +145,7 @@ def test_what_takes_too_long_is_cancelled(with_api):
     async def scenario(api):
         answer = await ask(api, prompt="a")
         assert (answer.status_code, answer.json()["error"]["type"]) == (504, "server_error")
+        assert "no worker that serves wavespeed-ai/hidream-i1-dev was seen" in answer.json()["error"]["message"]
         assert await api.claim() is None
 
     with_api(scenario, sync_timeout_s=0.05)
@@ -232,6 +233,25 @@ def test_what_has_no_effect_is_told_beside_the_images(with_api):
         harmless = {"quality": "auto", "moderation": "auto", "background": "opaque", "user": None, "stream": False}
         _, answer = await drawn(api, prompt="a", **harmless)
         assert "warnings" not in answer.json()
+
+    with_api(scenario)
+
+
+def test_what_would_be_refused_is_not_suggested(with_api):
+    async def scenario(api):
+        _, answer = await drawn(api, prompt="a house", images=["x"], input_image="x", seeed=1)
+        told = answer.json()["warnings"]
+        assert [each.partition("; did you mean")[2] for each in told] == ["", "", " seed?"]
+
+    with_api(scenario)
+
+
+def test_a_webhook_in_the_url_is_refused_too(with_api):
+    async def scenario(api):
+        url = "/v1/images/generations?webhook=http://example.com"
+        answer = await api.client.post(url, json={"prompt": "a house"}, headers=api.bearer)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "webhook")
 
     with_api(scenario)
 

@@ -66,6 +66,8 @@ def test_variables_of_a_docker_link_are_passed_over():
         ("HIDREAM_SERVICE_PORTS", "8000"),
         ("HIDREAM_PORT_8000_TCP_PROTO", "http"),
         ("HIDREAM_MODEL_NAME", "/models/HiDream-I1-Dev"),
+        ("HIDREAM_COMPUTE_ENV_DTYPE", "float16"),
+        ("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000x"),
         ("HIDREAMSERVICE_HOST", "10.0.0.1"),
         ("SERVICE_HOST", "10.0.0.1"),
         ("OTHER_NAME", "/x/other"),

@@ -59,12 +59,13 @@ NAMES = frozenset(
 """All that the route knows."""
 
 
-def translated(body: Mapping[str, Any]) -> dict[str, Any]:
+def translated(body: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, Any]:
     """Say by v3's names what is asked for. Raises InvalidInput under the name that was sent."""
     given = {name: value for name, value in body.items() if value is not None}
+    everywhere = {**query, **given}
     for name, (harmless, accepted) in UNSERVED.items():
-        if given.get(name, "") not in ("", *harmless):
-            raise InvalidInput(f"{name} is {given[name]!r:.100}; accepted: {accepted}")
+        if everywhere.get(name, "") not in ("", *harmless):
+            raise InvalidInput(f"{name} is {everywhere[name]!r:.100}; accepted: {accepted}")
     said = {name: value for name, value in given.items() if name not in UNSERVED}
     for name, (ours, largest) in NUMBERS.items():
         if name in given:
@@ -80,7 +81,8 @@ def unused_of(
     body: Mapping[str, Any], query: Mapping[str, str], said: Mapping[str, Any], variant: Variant, submission: Submission
 ) -> Iterator[str]:
     """Tell what of an accepted request has no effect; `said` is what `translated` has made of it."""
-    yield from unused.unknown(body, NAMES, PATH)
+    strange = {name: value for name, value in body.items() if name not in NAMES}
+    yield from unused.unknown(strange, NAMES - UNSERVED.keys(), PATH)  # what would be refused is not suggested
     yield from unused.unknown(query, (), "the URL")
     for name, harmless in IGNORED.items():
         if body.get(name) not in (None, "", *harmless):

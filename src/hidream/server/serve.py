@@ -167,5 +167,7 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 def _say(line: str) -> None:
+    if sys.stdout is None:  # closed before Python began
+        raise ConfigurationError("there is no standard output to write address and key to; accepted: a file, or a pipe")
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from math import log
 from typing import Any
 
@@ -33,8 +34,10 @@ OTHERS = {
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
     "image_size": "size",
+    "image_url": "image",
     "images": "image",
     "init_image": "image",
+    "input_image": "image",
     "lora": "loras",
     "lora_weights": "loras",
     "mask_image": "mask",
@@ -71,6 +74,12 @@ def unknown(given: Mapping[str, object], known: Collection[str], where: str) -> 
         yield f"{_shown(name)} is not a parameter of {where} and was ignored{_suggestion(name, known)}"
     if len(names) > NAMED_MAX:
         yield f"and {len(names) - NAMED_MAX} more names that are not parameters of {where} were ignored"
+
+
+def with_warnings(data: dict[str, Any], *strange: Iterator[str]) -> dict[str, Any]:
+    """Add to an answer's data what was said without effect, if there is anything."""
+    told = [*data.get("warnings", ()), *chain(*strange)]
+    return data | {"warnings": told} if told else data
 
 
 def without_effect(body: Mapping[str, Any], api: Api, variant: Variant, submission: Submission) -> tuple[str, ...]:
@@ -162,6 +171,8 @@ def _shown(name: str) -> str:
 def _suggestion(name: str, known: Collection[str]) -> str:
     if len(name) > NAME_MAX_CHARS:
         return ""
-    other = OTHERS.get(name.lower(), name)
-    close = [other] if other in known else difflib.get_close_matches(name.lower(), known, 1, ALIKE)
+    if other := OTHERS.get(name.lower()):
+        close = [other] if other in known else []
+    else:
+        close = difflib.get_close_matches(name.lower(), known, 1, ALIKE)
     return f"; did you mean {close[0]}?" if close else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-_URL = r"(tcp|udp|sctp)://\S+"
+_URL = r"(tcp|udp|sctp)://[\w.:\[\]-]+:\d+"
 _ADDRESS = r"[\da-fA-F.:]+"
 _NUMBER = r"\d+"
 _LINK = r"PORT_\d+_(TCP|UDP|SCTP)"
@@ -23,14 +23,15 @@ _FORMS = {
     rf"{_LINK}_ADDR": _ADDRESS,
     rf"{_LINK}_PORT(_START|_END)?": _NUMBER,
     rf"{_LINK}_PROTO": "tcp|udp|sctp",
-    r"ENV_\w+": r".*",
 }
 """What follows the Service's or container's name, and the values that it has."""
 
 
 def injected(name: str, value: str) -> bool:
     """Whether a variable has name and value of one that was put there."""
-    return _names_a_link(name, value) or any(
+    if _names_a_link(name, value) or name.startswith("HIDREAM_ENV_"):  # no setting begins so
+        return True
+    return any(
         re.fullmatch(rf"HIDREAM_(\w+_)?{ending}", name, re.ASCII) and re.fullmatch(form, value, re.ASCII | re.DOTALL)
         for ending, form in _FORMS.items()
     )

@@ -106,7 +106,9 @@ def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, ob
         raise ConfigurationError(f"the settings file {path} cannot be read: {error}") from error
     found: dict[str, dict[str, object]] = {}
     for table, values in document.items():
-        if table not in TABLES or not isinstance(values, dict):
+        if table in TABLES and not isinstance(values, dict):
+            raise ConfigurationError(f"{path}: {table} is {values!r:.60}; accepted: one table [{table}]")
+        if table not in TABLES:
             near = nearest(table, _keys() | {name: f"[{name}]" for name in TABLES})
             raise ConfigurationError(f"{path}: unknown table [{table}]{near}; accepted: {', '.join(TABLES)}")
         found[table] = {key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import InvalidInput
-from hidream.server import catalogue, parameters, schema
+from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import success
 from hidream.server.body import read_json
 from hidream.server.service import AnyKey, ReadKey, Route, Service, Version, service_of
@@ -38,14 +39,15 @@ async def models(request: Request, api: Version, key: AnyKey) -> Response:
 
 async def pricing(request: Request, api: Version, key: AnyKey) -> Response:
     """POST /api/{v2,v3}/model/pricing: what a request would cost."""
-    model, price = await _price(request)
-    return success({"model_id": model, "unit_price": price, "currency": CURRENCY})
+    model, price, strange = await _price(request)
+    return success(unused.with_warnings({"model_id": model, "unit_price": price, "currency": CURRENCY}, strange))
 
 
 async def price(request: Request, api: Version, key: AnyKey) -> Response:
     """POST /api/{v2,v3}/model/price: the same, as other clients ask."""
-    model, price = await _price(request)
-    return success({"model_id": model, "price": price, "discounted_price": price, "currency": CURRENCY})
+    model, price, strange = await _price(request)
+    data = {"model_id": model, "price": price, "discounted_price": price, "currency": CURRENCY}
+    return success(unused.with_warnings(data, strange))
 
 
 async def webhook_secret(request: Request, api: Version, key: ReadKey) -> Response:
@@ -54,8 +56,8 @@ async def webhook_secret(request: Request, api: Version, key: ReadKey) -> Respon
     return success({"secret": secret})
 
 
-async def _price(request: Request) -> tuple[str, float]:
-    """Read which model a request is about, and how many pictures it would draw."""
+async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
+    """Read which model a request is about, how many images it would draw, and what of it has no effect."""
     service = service_of(request)
     body = await read_json(request, service.settings.server.body_max_bytes)
     model = catalogue.find(service.models, body.get("model_id"))
@@ -64,7 +66,12 @@ async def _price(request: Request) -> tuple[str, float]:
         raise InvalidInput(f"inputs is {inputs!r:.100}; accepted: an object, a request's parameters")
     given = inputs.get("num_images")
     count = parameters.whole_number("num_images", 1 if given in (None, "") else given, 1, IMAGES_MAX)
-    return model, service.settings.server.price * count
+    strange = chain(
+        unused.unknown(body, ("model_id", "inputs"), "this route"),
+        unused.unknown(inputs, unused.PROPERTIES[parameters.V3.name], "inputs"),
+        unused.unknown(request.query_params, (), "the URL"),
+    )
+    return model, service.settings.server.price * count, strange
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.errors import NotFound, StoreUnavailable
+from hidream.errors import InvalidInput, NotFound, StoreUnavailable
 from hidream.server import catalogue
 from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
@@ -31,6 +31,8 @@ async def readyz(request: Request) -> Response:
     """
     service = service_of(request)
     within_s = service.serving.seen_s
+    if strange := request.query_params.keys() - {"model"}:  # a probe would trust what was ignored
+        raise InvalidInput(f"{min(strange)!r:.60} is not a parameter of /readyz; accepted: model")
     named = [catalogue.find(service.models, name) for name in request.query_params.getlist("model")]
     if service.database.changes.stopped:
         return failure(503, "this process is stopping")

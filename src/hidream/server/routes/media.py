@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
 from hidream.outputs.names import MEDIA_TYPES
-from hidream.server import parameters
+from hidream.server import parameters, unused
 from hidream.server.answers import base_url, success, upload_url
 from hidream.server.body import read_bytes, read_file, read_json
 from hidream.server.parameters import FORMATS
@@ -39,7 +39,8 @@ async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
     upload = await service.pictures.announce(key, filename, image_format, size)
     url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
     put = {"method": "PUT", "url": url, "headers": {"Content-Type": upload.media_type}}
-    return success({"upload": put, "download_url": url})
+    strange = unused.unknown(body, ("filename", "size", "content_type"), "this route")
+    return success(unused.with_warnings({"upload": put, "download_url": url}, strange))
 
 
 async def put(request: Request, name: str) -> Response:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput, MissingInput, PromptRefused
 from hidream.server import catalogue, openai_parameters, parameters
-from hidream.server.answers import base_url, output_list
+from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.body import read_json, unless_gone
 from hidream.server.routes.tasks import refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
@@ -96,7 +96,8 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None,
 
 def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> Asked:
     """Read all of a request. Raises InvalidInput."""
-    service, said = service_of(request), openai_parameters.translated(body)
+    service = service_of(request)
+    said = openai_parameters.translated(body, request.query_params)
     variant = service.models[model]
     submission = parameters.parse(said, openai_parameters.FORM, variant)
     return Asked(
@@ -121,7 +122,10 @@ async def _undone(service: Service, prediction: Prediction, timeout_s: float) ->
         told = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
         return failure(503, told, NO_RETRY)
     await predictions.cancel(service.database, prediction.id, prediction.key_id)  # nobody could ask for it later
-    return failure(504, f"the image was not done within {timeout_s:g} seconds, and was cancelled", NO_RETRY)
+    told = f"the image was not done within {timeout_s:g} seconds, and was cancelled"
+    if not await service.serving.workers(prediction.model):
+        told += f"; {no_worker([prediction.model], service.serving.seen_s)}"
+    return failure(504, told, NO_RETRY)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -65,9 +65,7 @@ async def result(
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
     data = await described(service, prediction, api, url)
-    if strange := list(unused.unknown(request.query_params, ("wait_s",), "the URL")):
-        data["warnings"] = [*prediction.warnings, *strange]
-    return success(data)
+    return success(unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL")))
 
 
 async def listing(request: Request, api: Version, key: ReadKey) -> Response:
@@ -83,11 +81,8 @@ async def listing(request: Request, api: Version, key: ReadKey) -> Response:
         for prediction in found
     ]
     page = {"page": query.page, "page_size": query.page_size, "total": total, "items": items}
-    strange = (
-        *unused.unknown(body, schema.listing()["properties"], "this list"),
-        *unused.unknown(request.query_params, (), "the URL"),
-    )
-    return success(page | ({"warnings": strange} if strange else {}))
+    strange = unused.unknown(body, schema.listing()["properties"], "this list")
+    return success(unused.with_warnings(page, strange, unused.unknown(request.query_params, (), "the URL")))
 
 
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
@@ -103,12 +98,13 @@ async def delete(request: Request, prediction_id: str, api: Version, key: ReadKe
 async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     """POST /api/{v2,v3}/predictions/delete: the same for many; those that are not there are not counted."""
     service = service_of(request)
-    ids = _ids(await read_json(request, service.settings.server.body_max_bytes))
+    body = await read_json(request, service.settings.server.body_max_bytes)
+    ids = _ids(body)
     count = await predictions.delete(service.database, ids, key.id)
     if count < len(ids):
         for prediction_id in ids:
             count += await predictions.cancel(service.database, prediction_id, key.id)
-    return success({"deleted_count": count})
+    return success(unused.with_warnings({"deleted_count": count}, unused.unknown(body, ("ids",), "this route")))
 
 
 async def described(
