@@ -32,7 +32,7 @@ PARTS = {
     "clip_l": "HiDream's CLIP-L, a folder or a file",
     "clip_g": "HiDream's CLIP-G, a folder or a file",
     "vae": "the autoencoder, a folder or a file",
-    "tokenizers": "folder of the four tokenizers, for single files",
+    "tokenizers": "folder with some of the four tokenizers, for what the checkpoint lacks",
     "loras": "folder of LoRAs",
 }
 """What `[models]` names beside the variants, for the flags."""
@@ -253,7 +253,8 @@ def _address(command: argparse.ArgumentParser) -> None:
 
 def _model_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", help="the variant's folder or transformer file (default: as configured, or the embedded)"
+        "--model",
+        help="the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
     )
     for part, what in PARTS.items():
         _setting(command, "models", part, what)

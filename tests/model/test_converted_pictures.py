@@ -138,6 +138,18 @@ def test_a_transformer_alone_draws_as_it_does_in_its_folder(dev, tmp_path, name)
     assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
 
 
+def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
+    """As the official folders are."""
+    shutil.copytree(NANO, tmp_path / "official", ignore=shutil.ignore_patterns("text_encoder_4", "tokenizer_4"))
+    comfy = converted(tmp_path / "official", tmp_path / "models", to=Format.COMFY)
+    back = converted(comfy, tmp_path / "back", to=Format.DIFFUSERS)
+    own = Checkpoint(back, llama=NANO)
+    assert np.array_equal(picture(own), picture(embedded(Variant.DEV)))
+    with pytest.raises(CheckpointError, match="no text_encoder_4 in text_encoders"):
+        load(Variant.DEV, comfy)
+    assert load(Variant.DEV, Checkpoint(comfy, llama=NANO)).best_tokens == load(Variant.DEV).best_tokens
+
+
 def test_what_comfy_has_becomes_gguf_that_is_read(comfy, dev, tmp_path):
     path = converted(comfy, tmp_path / "gguf", to=Format.GGUF)
     assert np.array_equal(picture(path), picture(embedded(Variant.DEV)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
@@ -261,3 +262,12 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(size):
 
 def test_the_most_pixels_that_are_accepted():
     assert open_image("image", saved(Image.new("1", (8192, 8192)))).colours.size == (8192, 8192)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_hides_no_image(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (9, 5), (255, 0, 0)).save(file, kind, exif=b"Exif\0\0II*\0\x08\0")
+    decoded = open_image("image", file.getvalue())
+    assert decoded.colours.size == (9, 5)
+    assert decoded.warnings in ((), ("image has EXIF data that cannot be read: it is taken as it lies",))

@@ -28,3 +28,10 @@ def test_the_side_that_is_up_counts(kind, orientation):
 def test_what_is_no_image_is_named(data):
     with pytest.raises(InvalidInput, match=r"^mask .*accepted: a PNG, JPEG or WebP file"):
         shown_size("mask", data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_says_nothing(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (9, 5)).save(file, kind, exif=b"Exif\0\0II*\0\x08\0")
+    assert shown_size("image", file.getvalue()) == (9, 5)

@@ -151,6 +151,19 @@ def test_what_takes_too_long_is_cancelled(with_api):
     with_api(scenario, sync_timeout_s=0.05)
 
 
+def test_what_takes_too_long_and_can_be_asked_for_again_goes_on(with_api):
+    async def scenario(api):
+        headers = {"Idempotency-Key": "one"}
+        answer = await ask(api, headers, prompt="a")
+        assert answer.status_code == 504
+        assert "goes on: the same request with the same Idempotency-Key" in answer.json()["error"]["message"]
+        await api.draw(b"the picture")
+        again = await ask(api, headers, prompt="a")
+        assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")
+
+    with_api(scenario, sync_timeout_s=0.05)
+
+
 def test_v3s_parameters_are_used_by_their_own_names(with_api):
     async def scenario(api):
         said = {"width": 640, "height": 512, "num_inference_steps": 3, "sampler": "euler", "num_images": 2}

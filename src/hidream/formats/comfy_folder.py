@@ -90,11 +90,11 @@ def root_of(path: Path) -> Path | None:
     return next((path / root for root in ROOTS if any((path / root / name).is_dir() for name in folders)), None)
 
 
-def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path]) -> dict[str, Path]:
+def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path], *, whole: bool = True) -> dict[str, Path]:
     """Find each part that is not `named`, in a folder or around a transformer's file; nothing in another layout.
 
     With them comes "tokenizers", if there are some. Raises CheckpointError where several files would do for a part, or
-    none does in a folder.
+    none does in a folder that is to be `whole`; a transformer there must be.
     """
     root = root_of(path)
     if root is None or named.keys() >= FOLDERS.keys():
@@ -107,7 +107,7 @@ def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path]) -> 
     parts, others = _scan(root, _widths({**found, **named}["transformer"]))
     for part in FOLDERS:
         files = parts.get(part, [])
-        if part in found or part in named or (not files and path.is_file()):
+        if part in found or part in named or (not files and (path.is_file() or not whole)):
             continue
         if len(files) != 1:
             raise CheckpointError(_not_one(root, part, files, others))

@@ -130,7 +130,7 @@ def _whole(source: Path, variant: Variant | None) -> _Whole | None:
         return _Whole(source.resolve().name, parts, _small_in(source), found)
     if not is_comfy:
         return None
-    parts = parts_in(source, variant, {})
+    parts = parts_in(source, variant, {}, whole=False)  # the official folders have no Llama
     tokenizers = parts.pop(TOKENIZERS, None)
     stated: Mapping[str, Config] = {
         "model_index": {"_class_name": "HiDreamImagePipeline", **LIBRARIES},

@@ -73,7 +73,7 @@ def open_canvas(request: ImageRequest, sizes: Iterable[Size] = ()) -> Canvas | N
     layers = {size: _layer(colours, mask, image.alpha, size, request.mask is None) for size in {request.size, *sizes}}
     if any(layer.mask is not None and not layer.mask.any() for layer in layers.values()):
         warnings += ("the mask leaves nothing of the image to change; what may change is white in it, or transparent",)
-    return Canvas(layers, passed_over + warnings)
+    return Canvas(layers, image.warnings + passed_over + warnings)
 
 
 def cells(mask: Tensor, rows: int, columns: int) -> Tensor:
@@ -92,7 +92,8 @@ def _mask_of(image: Decoded, data: bytes | None) -> tuple[Image.Image | None, tu
             f"mask is {given.width}*{given.height} pixels and image {wanted.width}*{wanted.height}; "
             "accepted: equal sizes"
         )
-    return _transparent_or_light(mask)
+    may_change, warnings = _transparent_or_light(mask)
+    return may_change, mask.warnings + warnings
 
 
 def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:

@@ -26,7 +26,7 @@ def not_finite(model: Model, request: ImageRequest, where: str) -> NotFinite:
     causes = [f"computed in {str(dtype).removeprefix('torch.')}"]
     if request.loras:
         causes.append(f"with the LoRAs {', '.join(f'{use.name} (weight {use.weight:g})' for use in request.loras)}")
-    broken = broken_weights(model)
+    broken = None if request.loras else broken_weights(model)  # tens of GB: not where something else is to blame
     if broken:
         causes.append(f"with weights that are not finite themselves, {broken}")
     if dtype is torch.float16:

@@ -25,11 +25,15 @@ ACCEPTED = "accepted: a PNG, JPEG or WebP file"
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a file shows: colours in L, RGB or CMYK; alpha in L, None where all is opaque; perhaps an ICC profile."""
+    """What a file shows: colours in L, RGB or CMYK; alpha in L, None where all is opaque; perhaps an ICC profile.
+
+    `warnings` are what of the file was passed over.
+    """
 
     colours: Image.Image
     alpha: Image.Image | None
     profile: bytes | None
+    warnings: tuple[str, ...] = ()
 
 
 def open_image(field: str, data: bytes) -> Decoded:
@@ -38,9 +42,10 @@ def open_image(field: str, data: bytes) -> Decoded:
         image = Image.open(io.BytesIO(data))
         check_file(field, image.width, image.height)
         _scale_trns(image)
-        ImageOps.exif_transpose(image, in_place=True)
+        upright = _turn_upright(image)
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
-        return Decoded(*_on_white(field, image), profile)
+        warnings = () if upright else (f"{field} has EXIF data that cannot be read: it is taken as it lies",)
+        return Decoded(*_on_white(field, image), profile, warnings)
     except InvalidInput:
         raise
     except UnidentifiedImageError as error:
@@ -84,6 +89,16 @@ def _mode_of(profile: ImageCms.ImageCmsProfile, mode: str) -> str:
 def _in(mode: str, image: Image.Image) -> Image.Image:
     """Convert without the copy that Pillow makes of what needs no converting."""
     return image if image.mode == mode else image.convert(mode)
+
+
+def _turn_upright(image: Image.Image) -> bool:
+    """Turn an image as its EXIF data say; False if they are damaged, and the pixels are not to blame for that."""
+    image.load()  # what is wrong with the pixels is told by another name
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # Pillow raises several kinds on damaged EXIF
+        return False
+    return True
 
 
 def _scale_trns(image: ImageFile.ImageFile) -> None:

@@ -93,12 +93,12 @@ def _extras(api: Api) -> dict[str, Schema]:
             "path": _text("The same."),
             "scale": _number("How strongly.", -LORA_WEIGHT_MAX, LORA_WEIGHT_MAX, default=1),
         },
-        "required": ["name"],
+        "anyOf": [{"required": ["name"]}, {"required": ["path"]}],
     }
     return {
         "num_images": _whole("How many pictures, of seed, seed + 1, and so on.", 1, IMAGES_MAX, default=1),
         "output_quality": _whole("Of JPEG and WebP files.", 1, QUALITY_MAX),
-        "aspect_ratio": _text("W:H instead of a size.", pattern=r"^([0-9]{1,4}:[0-9]{1,4}|auto)$"),
+        "aspect_ratio": _text("W:H instead of a size.", pattern=r"^([0-9]{1,4}:[0-9]{1,4}|auto)$", default="auto"),
         "target_size": {
             "type": "object",
             "properties": _sides(api),
@@ -107,7 +107,7 @@ def _extras(api: Api) -> dict[str, Schema]:
         },
         "image": _text("A picture to start from: a URL, a data: URI, base64, or an upload's download_url."),
         "strength": _number("How much of it may change.", STRENGTH_MIN, 1, default=STRENGTH),
-        "mask": _text("Likewise a picture of equal size, white where the picture may change."),
+        "mask": _text("Likewise an image of equal size, white where the image may change, or transparent."),
         "num_inference_steps": _whole("Steps; absent, the model's own.", 1, STEPS_MAX),
         "shift": _number("Shift of the noise levels; absent, the model's own.", SHIFT_MIN, SHIFT_MAX),
         "sampler": _choice("How noise becomes a picture.", Sampler),

@@ -59,10 +59,13 @@ async def generate(request: Request, key: SubmitKey) -> Response:
         if asked.repeat is None:  # else the same request may come again, and ask for it
             await predictions.cancel(service.database, prediction.id, key.id)
         return failure(GONE, "the client has hung up")
+    cancelled = latest is not None and await _cancelled(service, asked, latest)
+    if latest is not None and not (latest.status.final or cancelled):  # it may have ended meanwhile
+        latest = await service.endings.settled(prediction.id, key.id, 0)
     if latest is None:
         raise unknown(prediction.id)
     if latest.status is not Status.COMPLETED:
-        return await _undone(service, latest, timeout_s)
+        return await _undone(service, latest, timeout_s, cancelled)
     inline = latest.input.enable_base64_output
     outputs = await output_list(latest, asked.base_url, service.outputs, inline=inline)
     data = [{"b64_json" if inline else "url": output} for output in outputs]
@@ -111,18 +114,25 @@ def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> Aske
     )
 
 
-async def _undone(service: Service, prediction: Prediction, timeout_s: float) -> Response:
+async def _cancelled(service: Service, asked: Asked, prediction: Prediction) -> bool:
+    """Cancel a task that was not done in time, unless its client can ask for it again, or this process stops."""
+    if prediction.status.final or service.endings.stopped or asked.repeat is not None:
+        return False
+    return await predictions.cancel(service.database, prediction.id, prediction.key_id)
+
+
+async def _undone(service: Service, prediction: Prediction, timeout_s: float, cancelled: bool) -> Response:
     """Answer for a task that was refused, has failed, takes too long, or outlives this process."""
     if prediction.code == PromptRefused.code:
         return failure(400, prediction.error, code="content_policy_violation")
-    if prediction.status.final:
+    if prediction.status.final and not cancelled:
         status = 400 if prediction.code in (InvalidInput.code, MissingInput.code) else 500
         return failure(status, prediction.error, NO_RETRY)
     if service.endings.stopped:
         told = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
         return failure(503, told, NO_RETRY)
-    await predictions.cancel(service.database, prediction.id, prediction.key_id)  # nobody could ask for it later
-    told = f"the image was not done within {timeout_s:g} seconds, and was cancelled"
+    then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"
+    told = f"the image was not done within {timeout_s:g} seconds, and {then}"
     if not await service.serving.workers(prediction.model):
         told += f"; {no_worker([prediction.model], service.serving.seen_s)}"
     return failure(504, told, NO_RETRY)
