@@ -57,8 +57,14 @@ def test_flags_are_those_that_were_given():
 
 
 def test_what_is_typed_becomes_values():
-    given = parsed("generate", "x", "--lora", "a:-0.5", "--lora", "b", "--seed", "7", "--strength", "0.5")
-    assert (given.lora, given.seed, given.strength) == ([LoraUse("a", -0.5), LoraUse("b", 1.0)], 7, 0.5)
+    given = parsed(
+        "generate", "x", "--lora", "a:-0.5", "--lora", "b", "--lora", "c:d:2", "--seed", "7", "--strength", "0.5"
+    )
+    assert (given.lora, given.seed, given.strength) == (
+        [LoraUse("a", -0.5), LoraUse("b", 1.0), LoraUse("c:d", 2.0)],
+        7,
+        0.5,
+    )
     plan = parsed("info", "--plan", "--memory", "12,15.5", "--host", "32")
     assert (plan.memory, plan.host) == ([12.0, 15.5], 32.0)
     assert parsed("convert", "a", "b", "--shard-size", "500mb").shard_size == 500_000_000

@@ -310,7 +310,7 @@ def _seed(text: str) -> int:
 
 
 def _lora(text: str) -> LoraUse:
-    name, _, weight = text.partition(":")
+    name, _, weight = text.rpartition(":") if ":" in text else (text, "", "")  # a file's name may have colons
     if not name:
         raise _refused(text, "a LoRA", "NAME or NAME:WEIGHT")
     try:
