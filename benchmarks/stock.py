@@ -34,7 +34,7 @@ from PIL import Image
 
 from hidream.model.config import RECIPES, Recipe
 from hidream.model.loading import Model
-from hidream.model.weights import embedded
+from hidream.model.weights import NANO
 from hidream.types import ImageRequest, Sampler, Variant
 
 STAGES = ("text", "denoise", "decode", "png")
@@ -114,13 +114,13 @@ class Stock:
     """The stock pipeline; calling it draws a picture."""
 
     def __init__(self, variant: Variant, model: Model, speed_up: SpeedUp) -> None:
-        shared, own = embedded(Variant.DEV).part("vae").parent, embedded(variant)
+        shared, own = NANO / Variant.DEV, NANO / variant
         scheduler = UniPCMultistepScheduler if variant is Variant.FULL else FlowMatchLCMScheduler
         self.recipe, self.text_tokens = RECIPES[variant], model.text.tokens
         self.pipeline = HiDreamImagePipeline.from_pretrained(
             shared,
-            transformer=speed_up.kind.from_pretrained(own.part("transformer"), dtype=model.dtype),
-            scheduler=scheduler.from_pretrained(own.part("scheduler")),
+            transformer=speed_up.kind.from_pretrained(own / "transformer", dtype=model.dtype),
+            scheduler=scheduler.from_pretrained(own / "scheduler"),
             dtype=model.dtype,
         ).to(model.device)
         self.pipeline.set_progress_bar_config(disable=True)

@@ -30,6 +30,7 @@ from compose import Sprites
 from concepts import Concepts, load_concepts
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
+from hidream.model.weights import embedded
 from hidream.types import ImageRequest, Mode, Size, Variant
 from latents import shapes
 from questions import truths, verdicts
@@ -210,7 +211,7 @@ def main() -> None:
     suffix = "" if given.mode is Mode.EXACT else f"-{given.mode}"
     report: dict[str, object] = {}
     for variant in given.variants:
-        model = load(variant, (given.nano or given.runs / "nano") / variant, device=str(device))
+        model = load(variant, embedded(variant, given.nano or given.runs / "nano"), device=str(device))
         if "judge" not in report:
             report["judge"] = score_judge(model, judge, concepts, Sprites.load(device))
         sheet = out / f"{variant}{suffix}.png"

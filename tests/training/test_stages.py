@@ -36,7 +36,7 @@ from hidream.model.pipeline import generate
 from hidream.model.shape import Grid
 from hidream.model.text import load_text_encoders
 from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint
+from hidream.model.weights import Checkpoint, embedded
 from hidream.types import ImageRequest, Mode, Size, Variant
 from questions import token_truths
 from scenes import Extent
@@ -166,7 +166,7 @@ def runs(tiny, tmp_path_factory) -> Path:
 
 def test_the_product_draws_with_every_variant(runs):
     for variant in Variant:
-        model = load(variant, runs / "nano" / variant)
+        model = load(variant, embedded(variant, runs / "nano"))
         assert model.text.tokens == 16
         assert model.token_px == 64
         assert model.best_tokens == 64

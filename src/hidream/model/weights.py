@@ -33,6 +33,8 @@ from hidream.model.linear import Linear
 from hidream.model.transformer import Transformer
 from hidream.types import Storage, Variant
 
+NANO = Path(__file__).parent.parent / "nano"
+"""The model inside this package."""
 LLAMA_HELP = (
     "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: download "
     "unsloth/Meta-Llama-3.1-8B-Instruct (the same weights as meta-llama's, which ask for permission), or ComfyUI's "
@@ -193,9 +195,8 @@ class Checkpoint:
         return f"{what}. {LLAMA_HELP if from_llama else HELP.get(name, TOKENIZER_HELP)}"
 
 
-def embedded(variant: Variant) -> Checkpoint:
-    """Return nano, the model inside this package, whose variants share all parts but the transformer."""
-    nano = Path(__file__).parent.parent / "nano"
+def embedded(variant: Variant, nano: Path = NANO) -> Checkpoint:
+    """Return a variant of nano, all of which share Dev's parts but for the transformer."""
     return Checkpoint(nano / variant, shared=nano / Variant.DEV)
 
 

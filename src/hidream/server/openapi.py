@@ -194,7 +194,7 @@ def _open() -> Json:
         "/outputs/{name}": {"get": file, "head": head},
         "/uploads/{name}": {"get": file, "head": head, "put": put},
         "/healthz": {"get": _operation("Ask whether the process answers.", state)},
-        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state, model)},
+        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state, model, errors=(400,))},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _operation("Read this document.", {"type": "object"})},
     }
