@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -141,33 +142,39 @@ def test_a_model_loads_beside_all_of_them(unusable):
     assert generate(model, asked()).warnings == ()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may read less")
-def test_permissions_are_looked_at_anew():
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are open for their owner only
-    try:
-        folder.chmod(0o755)
-        save_file(tensors_of(), folder / "ink.safetensors")
-        (folder / "ink.safetensors").chmod(0o600)
+@contextmanager
+def somebody():
+    """Be somebody to whom permissions apply, which they do not to root."""
+    user = os.geteuid()
+    if user == 0:
         os.seteuid(65534)
-        try:
-            loras = LoraFolder(folder, LAYERS)
-            with pytest.raises(
-                InvalidInput, match=r"'ink', which cannot be used: ink\.safetensors cannot be read: Perm"
-            ):
-                loras.named("ink")
-            os.seteuid(0)
-            (folder / "ink.safetensors").chmod(0o644)
-            os.seteuid(65534)
-            assert value_of(loras.named("ink")) == 1
-            os.seteuid(0)
-            folder.chmod(0o700)
-            os.seteuid(65534)
-            with pytest.raises(ConfigurationError, match=r"the folder of LoRAs .* cannot be read: Permission denied"):
-                LoraFolder(folder, LAYERS)
-        finally:
-            os.seteuid(0)
+    try:
+        yield
     finally:
-        shutil.rmtree(folder)
+        os.seteuid(user)
+
+
+def test_permissions_are_looked_at_anew():
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are open for their owner only
+        folder, file = Path(made), Path(made) / "ink.safetensors"
+        folder.chmod(0o755)
+        save_file(tensors_of(), file)
+        file.chmod(0)
+        with somebody():
+            loras = LoraFolder(folder, LAYERS)
+            refused = r"'ink', which cannot be used: ink\.safetensors cannot be read: Permission denied"
+            with pytest.raises(InvalidInput, match=refused):
+                loras.named("ink")
+        file.chmod(0o644)
+        with somebody():
+            assert value_of(loras.named("ink")) == 1
+        folder.chmod(0)
+        with (
+            somebody(),
+            pytest.raises(ConfigurationError, match=r"folder of LoRAs .* cannot be read: Permission denied"),
+        ):
+            LoraFolder(folder, LAYERS)
+        folder.chmod(0o755)
 
 
 def test_new_changed_and_deleted_files_are_found(tmp_path):
