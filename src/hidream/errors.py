@@ -16,6 +16,7 @@
     ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
     ├── StoreUnavailable              5003   503  yes    the database does not answer, or its disk is full
+    ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
@@ -109,6 +110,15 @@ class StorageUnavailable(HiDreamError):
     code = 5003
     http_status = 503
     retryable = True
+
+
+class DiskFull(HiDreamError):
+    """Less of the disk is free than the operator wants: nothing more is taken in, what is here goes on."""
+
+    code = 5003
+    http_status = 507
+    retryable = True
+    retry_after_s = 60
 
 
 class ConfigurationError(HiDreamError):

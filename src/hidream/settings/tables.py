@@ -123,6 +123,16 @@ class Server:
     """Base of the URLs in answers; empty takes it from each request's headers."""
     queue_max: Annotated[int, Between(0, 1_000_000_000)] = 1000  # 0 takes nothing more; the end is SQLite's, roughly
     """Unfinished tasks, over all keys, above which a submission is a 429."""
+    queue_share: Annotated[float, Between(0.01, 1)] = 0.5  # a hundredth, to no share at all
+    """Of queue_max, the most that the tasks of one key may take; above it, its submission is a 429."""
+    unserved_s: Annotated[float, Between(1, 365 * DAY_S, or_zero=True)] = float(DAY_S)
+    """Seconds after which a task fails that waits for a model no worker serves; 0 lets it wait."""
+    connections_max: Annotated[int, Between(8, 1_000_000)] = 2000
+    """Connections that may be open at a time; beyond them only /healthz, /readyz and /metrics are answered."""
+    streams_max: Annotated[int, Between(1, 1_000_000)] = 100
+    """Event streams and long polls of one key that may be open at a time, in each API process."""
+    reads_per_minute: Annotated[int, Between(0, 1_000_000_000)] = 6000  # 100 polls a second
+    """Requests that only read which a key may make a minute, in each API process; 0 is no limit."""
     body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
     """Largest request body in JSON."""
     upload_max_bytes: Annotated[int, Between(1024, 2**30)] = 20_971_520  # a photo's JPEG has up to 20 MB
@@ -187,6 +197,8 @@ class Store:
     """Secret beside the database, without which its hashes of API keys are worthless; with another no API starts."""
     retention_days: Annotated[float, Between(0.01, 36_500, or_zero=True)] = 7.0  # a quarter of an hour to a century
     """Days after which predictions, their pictures and uploads are removed; 0 keeps them for ever."""
+    free_min_mb: Annotated[int, Between(0, 1_000_000_000)] = 512
+    """MB of the disks of database and files below which nothing is taken in any more; 0 does not look."""
 
 
 @dataclass(frozen=True, slots=True)

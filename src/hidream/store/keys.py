@@ -12,6 +12,7 @@ before its key is used, or registered again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import hmac
 import secrets
@@ -46,11 +47,20 @@ USUAL = frozenset((Scope.SUBMIT, Scope.READ))
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a key may use; 0 is no limit."""
+    """What a key may use; 0 is no limit.
+
+    `steps_max`, `pixels_max` (of one image) and `images_max` are of one task, `work_per_day` counts pixel steps, and
+    `bytes_max` what of the key is kept: its uploads and its images' files.
+    """
 
     requests_per_minute: int = 0
     tasks_max: int = 0
     pixels_per_day: int = 0
+    steps_max: int = 0
+    pixels_max: int = 0
+    images_max: int = 0
+    work_per_day: int = 0
+    bytes_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +85,7 @@ _COLUMNS = (
     KEYS.c.created_ms,
     KEYS.c.revoked_ms,
     KEYS.c.scopes,
-    KEYS.c.requests_per_minute,
-    KEYS.c.tasks_max,
-    KEYS.c.pixels_per_day,
+    *(KEYS.c[name] for name in Limits.__slots__),
 )
 
 
@@ -218,9 +226,7 @@ def _insert(key: Key, secret: str, pepper: str) -> sa.Insert:
         created_ms=key.created_ms,
         revoked_ms=key.revoked_ms,
         scopes=",".join(sorted(key.scopes)),
-        requests_per_minute=key.limits.requests_per_minute,
-        tasks_max=key.limits.tasks_max,
-        pixels_per_day=key.limits.pixels_per_day,
+        **dataclasses.asdict(key.limits),
     )
 
 

@@ -24,8 +24,18 @@ KEYS = sa.Table(
     sa.Column("pixels_per_day", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("webhook_secret", sa.String(80), nullable=False, server_default=""),
     sa.Column("pepper_check", sa.String(64)),
+    sa.Column("steps_max", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("pixels_max", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("images_max", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("work_per_day", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("bytes_max", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("webhook_secret_before", sa.String(80), nullable=False, server_default=""),
+    sa.Column("webhook_secret_until_ms", sa.BigInteger, nullable=False, server_default="0"),
 )
-"""A limit of 0 is none. `pepper_check` tells peppers apart; it is empty in rows of releases that had none of it."""
+"""A limit of 0 is none. `pepper_check` tells peppers apart; it is empty in rows of releases that had none of it.
+
+`webhook_secret_before` signs beside `webhook_secret` until `webhook_secret_until_ms`.
+"""
 
 PREDICTIONS = sa.Table(
     "predictions",
@@ -58,9 +68,10 @@ PREDICTIONS = sa.Table(
     sa.Column("step", sa.Integer, nullable=False, server_default="0"),
     sa.Column("steps", sa.Integer, nullable=False, server_default="0"),
     sa.Column("watched_until_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("output_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("predictions_waiting", "status", "turn", "created_ms", "id", "key_id", "model", "work"),
     sa.Index("predictions_done", "status", "finished_ms"),
-    sa.Index("predictions_of_key", "key_id", "created_ms", "id", "status", "model", "pixels"),
+    sa.Index("predictions_of_key", "key_id", "created_ms", "id", "status", "model", "pixels", "work", "output_bytes"),
     sa.Index("predictions_age", "created_ms"),
 )
 """`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/intake.py`).
@@ -110,6 +121,7 @@ DELIVERIES = sa.Table(
     sa.Column("status_code", sa.Integer),
     sa.Column("error", sa.Text, nullable=False),
     sa.Column("finished_ms", sa.BigInteger),
+    sa.Column("key_id", sa.String(32), nullable=False, server_default=""),
     sa.Index("deliveries_due", "state", "due_ms"),
     sa.Index("deliveries_of_prediction", "prediction_id", "created_ms"),
 )
@@ -125,9 +137,11 @@ UPLOADS = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("stored", sa.Boolean, nullable=False),
+    sa.Column("used_ms", sa.BigInteger),
     sa.Index("uploads_age", "created_ms"),
+    sa.Index("uploads_of_key", "key_id", "created_ms", "size"),
 )
-"""Files that clients sent; `stored` is false while one was only announced."""
+"""Files that clients sent; `stored` is false while one was only announced, `used_ms` is empty until a task uses it."""
 
 WORKERS = sa.Table(
     "workers",
@@ -137,3 +151,16 @@ WORKERS = sa.Table(
     sa.Column("version", sa.String(256), nullable=False),
     sa.Column("seen_ms", sa.BigInteger, nullable=False),
 )
+
+ACTS = sa.Table(
+    "acts",
+    METADATA,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.String(128), nullable=False),
+    sa.Column("act", sa.String(64), nullable=False),
+    sa.Column("subject", sa.String(128), nullable=False),
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Index("acts_age", "at_ms"),
+)
+"""What administrators did: who, what, to which key or task, and what was said of it; no secret and no prompt."""
