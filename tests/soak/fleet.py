@@ -74,7 +74,7 @@ class Fleet:
             "HIDREAM_WORKER_LEASE_S": "2",
             "HIDREAM_WORKER_ATTEMPTS_MAX": "1000",  # no kill of ours may be a reason to fail
             "HIDREAM_WEBHOOKS_ALLOWED": "127.0.0.0/8",
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent / "src"))),
             **environ,
         }
         self.members, self.started = [], 0
