@@ -8,8 +8,10 @@ ceiling: a bare FastAPI route of the same size that stores nothing, under the sa
 bytes over and over, because an HTTP library would cost more than the server.
 
     python benchmarks/server.py [--rounds 20] [--submits 2000] [--database-url URL]
+    python benchmarks/server.py --beside CHECKOUT [--turns 3]
 
-With the URL of an empty PostgreSQL database the same is measured there.
+With the URL of an empty PostgreSQL database the same is measured there. With another checkout of the repository, its
+server and this one's are measured in turns, for the medians of both in one run.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
 
 import httpx
 import numpy as np
@@ -37,6 +41,8 @@ from hidream.safety.image import ImageChecker
 from hidream.types import ImageFormat
 
 CONNECTIONS = 16
+HERE = Path(__file__).parents[1]
+KEY = "hd_the-key-of-a-benchmark"
 BODY = {"prompt": "flat style a fox in the snow", "size": "512*512", "seed": 7}
 BARE = """
 import fastapi, uvicorn
@@ -55,19 +61,59 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--submits", type=int, default=2000)
     parser.add_argument("--database-url", default="")
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
+    if arguments.beside is None:
+        alone(arguments)
+    else:
+        in_turns(arguments)
+
+
+def in_turns(arguments: argparse.Namespace) -> None:
+    """Measure two checkouts, one after the other, again and again."""
+    sides = {"this checkout": HERE, "the other": arguments.beside}
+    submits: dict[str, list[float]] = {side: [] for side in sides}
+    overhead: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(arguments.turns):
+        for side in sorted(sides, reverse=bool(turn % 2)):
+            source = {"PYTHONPATH": str(sides[side] / "src")}
+            with tempfile.TemporaryDirectory() as folder, hidream_server("api", "", folder, **source) as (url, key):
+                submits[side].append(asyncio.run(submits_per_s(url, key, arguments.submits)))
+            with tempfile.TemporaryDirectory() as folder, hidream_server("serve", "", folder, **source) as (url, key):
+                overhead[side] += overheads(url, key, arguments.rounds)
+    rows: list[dict[str, object]] = [
+        {
+            "side": side,
+            "submissions a second": f"{median(submits[side]):.0f} [{min(submits[side]):.0f}–{max(submits[side]):.0f}]",
+            "overhead of a sync request, ms": str(Spread.of(overhead[side])).strip(),
+        }
+        for side in sides
+    ]
+    ratio = median(submits["this checkout"]) / median(submits["the other"])
+    settings = {"turns": arguments.turns, "submits": arguments.submits, "rounds": arguments.rounds}
+    report("server, two checkouts", rows, settings | {"submissions, ratio": round(ratio, 3)})
+
+
+def overheads(url: str, key: str, rounds: int) -> list[float]:
+    """Seconds of so many requests in sync mode that are neither model, checker nor encoder."""
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        drop_waiting(client)
+        return [one_overhead(client) for _ in range(rounds + 2)][2:]
+
+
+def alone(arguments: argparse.Namespace) -> None:
+    """Measure this checkout, beside a route that stores nothing."""
     with tempfile.TemporaryDirectory() as folder, hidream_server("api", arguments.database_url, folder) as (url, key):
-        alone = asyncio.run(submits_per_s(url, key, arguments.submits))
+        by_itself = asyncio.run(submits_per_s(url, key, arguments.submits))
     with bare_server() as url:
         bare = asyncio.run(submits_per_s(url, "none", arguments.submits))
     with tempfile.TemporaryDirectory() as folder, hidream_server("serve", arguments.database_url, folder) as (url, key):
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
-            drop_waiting(client)
-            overhead = [one_overhead(client) for _ in range(arguments.rounds + 2)][2:]
+        overhead = overheads(url, key, arguments.rounds)
         drawing = asyncio.run(submits_per_s(url, key, arguments.submits))
     rows: list[dict[str, object]] = [
         {"what": "overhead of a sync request, ms", "value": str(Spread.of(overhead)).strip()},
-        {"what": "acknowledged submissions a second, an API process alone", "value": f"{alone:.0f}"},
+        {"what": "acknowledged submissions a second, an API process alone", "value": f"{by_itself:.0f}"},
         {"what": "the same while a worker draws beside it", "value": f"{drawing:.0f}"},
         {"what": "a bare route that stores nothing", "value": f"{bare:.0f}"},
     ]
@@ -138,12 +184,12 @@ def _request(key: str) -> bytes:
 @contextlib.contextmanager
 def hidream_server(command: str, database_url: str, folder: str, **settings: str) -> Iterator[tuple[str, str]]:
     """`hidream serve` or `hidream api` with its home in `folder`: URL and key; `serve` has its worker ready."""
-    environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": "bench"}
+    environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": KEY}
     environ |= {"HIDREAM_STORE_DATABASE_URL": database_url} | settings
     with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
         while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:
             time.sleep(0.1)
-        yield url, "bench"
+        yield url, KEY
 
 
 @contextlib.contextmanager
