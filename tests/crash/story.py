@@ -323,7 +323,6 @@ class Story:
         """Look around, have a webhook sent again, delete, sweep."""
         database, key_id = self.database, self.key("plain")
         plain = await history.get(database, self.id("plain"), key_id)
-        await history.place(database, plain)
         await history.line(database, MODEL)
         await history.listed(database, key_id, history.Query())
         await figures.unfinished(database)

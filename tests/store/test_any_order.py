@@ -163,7 +163,8 @@ class Real:
     async def before(self, number):
         async with self.database.read() as connection:
             row = await connection.execute(sa.select(*predictions.COLUMNS).where(PREDICTIONS.c.id == self.ids[number]))
-        return (await history.place(self.database, Prediction.of_row(row.one()))).before
+        task = Prediction.of_row(row.one())
+        return (await history.line(self.database, task.model)).place(task).before
 
     async def ended(self):
         return {self.number(id_) for id_ in await history.ended(self.database, self.ids)}

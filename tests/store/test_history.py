@@ -66,7 +66,8 @@ def test_what_waits_has_a_place_and_when_work_was_done_a_time(in_database, clock
             tasks.append(await submit(database, key))
             clock.now += 1
         await submit(database, key, model=OTHER)
-        assert [(await history.place(database, task)) for task in tasks] == [Place(i, None) for i in range(6)]
+        line = await history.line(database, tasks[0].model)
+        assert [line.place(task) for task in tasks] == [Place(i, None) for i in range(6)]
         clock.now += 3600  # they were made long before the first is done
         for _ in range(2):
             task = await claim_one(database)
@@ -74,10 +75,28 @@ def test_what_waits_has_a_place_and_when_work_was_done_a_time(in_database, clock
             await predictions.complete(database, task, [False], 1)
         await claim_one(database)
         for i, task in enumerate(tasks[3:]):
-            place = await history.place(database, task)
+            place = (await history.line(database, task.model)).place(task)
             assert place.before == i
             assert place.seconds == pytest.approx((i + 1.5) * 10), "those before, half of what is drawn, and itself"
         clock.now += history.RECENT_MS / 1000 + 1
-        assert (await history.place(database, tasks[5])).seconds is None, "nobody knows any more"
+        assert (await history.line(database, tasks[5].model)).place(tasks[5]).seconds is None, "nobody knows any more"
+
+    in_database(scenario)
+
+
+def test_who_comes_since_the_line_was_seen_is_put_where_it_belongs(in_database, clock):
+    async def scenario(database):
+        busy, quiet = await new_key(database), await new_key(database)
+        tasks = [await submit(database, busy) for _ in range(3)]
+        line = await history.line(database, tasks[0].model)
+        clock.now += 1
+        last, first = await submit(database, busy), await submit(database, quiet)
+        for _ in range(2):
+            assert line.place(last).before in (3, 4), "once it is known that another one came, that one counts"
+            assert line.place(first).before == 1, "behind the busy key's first"
+        fresh = await history.line(database, tasks[0].model)
+        assert [line.place(task) for task in (*tasks, last, first)] == [
+            fresh.place(task) for task in (*tasks, last, first)
+        ]
 
     in_database(scenario)

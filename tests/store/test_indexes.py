@@ -99,7 +99,6 @@ async def check(database, made):
         "submit": lambda: submit(database, made[0], queue_max=10**6),
         "claim": lambda: claim(database, tasks=8),
         "claim of none": lambda: claim(database, models=["nothing"]),
-        "place": lambda: history.place(database, last),
         "get": lambda: history.get(database, last.id, last.key_id),
         "listed": lambda: history.listed(database, made[1].id, Query()),
         "listed by state": lambda: history.listed(database, made[1].id, Query(status=Status.FAILED)),

@@ -38,7 +38,7 @@ class Waiting:
         self._seen: dict[str, _Seen] = defaultdict(_Seen)
 
     async def place(self, prediction: Prediction) -> Place:
-        """Say where a task stands that waits. One that came since the line was seen is looked for by itself."""
+        """Say where a task stands that waits; one that came since the line was seen is put where it belongs in it."""
         seen = self._seen[prediction.model]
         async with seen.looking:
             began = self._clock()
@@ -46,7 +46,7 @@ class Waiting:
                 seen.line = await history.line(self._database, prediction.model)
                 now = self._clock()
                 seen.until = now + max(FRESH_S, (now - began) / SHARE)
-        return seen.line.place(prediction.id) or await history.place(self._database, prediction)
+        return seen.line.place(prediction)
 
 
 class Serving:

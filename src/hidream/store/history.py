@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -87,46 +89,48 @@ async def listed(database: Database, key_id: str, query: Query) -> tuple[int, li
     return total, [Prediction.of_row(row) for row in rows]
 
 
+Turn = tuple[int, int, str]
+"""What the queue is sorted by: turn, time of submission in ms, id."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """All tasks that wait for a model, by id: how many go before each, and how much work is done when it is done.
+    """All tasks that wait for a model, in their order; `work[i]` is what the first `i` of them cost together.
 
     `begun` is the work that is being drawn; `s_per_work` how long a piece of work took lately, None if nobody can say.
+    `newcomers` are tasks that came since, with what each costs, as far as somebody has asked for their places.
     """
 
-    tasks: Mapping[str, tuple[int, int]]
+    order: Sequence[Turn]
+    work: Sequence[int]
     begun: int
     s_per_work: float | None
+    newcomers: list[tuple[Turn, int]] = field(default_factory=list)
 
-    def place(self, prediction_id: str) -> Place | None:
-        """Say where a task stands; None if it did not wait."""
-        found = self.tasks.get(prediction_id)
-        return None if found is None else _place(found[0], found[1], self.begun, self.s_per_work)
-
-
-async def place(database: Database, prediction: Prediction) -> Place:
-    """Say where a task that waits stands, and when it may be done: by how fast work of its model was done lately."""
-    earlier = sa.tuple_(P.c.turn, P.c.created_ms, P.c.id) < (prediction.turn, prediction.created_ms, prediction.id)
-    before = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
-        P.c.status == Status.CREATED, P.c.model == prediction.model, earlier
-    )
-    async with database.read() as connection:
-        count, ahead = (await connection.execute(before)).one()
-        begun, s_per_work = await _pace(connection, prediction.model, database.now_ms())
-    return _place(count, int(ahead) + prediction.work, begun, s_per_work)
+    def place(self, prediction: Prediction) -> Place:
+        """Say where a task that waits stands; one that is not in the line joins it."""
+        turn = prediction.turn, prediction.created_ms, prediction.id
+        at = bisect_left(self.order, turn)
+        if at == len(self.order) or self.order[at] != turn:
+            newcomer = turn, prediction.work
+            here = bisect_left(self.newcomers, newcomer)
+            if self.newcomers[here : here + 1] != [newcomer]:
+                self.newcomers.insert(here, newcomer)
+        earlier = self.newcomers[: bisect_left(self.newcomers, (turn, 0))]
+        work = self.work[at] + sum(work for _, work in earlier) + prediction.work
+        seconds = None if self.s_per_work is None else round((work + self.begun / 2) * self.s_per_work, 1)
+        return Place(at + len(earlier), seconds)
 
 
 async def line(database: Database, model: str) -> Line:
-    """Look at all that wait for a model at once, which costs little more than `place` for one."""
-    waiting = sa.select(P.c.id, P.c.work).where(P.c.status == Status.CREATED, P.c.model == model)
-    tasks: dict[str, tuple[int, int]] = {}
+    """Look at all that wait for a model, and at how fast work of its model was done lately."""
+    waiting = sa.select(P.c.turn, P.c.created_ms, P.c.id, P.c.work)
+    waiting = waiting.where(P.c.status == Status.CREATED, P.c.model == model)
     async with database.read() as connection:
-        work = 0
-        for id_, own in (await connection.execute(waiting.order_by(P.c.turn, P.c.created_ms, P.c.id))).all():
-            work += own
-            tasks[id_] = len(tasks), work
+        rows = (await connection.execute(waiting.order_by(P.c.turn, P.c.created_ms, P.c.id))).all()
         begun, s_per_work = await _pace(connection, model, database.now_ms())
-    return Line(tasks, begun, s_per_work)
+    work = [0, *accumulate(row.work for row in rows)]
+    return Line([(row.turn, row.created_ms, row.id) for row in rows], work, begun, s_per_work)
 
 
 async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int, float | None]:
@@ -141,7 +145,3 @@ async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int,
     done, first_ms, last_ms = (await connection.execute(lately)).one()
     unknown = not done or last_ms <= first_ms
     return int(begun), None if unknown else (last_ms - first_ms) / 1000 / int(done)
-
-
-def _place(before: int, work: int, begun: int, s_per_work: float | None) -> Place:
-    return Place(before, None if s_per_work is None else round((work + begun / 2) * s_per_work, 1))
