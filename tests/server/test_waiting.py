@@ -28,7 +28,7 @@ def test_the_line_is_looked_at_once_for_all(with_api, monkeypatch):
         still = [task for task in tasks if task.status == "created"]
         assert total == len(still) + 1 == 5
         for task in still:
-            assert await waiting.place(task) == (await history.line(api.database, task.model)).place(task)
+            assert await waiting.place(task) == (await line(api.database, task.model)).place(task)
         assert len(looked) == 1
 
         await api.submit(prompt="b")
