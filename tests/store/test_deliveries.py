@@ -152,7 +152,9 @@ def test_with_100_000_owed_a_claim_reads_few_rows(in_database, clock, analyzed):
     async def scenario(database):
         key, _ = await owed(database, clock)
         await copies(database, 100_000, lambda n: sa.literal(key.id), lambda n: D.c.due_ms)
-        await copies(database, 10_000, lambda n: sa.literal("other ") + sa.cast(n % 100, sa.String), lambda n: D.c.due_ms + 10**9)
+        await copies(
+            database, 10_000, lambda n: sa.literal("other ") + sa.cast(n % 100, sa.String), lambda n: D.c.due_ms + 10**9
+        )
         last, _ = await owed(database, clock)
         if analyzed:
             is_sqlite = database._backend.one_writer

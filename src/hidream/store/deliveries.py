@@ -175,7 +175,9 @@ def _firsts() -> sa.Subquery:
     return found.where(keys.c.key_id.is_not(None)).subquery("firsts")
 
 
-async def _due(connection: AsyncConnection, room: int, running: Mapping[str, int], now: int) -> dict[str, Sequence[str]]:
+async def _due(
+    connection: AsyncConnection, room: int, running: Mapping[str, int], now: int
+) -> dict[str, Sequence[str]]:
     """Read some of what is due, the keys with the fewest running first: together about as many as there is room for."""
     firsts = _firsts()
     wanted = sa.select(firsts).where(firsts.c.due_ms <= now, firsts.c.key_id.not_in(_full(running, room)))
