@@ -9,7 +9,7 @@ import pytest
 from hidream.errors import StoreUnavailable
 from hidream.server import webhook_loop
 from hidream.server.webhook_loop import WebhookLoop
-from hidream.store import deliveries, keys, predictions
+from hidream.store import deliveries, keys, predictions, webhook_secrets
 from hidream.store.deliveries import State
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import Courier
@@ -68,7 +68,7 @@ def test_a_finished_task_is_told_and_signed(with_api):
             assert (asked["prompt"], asked["seed"]) == ("a house", 5)
             assert told["outputs"][0].startswith("http://test/outputs/")
             key = (await keys.listed(api.database))[0]
-            secret = await keys.webhook_secret(api.database, key.id, "unused")
+            secret = (await webhook_secrets.get(api.database, key.id, "unused")).secret
             assert signature.verify(secret, got.headers, got.body, time.time())
             assert got.headers["webhook-id"] == done.id
             await leave(api, running)

@@ -1,8 +1,8 @@
 """Delivers what is owed: claims webhooks that are due, sends each, and writes down how that ended.
 
 Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself; no key has more than its
-share at a time (`store/deliveries`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out: another one then delivers it,
-under the same id.
+share at a time (`store/deliveries`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out:
+another one then delivers it, under the same id.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hidream.errors import HiDreamError, StorageUnavailable, StoreUnavailable
 from hidream.server.answers import input_data, prediction_data
 from hidream.server.parameters import V3
 from hidream.server.service import Service
-from hidream.store import deliveries, history, keys
+from hidream.store import deliveries, history, webhook_secrets
 from hidream.store.deliveries import Delivery, State
 from hidream.store.prediction import Prediction
 from hidream.webhooks import delivery as sending
@@ -131,11 +131,12 @@ class WebhookLoop:
             prediction = await history.of_delivery(database, claimed.prediction_id)
             if prediction is None:
                 return None
-            secret = await keys.webhook_secret(database, prediction.key_id, new_secret())
+            signed = await webhook_secrets.get(database, prediction.key_id, new_secret())
             body = await self._body(prediction)
         except (StoreUnavailable, StorageUnavailable) as error:
             return Attempt(None, f"{UNSENT}: {error.message}", 0)
-        return await sending.deliver(self._courier, sending.Delivery(claimed.id, claimed.url, secret, body))
+        sent = sending.Delivery(claimed.id, claimed.url, signed.secret, body, signed.next)
+        return await sending.deliver(self._courier, sent)
 
     async def _body(self, prediction: Prediction) -> bytes:
         """Write the prediction as a result has it, without the envelope, and what was asked for."""

@@ -3,9 +3,9 @@
 A row that is due is claimed by moving `due_ms` into the future: who claims it has until then, and if he dies, it is due
 again. So each is delivered at least once, and under the same id each time, by which receivers know it.
 
-**A share for each key.** Of the places that a process has for deliveries, a key may take another one only while it holds
-fewer than are free. So one key alone holds half of them, k keys 1/(k + 1) each, and there is always a place for a key
-that holds none, however many receivers of the others hang. (Dynamic thresholds: Choudhury and Hahne 1998.)
+**A share for each key.** Of the places that a process has for deliveries, a key may take another one only while it
+holds fewer than are free. So one key alone holds half of them, k keys 1/(k + 1) each, and there is always a place for a
+key that holds none, however many receivers of the others hang. (Dynamic thresholds: Choudhury and Hahne 1998.)
 """
 
 from __future__ import annotations
