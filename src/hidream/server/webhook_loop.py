@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
+from typing import Any
 from urllib.parse import urlsplit
 
 from hidream.errors import HiDreamError, StorageUnavailable, StoreUnavailable
@@ -100,7 +101,7 @@ class WebhookLoop:
 
     async def _news(self, seen: int, wait_s: float) -> None:
         """Wait until a delivery has ended, or unless there is no room, something was committed or is due."""
-        waits = [asyncio.create_task(self._ended.wait())]
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._ended.wait())]
         if self._room() > 0:
             waits.append(asyncio.create_task(self._service.database.changes.since(seen, wait_s, REST_S)))
         await asyncio.wait(waits, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)

@@ -52,6 +52,12 @@ async def note(
     await connection.execute(sa.insert(A).values(row | {"details": details}))
 
 
+async def write(database: Database, actor: str, act: str, subject: str, **details: Any) -> None:  # noqa: ANN401
+    """Write down an act that changes nothing in the database."""
+    async with database.write(quiet=True) as connection:
+        await note(connection, database.now_ms(), actor, act, subject, **details)
+
+
 async def listed(database: Database, since_ms: int = 0, subject: str | None = None) -> list[Act]:
     """List the acts since a time, of all keys or of one, the oldest first."""
     wanted = sa.select(*_COLUMNS).where(A.c.at_ms >= since_ms).order_by(A.c.at_ms, A.c.id)
