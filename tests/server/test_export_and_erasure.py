@@ -1,6 +1,7 @@
 """All that is kept of a key: written out, and erased; another key's is not touched."""
 
 import asyncio
+import dataclasses
 import json
 import stat
 import zipfile
@@ -9,12 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable
+from hidream.outputs.location import open_place
 from hidream.server import erasure
 from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.store import acts, belongings, keys, predictions
 from hidream.store.predictions import Step
 from hidream.store.schema import DELIVERIES, KEYS, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS, UPLOADS
+from s3_server import S3Server
 
 HOOK = "?webhook=https%3A%2F%2Fexample.com%2Fhook"
 
@@ -90,6 +93,22 @@ def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(with_api
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 == 0
 
     with_api(scenario)
+
+
+def test_what_lies_in_a_bucket_is_written_out_and_erased(with_api, picture, tmp_path):
+    async def scenario(api):
+        places = [open_place(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
+        api.service = dataclasses.replace(api.service, outputs=places[0], uploads=places[1])
+        api.service.pictures._place = places[1]
+        key, _ = await used(api, picture)
+        files = await exported(api, key, tmp_path / "all.zip")
+        assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the picture"] * 2
+        assert [data for path, data in files.items() if path.startswith("uploads/")] == [picture()]
+        await erase(api.database, *places, key.id, "me@here", known_s=0)
+        assert [path for path in s3.objects.rglob("*") if path.is_file()] == []
+
+    with S3Server(tmp_path / "s3") as s3:
+        with_api(scenario)
 
 
 def test_an_export_goes_page_by_page_and_says_what_is_missing(with_api, picture, tmp_path, monkeypatch):
