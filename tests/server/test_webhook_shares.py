@@ -6,7 +6,7 @@ import time
 import pytest
 
 from hidream.errors import PromptRefused
-from hidream.server.webhook_loop import WebhookLoop
+from hidream.server.webhook_loop import PER_HOST_MAX, WebhookLoop
 from hidream.store import keys
 from hidream.store.intake import Asked
 from hidream.store.submission import Submission
@@ -66,6 +66,30 @@ def test_hooks_that_hang_on_many_addresses_leave_room_for_others(with_api, attac
         took, connections = await attacked([api], attackers, 40, 10, total_s=60)  # none of them ends meanwhile
         assert took[-1] < 5, took
         assert connections < api.settings.webhooks.together_max
+
+    with_api(scenario, allowed=LOCAL)
+
+
+def test_hooks_that_hang_at_a_host_leave_room_for_anothers_at_the_same_host(with_api):
+    async def scenario(api):
+        async def answer(writer):
+            await (hangs if "stuck" in receiver.received[-1].line else says(204))(writer)
+
+        async with Receiver(answer) as receiver:
+            key, _ = await keys.create(api.database, "attacker")
+            for _ in range(40):
+                await owe(api, key, receiver.url(path="/stuck"))
+            running = asyncio.create_task(
+                WebhookLoop(api.service, Courier(allowed=api.service.allowed, total_s=60)).run()
+            )
+            async with asyncio.timeout(60):
+                while len(receiver.received) < PER_HOST_MAX // 2:
+                    await asyncio.sleep(0.01)
+            took = await seconds_of_others(api, receiver, 5)
+            assert took[-1] < 5, took
+            assert receiver.connections == PER_HOST_MAX // 2 + 5
+            api.database.changes.stop()
+        await running
 
     with_api(scenario, allowed=LOCAL)
 

@@ -34,8 +34,9 @@ REST_S = 0.1
 """Between two looks: commits come hundreds of times a second, and a webhook may be a tenth of a second late."""
 PAUSE_S = 1.0
 """Before the next look when the database was away."""
-PER_HOST_MAX = 8
-"""Deliveries to one host at a time; more of them are put off, so that others' are sent meanwhile."""
+PER_HOST_MAX = 16
+"""Deliveries to one host at a time, shared by the keys as all places are: a key alone gets 8. More of them are put off,
+so that others' are sent meanwhile."""
 BUSY_S = 10.0
 """For how long: as long as one that hangs is waited for."""
 UNSENT = "the prediction cannot be read now"
@@ -74,13 +75,15 @@ class WebhookLoop:
         if room <= 0:
             return LOOK_S
         hosts = Counter(_host(delivery) for delivery in self._running.values())
+        of_keys = Counter((_host(delivery), delivery.key_id) for delivery in self._running.values())
         too_many = []
         for claimed in await deliveries.claim(database, room, LEASE_S, self._of_keys()):
             host = _host(claimed)
-            if hosts[host] >= PER_HOST_MAX:
+            if of_keys[host, claimed.key_id] >= PER_HOST_MAX - hosts[host]:
                 too_many.append(claimed)
                 continue
             hosts[host] += 1
+            of_keys[host, claimed.key_id] += 1
             task = asyncio.create_task(self._deliver(claimed))
             self._running[task] = claimed
             task.add_done_callback(self._over)
