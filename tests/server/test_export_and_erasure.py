@@ -11,12 +11,15 @@ import sqlalchemy as sa
 
 from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable
 from hidream.outputs.location import open_place
-from hidream.server import erasure
+from hidream.server import erasure, sweep
 from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.store import acts, belongings, keys, predictions
+from hidream.store.intake import Asked
 from hidream.store.predictions import Step
 from hidream.store.schema import DELIVERIES, KEYS, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS, UPLOADS
+from hidream.store.submission import Submission
+from hidream.types import MODELS, ImageFormat, Size
 from s3_server import S3Server
 
 HOOK = "?webhook=https%3A%2F%2Fexample.com%2Fhook"
@@ -231,6 +234,30 @@ def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(with_api, pic
         await erase(api.database, service.outputs, service.uploads, key.id, "me@here", known_s=0)
         assert await left(api, key) == {}
         assert not list(tmp_path.rglob("*.png"))
+
+    with_api(scenario)
+
+
+def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
+    with_api, picture, tmp_path, monkeypatch
+):
+    async def scenario(api):
+        key, _ = await used(api, picture)
+        with pytest.raises(StorageUnavailable):
+            await erase(api.database, Away(api.service.outputs), api.service.uploads, key.id, "me@here", known_s=0)
+        await sweep.Sweep(api.service).once()
+        assert (await left(api, key))["predictions"]  # somebody may be at it
+        monkeypatch.setattr(belongings, "ERASING_MS", -1)
+        await sweep.Sweep(api.service).once()
+        assert await left(api, key) == {}
+        late = Submission("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
+        await api.service.intake.submit(Asked(key, next(iter(MODELS)), late))
+        await sweep.Sweep(api.service).once()
+        assert await left(api, key) == {}
+        told = [act.actor for act in await acts.listed(api.database, subject=key.id) if act.act == "keys erased"]
+        assert told == ["hidream", "hidream"]
+        await sweep.Sweep(api.service).once()
+        assert len([act for act in await acts.listed(api.database) if act.act == "keys erased"]) == 2
 
     with_api(scenario)
 

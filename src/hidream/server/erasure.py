@@ -1,7 +1,8 @@
 """Erasing all that is kept of a key: its tasks, their images, its uploads and webhooks; only that it was there stays.
 
-It may be stopped at any moment and begun again. A worker that draws a task meanwhile hears that it was cancelled; what
-it has written is a file without a row, which the sweep removes (`server/sweep`).
+It may be stopped at any moment and begun again; what broke off, or came in late, the sweep erases (`server/sweep`). A
+worker that draws a task meanwhile hears that it was cancelled; what it has written is a file without a row, which the
+sweep removes too.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ PAGE = 100
 """Rows that are held at a time: a prompt has up to 10,000 characters, and a preview some kilobytes."""
 TOGETHER = 500
 """Rows that one transaction removes: more would hold up those who submit."""
+ERASING_MS, WATCHED_MS = 3_600_000, 7 * 86_400_000
+"""How long an erasure may take before another one helps it, and for how long one looks whether something came late."""
 SECRETS = frozenset(("hash", "pepper_check", "webhook_secret", "webhook_secret_before", "webhook_secret_until_ms"))
 """Columns of a key's row that are no data of its user's."""
 
@@ -94,6 +96,15 @@ async def begin_erasure(database: Database, key_id: str, actor: str) -> None:
         if revoked.rowcount == 0:
             raise keys.unknown(key_id)
         await acts.note(connection, now, actor, "keys erase", key_id)
+
+
+async def half_erased(database: Database) -> Sequence[str]:
+    """Keys whose erasure has begun lately, and of which something is left: it broke off, or something came in late."""
+    now = database.now_ms()
+    begun = (ACTS.c.act == "keys erase", ACTS.c.at_ms > now - WATCHED_MS, ACTS.c.at_ms < now - ERASING_MS)
+    left = [sa.exists().where(table.c.key_id == ACTS.c.subject) for table in (P, UPLOADS)]
+    async with database.read() as connection:
+        return (await connection.scalars(sa.select(ACTS.c.subject).where(*begun, sa.or_(*left)).distinct())).all()
 
 
 async def unfinished(database: Database, key_id: str) -> Sequence[str]:
