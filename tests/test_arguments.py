@@ -14,7 +14,8 @@ from hidream.store.keys import USUAL, Limits, Scope
 from hidream.types import LoraUse, Variant
 
 KEYS = ["keys create", "keys list", "keys revoke", "keys rotate"]
-COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "mcp", "info", "convert"]
+KEYS += ["keys rotate-webhook", "keys export", "keys erase"]
+COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "audit", "mcp", "info", "convert"]
 
 
 def parsed(*argv):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
@@ -320,3 +321,35 @@ def test_a_pepper_is_never_shown(capsys, monkeypatch):
     loaded = sources.load({"HIDREAM_HOME": "/nowhere", "HIDREAM_STORE_KEY_PEPPER": "x" * 16})
     assert "x" * 16 not in repr(loaded)
     assert "x" * 16 not in sources.to_environ(loaded).values()
+
+
+def test_what_is_done_to_a_key_can_be_looked_up_and_all_of_it_written_out_and_erased(home, capsys):
+    def run(*typed):
+        assert cli.main([*typed]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    id_ = run("keys", "create", "--name", "Ada's").split()[-1]
+    assert run("keys", "rotate-webhook", id_).startswith("whsec_")
+    new = run("keys", "rotate-webhook", id_, "--overlap", "2")
+    assert re.search(r"^whsec_\w{64}\nsigns beside the secret before until [\d-]+ [\d:]+ UTC, and alone", new)
+    assert cli.main(["keys", "rotate-webhook", id_]) == 1
+    assert "is being rotated already; accepted" in capsys.readouterr().err
+    assert run("keys", "rotate-webhook", id_, "--retire") == "only the new secret signs from now on\n"
+    assert "no rotation of" in run("keys", "rotate-webhook", id_, "--retire")
+    assert run("keys", "export", id_, "--out", "all.zip").startswith("all.zip: ")
+    assert cli.main(["keys", "export", id_, "--out", "all.zip"]) == 1
+    assert "--out is 'all.zip', which is there already; accepted: a new file or folder" in capsys.readouterr().err
+    assert cli.main(["keys", "erase", id_]) == 1
+    assert f"all that is kept of '{id_}' would be erased" in capsys.readouterr().err
+    assert run("keys", "erase", id_, "--yes") == f"revoked and erased {id_}: 0 predictions, 0 uploads\n"
+    assert "Ada" not in run("keys", "list")
+    told = [json.loads(line) for line in run("audit", "--json", "--since", "1h").splitlines()]
+    acts = ["create", "rotate-webhook", "rotate-webhook", "retire-webhook", "export", "erase", "erased"]
+    assert sorted(each["act"] for each in told) == sorted(f"keys {act}" for act in acts)
+    assert {each["subject"] for each in told} == {id_}
+    assert all(re.fullmatch(r"[^@ ]+@\S+", each["actor"]) for each in told)
+    assert len(run("audit").splitlines()) == len(told)
+    for act in ("rotate-webhook", "export"):
+        flags = ["--out", "x"] if act == "export" else []
+        assert cli.main(["keys", act, "nobody", *flags]) == 1
+        assert "there is no key 'nobody'" in capsys.readouterr().err

@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     _api(commands)
     _worker(commands)
     _keys(commands)
+    _audit(commands)
     _mcp(commands)
     _info(commands)
     _convert(commands)
@@ -184,7 +185,7 @@ def _worker(commands: Commands) -> None:
 
 
 def _keys(commands: Commands) -> None:
-    keys = commands.add_parser("keys", help="make, list, revoke and rotate API keys").add_subparsers(
+    keys = commands.add_parser("keys", help="make, list, revoke, rotate, export and erase API keys").add_subparsers(
         required=True, metavar="ACTION"
     )
     create = keys.add_parser("create", help="make a key and print it, once")
@@ -203,8 +204,31 @@ def _keys(commands: Commands) -> None:
     revoke.set_defaults(command="keys revoke")
     rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
     rotate.set_defaults(command="keys rotate")
-    for one in (revoke, rotate):
+    webhook = keys.add_parser("rotate-webhook", help="give a key's webhooks a new secret and print it")
+    webhook.add_argument(
+        "--overlap",
+        type=_hours,
+        default=24,
+        metavar="HOURS",
+        help="for how long the secret before signs too: 0 to 168 (default: %(default)s)",
+    )
+    webhook.add_argument("--retire", action="store_true", help="instead, end a rotation: only the new secret signs")
+    webhook.set_defaults(command="keys rotate-webhook")
+    export = keys.add_parser("export", help="write all that is kept of a key to a folder or a .zip file")
+    export.add_argument("--out", type=_path, required=True, help="a name that ends in .zip, or a folder; new")
+    export.set_defaults(command="keys export")
+    erase = keys.add_parser("erase", help="revoke a key, and erase all that is kept of it")
+    erase.add_argument("--yes", action="store_true", help="it cannot be undone: say that you mean it")
+    erase.set_defaults(command="keys erase")
+    for one in (revoke, rotate, webhook, export, erase):
         one.add_argument("id", type=_text, help="as `hidream keys list` shows it")
+
+
+def _audit(commands: Commands) -> None:
+    audit = commands.add_parser("audit", help="what was done to keys, when and by whom")
+    audit.add_argument("--since", type=_ago, metavar="AGO", help="such as 12h, 7d or 4w (default: all, a year)")
+    audit.add_argument("--json", action="store_true", help="a JSON object a line")
+    audit.set_defaults(command="audit")
 
 
 def _mcp(commands: Commands) -> None:
@@ -330,6 +354,20 @@ def _limit(text: str) -> int:
     if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
         raise _refused(text, "a limit", "a whole number, 0 for none")
     return int(text)
+
+
+def _hours(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or int(text) > 168:
+        raise _refused(text, "an overlap", "hours, from 0 to 168")
+    return int(text)
+
+
+def _ago(text: str) -> float:
+    """Read a time as seconds before now."""
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text, re.ASCII)
+    if not match:
+        raise _refused(text, "a time before now", "hours, days or weeks such as 12h, 7d or 4w")
+    return int(match[1]) * {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}[match[2]]
 
 
 def _cards(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `mcp`, `info`, `convert`.
+"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `audit`, `mcp`, `info`, `convert`.
 
 Reads flags (`arguments.py`) and settings, calls one function of one room, prints for people. Imports of rooms happen
 inside the commands, so that `hidream --help` answers at once.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
+import json
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -249,7 +253,8 @@ def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     limits = keys.Limits(given.requests_per_minute, given.tasks_max, given.pixels_per_day)
     scopes = frozenset(map(keys.Scope, given.scopes))
     pepper = config.store.key_pepper
-    key, secret = _in_store(config, lambda database: keys.create(database, given.name, scopes, limits, pepper=pepper))
+    how = {"pepper": pepper, "actor": _actor()}
+    key, secret = _in_store(config, lambda database: keys.create(database, given.name, scopes, limits, **how))
     print(f"{secret}\nshown once: only its hash is kept; the key's id is {key.id}")
     return 0
 
@@ -277,7 +282,7 @@ def _limits(limits: Limits) -> str:
 def _keys_revoke(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
-    _in_store(config, lambda database: keys.revoke(database, given.id))
+    _in_store(config, lambda database: keys.revoke(database, given.id, actor=_actor()))
     print(f"revoked {given.id}")
     return 0
 
@@ -286,9 +291,77 @@ def _keys_rotate(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     pepper = config.store.key_pepper
-    secret = _in_store(config, lambda database: keys.rotate(database, given.id, pepper=pepper))
+    secret = _in_store(config, lambda database: keys.rotate(database, given.id, pepper=pepper, actor=_actor()))
     print(f"{secret}\nshown once: only its hash is kept; what {given.id} was before is worthless")
     return 0
+
+
+def _keys_rotate_webhook(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.store import webhook_secrets
+    from hidream.webhooks.signature import new_secret
+
+    if given.retire:
+        ended = _in_store(config, lambda database: webhook_secrets.retire(database, given.id, actor=_actor()))
+        print("only the new secret signs from now on" if ended else f"no rotation of {given.id} is under way")
+        return 0
+    overlap_ms = given.overlap * 3_600_000
+    rotated = _in_store(
+        config, lambda database: webhook_secrets.rotate(database, given.id, new_secret(), overlap_ms, actor=_actor())
+    )
+    if rotated.next:
+        until = datetime.fromtimestamp(rotated.until_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        print(f"{rotated.next}\nsigns beside the secret before until {until}, and alone from then on")
+    else:
+        print(f"{rotated.secret}\nsigns the webhooks of {given.id} from now on, alone")
+    return 0
+
+
+def _keys_export(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.outputs.place import Namespace
+    from hidream.places import open_configured
+    from hidream.server.export import export
+
+    outputs, uploads = (open_configured(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
+    written = _in_store(config, lambda database: export(database, outputs, uploads, given.id, given.out, _actor()))
+    print(f"{given.out}: {', '.join(f'{count} {what}' for what, count in sorted(written.items())) or 'the key alone'}")
+    return 0
+
+
+def _keys_erase(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.outputs.place import Namespace
+    from hidream.places import open_configured
+    from hidream.server.erasure import erase
+
+    if not given.yes:
+        raise InvalidInput(
+            f"all that is kept of {given.id!r:.100} would be erased, and cannot be had again; accepted: with --yes"
+        )
+    outputs, uploads = (open_configured(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
+    erased = _in_store(config, lambda database: erase(database, outputs, uploads, given.id, _actor()))
+    print(f"revoked and erased {given.id}: {erased['predictions']} predictions, {erased['uploads']} uploads")
+    return 0
+
+
+def _audit(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.store import acts
+
+    since_ms = 0 if given.since is None else round((time.time() - given.since) * 1000)
+    for act in _in_store(config, lambda database: acts.listed(database, since_ms)):
+        at = datetime.fromtimestamp(act.at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        told = {"at": at, "actor": act.actor, "act": act.act, "subject": act.subject, "details": act.details}
+        details = " ".join(f"{name}={json.dumps(value)}" for name, value in act.details.items())
+        line = f"{at}  {act.actor}  {act.act}  {act.subject}  {details}".rstrip()
+        print(json.dumps(told, ensure_ascii=False) if given.json else line)
+    return 0
+
+
+def _actor() -> str:
+    """Who runs this command, for the audit log: the system's name of the user, and the machine's."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user id without a name, as in a container
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _mcp(given: argparse.Namespace, config: Settings) -> int:
@@ -351,6 +424,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "keys list": _keys_list,
     "keys revoke": _keys_revoke,
     "keys rotate": _keys_rotate,
+    "keys rotate-webhook": _keys_rotate_webhook,
+    "keys export": _keys_export,
+    "keys erase": _keys_erase,
+    "audit": _audit,
     "mcp": _mcp,
     "info": _info,
     "convert": _convert,

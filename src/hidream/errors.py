@@ -6,7 +6,7 @@
     ├── Unauthorized                     –   401  no     no key, or one that is not known
     ├── Forbidden                        –   403  no     the key may not do this
     ├── NotFound                         –   404  no     no such path, model or prediction (or another key's)
-    ├── Conflict                         –   409  no     an Idempotency-Key came again with another request
+    ├── Conflict                         –   409  no     an Idempotency-Key came with another request, or the like
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
     ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
@@ -69,7 +69,7 @@ class Forbidden(HiDreamError):
 
 
 class Conflict(HiDreamError):
-    """An Idempotency-Key came again with another request."""
+    """What is asked contradicts what is: an Idempotency-Key with another request, a rotation during another."""
 
     http_status = 409
 

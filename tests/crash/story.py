@@ -20,14 +20,17 @@ from painter import Painter
 from PIL import Image
 from ports import Watched
 
-from hidream.errors import NotFound, PromptRefused, TaskFailed
+from hidream.errors import Conflict, NotFound, PromptRefused, TaskFailed
 from hidream.outputs.names import draw_name
 from hidream.server import sweep, webhook_loop
+from hidream.server.erasure import erase
+from hidream.server.export import export
 from hidream.server.service import assemble
 from hidream.server.webhook_loop import WebhookLoop
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import deliveries, figures, history, keys, predictions, workers
+from hidream.store import acts, deliveries, figures, history, keys, predictions, webhook_secrets, workers
+from hidream.store.belongings import KINDS, pages
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.intake import Asked, Repeat
@@ -180,6 +183,7 @@ class Story:
         await keys.rotate(database, third)
         spare, _ = await keys.create(database, "spare")
         assert await keys.take_back(database, spare.id)
+        await self.webhook_secret(third)
         await keys.revoke(database, third)
         assert any(key.id == third and key.revoked_ms for key in await keys.listed(database))
         await self.submit("old", refusal=PromptRefused("no"))
@@ -192,6 +196,15 @@ class Story:
 
     async def third_key(self):
         return (await keys.create(self.database, "third"))[0].id
+
+    async def webhook_secret(self, key_id):
+        """Rotate it; whoever has died in between finds a rotation that is under way, or none."""
+        await webhook_secrets.get(self.database, key_id, "first")
+        with contextlib.suppress(Conflict):
+            await webhook_secrets.rotate(self.database, key_id, "second", 3_600_000)
+        await webhook_secrets.retire(self.database, key_id)
+        if (await webhook_secrets.get(self.database, key_id, "third")).secret != "second":
+            self.memory.complain("a rotation has ended with another secret than the new one")
 
     async def upload(self):
         return (await self.service.pictures.keep(self.keys[0], "image", "a.png", _picture())).name
@@ -336,12 +349,39 @@ class Story:
             self.memory.complain(f"{len(owed)} webhooks are known of a task that owes one")
         await self.until(self.all_told)
         await predictions.delete(database, [self.id("gone")], self.key("gone"))
+        await self.leave()
         name = await self.memory.once("orphan", self.orphan)
         await sweep.Sweep(self.service).once()
         await sweep.Sweep(self.service).orphans()
         with contextlib.suppress(NotFound):
             await self.service.outputs.about(name)
             self.memory.complain("an orphan was left")
+
+    async def leave(self):
+        """Have a key that was used write out what is kept of it, and be forgotten."""
+        key = await self.memory.once("leaving key", self.leaving_key)
+        outputs, uploads = self.service.outputs, self.service.uploads
+        begun = any(act.act == "keys erase" for act in await acts.listed(self.database, subject=key))
+        out = self.settings.home / f"all of {key} {len(list(self.settings.home.glob('all of *')))}.zip"
+        written = await export(self.database, outputs, uploads, key, out, "me@here")
+        if not (begun or written["files"]):
+            self.memory.complain(f"an export has {written}")
+        await erase(self.database, outputs, uploads, key, "me@here", known_s=0)
+        for name in KINDS:
+            async for rows in pages(self.database, KINDS[name], key):
+                if name != "acts":
+                    self.memory.complain(f"{len(rows)} {name} were left of a key that was erased")
+        if not any(act.act == "keys erased" for act in await acts.listed(self.database, subject=key)):
+            self.memory.complain("nobody knows that a key was erased")
+
+    async def leaving_key(self):
+        """A key with an upload and a task that waits for a model that nobody serves."""
+        await keys.register(self.database, "leaving", "secret of leaving")
+        key = await keys.find(self.database, "secret of leaving")
+        await self.service.pictures.keep(key, "image", "c.png", _picture())
+        submission = Submission("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
+        await self.service.intake.submit(Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test"))
+        return key.id
 
     async def orphan(self):
         """Leave a file that no row speaks of."""
@@ -365,7 +405,7 @@ class Story:
 
     async def all_ended(self):
         unfinished = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.status.in_((Status.CREATED, Status.PROCESSING)))
-        return not await oracle.look(self.database, unfinished)
+        return not await oracle.look(self.database, unfinished.where(PREDICTIONS.c.model == MODEL))
 
     async def all_told(self):
         owed = sa.select(DELIVERIES.c.id).where(DELIVERIES.c.state == State.WAITING)

@@ -9,7 +9,7 @@ import pytest
 from hidream.errors import StoreUnavailable
 from hidream.server import webhook_loop
 from hidream.server.webhook_loop import WebhookLoop
-from hidream.store import deliveries, keys, predictions
+from hidream.store import deliveries, keys, predictions, webhook_secrets
 from hidream.store.deliveries import State
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import Courier
@@ -68,7 +68,7 @@ def test_a_finished_task_is_told_and_signed(with_api):
             assert (asked["prompt"], asked["seed"]) == ("a house", 5)
             assert told["outputs"][0].startswith("http://test/outputs/")
             key = (await keys.listed(api.database))[0]
-            secret = await keys.webhook_secret(api.database, key.id, "unused")
+            secret = (await webhook_secrets.get(api.database, key.id, "unused")).secret
             assert signature.verify(secret, got.headers, got.body, time.time())
             assert got.headers["webhook-id"] == done.id
             await leave(api, running)
@@ -144,7 +144,7 @@ def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
             data = await submit(api, well)
             await api.draw()
             await settled(api, data, State.DELIVERED)  # long before any of them is given up
-            assert stuck.connections <= webhook_loop.PER_HOST_MAX
+            assert stuck.connections <= webhook_loop.PER_HOST_MAX // 2
         await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)

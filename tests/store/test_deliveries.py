@@ -1,10 +1,16 @@
 """Webhooks that are owed: claimed one after the other, again when their carrier dies, until it is settled."""
 
+import re
+import time
+
+import pytest
+import sqlalchemy as sa
 from asking import claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import deliveries, history, predictions
-from hidream.store.deliveries import State
+from hidream.store.deliveries import State, _in_turns
+from hidream.store.schema import DELIVERIES as D
 
 
 async def owed(database, clock, count=1):
@@ -38,7 +44,7 @@ def test_every_way_to_end_owes_one_and_only_if_one_was_asked_for(in_database, cl
 def test_the_most_overdue_is_claimed_first_and_is_due_again_when_its_carrier_dies(in_database, clock):
     async def scenario(database):
         _, ended = await owed(database, clock, 5)
-        first = await deliveries.claim(database, 2, 30)
+        first = await deliveries.claim(database, 4, 30)  # one key gets half of the places
         assert [d.prediction_id for d in first] == [prediction.id for prediction in ended[:2]]
         assert [d.attempts for d in first] == [1, 1]
         assert [d.prediction_id for d in await deliveries.claim(database, 9, 30)] == [p.id for p in ended[2:]]
@@ -99,3 +105,110 @@ def test_its_task_is_found_whosever_it_is_until_it_is_deleted(in_database, clock
         assert await history.of_delivery(database, task.id) is None
 
     in_database(scenario)
+
+
+def test_places_are_handed_out_in_turns_and_one_is_left_for_who_has_none():
+    many = [f"a{i}" for i in range(50)]
+    assert _in_turns({"a": many}, {}, 32) == many[:16]
+    assert _in_turns({"a": many}, {"a": 16}, 16) == []
+    assert _in_turns({"a": many, "b": ["b0"]}, {"a": 16}, 16) == ["b0"]
+    assert _in_turns({"a": many, "b": ["b0", "b1"]}, {}, 9) == ["a0", "b0", "a1", "b1", "a2", "a3"]
+    assert _in_turns({"a": ["a0"], "b": ["b0"]}, {"a": 3}, 1) == ["b0"]
+    assert _in_turns({"a": ["a0"], "b": ["b0"]}, {"a": 1, "b": 1}, 1) == []
+
+
+def test_a_key_with_many_holds_up_nobody_and_what_is_full_is_passed_over(in_database, clock):
+    async def scenario(database):
+        many, _ = await owed(database, clock, 20)
+        few, (late,) = await owed(database, clock)
+        held = {many.id: 5}
+        claimed = await deliveries.claim(database, 5, 30, held)
+        assert [d.key_id for d in claimed] == [few.id]
+        assert claimed[0].prediction_id == late.id
+        assert await deliveries.claim(database, 5, 30, held) == []
+        due_ms = await deliveries.next_due_ms(database, 5, held)
+        assert due_ms == claimed[0].due_ms  # not the overdue ones of the key that may have no more
+        assert await deliveries.next_due_ms(database) < database.now_ms()
+        assert [d.key_id for d in await deliveries.claim(database, 7, 30, held)] == [many.id]
+
+    in_database(scenario)
+
+
+def test_rows_of_older_processes_are_one_key(in_database, clock):
+    async def scenario(database):
+        await owed(database, clock, 4)
+        async with database.write() as connection:
+            await connection.execute(sa.update(D).values(key_id=""))
+        await owed(database, clock, 4)
+        assert [bool(d.key_id) for d in await deliveries.claim(database, 6, 30)] == [False, True, False, True]
+
+    in_database(scenario)
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_with_100_000_owed_a_claim_reads_few_rows(in_database, clock, analyzed):
+    """One key is owed them all, ten thousand wait of a hundred others, and one is due of the last."""
+
+    async def scenario(database):
+        key, _ = await owed(database, clock)
+        await copies(database, 100_000, lambda n: sa.literal(key.id), lambda n: D.c.due_ms)
+        await copies(
+            database, 10_000, lambda n: sa.literal("other ") + sa.cast(n % 100, sa.String), lambda n: D.c.due_ms + 10**9
+        )
+        last, _ = await owed(database, clock)
+        if analyzed:
+            is_sqlite = database._backend.one_writer
+            async with database._backend.reader.connect() as connection:
+                await connection.exec_driver_sql("ANALYZE" if is_sqlite else "VACUUM ANALYZE deliveries")
+        plans = await listening(database)
+        held, took_s = {key.id: 16}, []
+        for _ in range(7):
+            began = time.perf_counter()
+            found = await deliveries.claim(database, 16, 0, held)
+            await deliveries.next_due_ms(database, 16, held)
+            took_s.append(time.perf_counter() - began)
+            assert [d.key_id for d in found] == [last.id]
+        for statement, plan in await plans():
+            assert not re.search("SCAN deliveries|Seq Scan on deliveries", plan), (statement, plan)
+        assert min(took_s) < 0.05, took_s
+
+    in_database(scenario)
+
+
+async def copies(database, count, key_id, due_ms):
+    """Copy the first row of the table."""
+    n = sa.select(sa.literal(1).label("n")).cte("numbers", recursive=True)
+    n = n.union_all(sa.select(n.c.n + 1).where(n.c.n < count))
+    first = sa.select(sa.func.min(D.c.created_ms)).scalar_subquery()
+    new = {"id": sa.func.substr(D.c.id, 1, 10) + sa.cast(count + n.c.n, sa.String)}
+    new |= {"key_id": key_id(n.c.n), "due_ms": due_ms(n.c.n)}
+    copied = sa.select(*(new.get(column.name, column) for column in D.columns)).select_from(sa.join(D, n, sa.true()))
+    async with database.write() as connection:
+        await connection.execute(
+            sa.insert(D).from_select(
+                [column.name for column in D.columns],
+                copied.where(D.c.created_ms == first, sa.func.length(D.c.id) == 32),
+            )
+        )
+
+
+async def listening(database):
+    """Explain, when asked to, all that was said to the database of deliveries."""
+    said = {}
+
+    def hear(_connection, _cursor, statement, parameters, *_):
+        if re.match("SELECT|UPDATE|WITH", statement) and "deliveries" in statement:
+            said[statement] = parameters
+
+    sa.event.listen(database._backend.writer.sync_engine, "before_cursor_execute", hear)
+
+    async def plans():
+        how = "EXPLAIN QUERY PLAN " if database._backend.one_writer else "EXPLAIN "
+        found = []
+        async with database.read() as connection:
+            for statement, parameters in dict(said).items():
+                rows = await connection.exec_driver_sql(how + statement, parameters)
+                found.append((statement, "\n".join(str(row[-1]) for row in rows)))
+        return found
+
+    return plans

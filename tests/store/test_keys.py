@@ -242,16 +242,3 @@ def test_how_secrets_are_hashed_stays_so(in_database):
             assert await keys.find(database, "hd_secret", pepper=pepper)
 
     in_database(scenario)
-
-
-def test_all_who_ask_for_a_webhook_secret_get_the_same(in_database):
-    async def scenario(database):
-        key, _ = await keys.create(database, "mine")
-        other, _ = await keys.create(database, "other")
-        given = await asyncio.gather(*(keys.webhook_secret(database, key.id, f"fresh{i}") for i in range(8)))
-        assert len(set(given)) == 1
-        assert await keys.webhook_secret(database, key.id, "later") == given[0]
-        assert await keys.webhook_secret(database, other.id, "another") == "another", "each key has its own"
-        assert await keys.webhook_secret(database, key.id, "later") == given[0]
-
-    in_database(scenario)

@@ -45,6 +45,16 @@ def test_what_was_signed_is_verified(body, name):
     assert not signature.verify(signature.new_secret(), headers, body, NOW_S)
 
 
+def test_while_secrets_are_rotated_each_signs_in_a_header_of_its_own():
+    new = signature.new_secret()
+    headers = signature.headers(SECRET, "6488c275", NOW_S, b"{}", new)
+    assert {name: value for name, value in headers.items() if name != signature.NEXT} == signed()
+    assert headers["webhook-signature-next"] == signature.sign(new, "6488c275", NOW_S, b"{}")
+    assert signature.verify(SECRET, headers, b"{}", NOW_S)
+    assert signature.verify(new, headers, b"{}", NOW_S)
+    assert not signature.verify(signature.new_secret(), headers, b"{}", NOW_S)
+
+
 @pytest.mark.parametrize("late_s", [-300, 0, 300])
 def test_a_timestamp_may_lie_300_seconds_off(late_s):
     assert signature.verify(SECRET, signed(), b"{}", NOW_S + late_s)

@@ -13,10 +13,21 @@ from starlette.routing import Match
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import AccessLog
 from hidream.server.answers import failure
-from hidream.server.routes import account, deliveries, document, events, files, health, media, openai, tasks
+from hidream.server.routes import (
+    account,
+    deliveries,
+    document,
+    events,
+    files,
+    health,
+    media,
+    openai,
+    tasks,
+    webhook_secret,
+)
 from hidream.server.service import Service
 
-SUBJECTS = (tasks, events, deliveries, media, account, openai, files, health, document)
+SUBJECTS = (tasks, events, deliveries, webhook_secret, media, account, openai, files, health, document)
 
 CORS_MAX_AGE_S = 600
 """How long a browser need not ask again what it may send."""

@@ -14,6 +14,7 @@ from hidream.outputs.names import MEDIA_TYPES, PATTERN
 from hidream.server import openai_parameters, schema
 from hidream.server.parameters import V2, V3
 from hidream.store.deliveries import State
+from hidream.store.webhook_secrets import OVERLAP_MAX_HOURS
 from hidream.types import Status, Variant
 
 Json = dict[str, Any]
@@ -28,7 +29,7 @@ _REASONS = {
     401: "No API key, or one that is not known or was revoked.",
     403: "The API key has not the scope.",
     404: "There is no such path, version, model, prediction or file, or it is another key's.",
-    409: "The Idempotency-Key came with another request.",
+    409: "The Idempotency-Key came with another request, or the webhooks' secret is being rotated already.",
     413: "The body is too large.",
     416: "The range is not within the file.",
     422: "A query parameter is not accepted.",
@@ -110,6 +111,10 @@ def _predictions() -> Json:
 def _account(upload_max_bytes: int) -> Json:
     model = _object(model_id=_TEXT, name=_TEXT, description=_TEXT, type=_TEXT, base_price=_NUMBER, api_schema={})
     asked = _object(model_id=_TEXT, inputs={"type": ["object", "null"]}, optional=("inputs",))
+    two = ("secret_until", "next_secret")
+    secrets = _envelope(_object(secret=_TEXT, **dict.fromkeys(two, _TEXT), optional=two))
+    hours = {"type": "integer", "minimum": 0, "maximum": OVERLAP_MAX_HOURS}
+    overlap = _object(overlap_hours=hours, optional=("overlap_hours",))
     unit = _envelope(_object(model_id=_TEXT, unit_price=_NUMBER, currency=_TEXT))
     price = _envelope(_object(model_id=_TEXT, price=_NUMBER, discounted_price=_NUMBER, currency=_TEXT))
     size = {"type": "integer", "minimum": 1, "maximum": upload_max_bytes}
@@ -126,7 +131,9 @@ def _account(upload_max_bytes: int) -> Json:
         "models": {"get": _operation("List models.", _envelope({"type": "array", "items": model}), [_VERSION])},
         "model/pricing": {"post": _operation("Ask for a price.", unit, [_VERSION], asked, (400, 413))},
         "model/price": {"post": _operation("Ask for a price.", price, [_VERSION], asked, (400, 413))},
-        "webhook/secret": {"get": _operation("Ask for the secret.", _envelope(_object(secret=_TEXT)), [_VERSION])},
+        "webhook/secret": {"get": _operation("Ask for the secret.", secrets, [_VERSION])},
+        "webhook/secret/rotate": {"post": _operation("Rotate it.", secrets, [_VERSION], overlap, (400, 409, 413))},
+        "webhook/secret/retire": {"post": _operation("End a rotation.", secrets, [_VERSION])},
         "media/upload/binary": {"post": form},
         "media/uploads": {
             "post": _operation("Announce an upload.", _envelope(ticket), [_VERSION], announced, (400, 413))

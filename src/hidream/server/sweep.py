@@ -15,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 
 from hidream.errors import StorageUnavailable, StoreUnavailable
 from hidream.outputs.place import Place
+from hidream.server.erasure import erase
 from hidream.server.service import Service
-from hidream.store import retention
+from hidream.store import acts, belongings, retention
 
 EVERY_S = 600.0
 """Pause between two sweeps: what was deleted is gone within a quarter of an hour."""
@@ -63,6 +64,9 @@ class Sweep:
         now = database.now_ms()
         while kept_ms and await retention.expire(database, now - kept_ms):  # noqa: ASYNC110 - a batch each time
             await asyncio.sleep(BREATH_S)
+        await acts.forget(database)
+        for key_id in await belongings.half_erased(database):
+            await erase(database, self._service.outputs, self._service.uploads, key_id, acts.SELF, known_s=0)
         removed = 0
         while not database.changes.stopped:
             uploads_before = now - max(kept_ms, UPLOAD_KEPT_MS) if kept_ms else 0

@@ -1,8 +1,8 @@
 """Delivers what is owed: claims webhooks that are due, sends each, and writes down how that ended.
 
-Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself, and no host has more than
-its share at a time (PER_HOST_MAX). An API process that dies leaves a claim that runs out: another one then delivers it,
-under the same id.
+Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself; no key has more than its
+share at a time (`store/deliveries`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out:
+another one then delivers it, under the same id.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import logging
 import time
 from collections import Counter
+from typing import Any
 from urllib.parse import urlsplit
 
 from hidream.errors import HiDreamError, StorageUnavailable, StoreUnavailable
 from hidream.server.answers import input_data, prediction_data
 from hidream.server.parameters import V3
 from hidream.server.service import Service
-from hidream.store import deliveries, history, keys
+from hidream.store import deliveries, history, webhook_secrets
 from hidream.store.deliveries import Delivery, State
 from hidream.store.prediction import Prediction
 from hidream.webhooks import delivery as sending
@@ -33,8 +34,9 @@ REST_S = 0.1
 """Between two looks: commits come hundreds of times a second, and a webhook may be a tenth of a second late."""
 PAUSE_S = 1.0
 """Before the next look when the database was away."""
-PER_HOST_MAX = 8
-"""Deliveries to one host at a time; more of them are put off, so that others' are sent meanwhile."""
+PER_HOST_MAX = 16
+"""Deliveries to one host at a time, shared by the keys as all places are: a key alone gets 8. More of them are put off,
+so that others' are sent meanwhile."""
 BUSY_S = 10.0
 """For how long: as long as one that hangs is waited for."""
 UNSENT = "the prediction cannot be read now"
@@ -48,14 +50,15 @@ class WebhookLoop:
     def __init__(self, service: Service, courier: Courier | None = None) -> None:
         self._service = service
         self._courier = courier or Courier(allowed=service.allowed, tls=service.tls)
-        self._running: dict[asyncio.Task[None], str] = {}  # with the host
-        self._room = asyncio.Event()
+        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Deliver until this process is about to leave, then see those to their end that have begun."""
         changes = self._service.database.changes
         while not changes.stopped:
             seen = changes.now()
+            self._ended.clear()
             try:
                 wait_s = await self._begin_due()
             except StoreUnavailable as error:
@@ -68,40 +71,46 @@ class WebhookLoop:
 
     async def _begin_due(self) -> float:
         """Begin what is due, as far as there is room; say in how many seconds something is due again."""
-        database, room = self._service.database, self._service.settings.webhooks.together_max - len(self._running)
+        database, room = self._service.database, self._room()
         if room <= 0:
             return LOOK_S
-        hosts = Counter(self._running.values())
+        hosts = Counter(_host(delivery) for delivery in self._running.values())
+        of_keys = Counter((_host(delivery), delivery.key_id) for delivery in self._running.values())
         too_many = []
-        for claimed in await deliveries.claim(database, room, LEASE_S):
-            host = urlsplit(claimed.url).netloc.lower()
-            if hosts[host] >= PER_HOST_MAX:
+        for claimed in await deliveries.claim(database, room, LEASE_S, self._of_keys()):
+            host = _host(claimed)
+            if of_keys[host, claimed.key_id] >= PER_HOST_MAX - hosts[host]:
                 too_many.append(claimed)
                 continue
             hosts[host] += 1
+            of_keys[host, claimed.key_id] += 1
             task = asyncio.create_task(self._deliver(claimed))
-            self._running[task] = host
+            self._running[task] = claimed
             task.add_done_callback(self._over)
         await deliveries.put_off(database, too_many, BUSY_S)
-        due_ms = await deliveries.next_due_ms(database)
+        due_ms = await deliveries.next_due_ms(database, self._room(), self._of_keys())
         return LOOK_S if due_ms is None else min(LOOK_S, max(0.0, (due_ms - database.now_ms()) / 1000))
+
+    def _room(self) -> int:
+        return self._service.settings.webhooks.together_max - len(self._running)
+
+    def _of_keys(self) -> Counter[str]:
+        """Count what each key has running."""
+        return Counter(delivery.key_id for delivery in self._running.values())
 
     def _over(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
-        self._room.set()
+        self._ended.set()
 
     async def _news(self, seen: int, wait_s: float) -> None:
-        """Wait until something was committed, something is due, or, if there was none, there is room."""
-        full = len(self._running) >= self._service.settings.webhooks.together_max
-        self._room.clear()
-        if not full:
-            await self._service.database.changes.since(seen, wait_s, REST_S)
-            return
-        try:
-            async with asyncio.timeout(LOOK_S):
-                await self._room.wait()
-        except TimeoutError:
-            return
+        """Wait until a delivery has ended, or unless there is no room, something was committed or is due."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._ended.wait())]
+        if self._room() > 0:
+            waits.append(asyncio.create_task(self._service.database.changes.since(seen, wait_s, REST_S)))
+        await asyncio.wait(waits, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
     async def _deliver(self, claimed: Delivery) -> None:
         try:
@@ -126,11 +135,12 @@ class WebhookLoop:
             prediction = await history.of_delivery(database, claimed.prediction_id)
             if prediction is None:
                 return None
-            secret = await keys.webhook_secret(database, prediction.key_id, new_secret())
+            signed = await webhook_secrets.get(database, prediction.key_id, new_secret())
             body = await self._body(prediction)
         except (StoreUnavailable, StorageUnavailable) as error:
             return Attempt(None, f"{UNSENT}: {error.message}", 0)
-        return await sending.deliver(self._courier, sending.Delivery(claimed.id, claimed.url, secret, body))
+        sent = sending.Delivery(claimed.id, claimed.url, signed.secret, body, signed.next)
+        return await sending.deliver(self._courier, sent)
 
     async def _body(self, prediction: Prediction) -> bytes:
         """Write the prediction as a result has it, without the envelope, and what was asked for."""
@@ -161,3 +171,7 @@ class WebhookLoop:
                 await asyncio.sleep(PAUSE_S)
             else:
                 return
+
+
+def _host(delivery: Delivery) -> str:
+    return urlsplit(delivery.url).netloc.lower()

@@ -2,12 +2,16 @@
 
 A row that is due is claimed by moving `due_ms` into the future: who claims it has until then, and if he dies, it is due
 again. So each is delivered at least once, and under the same id each time, by which receivers know it.
+
+**A share for each key.** Of the places that a process has for deliveries, a key may take another one only while it
+holds fewer than are free. So one key alone holds half of them, k keys 1/(k + 1) each, and there is always a place for a
+key that holds none, however many receivers of the others hang. (Dynamic thresholds: Choudhury and Hahne 1998.)
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -30,10 +34,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One row. `attempts` counts those that were begun, `status_code` and `error` are the last one's; times are ms."""
+    """One row. `attempts` counts those that were begun, `status_code` and `error` are the last one's; times are ms.
+
+    `key_id` is empty in rows of older releases' processes: all of these are treated as one key's.
+    """
 
     id: str
     prediction_id: str
+    key_id: str
     url: str
     state: State
     created_ms: int
@@ -45,32 +53,39 @@ class Delivery:
 
 
 _COLUMNS = tuple(D.c[name] for name in Delivery.__slots__)
+_SOONEST = sa.select(sa.func.min(D.c.due_ms)).where(D.c.state == State.WAITING)
 
 
-async def owe(connection: AsyncConnection, owed: Sequence[tuple[str, str]], now: int) -> None:
-    """Write down webhooks, by prediction id and URL, in the transaction that ends their tasks."""
+async def owe(connection: AsyncConnection, owed: Sequence[tuple[str, str, str]], now: int) -> None:
+    """Write down webhooks, by prediction id, key id and URL, in the transaction that ends their tasks."""
     if owed:
-        await connection.execute(sa.insert(D), [_row(prediction_id, url, now) for prediction_id, url in owed])
+        await connection.execute(sa.insert(D), [_row(*each, now) for each in owed])
 
 
-async def claim(database: Database, limit: int, lease_s: float) -> list[Delivery]:
-    """Take deliveries that are due, the most overdue first, for `lease_s` seconds."""
+async def claim(database: Database, room: int, lease_s: float, running: Mapping[str, int] = {}) -> list[Delivery]:
+    """Take deliveries that are due for `lease_s` seconds, the most overdue of each key first, in turns of the keys.
+
+    `room` is how many places are free, and `running` how many each key holds already; no key gets more than its share.
+    """
     now = database.now_ms()
-    is_due = (D.c.state == State.WAITING, D.c.due_ms <= now)
     async with database.read() as connection:
-        if not (await connection.execute(sa.select(D.c.id).where(*is_due).limit(1))).all():
+        soonest = (await connection.execute(_SOONEST)).scalar()
+        if soonest is None or soonest > now:
             return []
-    due = sa.select(D.c.id).where(*is_due).order_by(D.c.due_ms, D.c.id).limit(limit).with_for_update(skip_locked=True)
+        ids = _in_turns(await _due(connection, room, running, now), running, room)
+    if not ids:
+        return []
+    still_due = sa.select(D.c.id).where(D.c.id.in_(ids), *_is_due(now)).with_for_update(skip_locked=True)
     async with database.write(quiet=True) as connection:
-        ids = (await connection.scalars(due)).all()
+        mine = (await connection.scalars(still_due)).all()  # not those that another process has claimed meanwhile
         statement = (
             sa.update(D)
-            .where(D.c.id.in_(ids), *is_due)
+            .where(D.c.id.in_(mine), *_is_due(now))
             .values(due_ms=now + round(lease_s * 1000), attempts=D.c.attempts + 1)
             .returning(*_COLUMNS)
         )
         claimed = {row.id: _delivery(row) for row in await connection.execute(statement)}
-    return [claimed[id_] for id_ in ids]
+    return [claimed[id_] for id_ in ids if id_ in claimed]
 
 
 async def settle(
@@ -126,18 +141,74 @@ async def replay(database: Database, delivery_id: str, prediction_id: str, key_i
         return (await connection.execute(statement)).rowcount == 1
 
 
-async def next_due_ms(database: Database) -> int | None:
-    """When the next delivery is due; None when none is owed."""
-    wanted = sa.select(sa.func.min(D.c.due_ms)).where(D.c.state == State.WAITING)
+async def next_due_ms(database: Database, room: int = 1, running: Mapping[str, int] = {}) -> int | None:
+    """When the next delivery is due, of keys that have not all of their share; None when none is owed."""
+    full, firsts = _full(running, room), _firsts()
+    wanted = _SOONEST
+    if full:
+        wanted = sa.select(sa.func.min(firsts.c.due_ms)).where(firsts.c.key_id.not_in(full))
     async with database.read() as connection:
         due_ms: int | None = (await connection.execute(wanted)).scalar()
     return due_ms
 
 
-def _row(prediction_id: str, url: str, now: int) -> dict[str, object]:
+def _is_due(now: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return D.c.state == State.WAITING, D.c.due_ms <= now
+
+
+def _full(running: Mapping[str, int], room: int) -> list[str]:
+    """Which keys have all of their share."""
+    return [key_id for key_id, count in running.items() if count >= room]
+
+
+def _firsts() -> sa.Subquery:
+    """Each key that is owed something, and when its first is due.
+
+    It goes from key to key by the index `deliveries_in_turns`: two look-ups a key, however many each is owed.
+    """
+    waiting = D.c.state == State.WAITING
+    keys = sa.select(sa.func.min(D.c.key_id).label("key_id")).where(waiting).cte("owed_keys", recursive=True)
+    after = sa.select(sa.func.min(D.c.key_id)).where(waiting, D.c.key_id > keys.c.key_id).correlate(keys)
+    keys = keys.union_all(sa.select(after.scalar_subquery()).select_from(keys).where(keys.c.key_id.is_not(None)))
+    first = sa.select(sa.func.min(D.c.due_ms)).where(waiting, D.c.key_id == keys.c.key_id).correlate(keys)
+    found = sa.select(keys.c.key_id, first.scalar_subquery().label("due_ms"))
+    return found.where(keys.c.key_id.is_not(None)).subquery("firsts")
+
+
+async def _due(
+    connection: AsyncConnection, room: int, running: Mapping[str, int], now: int
+) -> dict[str, Sequence[str]]:
+    """Read some of what is due, the keys with the fewest running first: together about as many as there is room for."""
+    firsts = _firsts()
+    wanted = sa.select(firsts).where(firsts.c.due_ms <= now, firsts.c.key_id.not_in(_full(running, room)))
+    wanted = wanted.order_by(firsts.c.due_ms, firsts.c.key_id).limit(room + len(running))
+    found = [row.key_id for row in await connection.execute(wanted)]
+    chosen = sorted(found, key=lambda key_id: running.get(key_id, 0))[:room]
+    each = -(-room // max(1, len(chosen)))  # who is owed more gets more a moment later
+    waiting = {}
+    for key_id in chosen:
+        first = sa.select(D.c.id).where(D.c.key_id == key_id, *_is_due(now)).order_by(D.c.due_ms, D.c.id).limit(each)
+        waiting[key_id] = (await connection.scalars(first)).all()
+    return waiting
+
+
+def _in_turns(waiting: Mapping[str, Sequence[str]], running: Mapping[str, int], room: int) -> list[str]:
+    """Hand out `room` places one by one, each to the key that holds the fewest; `waiting` are ids by key, in order."""
+    held = {key_id: running.get(key_id, 0) for key_id in waiting}
+    left = {key_id: list(reversed(ids)) for key_id, ids in waiting.items()}
+    taken: list[str] = []
+    while able := [key_id for key_id in waiting if left[key_id] and held[key_id] < room - len(taken)]:
+        key_id = min(able, key=lambda each: held[each])
+        taken.append(left[key_id].pop())
+        held[key_id] += 1
+    return taken
+
+
+def _row(prediction_id: str, key_id: str, url: str, now: int) -> dict[str, object]:
     return {
         "id": uuid.uuid4().hex,
         "prediction_id": prediction_id,
+        "key_id": key_id,
         "url": url,
         "state": State.WAITING,
         "created_ms": now,

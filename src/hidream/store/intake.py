@@ -224,7 +224,7 @@ class _Books:
         if not self.predictions:
             return
         await connection.execute(sa.insert(P), [prediction.to_row() for prediction in self.predictions])
-        owed = [(p.id, p.webhook) for p in self.predictions if p.status.final and p.webhook]
+        owed = [(p.id, p.key_id, p.webhook) for p in self.predictions if p.status.final and p.webhook]
         await deliveries.owe(connection, owed, self.now)
         if self.repeats:
             await connection.execute(sa.insert(REPEATS), self.repeats)

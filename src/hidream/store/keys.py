@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.errors import ConfigurationError, NotFound, StoreUnavailable
+from hidream.store import acts
 from hidream.store.database import Database
 from hidream.store.schema import KEYS, PREDICTIONS, REPEATS, UPLOADS
 
@@ -96,8 +97,9 @@ async def create(
     limits: Limits = Limits(),
     *,
     pepper: str = "",
+    actor: str = acts.SELF,
 ) -> tuple[Key, str]:
-    """Make a key; the second part is its secret, which cannot be had again.
+    """Make a key; the second part is its secret, which cannot be had again. `actor` is for the audit log.
 
     Raises ConfigurationError as `check_pepper` does.
     """
@@ -105,11 +107,11 @@ async def create(
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset(scopes), limits)
     async with database.write(alone=True) as connection:
         await _refuse_another(connection, pepper)
-        await connection.execute(_insert(key, secret, pepper))
+        await _add(connection, key, secret, pepper, actor, "keys create")
     return key, secret
 
 
-async def register(database: Database, name: str, secret: str, *, pepper: str = "") -> None:
+async def register(database: Database, name: str, secret: str, *, pepper: str = "", actor: str = acts.SELF) -> None:
     """See that `secret`, chosen by the operator, is a key that may do everything; one that was revoked stays so.
 
     Raises ConfigurationError as `check_pepper` does.
@@ -118,7 +120,7 @@ async def register(database: Database, name: str, secret: str, *, pepper: str = 
     async with database.write(alone=True) as connection:
         await _refuse_another(connection, pepper)
         if (await connection.execute(_say_pepper(_hash(secret, pepper), pepper))).rowcount == 0:
-            await connection.execute(_insert(key, secret, pepper))
+            await _add(connection, key, secret, pepper, actor, "keys register")
 
 
 async def check_pepper(database: Database, pepper: str) -> None:
@@ -149,10 +151,12 @@ async def listed(database: Database) -> list[Key]:
     return [_key(row) for row in rows]
 
 
-async def revoke(database: Database, key_id: str) -> None:
+async def revoke(database: Database, key_id: str, *, actor: str = acts.SELF) -> None:
     """Make a key worthless from now on; raises NotFound if there is no such key."""
+    now = database.now_ms()
     async with database.write() as connection:
-        await _change(connection, key_id, revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, database.now_ms()))
+        await _change(connection, key_id, revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, now))
+        await acts.note(connection, now, actor, "keys revoke", key_id)
 
 
 async def take_back(database: Database, key_id: str) -> bool:
@@ -160,10 +164,13 @@ async def take_back(database: Database, key_id: str) -> bool:
     used = [sa.exists().where(table.c.key_id == key_id) for table in (PREDICTIONS, REPEATS, UPLOADS)]
     unused = sa.delete(KEYS).where(KEYS.c.id == key_id, ~sa.or_(*used))
     async with database.write() as connection:
-        return (await connection.execute(unused)).rowcount > 0
+        taken = (await connection.execute(unused)).rowcount > 0
+        if taken:
+            await acts.note(connection, database.now_ms(), acts.SELF, "keys take back", key_id)
+        return taken
 
 
-async def rotate(database: Database, key_id: str, *, pepper: str = "") -> str:
+async def rotate(database: Database, key_id: str, *, pepper: str = "", actor: str = acts.SELF) -> str:
     """Give a key a new secret, and return it; the old one is worthless.
 
     Raises NotFound if there is no such key, and ConfigurationError as `check_pepper` does.
@@ -172,24 +179,25 @@ async def rotate(database: Database, key_id: str, *, pepper: str = "") -> str:
     async with database.write(alone=True) as connection:
         await _refuse_another(connection, pepper)
         await _change(connection, key_id, **_hashes(secret, pepper))
+        await acts.note(connection, database.now_ms(), actor, "keys rotate", key_id)
     return secret
 
 
-async def webhook_secret(database: Database, key_id: str, fresh: str) -> str:
-    """Return what a key's webhooks are signed with: what it has, or from now on `fresh`."""
-    mine = KEYS.c.id == key_id
-    async with database.read() as connection:
-        known = (await connection.execute(sa.select(KEYS.c.webhook_secret).where(mine))).scalar_one()
-    if known:
-        return str(known)
-    async with database.write() as connection:
-        await connection.execute(sa.update(KEYS).where(mine, KEYS.c.webhook_secret == "").values(webhook_secret=fresh))
-        return str((await connection.execute(sa.select(KEYS.c.webhook_secret).where(mine))).scalar_one())
+async def _add(connection: AsyncConnection, key: Key, secret: str, pepper: str, actor: str, act: str) -> None:
+    """Write a key down, and that it was made; not its name, which may be a person's."""
+    await connection.execute(_insert(key, secret, pepper))
+    limits = {name: most for name, most in dataclasses.asdict(key.limits).items() if most}
+    await acts.note(connection, key.created_ms, actor, act, key.id, scopes=sorted(key.scopes), limits=limits)
+
+
+def unknown(key_id: str) -> NotFound:
+    """Say that there is no such key."""
+    return NotFound(f"there is no key {key_id!r}; `hidream keys list` shows those that there are")
 
 
 async def _change(connection: AsyncConnection, key_id: str, **values: object) -> None:
     if (await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(**values))).rowcount == 0:
-        raise NotFound(f"there is no key {key_id!r}; `hidream keys list` shows those that there are")
+        raise unknown(key_id)
 
 
 async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:

@@ -282,9 +282,9 @@ async def _leave_processing(
 
 async def _end(connection: AsyncConnection, statement: sa.Update, now: int) -> int:
     """Make a move, write down the webhooks that it owes, drop previews; say how many tasks it moved."""
-    rows = (await connection.execute(statement.returning(P.c.id, P.c.status, P.c.webhook))).all()
+    rows = (await connection.execute(statement.returning(P.c.id, P.c.key_id, P.c.status, P.c.webhook))).all()
     ended = [row for row in rows if Status(row.status).final]
-    await deliveries.owe(connection, [(row.id, row.webhook) for row in ended if row.webhook], now)
+    await deliveries.owe(connection, [(row.id, row.key_id, row.webhook) for row in ended if row.webhook], now)
     if ended:
         await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id.in_([row.id for row in ended])))
     return len(rows)

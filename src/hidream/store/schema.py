@@ -123,6 +123,7 @@ DELIVERIES = sa.Table(
     sa.Column("finished_ms", sa.BigInteger),
     sa.Column("key_id", sa.String(32), nullable=False, server_default=""),
     sa.Index("deliveries_due", "state", "due_ms"),
+    sa.Index("deliveries_in_turns", "state", "key_id", "due_ms"),
     sa.Index("deliveries_of_prediction", "prediction_id", "created_ms"),
 )
 """A webhook that is owed: state waiting, delivered or given_up. Being delivered is a `due_ms` in the future."""

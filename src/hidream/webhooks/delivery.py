@@ -47,6 +47,7 @@ class Delivery:
     url: str
     secret: str = field(repr=False)
     body: bytes = field(repr=False)
+    next_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ async def _post(courier: Courier, delivery: Delivery, answered: list[httpcore.Re
     target = targets.check(delivery.url, courier.allowed)
     checked = CheckedNetwork(target, courier.allowed, courier.lookup)
     headers = {"Content-Type": "application/json"}
-    headers |= signature.headers(delivery.secret, delivery.id, int(courier.now_s()), delivery.body)
+    now_s = int(courier.now_s())
+    headers |= signature.headers(delivery.secret, delivery.id, now_s, delivery.body, delivery.next_secret)
     posted = network.ask(checked, courier.tls, courier.connect_s, "POST", headers.items(), delivery.body)
     async with posted as answer:
         answered.append(answer)

@@ -3,6 +3,11 @@
     webhook-id         the same for every attempt of a delivery; receivers remember it and pass over what they had
     webhook-timestamp  when this attempt was made, in Unix seconds; receivers refuse what is older than 300 s
     webhook-signature  v3,<hex>: HMAC-SHA256 of `{id}.{timestamp}.{body}`
+    webhook-signature-next  the same with the secret that is to follow, while secrets are rotated
+
+There is one signature in a header, although Standard Webhooks would have both in one with a space between: receivers of
+WaveSpeed's webhooks compare all that follows `v3,` (as errogaht/wavespeed-ai-bundle's WebhookVerifier does), and would
+refuse both.
 
 The key is the text of the secret without its `whsec_`, as ASCII: it is not decoded, although it looks like hex.
 Source: WaveSpeed's documentation, page "verify-webhooks". Its printed examples do not verify; that of docs/WEBHOOKS.md
@@ -20,6 +25,7 @@ from collections.abc import Mapping
 PREFIX = "whsec_"
 VERSION = "v3"
 ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
+NEXT = "webhook-signature-next"
 
 TOLERANCE_S = 300
 """How far a timestamp may lie from the receiver's clock, in both directions (page "verify-webhooks")."""
@@ -41,13 +47,14 @@ def sign(secret: str, message_id: str, timestamp_s: int, body: bytes) -> str:
     return f"{VERSION},{hmac.new(key, message, hashlib.sha256).hexdigest()}"
 
 
-def headers(secret: str, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """Give the three headers that go with a body."""
-    return {
+def headers(secret: str, message_id: str, timestamp_s: int, body: bytes, next_secret: str = "") -> dict[str, str]:
+    """Give the three headers that go with a body, or four while `next_secret` is to follow."""
+    found = {
         ID: message_id,
         TIMESTAMP: str(timestamp_s),
         SIGNATURE: sign(secret, message_id, timestamp_s, body),
     }
+    return found | ({NEXT: sign(next_secret, message_id, timestamp_s, body)} if next_secret else {})
 
 
 def verify(secret: str, received: Mapping[str, str], body: bytes, now_s: float) -> bool:
@@ -56,8 +63,9 @@ def verify(secret: str, received: Mapping[str, str], body: bytes, now_s: float) 
     `received` are the headers, found by their names in lower case; `body` is what came, byte for byte. How long this
     takes says nothing about the signature that would have been right.
     """
-    message_id, timestamp, signature = (received.get(name, "") for name in (ID, TIMESTAMP, SIGNATURE))
+    message_id, timestamp = received.get(ID, ""), received.get(TIMESTAMP, "")
     if not _UNIX_S.fullmatch(timestamp) or abs(now_s - int(timestamp)) > TOLERANCE_S:
         return False
-    expected = sign(secret, message_id, int(timestamp), body)
-    return hmac.compare_digest(expected.encode(), signature.encode())
+    expected = sign(secret, message_id, int(timestamp), body).encode()
+    same = [hmac.compare_digest(expected, received.get(name, "").encode()) for name in (SIGNATURE, NEXT)]
+    return any(same)

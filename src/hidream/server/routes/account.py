@@ -1,4 +1,4 @@
-"""What a client may ask about the installation and its key: models, prices, balance, the webhooks' secret."""
+"""What a client may ask about the installation and its key: models, prices, balance."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from hidream.errors import InvalidInput
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import success
 from hidream.server.body import read_json
-from hidream.server.service import AnyKey, ReadKey, Route, Service, Version, service_of
-from hidream.store import keys
+from hidream.server.service import AnyKey, Route, Service, Version, service_of
 from hidream.types import IMAGES_MAX
-from hidream.webhooks import signature
 
 CURRENCY = "USD"
 DESCRIPTIONS = {
@@ -48,12 +46,6 @@ async def price(request: Request, api: Version, key: AnyKey) -> Response:
     model, price, strange = await _price(request)
     data = {"model_id": model, "price": price, "discounted_price": price, "currency": CURRENCY}
     return success(unused.with_warnings(data, strange))
-
-
-async def webhook_secret(request: Request, api: Version, key: ReadKey) -> Response:
-    """GET /api/{v2,v3}/webhook/secret: what this key's webhooks are signed with; made when it is first asked for."""
-    secret = await keys.webhook_secret(service_of(request).database, key.id, signature.new_secret())
-    return success({"secret": secret})
 
 
 async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
@@ -92,5 +84,4 @@ ROUTES: Sequence[Route] = (
     ("GET", "/api/{api}/models", models),
     ("POST", "/api/{api}/model/pricing", pricing),
     ("POST", "/api/{api}/model/price", price),
-    ("GET", "/api/{api}/webhook/secret", webhook_secret),
 )

@@ -30,6 +30,7 @@ def upgrade() -> None:
     op.add_column("deliveries", sa.Column("key_id", sa.String(32), nullable=False, server_default=""))
     owner = "SELECT predictions.key_id FROM predictions WHERE predictions.id = deliveries.prediction_id"
     op.execute(sa.text(f"UPDATE deliveries SET key_id = COALESCE(({owner}), '')"))  # noqa: S608 - no value in it
+    op.create_index("deliveries_in_turns", "deliveries", ["state", "key_id", "due_ms"])
     op.create_table(
         "acts",
         sa.Column("id", sa.String(32), primary_key=True),

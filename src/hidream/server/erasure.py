@@ -1,0 +1,45 @@
+"""Erasing all that is kept of a key: its tasks, their images, its uploads and webhooks; only that it was there stays.
+
+It may be stopped at any moment and begun again; what broke off, or came in late, the sweep erases (`server/sweep`). A
+worker that draws a task meanwhile hears that it was cancelled; what it has written is a file without a row, which the
+sweep removes too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from hidream.outputs.place import Place
+from hidream.server.keyring import REMEMBERED_S
+from hidream.store import belongings, predictions
+from hidream.store.database import Database
+
+KNOWN_S = 2 * REMEMBERED_S
+"""By then all servers know that the key is revoked, and what they had just let in is in the database."""
+
+
+async def erase(
+    database: Database, outputs: Place, uploads: Place, key_id: str, actor: str, known_s: float = KNOWN_S
+) -> Counter[str]:
+    """Revoke a key and erase what is kept of it; say how much that was.
+
+    Raises NotFound if there is no such key, StoreUnavailable and StorageUnavailable: then it is to be begun again.
+    """
+    erased: Counter[str] = Counter(predictions=0, uploads=0)
+    await belongings.begin_erasure(database, key_id, actor)
+    await asyncio.sleep(known_s)
+    while ids := await belongings.unfinished(database, key_id):
+        for id_ in ids:
+            await predictions.cancel(database, id_, key_id)
+    while True:
+        found = await belongings.remains(database, key_id)
+        if not (found.predictions or found.uploads):
+            break
+        await predictions.delete(database, [prediction.id for prediction in found.predictions], key_id)  # hides them
+        await outputs.delete(found.output_names)
+        await uploads.delete(found.uploads)
+        await belongings.forget(database, found)
+        erased.update(predictions=len(found.predictions), uploads=len(found.uploads))
+    await belongings.end_erasure(database, key_id, actor, **erased)
+    return erased

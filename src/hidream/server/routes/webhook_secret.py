@@ -1,0 +1,58 @@
+"""What a key's webhooks are signed with: looking at it, and rotating it without a receiver that fails meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hidream.server import parameters, unused
+from hidream.server.answers import success, timestamp
+from hidream.server.body import read_json
+from hidream.server.service import ReadKey, Route, Version, service_of
+from hidream.store import webhook_secrets
+from hidream.store.webhook_secrets import OVERLAP_HOURS, OVERLAP_MAX_HOURS, WebhookSecrets
+from hidream.webhooks import signature
+
+HOUR_MS = 3_600_000
+
+
+async def look(request: Request, api: Version, key: ReadKey) -> Response:
+    """GET /api/{v2,v3}/webhook/secret: what this key's webhooks are signed with; made when it is first asked for."""
+    return success(_data(await webhook_secrets.get(service_of(request).database, key.id, signature.new_secret())))
+
+
+async def rotate(request: Request, api: Version, key: ReadKey) -> Response:
+    """POST /api/{v2,v3}/webhook/secret/rotate: make another secret, which signs too, and alone after the overlap."""
+    service = service_of(request)
+    says_nothing = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    body = {} if says_nothing else await read_json(request, service.settings.server.body_max_bytes)
+    given = body.get("overlap_hours")
+    hours = OVERLAP_HOURS if given is None else parameters.whole_number("overlap_hours", given, 0, OVERLAP_MAX_HOURS)
+    strange = unused.unknown(body, ("overlap_hours",), "this route")
+    fresh, actor = signature.new_secret(), f"key:{key.id}"
+    rotated = await webhook_secrets.rotate(service.database, key.id, fresh, hours * HOUR_MS, actor=actor)
+    return success(unused.with_warnings(_data(rotated), strange))
+
+
+async def retire(request: Request, api: Version, key: ReadKey) -> Response:
+    """POST /api/{v2,v3}/webhook/secret/retire: end a rotation now; without one under way, nothing changes."""
+    database = service_of(request).database
+    await webhook_secrets.retire(database, key.id, actor=f"key:{key.id}")
+    return success(_data(await webhook_secrets.get(database, key.id, signature.new_secret())))
+
+
+def _data(secrets: WebhookSecrets) -> dict[str, Any]:
+    """Give the secret of `webhook-signature`, and during a rotation until when it is, and the one that follows."""
+    if not secrets.next:
+        return {"secret": secrets.secret}
+    return {"secret": secrets.secret, "secret_until": timestamp(secrets.until_ms), "next_secret": secrets.next}
+
+
+ROUTES: Sequence[Route] = (
+    ("GET", "/api/{api}/webhook/secret", look),
+    ("POST", "/api/{api}/webhook/secret/rotate", rotate),
+    ("POST", "/api/{api}/webhook/secret/retire", retire),
+)

@@ -1,0 +1,77 @@
+"""The audit log: what administrators and keys did to keys, each act written in the transaction that carries it out.
+
+An act says who (`user@host` of the shell, `key:ID` of a request, or SELF), what, and to which key. No secret, no prompt
+and no name of a key stands in it: so it may be kept when the key's data are erased.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hidream.store.database import Database
+from hidream.store.schema import ACTS as A
+
+SELF = "hidream"
+"""The actor of what a process does by itself."""
+ACTOR_MAX_CHARS = 128
+KEPT_MS = 365 * 86_400_000
+"""A year: audits look at one (PCI DSS 10.5.1 asks for 12 months), and a log of people must not be kept for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One row; `at_ms` is ms since the epoch, `subject` the key's id."""
+
+    id: str
+    at_ms: int
+    actor: str
+    act: str
+    subject: str
+    details: Mapping[str, Any]
+
+
+_COLUMNS = tuple(A.c[name] for name in Act.__slots__)
+
+
+async def note(
+    connection: AsyncConnection,
+    now: int,
+    actor: str,
+    act: str,
+    subject: str,
+    **details: Any,  # noqa: ANN401 - JSON
+) -> None:
+    """Write an act down, in the transaction that carries it out; `act` is the command's name, such as `keys revoke`."""
+    row = {"id": uuid.uuid4().hex, "at_ms": now, "actor": actor[:ACTOR_MAX_CHARS], "act": act, "subject": subject}
+    await connection.execute(sa.insert(A).values(row | {"details": details}))
+
+
+async def write(database: Database, actor: str, act: str, subject: str, **details: Any) -> None:  # noqa: ANN401
+    """Write down an act that changes nothing in the database."""
+    async with database.write(quiet=True) as connection:
+        await note(connection, database.now_ms(), actor, act, subject, **details)
+
+
+async def listed(database: Database, since_ms: int = 0, subject: str | None = None) -> list[Act]:
+    """List the acts since a time, of all keys or of one, the oldest first."""
+    wanted = sa.select(*_COLUMNS).where(A.c.at_ms >= since_ms).order_by(A.c.at_ms, A.c.id)
+    if subject is not None:
+        wanted = wanted.where(A.c.subject == subject)
+    async with database.read() as connection:
+        return [Act(*row) for row in await connection.execute(wanted)]
+
+
+async def forget(database: Database) -> int:
+    """Remove what is older than KEPT_MS; say how many."""
+    old = A.c.at_ms < database.now_ms() - KEPT_MS
+    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+        if not (await connection.execute(sa.select(A.c.id).where(old).limit(1))).all():
+            return 0
+    async with database.write(quiet=True) as connection:
+        return (await connection.execute(sa.delete(A).where(old))).rowcount

@@ -1,0 +1,143 @@
+"""All that is kept of one key: read page by page, and removed when the key is to be forgotten.
+
+Removing goes as in `retention.py`: first the files, then the rows that name them, so that a death in between leaves
+nothing behind that nobody knows of, and the same can be done again. The key's own row stays, revoked and without what
+its user has said, for two reasons: a secret that was erased must not be registered again, and the audit log speaks of
+its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from hidream.store import acts, keys
+from hidream.store.database import Database
+from hidream.store.prediction import COLUMNS, Prediction
+from hidream.store.retention import Remains
+from hidream.store.schema import ACTS, DELIVERIES, KEYS, PREVIEWS, REPEATS, TURNS, UPLOADS
+from hidream.store.schema import PREDICTIONS as P
+from hidream.types import Status
+
+PAGE = 100
+"""Rows that are held at a time: a prompt has up to 10,000 characters, and a preview some kilobytes."""
+TOGETHER = 500
+"""Rows that one transaction removes: more would hold up those who submit."""
+ERASING_MS, WATCHED_MS = 3_600_000, 7 * 86_400_000
+"""How long an erasure may take before another one helps it, and for how long one looks whether something came late."""
+SECRETS = frozenset(("hash", "pepper_check", "webhook_secret", "webhook_secret_before", "webhook_secret_until_ms"))
+"""Columns of a key's row that are no data of its user's."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A table: by which columns its rows are sorted and told apart, and which column says whose they are.
+
+    Rows of deliveries and previews are found by their predictions.
+    """
+
+    table: sa.Table
+    order: tuple[str, ...]
+    owner: str = "key_id"
+
+    def mine(self, key_id: str) -> sa.ColumnElement[bool]:
+        """Whether a row is this key's."""
+        if self.owner == "prediction_id":
+            return sa.exists().where(P.c.id == self.table.c.prediction_id, P.c.key_id == key_id)
+        return self.table.c[self.owner] == key_id
+
+
+KINDS: Mapping[str, Kind] = {
+    "predictions": Kind(P, ("created_ms", "id")),
+    "deliveries": Kind(DELIVERIES, ("prediction_id", "created_ms", "id"), "prediction_id"),
+    "previews": Kind(PREVIEWS, ("prediction_id",), "prediction_id"),
+    "idempotency_keys": Kind(REPEATS, ("idempotency_key",)),
+    "uploads": Kind(UPLOADS, ("created_ms", "name")),
+    "acts": Kind(ACTS, ("at_ms", "id"), "subject"),
+}
+
+
+async def of_key(database: Database, key_id: str) -> Row:
+    """Read a key's own row, without its secrets, and its place in the queue. Raises NotFound."""
+    wanted = sa.select(*(column for column in KEYS.c if column.name not in SECRETS), TURNS.c.next.label("turn"))
+    joined = wanted.select_from(sa.outerjoin(KEYS, TURNS, KEYS.c.id == TURNS.c.key_id))
+    async with database.read() as connection:
+        row = (await connection.execute(joined.where(KEYS.c.id == key_id))).first()
+    if row is None:
+        raise keys.unknown(key_id)
+    return row._asdict()
+
+
+async def pages(database: Database, kind: Kind, key_id: str) -> AsyncIterator[Sequence[Row]]:
+    """Go through the rows of a key in a table; those that are written meanwhile may be among them."""
+    order = [kind.table.c[name] for name in kind.order]
+    first = sa.select(kind.table).where(kind.mine(key_id)).order_by(*order).limit(PAGE)
+    wanted = first
+    while True:
+        async with database.read() as connection:
+            rows = [row._asdict() for row in await connection.execute(wanted)]
+        if not rows:
+            return
+        yield rows
+        wanted = first.where(sa.tuple_(*order) > tuple(rows[-1][name] for name in kind.order))
+
+
+async def begin_erasure(database: Database, key_id: str, actor: str) -> None:
+    """Revoke a key that is to be forgotten, and write down who wants that. Raises NotFound."""
+    now = database.now_ms()
+    mine = sa.update(KEYS).where(KEYS.c.id == key_id)
+    async with database.write() as connection:
+        revoked = await connection.execute(mine.values(revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, now)))
+        if revoked.rowcount == 0:
+            raise keys.unknown(key_id)
+        await acts.note(connection, now, actor, "keys erase", key_id)
+
+
+async def half_erased(database: Database) -> Sequence[str]:
+    """Keys whose erasure has begun lately, and of which something is left: it broke off, or something came in late."""
+    now = database.now_ms()
+    begun = (ACTS.c.act == "keys erase", ACTS.c.at_ms > now - WATCHED_MS, ACTS.c.at_ms < now - ERASING_MS)
+    left = [sa.exists().where(table.c.key_id == ACTS.c.subject) for table in (P, UPLOADS)]
+    async with database.read() as connection:
+        return (await connection.scalars(sa.select(ACTS.c.subject).where(*begun, sa.or_(*left)).distinct())).all()
+
+
+async def unfinished(database: Database, key_id: str) -> Sequence[str]:
+    """Some of a key's tasks that are not finished, by id."""
+    wanted = sa.select(P.c.id).where(P.c.key_id == key_id, P.c.status.in_([s for s in Status if not s.final]))
+    async with database.read() as connection:
+        return (await connection.scalars(wanted.limit(TOGETHER))).all()
+
+
+async def remains(database: Database, key_id: str) -> Remains:
+    """Say what is left of a key's finished tasks and uploads, some at once."""
+    over = P.c.status.in_([*(status for status in Status if status.final), Status.DELETED])
+    mine = sa.select(*COLUMNS).where(P.c.key_id == key_id, over).limit(PAGE)
+    names = sa.select(UPLOADS.c.name).where(UPLOADS.c.key_id == key_id).limit(TOGETHER)
+    async with database.read() as connection:
+        rows = (await connection.execute(mine)).all()
+        return Remains([Prediction.of_row(row) for row in rows], (await connection.scalars(names)).all())
+
+
+async def forget(database: Database, found: Remains) -> None:
+    """Remove the rows of what has no files any more, with all that hangs on them; tasks only if they are deleted."""
+    ids = [prediction.id for prediction in found.predictions]
+    async with database.write(quiet=True) as connection:
+        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(ids)))
+        await connection.execute(sa.delete(P).where(P.c.id.in_(ids), P.c.status == Status.DELETED))
+        await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(found.uploads)))
+
+
+async def end_erasure(database: Database, key_id: str, actor: str, **counts: int) -> None:
+    """Empty the key's own row, and write down that nothing else is left of it."""
+    said = {"name": "", "webhook_secret": "", "webhook_secret_before": "", "webhook_secret_until_ms": 0}
+    async with database.write(quiet=True) as connection:
+        for table in (REPEATS, TURNS):
+            await connection.execute(sa.delete(table).where(table.c.key_id == key_id))
+        await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(said))
+        await acts.note(connection, database.now_ms(), actor, "keys erased", key_id, **counts)
