@@ -62,7 +62,10 @@ class Painter:
     def seeds(self):
         return [request.seed for request in self.requests]
 
-    def add(self, id, request, on_progress=None, *, wants_preview=None):  # noqa: A002
+    def canvas_sizes(self, request):
+        return [request.size]
+
+    def add(self, id, request, on_progress=None, *, wants_preview=None, prepared=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
         if request.seed in self.refused:
