@@ -43,6 +43,7 @@ from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
+from image_files import saved
 from previews import preview
 
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
@@ -167,8 +168,10 @@ EXTRAS |= {"render": Render.NATIVE, "mode": Mode.BALANCED, "loras": (LoraUse("in
 
 
 def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until):
-    files = {"image": b"a picture", "mask": b"its mask", "strength": 0.4}
-    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **files, **EXTRAS)
+    """The image and the mask as pixels of the size that is needed; of the files themselves nothing."""
+    files = {"image": saved(Image.new("RGB", (128, 96), (200, 60, 40))), "mask": saved(Image.new("L", (128, 96), 255))}
+    there = {"image": b"", "mask": b"", "strength": 0.4}
+    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **there, **EXTRAS)
 
     async def scenario():
         painter.go_on.clear()
@@ -184,6 +187,10 @@ def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until)
 
     asyncio.run(scenario())
     assert painter.requests == [expected, expected]
+    for prepared in painter.prepared:
+        planes = prepared.planes[Size(64, 48)]
+        assert (planes.picture.shape, planes.mask.shape, planes.mask.all()) == ((3, 48, 64), (1, 48, 64), True)
+        assert np.abs((planes.picture[:, 9, 9] + 1) * 127.5 - (200, 60, 40)).max() < 1e-3
 
 
 def test_what_is_not_asked_is_left_to_the_variant(studio, painter):

@@ -76,7 +76,7 @@ class Decoders:
         """End whatever is decoded, and all processes; who waits is told so."""
         self._closed = True
         for zygote_ in self._all:
-            zygote_.end()
+            zygote_.stop()
         for each in [each for waiting in self._waiting.values() for each in waiting if not each.done()]:
             each.set_exception(_stopping("an image"))
         self._waiting.clear()
@@ -141,7 +141,9 @@ class _Zygote:
     """One process that forks for jobs, one at a time."""
 
     def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._awaited = False
         self._end: weakref.finalize[..., Any] | None = None
 
     async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Answer | None:
@@ -163,18 +165,28 @@ class _Zygote:
 
     async def _status(self, question: dict[str, Any], files: Sequence[int]) -> int | None:
         loop, control = asyncio.get_running_loop(), self._socket or self._start()
+        self._awaited = True
         try:
             socket.send_fds(control, [json.dumps(question).encode()], files)
             said = await loop.sock_recv(control, STATUS.size)
         except OSError:
             return None
+        finally:
+            self._awaited = False
         return int(STATUS.unpack(said)[0]) if len(said) == STATUS.size else None
+
+    def stop(self) -> None:
+        """Kill the process, and what it has forked; whoever waits for an answer is told that there is none."""
+        if self._awaited and self._process is not None:
+            _kill(self._process)  # the socket stays open for who waits there, and sees that the other end is closed
+        else:
+            self.end()
 
     def end(self) -> None:
         """Kill the process and what it has forked; another is started when one is needed."""
         if self._end is not None:
             self._end()
-        self._socket = self._end = None
+        self._process = self._socket = self._end = None
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -188,17 +200,22 @@ class _Zygote:
                 start_new_session=True,
             )
         ours.setblocking(False)
-        self._socket = ours
-        self._end = weakref.finalize(self, _kill, process, ours)
+        self._process, self._socket = process, ours
+        self._end = weakref.finalize(self, _forget, process, ours)
         return ours
 
 
-def _kill(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-    """End a process, whose session its forks belong to."""
+def _forget(process: subprocess.Popen[bytes], control: socket.socket) -> None:
     control.close()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process, whose session its forks belong to."""
+    if process.returncode is None:  # else the number may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _anonymous() -> Any:  # noqa: ANN401 - typeshed gives it three names

@@ -22,8 +22,9 @@ CHUNKS_MAX = 2**16
 SEGMENTS_MAX = 4096
 """Of a JPEG file before its end, restart markers apart: 255 of a colour profile, some of each scan, and XMP in 64 KiB
 each."""
-SCANS_MAX = 64
-"""Of a progressive JPEG: libjpeg-turbo and jpegtran write 10, mozjpeg searches among 64 and writes at most 20."""
+SCANS_MAX, SCAN_PIXELS_MAX = 64, 2**31
+"""Of a progressive JPEG: libjpeg-turbo and jpegtran write 10, mozjpeg searches among 64 and writes at most 20. Each
+takes its time for every pixel, so that of 8192² no more than 32 are taken."""
 FRAMES_MAX = 1000
 """Of an animation, of which only the first is looked at."""
 METADATA_BYTES_MAX = 2**23
@@ -106,7 +107,7 @@ class _Beside:
     """What was found so far of what a file says beside its pixels."""
 
     def __init__(self, field: str) -> None:
-        self._field, self._size, self._inflated, self._frames = field, 0, 0, 0
+        self._field, self._size, self._profile, self._inflated, self._frames = field, 0, 0, 0, 0
 
     def add(self, size: int) -> None:
         """Count bytes of metadata."""
@@ -115,8 +116,9 @@ class _Beside:
         _at_most(said, self._size, METADATA_BYTES_MAX)
 
     def profile(self, size: int) -> None:
-        """Check the bytes of a colour profile."""
-        _at_most(f"{self._field} has a colour profile of {size:,} bytes", size, PROFILE_BYTES_MAX)
+        """Count bytes of a colour profile, which may come in parts."""
+        self._profile += size
+        _at_most(f"{self._field} has a colour profile of {self._profile:,} bytes", self._profile, PROFILE_BYTES_MAX)
 
     def frame(self) -> None:
         """Count a frame of an animation."""
@@ -145,7 +147,7 @@ def _check_png(field: str, data: bytes) -> None:
         count += 1
         _at_most(f"{field} has {count:,} chunks or more", count, CHUNKS_MAX)
         if kind not in _PIXELS:
-            _check_text(kind, data[at + 8 : at + 8 + length], beside)
+            _check_text(field, kind, data[at + 8 : at + 8 + length], beside)
         elif kind == b"fcTL":
             beside.frame()
         elif kind == b"IEND":
@@ -153,9 +155,11 @@ def _check_png(field: str, data: bytes) -> None:
         at += length + 12
 
 
-def _check_text(kind: bytes, body: bytes, beside: _Beside) -> None:
+def _check_text(field: str, kind: bytes, body: bytes, beside: _Beside) -> None:
     """Look at a PNG chunk that is not of the image."""
     beside.add(len(body))
+    if kind == b"eXIf":
+        check_exif(field, body)
     _, _, rest = body.partition(b"\0")
     if kind in (b"zTXt", b"iCCP"):
         size = beside.inflate(rest[1:])
@@ -166,29 +170,35 @@ def _check_text(kind: bytes, body: bytes, beside: _Beside) -> None:
 
 
 def _check_jpeg(field: str, data: bytes) -> None:
-    at, segments, scans, profile, beside = 2, 0, 0, 0, _Beside(field)
-    while found := _MARKER.search(data, at):
+    at, segments, scans, scans_max, beside, exif = 2, 0, 0, SCANS_MAX, _Beside(field), b""
+    while (found := _MARKER.search(data, at)) and found[1][0] != _END:
         at, marker = found.end(), found[1][0]
         segments += 1
         _at_most(f"{field} has {segments:,} segments or more", segments, SEGMENTS_MAX)
-        if marker == _END:
-            return
-        if marker in _STANDALONE:
+        if marker in _STANDALONE or at + 2 > len(data):
             continue
-        if at + 2 > len(data):
-            return
         (length,) = struct.unpack_from(">H", data, at)
         if marker in _FRAMES and at + 7 <= len(data):
             height, width = struct.unpack_from(">HH", data, at + 3)
             check_file(field, width, height)
+            scans_max = min(scans_max, SCAN_PIXELS_MAX // max(1, width * height))
         elif marker == _SCAN:
             scans += 1
-            _at_most(f"{field} has {scans:,} scans or more", scans, SCANS_MAX)
+            _at_most(f"{field} has {scans:,} scans or more of its size", scans, scans_max)
         elif marker == _COMMENT or 0xE0 <= marker <= 0xEF:
-            beside.add(length)
-            profile += length if data[at + 2 : at + 14] == b"ICC_PROFILE\0" else 0
-            beside.profile(profile)
+            exif += _check_application(field, data[at + 2 : at + length], beside)
         at += max(2, length)
+    check_exif(field, exif)
+
+
+def _check_application(field: str, body: bytes, beside: _Beside) -> bytes:
+    """Look at what a JPEG segment says beside the image; what it has of EXIF data, which may go on in the next."""
+    beside.add(len(body))
+    if body.startswith(b"ICC_PROFILE\0"):
+        beside.profile(len(body))
+    elif body.startswith(b"MPF\0"):  # where a telephone's further images lie, in the form of EXIF data
+        check_exif(field, body[4:])
+    return body[6:] if body.startswith(b"Exif\0\0") else b""
 
 
 def _check_webp(field: str, data: bytes) -> None:
@@ -204,7 +214,10 @@ def _check_webp(field: str, data: bytes) -> None:
             beside.frame()
         elif kind not in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM"):
             beside.add(min(length, len(data) - body))
-            beside.profile(length if kind == b"ICCP" else 0)
+            if kind == b"ICCP":
+                beside.profile(length)
+            elif kind == b"EXIF":
+                check_exif(field, data[body : body + length])
         at = body + length + length % 2
 
 
