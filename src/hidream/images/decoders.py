@@ -119,6 +119,8 @@ class Decoders:
         """Give a process back, and to whose turn it is."""
         self._busy.discard(key)
         self._idle.append(process)
+        if key in self._waiting:
+            self._waiting[key] = self._waiting.pop(key)  # behind all others
         for each in [other for other in self._waiting if other not in self._busy]:
             if not self._idle:
                 return
