@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from hidream.images.prepared import Prepared, prepare
-from hidream.model.shape import fit, middle
 from hidream.types import ImageRequest, Size
 
 FEATHER_PX = 8
@@ -91,12 +89,6 @@ def _tensor(values: np.ndarray | None) -> Tensor | None:
 def cells(mask: Tensor, rows: int, columns: int) -> Tensor:
     """Mask [1, H, W] to the latent's cells [1, 1, rows, columns]: 1 for each that the mask touches."""
     return F.adaptive_max_pool2d(mask[None].float(), (rows, columns))
-
-
-def fitted(image: Image.Image, size: Size, one: float = 127.5, zero: float = 1) -> Tensor:
-    """Cut and scale an image of bytes to values / `one` − `zero` [C, H, W]: `images.prepared.fitted` in few lines."""
-    channels = (torch.from_numpy(np.array(image.getchannel(band)))[None] for band in image.getbands())
-    return torch.cat([fit(middle(channel, size).float().div_(one).sub_(zero), size) for channel in channels])
 
 
 def _feathered(mask: Tensor) -> Tensor:
