@@ -224,11 +224,9 @@ def test_a_canvas_counts_in_the_memory_that_a_request_holds(model):
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(image, "PNG")
     sketch = pipeline.outline(model, request(image=image.getvalue()))
     runner = Runner(model, overlap=False, together=True, encoding=Lock())
-    held = (
-        runner.work("a", sketch).memory_bytes - runner.work("b", dataclasses.replace(sketch, canvas=None)).memory_bytes
-    )
-    sizes = {size for size in sketch.canvas.layers}
-    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in sizes)
+    bare = dataclasses.replace(sketch, canvas=None)
+    held = runner.work("a", sketch).memory_bytes - runner.work("b", bare).memory_bytes
+    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in sketch.canvas.layers)
 
 
 def test_images_that_were_read_elsewhere_give_the_same(model):

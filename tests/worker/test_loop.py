@@ -43,7 +43,7 @@ from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
-from image_files import saved
+from image_files import progressive_jpeg, saved
 from previews import preview
 
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
@@ -215,6 +215,24 @@ def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
 
     asyncio.run(scenario())
     assert not painter.requests
+
+
+def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, painter, until):
+    """Nor does it keep a worker that is told to stop: reading it ends, and its task goes back to the queue."""
+
+    async def scenario():
+        async with studio(finish_s=0) as s:
+            name = draw_name(ImageFormat.JPEG)
+            await s.tools.uploads.write(name, progressive_jpeg(8192, 32))
+            slow = await s.submit(image=name)
+            await until(lambda: s.loop._jobs)
+            assert (await s.end_of(await s.submit())).status is Status.COMPLETED
+            s.stopping.set()
+            await until(lambda: not s.loop._jobs)
+            assert (await s.now(slow)).status is Status.CREATED
+
+    asyncio.run(scenario())
+    assert len(painter.requests) == 1
 
 
 def test_the_quality_that_was_asked_is_the_files(studio):
