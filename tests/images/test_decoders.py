@@ -275,6 +275,7 @@ def test_it_knows_no_secret(monkeypatch):
         await decoders.look("key", "image", PHOTO)
         (pid,) = zygotes()
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes().lower()  # noqa: ASYNC240
+        assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240
         opened = {each.name: each.readlink().name for each in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: ASYNC240
         assert opened.pop("0").startswith("socket:")
         assert opened.pop("1") == "null"
