@@ -402,7 +402,7 @@ def _size_of(given: str | None, image: bytes | None) -> Size:
         return Size.parse(given)
     if image is None:
         return DEFAULT_SIZE
-    from hidream.outputs.measure import shown_size
+    from hidream.images.measure import shown_size
 
     return Size.near(*shown_size("image", image))
 

@@ -217,9 +217,10 @@ class ImageRequest:
     `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is
     the seed that is used: a random one is drawn by whoever makes the request, so that it can be written down first.
 
-    `image` is the content of a file to start from; `strength` the share of the steps that are taken: 1 ignores the
-    picture's details, near 0 hardly changes it. `mask` is one of equal size, white where the picture may change, or
-    transparent there if any of it is. Without one, what is transparent in the image may change.
+    `image` is the content of a file to start from, or empty where its pixels come beside the request; `strength` the
+    share of the steps that are taken: 1 ignores the picture's details, near 0 hardly changes it. `mask` is one of equal
+    size, white where the picture may change, or transparent there if any of it is. Without one, what is transparent in
+    the image may change.
     `prompt` may tell single text encoders something else.
 
     Raises InvalidInput, or MissingInput without a prompt.

@@ -7,6 +7,7 @@ import functools
 import io
 import random
 from contextlib import contextmanager
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from hidream.engine import capacity
 from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
+from hidream.engine.runner import Runner
 from hidream.errors import InvalidInput, NotFinite
+from hidream.images.prepared import prepare
 from hidream.model import canvas, pipeline
 from hidream.model.loading import Model
 from hidream.model.lora import layers
@@ -214,6 +217,28 @@ def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
         outcomes["1"].picture.pixels, pipeline.generate(model, request(seed=1, image=hole.getvalue())).pixels
     )
     assert "image has transparent parts" in outcomes["2"].picture.warnings[0]
+
+
+def test_a_canvas_counts_in_the_memory_that_a_request_holds(model):
+    image = io.BytesIO()
+    Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(image, "PNG")
+    sketch = pipeline.outline(model, request(image=image.getvalue()))
+    runner = Runner(model, overlap=False, together=True, encoding=Lock())
+    bare = dataclasses.replace(sketch, canvas=None)
+    held = runner.work("a", sketch).memory_bytes - runner.work("b", bare).memory_bytes
+    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in sketch.canvas.layers)
+
+
+def test_images_that_were_read_elsewhere_give_the_same(model):
+    image = io.BytesIO()
+    Image.new("RGB", (90, 64), (200, 30, 90)).save(image, "PNG")
+    expected = pipeline.generate(model, request(image=image.getvalue()))
+    engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
+    elsewhere = request(image=b"")
+    prepared = prepare(engine.canvas_sizes(elsewhere), image.getvalue(), None)
+    for seed in "ab":
+        engine.add(seed, elsewhere, prepared=prepared)
+    assert all(np.array_equal(end.picture.pixels, expected.pixels) for end in drain(engine).values())
 
 
 def test_between_two_steps_it_may_let_the_device_go(model):

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from image_files import P3, rgb_profile, saved, srgb_curve
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
 from hidream.model.canvas import FEATHER_PX, Canvas, Layer, open_canvas
 from hidream.model.shape import to_pixels
 from hidream.types import ImageRequest, Size
+from image_files import P3, rgb_profile, saved, srgb_curve
 
 SIZE = Size(256, 256)
 
@@ -75,7 +75,7 @@ def test_of_its_own_size_it_is_itself():
 
 EXTREME = """
 import resource, sys, torch
-sys.path.insert(0, "tests/model")
+sys.path.insert(0, "tests")
 from image_files import saved
 from PIL import Image
 from hidream.model.canvas import open_canvas

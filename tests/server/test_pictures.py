@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from hidream.errors import InvalidInput
 from hidream.server.fetch import Rules, fetch
 from hidream.webhooks.targets import Allowed
+from image_files import progressive_jpeg
 
 LOOPBACK = "127.0.0.0/8"
 
@@ -247,6 +248,42 @@ def test_an_upload_by_its_url_from_wherever_it_is_reached(with_api, picture):
             assert (await api.claim()).input.image == name
         listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
         assert {item["input"]["image"] for item in listed} == {url}
+
+    with_api(scenario)
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(with_api):
+    async def scenario(api):
+        files = {"file": ("a", progressive_jpeg(8192, 400))}
+        answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+        assert answer.status_code == 400
+        assert answer.json()["message"] == "file has 33 scans or more of its size; accepted: up to 32"
+
+    with_api(scenario)
+
+
+def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_process(with_api, picture):
+    """What is counted lets them pass, and each takes seconds."""
+    slow = progressive_jpeg(8192, 32)
+
+    async def scenario(api):
+        other = await api.key()
+
+        async def upload(data, headers):
+            path = "/api/v3/media/upload/binary"
+            return await api.client.post(path, files={"file": ("a", data)}, headers=headers)
+
+        assert (await upload(picture(), other)).status_code == 200
+        attack = [asyncio.create_task(upload(slow, api.bearer)) for _ in range(6)]
+        await asyncio.sleep(0)  # they are first
+        for _ in range(3):
+            assert (await upload(picture("JPEG"), other)).status_code == 200
+        assert not any(task.done() for task in attack)
+        api.service.pictures.stop()
+        async with asyncio.timeout(5):
+            answers = await asyncio.gather(*attack)
+        assert {answer.status_code for answer in answers} == {503}
+        assert answers[0].json()["message"].endswith("cannot be read now: the process stops; try again later")
 
     with_api(scenario)
 

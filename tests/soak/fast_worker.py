@@ -44,6 +44,7 @@ class FastPainter(Painter):
         outcome = super().outcome(id_, small)
         self.bad.clear()
         self.requests.clear()
+        self.prepared.clear()
         self.together.clear()
         return outcome
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hidream.images.prepared import Prepared
 from hidream.types import ImageRequest, Timings
 
 STEPS = 4
@@ -50,6 +51,7 @@ class Painter:
     fatal: dict[int, Exception] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     requests: list[ImageRequest] = field(default_factory=list)
+    prepared: list[Prepared | None] = field(default_factory=list)
     together: list[frozenset[int]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -62,9 +64,13 @@ class Painter:
     def seeds(self):
         return [request.seed for request in self.requests]
 
-    def add(self, id, request, on_progress=None, *, wants_preview=None):  # noqa: A002
+    def canvas_sizes(self, request):
+        return [request.size]
+
+    def add(self, id, request, on_progress=None, *, wants_preview=None, prepared=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
+        self.prepared.append(prepared)
         if request.seed in self.refused:
             raise self.refused[request.seed]
         self.here[id] = request, on_progress, wants_preview, [0]

@@ -43,6 +43,7 @@ from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
+from image_files import progressive_jpeg, saved
 from previews import preview
 
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
@@ -167,8 +168,10 @@ EXTRAS |= {"render": Render.NATIVE, "mode": Mode.BALANCED, "loras": (LoraUse("in
 
 
 def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until):
-    files = {"image": b"a picture", "mask": b"its mask", "strength": 0.4}
-    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **files, **EXTRAS)
+    """The image and the mask as pixels of the size that is needed; of the files themselves nothing."""
+    files = {"image": saved(Image.new("RGB", (128, 96), (200, 60, 40))), "mask": saved(Image.new("L", (128, 96), 255))}
+    there = {"image": b"", "mask": b"", "strength": 0.4}
+    expected = ImageRequest("a house", Size(64, 48), 7, steps=3, guidance=4.5, **there, **EXTRAS)
 
     async def scenario():
         painter.go_on.clear()
@@ -184,6 +187,10 @@ def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until)
 
     asyncio.run(scenario())
     assert painter.requests == [expected, expected]
+    for prepared in painter.prepared:
+        planes = prepared.planes[Size(64, 48)]
+        assert (planes.picture.shape, planes.mask.shape, planes.mask.all()) == ((3, 48, 64), (1, 48, 64), True)
+        assert np.abs((planes.picture[:, 9, 9] + 1) * 127.5 - (200, 60, 40)).max() < 1e-3
 
 
 def test_what_is_not_asked_is_left_to_the_variant(studio, painter):
@@ -208,6 +215,24 @@ def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
 
     asyncio.run(scenario())
     assert not painter.requests
+
+
+def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, painter, until):
+    """Nor does it keep a worker that is told to stop: reading it ends, and its task goes back to the queue."""
+
+    async def scenario():
+        async with studio(finish_s=0) as s:
+            name = draw_name(ImageFormat.JPEG)
+            await s.tools.uploads.write(name, progressive_jpeg(8192, 32))
+            slow = await s.submit(image=name)
+            await until(lambda: s.loop._jobs)
+            assert (await s.end_of(await s.submit())).status is Status.COMPLETED
+            s.stopping.set()
+            await until(lambda: not s.loop._jobs)
+            assert (await s.now(slow)).status is Status.CREATED
+
+    asyncio.run(scenario())
+    assert len(painter.requests) == 1
 
 
 def test_the_quality_that_was_asked_is_the_files(studio):

@@ -31,8 +31,10 @@ from hidream.engine.request import Limits, Policy
 from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
 from hidream.errors import InvalidInput
+from hidream.images.prepared import Prepared
+from hidream.model.canvas import Canvas
 from hidream.model.loading import Model
-from hidream.model.pipeline import Picture, Sketch, Tick, outline
+from hidream.model.pipeline import Picture, Sketch, Tick, canvas_sizes, outline
 from hidream.model.preview import Preview, fit_preview
 from hidream.types import ImageRequest, Size
 
@@ -128,14 +130,15 @@ class Engine:
         *,
         priority: int = 0,
         wants_preview: WantsPreview | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
-        """Let a request wait for its turn.
+        """Let a request wait for its turn; `prepared` is its image at `canvas_sizes`, read elsewhere.
 
         `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
         InvalidInput on an id that is here already, on what `pipeline.outline` cannot use, and on a size for which
         there is not enough memory even if nobody else is here.
         """
-        sketch = self._outline(request)
+        sketch = self._outline(request, prepared)
         work = self._runner.work(id, sketch, priority)
         self._check_memory(request.size, work.memory_bytes + self._runner.peak_bytes(sketch))
         # a request that is larger than the memory for requests is not refused: it is alone then
@@ -144,6 +147,10 @@ class Engine:
         self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, wants_preview))
         if self._scheduler.waiting <= self._expected:
             self._runner.expect(sketch)
+
+    def canvas_sizes(self, request: ImageRequest) -> frozenset[Size]:
+        """Say at which sizes a request needs its image; may be asked from any thread."""
+        return canvas_sizes(self._model, request)
 
     def abort(self, id: str) -> bool:  # noqa: A002 - what it is
         """Forget a request and free what it holds; whether there was one. A picture that is being decoded is lost."""
@@ -189,8 +196,10 @@ class Engine:
             self.abort(id_)
         self._runner.close()
 
-    def _outline(self, request: ImageRequest) -> Sketch:
+    def _outline(self, request: ImageRequest, prepared: Prepared | None) -> Sketch:
         """Settle a request; one that is here and differs by its seed alone, as a task's images do, lends its canvas."""
+        if prepared is not None:
+            return outline(self._model, request, Canvas.of(prepared))
         sketches = (asked.sketch for asked in self._asked.values())
         alike = (each for each in sketches if dataclasses.replace(each.request, seed=request.seed) == request)
         return outline(self._model, request, next((each.canvas for each in alike), None))

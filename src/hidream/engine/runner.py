@@ -72,6 +72,8 @@ class Runner:
             latent = each.grid.rows * each.grid.columns * config.patch_size**2 * config.in_channels * 4
             tables = table_bytes(config, batch, sum(each.asked), size)
             memory_bytes += conditioning_bytes(config, batch, size) + tables + LATENTS * latent
+        if sketch.canvas is not None and self._model.device.type == "cpu":  # elsewhere it stays in the host's memory
+            memory_bytes += sketch.canvas.nbytes
         return Work(id, tuple(steps), memory_bytes, priority)
 
     def peak_bytes(self, sketch: Sketch) -> int:

@@ -1,8 +1,7 @@
 """What a request brings to draw upon: an image to start from, and a mask of what may change.
 
-Both are cut and scaled as soon as they are read to each size that the drawing needs: the model's grids, and the
-finished image's size, so that what a mask protects comes back to the last pixel. What is kept takes no more memory than
-the output, however large the file is. `image_file` reads it.
+Both come cut and scaled (`images/prepared`) to each size that the drawing needs: the model's grids, and the finished
+image's size, so that what a mask protects comes back to the last pixel.
 """
 
 from __future__ import annotations
@@ -13,20 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from hidream.errors import InvalidInput
-from hidream.model.image_file import Decoded, open_image, srgb
-from hidream.model.shape import fit, middle
+from hidream.images.prepared import Prepared, prepare
 from hidream.types import ImageRequest, Size
 
 FEATHER_PX = 8
 """Width of the seam, within the mask, along which what is new blends into what was there."""
 WHITE = 1.0
 """Of values in −1 to 1."""
-HALF = 128
-"""Of 255: from here on a mask is white, and alpha opaque."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,94 +52,43 @@ class Canvas:
     layers: Mapping[Size, Layer]
     warnings: tuple[str, ...]
 
+    @classmethod
+    def of(cls, prepared: Prepared) -> Canvas:
+        """Take over what was prepared, without a copy."""
+        layers = {
+            size: Layer(torch.from_numpy(each.picture), _tensor(each.mask), _tensor(each.alpha))
+            for size, each in prepared.planes.items()
+        }
+        return cls(layers, prepared.warnings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all layers hold."""
+        tensors = (tensor for each in self.layers.values() for tensor in (each.picture, each.mask, each.alpha))
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def at(self, size: Size) -> Layer:
         """Return the image at a size that it was opened for."""
         return self.layers[size]
 
 
 def open_canvas(request: ImageRequest, sizes: Iterable[Size] = ()) -> Canvas | None:
-    """Read the request's files, for its own size and others. Raises InvalidInput when they cannot be used."""
+    """Read the request's files here, for its own size and others. Raises InvalidInput when they cannot be used.
+
+    For files that this process's user trusts; a stranger's are prepared elsewhere (`images/decoders`).
+    """
     if request.image is None:
         return None
-    image = open_image("image", request.image)
-    mask, warnings = _mask_of(image, request.mask)
-    colours, passed_over = srgb("image", image)
-    layers = {size: _layer(colours, mask, image.alpha, size, request.mask is None) for size in {request.size, *sizes}}
-    if any(layer.mask is not None and not layer.mask.any() for layer in layers.values()):
-        warnings += ("the mask leaves nothing of the image to change; what may change is white in it, or transparent",)
-    return Canvas(layers, image.warnings + passed_over + warnings)
+    return Canvas.of(prepare({request.size, *sizes}, request.image, request.mask))
+
+
+def _tensor(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def cells(mask: Tensor, rows: int, columns: int) -> Tensor:
     """Mask [1, H, W] to the latent's cells [1, 1, rows, columns]: 1 for each that the mask touches."""
     return F.adaptive_max_pool2d(mask[None].float(), (rows, columns))
-
-
-def _mask_of(image: Decoded, data: bytes | None) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """Find out where the image may change, 255 in a mask of its size, and what has to be said of that."""
-    if data is None:
-        return _transparent(image)
-    mask = open_image("mask", data)
-    if mask.colours.size != image.colours.size:
-        given, wanted = mask.colours, image.colours
-        raise InvalidInput(
-            f"mask is {given.width}*{given.height} pixels and image {wanted.width}*{wanted.height}; "
-            "accepted: equal sizes"
-        )
-    may_change, warnings = _transparent_or_light(mask)
-    return may_change, mask.warnings + warnings
-
-
-def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """Take the image's own alpha for its mask, as OpenAI's API does."""
-    if image.alpha is None:
-        return None, ()
-    cure = "to let all of it change as it looks on white, give it without transparency"
-    if not any(image.alpha.histogram()[:HALF]):
-        return None, ("image is translucent, and nowhere by half: it is laid on white, and all of it may change",)
-    said = f"image has transparent parts and comes without a mask: they alone may change, and begin white; {cure}"
-    return _below_half(image.alpha), (said,)
-
-
-def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
-    """Read what a mask says by its alpha, where any of it is transparent, or else by its light."""
-    light = mask.colours.convert("L").point([0] * HALF + [255] * HALF)
-    if mask.alpha is None or not any(mask.alpha.histogram()[:HALF]):
-        return light, ()
-    transparent = _below_half(mask.alpha)
-    opaque_light = Image.composite(Image.new("L", light.size), light, transparent)
-    if not any(opaque_light.histogram()[HALF:]):
-        return transparent, ()
-    said = (
-        "mask has transparent parts and light ones: the transparent ones may change, and no others; "
-        "to let the light ones change, give it without transparency"
-    )
-    return transparent, (said,)
-
-
-def _below_half(alpha: Image.Image) -> Image.Image:
-    return alpha.point([255] * HALF + [0] * HALF)
-
-
-def _layer(colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, alone: bool) -> Layer:
-    """Bring an image to a size; one that comes `alone`, without a mask, is nowhere more than its alpha."""
-    picture = _fitted(colours, size)
-    if mask is None:
-        return Layer(picture, None, None)
-    may_change = _fitted(mask, size, 255, 0) >= 0.5
-    if alpha is None:
-        return Layer(picture, may_change, None)
-    covering = _fitted(alpha, size, 255, 0).clamp(0, 1)
-    return Layer(picture, may_change, covering if alone else covering.where(may_change, 1))
-
-
-def _fitted(image: Image.Image, size: Size, one: float = 127.5, zero: float = 1) -> Tensor:
-    """Cut and scale an image of bytes to values / `one` − `zero` [C, H, W].
-
-    One channel after the other, so that no more than one is ever of the file's size and four bytes a pixel.
-    """
-    channels = (torch.from_numpy(np.array(image.getchannel(band)))[None] for band in image.getbands())
-    return torch.cat([fit(middle(channel, size).float().div_(one).sub_(zero), size) for channel in channels])
 
 
 def _feathered(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,17 +141,23 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
 
 
 def outline(model: Model, request: ImageRequest, canvas: Canvas | None = None) -> Sketch:
-    """Settle what can be settled before anything is computed; `canvas` is that of an equal request, if there is one.
+    """Settle what can be settled before anything is computed.
 
+    `canvas` is what was prepared for the request, or that of an equal one; without it, the request's files are read.
     Raises InvalidInput on files that are no pictures, and on LoRAs that cannot be used.
     """
     recipe = resolve(model, request)
     passes = plan_passes(model, request, recipe)
     _, dtype = model.transformer_of(request.mode)
-    canvas = canvas or open_canvas(request, (size_of(model, each.grid) for each in passes))
+    canvas = canvas or open_canvas(request, _sizes(model, passes))
     changes, left_out = model.changes(request.loras, dtype)
     warnings = left_out if canvas is None else canvas.warnings + left_out
     return Sketch(request, recipe, passes, canvas, changes, warnings)
+
+
+def canvas_sizes(model: Model, request: ImageRequest) -> frozenset[Size]:
+    """Say at which sizes a request needs its image; reads numbers of the model only, and so from any thread."""
+    return frozenset({request.size, *_sizes(model, plan_passes(model, request, resolve(model, request)))})
 
 
 def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
@@ -256,6 +262,10 @@ def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> tuple[Pa
         return (first,)
     below = sum(sigma > REFINE_FROM for sigma in whole.sigmas[:-1])
     return first, one(native, _tail(whole, min(below, whole.steps - 1)))
+
+
+def _sizes(model: Model, passes: Iterable[Pass]) -> Iterator[Size]:
+    return (size_of(model, each.grid) for each in passes)
 
 
 def initial_noise(model: Model, grid: Grid, generator: torch.Generator) -> Tensor:

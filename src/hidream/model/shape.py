@@ -12,16 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hidream.images.prepared import BICUBIC_REACH, SPARE
 from hidream.types import Render, Size
 
 AREA_WEIGHT = 0.5
 """How much a deviation from the best area counts beside one from the asked aspect (both as logarithms)."""
-
-
-SPARE = 4
-"""What of an image is scaled at most, in sizes that are cut out of it: 16:9 for 9:16, which is 3.2, stays whole."""
-BICUBIC_REACH = 2
-"""Pixels to either side from which bicubic interpolation makes one, where it enlarges."""
 
 
 class Grid(NamedTuple):

@@ -1,21 +1,19 @@
 """Pictures that clients bring: taken from where they are, looked at, and put into their place as uploads.
 
 A picture is what its bytes say, whatever it calls itself: PNG, JPEG or WebP, which Pillow can read, and of no more
-pixels than a computer can bear. The worker finds it by its name, which is the right to it.
+pixels than a computer can bear. They are read in a process of their own (`images/decoders`). The worker finds it by its
+name, which is the right to it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import re
 from urllib.parse import unquote
 
-from PIL import Image
-
 from hidream.errors import InvalidInput, NotFound
-from hidream.outputs.measure import shown_size
+from hidream.images.decoders import Decoders, File
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.place import Place
 from hidream.server.fetch import Rules, fetch
@@ -23,19 +21,17 @@ from hidream.store import uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key
 from hidream.store.uploads import Upload
-from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
+from hidream.types import ImageFormat
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
-TOGETHER_MAX = 2
-"""Pictures that are decoded at a time: the largest takes a quarter of a GB and a core for a second."""
+PARTING_S = 0.5
+"""How long pictures that are looked at may go on once the process is told to stop."""
 FILENAME_MAX = 256
 
 ACCEPTED = (
     "accepted: an http(s) URL, a data: URI or base64 of a PNG, JPEG or WebP file, or the download_url of an upload"
 )
-_FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
-"""Pillow's names; an MPO is a JPEG file with more pictures behind the first, as telephones write them."""
 _OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
 _URL_SAFE = str.maketrans("-_", "+/")
 """The other alphabet of base64 (RFC 4648, section 5)."""
@@ -51,7 +47,7 @@ class Pictures:
         self._database = database
         self._place = place
         self._rules = Rules(allowed, max_bytes, tls=tls)
-        self._decoding = asyncio.Semaphore(TOGETHER_MAX)
+        self._decoders = Decoders()
 
     async def take(self, key: Key, field: str, given: str) -> str:
         """Take in what a request says under `field`; return the name of the upload. Raises InvalidInput."""
@@ -66,7 +62,7 @@ class Pictures:
 
     async def keep(self, key: Key, field: str, filename: str, data: bytes) -> Upload:
         """Look at a picture, and keep it. Raises InvalidInput, StorageUnavailable."""
-        image_format = await self.look(field, data)
+        image_format = await self.look(field, data, key.id)
         name = draw_name(image_format)
         await self._place.write(name, data)
         now = self._database.now_ms()
@@ -93,7 +89,7 @@ class Pictures:
             if await self._place.read(name) == data:
                 return announced
             raise InvalidInput("there is another file of this name; accepted: a new upload")
-        image_format = await self.look("the file", data)
+        image_format = await self.look("the file", data, announced.key_id)
         await self._place.write(name, data)
         await uploads.store(self._database, name, MEDIA_TYPES[image_format], len(data))
         return announced
@@ -103,16 +99,24 @@ class Pictures:
         upload = await uploads.get(self._database, name) if is_name(name) else None
         return upload if upload and upload.stored else None
 
-    async def look(self, field: str, data: bytes) -> ImageFormat:
-        """See that this is a picture. Raises InvalidInput."""
-        async with self._decoding:
-            return await asyncio.to_thread(_looked_at, field, data)
+    async def look(self, field: str, file: File, key_id: str = "") -> ImageFormat:
+        """See that this is a picture: its bytes, or where they lie. Raises InvalidInput, StorageUnavailable.
 
-    async def shown_size(self, field: str, name: str) -> tuple[int, int]:
+        Of one key, one picture is looked at after the other.
+        """
+        return await self._decoders.look(key_id, field, file)
+
+    async def shown_size(self, field: str, name: str, key_id: str = "") -> tuple[int, int]:
         """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
-        data = await self._place.read(name)
-        async with self._decoding:
-            return await asyncio.to_thread(shown_size, field, data)
+        return await self._decoders.shown_size(key_id, field, await self._place.read(name))
+
+    def stop(self) -> None:
+        """Give up in PARTING_S whatever is still looked at, and take nothing more: this process is about to leave."""
+        asyncio.get_running_loop().call_later(PARTING_S, self._decoders.close)
+
+    def close(self) -> None:
+        """End the processes that look at pictures, at once."""
+        self._decoders.close()
 
     def _decoded(self, field: str, given: str) -> bytes:
         if given[:5].lower() == "data:" and not _DATA.match(given):
@@ -133,27 +137,3 @@ class Pictures:
 def _shown(filename: str) -> str:
     """Keep of a file's name what can be shown, and kept by any database."""
     return "".join(filter(str.isprintable, filename))[:FILENAME_MAX]
-
-
-def _looked_at(field: str, data: bytes) -> ImageFormat:
-    """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        check_file(field, image.width, image.height)
-        image_format = _FORMATS[image.format or ""]
-        if image_format is ImageFormat.PNG:
-            image.verify()
-        else:
-            image.draft(
-                "RGB", (max(1, image.width // 8), max(1, image.height // 8))
-            )  # a JPEG's full size would cost for nothing
-            image.load()
-    except InvalidInput:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
-    except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
-        raise InvalidInput(
-            f"{field} is no picture that can be read ({len(data):,} bytes); accepted: a PNG, JPEG or WebP file"
-        ) from error
-    return image_format

@@ -50,10 +50,10 @@ async def _run(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
-        with listen(settings.server) as listener:
+        with listen(settings.server) as listener, contextlib.closing(service.pictures):
             server = _uvicorn(service)
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, _stop, server, database)
+                asyncio.get_running_loop().add_signal_handler(number, _stop, server, service)
             async with _first_key(settings, database) as secret:
                 _say(f"hidream is listening on {_url(settings.server.host, listener)}")
                 if secret:
@@ -64,10 +64,11 @@ async def _run(settings: Settings, with_worker: bool) -> int:
     return int(workers > 0)
 
 
-def _stop(server: uvicorn.Server, database: Database) -> None:
-    """End a server, and the requests that wait for a picture."""
+def _stop(server: uvicorn.Server, service: Service) -> None:
+    """End a server, the requests that wait for a picture, and those whose picture takes long to look at."""
     server.should_exit = True
-    database.changes.stop()
+    service.database.changes.stop()
+    service.pictures.stop()
 
 
 async def _serve(service: Service, server: uvicorn.Server, listener: socket.socket, with_worker: bool) -> int:
@@ -75,7 +76,7 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     beside = asyncio.create_task(background.run(service))
     worker = asyncio.create_task(keep_worker(service.settings, service.database)) if with_worker else None
     if worker is not None:
-        worker.add_done_callback(lambda _: _stop(server, service.database))
+        worker.add_done_callback(lambda _: _stop(server, service))
     await server.serve(sockets=[listener])
     gave_up = worker is not None and worker.done()
     await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))

@@ -17,18 +17,19 @@ import asyncio
 import concurrent.futures
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hidream.errors import Interrupted, TaskFailed
-from hidream.types import ImageRequest
+from hidream.types import ImageRequest, Size
 from hidream.worker.failure import reason
 
 if TYPE_CHECKING:
     from hidream.engine.loop import OnProgress, Outcome, WantsPreview
+    from hidream.images.prepared import Prepared
     from hidream.model.pipeline import Picture
 
 T = TypeVar("T")
@@ -49,8 +50,12 @@ class Drawer(Protocol):
         on_progress: OnProgress | None = None,
         *,
         wants_preview: WantsPreview | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
-        """Let a request wait for its turn."""
+        """Let a request wait for its turn; `prepared` is its image at `canvas_sizes`."""
+
+    def canvas_sizes(self, request: ImageRequest) -> Collection[Size]:
+        """Say at which sizes a request needs its image; this alone is for any thread."""
 
     def abort(self, id: str) -> bool:  # noqa: A002
         """Forget a request and free what it holds."""
@@ -127,6 +132,7 @@ class Bridge:
         request: ImageRequest,
         given_up: asyncio.Event,
         listener: Listener | None = None,
+        prepared: Prepared | None = None,
     ) -> Picture:
         """Let a model's engine draw a picture, together with whatever else it has; no two requests may have one id.
 
@@ -135,7 +141,7 @@ class Bridge:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Picture] = loop.create_future()
-        self._tell(lambda: self._add(id, request, listener, _Asked(model, answer, loop)))
+        self._tell(lambda: self._add(id, request, listener, _Asked(model, answer, loop), prepared))
         try:
             ended = await _ends_before(given_up, answer)
         finally:
@@ -145,6 +151,10 @@ class Bridge:
         if not ended:
             raise Interrupted("the picture was given up before it was finished")
         return answer.result()
+
+    def canvas_sizes(self, model: str, request: ImageRequest) -> list[Size]:
+        """Say at which sizes a model needs a request's image."""
+        return list(self._engines[model].canvas_sizes(request))
 
     async def close(self) -> None:
         """Let the engines give up whatever they have, and the thread end; returns when all have."""
@@ -159,12 +169,14 @@ class Bridge:
 
     # --- on the thread ---------------------------------------------------------------------------------------------
 
-    def _add(self, id_: str, request: ImageRequest, listener: Listener | None, asked: _Asked) -> None:
+    def _add(
+        self, id_: str, request: ImageRequest, listener: Listener | None, asked: _Asked, prepared: Prepared | None
+    ) -> None:
         assert asked.model in self._engines, f"nothing draws for {asked.model!r}"
         assert id_ not in self._asked, f"{id_!r} is being drawn already"
         on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
         try:
-            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview)
+            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview, prepared=prepared)
         except Exception as error:  # the edge of a request
             _tell_loop(asked, None, error)
             return

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from hidream.errors import Interrupted, InvalidInput, NotFound
+from hidream.images.decoders import Decoders
 from hidream.outputs.encode import encode
 from hidream.outputs.place import Place
 from hidream.store.prediction import Prediction
@@ -25,6 +26,8 @@ from hidream.worker.outage import outlast
 if TYPE_CHECKING:
     import numpy as np
 
+    from hidream.images.prepared import Prepared
+
 T = TypeVar("T")
 
 
@@ -32,13 +35,14 @@ T = TypeVar("T")
 class Tools:
     """What a picture goes through beside the bridge: the image classifier, and the places where files lie.
 
-    `versions` is what each model is called in each mode.
+    `versions` is what each model is called in each mode; `decoders` read the images that tasks start from.
     """
 
     flagged: Callable[[np.ndarray], bool]
     outputs: Place
     uploads: Place
     versions: Mapping[str, Mapping[Mode, str]]
+    decoders: Decoders = field(default_factory=Decoders)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,10 +85,9 @@ async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
     is given up. While a place is away, it waits.
     """
     task, given_up = job.task, job.given_up
-    image = await _upload(tools.uploads, "image", task.input.image, given_up)
-    mask = await _upload(tools.uploads, "mask", task.input.mask, given_up)
-    requests = requests_of(task.input, image, mask)
-    files = await _all(_file(bridge, tools, job, i, request) for i, request in enumerate(requests))
+    requests = requests_of(task.input)
+    prepared = await _prepared(bridge, tools, job, requests[0])
+    files = await _all(_file(bridge, tools, job, i, request, prepared) for i, request in enumerate(requests))
     if given_up.is_set():
         raise Interrupted("the pictures were given up before they were stored")
     await _all(
@@ -98,10 +101,11 @@ async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
     )
 
 
-def requests_of(asked: Submission, image: bytes | None = None, mask: bytes | None = None) -> list[ImageRequest]:
+def requests_of(asked: Submission) -> list[ImageRequest]:
     """Say to the model what was submitted: a request for each picture, whose seeds follow one another.
 
-    Behind the largest seed comes 0.
+    Behind the largest seed comes 0. Of an image to start from, and of a mask, they say that there is one: the bytes are
+    a stranger's, and no business of the process that draws.
     """
     return [
         ImageRequest(
@@ -116,13 +120,39 @@ def requests_of(asked: Submission, image: bytes | None = None, mask: bytes | Non
             conformance=asked.conformance,
             render=asked.render,
             mode=asked.mode,
-            image=image,
+            image=None if asked.image is None else b"",
             strength=asked.strength,
-            mask=mask,
+            mask=None if asked.mask is None else b"",
             loras=asked.loras,
         )
         for i in range(asked.num_images)
     ]
+
+
+async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageRequest) -> Prepared | None:
+    """Have a task's image and mask read, once for all its pictures. Raises InvalidInput, and Interrupted."""
+    task, given_up = job.task, job.given_up
+    image = await _upload(tools.uploads, "image", task.input.image, given_up)
+    mask = await _upload(tools.uploads, "mask", task.input.mask, given_up)
+    if image is None:
+        return None
+    sizes = bridge.canvas_sizes(task.model, request)
+    read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
+    return await _unless(given_up, outlast(read, given_up, "read_image"))
+
+
+async def _unless(given_up: asyncio.Event, work: Awaitable[T]) -> T:
+    """Wait for `work`, and end it once it is given up. Raises Interrupted then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(given_up.wait())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Interrupted("the images were given up before what they start from was read")
+        return working.result()
+    finally:
+        for each in (working, leaving):
+            each.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _upload(uploads: Place, field: str, name: str | None, given_up: asyncio.Event) -> bytes | None:
@@ -136,10 +166,12 @@ async def _upload(uploads: Place, field: str, name: str | None, given_up: asynci
         ) from error
 
 
-async def _file(bridge: Bridge, tools: Tools, job: Job, i: int, request: ImageRequest) -> _File:
+async def _file(
+    bridge: Bridge, tools: Tools, job: Job, i: int, request: ImageRequest, prepared: Prepared | None
+) -> _File:
     task, asked = job.task, job.task.input
     drawn_as = f"{task.id}/{task.attempt}/{i}"  # of a lost lease, the next attempt may begin before this one has ended
-    picture = await bridge.draw(task.model, drawn_as, request, job.given_up, job.headway.listener(i))
+    picture = await bridge.draw(task.model, drawn_as, request, job.given_up, job.headway.listener(i), prepared)
     nsfw = asked.enable_safety_checker and await asyncio.to_thread(tools.flagged, picture.pixels)
     data = await asyncio.to_thread(
         encode,

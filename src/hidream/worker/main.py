@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +100,8 @@ async def _run(settings: Settings, with_parent: bool) -> Bridge:
         versions = {NAMES[variant]: _versions(model) for variant, model in loaded.models.items()}
         tools = Tools(loaded.checker.flagged, outputs, uploads, versions)
         worker = Worker(worker_id(os.getpid()), list(versions), ", ".join(_exact(versions)))
-        await Loop(database, bridge, worker, tools, settings.worker).run(stopping)
+        with closing(tools.decoders):
+            await Loop(database, bridge, worker, tools, settings.worker).run(stopping)
     if not bridge.busy:
         await bridge.close()
     return bridge

@@ -179,7 +179,9 @@ async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[P
         mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
         submission = replace(asked.submission, image=image, mask=mask)
         if sources.sizes:
-            submission = replace(submission, size=Size.near(*await service.pictures.shown_size("image", image)))
+            submission = replace(
+                submission, size=Size.near(*await service.pictures.shown_size("image", image, asked.key.id))
+            )
         asked = replace(asked, submission=submission)
     prediction = await service.intake.submit(asked)
     return prediction, replayed(asked, prediction)

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 
+import numpy as np
 from PIL import Image
 
 Chunks = dict[bytes, bytes]
@@ -22,6 +23,11 @@ def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> b
     return out.getvalue()
 
 
+def noise(width: int, height: int) -> Image.Image:
+    """Colours by chance, always the same."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
 def raw_png(
     kind: int, depth: int, row: bytes, size: tuple[int, int], chunks: dict[bytes, bytes] | None = None
 ) -> bytes:
@@ -33,6 +39,20 @@ def raw_png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
     )
+
+
+def progressive_jpeg(side: int, scans: int) -> bytes:
+    """A grey JPEG that says its last scan again and again."""
+    file = saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    last = file.rindex(b"\xff\xda")
+    scan, there = file[last:-2], file.count(b"\xff\xda")
+    return file[:-2] + scan * (scans - there) + file[-2:]
+
+
+def webp(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WebP file of these chunks."""
+    body = b"".join(name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in chunks)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
 def rgb_profile(primaries: tuple[tuple[float, float, float], ...], curve: bytes) -> bytes:

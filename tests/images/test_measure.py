@@ -6,7 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.outputs.measure import shown_size
+from hidream.images.measure import shown_size
 
 
 def file(kind, orientation=None):

@@ -2,7 +2,8 @@
 
 Out comes an upright image of 8 bits a channel, laid on white where it was transparent, and its alpha beside it. `srgb`
 brings its colours to sRGB. Of all that a file may say of them only an ICC profile counts: PNG's gAMA, cHRM and cICP are
-passed over. Knows neither sizes nor masks; whatever a stranger's bytes make Pillow raise ends here.
+passed over. Knows neither sizes nor masks; whatever a stranger's bytes make Pillow raise ends here. What they make it
+do does not: a stranger's files are opened in a process of their own (`decoders`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from hidream.errors import InvalidInput
+from hidream.images.structure import ACCEPTED, check_exif
 from hidream.types import FILE_ACCEPTED, check_file
 
 OPAQUE = 255
 TRNS_FACTORS = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies such a PNG's greys by, but not the grey that its tRNS chunk names (Pillow 13.0.0,
 PngImagePlugin.py)."""
-ACCEPTED = "accepted: a PNG, JPEG or WebP file"
+STRANGERS = ("PNG", "JPEG", "WEBP")
+"""Pillow's names of the formats that are taken from strangers; it has dozens, some of them hardly looked after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,15 @@ class Decoded:
     warnings: tuple[str, ...] = ()
 
 
-def open_image(field: str, data: bytes) -> Decoded:
-    """Read a file. Raises InvalidInput, which names the field, when it is no image or one of too many pixels."""
+def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> Decoded:
+    """Read a file of one of Pillow's `formats`, None for any that it knows.
+
+    Raises InvalidInput, which names the field, when it is no image or one of too many pixels.
+    """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats)
         check_file(field, image.width, image.height)
+        check_exif(field, exif_of(image))
         _scale_trns(image)
         upright = _turn_upright(image)
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
@@ -60,6 +67,17 @@ def open_image(field: str, data: bytes) -> Decoded:
         raise InvalidInput(
             f"{field} cannot be read: the file of {len(data):,} bytes is damaged or truncated; {ACCEPTED}"
         ) from error
+
+
+def exif_of(image: Image.Image) -> bytes:
+    """Find the EXIF data that Pillow would read: a file's own, or, by ImageMagick, in hexadecimal in a PNG's text."""
+    found = image.info.get("exif")
+    if isinstance(found, bytes):
+        return found
+    try:
+        return bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
+    except (AttributeError, ValueError):
+        return b""
 
 
 def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:

@@ -7,6 +7,10 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
+
+from hidream.errors import InvalidInput
+from hidream.images.image_file import open_image, srgb
 from image_files import (
     ADOBE_RGB,
     P3,
@@ -18,10 +22,6 @@ from image_files import (
     saved,
     srgb_curve,
 )
-from PIL import ExifTags, Image
-
-from hidream.errors import InvalidInput
-from hidream.model.image_file import open_image, srgb
 
 RED = (200, 60, 40)
 OUR_P3 = rgb_profile(P3, srgb_curve())

@@ -1,0 +1,121 @@
+"""How question and answer travel between the process that asks of a stranger's files and the one that reads them.
+
+A question is a line of JSON and the files as open descriptors; an answer is a file: arrays, then JSON, then the length
+of that. Whoever reads an answer trusts it with nothing: the process that wrote it has read a stranger's bytes.
+Imports neither Pillow nor, before there are arrays, numpy: an API process needs none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hidream.errors import InvalidInput
+from hidream.types import FILE_SIDE_MAX_PX, ImageFormat, Size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hidream.images.prepared import Prepared
+
+ALIGN = 64
+"""Arrays begin at multiples of this."""
+SAID_MAX_BYTES = 2**16
+"""Of an answer's JSON."""
+WARNING_MAX_CHARS, WARNINGS_MAX = 500, 8
+NO_MEMORY, BROKEN = 3, 4
+"""Exit statuses of a job that has no answer."""
+STATUS = struct.Struct("<i")
+"""What is said of a job's end: an exit status, or minus the number of the signal that has ended it."""
+
+
+class NoAnswer(Exception):
+    """What was written is no answer to what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the process of one job may take: seconds of a core, seconds of the clock, bytes of memory of its own."""
+
+    cpu_s: int
+    wall_s: int
+    memory_bytes: int
+
+
+LOOK = Limits(cpu_s=10, wall_s=60, memory_bytes=3 * 2**29)
+"""An upload: the slowest file that is accepted, a WebP of 8192², takes 2 s and 1.1 GB."""
+PREPARE = Limits(cpu_s=30, wall_s=180, memory_bytes=3 * 2**29)
+"""An image and its mask: of 8192² both, 9 s and 1.4 GB."""
+
+
+class Answer:
+    """What a job has written, mapped into memory."""
+
+    def __init__(self, file: int) -> None:
+        """Map a file. Raises InvalidInput where it refuses, NoAnswer where it is none."""
+        try:
+            self._memory = mmap.mmap(file, 0)
+            length = min(int.from_bytes(self._memory[-8:], "little"), SAID_MAX_BYTES)
+            self._said = json.loads(self._memory[-8 - length : -8])
+        except (ValueError, OSError, RecursionError) as error:
+            raise NoAnswer("no JSON where an answer should end") from error
+        if not isinstance(self._said, dict):
+            raise NoAnswer("no object where an answer should end")
+        if "refused" in self._said:
+            raise InvalidInput(_text(self._said["refused"], 1000))
+
+    def image_format(self) -> ImageFormat:
+        """What the file of a `look` is."""
+        try:
+            return ImageFormat(self._said["format"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise NoAnswer("no format that there is") from error
+
+    def size(self) -> tuple[int, int]:
+        """Width and height of a `shown_size`."""
+        match self._said.get("size"):
+            case [int(width), int(height)] if min(width, height) >= 1 and max(width, height) <= FILE_SIDE_MAX_PX:
+                return width, height
+        raise NoAnswer("no width and height")
+
+    def prepared(self, sizes: Sequence[Size]) -> Prepared:
+        """The planes of a `prepare` for these sizes; they stay where they are."""
+        match self._said:
+            case {"layers": [*layers], "warnings": [*warnings]} if len(layers) == len(sizes):
+                pass
+            case _:
+                raise NoAnswer("not as many layers as sizes")
+        from hidream.images.prepared import Planes, Prepared
+
+        planes, at = {}, 0
+        for size, layer in zip(sizes, layers, strict=True):
+            match layer:
+                case [bool(has_mask), bool(has_alpha)]:
+                    picture, at = self._array(at, "float32", 3, size)
+                    mask, at = self._array(at, "uint8", 1, size) if has_mask else (None, at)
+                    alpha, at = self._array(at, "float32", 1, size) if has_alpha else (None, at)
+                    planes[size] = Planes(picture, None if mask is None else mask != 0, alpha)
+                case _:
+                    raise NoAnswer("a layer of another form")
+        return Prepared(planes, tuple(_text(warning, WARNING_MAX_CHARS) for warning in warnings[:WARNINGS_MAX]))
+
+    def _array(self, at: int, dtype: str, channels: int, size: Size) -> tuple[np.ndarray, int]:
+        """Give the array [channels, H, W] that begins at `at`, and where the next one does."""
+        import numpy as np
+
+        count = channels * size.width * size.height
+        try:
+            found = np.frombuffer(self._memory, dtype, count, at).reshape(channels, size.height, size.width)
+        except ValueError as error:
+            raise NoAnswer("fewer numbers than the sizes have") from error
+        return found, at + found.nbytes + -found.nbytes % ALIGN
+
+
+def _text(said: object, most: int) -> str:
+    if not isinstance(said, str):
+        raise NoAnswer("no text where one should be")
+    return said[:most]

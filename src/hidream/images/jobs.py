@@ -1,0 +1,65 @@
+"""What may be asked of a stranger's files: done in the process that reads them, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hidream.errors import InvalidInput
+from hidream.images.answers import ALIGN
+from hidream.images.image_file import STRANGERS
+from hidream.images.measure import look, shown_size
+from hidream.images.prepared import prepare
+from hidream.images.structure import check
+from hidream.types import Size
+
+
+def answer(question: Mapping[str, Any], files: Sequence[bytes], out: int) -> None:
+    """Do a job, and write to the descriptor `out` what came of it, a refusal included."""
+    arrays: list[np.ndarray] = []
+    try:
+        said = JOBS[question["job"]](question, files, arrays)
+    except InvalidInput as error:
+        said, arrays = {"refused": str(error)}, []
+    with os.fdopen(out, "wb", closefd=False) as stream:
+        for array in arrays:
+            stream.write(array.data)
+            stream.write(bytes(-array.nbytes % ALIGN))
+        text = json.dumps(said).encode()
+        stream.write(text + len(text).to_bytes(8, "little"))
+
+
+def _look(question: Mapping[str, Any], files: Sequence[bytes], _arrays: list[np.ndarray]) -> dict[str, Any]:
+    check(question["field"], files[0])
+    return {"format": look(question["field"], files[0])}
+
+
+def _shown_size(question: Mapping[str, Any], files: Sequence[bytes], _arrays: list[np.ndarray]) -> dict[str, Any]:
+    check(question["field"], files[0])
+    return {"size": shown_size(question["field"], files[0], STRANGERS)}
+
+
+def _prepare(question: Mapping[str, Any], files: Sequence[bytes], arrays: list[np.ndarray]) -> dict[str, Any]:
+    for field, data in zip(("image", "mask"), files, strict=False):
+        check(field, data)
+    image, mask = files[0], files[1] if len(files) > 1 else None
+    try:
+        prepared = prepare([Size(*sides) for sides in question["sizes"]], image, mask, STRANGERS)
+    except MemoryError as error:
+        raise InvalidInput("image takes more memory than it may; accepted: an image of fewer pixels") from error
+    layers = []
+    for each in prepared.planes.values():
+        layers.append([each.mask is not None, each.alpha is not None])
+        arrays += [np.ascontiguousarray(a) for a in (each.picture, each.mask, each.alpha) if a is not None]
+    return {"layers": layers, "warnings": prepared.warnings}
+
+
+JOBS: dict[str, Callable[[Mapping[str, Any], Sequence[bytes], list[np.ndarray]], dict[str, Any]]] = {
+    "look": _look,
+    "shown_size": _shown_size,
+    "prepare": _prepare,
+}

@@ -1,0 +1,63 @@
+"""What an API process asks of an image file: its format, if it is whole, and how large it is as it is shown."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import ExifTags, Image
+
+from hidream.errors import InvalidInput
+from hidream.images.image_file import STRANGERS, exif_of
+from hidream.images.structure import ACCEPTED, check_exif
+from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
+
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations in which width and height change places (EXIF 2.32, tag 0x0112)."""
+_FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
+"""Pillow's names; an MPO is a JPEG file with more pictures behind the first, as telephones write them."""
+
+
+def look(field: str, data: bytes) -> ImageFormat:
+    """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded.
+
+    Raises InvalidInput, which names the field, when it is no image or one of too many pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=STRANGERS)
+        check_file(field, image.width, image.height)
+        check_exif(field, exif_of(image))
+        image_format = _FORMATS[image.format or ""]
+        if image_format is ImageFormat.PNG:
+            image.verify()
+        else:
+            image.draft(
+                "RGB", (max(1, image.width // 8), max(1, image.height // 8))
+            )  # a JPEG's full size would cost for nothing
+            image.load()
+    except InvalidInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
+    except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
+        raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}") from error
+    return image_format
+
+
+def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+    """Read width and height in pixels of a file of one of Pillow's `formats`, None for any that it knows.
+
+    Raises InvalidInput when this is no image; `field` is what errors call it.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
+        raise InvalidInput(f"{field} is no image that can be read; {ACCEPTED}") from error
+    check_exif(field, exif_of(image))
+    return (image.height, image.width) if _lies_on_its_side(image) else image.size
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+    except Exception:  # EXIF that is damaged says nothing
+        return False

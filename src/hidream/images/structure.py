@@ -1,0 +1,241 @@
+"""What an image file is made of, counted before anything is decoded: chunks, scans, frames, and what is said beside it.
+
+A decoder's work grows with these, not with the file's bytes: a JPEG of 171 KB may have 400 scans of 8192² pixels. What
+is counted is refused above a limit that no encoder comes near. Only walks from length to length, reads no pixels, and
+leaves it to the decoder to say that a file is damaged: where a walk cannot go on, it ends.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from hidream.errors import InvalidInput
+from hidream.types import ImageFormat, check_file
+
+ACCEPTED = "accepted: a PNG, JPEG or WebP file"
+
+CHUNKS_MAX = 2**16
+"""Of a PNG or WebP file: 64 MiB in PNG chunks of 1 KiB. libpng writes 8 KiB, so that an upload has some thousands."""
+SEGMENTS_MAX = 4096
+"""Of a JPEG file before its end, restart markers apart: 255 of a colour profile, some of each scan, and XMP in 64 KiB
+each."""
+SCANS_MAX, SCAN_PIXELS_MAX = 64, 2**31
+"""Of a progressive JPEG: libjpeg-turbo and jpegtran write 10, mozjpeg searches among 64 and writes at most 20. Each
+takes its time for every pixel, so that of 8192² no more than 32 are taken."""
+FRAMES_MAX = 1000
+"""Of an animation, of which only the first is looked at."""
+METADATA_BYTES_MAX = 2**23
+"""Texts, EXIF, XMP and colour profiles together, as they lie in the file."""
+PROFILE_BYTES_MAX = 2**22
+"""An ICC profile: those of printing presses have 0.5 to 3 MB."""
+INFLATED_BYTES_MAX = 2**24
+"""What compressed texts and the profile of a PNG become, together."""
+DIRECTORIES_MAX, ENTRIES_MAX, VALUES_BYTES_MAX = 32, 4096, 2**21
+"""Of EXIF data: a camera writes 5 directories of 100 entries in all, which have 64 KiB in a JPEG file."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"fdAT", b"fcTL", b"IEND")
+"""PNG chunks that are the image; all others say something beside it."""
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
+"""The next marker of a JPEG file that neither fills, nor escapes a byte of pixels, nor restarts."""
+_STANDALONE = (0x01, 0xD8)
+_END, _SCAN, _COMMENT = 0xD9, 0xDA, 0xFE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Start of a frame, which has the size; the three between are tables."""
+_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+"""By TIFF's number of a type."""
+_DIRECTORIES = (0x8769, 0x8825, 0xA005)
+"""EXIF tags whose value is where another directory lies: of the camera, of the place, of interoperability."""
+
+
+def check(field: str, data: bytes) -> ImageFormat:
+    """Say which format a file has. Raises InvalidInput, which names `field`, on none, and on more than is accepted."""
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png(field, data)
+        return ImageFormat.PNG
+    if data.startswith(b"\xff\xd8\xff"):
+        _check_jpeg(field, data)
+        return ImageFormat.JPEG
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        _check_webp(field, data)
+        return ImageFormat.WEBP
+    raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}")
+
+
+def check_exif(field: str, data: bytes) -> None:
+    """See that EXIF data are no more than is accepted; damaged ones are passed over. Raises InvalidInput."""
+    data = data.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 8:
+        return
+    if data[2:4] in (b"+\0", b"\0+"):
+        raise InvalidInput(f"{field} has EXIF data in the form of a BigTIFF; accepted: of a TIFF, as EXIF says")
+    at, entries, size = [struct.unpack_from(order + "I", data, 4)[0]], 0, 0
+    for directories in range(1, DIRECTORIES_MAX + 2):
+        if not at:
+            return
+        _at_most(f"{field} has EXIF data of more directories, or directories in a circle", directories, DIRECTORIES_MAX)
+        found = list(_directory(order, data, at))
+        entries, size = entries + len(found), size + sum(found)
+        _at_most(f"{field} has EXIF data of {entries:,} entries", entries, ENTRIES_MAX)
+        _at_most(f"{field} has EXIF data of {size:,} bytes in values", size, VALUES_BYTES_MAX)
+
+
+def _directory(order: str, data: bytes, at: list[int]) -> Iterator[int]:
+    """Give the bytes of each entry's value; take the directory off `at`, and put those there that it leads to."""
+    start = at.pop()
+    if start + 2 > len(data):
+        return
+    (count,) = struct.unpack_from(order + "H", data, start)
+    there = min(count, (len(data) - start - 2) // 12, ENTRIES_MAX + 1)
+    for i in range(there):
+        tag, kind, values, where = struct.unpack_from(order + "HHII", data, start + 2 + 12 * i)
+        if tag in _DIRECTORIES:
+            at.append(where)
+        size = values * _VALUE_BYTES.get(kind, 1)
+        yield min(size, max(0, len(data) - where)) if size > 4 else size
+    after = start + 2 + 12 * count
+    if there == count and after + 4 <= len(data):
+        (following,) = struct.unpack_from(order + "I", data, after)
+        at += [following] if following else []
+
+
+class _Beside:
+    """What was found so far of what a file says beside its pixels."""
+
+    def __init__(self, field: str) -> None:
+        self._field, self._size, self._profile, self._inflated, self._frames = field, 0, 0, 0, 0
+
+    def add(self, size: int) -> None:
+        """Count bytes of metadata."""
+        self._size += size
+        said = f"{self._field} has {self._size:,} bytes of texts, EXIF, XMP and profiles"
+        _at_most(said, self._size, METADATA_BYTES_MAX)
+
+    def profile(self, size: int) -> None:
+        """Count bytes of a colour profile, which may come in parts."""
+        self._profile += size
+        _at_most(f"{self._field} has a colour profile of {self._profile:,} bytes", self._profile, PROFILE_BYTES_MAX)
+
+    def frame(self) -> None:
+        """Count a frame of an animation."""
+        self._frames += 1
+        _at_most(f"{self._field} has {self._frames:,} frames or more", self._frames, FRAMES_MAX)
+
+    def inflate(self, compressed: bytes) -> int:
+        """Count what compressed bytes become, as far as they may; the bytes of this one."""
+        try:
+            left = INFLATED_BYTES_MAX - self._inflated + 1
+            size = len(zlib.decompressobj().decompress(compressed, left))
+        except zlib.error:
+            return 0
+        self._inflated += size
+        said = f"{self._field} has compressed texts that become more bytes"
+        _at_most(said, self._inflated, INFLATED_BYTES_MAX)
+        return size
+
+
+def _check_png(field: str, data: bytes) -> None:
+    if data[12:16] == b"IHDR" and len(data) >= 24:
+        check_file(field, *struct.unpack_from(">II", data, 16))
+    at, count, beside = len(_PNG_SIGNATURE), 0, _Beside(field)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        count += 1
+        _at_most(f"{field} has {count:,} chunks or more", count, CHUNKS_MAX)
+        if kind not in _PIXELS:
+            _check_text(field, kind, data[at + 8 : at + 8 + length], beside)
+        elif kind == b"fcTL":
+            beside.frame()
+        elif kind == b"IEND":
+            return
+        at += length + 12
+
+
+def _check_text(field: str, kind: bytes, body: bytes, beside: _Beside) -> None:
+    """Look at a PNG chunk that is not of the image."""
+    beside.add(len(body))
+    if kind == b"eXIf":
+        check_exif(field, body)
+    _, _, rest = body.partition(b"\0")
+    if kind in (b"zTXt", b"iCCP"):
+        size = beside.inflate(rest[1:])
+        if kind == b"iCCP":
+            beside.profile(size)
+    elif kind == b"iTXt" and rest[:1] == b"\1":
+        beside.inflate(b"\0".join(rest[2:].split(b"\0", 2)[2:]))
+
+
+def _check_jpeg(field: str, data: bytes) -> None:
+    at, segments, scans, scans_max, beside, exif = 2, 0, 0, SCANS_MAX, _Beside(field), b""
+    while (found := _MARKER.search(data, at)) and found[1][0] != _END:
+        at, marker = found.end(), found[1][0]
+        segments += 1
+        _at_most(f"{field} has {segments:,} segments or more", segments, SEGMENTS_MAX)
+        if marker in _STANDALONE or at + 2 > len(data):
+            continue
+        (length,) = struct.unpack_from(">H", data, at)
+        if marker in _FRAMES and at + 7 <= len(data):
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            check_file(field, width, height)
+            scans_max = min(scans_max, SCAN_PIXELS_MAX // max(1, width * height))
+        elif marker == _SCAN:
+            scans += 1
+            _at_most(f"{field} has {scans:,} scans or more of its size", scans, scans_max)
+        elif marker == _COMMENT or 0xE0 <= marker <= 0xEF:
+            exif += _check_application(field, data[at + 2 : at + length], beside)
+        at += max(2, length)
+    check_exif(field, exif)
+
+
+def _check_application(field: str, body: bytes, beside: _Beside) -> bytes:
+    """Look at what a JPEG segment says beside the image; what it has of EXIF data, which may go on in the next."""
+    beside.add(len(body))
+    if body.startswith(b"ICC_PROFILE\0"):
+        beside.profile(len(body))
+    elif body.startswith(b"MPF\0"):  # where a telephone's further images lie, in the form of EXIF data
+        check_exif(field, body[4:])
+    return body[6:] if body.startswith(b"Exif\0\0") else b""
+
+
+def _check_webp(field: str, data: bytes) -> None:
+    at, count, beside = 12, 0, _Beside(field)
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        body = at + 8
+        count += 1
+        _at_most(f"{field} has {count:,} chunks or more", count, CHUNKS_MAX)
+        if size := _webp_size(kind, data[body : body + 10]):
+            check_file(field, *size)
+        if kind == b"ANMF":
+            beside.frame()
+        elif kind not in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM"):
+            beside.add(min(length, len(data) - body))
+            if kind == b"ICCP":
+                beside.profile(length)
+            elif kind == b"EXIF":
+                check_exif(field, data[body : body + length])
+        at = body + length + length % 2
+
+
+def _webp_size(kind: bytes, head: bytes) -> tuple[int, int] | None:
+    """Read width and height where a chunk has them (RFC 9649; VP8: RFC 6386, section 9.1)."""
+    if len(head) < 10:
+        return None
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L" and head[0] == 0x2F:
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", head, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _at_most(said: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidInput(f"{said}; accepted: up to {most:,}")

@@ -1,0 +1,120 @@
+"""The process in which strangers' images are decoded: started once, with what that takes, and forked for each job.
+
+Forking takes milliseconds where starting Python takes a quarter of a second. A fork has its limits and its one job: it
+writes an answer and ends, or is ended. Nothing of one stranger is there for the next. The process knows no secret, has
+no file open but those of the job, and ends with whoever has started it, whose end of the socket is its standard input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from hidream.images.answers import BROKEN, NO_MEMORY, STATUS
+from hidream.images.image_file import STRANGERS
+from hidream.images.jobs import answer
+from hidream.images.measure import look, shown_size
+from hidream.images.prepared import prepare
+from hidream.types import Size
+
+QUESTION_MAX_BYTES = 2**16
+FILES_MAX = 3
+"""The answer's, the image's, the mask's."""
+DESCRIPTORS_MAX = 32
+PR_SET_NO_NEW_PRIVS = 38
+"""Of linux/prctl.h: no program that is started from here on has more rights than this one."""
+
+
+def main() -> None:
+    """Fork for one job after the other, until the other end of the socket closes."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _warm_up()
+    gc.freeze()
+    with socket.socket(fileno=sys.stdin.fileno()) as control, contextlib.suppress(ConnectionError):
+        while True:
+            question, files, _, _ = socket.recv_fds(control, QUESTION_MAX_BYTES, FILES_MAX)
+            if not question:
+                return
+            status = _forked(json.loads(question), files)
+            for file in files:
+                os.close(file)
+            control.sendall(STATUS.pack(status))
+
+
+def _warm_up() -> None:
+    """Read a small file of each format, so that no fork has to import what Pillow imports late."""
+    Image.init()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for image_format in STRANGERS:
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, image_format, exif=exif)
+        look("image", file.getvalue())
+        shown_size("image", file.getvalue(), STRANGERS)
+        prepare([Size(8, 8)], file.getvalue(), file.getvalue(), STRANGERS)
+
+
+def _forked(question: dict[str, Any], files: list[int]) -> int:
+    """Have a job done by a process of its own, and wait for its end."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_job(question, files))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _job(question: dict[str, Any], files: list[int]) -> int:
+    try:
+        _limit(question)
+        warnings.simplefilter("ignore")
+        out, *given = files
+        answer(question, [_content(file) for file in given], out)
+    except MemoryError:
+        return NO_MEMORY
+    except BaseException:  # the edge of a process: its exit status says it
+        return BROKEN
+    return 0
+
+
+def _content(file: int) -> bytes:
+    with os.fdopen(file, "rb", closefd=False) as stream:
+        stream.seek(0)
+        return stream.read()
+
+
+def _limit(question: dict[str, Any]) -> None:
+    """Let this process end by itself when it takes more than it may, and the first when memory is short."""
+    os.close(0)  # the socket: nobody but the process that has forked speaks there
+    signal.alarm(question["wall_s"])
+    cpu_s, memory_bytes = question["cpu_s"], question["memory_bytes"]
+    for limit, soft, hard in (
+        (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
+        (resource.RLIMIT_DATA, memory_bytes, memory_bytes),
+        (resource.RLIMIT_FSIZE, memory_bytes, memory_bytes),
+        (resource.RLIMIT_NOFILE, DESCRIPTORS_MAX, DESCRIPTORS_MAX),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        _, most = resource.getrlimit(limit)
+        if most != resource.RLIM_INFINITY:
+            soft, hard = min(soft, most), min(hard, most)
+        with contextlib.suppress(OSError, ValueError):  # a platform that does not know the limit
+            resource.setrlimit(limit, (soft, hard))
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    main()
