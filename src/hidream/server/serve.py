@@ -16,16 +16,18 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
 from hidream.server import background, tracing
 from hidream.server.app import create_app
+from hidream.server.connections import KEEP_ALIVE_S, Connections
+from hidream.server.listener import listen, room_for
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
-from hidream.settings.tables import Server, Settings
+from hidream.settings.tables import Settings
 from hidream.store import keys
 from hidream.store.database import Database
 from hidream.store.keys import Key
@@ -132,9 +134,14 @@ def _remind(known: Sequence[Key]) -> None:
 
 
 def _uvicorn(service: Service) -> uvicorn.Server:
+    settings = service.settings
+    connections = Connections(room_for(settings.server.connections_max, settings.webhooks.together_max))
     return uvicorn.Server(
         uvicorn.Config(
             tracing.traced(create_app(service), os.environ),
+            http=cast(type[asyncio.Protocol], connections.connection),  # it is only called
+            ws="none",
+            timeout_keep_alive=KEEP_ALIVE_S,
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -144,21 +151,6 @@ def _uvicorn(service: Service) -> uvicorn.Server:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-
-
-def listen(server: Server) -> socket.socket:
-    """Open the socket that the server listens on. Raises ConfigurationError."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    try:
-        listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
-        # Else an answer's body waits 40 ms for the client to acknowledge its head (Nagle's algorithm). Connections
-        # inherit it; asyncio sets it only where it makes the socket itself.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {server.host}, port {server.port} ({error}); accepted: a free port, or 0"
-        ) from error
 
 
 def _url(host: str, listener: socket.socket) -> str:

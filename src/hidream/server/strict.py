@@ -1,0 +1,77 @@
+"""HTTP/1.1 as h11 reads it, less what two readers of one request could read differently.
+
+A proxy and a server that disagree on where a request ends let a client smuggle a second one past the proxy. h11 takes
+lines that end in a bare LF, folded headers, and a Content-Length beside Transfer-Encoding; RFC 9112 lets a server
+refuse all of them.
+"""
+
+from __future__ import annotations
+
+import re
+
+import h11
+
+HEAD_BYTES = 32_768
+"""The most that the lines before a body may have, one long URL or many headers; proxies take 8 to 64 KB."""
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,60}\]|[\w.~%!$&'()*+,;=-]{0,255})(:[0-9]{0,5})?")
+_LENGTHS = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([^\r]*)")
+_DIGITS = re.compile(rb"[0-9]{1,19}[ \t]*")
+
+
+class Strict(h11.Connection):
+    """A server's side of a connection; `wrong` is what was wrong with a request, after which nothing more is read."""
+
+    wrong: h11.RemoteProtocolError | None = None
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Give the next event; NEED_DATA from the first thing on that is wrong."""
+        if self.wrong is not None:
+            return h11.NEED_DATA
+        try:
+            if self.their_state is h11.IDLE:
+                _look_at_head(self.trailing_data[0])
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                _look_at_request(event)
+            return event
+        except h11.RemoteProtocolError as error:
+            self.wrong = error
+            return h11.NEED_DATA
+
+
+def _look_at_head(received: bytes) -> None:
+    """See that a request's lines, as far as they have come, end in CR LF, and that none goes on in the next."""
+    end = received.find(b"\r\n\r\n")
+    head = received if end < 0 else received[: end + 2]
+    if len(head) > HEAD_BYTES:
+        raise h11.RemoteProtocolError(f"its head has more than {HEAD_BYTES} bytes", error_status_hint=431)
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise _wrong("a line of the head ends without CR")
+    if b"\n " in head or b"\n\t" in head:
+        raise _wrong("a header goes on in the next line")
+    lowered = head.lower()
+    if b"\ncontent-length" in lowered:
+        lengths = _LENGTHS.findall(lowered)
+        if len(lengths) > 1 or (end >= 0 and not all(map(_DIGITS.fullmatch, lengths))):
+            raise _wrong("Content-Length is there twice, or is no number")
+
+
+def _look_at_request(request: h11.Request) -> None:
+    """See that a request says only once where it ends, and whom it is for."""
+    encoded = sized = False
+    for name, value in request.headers:
+        if name == b"transfer-encoding":
+            encoded = True
+        elif name == b"content-length":
+            sized = True
+        elif name == b"host" and not _HOST.fullmatch(value):
+            raise _wrong("Host is no host's name")
+    if encoded and sized:
+        raise _wrong("Content-Length and Transfer-Encoding are both there")
+    if encoded and request.http_version < b"1.1":
+        raise _wrong("Transfer-Encoding is not of HTTP/1.0")
+
+
+def _wrong(what: str) -> h11.RemoteProtocolError:
+    return h11.RemoteProtocolError(what, error_status_hint=400)
