@@ -37,6 +37,7 @@ from hidream.safety.image import ImageChecker
 from hidream.types import ImageFormat
 
 CONNECTIONS = 16
+KEY = "the benchmarks' own key"
 BODY = {"prompt": "flat style a fox in the snow", "size": "512*512", "seed": 7}
 BARE = """
 import fastapi, uvicorn
@@ -138,12 +139,12 @@ def _request(key: str) -> bytes:
 @contextlib.contextmanager
 def hidream_server(command: str, database_url: str, folder: str, **settings: str) -> Iterator[tuple[str, str]]:
     """`hidream serve` or `hidream api` with its home in `folder`: URL and key; `serve` has its worker ready."""
-    environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": "bench"}
+    environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": KEY}
     environ |= {"HIDREAM_STORE_DATABASE_URL": database_url} | settings
     with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
         while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:
             time.sleep(0.1)
-        yield url, "bench"
+        yield url, KEY
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ GIVEN = {
     "POSTGRES_PASSWORD": "secret",
     "S3_ACCESS_KEY_ID": "key-id",
     "S3_SECRET_ACCESS_KEY": "key-secret",
-    "HIDREAM_API_KEY": "hd_key",
+    "HIDREAM_API_KEY": "hd_key of sixteen and more",
     "HIDREAM_STORE_KEY_PEPPER": "a pepper of sixteen and more",
 }
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")

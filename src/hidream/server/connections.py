@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import select
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S = 65
 """How long a connection may stay without a request: more than proxies keep theirs, usually a minute, lest they send a
 request into one that is just being closed."""
+CANDIDATES = 32
+"""Of the connections that may have to make room, how many are looked at."""
 PIPELINE_MAX = 32
 """Requests in a row that a client may have sent without waiting for an answer."""
 HEALTH_PATHS = frozenset(("/healthz", "/readyz", "/metrics"))
@@ -134,12 +138,16 @@ class Connections:
         self._malformed.say(because)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been without a request for the longest, if there is one."""
+        """Close the connection that has been without a request for the longest, if there is one.
+
+        One that has just sent a request, which was not read yet, is passed over.
+        """
         self._full.say(f"{self.limit} are open")
-        if not self.idle:
-            return False
-        next(iter(self.idle)).make_room()
-        return True
+        for connection in itertools.islice(self.idle, CANDIDATES):
+            if not _has_sent(connection):
+                connection.make_room()
+                return True
+        return False
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -163,7 +171,7 @@ class Connection(H11Protocol):
         self._phase: object = None  # as it was seen at the last look; since when, from how many bytes on
         self._since = self._heard = 0.0
         self._from = self._before = 0
-        self._owed = 0  # bytes of an answer at the last look, and how far its reader is behind
+        self._taken = 0  # bytes of answers, at the last look, and how far their reader is behind
         self._behind_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -302,10 +310,17 @@ class Connection(H11Protocol):
     def _reads_too_slowly(self) -> bool:
         """Whether an answer waits for its reader; what is on its way in the system's own memory is not seen here."""
         owed = self.transport.get_write_buffer_size()
-        taken, self._owed = max(0, self._owed - owed), owed
-        behind_s = self._behind_s + self._patience.tick_s - taken / self._patience.reading_rate
+        before, self._taken = self._taken, self.conn.sent_bytes - owed
+        behind_s = self._behind_s + self._patience.tick_s - (self._taken - before) / self._patience.reading_rate
         self._behind_s = max(0.0, behind_s) if owed else 0.0
         return self._behind_s > self._patience.reading_grace_s
+
+
+def _has_sent(connection: Connection) -> bool:
+    """Whether something has come that was not read yet."""
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Reserved:

@@ -34,6 +34,8 @@ from hidream.store.keys import Key
 
 FIRST = "first"
 """Name of the key that a server makes when there is none."""
+KEY_CHARS = 16
+"""The fewest that a key may have which an operator has chosen."""
 GRACE_S = 10
 """How long open requests, and then webhooks that are on their way, are given to end once the server is told to stop."""
 
@@ -49,6 +51,7 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
 
 async def _run(settings: Settings, with_worker: bool) -> int:
+    _check_key(settings.api_key)
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
@@ -82,6 +85,15 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     gave_up = worker is not None and worker.done()
     await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
     return worker.result() if worker is not None and gave_up else 0
+
+
+def _check_key(api_key: str) -> None:
+    """Refuse a key that could be found by trying; it is for everything. Raises ConfigurationError."""
+    if 0 < len(api_key) < KEY_CHARS:
+        raise ConfigurationError(
+            f"HIDREAM_API_KEY has {len(api_key)} characters; accepted: {KEY_CHARS} or more, such as those of "
+            "`openssl rand -hex 24`"
+        )
 
 
 async def _check_places(service: Service) -> None:

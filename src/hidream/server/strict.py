@@ -20,9 +20,20 @@ _DIGITS = re.compile(rb"[0-9]{1,19}[ \t]*")
 
 
 class Strict(h11.Connection):
-    """A server's side of a connection; `wrong` is what was wrong with a request, after which nothing more is read."""
+    """A server's side of a connection.
+
+    `wrong` is what was wrong with a request, after which nothing more is read; `sent_bytes` were given to be sent.
+    """
 
     wrong: h11.RemoteProtocolError | None = None
+    sent_bytes: int = 0
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
+        """Give the bytes of an event, and count them."""
+        data = super().send(event)
+        if data:
+            self.sent_bytes += len(data)
+        return data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """Give the next event; NEED_DATA from the first thing on that is wrong."""
