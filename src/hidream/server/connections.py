@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import logging
 import select
-import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
 from hidream.logs import Seldom
+from hidream.server.access_log import REQUEST_ID, new_request_id
 from hidream.server.answers import failure
 from hidream.server.listener import HEALTH
 from hidream.server.strict import HEAD_BYTES, Strict
@@ -243,7 +243,7 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
-        headers = {"Connection": "close", "X-Request-ID": uuid.uuid4().hex}
+        headers = {"Connection": "close", REQUEST_ID: new_request_id()}
         self._write(failure(status, message, headers | ({"Retry-After": str(BUSY_S)} if status == 503 else {})))
         self.flow.resume_reading()
         with contextlib.suppress(OSError):
@@ -340,5 +340,5 @@ class _Reserved:
         if scope["method"] in ("GET", "HEAD") and scope["path"] in HEALTH_PATHS:
             await self._app(scope, receive, send_and_close)  # type: ignore[arg-type]
             return
-        headers: Mapping[str, str] = {"Retry-After": str(BUSY_S), "X-Request-ID": uuid.uuid4().hex}
+        headers: Mapping[str, str] = {"Retry-After": str(BUSY_S), REQUEST_ID: new_request_id()}
         await failure(503, FULL, headers)(scope, receive, send_and_close)

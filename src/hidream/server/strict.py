@@ -14,9 +14,8 @@ import h11
 HEAD_BYTES = 32_768
 """The most that the lines before a body may have, one long URL or many headers; proxies take 8 to 64 KB."""
 
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,60}\]|[\w.~%!$&'()*+,;=-]{0,255})(:[0-9]{0,5})?")
-_LENGTHS = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([^\r]*)")
-_DIGITS = re.compile(rb"[0-9]{1,19}[ \t]*")
+_HOST = re.compile(rb"\nhost:[ \t]*(?:\[[0-9a-f:.]{2,60}\]|[\w.~%!$&'()*+,;=-]{0,255})(?::[0-9]{0,5})?[ \t]*\r\n")
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*[0-9]{1,19}[ \t]*\r\n")
 
 
 class Strict(h11.Connection):
@@ -40,12 +39,9 @@ class Strict(h11.Connection):
         if self.wrong is not None:
             return h11.NEED_DATA
         try:
-            if self.their_state is h11.IDLE:
-                _look_at_head(self.trailing_data[0])
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                _look_at_request(event)
-            return event
+            if self.their_state is h11.IDLE and (received := self.trailing_data[0]):
+                _look_at_head(received)
+            return super().next_event()
         except h11.RemoteProtocolError as error:
             self.wrong = error
             return h11.NEED_DATA
@@ -61,27 +57,21 @@ def _look_at_head(received: bytes) -> None:
         raise _wrong("a line of the head ends without CR")
     if b"\n " in head or b"\n\t" in head:
         raise _wrong("a header goes on in the next line")
-    lowered = head.lower()
-    if b"\ncontent-length" in lowered:
-        lengths = _LENGTHS.findall(lowered)
-        if len(lengths) > 1 or (end >= 0 and not all(map(_DIGITS.fullmatch, lengths))):
-            raise _wrong("Content-Length is there twice, or is no number")
+    if end >= 0:
+        _look_at_headers(head.lower())
 
 
-def _look_at_request(request: h11.Request) -> None:
-    """See that a request says only once where it ends, and whom it is for."""
-    encoded = sized = False
-    for name, value in request.headers:
-        if name == b"transfer-encoding":
-            encoded = True
-        elif name == b"content-length":
-            sized = True
-        elif name == b"host" and not _HOST.fullmatch(value):
-            raise _wrong("Host is no host's name")
-    if encoded and sized:
+def _look_at_headers(head: bytes) -> None:
+    """See that a request, in small letters, says only once where it ends, and whom it is for."""
+    lengths, encoded = head.count(b"\ncontent-length"), b"\ntransfer-encoding" in head
+    if lengths and (lengths > 1 or not _LENGTH.search(head)):
+        raise _wrong("Content-Length is there twice, or is no number")
+    if lengths and encoded:
         raise _wrong("Content-Length and Transfer-Encoding are both there")
-    if encoded and request.http_version < b"1.1":
+    if encoded and b" http/1.0\r\n" in head:
         raise _wrong("Transfer-Encoding is not of HTTP/1.0")
+    if b"\nhost:" in head and not _HOST.search(head):
+        raise _wrong("Host is no host's name")
 
 
 def _wrong(what: str) -> h11.RemoteProtocolError:
