@@ -26,6 +26,7 @@ from server.test_serve import api
 QUICK = Patience(
     tick_s=0.05,
     head_s=0.5,
+    keep_alive_s=1.5,
     body_silent_s=0.5,
     body_grace_s=1.0,
     body_rate=10_000,
@@ -220,6 +221,12 @@ def test_who_says_nothing_or_never_ends_a_head_is_closed():
             await reader.readuntil(b"xx")
             writer.write(b"GET")
             assert status(await reader.read()) == 408
+        async with served.connect(HELLO) as (reader, writer):
+            await reader.readuntil(b"xx")
+            await asyncio.sleep(2 * QUICK.head_s)  # it is kept for longer
+            writer.write(HELLO)
+            await reader.readuntil(b"xx")
+            assert await reader.read() == b""  # but not for ever
 
     running(scenario)
 

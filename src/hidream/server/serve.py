@@ -23,7 +23,7 @@ import uvicorn
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
 from hidream.server import background, tracing
 from hidream.server.app import create_app
-from hidream.server.connections import KEEP_ALIVE_S, Connections
+from hidream.server.connections import Connections
 from hidream.server.listener import listen, room_for
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
@@ -153,7 +153,6 @@ def _uvicorn(service: Service) -> uvicorn.Server:
             tracing.traced(create_app(service), os.environ),
             http=cast(type[asyncio.Protocol], connections.connection),  # it is only called
             ws="none",
-            timeout_keep_alive=KEEP_ALIVE_S,
             lifespan="off",
             log_config=None,
             log_level="warning",

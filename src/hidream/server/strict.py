@@ -63,7 +63,7 @@ def _look_at_head(received: bytes) -> None:
 
 def _look_at_headers(head: bytes) -> None:
     """See that a request, in small letters, says only once where it ends, and whom it is for."""
-    lengths, encoded = head.count(b"\ncontent-length"), b"\ntransfer-encoding" in head
+    lengths, encoded = head.count(b"\ncontent-length:"), b"\ntransfer-encoding:" in head
     if lengths and (lengths > 1 or not _LENGTH.search(head)):
         raise _wrong("Content-Length is there twice, or is no number")
     if lengths and encoded:
