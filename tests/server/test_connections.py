@@ -21,7 +21,7 @@ from hidream.server.connections import PIPELINE_MAX, Connections, Patience
 from hidream.server.listener import HEALTH, listen, room_for
 from hidream.server.strict import HEAD_BYTES
 from hidream.settings.tables import Server
-from server.test_serve import api
+from server.test_serve import KEY, api
 
 QUICK = Patience(
     tick_s=0.05,
@@ -407,6 +407,54 @@ def test_out_of_descriptors_connections_are_refused_and_the_log_stays_small(capl
 
     running(scenario, SLOW)
     assert len([line for line in caplog.messages if line.startswith("descriptors_exhausted count=")]) == 1
+
+
+@pytest.mark.long
+def test_a_real_server_waits_for_nobody_for_ever(tmp_path):
+    """Heads and bodies of a byte a second, and nothing at all, with the patience that is shipped."""
+    begun = {
+        "nothing": b"",
+        "a head": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+        "a body": b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 10000\r\n\r\n" % KEY.encode(),
+    }
+
+    async def ended(address, sent):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(sent)
+        reading, began = asyncio.ensure_future(reader.read()), time.monotonic()
+        while not reading.done():
+            await asyncio.wait([reading], timeout=1)
+            if sent:
+                writer.write(b"x")
+        writer.close()
+        return reading.result(), time.monotonic() - began
+
+    async def all_ended(address):
+        async with asyncio.timeout(120), asyncio.TaskGroup() as group:
+            tasks = {what: group.create_task(ended(address, sent)) for what, sent in begun.items()}
+        return {what: task.result() for what, task in tasks.items()}
+
+    with api(tmp_path / "home") as server:
+        url = httpx.URL(server.url)
+        found = asyncio.run(all_ended((url.host, url.port)))
+        assert server.stop()[0] == 0
+    assert found["nothing"][0] == b""
+    assert status(found["a head"][0]) == status(found["a body"][0]) == 408
+    for what, least_s in (("nothing", SLOW.head_s), ("a head", SLOW.head_s), ("a body", SLOW.body_grace_s)):
+        assert least_s - 1 <= found[what][1] <= least_s + 10
+
+
+def test_the_page_says_what_holds():
+    page = (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text().partition("## Connections")[2]
+    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", page, re.MULTILINE))
+    assert rows["time for a request's head"] == f"{SLOW.head_s:g} s"
+    assert rows["size of a head"] == f"{HEAD_BYTES // 1024} KB"
+    assert rows["pause within a body"] == f"{SLOW.body_silent_s:g} s"
+    assert rows["speed of a body"].startswith(f"{SLOW.body_rate / 1024:g} KB/s on average, {SLOW.body_grace_s:g} s")
+    assert rows["speed of a reader"] == f"{SLOW.reading_rate / 1024:g} KB/s, {SLOW.reading_grace_s:g} s aside"
+    assert rows["a connection without a request"] == f"{SLOW.keep_alive_s:g} s"
+    assert rows["requests sent in a row without waiting for answers"] == str(PIPELINE_MAX)
 
 
 def test_a_real_server_with_few_descriptors_answers_health_beside_a_crowd(tmp_path):
