@@ -233,8 +233,9 @@ class Connection(H11Protocol):
 
     def make_room(self) -> None:
         """Close, since others come: a client that is new is told why."""
-        if self.cycle is None:
-            self.refuse(503, FULL)
+        if self.cycle is None and not self._refused:
+            self._refused = True
+            self.transport.write(_NO_ROOM)
         self._among.leaving(self)
         self.transport.close()
 
@@ -333,6 +334,17 @@ def _has_sent(connection: Connection) -> bool:
     poll = select.poll()
     poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _as_bytes(answer: Response) -> bytes:
+    """Write an answer down for a connection on which no request has come."""
+    lines = [b"HTTP/1.1 %d %s" % (answer.status_code, STATUS_PHRASES[answer.status_code])]
+    lines += [name + b": " + value for name, value in answer.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(answer.body)])
+
+
+_NO_ROOM = _as_bytes(failure(503, FULL, {"Connection": "close", "Retry-After": str(BUSY_S)}))
+"""Made once: a thousand connections may have to make room at the same moment."""
 
 
 class _Reserved:
