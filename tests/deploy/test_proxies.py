@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deploy.proxies import sockets_of, started
-from soak.fleet import KEY, MODEL, Fleet
+from soak.fleet import KEY, MODEL, Fleet, until
 
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
@@ -103,7 +103,7 @@ def test_what_is_too_large_ends_at_the_proxy(http):
 
 def test_the_answer_and_the_log_have_one_id(http, fleet):
     said = http.get("/nothing").headers["x-request-id"]
-    assert f"request={said}" in fleet.apis[0].log.read_text()
+    until(lambda: f"request={said}" in fleet.apis[0].log.read_text())
 
 
 def test_half_requests_stay_at_the_proxy(http, proxy, fleet):
