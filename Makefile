@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SUITES ?= tests
 
-.PHONY: help setup demo serve check format test test-long postgresql bench clean
+.PHONY: help setup demo serve check format test test-long postgresql proxies bench clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -36,10 +36,10 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(READY) postgresql ## every suite in its short form
+test: $(READY) postgresql proxies ## every suite in its short form
 	$(BIN)/pytest -m "not long"
 
-test-long: $(READY) postgresql ## every suite in its full form, or SUITES; a dated summary under tests/results
+test-long: $(READY) postgresql proxies ## every suite in its full form, or SUITES; a dated summary under tests/results
 	@mkdir -p tests/results
 	@set -o pipefail; commit=$$(git describe --always --dirty); { echo "$$commit: $(SUITES)"; \
 		$(BIN)/pytest $(SUITES) --hypothesis-profile=long --durations=10; } 2>&1 \
@@ -50,6 +50,15 @@ postgresql:
 		test $$(id -u) = 0 || { echo "the tests start a PostgreSQL server; sudo apt-get install postgresql" >&2; exit 1; }; \
 		echo "installing PostgreSQL, for the tests"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y postgresql >/dev/null; }
+
+# Debian starts what it installs; a policy that is there for the moment only says no. An existing one is left alone.
+proxies:
+	@{ PATH=$$PATH:/usr/sbin; command -v nginx && command -v caddy; } >/dev/null || { \
+		test $$(id -u) = 0 || { echo "the tests start nginx and Caddy; sudo apt-get install nginx-light caddy" >&2; exit 1; }; \
+		echo "installing nginx and Caddy, for the tests"; policy=/usr/sbin/policy-rc.d; \
+		test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod +x $$policy && made=$$policy; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nginx-light caddy >/dev/null; \
+		status=$$?; rm -f $$made; exit $$status; }
 
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh

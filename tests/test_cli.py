@@ -155,7 +155,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
     ],
 )
 def test_errors_are_one_line(capsys, typed, named):
-    assert cli.main(typed) == 1
+    assert cli.main(typed) == (78 if typed[0] in cli.SERVICES else 1)
     error = capsys.readouterr().err
     assert error.startswith("hidream: ")
     assert named in error
@@ -301,7 +301,7 @@ def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
     for pepper in ("another secret beside it", ""):
         monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", pepper)
         for typed in (["keys", "create", "--name", "phone"], ["keys", "rotate", id_], ["api", "--port", "0"]):
-            assert cli.main(typed) == 1
+            assert cli.main(typed) == (78 if typed[0] == "api" else 1)
             printed = capsys.readouterr()
             assert printed.out == ""
             assert printed.err.startswith("hidream: [store] key_pepper (HIDREAM_STORE_KEY_PEPPER) is not")
@@ -310,6 +310,23 @@ def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
     assert cli.main(["keys", "list"]) == 0
     assert cli.main(["keys", "revoke", id_]) == 0
     assert cli.main(["keys", "create", "--name", "phone"]) == 0
+
+
+@pytest.mark.parametrize("command", ["api", "serve"])
+def test_a_first_key_that_could_be_found_by_trying_is_refused(home, capsys, monkeypatch, command):
+    monkeypatch.setenv("HIDREAM_API_KEY", "fifteen letters")
+    assert cli.main([command, "--port", "0"]) == 78
+    error = capsys.readouterr().err
+    assert error.startswith("hidream: HIDREAM_API_KEY has 15 characters; accepted: 16 or more")
+    assert error.count("\n") == 1
+    assert "letters" not in error
+
+
+@pytest.mark.parametrize(("command", "status"), [("api", 78), ("serve", 78), ("worker", 78), ("info", 1)])
+def test_what_is_started_again_and_again_says_when_that_is_in_vain(home, capsys, monkeypatch, command, status):
+    monkeypatch.setenv("HIDREAM_SERVER_PORT", "any")
+    assert cli.main([command]) == status
+    assert "HIDREAM_SERVER_PORT is 'any'" in capsys.readouterr().err
 
 
 def test_a_pepper_is_never_shown(capsys, monkeypatch):

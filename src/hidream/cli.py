@@ -53,11 +53,15 @@ SUFFIXES = {
     ".webp": ImageFormat.WEBP,
 }
 
+SERVICES = ("serve", "api", "worker")
+"""Commands that systemd and others keep running."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    The exit status is 0; 1 after an error that is printed in one line; 2, by SystemExit, after one of the grammar.
+    The exit status is 0; 1 after an error that is printed in one line; 2, by SystemExit, after one of the grammar; and
+    78 where a process that others start again and again cannot start by what its operator has set.
     """
     given = arguments.parse(argv)
     try:
@@ -66,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell_what_was_passed_over()
         return COMMANDS[given.command](given, config)
     except HiDreamError as error:
-        return _fail(error.message)
+        hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
+        return _fail(error.message, ConfigurationError.exit_status if hopeless else 1)
     except OSError as error:  # a disk that is full, a folder that is not ours: the system's words say enough
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (RuntimeError, MemoryError) as error:
@@ -85,9 +90,9 @@ def _tell_what_was_passed_over() -> None:
         logger.warning("environment_passed_over names=%s because=%s", ",".join(names), why)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     print(f"hidream: {_in_one_line(message)}", file=sys.stderr)
-    return 1
+    return status
 
 
 def _in_one_line(message: str) -> str:

@@ -125,7 +125,7 @@ class ConfigurationError(HiDreamError):
     """A setting, a checkpoint or a file on disk is wrong; the operator has to change something."""
 
     exit_status: ClassVar[int] = 78
-    """What a worker ends with, so that nobody starts it again in vain (EX_CONFIG of BSD's sysexits.h)."""
+    """What a server or worker ends with, so that nobody starts it again in vain (EX_CONFIG of BSD's sysexits.h)."""
 
 
 class CheckpointError(ConfigurationError):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -74,3 +77,24 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return round(value, 3)
     return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+class Seldom:
+    """An event that strangers can bring about at will: at most one line of it a second, with how many there were."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, logger: logging.Logger, event: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger = logger
+        self._event = event
+        self._clock = clock
+        self._count = 0
+        self._next = -math.inf
+
+    def say(self, because: object) -> None:
+        """Write a warning, or only count."""
+        self._count += 1
+        now = self._clock()
+        if now >= self._next:
+            self._logger.warning(f"{self._event} count=%d because=%s", self._count, because)
+            self._count, self._next = 0, now + self.EVERY_S

@@ -11,8 +11,11 @@ import logging
 import re
 import select
 import socket
+import statistics
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import pytest
 from PIL import Image
 
 from hidream.server.app import create_app
+from hidream.server.guesses import BURST
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Store
 from hidream.store import figures, keys
@@ -87,6 +91,30 @@ def routes(app):
     return [
         (route.path.replace(":path", ""), sorted(route.methods)) for route in app.routes if hasattr(route, "methods")
     ]
+
+
+def test_wrong_keys_are_slow_and_right_ones_beside_them_are_not(fleet, http):
+    def guess(i):
+        return stranger.get("/api/v3/balance", headers={"Authorization": f"Bearer hd_{i:043}"})
+
+    def balance():
+        began = time.monotonic()
+        assert http.get("/api/v3/balance").status_code == 200
+        return time.monotonic() - began
+
+    with httpx.Client(base_url=fleet.apis[0].url, timeout=60) as stranger, ThreadPoolExecutor(1) as aside:
+        answer, guesses = guess(0), 1
+        while answer.status_code == 401:
+            answer, guesses = guess(guesses), guesses + 1
+            assert guesses <= BURST + 60
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        began, later = time.monotonic(), [aside.submit(guess, i) for i in range(3)]
+        took_s = [balance() for _ in range(20)]
+        answers = [each.result() for each in later]
+        assert {answer.status_code for answer in answers} <= {401, 429}  # a second earns one more
+        assert time.monotonic() - began >= 1.9 * sum(answer.status_code == 429 for answer in answers) > 0
+        assert statistics.median(took_s) < 1
 
 
 def test_no_route_shows_or_changes_another_keys_task(fleet, http):

@@ -35,7 +35,7 @@ GIVEN = {
     "POSTGRES_PASSWORD": "secret",
     "S3_ACCESS_KEY_ID": "key-id",
     "S3_SECRET_ACCESS_KEY": "key-secret",
-    "HIDREAM_API_KEY": "hd_key",
+    "HIDREAM_API_KEY": "hd_key of sixteen and more",
     "HIDREAM_STORE_KEY_PEPPER": "a pepper of sixteen and more",
 }
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
@@ -127,7 +127,7 @@ def test_compose_waits_for_what_is_there():
             assert checked or condition["condition"] == "service_started"
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
-            assert source in whole["volumes"]
+            assert (DEPLOY / source).is_file() if source.startswith("./") else source in whole["volumes"]
     assert services["api"]["deploy"]["replicas"] == 2
     assert services["worker"]["image"] == services["api"]["image"]
     assert services.keys() >= composed("compose.cuda.yaml")["services"].keys()
@@ -135,6 +135,36 @@ def test_compose_waits_for_what_is_there():
     assert (DEPLOY / build["context"]).resolve() == ROOT
     assert (ROOT / build["dockerfile"]).is_file()
     assert f"ARG {next(iter(build['args']))}" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_services_of_compose_have_no_privileges_and_bounds():
+    for name, service in composed("compose.yaml")["services"].items():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+        assert service["restart"] == "unless-stopped"
+        assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+        assert service["pids_limit"] > 0
+        assert "cap_add" not in service or name == "proxy"
+
+
+def test_what_compose_shows_to_the_outside_is_the_proxy():
+    whole = composed("compose.yaml")
+    networks = {name: set(service["networks"]) for name, service in whole["services"].items()}
+    assert whole["networks"]["inside"] == {"internal": True}
+    assert networks == {
+        "database": {"inside"},
+        "store": {"inside"},
+        "worker": {"inside"},
+        "api": {"inside", "front"},  # to webhooks too
+        "proxy": {"front"},
+    }
+    assert [name for name, service in whole["services"].items() if "ports" in service] == ["proxy"]
+    command = whole["services"]["proxy"]["command"]
+    (mount,) = [each for each in whole["services"]["proxy"]["volumes"] if each.startswith("./")]
+    assert mount == f"./proxy/Caddyfile:{command[command.index('--config') + 1]}:ro"
+    used = set(re.findall(r"\{\$(\w+)", (DEPLOY / "proxy" / "Caddyfile").read_text()))
+    assert set(whole["services"]["proxy"]["environment"]) <= used
 
 
 def test_the_store_of_compose_is_the_one_of_the_tests_and_starts(tmp_path):
@@ -266,8 +296,9 @@ def test_units_run_commands_that_there_are(name):
     (typed,) = re.findall(r"^ExecStart=/opt/hidream/bin/hidream (.+)$", text, re.MULTILINE)
     assert arguments.parse(shlex.split(typed)).command in name
     assert set(re.findall(r"\bHIDREAM_[A-Z_]+", text)) <= known_variables()
-    if "worker" in name:
-        assert f"RestartPreventExitStatus={ConfigurationError.exit_status}" in text
+    assert f"RestartPreventExitStatus={ConfigurationError.exit_status}" in text
+    (descriptors,) = re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)
+    assert int(descriptors) > 2 * tables.Server().connections_max
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze on this machine")

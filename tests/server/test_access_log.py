@@ -3,6 +3,8 @@
 import logging
 import re
 
+import pytest
+
 
 def test_a_line_says_route_and_status_but_no_secret(with_api, caplog):
     async def scenario(api):
@@ -16,7 +18,7 @@ def test_a_line_says_route_and_status_but_no_secret(with_api, caplog):
 
     secret, url, id_ = with_api(scenario)
     lines = [record.getMessage() for record in caplog.records if record.name == "hidream.server.access_log"]
-    assert [re.sub(r" ms=[\d.]+", "", line) for line in lines] == [
+    assert [re.sub(r" ms=[\d.]+ request=[0-9a-f]{32}", "", line) for line in lines] == [
         f"request method=POST route=/api/{{api}}/wavespeed-ai/{{name:path}} status=200 id={id_}",
         f"request method=GET route=/api/{{api}}/predictions/{{prediction_id}}/result status=200 id={id_}",
         "request method=GET route=/outputs/{name} status=200",
@@ -35,4 +37,37 @@ def test_an_id_that_is_none_is_not_logged(with_api, caplog):
     with_api(scenario)
     lines = [record.getMessage() for record in caplog.records if record.name == "hidream.server.access_log"]
     assert len(lines) == 2
-    assert not [line for line in lines if "id=" in line.replace("{prediction_id}", "") or "forged" in line]
+    assert not [line for line in lines if " id=" in line or "forged" in line]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("4bf92f3577b34da6a3ce929d0e0e4736", True), ("a-proxy's", False), ("x" * 64, True), ("x" * 65, False)]
+    + [(strange, False) for strange in ("", "a b", "a\tb", "a=1;b", "\xe9", 'a"b')],
+)
+def test_a_request_has_one_id_in_its_answer_and_in_the_log(with_api, caplog, sent, kept):
+    async def scenario(api):
+        with caplog.at_level(logging.INFO, "hidream"):
+            headers = [(b"X-Request-ID", sent.encode("latin-1"))]
+            return [await api.client.get(path, headers=headers) for path in ("/healthz", "/api/v3/balance", "/nothing")]
+
+    answers = with_api(scenario)
+    assert [answer.status_code for answer in answers] == [200, 401, 404]
+    lines = [record.getMessage() for record in caplog.records if record.name == "hidream.server.access_log"]
+    for answer, line in zip(answers, lines, strict=True):
+        (said,) = answer.headers.get_list("x-request-id")
+        assert (said == sent) is kept
+        assert re.fullmatch(r"[\w-]{1,64}", said)
+        assert line.endswith(f" request={said}")
+
+
+def test_a_preflight_has_an_id_and_pages_may_read_it(with_api):
+    async def scenario(api):
+        page = {"Origin": "https://app.example"}
+        asking = page | {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "X-Request-ID"}
+        preflight = await api.client.options("/api/v3/balance", headers=asking)
+        answer = await api.client.get("/api/v3/balance", headers=page | api.bearer)
+        assert (preflight.status_code, len(preflight.headers["x-request-id"])) == (200, 32)
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+
+    with_api(scenario, cors_origins="https://app.example")

@@ -37,7 +37,7 @@ def test_the_frameworks_own_errors_have_the_same_shape(with_api, method, path, s
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/api/v3/predictions/" + "0" * 32, "DELETE, GET"),
+        ("/api/v3/predictions/" + "0" * 32, "DELETE, GET, HEAD"),
         ("/uploads/x", "GET, HEAD, PUT"),
         ("/api/v3/predictions", "POST"),
     ],
@@ -50,12 +50,39 @@ def test_all_methods_of_a_path_are_named(with_api, path, allowed):
     with_api(scenario)
 
 
-def test_what_nobody_has_foreseen_is_a_500_that_tells_nothing(with_api):
+def test_what_nobody_has_foreseen_is_a_500_that_tells_nothing_but_its_id(with_api, caplog):
     async def scenario(api):
         api.service.models["wavespeed-ai/broken"] = None  # a variant that is none
-        answer = await api.submit(model="wavespeed-ai/broken", prompt="a house")
+        answer = await api.submit(model="wavespeed-ai/broken", prompt="a house", headers={"X-Request-ID": "mine"})
         assert (answer.status_code, answer.json()["code"]) == (500, 500)
         assert "NoneType" not in answer.text
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+        assert answer.json()["message"].endswith("the request mine")
+
+    with_api(scenario)
+    assert "request_failed request=mine error=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/openapi.json", "/api/v3/balance", "/v1/models", "/nothing"]
+)
+def test_head_answers_as_get_does_without_its_body(with_api, path):
+    async def scenario(api):
+        got, asked = [await api.client.request(method, path, headers=api.bearer) for method in ("GET", "HEAD")]
+        assert asked.status_code == got.status_code
+        assert asked.headers["content-type"] == got.headers["content-type"]
+        if path != "/metrics":  # which tells of the request before
+            assert asked.headers["content-length"] == got.headers["content-length"]
+
+    with_api(scenario)
+
+
+def test_head_of_events_ends(with_api):
+    async def scenario(api):
+        task = (await api.submit(prompt="a house")).json()["data"]["id"]
+        path = f"/api/v3/predictions/{task}/events"
+        answer = await api.client.head(path, headers=api.bearer)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
     with_api(scenario)
 

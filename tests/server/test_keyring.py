@@ -3,6 +3,10 @@
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
+from hidream.errors import TooMany
+from hidream.server.guesses import ADDRESSES_MAX, BURST, PER_S, WAITING_MAX, Guesses
 from hidream.server.keyring import KEYS_MAX, REMEMBERED_S, Keyring
 from hidream.store import keys
 from hidream.store.database import Database
@@ -70,3 +74,66 @@ def test_what_is_remembered_is_bounded_and_holds_no_secret(tmp_path):
         assert len(keyring._seen) == 1
 
     in_store(tmp_path, scenario)
+
+
+def test_wrong_keys_are_slowed_down_by_address_and_right_ones_never(tmp_path):
+    async def scenario(database, keyring, clock, key, secret):
+        keyring._guesses = Guesses(clock, delay_s=3600)
+        for i in range(BURST):
+            assert await keyring.find(f"guess {i}", "192.0.2.1") is None
+        waiting = [asyncio.create_task(keyring.find(f"more {i}", "192.0.2.1")) for i in range(3)]
+        async with asyncio.timeout(20):
+            while keyring._guesses._waiting < len(waiting):
+                await asyncio.sleep(0.01)
+        assert await keyring.find(secret, "192.0.2.1") == key
+        clock.now += REMEMBERED_S
+        assert await keyring.find(secret, "192.0.2.1") == key  # looked up again
+        assert await keyring.find("guess", "192.0.2.2") is None
+        assert await keyring.find("guess", "2001:db8::1") is None
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        clock.now += BURST / PER_S
+        assert await keyring.find("guess", "192.0.2.1") is None
+
+    in_store(tmp_path, scenario)
+
+
+def test_too_many_wrong_keys_are_a_429_that_says_when_to_come_back():
+    async def scenario():
+        clock = Clock()
+        guesses = Guesses(clock, delay_s=0)
+        for _ in range(BURST):
+            await guesses.wrong("2001:db8:0:1::1")
+        with pytest.raises(TooMany, match="not known") as raised:
+            await guesses.wrong("2001:db8:0:1:ffff::2")  # the same network
+        assert raised.value.retry_after_s == 1
+        await guesses.wrong("2001:db8:0:2::1")
+        await guesses.wrong("::ffff:192.0.2.1")
+        clock.now += 1
+        await guesses.wrong("2001:db8:0:1::1")
+        with pytest.raises(TooMany):
+            await guesses.wrong("2001:db8:0:1::1")
+
+    asyncio.run(scenario())
+
+
+def test_addresses_and_delays_are_bounded():
+    async def scenario():
+        guesses = Guesses(Clock(), delay_s=3600)
+        for i in range(ADDRESSES_MAX + 10):
+            await guesses.wrong(f"10.0.{i // 256}.{i % 256}")
+        assert len(guesses._left) == ADDRESSES_MAX
+        for _ in range(BURST):
+            await guesses.wrong("192.0.2.1")
+        waiting = [asyncio.create_task(guesses.wrong("192.0.2.1")) for _ in range(WAITING_MAX)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooMany):
+            await guesses.wrong("192.0.2.1")  # at once
+        for task in waiting:
+            assert task.cancel()
+        await asyncio.wait(waiting)
+        assert guesses._waiting == 0
+
+    asyncio.run(scenario())

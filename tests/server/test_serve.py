@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from hidream.errors import ConfigurationError
-from hidream.server.serve import listen, run
+from hidream.server.listener import listen
+from hidream.server.serve import run
 from hidream.settings.tables import Outputs, Server, Settings, Store
 from hidream.store import keys
 from hidream.store.database import Database
@@ -28,11 +29,11 @@ KEY = "a key of the operator's"
 
 
 class ApiProcess:
-    """`hidream api` on a free port."""
+    """`hidream api` on a free port, started by the command `within`, if there is one."""
 
-    def __init__(self, home, **environ):
+    def __init__(self, home, within=(), **environ):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
-        command = [sys.executable, "-m", "hidream.cli", "api", "--port", "0"]
+        command = [*within, sys.executable, "-m", "hidream.cli", "api", "--port", "0"]
         self.process = subprocess.Popen(
             command,
             env=inherited | {"HIDREAM_HOME": str(home), "HIDREAM_API_KEY": KEY} | environ,
@@ -60,8 +61,8 @@ class ApiProcess:
 
 
 @contextmanager
-def api(home, **environ):
-    started = ApiProcess(home, **environ)
+def api(home, within=(), **environ):
+    started = ApiProcess(home, within, **environ)
     try:
         yield started
     finally:

@@ -1,11 +1,15 @@
-"""One log line, and one count, per request: method, route, status and time; no keys, no bodies, no names of outputs.
+"""One log line, one count and one id per request: method, route, status, time; no keys, bodies, or names of outputs.
 
-A request about a prediction is logged with its id; a route that makes one puts it into `request.state`.
+A request's own id is the client's or a proxy's, if that is a plain word, else one of ours. The answer says it too, so
+that who complains about an answer names the line. A request about a prediction is logged with the prediction's id; a
+route that makes one puts it into `request.state`.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import secrets
 import time
 from collections.abc import Callable
 
@@ -15,6 +19,9 @@ Count = Callable[[str, str, int, float], None]
 """Takes method, route, status and seconds."""
 
 ID_MAX_CHARS = 32
+REQUEST_ID = "X-Request-ID"
+_RAW_REQUEST_ID = REQUEST_ID.lower().encode()
+_SAFE = re.compile(rb"[\w.:+/=-]{1,64}")  # of bytes: ASCII only
 logger = logging.getLogger(__name__)
 
 
@@ -32,11 +39,13 @@ class AccessLog:
             return
         started = time.perf_counter()
         status = 500
+        request_id = scope.setdefault("state", {})["request_id"] = _request_id(scope)
 
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (_RAW_REQUEST_ID, request_id.encode())]
             await send(message)
 
         try:
@@ -48,10 +57,22 @@ class AccessLog:
             self._log(scope, route, status, took_s)
 
     def _log(self, scope: Scope, route: str, status: int, took_s: float) -> None:
-        made = scope.get("state", {}).get("prediction_id")  # by a submission
-        asked, ms = str(made or scope.get("path_params", {}).get("prediction_id", "")), took_s * 1000
+        state = scope["state"]
+        asked = str(state.get("prediction_id") or scope.get("path_params", {}).get("prediction_id", ""))
+        values = scope["method"], route, status, took_s * 1000, state["request_id"]
         if asked.isalnum() and asked.isascii() and len(asked) <= ID_MAX_CHARS:
-            line = "request method=%s route=%s status=%d ms=%.1f id=%s"
-            logger.info(line, scope["method"], route, status, ms, asked)
+            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s id=%s", *values, asked)
         else:
-            logger.info("request method=%s route=%s status=%d ms=%.1f", scope["method"], route, status, ms)
+            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s", *values)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == _RAW_REQUEST_ID and _SAFE.fullmatch(value):
+            return str(value, "ascii")
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """Draw a request's id: 32 hex digits."""
+    return secrets.token_hex(16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -11,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from hidream.errors import HiDreamError, Unauthorized
-from hidream.server.access_log import AccessLog
+from hidream.server.access_log import REQUEST_ID, AccessLog
 from hidream.server.answers import failure
 from hidream.server.routes import (
     account,
@@ -32,20 +34,24 @@ SUBJECTS = (tasks, events, deliveries, webhook_secret, media, account, openai, f
 CORS_MAX_AGE_S = 600
 """How long a browser need not ask again what it may send."""
 
+logger = logging.getLogger(__name__)
+
 
 def create_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(title="hidream", openapi_url=None, redirect_slashes=False)
     app.state.service = service
-    for subject in SUBJECTS:
-        for method, path, route in subject.ROUTES:
-            app.add_api_route(path, route, methods=[method], response_model=None)
+    routes = [route for subject in SUBJECTS for route in subject.ROUTES]
+    apart = {path for method, path, _ in routes if method == "HEAD"}
+    for method, path, route in routes:
+        methods = ["GET", "HEAD"] if method == "GET" and path not in apart else [method]
+        app.add_api_route(path, route, methods=methods, response_model=None)
     app.add_exception_handler(HiDreamError, _on_hidream_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
-    app.add_middleware(AccessLog, count=service.metrics.request)
     _let_browsers_in(app, service.settings.server.cors_origins)
+    app.add_middleware(AccessLog, count=service.metrics.request)  # around all others: each answer has its id
     return app
 
 
@@ -55,8 +61,8 @@ def _let_browsers_in(app: FastAPI, origins: str) -> None:
             CORSMiddleware,
             allow_origins=[origin.strip() for origin in origins.split(",")],
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-            expose_headers=["Retry-After", "Idempotent-Replayed"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", REQUEST_ID],
+            expose_headers=["Retry-After", "Idempotent-Replayed", REQUEST_ID],
             max_age=CORS_MAX_AGE_S,
         )
 
@@ -100,9 +106,15 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return _refusal(request, 422, "; ".join(wrong))
 
 
-async def _on_exception(request: Request, _error: Exception) -> Response:
-    """Answer what nobody has foreseen; the framework raises it again, and so it is logged."""
-    return _refusal(request, 500, "an error inside the server; its log says more")
+async def _on_exception(request: Request, error: Exception) -> Response:
+    """Answer what nobody has foreseen; the framework raises it again, and so it is logged behind the line with its id.
+
+    The framework gives this answer itself, around all that adds headers.
+    """
+    request_id = request.state.request_id
+    logger.error("request_failed request=%s error=%s", request_id, type(error).__name__)
+    message = f"an error inside the server; its log says more about the request {request_id}"
+    return _refusal(request, 500, message, {REQUEST_ID: request_id})
 
 
 def _refusal(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -1,7 +1,8 @@
 """API keys as requests bring them: looked up in the database, and remembered for a moment.
 
 So a client that sends a hundred requests a second costs one look-up. A key that was revoked, rotated or changed is
-known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many.
+known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many. Who
+sends those is slowed down (`guesses`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable
 
+from hidream.server.guesses import Guesses
 from hidream.store import keys
 from hidream.store.database import Database
 from hidream.store.keys import Key
@@ -28,9 +30,13 @@ class Keyring:
         self._pepper = pepper
         self._clock = clock
         self._seen: dict[bytes, tuple[float, Key]] = {}
+        self._guesses = Guesses(clock)
 
-    async def find(self, secret: str) -> Key | None:
-        """Look up the key of a secret, unless it is unknown or revoked."""
+    async def find(self, secret: str, address: str = "") -> Key | None:
+        """Look up the key of a secret that came from an address, unless it is unknown or revoked.
+
+        Raises TooMany if it is, and too many were before it.
+        """
         name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
         seen = self._seen.get(name)
         began = self._clock()
@@ -39,6 +45,7 @@ class Keyring:
         key = await keys.find(self._database, secret, pepper=self._pepper)
         if key is None:
             self._seen.pop(name, None)
+            await self._guesses.wrong(address)
             return None
         if len(self._seen) >= KEYS_MAX:
             self._seen.clear()

@@ -16,22 +16,26 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
 from hidream.server import background, tracing
 from hidream.server.app import create_app
+from hidream.server.connections import Connections
+from hidream.server.listener import listen, room_for
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
-from hidream.settings.tables import Server, Settings
+from hidream.settings.tables import Settings
 from hidream.store import keys
 from hidream.store.database import Database
 from hidream.store.keys import Key
 
 FIRST = "first"
 """Name of the key that a server makes when there is none."""
+KEY_CHARS = 16
+"""The fewest that a key may have which an operator has chosen."""
 GRACE_S = 10
 """How long open requests, and then webhooks that are on their way, are given to end once the server is told to stop."""
 
@@ -47,6 +51,7 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
 
 async def _run(settings: Settings, with_worker: bool) -> int:
+    _check_key(settings.api_key)
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
@@ -81,6 +86,15 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     gave_up = worker is not None and worker.done()
     await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
     return worker.result() if worker is not None and gave_up else 0
+
+
+def _check_key(api_key: str) -> None:
+    """Refuse a key that could be found by trying; it is for everything. Raises ConfigurationError."""
+    if 0 < len(api_key) < KEY_CHARS:
+        raise ConfigurationError(
+            f"HIDREAM_API_KEY has {len(api_key)} characters; accepted: {KEY_CHARS} or more, such as those of "
+            "`openssl rand -hex 24`"
+        )
 
 
 async def _check_places(service: Service) -> None:
@@ -133,9 +147,13 @@ def _remind(known: Sequence[Key]) -> None:
 
 
 def _uvicorn(service: Service) -> uvicorn.Server:
+    settings = service.settings
+    connections = Connections(room_for(settings.server.connections_max, settings.webhooks.together_max))
     return uvicorn.Server(
         uvicorn.Config(
             tracing.traced(create_app(service), os.environ),
+            http=cast(type[asyncio.Protocol], connections.connection),  # it is only called
+            ws="none",
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -145,21 +163,6 @@ def _uvicorn(service: Service) -> uvicorn.Server:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-
-
-def listen(server: Server) -> socket.socket:
-    """Open the socket that the server listens on. Raises ConfigurationError."""
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    try:
-        listener = socket.create_server((server.host, server.port), family=family, backlog=2048)
-        # Else an answer's body waits 40 ms for the client to acknowledge its head (Nagle's algorithm). Connections
-        # inherit it; asyncio sets it only where it makes the socket itself.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {server.host}, port {server.port} ({error}); accepted: a free port, or 0"
-        ) from error
 
 
 def _url(host: str, listener: socket.socket) -> str:

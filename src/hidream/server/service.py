@@ -106,7 +106,8 @@ def key_of(scope: Scope | None) -> Callable[[Request], Awaitable[Key]]:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise Unauthorized("no API key; accepted: the header `Authorization: Bearer KEY`")
-        key = await service_of(request).keyring.find(secret.strip())
+        address = request.client.host if request.client else ""
+        key = await service_of(request).keyring.find(secret.strip(), address)
         if key is None:
             raise Unauthorized("the API key is not known, or was revoked; `hidream keys create` makes one")
         if scope is not None and not key.may(scope):

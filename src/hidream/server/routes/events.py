@@ -74,6 +74,8 @@ async def events(request: Request, prediction_id: str, api: Version, key: ReadKe
     known = Known.of(request.headers.get("last-event-id", ""))
     if (known.attempt, known.status) == (prediction.attempt, prediction.status) and prediction.status.final:
         return Response(status_code=204)  # what tells a browser not to come back
+    if request.method == "HEAD":
+        return StreamingResponse(iter(()), headers=HEADERS)
     url = base_url(request, service.settings.server.public_url)
 
     async def whole(now: Prediction) -> dict[str, Any]:
