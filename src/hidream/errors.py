@@ -7,6 +7,7 @@
     ├── Forbidden                        –   403  no     the key may not do this
     ├── NotFound                         –   404  no     no such path, model or prediction (or another key's)
     ├── Conflict                         –   409  no     an Idempotency-Key came again with another request
+    ├── BodyTooSlow                      –   408  yes    the rest of a request does not come
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
     ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
@@ -78,6 +79,13 @@ class NotFound(HiDreamError):
     """There is no such path, model or prediction, or it belongs to another key."""
 
     http_status = 404
+
+
+class BodyTooSlow(HiDreamError):
+    """So little of the request has come for so long that the server waits no longer."""
+
+    http_status = 408
+    retryable = True
 
 
 class BodyTooLarge(HiDreamError):

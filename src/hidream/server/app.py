@@ -13,6 +13,7 @@ from starlette.routing import Match
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import AccessLog
 from hidream.server.answers import failure
+from hidream.server.long_bodies import LongBodies
 from hidream.server.routes import account, deliveries, document, events, files, health, media, openai, tasks
 from hidream.server.service import Service
 
@@ -33,6 +34,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
+    app.add_middleware(LongBodies)
     app.add_middleware(AccessLog, count=service.metrics.request)
     _let_browsers_in(app, service.settings.server.cors_origins)
     return app
