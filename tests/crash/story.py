@@ -194,14 +194,18 @@ class Story:
         return (await keys.create(self.database, "third"))[0].id
 
     async def upload(self):
-        return (await self.service.pictures.keep(self.keys[0], "image", "a.png", _picture())).name
+        async with self.service.uploads.part() as part:
+            await part.write(_picture())
+            return (await self.service.pictures.keep(self.keys[0], "image", part, "a.png")).name
 
     async def announced(self):
         """Announce a file, then bring it, twice."""
         service = self.service
         upload = await service.pictures.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
-        await service.pictures.fill(upload.name, _picture())
-        await service.pictures.fill(upload.name, _picture())
+        for _ in range(2):
+            async with service.pictures.filling(upload.name) as (announced, part):
+                await part.write(_picture())
+                await service.pictures.fill(announced, part)
         return upload.name
 
     async def stall(self):

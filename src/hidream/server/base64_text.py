@@ -49,15 +49,14 @@ def decode(field: str, shown: str, pieces: Iterable[str], write: Callable[[bytes
         whole = len(digits) // 4 * 4
         data, digits = base64.b64decode(digits[:whole]), digits[whole:]
         written += len(data)
-        if written > max_bytes:
-            break
-        write(data)
+        if written <= max_bytes:  # else it is only counted
+            write(data)
     if len(digits) == 1:
         total = written // 3 * 4 + 1
         raise InvalidInput(f"{field} ends within a byte, after {total} digits of base64; {ACCEPTED}")
     last = base64.b64decode(digits + "=" * (-len(digits) % 4))
     if written + len(last) > max_bytes:
-        raise InvalidInput(f"{field} has more than {max_bytes} bytes, the most that is accepted")
+        raise InvalidInput(f"{field} has {written + len(last)} bytes; accepted: up to {max_bytes}")
     write(last)
 
 

@@ -173,7 +173,8 @@ class Pictures:
     async def look(self, field: str, data: bytes | Path) -> ImageFormat:
         """See that this is a picture. Raises InvalidInput."""
         async with self._decoding:
-            return await asyncio.to_thread(_looked_at, field, data)
+            whole = data if isinstance(data, bytes) else await asyncio.to_thread(data.read_bytes)
+            return await asyncio.to_thread(_looked_at, field, whole)
 
     async def shown_size(self, field: str, name: str) -> tuple[int, int]:
         """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
@@ -187,10 +188,10 @@ def _shown(filename: str) -> str:
     return "".join(filter(str.isprintable, filename))[:FILENAME_MAX]
 
 
-def _looked_at(field: str, data: bytes | Path) -> ImageFormat:
+def _looked_at(field: str, data: bytes) -> ImageFormat:
     """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded."""
     try:
-        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=("PNG", "JPEG", "WEBP"))
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
         check_file(field, image.width, image.height)
         image_format = _FORMATS[image.format or ""]
         if image_format is ImageFormat.PNG:
@@ -205,8 +206,7 @@ def _looked_at(field: str, data: bytes | Path) -> ImageFormat:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
         raise InvalidInput(
-            f"{field} is no picture that can be read ({size:,} bytes); accepted: a PNG, JPEG or WebP file"
+            f"{field} is no picture that can be read ({len(data):,} bytes); accepted: a PNG, JPEG or WebP file"
         ) from error
     return image_format
