@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from hidream.errors import BodyTooLarge, BodyTooSlow, InvalidInput, MissingInput
 from hidream.outputs.part import Part
 from hidream.server.form import FORM_BYTES, FileOfForm
-from hidream.server.long_bodies import HELD, is_long
+from hidream.server.long_bodies import HELD, KEY_ID, is_long
 from hidream.server.long_text import LongText, Splitter, refuse_constant
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def _long_json(request: Request, max_bytes: int) -> object:
     service: Service = request.app.state.service
     turn = AsyncExitStack()
     await getattr(request.state, HELD).enter_async_context(turn)
-    await turn.enter_async_context(service.bodies.turn(getattr(request.state, "key_id", "")))
+    await turn.enter_async_context(service.bodies.turn(getattr(request.state, KEY_ID, "")))
     open_texts = 0
 
     async def new() -> LongText:

@@ -30,7 +30,8 @@ class FileOfForm:
     def __init__(self, boundary: bytes, field: str, part: Part, max_bytes: int) -> None:
         self.filename: str | None = None
         self._field, self._part, self._max_bytes = field, part, max_bytes
-        self._read = self._fields = 0
+        self._read = self._delimiters = 0
+        self._delimiter = b"\r\n--" + boundary
         self._header, self._disposition = bytearray(), ""
         self._inside = self._whole = False
         self._parser = MultipartParser(
@@ -52,6 +53,9 @@ class FileOfForm:
     def feed(self, piece: bytes) -> None:
         """Read on, in a thread. Raises BodyTooLarge, InvalidInput, OSError."""
         self._read += len(piece)
+        self._delimiters += piece.count(self._delimiter)
+        if self._delimiters > FIELDS_MAX:  # or what looks like one, over which the parser would go byte by byte
+            raise InvalidInput(f"the form has more than {FIELDS_MAX} fields; accepted: one, with the file")
         try:
             self._parser.write(piece)
         except FormParserError as error:
@@ -66,9 +70,6 @@ class FileOfForm:
 
     def _on_part_begin(self) -> None:
         self._disposition = ""
-        self._fields += 1
-        if self._fields > FIELDS_MAX:
-            raise InvalidInput(f"the form has more than {FIELDS_MAX} fields; accepted: one, with the file")
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SHORT_BYTES = 65_536
 """A body that is no longer than this needs nothing: the server below holds as much of every request."""
-LINGER_S = 1.0
-LINGER_BYTES = 4 * 2**20
+LINGER_S, LINGER_BYTES = 1.0, 2 * 2**20
+KNOWN_LINGER_S, KNOWN_LINGER_BYTES = 10.0, 64 * 2**20
+"""For who has a key, most often with a picture that is too large, and a client that only listens when all is sent."""
+KEY_ID = "key_id"
+"""Name of what the request's state has once it is known whose it is."""
 HELD = "held"
 """Name of the stack in the request's state whose contents end with the request."""
 
@@ -33,17 +37,18 @@ class LongBodies:
         if scope["type"] != "http" or not is_long(scope):
             await self._app(scope, receive, send)
             return
-        unread = _Unread(receive, send)
+        state = scope.setdefault("state", {})
+        unread = _Unread(receive, send, state)
         async with AsyncExitStack() as held:
-            scope.setdefault("state", {})[HELD] = held
+            state[HELD] = held
             await self._app(scope, unread.receive, unread.send)
 
 
 class _Unread:
     """One request's way in and out, which ends the connection if the answer comes before the body's end."""
 
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, receive: Receive, send: Send, state: Mapping[str, object]) -> None:
+        self._receive, self._send, self._state = receive, send, state
         self._is_read, self._closes = False, False
 
     async def receive(self) -> Message:
@@ -66,10 +71,12 @@ class _Unread:
 
     async def _linger(self) -> None:
         """Throw away what comes, not for long."""
+        known = self._state.get(KEY_ID)
+        seconds, most = (KNOWN_LINGER_S, KNOWN_LINGER_BYTES) if known else (LINGER_S, LINGER_BYTES)
         dropped = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while not self._is_read and dropped < LINGER_BYTES:
+            async with asyncio.timeout(seconds):
+                while not self._is_read and dropped < most:
                     dropped += len((await self.receive()).get("body", b""))
 
 

@@ -53,6 +53,7 @@ async def put(request: Request, name: str) -> Response:
     service = service_of(request)
     service.disk.check()
     async with service.pictures.filling(name) as (upload, part):
+        request.state.key_id = upload.key_id
         await read_into(request, part, upload.size)
         await service.pictures.fill(upload, part)
     return success({"filename": upload.filename, "size": part.size_bytes})
