@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
-from hidream.server import background, tracing
+from hidream.server import background, memory, tracing
 from hidream.server.app import create_app
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
@@ -43,6 +43,7 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
     Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
     """
+    memory.give_back()
     return asyncio.run(_run(settings, with_worker))
 
 
