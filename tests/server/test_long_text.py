@@ -83,6 +83,7 @@ def test_long_texts_are_values_in_files(tmp_path, size, escape):
         b'{"image":"' + b"a" * 200_000 + b'"} 7',
         b'{"prompt":"\\uZZZZ  "}',
         b'{"a":NaN}',
+        b'{"x":' + b"[" * 1500 + b"]" * 1500 + b"}",
     ],
 )
 def test_what_is_no_json_is_none_in_pieces_either(tmp_path, data):
@@ -94,13 +95,12 @@ def test_what_is_no_json_is_none_in_pieces_either(tmp_path, data):
     "data",
     [
         b'{"x":[' + b"1," * long_text.VALUES_MAX + b"1]}",
-        b'{"x":' + b"[" * 6000 + b"]" * 6000 + b"}",
         b'{"x":' + b" " * 300_000 + b"1}",
         b'{"x":1.' + b"1" * 300_000 + b"}",
         b'{"' + b"a" * 300_000 + b'":1}',
         b'{"x":["' + b"a" * 300_000 + b'"]}',
     ],
-    ids=["values", "depth", "blanks", "number", "name", "in a list"],
+    ids=["values", "blanks", "number", "name", "in a list"],
 )
 def test_what_is_long_without_a_long_value_is_too_large(tmp_path, data):
     with pytest.raises(BodyTooLarge, match="the body has more than"):

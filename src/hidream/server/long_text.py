@@ -21,8 +21,8 @@ LONG_BYTES = 131_072
 """A text up to here stays in the JSON: more than the longest prompt, each of its characters escaped, has (120,000)."""
 REST_MAX_BYTES = 2 * LONG_BYTES + 16_384
 """Two such texts, and all the numbers of a request."""
-VALUES_MAX = 5000
-"""Values beside them: the longest list that a request may have is of 500."""
+VALUES_MAX, NESTED_MAX = 5000, 1000
+"""Values beside them, and lists and objects of these: the longest list that a request may have is of 500."""
 HEAD_CHARS = 100
 """What errors show of a text."""
 
@@ -81,7 +81,7 @@ class Splitter:
         self._new = new
         self._name = secrets.token_hex(16)  # what no client can write
         self._rest = bytearray()
-        self._values = 0
+        self._values = self._nested = 0
         self._carry = b""  # of an escape that the next piece ends
         self._begin: int | None = None  # where the text that is being read begins in the rest
         self._text: LongText | None = None  # the long one that is being read
@@ -111,7 +111,10 @@ class Splitter:
         end = len(data) if quote < 0 else quote + 1
         outside = data[at:end]
         self._rest += outside
-        self._values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        self._nested += outside.count(b"[") + outside.count(b"{")
+        if self._nested > NESTED_MAX:
+            raise ValueError(f"it has more than {NESTED_MAX} lists and objects")
+        self._values += outside.count(b",")
         if self._values > VALUES_MAX:
             raise BodyTooLarge(f"the body has more than {VALUES_MAX} values; accepted: less")
         if quote >= 0:
