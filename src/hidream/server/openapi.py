@@ -118,7 +118,8 @@ def _account(upload_max_bytes: int) -> Json:
     announced = _object(filename=_text(), size=size, content_type=_types(), optional=("content_type",))
     ticket = _object(upload=_object(method=_TEXT, url=_TEXT, headers={"type": "object"}), download_url=_TEXT)
     taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_WHOLE))
-    form = _operation("Upload a picture.", taken, [_VERSION], errors=(400, 408, 413, 429, 507))
+    taken_in = (400, 408, 413, 429, 507)
+    form = _operation("Upload a picture.", taken, [_VERSION], errors=taken_in)
     form["requestBody"] = {
         "required": True,
         "content": {"multipart/form-data": {"schema": _object(file={"type": "string", "format": "binary"})}},
