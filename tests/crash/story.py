@@ -31,6 +31,7 @@ from hidream.store import deliveries, figures, history, keys, predictions, worke
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.intake import Asked, Repeat
+from hidream.store.keys import Limits
 from hidream.store.predictions import Room
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
 from hidream.store.submission import Submission
@@ -194,6 +195,8 @@ class Story:
         return (await keys.create(self.database, "third"))[0].id
 
     async def upload(self):
+        limited = dataclasses.replace(self.keys[0], limits=Limits(bytes_max=2**40))
+        await self.service.pictures.check(limited)
         async with self.service.uploads.part() as part:
             await part.write(_picture())
             return (await self.service.pictures.keep(self.keys[0], "image", part, "a.png")).name

@@ -17,14 +17,14 @@ HERE = Path(__file__).parent
 CHANGING = "after its commit|outputs|uploads|webhook: "
 """The short form's sites: who dies elsewhere has changed nothing since the last of them."""
 FILES = [f"outputs.{call}" for call in ("write", "delete", "names", "about")]
-FILES += [f"uploads.{call}" for call in ("write", "read", "delete", "names")]
+FILES += [f"uploads.{call}" for call in ("adopt", "read", "delete", "names")]
 ONLY_BY_A_DEATH = ("early_commit", "lost_webhook")
 """Faults that nobody sees as long as all goes well."""
 
 
 def sweep(folder, urls, *, bucket=None, fault="", **strike):
     job = {"folder": str(folder), "urls": urls, "bucket": bucket or {}, "fault": fault, "strike": strike}
-    paths = os.pathsep.join(map(str, (HERE, HERE.parent / "worker", HERE.parent)))
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent / "worker", HERE.parent, HERE.parents[1] / "src")))
     environ = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, HERE / "lanes.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
