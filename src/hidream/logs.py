@@ -31,6 +31,7 @@ def configure(log_format: str, stream: TextIO | None = None) -> None:
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=stream is not None)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every start as of a migration
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what strangers send
     for client in ("httpx", "httpx2", "mcp"):  # they tell of every request, with its URL
         logging.getLogger(client).setLevel(logging.WARNING)
 

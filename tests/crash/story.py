@@ -34,6 +34,7 @@ from hidream.store.belongings import KINDS, pages
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.intake import Asked, Repeat
+from hidream.store.keys import Limits
 from hidream.store.predictions import Room
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
 from hidream.store.submission import Submission
@@ -207,14 +208,20 @@ class Story:
             self.memory.complain("a rotation has ended with another secret than the new one")
 
     async def upload(self):
-        return (await self.service.pictures.keep(self.keys[0], "image", "a.png", _picture())).name
+        limited = dataclasses.replace(self.keys[0], limits=Limits(bytes_max=2**40))
+        await self.service.pictures.check(limited)
+        async with self.service.uploads.part() as part:
+            await part.write(_picture())
+            return (await self.service.pictures.keep(self.keys[0], "image", part, "a.png")).name
 
     async def announced(self):
         """Announce a file, then bring it, twice."""
         service = self.service
         upload = await service.pictures.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
-        await service.pictures.fill(upload.name, _picture())
-        await service.pictures.fill(upload.name, _picture())
+        for _ in range(2):
+            async with service.pictures.filling(upload.name) as (announced, part):
+                await part.write(_picture())
+                await service.pictures.fill(announced, part)
         return upload.name
 
     async def stall(self):

@@ -10,9 +10,10 @@ import ssl
 
 import pytest
 import trustme
+from fetching import fetched
 
 from hidream.errors import InvalidInput
-from hidream.server.fetch import Rules, fetch
+from hidream.server.fetch import Rules
 from hidream.server.webhook_loop import WebhookLoop
 from hidream.store import deliveries, keys
 from hidream.store.deliveries import State
@@ -40,7 +41,7 @@ def resolves(**hosts):
 
 async def refusal(url, **rules):
     with pytest.raises(InvalidInput) as raised:
-        await fetch("image", url, Rules(**{"allowed": HERE, "max_bytes": MAX_BYTES} | rules))
+        await fetched("image", url, Rules(**{"allowed": HERE, "max_bytes": MAX_BYTES} | rules))
     return raised.value.message
 
 
@@ -55,7 +56,7 @@ def test_the_connection_goes_to_the_address_that_was_checked():
             Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
         ):
             url = f"http://pictures.example:{good.port}/a.png"
-            assert await fetch("image", url, Rules(allowed, MAX_BYTES, lookup=lookup)) == b"good"
+            assert await fetched("image", url, Rules(allowed, MAX_BYTES, lookup=lookup)) == b"good"
             assert lookup.asked == ["pictures.example"]
             message = await refusal(url, allowed=allowed, lookup=lookup)
             assert message.startswith("image leads to an address that is not public")
@@ -86,7 +87,7 @@ def test_an_allowed_host_is_asked_wherever_it_is():
     async def scenario():
         async with Receiver(says(200, body=b"picture")) as site:
             rules = Rules(Allowed.read(["pictures.internal"]), MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]))
-            assert await fetch("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
+            assert await fetched("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
 
     asyncio.run(scenario())
 
@@ -98,7 +99,7 @@ def test_of_many_addresses_some_of_each_family_are_tried():
     async def scenario():
         async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
             rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[[*six, *four]]))
-            return await fetch("image", f"http://pictures.example:{site.port}/", rules)
+            return await fetched("image", f"http://pictures.example:{site.port}/", rules)
 
     assert asyncio.run(scenario()) == b"picture"
 
@@ -154,7 +155,7 @@ def test_tls_verifies_the_name_although_the_address_is_pinned():
 
     async def scenario(name):
         async with Receiver(says(200, body=b"picture"), tls=listening(authority, name)) as site:
-            return await fetch("image", f"https://pictures.example:{site.port}/", rules)
+            return await fetched("image", f"https://pictures.example:{site.port}/", rules)
 
     assert asyncio.run(scenario("pictures.example")) == b"picture"
     with pytest.raises(InvalidInput, match=r"not reached \(the certificate was not accepted: Hostname mismatch"):

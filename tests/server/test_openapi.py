@@ -120,7 +120,7 @@ def test_answers_are_as_it_says(with_api, picture):
             check(await api.get(f"/api/v3/{path}"), "get", f"/api/{{api}}/{path}")
         for path in ("model/price", "model/pricing"):
             check(await api.post(f"/api/v3/{path}", model_id=MODEL), "post", f"/api/{{api}}/{path}")
-        ticket = await api.post("/api/v3/media/uploads", filename="a.png", size=5)
+        ticket = await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))
         check(ticket, "post", "/api/{api}/media/uploads")
         url = ticket.json()["data"]["download_url"]
         check(await api.client.get(url), "get", "/uploads/{name}")

@@ -8,10 +8,11 @@ import struct
 import zlib
 
 import pytest
+from fetching import fetched
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.server.fetch import Rules, fetch
+from hidream.server.fetch import Rules
 from hidream.webhooks.targets import Allowed
 from image_files import progressive_jpeg
 
@@ -408,7 +409,7 @@ def test_a_server_that_hangs_is_not_waited_for():
             web.answers["/hang"] = None
             rules = Rules(Allowed.read([LOOPBACK]), 4096, total_s=0.2)
             with pytest.raises(InvalidInput, match=r"image could not be fetched within 0\.2 s"):
-                await fetch("image", f"{web.url}/hang", rules)
+                await fetched("image", f"{web.url}/hang", rules)
 
     asyncio.run(scenario())
 
@@ -419,6 +420,6 @@ def test_a_name_that_leads_inside_is_refused():
 
     async def scenario():
         with pytest.raises(InvalidInput, match="image leads to an address that is not public"):
-            await fetch("image", "https://pictures.example/a.png", Rules(Allowed(), 4096, lookup=inside))
+            await fetched("image", "https://pictures.example/a.png", Rules(Allowed(), 4096, lookup=inside))
 
     asyncio.run(scenario())

@@ -51,11 +51,11 @@ def test_no_other_file_is_served(with_api, path, folder):
 
 def test_an_upload_is_served_as_what_its_bytes_are(with_api, picture):
     async def scenario(api):
-        ticket = (await api.post("/api/v3/media/uploads", filename="photo.png", size=10)).json()["data"]
+        data = picture("WEBP")
+        ticket = (await api.post("/api/v3/media/uploads", filename="photo.png", size=len(data))).json()["data"]
         url = ticket["download_url"]
         assert re.fullmatch(r"http://test/uploads/[\w-]{43}\.png", url)
         assert (await api.client.get(url)).status_code == 404, "not there yet"
-        data = picture("WEBP")
         assert (await api.client.put(ticket["upload"]["url"], content=data)).status_code == 200
         file = await api.client.get(url)
         assert (file.content, file.headers["content-type"]) == (data, "image/webp")

@@ -88,6 +88,29 @@ def test_uploads_go_too(with_api):
     with_api(scenario)
 
 
+def test_an_upload_that_nothing_has_used_goes_within_the_hour(with_api, picture):
+    async def scenario(api):
+        kept, given_up, announced = [
+            (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+            for _ in range(3)
+        ]
+        for ticket in (kept, given_up):
+            assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
+        await api.submit(prompt="a house", image=kept["download_url"])
+        at(api, 3590)
+        await Sweep(api.service).once()
+        assert (await api.client.get(given_up["download_url"])).status_code == 200
+        at(api, 3610)
+        await Sweep(api.service).once()
+        answers = [await api.client.get(ticket["download_url"]) for ticket in (kept, given_up, announced)]
+        assert [answer.status_code for answer in answers] == [200, 404, 404]
+        for ticket in (given_up, announced):
+            assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 404
+        assert (await api.draw()).input.image == kept["download_url"].rpartition("/")[2]
+
+    with_api(scenario)
+
+
 def test_files_that_nobody_knows_go_when_they_are_old(with_api):
     async def scenario(api):
         _, task = await drawn(api, num_images=2)

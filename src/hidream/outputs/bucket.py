@@ -18,9 +18,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
@@ -29,6 +32,7 @@ from obstore.store import S3Store
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
 from hidream.outputs.names import CACHE_CONTROL, format_of, is_name, media_type_of
+from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ DOWNLOAD_MAX_S = 3600
 """A slow client may take so long; each read from the store still has `timeout_s / TRIES`."""
 PAGE = 1000
 """Objects in one request: S3's own limit (API reference, ListObjectsV2 and DeleteObjects)."""
+ADOPTED_TOGETHER = 2
+"""Files of this machine that are sent at a time, each held in memory meanwhile."""
 SIGNED_MAX_S = 7 * 24 * 3600
 """The longest for which S3 accepts a signature (Signature Version 4, query parameter X-Amz-Expires)."""
 
@@ -82,6 +88,7 @@ class Bucket:
         self.namespace = namespace
         self._bucket = bucket
         self._access = access
+        self._adopting = asyncio.Semaphore(ADOPTED_TOGETHER)
         key_prefix = f"{prefix}/{namespace}" if prefix else str(namespace)
         self._store = _store(bucket, key_prefix, access, access.endpoint)
         self._signer = _store(bucket, key_prefix, access, access.public_endpoint or access.endpoint)
@@ -95,9 +102,18 @@ class Bucket:
 
     async def write(self, name: str, data: bytes) -> None:
         """Put an object in its place, with the headers that whoever downloads it shall get."""
-        attributes: Attributes = {"Content-Type": media_type_of(name), "Cache-Control": CACHE_CONTROL}
-        async with self._asked("cannot be written to"):
-            await obstore.put_async(self._store, name, data, attributes=attributes, use_multipart=False)
+        await self._put(name, data)
+
+    def part(self) -> AbstractAsyncContextManager[Part]:
+        """Begin a file in this machine's folder for temporary files."""
+        return part_in(Path(tempfile.gettempdir()), _reported)
+
+    async def adopt(self, name: str, part: Part) -> None:
+        """Send what was written. It is read whole then, for one request: few at a time do that."""
+        media_type_of(name)
+        await part.flush()
+        async with self._adopting:
+            await self._put(name, part.path)
 
     async def read(self, name: str) -> bytes:
         """Read an object. Raises NotFound when it is not there, or no longer."""
@@ -147,6 +163,11 @@ class Bucket:
         async with self._asked("cannot be signed for"):
             return await obstore.sign_async(self._signer, "GET", name, valid)
 
+    async def _put(self, name: str, data: bytes | Path) -> None:
+        attributes: Attributes = {"Content-Type": media_type_of(name), "Cache-Control": CACHE_CONTROL}
+        async with self._asked("cannot be written to"):
+            await obstore.put_async(self._store, name, data, attributes=attributes, use_multipart=False)
+
     async def _chunks(self, result: GetResult, start: int, stop: int) -> AsyncIterator[bytes]:
         stream = result.stream(min_chunk_size=CHUNK_BYTES)
         at = 0
@@ -180,6 +201,15 @@ class Bucket:
                     "region, and keys that may put, get, list and delete its objects"
                 ) from error
             raise StorageUnavailable(f"the bucket {failed} now: {answer.reason}; try again later") from error
+
+
+@contextlib.contextmanager
+def _reported(done: str) -> Iterator[None]:
+    """Say that this machine's own folder fails."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
 
 
 @dataclass(frozen=True, slots=True)

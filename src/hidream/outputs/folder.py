@@ -1,7 +1,7 @@
 """A folder of files. Each is there whole or not at all, and once there survives a power cut.
 
 A file is written beside its place, in `.parts`, and moved there: what a process that died has left behind lies in
-`.parts` under its name, where `names` finds and `delete` removes it.
+`.parts` under its name, or one that nobody has, where `names` finds and `delete` removes it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
 from hidream.outputs.names import format_of, is_name
+from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 
 PARTS = ".parts"
@@ -48,6 +50,17 @@ class Folder:
         path = self._path_of(name)
         with _reported("written"):
             await asyncio.to_thread(_write, path, data)
+
+    def part(self) -> AbstractAsyncContextManager[Part]:
+        """Begin a file in `.parts`."""
+        return self._part()
+
+    async def adopt(self, name: str, part: Part) -> None:
+        """Move what was written to its place; when this returns, it is on the disk."""
+        path = self._path_of(name)
+        await part.flush()
+        with _reported("written"):
+            await asyncio.to_thread(_move, part.path, path)
 
     async def read(self, name: str) -> bytes:
         """Read a file. Raises NotFound when it is not there, or no longer."""
@@ -82,6 +95,13 @@ class Folder:
     async def url(self, name: str, base_url: str, valid_s: float) -> str:
         """Say where this server serves the file: for as long as it lies here."""
         return f"{base_url}/{self.namespace}/{name}"
+
+    @asynccontextmanager
+    async def _part(self) -> AsyncIterator[Part]:
+        with _reported("written"):
+            await asyncio.to_thread(_make, self.path / PARTS)
+        async with part_in(self.path / PARTS, _reported) as part:
+            yield part
 
     def _path_of(self, name: str) -> Path:
         format_of(name)
@@ -129,6 +149,13 @@ def _write(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _sync(path.parent)
+
+
+def _move(part: Path, path: Path) -> None:
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
     _sync(path.parent)
 
 

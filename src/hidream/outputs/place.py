@@ -8,10 +8,13 @@ gets that one may try again, because every call here can be repeated.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
+
+from hidream.outputs.part import Part
 
 CHUNK_BYTES = 256 * 1024
 """What a download holds in memory at a time: large enough that a picture is a few turns of the loop, and a thousand
@@ -46,6 +49,12 @@ class Place(Protocol):
 
     async def write(self, name: str, data: bytes) -> None:
         """Put a file in its place, instead of one that is there: whole or not at all, and durable on return."""
+
+    def part(self) -> AbstractAsyncContextManager[Part]:
+        """Begin a file on a disk of this machine, piece by piece; at the end it is gone, unless `adopt` took it."""
+
+    async def adopt(self, name: str, part: Part) -> None:
+        """Put what was written in its place, as `write` does; the part is used up then."""
 
     async def read(self, name: str) -> bytes:
         """Read a file. Raises NotFound when it is not there, or no longer."""

@@ -15,6 +15,7 @@ from starlette.routing import Match
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import REQUEST_ID, AccessLog
 from hidream.server.answers import failure
+from hidream.server.long_bodies import LongBodies
 from hidream.server.routes import (
     account,
     deliveries,
@@ -50,6 +51,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
+    app.add_middleware(LongBodies)
     _let_browsers_in(app, service.settings.server.cors_origins)
     app.add_middleware(AccessLog, count=service.metrics.request)  # around all others: each answer has its id
     return app

@@ -1,6 +1,7 @@
 """What comes from a request: its body, never more of it than it may be long, and the word that its client is gone.
 
-A body is a JSON object, a file, or a form with a file in it.
+A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
+turn for that (`turns`); a body that comes too slowly is given up.
 """
 
 from __future__ import annotations
@@ -9,38 +10,42 @@ import asyncio
 import json
 import re
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import AsyncExitStack, aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
+from hidream.errors import BodyTooLarge, BodyTooSlow, InvalidInput, MissingInput
+from hidream.outputs.part import Part
+from hidream.server.form import FORM_BYTES, FileOfForm
+from hidream.server.long_bodies import HELD, KEY_ID, is_long
+from hidream.server.long_text import LongText, Splitter, refuse_constant
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hidream.server.service import Service
 
 T = TypeVar("T")
 
-FORM_BYTES = 65_536
-"""What the other fields and the headers of a form may take beside the file."""
+PAUSE_S = 30.0
+"""How long nothing may come of a body."""
+BYTES_PER_S_MIN = 4096
+"""And how much at least, from then on: 20 MiB may take an hour and a half."""
 
 _BOUNDARY = re.compile(r'[^;]*;\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', re.IGNORECASE)
-_FIELD = re.compile(r'[; ]name="([^"]*)"')
-_FILENAME = re.compile(r'filename="((?:[^"\\]|\\.)*)"')
-
-
-@dataclass(frozen=True, slots=True)
-class FormFile:
-    """A file as a form has it."""
-
-    filename: str
-    data: bytes
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Read the body. Raises BodyTooLarge, or InvalidInput when it is no JSON object or does not say so."""
+    """Read the body. Raises BodyTooLarge, or InvalidInput when it is no JSON object or does not say so.
+
+    A value that is a long text is a LongText, whose file is there as long as the request.
+    """
     media_type = _media_type(request)
     if media_type != "application/json":
         raise InvalidInput(f"Content-Type is {media_type!r:.100}; accepted: application/json")
     try:
-        value = json.loads(await read_bytes(request, max_bytes), parse_constant=_refuse_constant)
+        value = await (_long_json if is_long(request.scope) else _short_json)(request, max_bytes)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON ({error}); accepted: a JSON object in UTF-8") from error
     if not isinstance(value, dict):
@@ -48,36 +53,30 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     return value
 
 
-async def read_file(request: Request, field: str, max_bytes: int) -> FormFile:
-    """Read one file of a form. Raises BodyTooLarge, or InvalidInput when there is no such form or no such file."""
+async def read_file(request: Request, field: str, part: Part, max_bytes: int) -> str:
+    """Read one file of a form into a part; returns the name that it has.
+
+    Raises BodyTooLarge, or InvalidInput when there is no such form or no such file.
+    """
     accepted = f"accepted: multipart/form-data with a file in the field {field!r}"
     boundary = _BOUNDARY.match(request.headers.get("content-type", ""))
     if _media_type(request) != "multipart/form-data" or boundary is None:
         raise InvalidInput(f"Content-Type is {request.headers.get('content-type', '')!r:.100}; {accepted}")
-    body = await read_bytes(request, max_bytes + FORM_BYTES)
-    delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode("latin-1")
-    for part in (b"\r\n" + body).split(delimiter)[1:]:
-        head, gap, data = part.partition(b"\r\n\r\n")
-        disposition = _disposition(head)
-        name, filename = _FIELD.search(disposition), _FILENAME.search(disposition)
-        if gap and name and filename and name[1] == field:
-            if len(data) > max_bytes:
-                raise BodyTooLarge(f"{field} is larger than {max_bytes} bytes, the most that is accepted")
-            return FormFile(filename[1], data)
-    raise MissingInput(f"{field} is absent; {accepted}")
+    form = FileOfForm((boundary[1] or boundary[2]).encode("latin-1"), field, part, max_bytes)
+    async with aclosing(_pieces(request, max_bytes + FORM_BYTES)) as pieces:
+        async for piece in pieces:
+            await part.written(form.feed, piece)
+    form.end()
+    if form.filename is None:
+        raise MissingInput(f"{field} is absent; {accepted}")
+    return form.filename
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """Read what comes, whatever Content-Length says or does not say. Raises BodyTooLarge."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise BodyTooLarge(f"the body is larger than {max_bytes} bytes, the most that is accepted")
-    except ClientDisconnect as error:
-        raise InvalidInput("the body ended before its announced length") from error
-    return bytes(body)
+async def read_into(request: Request, part: Part, max_bytes: int) -> None:
+    """Read what comes into a part. Raises BodyTooLarge, BodyTooSlow, StorageUnavailable."""
+    async with aclosing(_pieces(request, max_bytes)) as pieces:
+        async for piece in pieces:
+            await part.write(piece)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -101,18 +100,74 @@ async def _gone(request: Request) -> None:
         pass
 
 
+async def _short_json(request: Request, max_bytes: int) -> object:
+    body = bytearray()
+    async with aclosing(_pieces(request, max_bytes)) as pieces:
+        async for piece in pieces:
+            body += piece
+    return json.loads(body, parse_constant=refuse_constant)
+
+
+async def _long_json(request: Request, max_bytes: int) -> object:
+    """Read a body whose long texts go to files; they end, and its turn with them, once each was closed."""
+    service: Service = request.app.state.service
+    turn = AsyncExitStack()
+    await getattr(request.state, HELD).enter_async_context(turn)
+    await turn.enter_async_context(service.bodies.turn(getattr(request.state, KEY_ID, "")))
+    open_texts = 0
+
+    async def new() -> LongText:
+        nonlocal open_texts
+        holding = AsyncExitStack()
+        await turn.enter_async_context(holding)
+        holding.push_async_callback(ended)
+        open_texts += 1
+        return LongText(await holding.enter_async_context(service.uploads.part()), holding)
+
+    async def ended() -> None:
+        nonlocal open_texts
+        open_texts -= 1
+        if not open_texts:
+            await turn.aclose()
+
+    splitter = Splitter(new)
+    async with aclosing(_pieces(request, max_bytes)) as pieces:
+        async for piece in pieces:
+            await splitter.feed(piece)
+    value = await splitter.value()
+    if not splitter.texts:
+        await turn.aclose()
+    return value
+
+
+async def _pieces(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Give a body as it comes, whatever Content-Length says or does not say.
+
+    Raises BodyTooLarge, at once if more is announced, BodyTooSlow, or InvalidInput when it ends too early.
+    """
+    too_large = f"the body is larger than {max_bytes} bytes, the most that is accepted"
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced[:20]) > max_bytes:
+        raise BodyTooLarge(too_large)
+    clock, read = asyncio.get_running_loop().time, 0
+    began = clock()
+    async with aclosing(request.stream()) as stream:
+        while True:
+            patience = min(clock() + PAUSE_S, began + PAUSE_S + read / BYTES_PER_S_MIN)
+            try:
+                async with asyncio.timeout_at(patience):
+                    piece = await anext(stream)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise BodyTooSlow(f"the body comes too slowly: {read} bytes in {clock() - began:.0f} s") from error
+            except ClientDisconnect as error:
+                raise InvalidInput("the body ended before its announced length") from error
+            read += len(piece)
+            if read > max_bytes:
+                raise BodyTooLarge(too_large)
+            yield piece
+
+
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _disposition(head: bytes) -> str:
-    """Find the header of a part that names its field."""
-    for line in head.decode("utf-8", "replace").split("\r\n"):
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            return value
-    return ""
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")

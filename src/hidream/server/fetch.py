@@ -7,12 +7,16 @@ the host's addresses. Of an answer no more is read than may be.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urljoin
 
 import httpcore
 
 from hidream.errors import InvalidInput
+from hidream.outputs.part import Part
 from hidream.webhooks import network, targets
 from hidream.webhooks.network import CONNECT_S, CheckedNetwork, Trust
 from hidream.webhooks.targets import Allowed, Lookup
@@ -35,11 +39,14 @@ class Rules:
     tls: Trust = field(default_factory=Trust)
 
 
-async def fetch(field: str, url: str, rules: Rules) -> bytes:
-    """Fetch a file. Raises InvalidInput, which names the request's field, whatever goes wrong."""
+async def fetch(field: str, url: str, rules: Rules, part: Part) -> None:
+    """Fetch a file into a part.
+
+    Raises InvalidInput, which names the request's field, whatever goes wrong there, and StorageUnavailable.
+    """
     try:
         async with asyncio.timeout(rules.total_s):
-            return await _follow(field, url, rules)
+            await _follow(field, url, rules, part)
     except TimeoutError as error:
         raise InvalidInput(f"{field} could not be fetched within {rules.total_s:g} s; {_ACCEPTED}") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
@@ -51,16 +58,16 @@ async def fetch(field: str, url: str, rules: Rules) -> bytes:
 _ACCEPTED = "accepted: a URL that answers with a file"
 
 
-async def _follow(field: str, url: str, rules: Rules) -> bytes:
+async def _follow(field: str, url: str, rules: Rules, part: Part) -> None:
     for _ in range(REDIRECTS_MAX + 1):
-        found = await _get(field, url, rules)
-        if isinstance(found, bytes):
-            return found
+        found = await _get(field, url, rules, part)
+        if found is None:
+            return
         url = urljoin(url, found)
     raise InvalidInput(f"{field} leads on more than {REDIRECTS_MAX} times; {_ACCEPTED}")
 
 
-async def _get(field: str, url: str, rules: Rules) -> bytes | str:
+async def _get(field: str, url: str, rules: Rules, part: Part) -> str | None:
     """Ask once; the answer is the file, or where it is."""
     checked = CheckedNetwork(targets.check(url, rules.allowed, field), rules.allowed, rules.lookup)
     async with network.ask(checked, rules.tls, rules.connect_s, "GET", [("Accept-Encoding", "identity")]) as answer:
@@ -69,7 +76,9 @@ async def _get(field: str, url: str, rules: Rules) -> bytes | str:
             return location
         if answer.status != 200:
             raise InvalidInput(f"{field} could not be fetched: its server answered {answer.status}; {_ACCEPTED}")
-        data = await network.read(answer, rules.max_bytes)
-    if len(data) > rules.max_bytes:
-        raise InvalidInput(f"{field} has more than {rules.max_bytes} bytes, the most that is accepted")
-    return data
+        async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_stream())) as pieces:
+            async for piece in pieces:
+                if part.size_bytes + len(piece) > rules.max_bytes:
+                    raise InvalidInput(f"{field} has more than {rules.max_bytes} bytes, the most that is accepted")
+                await part.write(piece)
+    return None

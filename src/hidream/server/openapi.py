@@ -29,6 +29,7 @@ _REASONS = {
     401: "No API key, or one that is not known or was revoked.",
     403: "The API key has not the scope.",
     404: "There is no such path, version, model, prediction or file, or it is another key's.",
+    408: "The rest of the body did not come.",
     409: "The Idempotency-Key came with another request, or the webhooks' secret is being rotated already.",
     413: "The body is too large.",
     416: "The range is not within the file.",
@@ -37,6 +38,7 @@ _REASONS = {
     500: "The task has failed.",
     503: "The database or the files' place is away; try again.",
     504: "The picture took too long, and was cancelled.",
+    507: "Too little of the server's disk is free to take anything in; Retry-After says when to come back.",
 }
 
 
@@ -69,7 +71,7 @@ def _submissions(models: Mapping[str, Variant]) -> Json:
                 _envelope(_reference("Prediction")),
                 parameters=[again, webhook],
                 body=_with_nulls(schema.submission(api, variant)),
-                errors=(400, 409, 413, 429),
+                errors=(400, 408, 409, 413, 429, 507),
             )
         }
         for api in (V2, V3)
@@ -96,8 +98,8 @@ def _predictions() -> Json:
         "204": {"description": "Nothing will come any more."},
     }
     return {
-        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], schema.listing(), (400, 413))},
-        f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 413))},
+        root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], schema.listing(), (400, 408, 413))},
+        f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 408, 413))},
         one: {"get": result, "delete": _operation("Cancel or delete a task.", ended, [_VERSION, id_])},
         f"{one}/result": {"get": result},
         f"{one}/events": {"get": events},
@@ -121,7 +123,8 @@ def _account(upload_max_bytes: int) -> Json:
     announced = _object(filename=_text(), size=size, content_type=_types(), optional=("content_type",))
     ticket = _object(upload=_object(method=_TEXT, url=_TEXT, headers={"type": "object"}), download_url=_TEXT)
     taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_WHOLE))
-    form = _operation("Upload a picture.", taken, [_VERSION], errors=(400, 413))
+    taken_in = (400, 408, 413, 429, 507)
+    form = _operation("Upload a picture.", taken, [_VERSION], errors=taken_in)
     form["requestBody"] = {
         "required": True,
         "content": {"multipart/form-data": {"schema": _object(file={"type": "string", "format": "binary"})}},
@@ -129,14 +132,16 @@ def _account(upload_max_bytes: int) -> Json:
     routes = {
         "balance": {"get": _operation("Ask for the balance.", _envelope(_object(balance=_NUMBER)), [_VERSION])},
         "models": {"get": _operation("List models.", _envelope({"type": "array", "items": model}), [_VERSION])},
-        "model/pricing": {"post": _operation("Ask for a price.", unit, [_VERSION], asked, (400, 413))},
-        "model/price": {"post": _operation("Ask for a price.", price, [_VERSION], asked, (400, 413))},
+        "model/pricing": {"post": _operation("Ask for a price.", unit, [_VERSION], asked, (400, 408, 413))},
+        "model/price": {"post": _operation("Ask for a price.", price, [_VERSION], asked, (400, 408, 413))},
         "webhook/secret": {"get": _operation("Ask for the secret.", secrets, [_VERSION])},
-        "webhook/secret/rotate": {"post": _operation("Rotate it.", secrets, [_VERSION], overlap, (400, 409, 413))},
+        "webhook/secret/rotate": {"post": _operation("Rotate it.", secrets, [_VERSION], overlap, (400, 408, 409, 413))},
         "webhook/secret/retire": {"post": _operation("End a rotation.", secrets, [_VERSION])},
         "media/upload/binary": {"post": form},
         "media/uploads": {
-            "post": _operation("Announce an upload.", _envelope(ticket), [_VERSION], announced, (400, 413))
+            "post": _operation(
+                "Announce an upload.", _envelope(ticket), [_VERSION], announced, (400, 408, 413, 429, 507)
+            )
         },
     }
     return {f"/api/{{api}}/{path}": operations for path, operations in routes.items()}
@@ -150,7 +155,7 @@ def _openai() -> Json:
     model = _object(id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
     listed = _object(object=_TEXT, data={"type": "array", "items": model})
     name = _parameter("name", "path", {"type": "string", "pattern": "^([a-z0-9-]{1,60}/)?[a-z0-9-]{1,60}$"})
-    errors = (400, 409, 413, 429, 500, 504)
+    errors = (400, 408, 409, 413, 429, 500, 504, 507)
     return {
         "/v1/images/generations": {"post": _operation("Draw.", pictures, body=body, errors=errors, form="OpenAIError")},
         "/v1/models": {"get": _operation("List models.", listed, form="OpenAIError")},
@@ -188,7 +193,7 @@ def _open() -> Json:
     file["responses"]["304"] = {"description": "The client has it."}
     head = {**file, "responses": {status: _without_content(each) for status, each in file["responses"].items()}}
     put = _operation("Put the file that was announced.", _envelope(_object(filename=_TEXT, size=_WHOLE)), name)
-    put["responses"] |= _failures((400, 404, 413, 503), "Error")
+    put["responses"] |= _failures((400, 404, 408, 413, 429, 503, 507), "Error")
     put["requestBody"] = {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},

@@ -20,6 +20,7 @@ from math import sqrt
 from typing import Any, TypeVar
 
 from hidream.errors import InvalidInput, MissingInput
+from hidream.server.long_text import LongText
 from hidream.store.submission import Submission
 from hidream.types import (
     DEFAULT_SIZE,
@@ -114,8 +115,8 @@ def parse(body: dict[str, Any], api: Api, variant: Variant) -> Submission:
 class Sources:
     """Where the image to start from is, and the mask, as the request has them; `sizes` if it decides the size."""
 
-    image: str | None
-    mask: str | None
+    image: str | LongText | None
+    mask: str | LongText | None
     sizes: bool = False
 
 
@@ -217,6 +218,8 @@ def _negative_prompt(given: dict[str, Any]) -> str:
 
 def text(name: str, value: object, accepted: str) -> str:
     """Read a text that a file and a database can hold. Raises InvalidInput."""
+    if isinstance(value, LongText):
+        raise InvalidInput(f"{name} has {value.size} characters; {accepted}")
     if not isinstance(value, str):
         raise InvalidInput(f"{name} is {value!r:.100}; {accepted}")
     if len(value) > PROMPT_MAX_CHARS:
@@ -226,7 +229,9 @@ def text(name: str, value: object, accepted: str) -> str:
     return value
 
 
-def _source(name: str, value: object) -> str:
+def _source(name: str, value: object) -> str | LongText:
+    if isinstance(value, LongText):
+        return value
     if not isinstance(value, str):
         raise InvalidInput(f"{name} is {value!r:.100}; accepted: the text of a URL, a data: URI or base64")
     return value.strip()

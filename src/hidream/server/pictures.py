@@ -8,15 +8,19 @@ name, which is the right to it.
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
-from urllib.parse import unquote
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from hidream.errors import InvalidInput, NotFound
+from hidream.errors import InvalidInput, NotFound, TooMany
 from hidream.images.decoders import Decoders, File
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
+from hidream.outputs.part import Part
 from hidream.outputs.place import Place
+from hidream.server import base64_text
 from hidream.server.fetch import Rules, fetch
+from hidream.server.long_text import LongText
+from hidream.server.turns import Turns
 from hidream.store import uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key
@@ -28,85 +32,150 @@ from hidream.webhooks.targets import Allowed
 PARTING_S = 0.5
 """How long pictures that are looked at may go on once the process is told to stop."""
 FILENAME_MAX = 256
+UNNAMED = "file"
+TOGETHER_MAX = 2
+"""Long texts whose base64 is read at a time."""
 
-ACCEPTED = (
-    "accepted: an http(s) URL, a data: URI or base64 of a PNG, JPEG or WebP file, or the download_url of an upload"
-)
 _OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
-_URL_SAFE = str.maketrans("-_", "+/")
-"""The other alphabet of base64 (RFC 4648, section 5)."""
-_NO_DIGIT = re.compile("[^A-Za-z0-9+/]")
-_DATA = re.compile(r"data:[\w.+/;=-]*?;base64,", re.ASCII | re.IGNORECASE)
 
 
 class Pictures:
     """One process's way to take pictures in."""
 
-    def __init__(self, database: Database, place: Place, allowed: Allowed, max_bytes: int, tls: Trust) -> None:
+    def __init__(
+        self, database: Database, place: Place, allowed: Allowed, max_bytes: int, tls: Trust, bodies: Turns
+    ) -> None:
         self.max_bytes = max_bytes
         self._database = database
         self._place = place
         self._rules = Rules(allowed, max_bytes, tls=tls)
         self._decoders = Decoders()
+        self._decoding = asyncio.Semaphore(TOGETHER_MAX)
+        self._bodies, self._fetches = bodies, Turns()
+        self._fillings = Turns(at_once=2**31, per_key=1)
 
-    async def take(self, key: Key, field: str, given: str) -> str:
-        """Take in what a request says under `field`; return the name of the upload. Raises InvalidInput."""
-        ours = _OURS.fullmatch(given)
-        if ours and (known := await self.find(ours[1])) is not None:
-            return known.name
-        if re.match("https?://", given, re.IGNORECASE):
-            data = await fetch(field, given, self._rules)
-        else:
-            data = await asyncio.to_thread(self._decoded, field, given)
-        return (await self.keep(key, field, "", data)).name
+    async def check(self, key: Key) -> None:
+        """See whether a key may bring a picture now, before anything is read of it. Raises TooMany."""
+        await uploads.check(self._database, key)
 
-    async def keep(self, key: Key, field: str, filename: str, data: bytes) -> Upload:
-        """Look at a picture, and keep it. Raises InvalidInput, StorageUnavailable."""
-        image_format = await self.look(field, data, key.id)
-        name = draw_name(image_format)
-        await self._place.write(name, data)
-        now = self._database.now_ms()
-        upload = Upload(name, key.id, _shown(filename), MEDIA_TYPES[image_format], len(data), now, stored=True)
-        await uploads.announce(self._database, upload)
-        return upload
+    async def take(self, key: Key, field: str, given: str | LongText) -> str:
+        """Take in what a request says under `field`; return the name of the upload.
+
+        Raises InvalidInput, TooMany, StorageUnavailable.
+        """
+        if isinstance(given, str):
+            ours = _OURS.fullmatch(given)
+            if ours and (known := await self.find(ours[1])) is not None:
+                return known.name
+        await uploads.check(self._database, key, within_submission=True)
+        async with self._place.part() as part:
+            if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
+                async with self._fetches.turn(key.id):
+                    await fetch(field, given, self._rules, part)
+                    return (await self._kept(key, field, part)).name
+            await self._decode(field, given, part)
+            return (await self._kept(key, field, part)).name
+
+    async def keep(self, key: Key, field: str, part: Part, filename: str) -> Upload:
+        """Look at a picture that was uploaded, and keep it. Raises InvalidInput, TooMany, StorageUnavailable."""
+        return await self._kept(key, field, part, filename)
 
     async def announce(self, key: Key, filename: str, image_format: ImageFormat, size: int) -> Upload:
-        """Draw the name of a picture that is to come."""
+        """Draw the name of a picture that is to come. Raises TooMany."""
         name, now = draw_name(image_format), self._database.now_ms()
-        upload = Upload(name, key.id, _shown(filename), MEDIA_TYPES[image_format], size, now, stored=False)
-        await uploads.announce(self._database, upload)
+        upload = Upload(name, key.id, _shown(filename) or UNNAMED, MEDIA_TYPES[image_format], size, now, stored=False)
+        await uploads.announce(self._database, upload, key.limits)
         return upload
 
-    async def fill(self, name: str, data: bytes) -> Upload:
-        """Keep the picture that was announced under a name; the same once more changes nothing.
+    @asynccontextmanager
+    async def filling(self, name: str) -> AsyncIterator[tuple[Upload, Part]]:
+        """Begin to bring the picture that was announced under a name: one at a time does, of a key's so many.
 
-        Raises NotFound when none was announced, or InvalidInput when there is another one already.
+        Raises NotFound when none was announced, TooMany, StorageUnavailable.
         """
+        first = await self._announced(name)
+        async with self._fillings.turn(name), self._bodies.turn(first.key_id), self._place.part() as part:
+            yield await self._announced(name), part
+
+    async def fill(self, announced: Upload, part: Part) -> None:
+        """Keep the picture that was announced; the same once more changes nothing.
+
+        Raises InvalidInput when there is another one already, or NotFound when it was waited for in vain.
+        """
+        name = announced.name
+        if announced.stored:
+            if not await self._is(name, part):
+                raise InvalidInput("there is another file of this name; accepted: a new upload")
+            return
+        image_format = await self._looked(announced.key_id, "the file", part)
+        await self._place.adopt(name, part)
+        if not await uploads.store(self._database, name, MEDIA_TYPES[image_format], part.size_bytes):
+            now = await uploads.get(self._database, name)
+            if now is None:
+                await self._place.delete([name])
+                raise NotFound("there is no such upload, or no longer: it was announced too long ago")
+
+    async def _announced(self, name: str) -> Upload:
         announced = await uploads.get(self._database, name) if is_name(name) else None
         if announced is None:
             raise NotFound("there is no such upload")
-        if announced.stored:
-            if await self._place.read(name) == data:
-                return announced
-            raise InvalidInput("there is another file of this name; accepted: a new upload")
-        image_format = await self.look("the file", data, announced.key_id)
-        await self._place.write(name, data)
-        await uploads.store(self._database, name, MEDIA_TYPES[image_format], len(data))
         return announced
+
+    async def _kept(self, key: Key, field: str, part: Part, filename: str | None = None) -> Upload:
+        """Keep a picture; one without a filename came within a submission, which is counted itself."""
+        image_format = await self._looked(key.id, field, part)
+        name, now = draw_name(image_format), self._database.now_ms()
+        shown = uploads.WITHIN if filename is None else _shown(filename) or UNNAMED
+        upload = Upload(name, key.id, shown, MEDIA_TYPES[image_format], part.size_bytes, now, stored=True)
+        await self._place.adopt(name, part)
+        try:
+            await uploads.announce(self._database, upload, key.limits, within_submission=filename is None)
+        except TooMany:
+            await self._place.delete([name])
+            raise
+        return upload
+
+    async def _looked(self, key_id: str, field: str, part: Part) -> ImageFormat:
+        await part.flush()
+        return await self.look(field, part.path, key_id)
+
+    async def _is(self, name: str, part: Part) -> bool:
+        """Whether what was written is what is there."""
+        await part.flush()
+        about, chunks = await self._place.open(name)
+        if about.size_bytes != part.size_bytes:
+            return False
+        with part.path.open("rb") as file:
+            async for chunk in chunks(0, about.size_bytes):
+                if await asyncio.to_thread(file.read, len(chunk)) != chunk:
+                    return False
+        return True
+
+    async def _decode(self, field: str, given: str | LongText, part: Part) -> None:
+        """Write what a text stands for; one that lies in a file is not needed any more then."""
+        if isinstance(given, str):
+            starts = range(0, len(given), base64_text.PIECE_CHARS)
+            short = (given[at : at + base64_text.PIECE_CHARS] for at in starts)
+            await part.written(base64_text.decode, field, repr(given[:100]), short, part.append, self.max_bytes)
+            return
+        async with self._decoding:
+            long = base64_text.pieces_of(given.path)
+            await part.written(base64_text.decode, field, repr(given), long, part.append, self.max_bytes)
+        await given.close()
 
     async def find(self, name: str) -> Upload | None:
         """Look up an upload whose file is there."""
         upload = await uploads.get(self._database, name) if is_name(name) else None
         return upload if upload and upload.stored else None
 
-    async def look(self, field: str, file: File, key_id: str = "") -> ImageFormat:
+    async def look(self, field: str, file: File, key_id: str) -> ImageFormat:
         """See that this is a picture: its bytes, or where they lie. Raises InvalidInput, StorageUnavailable.
 
         Of one key, one picture is looked at after the other.
         """
         return await self._decoders.look(key_id, field, file)
 
-    async def shown_size(self, field: str, name: str, key_id: str = "") -> tuple[int, int]:
+    async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
         """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
         return await self._decoders.shown_size(key_id, field, await self._place.read(name))
 
@@ -117,21 +186,6 @@ class Pictures:
     def close(self) -> None:
         """End the processes that look at pictures, at once."""
         self._decoders.close()
-
-    def _decoded(self, field: str, given: str) -> bytes:
-        if given[:5].lower() == "data:" and not _DATA.match(given):
-            raise InvalidInput(f"{field} is {given!r:.60}, a data: URI without ;base64 before its comma; {ACCEPTED}")
-        text = unquote(given[prefix.end() :]) if (prefix := _DATA.match(given)) else given
-        digits = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
-        if bad := _NO_DIGIT.search(digits):
-            place = text.translate(_URL_SAFE).index(bad[0]) + len(prefix[0] if prefix else "")
-            raise InvalidInput(f"{field} is {given!r:.60}, with {bad[0]!r} at {place}: no base64; {ACCEPTED}")
-        if len(digits) % 4 == 1:
-            raise InvalidInput(f"{field} ends within a byte, after {len(digits)} digits of base64; {ACCEPTED}")
-        data = base64.b64decode(digits + "=" * (-len(digits) % 4))
-        if len(data) > self.max_bytes:
-            raise InvalidInput(f"{field} has {len(data)} bytes; accepted: up to {self.max_bytes}")
-        return data
 
 
 def _shown(filename: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, cast
 import uvicorn
 
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
-from hidream.server import background, tracing
+from hidream.server import background, memory, tracing
 from hidream.server.app import create_app
 from hidream.server.connections import Connections
 from hidream.server.listener import listen, room_for
@@ -47,6 +47,7 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
     Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
     """
+    memory.give_back()
     return asyncio.run(_run(settings, with_worker))
 
 

@@ -13,10 +13,12 @@ from hidream.errors import Forbidden, NotFound, Unauthorized
 from hidream.outputs.place import Namespace, Place
 from hidream.places import open_configured
 from hidream.server import catalogue
+from hidream.server.disk import Disk, folders_of
 from hidream.server.keyring import Keyring
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
 from hidream.server.pictures import Pictures
+from hidream.server.turns import Turns
 from hidream.server.waiting import Serving, Waiting
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
@@ -38,7 +40,7 @@ class Service:
 
     `outputs` and `uploads` are where files lie; `pictures` takes in those that clients bring. `models` are the names
     that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
-    certificates are accepted there.
+    certificates are accepted there. `disk` says whether there is room to take anything in; long `bodies` take turns.
     """
 
     settings: Settings
@@ -56,13 +58,15 @@ class Service:
     tls: Trust
     progress: Progress
     metrics: Metrics
+    disk: Disk
+    bodies: Turns
 
 
 def assemble(settings: Settings, database: Database) -> Service:
     """Put a service together on an open database. Raises ConfigurationError."""
     uploads = open_configured(settings, Namespace.UPLOADS)
     allowed = Allowed.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
-    tls = Trust()
+    tls, bodies = Trust(), Turns()
     return Service(
         settings=settings,
         database=database,
@@ -73,12 +77,14 @@ def assemble(settings: Settings, database: Database) -> Service:
         keyring=Keyring(database, settings.store.key_pepper),
         outputs=open_configured(settings, Namespace.OUTPUTS),
         uploads=uploads,
-        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes, tls),
+        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes, tls, bodies),
         models=catalogue.served(settings.models),
         allowed=allowed,
         tls=tls,
         progress=Progress(database),
         metrics=Metrics(database, settings.worker.lease_s),
+        disk=Disk(folders_of(settings.database_url, uploads), settings.store.free_min_mb),
+        bodies=bodies,
     )
 
 
@@ -113,6 +119,7 @@ def key_of(scope: Scope | None) -> Callable[[Request], Awaitable[Key]]:
         if scope is not None and not key.may(scope):
             has = ", ".join(sorted(key.scopes))
             raise Forbidden(f"the API key has not the scope {scope} (it has: {has}); accepted: a key that has it")
+        request.state.key_id = key.id  # whose turn it is, if its body is long
         return key
 
     return find

@@ -26,7 +26,9 @@ ORPHANS_EVERY_S = 24 * 3600.0
 ORPHAN_AGE = timedelta(days=1)
 """A file that is older has its row, if it ever gets one: names are written down before files."""
 UPLOAD_KEPT_MS = 24 * 3600 * 1000
-"""The least for which an upload is kept, since tasks that wait may need it."""
+"""The least for which an upload is kept that a task has used."""
+UNUSED_KEPT_MS = 3600 * 1000
+"""And one that none has used yet: its task comes at once, or never."""
 PAGE = 5000
 """Orphans that one query asks for: each is a scan of the names, and 32,766 parameters are SQLite's most."""
 BREATH_S = 0.05
@@ -70,7 +72,7 @@ class Sweep:
         removed = 0
         while not database.changes.stopped:
             uploads_before = now - max(kept_ms, UPLOAD_KEPT_MS) if kept_ms else 0
-            found = await retention.remains(database, uploads_before)
+            found = await retention.remains(database, uploads_before, now - UNUSED_KEPT_MS)
             if not (found.predictions or found.uploads):
                 break
             await self._service.outputs.delete(found.output_names)

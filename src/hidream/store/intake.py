@@ -23,8 +23,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import Conflict, HiDreamError, PromptRefused, StoreUnavailable, TooMany
-from hidream.store import deliveries
+from hidream.errors import Conflict, HiDreamError, InvalidInput, PromptRefused, StoreUnavailable, TooMany
+from hidream.store import deliveries, uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import COLUMNS, Prediction, writable
@@ -138,7 +138,7 @@ class Intake:
         for asked in batch:
             try:
                 answers.append(books.repeated(asked) or books.take(asked, self._queue_max))
-            except (TooMany, Conflict) as error:
+            except (TooMany, Conflict, InvalidInput) as error:
                 answers.append(error)
         await books.close(connection)
         return answers
@@ -153,6 +153,7 @@ class _Usage:
     unfinished: int = 0
     last_minute: int = 0
     pixels: int = 0
+    kept_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -166,6 +167,7 @@ class _Books:
     usage: dict[str, _Usage]
     made: dict[tuple[str, str], tuple[str, Prediction]]
     known_keys: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
     predictions: list[Prediction] = field(default_factory=list)
     repeats: list[dict[str, object]] = field(default_factory=list)
 
@@ -182,7 +184,8 @@ class _Books:
         await _add_usage(connection, usage, {asked.key.id: asked.key.limits for asked in batch}, now)
         made = await _made(connection, batch, now)
         known = frozenset(turn)
-        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, made, known)
+        gone = await uploads.withdrawn(connection, {name for asked in batch for name in _uploads_of(asked.submission)})
+        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, made, known, gone)
 
     def repeated(self, asked: Asked) -> Prediction | None:
         """Find the task that the same request has made. Raises Conflict."""
@@ -205,6 +208,8 @@ class _Books:
         if asked.refusal is None and self.unfinished >= queue_max:
             raise TooMany(f"{self.unfinished} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
         self._check_limits(asked, usage)
+        if asked.refusal is None and not self.gone.isdisjoint(_uploads_of(asked.submission)):
+            raise uploads.gone()
         prediction = self._made(asked)
         self.predictions.append(prediction)
         if asked.refusal is None:
@@ -224,6 +229,7 @@ class _Books:
         if not self.predictions:
             return
         await connection.execute(sa.insert(P), [prediction.to_row() for prediction in self.predictions])
+        await uploads.use(connection, {name for p in self.predictions for name in _uploads_of(p.input)}, self.now)
         owed = [(p.id, p.key_id, p.webhook) for p in self.predictions if p.status.final and p.webhook]
         await deliveries.owe(connection, owed, self.now)
         if self.repeats:
@@ -249,6 +255,8 @@ class _Books:
             raise TooMany(
                 f"this key may draw {may.pixels_per_day} pixels a day, of which it has used {usage.pixels}", wait_s
             )
+
+        uploads.check_bytes(may, usage.kept_bytes)
 
     def _made(self, asked: Asked) -> Prediction:
         refusal, submission = asked.refusal, asked.submission
@@ -283,6 +291,11 @@ class _Books:
         )
 
 
+def _uploads_of(submission: Submission) -> list[str]:
+    """Name the files that a task starts from."""
+    return [name for name in (submission.image, submission.mask) if name]
+
+
 async def _add_usage(
     connection: AsyncConnection, usage: Mapping[str, _Usage], limits: Mapping[str, Limits], now: int
 ) -> None:
@@ -297,6 +310,10 @@ async def _add_usage(
         pixels = sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.min(P.c.created_ms))
         for key_id, total, since in await connection.execute(_made_after(pixels, by_day, now - DAY_MS)):
             usage[key_id].pixels, usage[key_id].day_since_ms = int(total), since
+    by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
+    if by_bytes:
+        for key_id, kept in (await uploads.kept_bytes(connection, by_bytes)).items():
+            usage[key_id].kept_bytes = kept
 
 
 def _made_after(sums: sa.Select[Any], key_ids: Sequence[str], after_ms: int) -> sa.Select[Any]:

@@ -164,13 +164,18 @@ async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, i
 
 
 async def complete(
-    database: Database, task: Prediction, nsfw: Sequence[bool], inference_ms: int, warnings: Sequence[str] = ()
+    database: Database,
+    task: Prediction,
+    nsfw: Sequence[bool],
+    inference_ms: int,
+    warnings: Sequence[str] = (),
+    output_bytes: int = 0,
 ) -> bool:
     """Say that a claimed task's pictures are in their places; False if the task is no longer this claim's.
 
-    `warnings` follow those that the task was taken in with.
+    `warnings` follow those that the task was taken in with, `output_bytes` is what the files have together.
     """
-    values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms}
+    values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms, "output_bytes": output_bytes}
     values |= {"warnings": [*task.warnings, *warnings]}
     return await _leave_processing(database, task, "complete", **values, finished_ms=database.now_ms())
 

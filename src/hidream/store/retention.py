@@ -2,6 +2,9 @@
 
 In this order a death in between leaves nothing behind that nobody knows of: who finds a row, removes its files again.
 A row stays for a day at least, without the name of its files: what a key has used counts, and its Idempotency-Key too.
+
+An upload is withdrawn before its file goes, so that no task is taken in that needs it. One that nothing has used goes
+sooner than one that a task has.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.store.database import Database
 from hidream.store.intake import DAY_MS
@@ -17,6 +21,7 @@ from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.predictions import MOVES
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import REPEATS, UPLOADS
+from hidream.store.uploads import WITHDRAWN
 from hidream.types import Status
 
 TOGETHER = 500
@@ -49,15 +54,41 @@ async def expire(database: Database, older_than_ms: int) -> int:
         return (await connection.execute(statement)).rowcount
 
 
-async def remains(database: Database, uploads_older_than_ms: int) -> Remains:
-    """Say what can be removed, some at once. An upload that a task still waits for is not old enough."""
+async def remains(database: Database, uploads_older_than_ms: int, unused_older_than_ms: int = 0) -> Remains:
+    """Say what can be removed, some at once: uploads that were used last, or made and not used, before such times.
+
+    None of them is one that an unfinished task needs.
+    """
     due = sa.or_(P.c.output_name != "", P.c.created_ms <= database.now_ms() - DAY_MS)
     deleted = sa.select(*COLUMNS).where(P.c.status == Status.DELETED, due).limit(TOGETHER)
-    old = sa.select(UPLOADS.c.name).where(UPLOADS.c.created_ms < uploads_older_than_ms).limit(TOGETHER)
     async with database.read() as connection:
         rows = (await connection.execute(deleted)).all()
-        names = (await connection.scalars(old)).all()
+    names = await _withdrawn(database, uploads_older_than_ms, unused_older_than_ms)
     return Remains([Prediction.of_row(row) for row in rows], names)
+
+
+async def _withdrawn(database: Database, older_than_ms: int, unused_older_than_ms: int) -> Sequence[str]:
+    """Take old uploads from those who may use them, and name them; also those that were taken before."""
+    old = sa.func.coalesce(UPLOADS.c.used_ms, UPLOADS.c.created_ms) < older_than_ms
+    unused = sa.and_(UPLOADS.c.used_ms.is_(None), UPLOADS.c.created_ms < unused_older_than_ms)
+    may_be = UPLOADS.c.created_ms < max(older_than_ms, unused_older_than_ms)  # by which the index finds them
+    due = sa.and_(may_be, sa.or_(old, unused, UPLOADS.c.media_type == WITHDRAWN))
+    async with database.read() as connection:
+        found = (await connection.scalars(sa.select(UPLOADS.c.name).where(due).limit(TOGETHER))).all()
+        needed = await _needed(connection) if found else set()
+    free = [name for name in found if name not in needed]
+    if not free:
+        return []
+    withdraw = sa.update(UPLOADS).where(UPLOADS.c.name.in_(free), due).values(media_type=WITHDRAWN)
+    async with database.write(quiet=True) as connection:
+        return (await connection.scalars(withdraw.returning(UPLOADS.c.name))).all()
+
+
+async def _needed(connection: AsyncConnection) -> set[str]:
+    """Name the uploads of unfinished tasks."""
+    unfinished = [status for status in Status if not status.final and status is not Status.DELETED]
+    inputs = await connection.scalars(sa.select(P.c.input).where(P.c.status.in_(unfinished)))
+    return {name for each in inputs for name in (each.get("image"), each.get("mask")) if name}
 
 
 async def unknown(database: Database, names: Sequence[str], first_of: Callable[[str], str]) -> list[str]:

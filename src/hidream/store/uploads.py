@@ -1,13 +1,32 @@
-"""Files that clients sent: who sent them, and what they are; the bytes lie in the object store."""
+"""Files that clients sent: who sent them, and what they are; the bytes lie in the object store.
+
+An upload counts against its key's limits from when it is announced: as a request of the minute, and with its bytes for
+as long as it is there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hidream.errors import InvalidInput, TooMany
 from hidream.store.database import Database
+from hidream.store.keys import Key, Limits
+from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import UPLOADS as U
+from hidream.types import Status
+
+MINUTE_MS = 60_000
+BYTES_RETRY_S = 600
+"""When a key that keeps too much may look again: a sweep comes so often."""
+NO_LIMITS = Limits()
+WITHIN = ""
+"""The filename of what came within a submission; that is a request of its own, and no upload is."""
+WITHDRAWN = ""
+"""The media type of what is being removed: no task can use it any more, and nothing can be stored under its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +45,100 @@ class Upload:
 _COLUMNS = tuple(U.c[name] for name in Upload.__slots__)
 
 
-async def announce(database: Database, upload: Upload) -> None:
-    """Write down a file, before its bytes come or when they are there."""
-    async with database.write(quiet=True) as connection:
+async def check(database: Database, key: Key, *, within_submission: bool = False) -> None:
+    """See that a key may bring something now; how much, `announce` counts. Raises TooMany."""
+    if key.limits.requests_per_minute or key.limits.bytes_max:
+        async with database.read() as connection:
+            await _check(connection, key.id, key.limits, 1, database.now_ms(), within_submission)
+
+
+async def announce(
+    database: Database, upload: Upload, limits: Limits = NO_LIMITS, *, within_submission: bool = False
+) -> None:
+    """Write down a file, before its bytes come or when they are there. Raises TooMany, and then nothing is written."""
+    limited = bool(limits.requests_per_minute or limits.bytes_max)
+    async with database.write(alone=limited, quiet=True) as connection:
+        await _check(connection, upload.key_id, limits, upload.size, database.now_ms(), within_submission)
         await connection.execute(sa.insert(U).values({name: getattr(upload, name) for name in Upload.__slots__}))
 
 
 async def store(database: Database, name: str, media_type: str, size: int) -> bool:
     """Say that an announced file's bytes are in their place; False if none was announced, or it is there already."""
-    statement = sa.update(U).where(U.c.name == name, U.c.stored.is_(False))
+    statement = sa.update(U).where(U.c.name == name, U.c.stored.is_(False), U.c.media_type != WITHDRAWN)
     async with database.write(quiet=True) as connection:
         changed = await connection.execute(statement.values(stored=True, media_type=media_type, size=size))
     return changed.rowcount == 1
 
 
 async def get(database: Database, name: str) -> Upload | None:
-    """Look up a file by its name, which is the right to it; None if there is none."""
+    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed."""
+    wanted = sa.select(*_COLUMNS).where(U.c.name == name, U.c.media_type != WITHDRAWN)
     async with database.read() as connection:
-        row = (await connection.execute(sa.select(*_COLUMNS).where(U.c.name == name))).first()
+        row = (await connection.execute(wanted)).first()
     return Upload(*row) if row else None
+
+
+async def withdrawn(connection: AsyncConnection, names: Collection[str]) -> frozenset[str]:
+    """Say which of these files are being removed; the others cannot be until the transaction has ended."""
+    if not names:
+        return frozenset()
+    rows = await connection.execute(sa.select(U.c.name, U.c.media_type).where(U.c.name.in_(names)).with_for_update())
+    return frozenset(row.name for row in rows if row.media_type == WITHDRAWN)
+
+
+async def use(connection: AsyncConnection, names: Collection[str], now_ms: int) -> None:
+    """Say that tasks which are being taken in name these files."""
+    if names:
+        await connection.execute(sa.update(U).where(U.c.name.in_(names)).values(used_ms=now_ms))
+
+
+def gone() -> InvalidInput:
+    """Make the error of a task that names a file which is there no longer."""
+    return InvalidInput("image or mask is a file that is there no longer; accepted: one that was uploaded lately")
+
+
+async def kept_bytes(connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
+    """Add up what is kept of each key: its uploads, announced ones too, and its images that are not deleted."""
+    uploaded = sa.select(U.c.key_id, sa.func.sum(U.c.size)).where(U.c.key_id.in_(key_ids)).group_by(U.c.key_id)
+    drawn = sa.select(P.c.key_id, sa.func.sum(P.c.output_bytes)).where(P.c.key_id.in_(key_ids))
+    drawn = drawn.where(P.c.status != Status.DELETED).group_by(P.c.key_id)
+    total = dict.fromkeys(key_ids, 0)
+    for sums in (uploaded, drawn):
+        for key_id, size in await connection.execute(sums):
+            total[key_id] += int(size)
+    return total
+
+
+def check_bytes(limits: Limits, kept: int, more: int = 1) -> None:
+    """See that a key may keep some bytes more. Raises TooMany."""
+    if limits.bytes_max and kept + more > limits.bytes_max:
+        raise TooMany(
+            f"this key may keep {limits.bytes_max} bytes of uploads and images, and has {kept}; delete predictions, "
+            "or try again when old ones have gone",
+            BYTES_RETRY_S,
+        )
+
+
+async def _check(
+    connection: AsyncConnection, key_id: str, limits: Limits, size: int, now: int, within_submission: bool
+) -> None:
+    if limits.requests_per_minute and not within_submission:
+        count, since = await _requests(connection, key_id, now - MINUTE_MS)
+        if count >= limits.requests_per_minute:
+            wait_s = max(1, -(-(since + MINUTE_MS - now) // 1000))
+            raise TooMany(f"this key may make {limits.requests_per_minute} requests a minute; try again later", wait_s)
+    if limits.bytes_max:
+        check_bytes(limits, (await kept_bytes(connection, [key_id]))[key_id], size)
+
+
+async def _requests(connection: AsyncConnection, key_id: str, after_ms: int) -> tuple[int, int]:
+    """Count submissions and uploads of a key, and say when the first of them was made."""
+    count, first = 0, after_ms
+    mine = sa.and_(U.c.key_id == key_id, U.c.created_ms > after_ms, U.c.filename != WITHIN)
+    asked = sa.and_(P.c.key_id == key_id, P.c.created_ms > after_ms)
+    for created, wanted in ((U.c.created_ms, mine), (P.c.created_ms, asked)):
+        row = (await connection.execute(sa.select(sa.func.count(), sa.func.min(created)).where(wanted))).one()
+        if row[0]:
+            first = min(first, row[1]) if count else row[1]
+            count += row[0]
+    return count, first

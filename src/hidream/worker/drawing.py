@@ -66,6 +66,7 @@ class Drawn:
     nsfw: tuple[bool, ...]
     inference_ms: int
     warnings: tuple[str, ...]
+    output_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
         nsfw=tuple(file.nsfw for file in files),
         inference_ms=round(1000 * sum(file.inference_s for file in files)),
         warnings=tuple(dict.fromkeys(warning for file in files for warning in file.warnings)),
+        output_bytes=sum(len(file.data) for file in files),
     )
 
 

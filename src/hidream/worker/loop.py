@@ -305,7 +305,8 @@ class Loop:
         return partial(self._complete, task, drawn)
 
     async def _complete(self, task: Prediction, drawn: Drawn) -> bool:
-        done = await predictions.complete(self._database, task, drawn.nsfw, drawn.inference_ms, drawn.warnings)
+        said = drawn.nsfw, drawn.inference_ms, drawn.warnings, drawn.output_bytes
+        done = await predictions.complete(self._database, task, *said)
         logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, done, drawn.inference_ms)
         return done
 

@@ -46,6 +46,7 @@ GONE = 499
 async def generate(request: Request, key: SubmitKey) -> Response:
     """POST /v1/images/generations: generate 1 to 4 images, and answer when they are there."""
     service = service_of(request)
+    service.disk.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     model = catalogue.find(service.models, body.get("model") or next(iter(service.models)))
     asked = _asked(request, key, model, body)

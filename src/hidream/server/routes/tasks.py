@@ -19,6 +19,7 @@ from hidream.safety import prompt as prompt_check
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
 from hidream.server.body import read_json
+from hidream.server.long_text import LongText
 from hidream.server.parameters import Api, Sources
 from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, service_of
 from hidream.store import history, predictions
@@ -42,6 +43,7 @@ async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> R
     """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its picture."""
     service = service_of(request)
     model = catalogue.find(service.models, f"{catalogue.VENDOR}/{name}")
+    service.disk.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     asked = _asked(request, model, api, key, body)
     prediction, headers = await _taken_in(service, asked, parameters.sources(body, api))
@@ -142,7 +144,7 @@ def repeat_of(headers: Mapping[str, str], said: object) -> Repeat | None:
     key = parameters.idempotency_key(headers.get("idempotency-key"))
     if key is None:
         return None
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), default=LongText.digest)
     return Repeat(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
 
 

@@ -1,0 +1,62 @@
+"""Whether there is room on the disks that this process writes to: the database's, and the files'.
+
+Below the operator's mark nothing more is taken in, so that what was acknowledged can still be written down, and what
+is there can be fetched and deleted. A database or a bucket of another machine is not looked at.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from hidream.errors import DiskFull
+from hidream.outputs.folder import Folder
+from hidream.outputs.place import Place
+
+LOOK_S = 1.0
+"""How long a look is good for."""
+MB = 1_000_000
+
+
+class Disk:
+    """The disks below some folders, and how much of each is to stay free; 0 looks at none."""
+
+    def __init__(self, folders: Iterable[Path], free_min_mb: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folders: Sequence[Path] = tuple(dict.fromkeys(folders)) if free_min_mb else ()
+        self._free_min_mb = free_min_mb
+        self._clock = clock
+        self._looked_at = -LOOK_S
+        self._short: str | None = None
+
+    def short(self) -> str | None:
+        """Say what is wrong, if too little is free; the answer may be a second old."""
+        now = self._clock()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at, self._short = now, self._look()
+        return self._short
+
+    def check(self) -> None:
+        """Raise DiskFull if too little is free."""
+        if (short := self.short()) is not None:
+            raise DiskFull(f"nothing more is taken in: {short}; what is here can be fetched and deleted")
+
+    def _look(self) -> str | None:
+        free_mb = min((_free_bytes(folder) // MB for folder in self._folders), default=self._free_min_mb)
+        if free_mb >= self._free_min_mb:
+            return None
+        return f"of the server's disk {free_mb} MB are free, and {self._free_min_mb} are to stay so"
+
+
+def folders_of(database_url: str, files: Place) -> list[Path]:
+    """Name the folders of a database and of files that are on this machine's disks."""
+    kind, _, path = database_url.partition(":///")
+    database = [Path(path).parent] if kind.startswith("sqlite") else []
+    return database + ([files.root] if isinstance(files, Folder) else [])
+
+
+def _free_bytes(folder: Path) -> int:
+    """Ask the disk that a folder is on, or will be once it is made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free

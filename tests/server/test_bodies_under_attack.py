@@ -1,0 +1,279 @@
+"""Bodies that are there to cost much: not waited for, held to what was said, never in memory, counted before."""
+
+import asyncio
+import base64
+import contextlib
+
+import pytest
+from served import served
+
+from hidream.outputs.names import draw_name
+from hidream.server import body
+from hidream.types import ImageFormat
+
+MODEL = "wavespeed-ai/hidream-i1-dev"
+HEAD = b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+
+async def raw(port, head, data=b""):
+    """Send a request as it is written; the whole answer, up to the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.encode().replace(b"\n", b"\r\n") + b"\r\n\r\n" + data)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    return answer.decode()
+
+
+def parts(api):
+    folder = api.settings.home / "uploads" / ".parts"
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def kept(api):
+    return [path for path in (api.settings.home / "uploads").glob("*") if path.is_file()]
+
+
+async def ticket(api, size):
+    return (await api.post("/api/v3/media/uploads", filename="a", size=size)).json()["data"]
+
+
+def test_the_body_of_what_is_refused_is_not_waited_for(with_api):
+    """Of 20 MB that are announced none comes: the answer is there at once, and the connection ends."""
+
+    async def scenario(api):
+        name = (await ticket(api, 10))["upload"]["url"].rpartition("/")[2]
+        async with served(api) as client:
+            port, key = client.base_url.port, f"Authorization: Bearer {api.secret}"
+            long, form = "Host: a\nContent-Length: 20000000", "Content-Type: multipart/form-data; boundary=x"
+            json = "Content-Type: application/json"
+            for head, status in (
+                (f"PUT /uploads/{draw_name(ImageFormat.PNG)} HTTP/1.1\n{long}", 404),
+                (f"PUT /uploads/x HTTP/1.1\n{long}", 404),
+                (f"PUT /uploads/{name} HTTP/1.1\nHost: a\nTransfer-Encoding: chunked", 413),
+                (f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}\nAuthorization: Bearer x", 401),
+                (f"POST /v1/images/generations HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /api/v3/predictions HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /api/v3/media/upload/binary HTTP/1.1\n{long}\n{form}", 401),
+                (f"POST /api/v3/media/uploads HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /nowhere HTTP/1.1\n{long}", 404),
+            ):
+                answer = await raw(port, head, b"b\r\nhello world\r\n" if "chunked" in head else b"")
+                assert answer.startswith(f"HTTP/1.1 {status} "), (head, answer)
+                assert "\r\nconnection: close\r\n" in answer.lower()
+            known = f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}\n{key}"
+            answer = await raw(port, known, b" " * 20_000_000)
+            assert answer.startswith("HTTP/1.1 413 "), "whoever only listens when all is sent hears it, too"
+        assert parts(api) == []
+
+    with_api(scenario, body_max_bytes=1_000_000)
+
+
+def test_a_file_is_held_to_the_size_that_was_announced(with_api, picture):
+    async def scenario(api):
+        data = picture()
+        url = (await ticket(api, len(data)))["upload"]["url"]
+
+        async def pieces(extra):
+            yield data
+            yield extra
+
+        assert (await api.client.put(url, content=data + b"x")).status_code == 413
+        assert (await api.client.put(url, content=pieces(b"x"))).status_code == 413
+        assert (await api.client.put(url, content=pieces(b""))).status_code == 200
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
+def test_of_those_who_fill_one_name_at_once_one_does(with_api, picture):
+    async def scenario(api):
+        pictures = [picture("PNG"), picture("JPEG"), picture("WEBP")]
+        given = await ticket(api, max(map(len, pictures)))
+        answers = await asyncio.gather(*(api.client.put(given["upload"]["url"], content=p) for p in pictures))
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(200) == 1
+        assert set(statuses) <= {200, 400, 413}  # a larger one than what is there cannot be the same
+        got = (await api.client.get(given["download_url"])).content
+        assert got == pictures[statuses.index(200)]
+
+    with_api(scenario)
+
+
+def test_what_comes_too_slowly_is_given_up(with_api, monkeypatch):
+    monkeypatch.setattr(body, "PAUSE_S", 0.05)
+
+    async def scenario(api):
+        name = (await ticket(api, 20_000_000))["upload"]["url"].rpartition("/")[2]
+        async with served(api) as client:
+            head = f"PUT /uploads/{name} HTTP/1.1\nHost: a\nContent-Length: 20000000"
+            answer = await raw(client.base_url.port, head, b"begun")
+        assert answer.startswith("HTTP/1.1 408 ")
+        assert "too slowly: " in answer
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "message"),
+    [
+        (b"--x\r\n\r\n\r\n" * 1000 + b"--x--\r\n", 400, "the form has more than 100 fields"),
+        (b"--x\r\n" + HEAD + b"\r\n--xy" * 600 + b"\r\n--x--\r\n", 400, "the form has more than 100 fields"),
+        (b"--x\r\n" + b"a: b\r\n" * 1000 + HEAD, 400, "the form cannot be read (Maximum header count"),
+        (b"--x\r\na: " + b"b" * 10_000 + b"\r\n" + HEAD, 400, "the form cannot be read (Maximum header size"),
+        (b"--x\r\n(: b\r\n" + HEAD, 400, "the form cannot be read (Found invalid character"),
+        (b"--x\r\nA: b\r\n\r\n" + b"y" * 68_000 + b"\r\n--x\r\n" + HEAD, 413, "the form has more than 65536 bytes"),
+        (b"--x\r\n" + HEAD + b"begun", 400, "the form ends within the field 'file'"),
+        (b"--x\r\n" + HEAD + b"y" * 4097 + b"\r\n--x--\r\n", 413, "file is larger than 4096 bytes"),
+        (b"--y\r\n" + HEAD, 400, "the form cannot be read"),
+    ],
+    ids=["a thousand fields", "nearly delimiters", "headers", "header", "no header", "other", "half", "large", "y"],
+)
+def test_a_form_costs_no_more_than_its_file(with_api, data, status, message):
+    async def scenario(api):
+        async def pieces():
+            for at in range(0, len(data), 700):
+                yield data[at : at + 700]
+
+        headers = api.bearer | {"Content-Type": "multipart/form-data; boundary=x"}
+        path = "/api/v3/media/upload/binary"
+        for content in (data, pieces()):
+            answer = await api.client.post(path, content=content, headers=headers)
+            seen = answer.json()["message"]
+            assert (answer.status_code, seen[: len(message)]) == (status, message)
+        assert parts(api) == []
+
+    with_api(scenario, upload_max_bytes=4096)
+
+
+def test_the_first_file_of_a_field_counts_whatever_surrounds_it(with_api, picture):
+    async def scenario(api):
+        data = picture()
+        other = b'Content-Disposition: form-data; name="note"\r\n\r\nhello'
+        fields = [other, HEAD + data, HEAD + b"another", other]
+        form = b"".join(b"\r\n--x\r\n" + field for field in fields) + b"\r\n--x--\r\nepilogue"
+        answer = await api.raw("/api/v3/media/upload/binary", form, "multipart/form-data; boundary=x")
+        got = answer.json()["data"]
+        assert (got["filename"], got["size"]) == ("a", len(data))
+        assert (await api.client.get(got["download_url"])).content == data
+
+    with_api(scenario)
+
+
+def test_limits_of_a_key_are_asked_before_its_body(with_api, picture):
+    async def scenario(api):
+        once, little = await api.key(requests_per_minute=1), await api.key(bytes_max=len(picture()))
+
+        async def upload(headers):
+            files = {"file": ("a.png", picture(), "image/png")}
+            return await api.client.post("/api/v3/media/upload/binary", files=files, headers=headers)
+
+        async def announce(headers):
+            asked = {"filename": "a", "size": 10}
+            return await api.client.post("/api/v3/media/uploads", json=asked, headers=headers)
+
+        for headers, why in ((once, "1 requests a minute"), (little, "bytes of uploads and images")):
+            assert (await upload(headers)).status_code == 200
+            for answer in [await announce(headers) for _ in range(10)]:
+                assert (answer.status_code, why in answer.json()["message"]) == (429, True)
+                assert int(answer.headers["retry-after"]) > 0
+            files = {"file": ("a.png", b"no picture", "image/png")}
+            refused = await api.client.post("/api/v3/media/upload/binary", files=files, headers=headers)
+            assert refused.status_code == 429, "before anything is looked at"
+        assert len(kept(api)) == 2
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
+def test_an_image_within_a_submission_is_held_to_the_bytes_of_its_key(with_api, picture):
+    async def scenario(api):
+        headers = await api.key(bytes_max=len(picture()) + 1)
+        image = base64.b64encode(picture()).decode()
+        answers = [await api.submit(headers=headers, prompt="a", image=image) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 429, 429, 429, 429]
+        assert len(kept(api)) == 1
+
+    with_api(scenario)
+
+
+def test_a_refused_prompt_leaves_no_file_and_is_a_request(with_api, picture):
+    async def scenario(api):
+        headers = await api.key(requests_per_minute=2)
+        image = base64.b64encode(picture()).decode()
+        answers = [await api.submit(headers=headers, prompt="a naked child", image=image) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+        assert answers[0].json()["data"]["status"] == "failed"
+        assert kept(api) == parts(api) == []
+
+    with_api(scenario)
+
+
+def test_long_texts_go_to_files_and_leave_none(with_api, picture):
+    async def scenario(api):
+        image = picture("PNG", (400, 400), compress_level=0)
+        naked = base64.b64encode(image).decode()
+        assert len(naked) > 400_000
+        for text in (naked, f"data:image/png;base64,{naked}", "\n".join((naked[:9], naked[9:])), naked.rstrip("=")):
+            answer = await api.submit(prompt="a", image=text, mask=naked, strength=0.5)
+            assert answer.status_code == 200, answer.text
+            task = await api.claim()
+            for name in (task.input.image, task.input.mask):
+                assert await api.service.uploads.read(name) == image
+        for body_, status, message in (
+            ({"prompt": naked}, 400, f"prompt has {len(naked)} characters"),
+            ({"prompt": "a", "image": naked[:300_001]}, 400, "image ends within a byte"),
+            ({"prompt": "a", "image": naked[:300_000] + "!"}, 400, "image is '"),
+            ({"prompt": "a", "loras": naked}, 400, "loras is '"),
+            ({"prompt": "a", "size": naked}, 400, "size is '"),
+            ({"prompt": "a", "x": [naked]}, 413, "the body has more than 278528 bytes"),
+        ):
+            answer = await api.submit(**body_)
+            assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
+            assert len(answer.content) < 2000
+        assert (await api.submit(api="v2", prompt="a", image=naked)).json()["data"]["warnings"]
+        assert (await api.submit(prompt="a", unknown=naked)).json()["data"]["warnings"]
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
+def test_an_idempotency_key_knows_long_texts_by_their_bytes(with_api, picture):
+    async def scenario(api):
+        image, other = (picture("PNG", (300, side), compress_level=0) for side in (300, 301))
+        headers = {"Idempotency-Key": "once"}
+        answers = [
+            await api.submit(headers=headers, prompt="a", image=base64.b64encode(data).decode())
+            for data in (image, image, other)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 409]
+        assert answers[1].headers["idempotent-replayed"] == "true"
+
+    with_api(scenario)
+
+
+def test_a_client_that_leaves_leaves_nothing_behind(with_api):
+    async def scenario(api):
+        name = (await ticket(api, 2_000_000))["upload"]["url"].rpartition("/")[2]
+        long = f"Host: a\r\nAuthorization: Bearer {api.secret}\r\nContent-Length: 2000000\r\n"
+        form = "Content-Type: multipart/form-data; boundary=x\r\n"
+        begun = {
+            f"PUT /uploads/{name}": (b"", b"x" * 300_000),
+            f"POST /api/v3/{MODEL}": (b"Content-Type: application/json\r\n", b'{"image":"' + b"a" * 300_000),
+            "POST /api/v3/media/upload/binary": (form.encode(), b"--x\r\n" + HEAD + b"x" * 300_000),
+        }
+        async with served(api) as client:
+            for request, (headers, data) in begun.items():
+                _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+                writer.write(f"{request} HTTP/1.1\r\n{long}".encode() + headers + b"\r\n" + data)
+                async with asyncio.timeout(20):
+                    while not parts(api):
+                        await asyncio.sleep(0.005)
+                    writer.close()
+                    with contextlib.suppress(ConnectionError):
+                        await writer.wait_closed()
+                    while parts(api):
+                        await asyncio.sleep(0.005)
+
+    with_api(scenario)
