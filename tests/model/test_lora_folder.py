@@ -220,8 +220,8 @@ def test_what_is_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     file = tmp_path / "ink.safetensors"
     save_file(tensors_of(value=2.0), file)
 
-    def read_and_replaced(path):
-        found = read_lora(path)
+    def read_and_replaced(path, wants):
+        found = read_lora(path, wants)
         file.write_bytes(save(tensors_of(value=3.0)))
         return found
 
