@@ -79,7 +79,7 @@ def open_gguf(path: Path) -> GGUF:
     known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in entries)
     if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
         accepted = ", ".join(map(repr, (ARCHITECTURE, *ARCHITECTURES)))
-        raise CheckpointError(f"{path} holds a model of architecture {named!r}; accepted: {accepted}")
+        raise CheckpointError(f"{path} holds a model of architecture {named!r:.100}; accepted: {accepted}")
     tensors = {name: _tensor(path, name, entry, metadata) for name, entry in entries.items()}
     return _encoder(path, named, metadata, tensors) if named in ARCHITECTURES else GGUF(ARCHITECTURE, metadata, tensors)
 
