@@ -171,6 +171,9 @@ def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, 
     if kind is None or kind not in accepted:
         found = kind or looks_like(tensors)
         raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
+    empty = next((name for name, tensor in tensors.items() if not tensor.shape.numel()), None)
+    if empty is not None:
+        raise CheckpointError(f"{path} has {empty} {list(tensors[empty].shape)}, which is empty; accepted: a whole one")
     try:
         return Published(path, kind, NAMES[kind](tensors))
     except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:

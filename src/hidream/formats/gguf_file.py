@@ -26,7 +26,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.gguf_encoders import ARCHITECTURES, config, renamed
 from hidream.formats.gguf_grids import GGUF_TYPES
-from hidream.formats.gguf_reader import MAGIC, Entry, OtherByteOrder, UnknownType, read_header
+from hidream.formats.gguf_reader import DIMS_MAX, MAGIC, Entry, OtherByteOrder, UnknownType, read_header
 from hidream.formats.json_object import why
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
 from hidream.formats.regular_file import open_regular
@@ -100,6 +100,11 @@ def write_gguf(
     """
     if kind not in WRITABLE:
         raise ConfigurationError(f"GGUF files cannot be written in {kind!r}; accepted: {', '.join(WRITABLE)}")
+    for name, value in tensors.items():
+        if not 1 <= len(value.shape) <= DIMS_MAX:
+            raise ConfigurationError(
+                f"GGUF files cannot hold {name} of shape {list(value.shape)}; accepted: 1 to {DIMS_MAX} dimensions"
+            )
     kinds = {name: _kind(name, value.shape, kind) for name, value in tensors.items()}
     writer = GGUFWriter(None, architecture)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

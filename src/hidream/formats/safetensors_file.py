@@ -30,6 +30,7 @@ TENSORS_MAX = 65_536
 """Of one file; the published transformer has 2,000 in seven."""
 NAME_MAX_CHARS = 1024
 DIMS_MAX = 16
+FILE_NAME_MAX_CHARS = 255
 FEW = 3
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -196,7 +197,13 @@ def _named_by(index: Path) -> list[Path]:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise CheckpointError(f"{index} cannot be read: it names no files; accepted: {accepted}")
     names = sorted(set(files.values()))
-    odd = next((name for name in names if Path(name).name != name or not name.isprintable() or len(name) > 255), None)
+    odd = next((name for name in names if not _is_plain(name)), None)
     if odd is not None:
         raise CheckpointError(f"{index} names {odd!r:.100}; accepted: files of its own folder, by their names alone")
     return [index.parent / name for name in names]
+
+
+def _is_plain(name: str) -> bool:
+    return (
+        Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) <= FILE_NAME_MAX_CHARS
+    )

@@ -176,9 +176,10 @@ def _check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:  # noq
         ids = tokenizer(["a fox"], padding="max_length", max_length=8, truncation=True)["input_ids"][0]
         largest = max((*ids, *tokenizer.get_vocab().values()))
         longest = tokenizer.model_max_length
+        fits = 0 <= min(ids) <= largest < vocabulary and longest >= 8 and len(ids) == 8
     except Exception as error:  # nothing narrower, as in `load_tokenizer`
         raise CheckpointError(f"{name}'s tokenizer cannot be used; accepted: the published one") from error
-    if not 0 <= min(ids) <= largest < vocabulary or not longest >= 8 or len(ids) != 8:
+    if not fits:
         raise CheckpointError(
             f"{name}'s tokenizer has tokens up to {largest:,} and texts of up to {longest!r:.20}; "
             f"accepted: below {vocabulary:,}, the encoder's vocabulary, and texts of 8 and more"
