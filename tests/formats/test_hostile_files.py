@@ -306,6 +306,25 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
         read_lora(tmp_path / "adapter_model.safetensors")
 
 
+def test_a_lora_that_would_fill_the_memory_is_not_read(tmp_path):
+    rows = 2**28
+    shapes = {"A": (1, 1), "B": (rows, 1)}
+    pairs = {f"{i}.lora_{side}.weight": stated("F64", shapes[side]) for i in range(5) for side in "AB"}
+    at = 0
+    for each in pairs.values():
+        size = 8 * each["shape"][0]
+        each["data_offsets"] = (at, at + size)
+        at += size
+    head = safetensors_file(pairs)
+    with (tmp_path / "a.safetensors").open("wb") as stream:
+        stream.write(head)
+        stream.truncate(len(head) + at)  # a hole, which takes no room
+    with pytest.raises(
+        CheckpointError, match=r"a.safetensors has 10,737,418,280 bytes for this model; accepted: at most"
+    ):
+        read_lora(tmp_path / "a.safetensors")
+
+
 def tampered_with(tmp_path: Path, kinds: str, seed: int, count: int) -> list[str]:
     script = Path(__file__).with_name("hostile_files.py")
     given = [sys.executable, str(script), str(tmp_path), kinds, str(seed), str(count)]

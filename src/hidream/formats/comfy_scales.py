@@ -35,6 +35,7 @@ FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 """Of `.comfy_quant`, those that are a matrix times a scale."""
 NEVER_SCALED = ("relative_attention_bias.weight",)
 """A table that T5 looks up and does not multiply with."""
+NAME_MAX_CHARS = 1024
 TEXT_MAX_BYTES = 2**16
 """Of a text that is kept in a tensor; as published they have 20 to 200."""
 FEW = 3
@@ -49,6 +50,8 @@ def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
         return {}
     try:
         layers = object_of(metadata[METADATA])["layers"]
+        if not all(layer.isprintable() and len(layer) <= NAME_MAX_CHARS for layer in layers):
+            raise ValueError("a name that could not stand in a message")
         return {layer + STATED: _in_bytes(json.dumps(how)) for layer, how in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -114,7 +117,9 @@ def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
         raise CheckpointError(
             f"{path}: {name} has a scale, but is {kind}; accepted: {', '.join(str(kind) for kind in QUANTIZED_AS)}"
         )
-    if scale.numel() not in (1, tensor.shape[0] if tensor.dim() else 1):
+    if tensor.dim() != 2:
+        raise CheckpointError(f"{path}: {name} {list(tensor.shape)} has a scale; accepted: matrices")
+    if scale.numel() not in (1, tensor.shape[0]):
         raise CheckpointError(
             f"{path}: {name} {list(tensor.shape)} has a scale {list(scale.shape)}; accepted: one, or one for each row"
         )

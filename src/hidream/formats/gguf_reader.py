@@ -74,7 +74,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     """Metadata, but for long lists, and tensors by name. Raises OSError, or ValueError that says what is wrong."""
     with open_regular(path) as stream:
         data: NDArray[np.uint8] = np.memmap(stream, mode="c", dtype=np.uint8)  # torch wants writable memory
-    header = _Header(memoryview(data)[:HEADER_MAX_BYTES], whole=len(data) <= HEADER_MAX_BYTES)
+    header = _Header(data.data[:HEADER_MAX_BYTES], whole=len(data) <= HEADER_MAX_BYTES)
     if header.take(4) != MAGIC:
         raise ValueError("it does not start with GGUF")
     version = header.number(UINT32)

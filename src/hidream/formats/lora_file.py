@@ -84,6 +84,8 @@ PREFIX = re.compile(
 )
 TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(lora_|lycoris_)?(te\d?[._]|text_encoder|text_model|clip_|t5|llama)")
 KEYS_SHOWN = 5
+LORA_MAX_BYTES = 2**33
+"""Of what is read of a file, all at once; rank 256 for each layer of the published model has half of it in bfloat16."""
 KEY_MAX_CHARS = 300
 """Longest key that is taken for one of a layer."""
 
@@ -134,6 +136,7 @@ def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
             header = header_in(stream)
             keys = _keys(header, shown)
             wanted = {key: wants(key, outline) for key, outline in _outlines(header, keys).items()}
+            _check_bytes(header, keys, wanted, shown)
             tensors = {
                 key: {part: read_tensor(stream, header.entries[name]) for part, name in parts.items()}
                 for key, parts in keys.layers.items()
@@ -203,6 +206,13 @@ def _keys(header: Header, shown: str) -> _Keys:
     if partly:
         raise CheckpointError(f"{shown} changes layers in a way that is not known: {_kinds(partly)}; {ACCEPTED}")
     return keys
+
+
+def _check_bytes(header: Header, keys: _Keys, wanted: Mapping[str, bool], shown: str) -> None:
+    names = [name for key, parts in keys.layers.items() if wanted[key] for name in parts.values()]
+    size = sum(header.entries[name].end - header.entries[name].start for name in names)
+    if size > LORA_MAX_BYTES:
+        raise CheckpointError(f"{shown} has {size:,} bytes for this model; accepted: at most {LORA_MAX_BYTES:,}")
 
 
 def _outlines(header: Header, keys: _Keys) -> dict[str, Outline]:
