@@ -167,6 +167,7 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
 
     print(f"hidream   {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"home      {config.home}")
+    status = 1
     for variant in Variant:
         try:
             model = load_configured(variant, config)
@@ -188,7 +189,8 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
             print(f"          {name:15} {source.digest}  {source.path}")
         for name in model.loras.names():
             print(f"          LoRA {name}: {_in_one_line(model.loras.report(name))}")
-    return 0
+        status = 0
+    return status
 
 
 def _plan(given: argparse.Namespace, config: Settings) -> int:

@@ -8,13 +8,14 @@ from lycoris.functional import loha
 
 from hidream.errors import CheckpointError
 from hidream.formats.adapters import HADAMARD, Hadamard, adapter, tensors_of
+from hidream.formats.peft_settings import PeftSettings
 
 A, B = torch.randn(4, 6), torch.randn(10, 4)
 LOHA = dict(zip(HADAMARD, (B, A, B + 1, A - 1), strict=True))
 
 
 def made(parts, settings=None):
-    return adapter("transformer.x", "x", parts, settings or {})
+    return adapter("transformer.x", "x", parts, PeftSettings(settings))
 
 
 @pytest.mark.parametrize("alpha", [None, 3.0])

@@ -1,5 +1,6 @@
 """4-bit weights as bitsandbytes saves them: a recording of the package (`record_bitsandbytes.py`)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,38 @@ def test_tables_that_are_not_finite_are_an_error(part: str):
     torn[0] = torch.nan
     with pytest.raises(CheckpointError, match=rf"double\.weight is torn: double\.weight\.{part} is not finite"):
         fold(RECORDED | {f"double.weight.{part}": torn})
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"blocksize": 2**33}, "its blocks have 8589934592 values, not 32, 64"),
+        ({"blocksize": 64.0}, "its blocks have 64.0 values"),
+        ({"nested_blocksize": 10**12}, "its blocks have 1000000000000 values"),
+        ({"nested_blocksize": 32}, "scales of scales are not those of"),
+        ({"nested_offset": 1e999}, "JSON with Infinity"),
+        ({"shape": [2**40, 2**40]}, "its shape is"),
+        ({"shape": [-1, -8]}, "its shape is"),
+        ({"shape": "ab"}, "its shape is 'ab'"),
+        ({"shape": []}, "are not a matrix of shape"),
+    ],
+)
+def test_a_state_is_held_against_its_tensors(changes, why):
+    state = json.loads(bytes(RECORDED[STATE].tolist()))
+    text = torch.tensor(list(json.dumps(state | changes).encode()), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=f"the bitsandbytes weight double.weight is torn: .*{why}"):
+        fold(RECORDED | {STATE: text})
+
+
+@pytest.mark.parametrize("state", [torch.tensor(2**40), torch.zeros(2**17, dtype=torch.uint8), torch.zeros(3)])
+def test_a_state_is_bytes_of_a_sensible_length(state):
+    with pytest.raises(CheckpointError, match=r"double\.weight is torn: it is torch"):
+        fold(RECORDED | {STATE: state})
+
+
+def test_a_code_of_another_length_is_an_error():
+    with pytest.raises(CheckpointError, match="its code has 15 values, not 16"):
+        fold(RECORDED | {"double.weight.quant_map": RECORDED["double.weight.quant_map"][:15]})
 
 
 def test_eight_bits_of_bitsandbytes_are_named():

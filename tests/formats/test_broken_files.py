@@ -73,11 +73,11 @@ def entry(offsets=(0, 16), dtype="F32", shape=(2, 2)):
         (header('{"a": 1}'), "it is a file whose header is no list of tensors"),
         (header(entry(), bytes(8)), "it is cut off after"),
         (header(entry((0, 2**60)), bytes(16)), "it is cut off after"),
-        (header(entry((8, 4)), bytes(16)), "its header does not fit its"),
-        (header(entry(dtype="F999"), bytes(16)), "or has a type that is not known"),
-        (header(entry(shape=(2, 3)), bytes(16)), "its header does not fit its"),
-        (header(entry(shape=(2**40, 2**40)), bytes(16)), "its header does not fit its"),
-        (header(entry((-1, 15)), bytes(16)), "its header does not fit its"),
+        (header(entry((8, 4)), bytes(16)), "a file whose header does not fit its"),
+        (header(entry(dtype="F999"), bytes(16)), "has tensors of the type 'F999', which is not read"),
+        (header(entry(shape=(2, 3)), bytes(16)), "a file whose header does not fit its"),
+        (header(entry(shape=(2**40, 2**40)), bytes(16)), "a file whose header does not fit its"),
+        (header(entry((-1, 15)), bytes(16)), "has a tensor of the shape [2, 2] at the offsets [-1, 15]"),
     ],
 )
 def test_safetensors(tmp_path, content, what):

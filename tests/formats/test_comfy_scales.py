@@ -177,3 +177,30 @@ def test_what_is_converted_to_scaled_fp8_leaves_no_matrix_of_eight_bits_unscaled
     written = read(target).tensors
     assert isinstance(written["encoder.block.0.layer.0.SelfAttention.q.weight"], Quantized)
     assert torch.equal(written["shared.weight"].float(), cast["shared.weight"].float())
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [torch.tensor(2**40), torch.zeros(2**17, dtype=torch.uint8), torch.tensor([1.5]), torch.tensor([[123], [125]])],
+)
+def test_a_text_in_a_tensor_is_bytes_of_a_sensible_length(stated):
+    with pytest.raises(CheckpointError, match=r"a\.comfy_quant says what cannot be read; accepted: float8_e4m3fn"):
+        with_scales({"a.weight": FP8, "a.comfy_quant": stated, "a.scale_weight": torch.tensor(1.0)}, "file")
+
+
+def test_what_is_no_matrix_has_no_scale():
+    with pytest.raises(CheckpointError, match=r"a.weight \[2\] has a scale; accepted: matrices"):
+        with_scales(MARKER | {"a.weight": FP8[0], "a.scale_weight": torch.tensor(1.0)}, "file")
+
+
+@pytest.mark.parametrize(
+    "layers", ['{"a\\nb": {}}', '{"' + "a" * 2000 + '": {}}', "[1]", '{"a": ' + "[" * 500 + "]" * 500 + "}"]
+)
+def test_names_in_metadata_can_stand_in_a_message(tmp_path, layers):
+    save_file(
+        {"double_stream_blocks.0.a": ONE},
+        tmp_path / "a.safetensors",
+        {"_quantization_metadata": f'{{"layers": {layers}}}'},
+    )
+    with pytest.raises(CheckpointError, match="metadata `_quantization_metadata` cannot be read"):
+        read(tmp_path / "a.safetensors")

@@ -30,7 +30,9 @@ LIBRARIES = ("Errno", "Error", "Expecting", "recursion", "object", "unpack", "mo
         ({"num_attention_heads": 0, "d_model": []}, ""),
         ({"num_attention_heads": 5, "num_heads": 5}, ""),
         ({"hidden_act": "nothing", "dense_act_fn": "nothing"}, "'nothing' is not known"),
-        ({"vocab_size": 10**15}, "keys 1 of another shape"),
+        ({"vocab_size": 2**31 - 1}, "keys 1 of another shape"),
+        ({"vocab_size": 10**15}, "it has vocab_size = 1000000000000000; accepted: numbers of a model of"),
+        ({"num_hidden_layers": 10**9, "num_layers": 10**9}, "= 1000000000; accepted: numbers of a model of"),
         ({"num_hidden_layers": -1, "num_layers": -1}, "unexpected"),
     ],
 )

@@ -18,7 +18,7 @@ from hidream.formats.adapters import Adapter, Hadamard, Kronecker, LowRank
 from hidream.formats.lora_file import LoraFile, LoraFormat
 from hidream.formats.quantized import Quantized, Scheme
 from hidream.model.linear import Linear
-from hidream.model.lora import HadamardChange, changes, layers, load_lora, match, warnings
+from hidream.model.lora import HadamardChange, KroneckerChange, changes, layers, load_lora, match, warnings
 from hidream.model.moe import MixtureOfExperts
 from hidream.model.packed import Packed
 
@@ -514,3 +514,16 @@ def test_the_scale_is_multiplied_before_anything_is_rounded(stored):
         lora = match(file_of(layer=adapter), {"layer": Linear(4, 4, bias=False)})
         added = changes([(lora, factor)], CPU, torch.float32)["layer"][0](x, x)
         torch.testing.assert_close(added, factor * x @ adapter.delta().mT, rtol=1e-6, atol=0)
+
+
+def test_a_lokr_whose_sides_are_a_row_and_a_column_takes_no_more_than_another():
+    """256 × 4096 between both products, for each token, from a file of 17 KB."""
+    left, right = torch.randn(1, 4096), torch.randn(256, 1)
+    change = KroneckerChange(left, right)
+    assert change.left_first
+    x = torch.randn(2, 3, 4096)
+    torch.testing.assert_close(change(x, x), x @ torch.kron(left, right).T, atol=1e-3, rtol=1e-4)
+    usual = KroneckerChange(torch.randn(4, 5), torch.randn(64, 51))  # as trainers factor 256 and 255
+    assert not usual.left_first
+    x = torch.randn(2, 3, 255)
+    torch.testing.assert_close(usual(x, x), x @ torch.kron(usual.left, usual.right).T, atol=1e-3, rtol=1e-4)

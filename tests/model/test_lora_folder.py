@@ -94,6 +94,32 @@ UNUSABLE = {
 }
 
 
+def bomb(shapes: dict[str, tuple[int, int]]) -> bytes:
+    return save({f"lycoris_{LAYER.replace('.', '_')}.{part}": torch.ones(shape) for part, shape in shapes.items()})
+
+
+UNUSABLE |= {
+    "lokr": (
+        lambda: bomb({"lokr_w1_a": (60_000, 1), "lokr_w1_b": (1, 60_000), "lokr_w2": (1, 1)}),
+        "is made for one of [60000, 60000] (outputs, inputs); accepted: at most",
+    ),
+    "loha": (
+        lambda: bomb({f"hada_w{i}_{side}": (9999, 1)[:: 1 if side == "a" else -1] for i in "12" for side in "ab"}),
+        "is made for another model: it has [9999, 9999] for",
+    ),
+    "core": (
+        lambda: bomb({"hada_w1_a": (1, 8), "hada_t1": (1, 99_999), "hada_w1_b": (99_999, 8),
+                      "hada_w2_a": (1, 8), "hada_t2": (1, 1), "hada_w2_b": (1, 8)}),
+        "has the rank 99,999; accepted: at most the larger side of its layer [8, 8]",
+    ),
+    "pattern": (
+        lambda: save(tensors_of(), {"lora_adapter_metadata": '{"lora_alpha": 1, "alpha_pattern": {"(a{9})+": 1}}'}),
+        "'(a{9})+' repeats by number; accepted: names, or regular expressions",
+    ),
+    "list": (lambda: save(tensors_of(), {"lora_adapter_metadata": "[1]"}), "cannot be read: it is JSON, but no object"),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def unusable(tmp_path_factory):
     """A folder of everything that people put there."""
@@ -220,8 +246,8 @@ def test_what_is_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     file = tmp_path / "ink.safetensors"
     save_file(tensors_of(value=2.0), file)
 
-    def read_and_replaced(path):
-        found = read_lora(path)
+    def read_and_replaced(path, wants):
+        found = read_lora(path, wants)
         file.write_bytes(save(tensors_of(value=3.0)))
         return found
 

@@ -17,7 +17,7 @@ from hidream.model.inferred import published_config
 from hidream.model.plan import plan
 from hidream.model.plan_input import Asked, lora_values, partial, whole
 from hidream.model.ways import Hardware, Options
-from hidream.model.weights import Checkpoint, embedded
+from hidream.model.weights import Checkpoint, config_of_transformer, embedded
 from hidream.types import LORAS_MAX, Size, Storage, Variant
 
 NANO = embedded(Variant.DEV)
@@ -72,18 +72,23 @@ def test_the_type_that_is_computed_in_counts():
     assert plan(card, PUBLISHED, single).part(BLOCKS).nbytes > plan(card, PUBLISHED, half).part(BLOCKS).nbytes
 
 
+def pair(rank, width):
+    layer = "transformer.double_stream_blocks.0.block.attn1.to_q"
+    return {f"{layer}.lora_A.weight": torch.zeros(rank, width), f"{layer}.lora_B.weight": torch.zeros(width, rank)}
+
+
 def test_as_many_loras_as_a_request_may_name_are_reserved_for(tmp_path):
     for i in range(LORAS_MAX + 2):
-        layer = f"transformer.double_stream_blocks.{i}.block.attn1.to_q"
-        values = {f"{layer}.lora_A.weight": torch.zeros(i + 1, 64), f"{layer}.lora_B.weight": torch.zeros(64, i + 1)}
-        save_file(values, tmp_path / f"{i}.safetensors")
+        save_file(pair(i + 1, 192), tmp_path / f"{i}.safetensors")
+    save_file(pair(9999, 9999), tmp_path / "of-another-model.safetensors")
     save_file(
         {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(4, 9999)}, tmp_path / "flux.safetensors"
     )
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     (tmp_path / "folder.safetensors").mkdir()
-    expected = sum(128 * rank for rank in range(3, LORAS_MAX + 3))
-    assert lora_values(tmp_path) == expected
-    assert lora_values(None) == 0
+    expected = sum(384 * rank for rank in range(3, LORAS_MAX + 3))
+    config = config_of_transformer(NANO, NANO.read("transformer"))
+    assert lora_values(tmp_path, config) == expected
+    assert lora_values(None, config) == 0
     asked = dataclasses.replace(ASKED, loras=tmp_path, dtype=torch.bfloat16)
     assert whole(NANO, asked)[1].lora_bytes == 2 * expected

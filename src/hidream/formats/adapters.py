@@ -3,23 +3,24 @@
 Shapes: I inputs and O outputs of the layer, R rank; ⊗ is the Kronecker product, ⊙ multiplies value by value.
 
 Knows the parts by name, whatever the keys were (`lora_file.py`), and each trainer's rule for the strength. Every
-adapter is checked here, once: parts that belong together, matrices of one rank, finite values.
+adapter is checked here, once: parts that belong together, matrices of one rank, finite values. `outlined` tells from
+the shapes alone what an adapter is made for, before anything is read or multiplied: factors of a few kilobytes may have
+a product of gigabytes.
 Source: LyCORIS 3 (modules/lokr.py, loha.py), peft 0.21.2 (tuners/lora, lokr, loha).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hidream.errors import CheckpointError
+from hidream.formats.peft_settings import PeftSettings
 
 HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 COMPLETE = [
@@ -30,8 +31,13 @@ COMPLETE = [
 ]
 """The parts that make an adapter, beside alpha and DoRA's magnitude."""
 ACCEPTED_PARTS = "accepted: all parts of a LoRA, a LoKr or a LoHa"
+ACCEPTED_MATRICES = "accepted: matrices of finite floats"
 SCALED_BY_PEFT = ("LOKR", "LOHA")
 """PEFT's kinds whose scale is alpha over rank of its configuration, whatever shapes the matrices have."""
+LAYER_MAX_VALUES = 2**28
+"""Of a layer that an adapter may be made for, whatever the model; the published one's largest has 2²⁶."""
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,22 +103,55 @@ class Hadamard:
 Adapter = LowRank | Kronecker | Hadamard
 
 
-def adapter(key: str, layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Adapter:
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What an adapter will be."""
+
+    shape: tuple[int, int]  # (O, I) of the layer that it is made for
+    values: int  # that it will hold
+
+
+def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
+    """What the adapter of a layer will be, told by the shapes of its parts.
+
+    Raises CheckpointError when parts are missing, have no two dimensions or do not fit together, when one of them is of
+    a higher rank than its layer has inputs or outputs, and when a product of them would be larger than the layer.
+    """
+    flat = {name: _flat(key, name, shape) for name, shape in shapes.items() if name != "alpha"}
+    magnitude = flat.pop("magnitude", (0, 0))
+    if flat.keys() not in COMPLETE:
+        raise CheckpointError(
+            f"the LoRA's layer {key} is not complete: it has only {', '.join(shapes)}; {ACCEPTED_PARTS}"
+        )
+    if "down" in flat:
+        factors = [_chained(key, flat["up"], flat["down"])]
+        shape, held = factors[0], [flat["up"], flat["down"]]
+    elif "hada_w1_a" in flat:
+        sides = [_low_rank_sides(key, flat, side) for side in ("1", "2")]
+        first, second = (_chained(key, *side) for side in sides)
+        if first != second:
+            raise CheckpointError(
+                f"the LoRA's layer {key} is made of products of shapes {list(first)} and {list(second)}; "
+                "accepted: of one shape"
+            )
+        shape, held = first, [part for side in sides for part in side]
+    else:
+        held = [_chained(key, *_factors(flat, side)) for side in ("w1", "w2")]
+        shape = math.prod(each[0] for each in held), math.prod(each[1] for each in held)
+    _check_size(key, shape, held)
+    return Outline(shape, sum(map(math.prod, held)) + 2 * math.prod(magnitude))
+
+
+def adapter(key: str, layer: str, parts: Mapping[str, Tensor], settings: PeftSettings) -> Adapter:
     """Make the adapter of a layer, whose key has its name after a prefix, of its parts.
 
-    `settings` is PEFT's configuration, by its names, or empty.
-
-    Raises CheckpointError when parts are missing, do not fit together or are no matrices of finite floats.
+    Raises CheckpointError as `outlined` does, and when the parts are no matrices of finite floats.
     """
+    outlined(key, {name: tensor.shape for name, tensor in parts.items()})
     matrices = {name: _matrix(key, name, tensor) for name, tensor in parts.items() if name != "alpha"}
     magnitude = matrices.pop("magnitude", None)
-    if matrices.keys() not in COMPLETE:
-        raise CheckpointError(
-            f"the LoRA's layer {key} is not complete: it has only {', '.join(parts)}; {ACCEPTED_PARTS}"
-        )
     if "down" in matrices:
         down, up = matrices["down"], matrices["up"]
-        _chain(key, up, down)
         return LowRank(down, up, _scale(key, layer, parts, settings, down.shape[0]), magnitude)
     if "hada_w1_a" in matrices:
         scale = _scale(key, layer, parts, settings, matrices["hada_w1_b"].shape[0])
@@ -129,19 +168,60 @@ def tensors_of(holder: object) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
+def _low_rank_sides(key: str, flat: Mapping[str, tuple[int, int]], side: str) -> list[tuple[int, int]]:
+    """Shapes of the factors that one low-rank product of a LoHa is held as."""
+    up, down = flat[f"hada_w{side}_a"], flat[f"hada_w{side}_b"]
+    return [_chained(key, up[::-1], flat[f"hada_t{side}"]) if "hada_t1" in flat else up, down]
+
+
+def _factors(flat: Mapping[str, tuple[int, int]], side: str) -> list[tuple[int, int]]:
+    """Shapes of the factors of one side of a Kronecker product, in their order."""
+    if side in flat:
+        return [flat[side]]
+    first, last = flat[f"{side}_a"], flat[f"{side}_b"]
+    return [first[::-1], flat["t2"], last] if side == "w2" and "t2" in flat else [first, last]
+
+
+def _flat(key: str, part: str, shape: Shape) -> tuple[int, int]:
+    """The shape of a part as a matrix, as `_matrix` makes it."""
+    rows, *others = (*shape, 1) if len(shape) == 1 and part == "magnitude" else shape or (0,)
+    flat = rows, math.prod(others)
+    if not others or 0 in flat:
+        raise CheckpointError(f"the LoRA's layer {key} has the shape {list(shape)} in {part}; {ACCEPTED_MATRICES}")
+    return flat
+
+
+def _chained(key: str, *shapes: tuple[int, int]) -> tuple[int, int]:
+    """The shape of a product of matrices."""
+    if any(a[1] != b[0] for a, b in pairwise(shapes)):
+        shown = " and ".join(str(list(shape)) for shape in shapes)
+        raise CheckpointError(f"the LoRA's layer {key} has parts of shapes {shown}; accepted: parts of one rank")
+    return shapes[0][0], shapes[-1][1]
+
+
+def _check_size(key: str, shape: tuple[int, int], held: Sequence[tuple[int, int]]) -> None:
+    """Refuse what would hold more than its layer justifies: a matrix of rank R with R·(I + O) values among others."""
+    if math.prod(shape) > LAYER_MAX_VALUES:
+        raise CheckpointError(
+            f"the LoRA's layer {key} is made for one of {list(shape)} (outputs, inputs); "
+            f"accepted: at most {LAYER_MAX_VALUES:,} values"
+        )
+    if (widest := max(max(each) for each in held)) > max(shape):
+        raise CheckpointError(
+            f"the LoRA's layer {key} has the rank {widest:,}; "
+            f"accepted: at most the larger side of its layer {list(shape)}"
+        )
+
+
 def _hadamard(key: str, matrices: Mapping[str, Tensor], scale: float, magnitude: Tensor | None) -> Hadamard:
-    """Both low-rank products of a LoHa, which must have the same shape."""
+    """Both low-rank products of a LoHa."""
     factors: list[Tensor] = []
     for side in ("1", "2"):
         up, down = matrices[f"hada_w{side}_a"], matrices[f"hada_w{side}_b"]
         if "hada_t1" in matrices:
-            up = _multiplied(key, _tucker(up, matrices[f"hada_t{side}"]))
-        _chain(key, up, down)
+            up = _multiplied(key, [up.mT, matrices[f"hada_t{side}"]])
         factors += [down, up]
     down_1, up_1, down_2, up_2 = factors
-    if (up_1.shape[0], down_1.shape[1]) != (up_2.shape[0], down_2.shape[1]):
-        shapes = " and ".join(f"[{up.shape[0]}, {down.shape[1]}]" for up, down in ((up_1, down_1), (up_2, down_2)))
-        raise CheckpointError(f"the LoRA's layer {key} is made of products of shapes {shapes}; accepted: of one shape")
     return Hadamard(down_1, up_1, down_2, up_2, scale, magnitude)
 
 
@@ -151,33 +231,27 @@ def _factor(key: str, matrices: Mapping[str, Tensor], side: str) -> tuple[Tensor
         return matrices[side], None
     factors = [matrices[f"{side}_a"], matrices[f"{side}_b"]]
     if side == "w2" and "t2" in matrices:
-        factors = [*_tucker(factors[0], matrices["t2"]), factors[1]]
+        factors = [factors[0].mT, matrices["t2"], factors[1]]
     return _multiplied(key, factors), factors[-1].shape[0]
-
-
-def _tucker(first: Tensor, core: Tensor) -> list[Tensor]:
-    """The factors of a Tucker decomposition whose first, [R, O], lies the other way round."""
-    return [first.mT, core]
 
 
 def _multiplied(key: str, factors: list[Tensor]) -> Tensor:
     """The product of matrices, float32."""
-    _chain(key, *factors)
     product: Tensor = torch.linalg.multi_dot([factor.float() for factor in factors])
     if not product.isfinite().all():
         raise CheckpointError(f"the LoRA's layer {key} has factors whose product is not finite in float32")
     return product
 
 
-def _scale(key: str, layer: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any], rank: int | None) -> float:
+def _scale(key: str, layer: str, parts: Mapping[str, Tensor], settings: PeftSettings, rank: int | None) -> float:
     """Alpha over rank; where both sides of a Kronecker product are whole there is no rank, and LyCORIS takes 1."""
     scale = 1.0
     if "alpha" in parts and rank:
         scale = _alpha(key, parts["alpha"]) / rank
     elif settings.get("peft_type") in SCALED_BY_PEFT:
-        scale = _pattern(settings, "alpha", layer) / _pattern(settings, "rank", layer)
-    elif "lora_alpha" in settings and rank:
-        scale = _pattern(settings, "alpha", layer) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        scale = settings.alpha(layer) / settings.rank(layer)
+    elif settings.states("lora_alpha") and rank:
+        scale = settings.alpha(layer) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     if not math.isfinite(scale):
         raise CheckpointError(f"the LoRA's layer {key} has the scale {scale}; accepted: a finite alpha")
     return scale
@@ -190,22 +264,6 @@ def _alpha(key: str, alpha: Tensor) -> float:
     return float(alpha)
 
 
-def _pattern(settings: Mapping[str, Any], name: str, layer: str) -> float:
-    """PEFT's rank or alpha of a layer (peft 0.21.2, utils/other.py, get_pattern_key)."""
-    patterns: Mapping[str, object] = settings.get(f"{name}_pattern") or {}
-    default = settings.get("r") if name == "rank" else settings.get("lora_alpha", settings.get("alpha"))
-    try:
-        value = next((v for pattern, v in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), default)
-    except (AttributeError, re.error) as error:
-        shown = f"the {name}_pattern {patterns!r:.100}"
-        raise CheckpointError(f"PEFT's configuration of the LoRA has {shown}, which cannot be read: {error}") from error
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(
-            f"PEFT's configuration of the LoRA gives {layer} the {name} {value!r:.100}; accepted: a number"
-        )
-    return float(value)
-
-
 def _matrix(key: str, part: str, tensor: Tensor) -> Tensor:
     """A part as a matrix, whatever axes of length 1 a trainer gave it; a magnitude [O] as [O, 1]."""
     if tensor.is_floating_point() and tensor.itemsize == 1:
@@ -215,21 +273,12 @@ def _matrix(key: str, part: str, tensor: Tensor) -> Tensor:
     if tensor.ndim == 1 and part == "magnitude":
         tensor = tensor[:, None]
     problem = (
-        f"the shape {list(tensor.shape)}"
-        if tensor.ndim != 2 or not tensor.numel()
-        else f"the type {tensor.dtype}"
+        f"the type {tensor.dtype}"
         if not tensor.is_floating_point()
         else "values that are not finite"
         if not tensor.isfinite().all()
         else None
     )
     if problem:
-        raise CheckpointError(f"the LoRA's layer {key} has {problem} in {part}; accepted: matrices of finite floats")
+        raise CheckpointError(f"the LoRA's layer {key} has {problem} in {part}; {ACCEPTED_MATRICES}")
     return tensor
-
-
-def _chain(key: str, *factors: Tensor) -> None:
-    """Check that matrices can be multiplied."""
-    if any(a.shape[1] != b.shape[0] for a, b in pairwise(factors)):
-        shapes = " and ".join(str(list(factor.shape)) for factor in factors)
-        raise CheckpointError(f"the LoRA's layer {key} has parts of shapes {shapes}; accepted: parts of one rank")

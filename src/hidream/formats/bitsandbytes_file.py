@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy_scales import some
-from hidream.formats.json_object import object_of
+from hidream.formats.comfy_scales import object_in, some
 from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
 
 STATE = ".quant_state.bitsandbytes__"
+BLOCKS = tuple(2**i for i in range(5, 13))
 PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
 
@@ -57,18 +57,18 @@ def _weight(name: str, state_key: str, tensors: Mapping[str, Tensor]) -> Quantiz
     if kind != Scheme.NF4:
         raise CheckpointError(f"{name} is quantised to {kind!r} by bitsandbytes; accepted: nf4")
     try:
-        state = object_of(bytes(tensors[state_key].flatten().tolist()))
-        shape = torch.Size(state["shape"])
+        state = object_in(tensors[state_key])
+        shape = _shape(state["shape"])
         scale = _scales(name, state, tensors)
-        data = _blocks(tensors[name], int(state["blocksize"]), scale.numel(), shape)
-        pairs = nf4_pairs(_finite(tensors, name + ".quant_map"))
+        data = _blocks(tensors[name], _block(state["blocksize"]), scale.numel(), shape)
+        pairs = nf4_pairs(_code(tensors, name))
     except KeyError as error:
         raise CheckpointError(
             f"the bitsandbytes weight {name} lacks {error.args[0]}; accepted: whole NF4 files"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"the bitsandbytes weight {name} is torn: {error}; accepted: whole NF4 files") from error
-    except (RuntimeError, TypeError, IndexError, ZeroDivisionError) as error:
+    except (RuntimeError, TypeError, IndexError, ArithmeticError) as error:
         raise CheckpointError(f"the bitsandbytes weight {name} is torn; accepted: whole NF4 files") from error
     return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, shape)
 
@@ -84,16 +84,40 @@ def _blocks(packed: Tensor, block: int, count: int, shape: torch.Size) -> Tensor
 
 def _scales(name: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the largest value of each block, float32 [n]."""
-    absmax = tensors[name + ".absmax"]
+    absmax = tensors[name + ".absmax"].flatten()
     if "nested_offset" not in state and absmax.is_floating_point():
-        return absmax.float()
-    outer = _finite(tensors, name + ".nested_absmax").repeat_interleave(int(state["nested_blocksize"]))[
-        : absmax.numel()
-    ]
-    return _finite(tensors, name + ".nested_quant_map")[absmax.int()] * outer + float(state["nested_offset"])
+        return _finite(tensors, name + ".absmax").flatten().float()
+    block, nested = _block(state["nested_blocksize"]), _finite(tensors, name + ".nested_absmax").flatten()
+    if nested.numel() != -(-absmax.numel() // block) or absmax.dtype is not torch.uint8:
+        raise ValueError(f"{nested.numel()} scales of scales are not those of {absmax.numel()} in blocks of {block}")
+    outer = nested.float().repeat_interleave(block)[: absmax.numel()]
+    scale = _finite(tensors, name + ".nested_quant_map")[absmax.int()] * outer + float(state["nested_offset"])
+    if not bool(scale.isfinite().all()):
+        raise ValueError("its scales are not finite")
+    return scale.float()
+
+
+def _shape(stated: object) -> torch.Size:
+    if not isinstance(stated, list) or not all(type(size) is int and 0 < size < 2**31 for size in stated):
+        raise ValueError(f"its shape is {stated!r:.100}")
+    return torch.Size(stated)
+
+
+def _block(stated: object) -> int:
+    """Values in a block: bitsandbytes has powers of two from 32 to 4096."""
+    if type(stated) is not int or stated not in BLOCKS:
+        raise ValueError(f"its blocks have {stated!r:.100} values, not {', '.join(map(str, BLOCKS))}")
+    return stated
+
+
+def _code(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    code = _finite(tensors, name + ".quant_map").flatten()
+    if code.numel() != 16:
+        raise ValueError(f"its code has {code.numel()} values, not 16")
+    return code
 
 
 def _finite(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if not bool(tensors[name].isfinite().all()):
+    if not tensors[name].is_floating_point() or not bool(tensors[name].float().isfinite().all()):
         raise ValueError(f"{name} is not finite")
     return tensors[name]

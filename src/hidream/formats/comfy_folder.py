@@ -165,7 +165,7 @@ def _part_of(published: Published, widths: _Widths) -> str | None:
                 return "vae" if len(kernel) == 4 and kernel[1] == widths.latent else None
             case _:
                 return None
-    except (KeyError, IndexError):  # another model of the same family
+    except (KeyError, IndexError, ValueError):  # another model of the same family
         return None
 
 

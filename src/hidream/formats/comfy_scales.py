@@ -35,6 +35,9 @@ FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 """Of `.comfy_quant`, those that are a matrix times a scale."""
 NEVER_SCALED = ("relative_attention_bias.weight",)
 """A table that T5 looks up and does not multiply with."""
+NAME_MAX_CHARS = 1024
+TEXT_MAX_BYTES = 2**16
+"""Of a text that is kept in a tensor; as published they have 20 to 200."""
 FEW = 3
 
 
@@ -47,7 +50,9 @@ def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
         return {}
     try:
         layers = object_of(metadata[METADATA])["layers"]
-        return {layer + STATED: torch.tensor(list(json.dumps(how).encode())) for layer, how in layers.items()}
+        if not all(layer.isprintable() and len(layer) <= NAME_MAX_CHARS for layer in layers):
+            raise ValueError("a name that could not stand in a message")
+        return {layer + STATED: _in_bytes(json.dumps(how)) for layer, how in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its metadata `{METADATA}` cannot be read; accepted: `layers` in JSON"
@@ -112,7 +117,9 @@ def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
         raise CheckpointError(
             f"{path}: {name} has a scale, but is {kind}; accepted: {', '.join(str(kind) for kind in QUANTIZED_AS)}"
         )
-    if scale.numel() not in (1, tensor.shape[0] if tensor.dim() else 1):
+    if tensor.dim() != 2:
+        raise CheckpointError(f"{path}: {name} {list(tensor.shape)} has a scale; accepted: matrices")
+    if scale.numel() not in (1, tensor.shape[0]):
         raise CheckpointError(
             f"{path}: {name} {list(tensor.shape)} has a scale {list(scale.shape)}; accepted: one, or one for each row"
         )
@@ -125,11 +132,22 @@ def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
 
 def _check_format(name: str, tensor: Tensor, path: str) -> None:
     try:
-        stated: object = object_of(bytes(tensor.tolist()))
-    except (ValueError, TypeError):
+        stated: object = object_in(tensor)
+    except ValueError:
         stated = "what cannot be read"
     if not isinstance(stated, dict) or stated.get("format") not in FORMATS or stated.get("convrot"):
         raise CheckpointError(f"{path}: {name} says {stated!s:.200}; accepted: {', '.join(FORMATS)}, without rotation")
+
+
+def object_in(tensor: Tensor) -> dict[str, Any]:
+    """The JSON object that a tensor of bytes is. Raises ValueError when it is none, or none of a sensible length."""
+    if tensor.dtype is not torch.uint8 or tensor.numel() > TEXT_MAX_BYTES:
+        raise ValueError(f"it is {tensor.dtype} {list(tensor.shape)}, not at most {TEXT_MAX_BYTES:,} bytes")
+    return object_of(tensor.flatten().numpy().tobytes())
+
+
+def _in_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def some(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hidream.errors import ConfigurationError
 from hidream.formats.comfy_folder import TOKENIZERS, parts_in, root_of
-from hidream.formats.detect import Kind, Published, config_of, read, read_json, stated_as
+from hidream.formats.detect import Kind, Published, class_in, config_of, read, read_json, stated_as
 from hidream.formats.retype import PLAIN
 from hidream.formats.targets import Config, Format, Infer, Wish, settled_type, write
 from hidream.formats.whole_files import appearing, check_free, copying
@@ -187,8 +187,7 @@ def _config(published: Published) -> Config | None:
     stated = config_of(published.path)
     if stated is None:
         return None
-    named = str(stated.get("_class_name") or (stated.get("architectures") or [""])[0])
-    if published.path.is_file() and not named.startswith(CLASSES[published.kind]):
+    if published.path.is_file() and not class_in(stated).startswith(CLASSES[published.kind]):
         return None
     return {key: value for key, value in stated.items() if key != "quantization_config"}
 

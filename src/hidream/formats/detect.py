@@ -23,11 +23,13 @@ from hidream.formats.comfy import Stored
 from hidream.formats.comfy_scales import stated_in, with_scales
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.json_object import object_of, read_object, why
+from hidream.formats.regular_file import open_regular
 from hidream.formats.safetensors_file import open_safetensors, shards
 
 GGUF_MAGIC = b"GGUF"
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
 FEW = 3
+NAME_MAX_CHARS = 100
 
 
 class Kind(StrEnum):
@@ -93,6 +95,13 @@ def stated_as(key: str, path: Path) -> dict[str, Any] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object beside weights. Raises CheckpointError when it cannot be read."""
     return read_object(path, "a configuration as published")
+
+
+def class_in(config: Mapping[str, Any]) -> str:
+    """The class of diffusers or transformers that a configuration names; empty where it names none."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else ""
+    return str(config.get("_class_name") or first)[:NAME_MAX_CHARS]
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
@@ -162,9 +171,12 @@ def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, 
     if kind is None or kind not in accepted:
         found = kind or looks_like(tensors)
         raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
+    empty = next((name for name, tensor in tensors.items() if not tensor.shape.numel()), None)
+    if empty is not None:
+        raise CheckpointError(f"{path} has {empty} {list(tensors[empty].shape)}, which is empty; accepted: a whole one")
     try:
         return Published(path, kind, NAMES[kind](tensors))
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} has the names of {kind}, but not its shapes; accepted: a whole one") from error
 
 
@@ -194,7 +206,7 @@ def _open(path: Path) -> dict[str, Stored]:
 
 def _magic(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(4)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {why(error)}; accepted: a file that may be read") from error

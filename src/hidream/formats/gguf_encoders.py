@@ -53,6 +53,7 @@ HEADS, KEY_HEADS = "llama.attention.head_count", "llama.attention.head_count_kv"
 ROPE_FACTORS = "rope_freqs.weight"
 """By what each of Llama's frequencies is divided."""
 
+HEAD_DIM_MAX = 4096
 T5_MAX_DISTANCE = 128
 """Of T5's relative positions (t5-v1_1-xxl, config.json)."""
 LLAMA_ROPE = {
@@ -131,8 +132,8 @@ def _rope(metadata: Mapping[str, Any], table: Stored | None, head_dim: int) -> d
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if turned != head_dim or scaling not in ("none", "linear"):
         raise ValueError(
-            f"it turns {turned} of {head_dim} channels of a head, scaled by {scaling!r}; accepted: all of them, "
-            f"scaled by 'none', 'linear' or a table {ROPE_FACTORS}"
+            f"it turns {turned!s:.50} of {head_dim} channels of a head, scaled by {scaling!r:.50}; "
+            f"accepted: all of them, scaled by 'none', 'linear' or a table {ROPE_FACTORS}"
         )
     if scaling == "linear":
         return {"rope_type": "linear", "rope_theta": base, "factor": _float(metadata, "llama.rope.scaling.factor", 1.0)}
@@ -140,6 +141,8 @@ def _rope(metadata: Mapping[str, Any], table: Stored | None, head_dim: int) -> d
     if not isinstance(table, Tensor):  # files of Llama 3.1 from before llama.cpp wrote the table, in July 2024
         is_published = base == LLAMA_ROPE["rope_theta"] and context > 8192
         return dict(LLAMA_ROPE) if is_published else {"rope_type": "default", "rope_theta": base}
+    if head_dim > HEAD_DIM_MAX or table.shape != (head_dim // 2,):
+        raise ValueError(f"{ROPE_FACTORS} is {list(table.shape)}; accepted: half of a head's {head_dim} channels")
     factors = [float(factor) for factor in table]
     published = {**LLAMA_ROPE, "rope_theta": base, "factor": max(factors)}
     own = _llama3_factors(published, head_dim)

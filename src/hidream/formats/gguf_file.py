@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.gguf_encoders import ARCHITECTURES, config, renamed
 from hidream.formats.gguf_grids import GGUF_TYPES
-from hidream.formats.gguf_reader import Reader
+from hidream.formats.gguf_reader import DIMS_MAX, MAGIC, Entry, OtherByteOrder, UnknownType, read_header
 from hidream.formats.json_object import why
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, from_blocks, quantize
+from hidream.formats.regular_file import open_regular
 
 ARCHITECTURE = "hidream"
 UNNAMED = ("", "pig", "cow")
@@ -49,6 +49,8 @@ PLAIN: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF
 WRITABLE = (*PLAIN, *GGUF_WRITABLE)
 SMALL_VALUES = 1024
 """Tensors of at most so many values stay float32 (city96, tools/convert.py, QUANTIZATION_THRESHOLD)."""
+ORIGINAL_DIMS_MAX = 8
+"""Of the shape that a tensor had before it was reshaped; videos' convolutions have five."""
 EXACT = ".gate.weight"
 """Chooses the experts, and stays float32 (city96, tools/convert.py, ModelHiDream.keys_hiprec)."""
 
@@ -68,22 +70,17 @@ def open_gguf(path: Path) -> GGUF:
     The mapping is private: writing to a tensor would not change the file. Raises CheckpointError when the file is not
     GGUF, torn, of another architecture, or has a tensor of a type that the `gguf` package cannot read.
     """
-    reader, metadata = _read(path)
-    if reader.byte_order == "S":
-        raise CheckpointError(
-            f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
-        )
+    metadata, entries = _read(path)
     named = str(metadata.pop("general.architecture", ""))
     if metadata.get("split.count", 1) != 1:
         raise CheckpointError(
             f"{path} is one of several files of a model; accepted: them as one (llama-gguf-split --merge)"
         )
-    names = [tensor.name for tensor in reader.tensors]
-    known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in names)
+    known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in entries)
     if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
         accepted = ", ".join(map(repr, (ARCHITECTURE, *ARCHITECTURES)))
-        raise CheckpointError(f"{path} holds a model of architecture {named!r}; accepted: {accepted}")
-    tensors = {tensor.name: _tensor(path, tensor, metadata) for tensor in reader.tensors}
+        raise CheckpointError(f"{path} holds a model of architecture {named!r:.100}; accepted: {accepted}")
+    tensors = {name: _tensor(path, name, entry, metadata) for name, entry in entries.items()}
     return _encoder(path, named, metadata, tensors) if named in ARCHITECTURES else GGUF(ARCHITECTURE, metadata, tensors)
 
 
@@ -103,6 +100,11 @@ def write_gguf(
     """
     if kind not in WRITABLE:
         raise ConfigurationError(f"GGUF files cannot be written in {kind!r}; accepted: {', '.join(WRITABLE)}")
+    for name, value in tensors.items():
+        if not 1 <= len(value.shape) <= DIMS_MAX:
+            raise ConfigurationError(
+                f"GGUF files cannot hold {name} of shape {list(value.shape)}; accepted: 1 to {DIMS_MAX} dimensions"
+            )
     kinds = {name: _kind(name, value.shape, kind) for name, value in tensors.items()}
     writer = GGUFWriter(None, architecture)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -140,38 +142,43 @@ def _encoder(path: Path, named: str, metadata: Mapping[str, Any], tensors: Mappi
         raise CheckpointError(f"{path} is no {named} of llama.cpp: its tensors or numbers have other shapes") from error
 
 
-def _read(path: Path) -> tuple[GGUFReader, dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     try:
-        with path.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
+        with open_regular(path) as stream:
+            if stream.read(4) != MAGIC:
                 raise CheckpointError(f"{path} is not a GGUF file: it does not start with these four letters")
-        reader = Reader(path, "c")  # copy-on-write, because torch wants writable memory
-        fields = {key: field for key, field in reader.fields.items() if field.data and not key.startswith("GGUF.")}
-        return reader, {key: field.contents() for key, field in fields.items()}
+        return read_header(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {why(error)}") from error
-    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        if "GGMLQuantizationType" in str(error):
-            number = re.findall(r"\d+", str(error))[-1]
-            raise CheckpointError(
-                f"{path} has a tensor of a type that is not known: {number} is not a valid one; accepted: {_accepted()}"
-            ) from error
+    except OtherByteOrder as error:
         raise CheckpointError(
-            f"{path} is torn, or not a GGUF file of version 2 or 3; accepted: a whole one ({path.stat().st_size:,} "
-            "bytes here: compare with the published size and download it again)"
+            f"{path} is written for machines of the other byte order; accepted: {sys.byteorder}-endian"
+        ) from error
+    except UnknownType as error:
+        raise CheckpointError(
+            f"{path} has a tensor of a type that is not known: {error} is not a valid one; accepted: {_accepted()}"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is torn, or not a GGUF file of version 2 or 3: {error}; accepted: a whole one "
+            f"({path.stat().st_size:,} bytes here: compare with the published size and download it again)"
         ) from error
 
 
-def _tensor(path: Path, tensor: gguf.ReaderTensor, metadata: Mapping[str, Any]) -> Tensor | Quantized:
-    kind, stored = tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)]
+def _tensor(path: Path, name: str, entry: Entry, metadata: Mapping[str, Any]) -> Tensor | Quantized:
+    kind, stored = entry.kind.name, list(entry.shape)
     if kind not in PLAIN and kind not in GGUF_TYPES:
-        raise CheckpointError(f"{path} has {tensor.name} in the type {kind}; accepted: {_accepted()}")
-    original = metadata.get(f"comfy.gguf.orig_shape.{tensor.name}", stored)
-    is_shape = isinstance(original, list) and all(isinstance(size, int) and size > 0 for size in original)
-    if original != stored and not (is_shape and math.prod(original) == tensor.n_elements):
-        raise CheckpointError(f"{path} has {tensor.name} of shape {stored}, which cannot have been {original!s:.100}")
+        raise CheckpointError(f"{path} has {name} in the type {kind}; accepted: {_accepted()}")
+    original = metadata.get(f"comfy.gguf.orig_shape.{name}", stored)
+    is_shape = (
+        isinstance(original, list)
+        and len(original) <= ORIGINAL_DIMS_MAX
+        and all(type(size) is int and size > 0 for size in original)
+    )
+    if original != stored and not (is_shape and math.prod(original) == math.prod(stored)):
+        raise CheckpointError(f"{path} has {name} of shape {stored}, which cannot have been {original!s:.100}")
     shape = torch.Size(original)
-    data = torch.from_numpy(tensor.data)
+    data = torch.from_numpy(entry.data)
     return data.view(PLAIN[kind]).view(shape) if kind in PLAIN else from_blocks(kind, data, shape)
 
 

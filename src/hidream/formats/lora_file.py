@@ -12,29 +12,26 @@
 | `.lora_magnitude_vector` or `.dora_scale` beside them     | DoRA                                           |
 
 PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. Knows files and keys; what the parts
-of a layer are, `adapters.py` knows, and which layers a model has, `model/lora.py`. A file is read into memory rather
-than mapped: it may be replaced while a request uses it.
+of a layer are, `adapters.py` knows, and which layers a model has, `model/lora.py`, which is asked by the shapes in the
+header: of layers that it does not want nothing is read. The others are read into memory rather than mapped, because the
+file may be replaced while a request uses it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats import detect
-from hidream.formats.adapters import HADAMARD, Adapter, adapter
-from hidream.formats.json_object import object_of, why
-from hidream.formats.safetensors_file import header_of, wrong_with
+from hidream.formats.adapters import HADAMARD, Adapter, Outline, adapter, outlined
+from hidream.formats.json_object import JSON_MAX_BYTES, object_of, why
+from hidream.formats.peft_settings import PeftSettings
+from hidream.formats.regular_file import open_regular, read_regular
+from hidream.formats.safetensors_file import Header, header_in, header_of, read_tensor
 
 ACCEPTED = (
     "accepted: safetensors with lora_A/lora_B, lora_down/lora_up, lokr_w1/lokr_w2 or hada_w1/hada_w2 tensors, whose "
@@ -87,6 +84,8 @@ PREFIX = re.compile(
 )
 TEXT_ENCODER = re.compile(r"(base_model\.model\.)?(lora_|lycoris_)?(te\d?[._]|text_encoder|text_model|clip_|t5|llama)")
 KEYS_SHOWN = 5
+LORA_MAX_BYTES = 2**33
+"""Of what is read of a file, all at once; rank 256 for each layer of the published model has half of it in bfloat16."""
 KEY_MAX_CHARS = 300
 """Longest key that is taken for one of a layer."""
 
@@ -109,6 +108,11 @@ class LoraFile:
     format: LoraFormat
     adapters: Mapping[str, Adapter]  # by the key of the layer, as the file has it
     notes: tuple[str, ...]  # what is left out
+    others: tuple[str, ...] = ()  # keys of the layers that were not wanted
+
+
+Wants = Callable[[str, Outline], bool]
+"""Whether the layer of a key is wanted; raises CheckpointError where the file cannot be used because of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +124,38 @@ class _Keys:
     left: list[str]  # of nothing that is read
 
 
-def read_lora(path: Path) -> LoraFile:
-    """Read a LoRA: a safetensors file, or a folder that PEFT or diffusers wrote.
+def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
+    """Read a LoRA: a safetensors file, or a folder that PEFT or diffusers wrote, of whose layers those that are wanted.
 
     Raises CheckpointError when it cannot be read, has no adapter for the transformer, or one that is not complete.
     """
     file = _file(path)
     shown = file.name if path == file else f"{path.name}/{file.name}"
-    names, metadata = _header(file, shown)
-    keys = _sorted(names)
-    if not keys.layers:
-        raise CheckpointError(f"{shown} has no LoRA of the transformer: {_instead(names, keys)}; {ACCEPTED}")
-    partly = [key for key in keys.left if any(layer in keys.layers for layer in _layers_of(key))]
-    if partly:
-        raise CheckpointError(f"{shown} changes layers in a way that is not known: {_kinds(partly)}; {ACCEPTED}")
-    settings = _settings(file, shown, metadata)
-    tensors = _tensors(file, shown, names)
-    adapters = {
-        key: adapter(key, bare(key), {part: tensors[name] for part, name in parts.items()}, settings)
-        for key, parts in keys.layers.items()
-    }
+    try:
+        with open_regular(file) as stream:
+            header = header_in(stream)
+            keys = _keys(header, shown)
+            wanted = {key: wants(key, outline) for key, outline in _outlines(header, keys).items()}
+            _check_bytes(header, keys, wanted, shown)
+            tensors = {
+                key: {part: read_tensor(stream, header.entries[name]) for part, name in parts.items()}
+                for key, parts in keys.layers.items()
+                if wanted[key]
+            }
+            if header_in(stream) != header:
+                raise ValueError("a file that was changed while it was read")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown} cannot be read: {why(error)}; {ACCEPTED}") from error
+    except (MemoryError, RuntimeError) as error:
+        raise CheckpointError(f"{shown} is too large for the memory there is; accepted: a smaller file") from error
+    settings = _settings(file, shown, header.metadata)
+    adapters = {key: adapter(key, bare(key), tensors.pop(key), settings) for key in list(tensors)}
     notes = [f"skipped tensors of text encoders: {len(keys.encoders)}"] if keys.encoders else []
     if keys.left:
         notes.append(f"skipped tensors of an unknown kind: {len(keys.left)} ({_kinds(keys.left)})")
-    return LoraFile(file.stem if path == file else path.name, _format(names), adapters, tuple(notes))
+    others = tuple(key for key in keys.layers if not wanted[key])
+    name = file.stem if path == file else path.name
+    return LoraFile(name, _format(list(header.entries)), adapters, tuple(notes), others)
 
 
 def bare(key: str) -> str:
@@ -167,55 +179,63 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
-def values_in(path: Path) -> int:
-    """Count the values of a LoRA's layers from its header alone; 0 for a file that is none, or another model's."""
+def values_in(path: Path, wants: Wants) -> int:
+    """Count the values that a LoRA's wanted layers will hold, from its header alone; 0 for a file that is none."""
     try:
-        shapes = header_of(path).shapes
-    except (OSError, ValueError):
+        header = header_of(_file(path))
+        outlines = _outlines(header, _keys(header, path.name))
+        return sum(outline.values for key, outline in outlines.items() if wants(key, outline))
+    except (OSError, ValueError, CheckpointError):
         return 0
-    layers = {layer: parts for layer, parts in _sorted(shapes).layers.items() if "_stream_blocks" in layer}
-    return sum(math.prod(shapes[name]) for parts in layers.values() for name in parts.values())
 
 
-def _header(file: Path, shown: str) -> tuple[list[str], dict[str, str]]:
-    """A file's keys and metadata: whole models, which are large, are recognised before anything else is read."""
-    try:
-        header = header_of(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{shown} cannot be read: {why(error)}; {ACCEPTED}") from error
-    odd = [name for name in header.shapes if not name.isprintable() or len(name) > KEY_MAX_CHARS]
-    if odd:  # they would go into messages and logs
+def _keys(header: Header, shown: str) -> _Keys:
+    """A file's keys, among them those of layers. Raises CheckpointError when there are none, or some are not known.
+
+    Whole models, which are large, are recognised here, before anything else is read.
+    """
+    odd = [name for name in header.entries if len(name) > KEY_MAX_CHARS]
+    if odd:
         raise CheckpointError(f"{shown} has the key {odd[0]!r:.100}; {ACCEPTED}")
-    return list(header.shapes), header.metadata
+    keys = _sorted(header.entries)
+    if not keys.layers:
+        raise CheckpointError(
+            f"{shown} has no LoRA of the transformer: {_instead(list(header.entries), keys)}; {ACCEPTED}"
+        )
+    partly = [key for key in keys.left if any(layer in keys.layers for layer in _layers_of(key))]
+    if partly:
+        raise CheckpointError(f"{shown} changes layers in a way that is not known: {_kinds(partly)}; {ACCEPTED}")
+    return keys
 
 
-def _tensors(file: Path, shown: str, names: list[str]) -> dict[str, Tensor]:
-    try:
-        tensors = load(file.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{shown} cannot be read: {wrong_with(file)}; {ACCEPTED}") from error
-    except (MemoryError, RuntimeError) as error:
-        raise CheckpointError(f"{shown} is too large for the memory there is; accepted: a smaller file") from error
-    except KeyError as error:  # safetensors looks it up in a table
-        raise CheckpointError(f"{shown} has tensors of the type {error}, which torch does not know") from error
-    if tensors.keys() != set(names):
-        raise CheckpointError(f"{shown} was changed while it was read; accepted: a file that is complete")
-    return tensors
+def _check_bytes(header: Header, keys: _Keys, wanted: Mapping[str, bool], shown: str) -> None:
+    names = [name for key, parts in keys.layers.items() if wanted[key] for name in parts.values()]
+    size = sum(header.entries[name].end - header.entries[name].start for name in names)
+    if size > LORA_MAX_BYTES:
+        raise CheckpointError(f"{shown} has {size:,} bytes for this model; accepted: at most {LORA_MAX_BYTES:,}")
 
 
-def _settings(file: Path, shown: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _outlines(header: Header, keys: _Keys) -> dict[str, Outline]:
+    """What each layer's adapter will be."""
+    return {
+        key: outlined(key, {part: header.entries[name].shape for part, name in parts.items()})
+        for key, parts in keys.layers.items()
+    }
+
+
+def _settings(file: Path, shown: str, metadata: Mapping[str, str]) -> PeftSettings:
     """PEFT's configuration of the adapter: in the file's metadata, or beside it; else empty."""
     beside = file.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
             values = object_of(metadata["lora_adapter_metadata"])
-        elif file.name == FILE_NAMES[0] and beside.is_file():
-            values = object_of(beside.read_bytes())
+        elif file.name == FILE_NAMES[0] and beside.exists():
+            values = object_of(read_regular(beside, JSON_MAX_BYTES))
         else:
-            return {}
-        return {key.removeprefix("transformer."): value for key, value in values.items()}
+            return PeftSettings()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"PEFT's configuration of the LoRA {shown} cannot be read: {why(error)}") from error
+    return PeftSettings({key.removeprefix("transformer."): value for key, value in values.items()})
 
 
 def _sorted(names: Iterable[str]) -> _Keys:

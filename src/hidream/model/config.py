@@ -35,6 +35,8 @@ RECIPES = {
     Variant.FAST: Recipe(steps=16, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
 }
 
+NUMBER_MAX = 65_536
+"""Of any number of a configuration; the published ones have up to 4096."""
 PUBLISHED_TOKENS = 4096
 """Image tokens of the published checkpoints' largest shape: their `max_resolution` of 128 × 128 latent cells."""
 
@@ -102,7 +104,7 @@ class TransformerConfig:
         """
         if values.get("_class_name") != "HiDreamImageTransformer2DModel":
             raise CheckpointError(
-                f"transformer/config.json names the class {values.get('_class_name')!r}; "
+                f"transformer/config.json names the class {values.get('_class_name')!r:.100}; "
                 "accepted: HiDreamImageTransformer2DModel"
             )
         known = {field.name for field in dataclasses.fields(cls)}
@@ -117,9 +119,26 @@ class TransformerConfig:
         config.check()
         return config
 
+    def check_size(self, tensors: int) -> None:
+        """Raise CheckpointError on more blocks and experts than a file of so many tensors can have.
+
+        To be asked before anything is made for each of them: a number in a text costs nothing, a million modules do.
+        """
+        blocks = self.num_layers + self.num_single_layers
+        if blocks * self.num_routed_experts > tensors:
+            raise CheckpointError(
+                f"transformer/config.json has {blocks:,} blocks of {self.num_routed_experts:,} experts, and its files "
+                f"have {tensors:,} tensors; accepted: those of one model"
+            )
+
     def check(self) -> None:
         """Raise CheckpointError on numbers that do not fit together."""
         blocks = self.num_layers + self.num_single_layers
+        if not blocks or self.dim > NUMBER_MAX or any(axis % 2 for axis in self.axes_dims_rope):
+            raise CheckpointError(
+                f"the transformer has {blocks} blocks, is {self.dim} wide and turns {self.axes_dims_rope} channels; "
+                f"accepted: one block or more, a width of at most {NUMBER_MAX}, even numbers of channels"
+            )
         if len(self.llama_layers) != blocks:
             raise CheckpointError(
                 f"llama_layers has {len(self.llama_layers)} entries; accepted: one for each of {blocks} blocks"
@@ -146,9 +165,13 @@ def _check_number(name: str, value: object) -> None:
     least = 0 if "layers" in name else 1
     numbers = value if isinstance(value, tuple) else (value,)
     is_list = isinstance(own, tuple)
-    fits = isinstance(value, tuple) is is_list and (not is_list or least == 0 or len(numbers) == len(own))
-    if not fits or not all(type(number) is int and number >= least for number in numbers):
+    fits = (
+        len(numbers) <= NUMBER_MAX
+        and isinstance(value, tuple) is is_list
+        and (not is_list or least == 0 or len(numbers) == len(own))
+    )
+    if not fits or not all(type(number) is int and least <= number <= NUMBER_MAX for number in numbers):
         what = f"{len(own) if least else 'some'} whole numbers" if is_list else "a whole number"
         raise CheckpointError(
-            f"transformer/config.json has {name} = {value!r:.100}; accepted: {what} of at least {least}"
+            f"transformer/config.json has {name} = {value!r:.100}; accepted: {what} from {least} to {NUMBER_MAX}"
         )

@@ -5,13 +5,12 @@ From a folder with its configuration, or from a single file whose numbers `infer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -31,9 +30,16 @@ CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
 }
 """Class, class of its configuration, and where that comes from when no file states it."""
 
-UNUSABLE = (StrictDataclassError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
-"""What the classes of transformers raise when a configuration is not what they expect."""
+PASSED_OVER = (
+    *("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "per_layer_config"),
+    *("return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "torchscript"),
+)
+"""Of a configuration what says how to run it, in part by code that would be downloaded: that is settled here."""
 FILES_SHOWN = 5
+LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
+"""The numbers of a configuration for each of which there are tensors."""
+CONFIG_NUMBER_MAX = 2**31
+CONFIG_LIST_MAX = 4096
 
 WIDTHS = {"text_encoder": 768, "text_encoder_2": 1280}
 """CLIP-L's and CLIP-G's, which are easily mistaken for one another."""
@@ -61,19 +67,13 @@ def outline_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
     stated = checkpoint.config(name)
     published = checkpoint.read(name)
     values = stated or infer({key: tensor.shape for key, tensor in published.tensors.items()})
+    values = {key: value for key, value in values.items() if key not in PASSED_OVER and not key.startswith("_")}
+    check_numbers(values, len(published.tensors), published.path)
     _check_width(name, values, published.path)
     try:
         with torch.device("meta"):
             return kind(config_kind.from_dict(values)), published
-    except (
-        StrictDataclassError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-    ) as error:
+    except Exception as error:  # nothing narrower: the library asserts, divides, looks up what a stranger wrote
         raise CheckpointError(f"the configuration of {published.path} cannot be used: {_why(error)}") from error
 
 
@@ -81,8 +81,13 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
     """Load one part, "tokenizer" to "tokenizer_4". Raises CheckpointError when it is missing or cannot be read."""
     folder = checkpoint.part(name)
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # nothing narrower: the package tokenizers raises just this
+        odd = [file.name for file in folder.iterdir() if not file.is_file() and not file.is_dir()]
+        if odd:  # the reading of a pipe might never end
+            raise ValueError(f"{odd[0]!r:.100} is no file")
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # nothing narrower: the package tokenizers raises just this, and panics as the other
         files = sorted(file.name for file in folder.glob("*"))[:FILES_SHOWN]
         help_text = LLAMA_HELP if name == "tokenizer_4" else TOKENIZER_HELP
         raise CheckpointError(
@@ -105,6 +110,27 @@ def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
     layers = max(config.llama_layers) + 1
     if llama.num_hidden_layers != layers:
         raise CheckpointError(f"Llama has {llama.num_hidden_layers} layers; accepted by this transformer: {layers}")
+
+
+def check_numbers(config: Mapping[str, Any], tensors: int, path: Path) -> None:
+    """Raise CheckpointError on numbers that no model of so many tensors has, before anything is made of them."""
+    for key, value in config.items():
+        numbers = list(_numbers(value))
+        most = max((abs(number) for number in numbers), default=0)
+        layers = sum(numbers) if key in LAYERS or "layers_per_block" in key else 0
+        if most > CONFIG_NUMBER_MAX or layers > tensors or len(numbers) > CONFIG_LIST_MAX:
+            raise CheckpointError(
+                f"the configuration of {path} cannot be used: it has {key:.100} = {value!r:.100}; accepted: numbers of "
+                f"a model of {tensors:,} tensors"
+            )
+
+
+def _numbers(value: object) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(each)
 
 
 def _why(error: Exception) -> str:

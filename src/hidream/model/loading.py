@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 import hidream
-from hidream.errors import ConfigurationError
+from hidream.errors import CheckpointError, ConfigurationError
 from hidream.model import bfloat16, lora, plan_input, plan_text, products
+from hidream.model.config import NUMBER_MAX
 from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
 from hidream.model.linear import Changes, Linear
 from hidream.model.lora_folder import LoraFolder
@@ -277,4 +278,9 @@ def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:
     """
     side = checkpoint.index().get("_default_sample_size")
     config = transformer.config
+    if side is not None and not (type(side) is int and 0 < side <= NUMBER_MAX):
+        raise CheckpointError(
+            f"model_index.json has _default_sample_size = {side!r:.100}; "
+            f"accepted: a whole number from 1 to {NUMBER_MAX}"
+        )
     return int((side // config.patch_size) ** 2) if side else config.max_tokens

@@ -29,14 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError, InvalidInput
-from hidream.formats.adapters import Adapter, Hadamard, LowRank, tensors_of
-from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, bare, read_lora, some
+from hidream.formats.adapters import Adapter, Hadamard, LowRank, Outline, tensors_of
+from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, read_lora, some
 from hidream.model.linear import Change, Changes, Linear
 from hidream.model.moe import Gate
 from hidream.model.transformer import Transformer
 
 Layers = Mapping[str, Linear | Gate]
 """What a LoRA can change, by published name."""
+BETWEEN = 4
+"""How many times a layer's inputs or outputs a token may have between both products of a LoKr."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,8 @@ class Lora:
 
 def load_lora(path: Path, transformer: Transformer) -> Lora:
     """Read a LoRA for this transformer. Raises CheckpointError, see `read_lora` and `match`."""
-    return match(read_lora(path), layers(transformer))
+    changed = layers(transformer)
+    return match(read_lora(path, wants(path.stem, changed)), changed)
 
 
 def changes(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> Changes:
@@ -109,13 +112,26 @@ def layers(transformer: Transformer) -> Layers:
     return {m.published: m for m in transformer.modules() if isinstance(m, Linear | Gate)}
 
 
+def wants(lora: str, layers: Layers) -> Wants:
+    """Which layers of a file are to be read: those of the model, whose shape they must have before they are made."""
+    names = _by_underscores(layers)
+
+    def wanted(key: str, outline: Outline) -> bool:
+        name = _resolve(key, layers, names)
+        if name is not None:
+            _check_shape(lora, name, outline.shape, layers[name])
+        return name is not None
+
+    return wanted
+
+
 def match(file: LoraFile, layers: Layers) -> Lora:
     """Find the layers that a file changes.
 
     Raises CheckpointError when there are none, when one has another shape, or when a name says more than one.
     """
     found: dict[str, Part] = {}
-    missing = []
+    missing = [*file.others]
     names = _by_underscores(layers)
     for key, adapter in file.adapters.items():
         name = _resolve(key, layers, names)
@@ -131,7 +147,7 @@ def match(file: LoraFile, layers: Layers) -> Lora:
             f"the LoRA {file.name} matches no layer of this model: it changes {some(missing)}; "
             f"accepted: layers such as {example}"
         )
-    total = len(file.adapters)
+    total = len(file.adapters) + len(file.others)
     unmatched = [f"{len(missing)} of its {total} layers are not in this model ({some(missing)})"] if missing else []
     return Lora(file.name, file.format, found, total, (*unmatched, *file.notes))
 
@@ -150,13 +166,29 @@ class LowRankChange:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KroneckerChange:
-    """(left ⊗ right)·x, with scale and weight in `left`."""
+    """(left ⊗ right)·x, with scale and weight in `left`.
+
+    Between both products there are I1·O2 values of a token, about as many as outputs where both sides are factored
+    alike, as trainers do it. With O1 = I2 = 1 a file of a few kilobytes would have I·O of them for each token: then
+    left is first, which leaves O1·I2, the square root of I·O at most.
+    """
 
     left: Tensor  # [O1, I1]
     right: Tensor  # [O2, I2]
 
+    @property
+    def left_first(self) -> bool:
+        """Whether the order is turned."""
+        (o1, i1), (o2, i2) = self.left.shape, self.right.shape
+        return i1 * o2 > BETWEEN * max(o1 * o2, i1 * i2)
+
     def __call__(self, x: Tensor, product: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
+        if self.left_first:
+            columns = F.linear(
+                x.unflatten(-1, (-1, self.right.shape[1])).mT, self.left
+            )  # [..., I2, I1] to [..., I2, O1]
+            return F.linear(columns.mT, self.right).flatten(-2)  # [..., O1, I2] to [..., O1, O2] to [..., O]
         rows = F.linear(x.unflatten(-1, (-1, self.right.shape[1])), self.right)  # [..., I1, I2] to [..., I1, O2]
         return F.linear(rows.mT, self.left).mT.flatten(-2)  # [..., O2, I1] to [..., O2, O1] to [..., O]
 
@@ -274,13 +306,17 @@ def _matrices(change: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[
 
 
 def _part(lora: str, name: str, layer: Linear | Gate, adapter: Adapter) -> Part:
+    _check_shape(lora, name, adapter.shape, layer)
+    return Part(layer, adapter, _gain(name, layer, adapter))
+
+
+def _check_shape(lora: str, name: str, made_for: tuple[int, int], layer: Linear | Gate) -> None:
     shape = (layer.out_features, layer.in_features) if isinstance(layer, Linear) else tuple(layer.weight.shape)
-    if adapter.shape != shape:
+    if made_for != shape:
         raise CheckpointError(
-            f"the LoRA {lora} is made for another model: it has {list(adapter.shape)} for {name}, "
+            f"the LoRA {lora} is made for another model: it has {list(made_for)} for {name}, "
             f"which is {list(shape)} (outputs, inputs)"
         )
-    return Part(layer, adapter, _gain(name, layer, adapter))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput
 from hidream.formats.lora_file import read_lora
-from hidream.model.lora import Layers, Lora, match
+from hidream.model.lora import Layers, Lora, match, wants
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _read(name: str, file: Path, state: State, layers: Layers) -> _Read:
     try:
         if isinstance(state, str):
             raise CheckpointError(state)
-        lora = match(read_lora(file), layers)
+        lora = match(read_lora(file, wants(name, layers)), layers)
     except CheckpointError as error:
         logger.warning("lora_unusable name=%s reason=%s", name, error.message)
         return _Read(state, None, error.message)

@@ -15,9 +15,12 @@ import torch
 from hidream.formats.comfy import Stored
 from hidream.formats.lora_file import values_in
 from hidream.model.assign import settled
+from hidream.model.config import TransformerConfig
 from hidream.model.encoders import check_fit, outline_encoder
 from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
+from hidream.model.lora import layers, wants
 from hidream.model.lora_folder import lora_files
+from hidream.model.transformer import Transformer
 from hidream.model.vae import outline_autoencoder
 from hidream.model.ways import Options
 from hidream.model.weights import FIELDS, Checkpoint, config_of_transformer
@@ -74,25 +77,32 @@ def partial(checkpoint: Checkpoint, asked: Asked) -> tuple[ModelShape, Options]:
         vae, _ = outline_autoencoder(checkpoint)
         widest = decoder_channels(vae.module)
         shape = dataclasses.replace(shape, vae=measure(vae.module), vae_factor=vae.factor, vae_channels=widest)
-    return shape, _options(asked, transformer, large)
+    return shape, _options(asked, shape.transformer, transformer, large)
 
 
-def _options(asked: Asked, transformer: Mapping[str, Stored], large: Mapping[str, Stored]) -> Options:
+def _options(
+    asked: Asked, config: TransformerConfig, transformer: Mapping[str, Stored], large: Mapping[str, Stored]
+) -> Options:
     usual = Options.of(asked.variant, asked.size, asked.storage or _kept(transformer), asked.fewest_bits)
     return dataclasses.replace(
         usual,
         encoders=asked.storage or _kept(large),
         stored_bits=_bits(transformer),
         encoder_bits=_bits(large),
-        lora_bytes=lora_values(asked.loras) * asked.dtype.itemsize,
+        lora_bytes=lora_values(asked.loras, config) * asked.dtype.itemsize,
         compute_bytes=asked.dtype.itemsize,
         decode_bytes=AUTOENCODER_DTYPES.get(asked.dtype, asked.dtype).itemsize,
     )
 
 
-def lora_values(folder: Path | None) -> int:
+def lora_values(folder: Path | None, config: TransformerConfig) -> int:
     """Values of as many LoRAs as one request may name, the largest of a folder; files of other models do not count."""
-    return sum(sorted(map(values_in, lora_files(folder)), reverse=True)[:LORAS_MAX])
+    files = lora_files(folder)
+    if not files:
+        return 0
+    with torch.device("meta"):
+        changed = layers(Transformer(config))
+    return sum(sorted((values_in(file, wants(file.stem, changed)) for file in files), reverse=True)[:LORAS_MAX])
 
 
 def _kept(tensors: Mapping[str, Stored]) -> Storage | None:

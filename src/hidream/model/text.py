@@ -170,6 +170,22 @@ def _check_positions(name: str, encoder: Any, tokens: int) -> None:  # noqa: ANN
         )
 
 
+def _check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 - as above
+    """Refuse one that cannot fill up a text, or has tokens that the encoder has not: on a card they end the process."""
+    try:
+        ids = tokenizer(["a fox"], padding="max_length", max_length=8, truncation=True)["input_ids"][0]
+        largest = max((*ids, *tokenizer.get_vocab().values()))
+        longest = tokenizer.model_max_length
+        fits = 0 <= min(ids) <= largest < vocabulary and longest >= 8 and len(ids) == 8
+    except Exception as error:  # nothing narrower, as in `load_tokenizer`
+        raise CheckpointError(f"{name}'s tokenizer cannot be used; accepted: the published one") from error
+    if not fits:
+        raise CheckpointError(
+            f"{name}'s tokenizer has tokens up to {largest:,} and texts of up to {longest!r:.20}; "
+            f"accepted: below {vocabulary:,}, the encoder's vocabulary, and texts of 8 and more"
+        )
+
+
 def load_text_encoders(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, storages: Sequence[Storage | None] = (None,) * 4
 ) -> TextEncoders:
@@ -180,6 +196,8 @@ def load_text_encoders(
         load_encoder(checkpoint, f"text_encoder{suffix}", device, dtype, storage)
         for suffix, storage in zip(SUFFIXES, storages, strict=True)
     ]
+    for name, tokenizer, encoder in zip(ENCODERS, tokenizers, encoders, strict=True):
+        _check_tokenizer(name, tokenizer, encoder.config.vocab_size)
     return TextEncoders(
         tokenizers=(tokenizers[0], tokenizers[1], tokenizers[2], tokenizers[3]),
         encoders=(encoders[0], encoders[1], encoders[2], encoders[3]),

@@ -6,6 +6,7 @@ HiDream-I1 uses FLUX's AutoencoderKL (16 channels, 8×), the embedded model an A
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Published
+from hidream.formats.detect import Published, class_in
 from hidream.model.assign import Target, assign
+from hidream.model.encoders import check_numbers
 from hidream.model.inferred import autoencoder_config
 from hidream.model.weights import Checkpoint
 
+LEVELS_MAX = 8
+"""Of an autoencoder, each half as large as the one before; FLUX's has four, nano's six."""
 CHANNELS_LAST = ("cpu",)
 """Devices on which the channels of a pixel lie side by side, as oneDNN wants them: nano's decoder takes 16 % less time
 at 1024², at 512² and 256² 0 to 4 % (benchmarks/decode.py). On CUDA and MPS it was not measured."""
@@ -98,20 +102,36 @@ def outline_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]
     published = checkpoint.read("vae")
     config = stated or autoencoder_config({name: tensor.shape for name, tensor in published.tensors.items()})
     known = inspect.signature(kind.__init__).parameters
-    with torch.device("meta"):
-        module = kind(**{key: value for key, value in config.items() if key in known})
+    given = {key: value for key, value in config.items() if key in known}
+    check_numbers(given, len(published.tensors), published.path)
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    scaling, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
+    is_scaled = all(isinstance(number, int | float) and math.isfinite(number) for number in (scaling, shift))
+    if not isinstance(levels, list) or not 0 < len(levels) <= LEVELS_MAX or not is_scaled or not scaling:
+        raise CheckpointError(
+            f"the configuration of {published.path} cannot be used: it has {levels!r:.100} channels, and values scaled "
+            f"by {scaling!r:.50} and {shift!r:.50}; accepted: 1 to {LEVELS_MAX} numbers of channels, a scale, a shift"
+        )
+    try:
+        with torch.device("meta"):
+            module = kind(**given)
+    except Exception as error:  # nothing narrower: the library asserts, divides, looks up what a stranger wrote
+        raise CheckpointError(
+            f"the configuration of {published.path} cannot be used: its numbers do not fit together; "
+            f"accepted: that of {kind.__name__} as published"
+        ) from error
     autoencoder = Autoencoder(
         module=module,
-        factor=2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1),
-        scaling=config["scaling_factor"],
-        shift=config.get("shift_factor") or 0.0,
+        factor=2 ** (len(levels) - 1),
+        scaling=scaling,
+        shift=shift,
         channels_last=not any(isinstance(part, nn.GroupNorm) for part in module.modules()),
     )
     return autoencoder, published
 
 
 def _class(config: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - diffusers is untyped here
-    name = str(config.get("_class_name") or (config.get("architectures") or [None])[0])
+    name = class_in(config)
     kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
     if kind is None:
         raise CheckpointError(f"{path} says that it is of the class {name!r}; accepted: an autoencoder of diffusers")

@@ -24,7 +24,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
 from hidream.formats.comfy_folder import parts_in
-from hidream.formats.detect import Kind, Published, config_of, files_of, read, read_json, stated_as
+from hidream.formats.detect import Kind, Published, class_in, config_of, files_of, read, read_json, stated_as
 from hidream.model import products
 from hidream.model.assign import Target, assign, settled
 from hidream.model.config import TransformerConfig
@@ -167,7 +167,7 @@ class Checkpoint:
         if stated is None or path.is_dir():
             return stated
         # beside a single file may lie another part's
-        return stated if _class(stated) in KINDS[name][1] else None
+        return stated if class_in(stated) in KINDS[name][1] else None
 
     def index(self) -> dict[str, Any]:
         """`model_index.json` beside the transformer or in the folder, or what the transformer's metadata has of it."""
@@ -228,9 +228,11 @@ def load_transformer(
 def config_of_transformer(checkpoint: Checkpoint, published: Published) -> TransformerConfig:
     """Read the transformer's configuration, or tell it from the shapes in its file."""
     stated = checkpoint.config("transformer")
-    if stated is not None:
-        return TransformerConfig.from_json(stated)
-    return transformer_config({name: tensor.shape for name, tensor in published.tensors.items()})
+    if stated is None:
+        return transformer_config({name: tensor.shape for name, tensor in published.tensors.items()})
+    config = TransformerConfig.from_json(stated)
+    config.check_size(len(published.tensors))
+    return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +310,6 @@ def _within(path: Path, name: str) -> Path:
         help_text = f". {LLAMA_HELP}" if name.endswith("_4") else "; accepted: a folder or a file"
         raise CheckpointError(f"{path}, named for {name!r}, does not exist{help_text}")
     return path / name if (path / name).is_dir() else path
-
-
-def _class(config: Mapping[str, Any]) -> str:
-    return str(config.get("_class_name") or (config.get("architectures") or [""])[0])
 
 
 def _sha256(file: Path) -> str:
