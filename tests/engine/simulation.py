@@ -156,13 +156,17 @@ class Ledger:
         return other.number < entry.number or other.arrived - entry.arrived < patience
 
     def may_run(self, entry: Entry, ranked: list[Entry]) -> bool:
-        """Whether memory and places are there for it and for all that wait before it."""
+        """Whether memory and places are there for it and for all that wait before it, and the reserve for the first."""
         before = ranked[: ranked.index(entry) + 1]
-        return entry.admitted or self.fits([other for other in ranked if other.admitted or other in before])
+        held = [other for other in ranked if other.admitted or other in before]
+        return entry.admitted or self.fits(held, reserve=entry is not ranked[0])
 
-    def fits(self, entries: list[Entry]) -> bool:
-        memory_bytes = sum(entry.work.memory_bytes for entry in entries)
-        return memory_bytes <= self.limits.memory_bytes and len(entries) <= (self.limits.requests or len(entries))
+    def fits(self, entries: list[Entry], reserve: bool = False) -> bool:
+        memory_bytes, requests = self.limits.memory_bytes, self.limits.requests or 10**9
+        if reserve:
+            memory_bytes -= self.limits.memory_bytes // 8
+            requests -= 1 if requests > 1 else 0
+        return sum(entry.work.memory_bytes for entry in entries) <= memory_bytes and len(entries) <= requests
 
     def count(self) -> None:
         """The numbers that the scheduler publishes are the ledger's."""

@@ -199,6 +199,28 @@ def test_a_paused_request_keeps_its_memory():
     assert (scheduler.batch().ids, scheduler.admitted) == (("next",), 2)
 
 
+@pytest.mark.parametrize(("memory", "places"), [(16, None), (10**6, 5)])
+def test_paused_large_ones_leave_room_for_a_small_newcomer(memory, places):
+    """Of six that take three bytes each, four are admitted: a fifth would have the last of the memory, or of places."""
+    ledger = Ledger(Policy.SRPT, Limits(10, memory, places), ageing=1 / 16)
+    for number in range(6):
+        ledger.add(Work(str(number), (1,) * 100, 3))
+    assert ledger.step().ids == ("0", "1", "2", "3")
+    ledger.add(Work("small", (10,), 1))
+    assert ledger.step().ids == ("small",)
+    ledger.drain()
+
+
+def test_one_that_needs_the_reserve_itself_is_admitted_when_the_others_have_ended():
+    ledger = Ledger(Policy.SRPT, Limits(10, 16), ageing=1 / 16)
+    ledger.add(Work("first", (10,) * 3, 3))
+    ledger.add(Work("all of it", (10,) * 4, 16))
+    assert ledger.step().ids == ("first",)
+    ledger.add(Work("small", (10,), 2))
+    ledger.drain()
+    assert list(ledger.ended) == ["small", "first", "all of it"]
+
+
 def test_abort_frees_memory_for_the_next_step():
     scheduler = Scheduler(Policy.FIFO, Limits(10, 10), 1, 0)
     scheduler.add(Work("a", (1, 1, 1), 10))

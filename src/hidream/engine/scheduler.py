@@ -33,14 +33,17 @@ for memory comes on top.
 **Memory** and places are given when a request is first computed, kept while it is paused, and promised in the order of
 keys: one that waits is admitted only if it fits beside all admitted ones *and all that wait before it*. So nobody takes
 memory that someone before it is waiting for, and the search ends where the memory does. Admitted ones go on meanwhile,
-and what they free is the first one's.
+and what they free is the first one's. Whoever is not first of all, admitted ones included, leaves a reserve free
+(`Limits`): a small newcomer, which srpt puts before all others, then finds memory, though paused ones have all the
+rest. One so large that it needs the reserve itself gets it when it is first of all, and the admitted ones have ended:
+nobody is admitted behind it meanwhile, and before it only who comes within its patience.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,8 +115,9 @@ class Scheduler:
         """
         chosen: list[_Request] = []
         room = self._limits.tokens
-        admissible = self._admissible()
-        for place in heapq.merge(self._running(), admissible):
+        running = self._running()
+        admissible = self._admissible(running)
+        for place in heapq.merge(running, admissible):
             request = self._requests[place.id]
             if request.tokens <= room or not chosen:
                 chosen.append(request)
@@ -175,13 +179,16 @@ class Scheduler:
         """The admitted, in order."""
         return sorted(self._place(request) for request in self._admitted.values())
 
-    def _admissible(self) -> Generator[_Place, None, None]:
+    def _admissible(self, running: Sequence[_Place]) -> Generator[_Place, None, None]:
         """Those that wait, in order, as far as memory and places suffice for each and all before it."""
         memory = self._memory_free
-        limit = self._limits.requests
-        for count, place in enumerate(self._waiting, len(self._admitted) + 1):
+        limits = self._limits
+        for count, place in enumerate(self._waiting, len(running) + 1):
+            is_first = place is self._waiting[0] and (not running or place < running[0])
             memory -= self._requests[place.id].work.memory_bytes
-            if memory < 0 or (limit is not None and count > limit):
+            if memory < (0 if is_first else limits.reserve_bytes):
+                return
+            if limits.requests is not None and count > limits.requests - (0 if is_first else limits.reserve_requests):
                 return
             yield place
 
