@@ -152,7 +152,7 @@ async def claim_beside(
         ids = _reserved((await connection.execute(wanted)).all(), reserve)
     if not ids:
         return []
-    still = sa.select(*_CLAIMED).where(P.c.id.in_(ids), P.c.status == Status.CREATED, P.c.workers_lost == 0)
+    still = sa.select(*_CLAIMED).where(P.c.id.in_(ids), _STATUS_OF_ROW == Status.CREATED, P.c.workers_lost == 0)
     async with database.write() as connection:
         chosen = (await connection.execute(still.with_for_update(skip_locked=True))).all()
         if not chosen:
@@ -272,9 +272,9 @@ def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _moved(move: str) -> sa.Update:
-    """Begin the statement of a move."""
+    """Begin the statement of a move of rows that are named by their ids."""
     sources, target = MOVES[move]
-    return sa.update(P).where(P.c.status.in_(sources)).values(status=target)
+    return sa.update(P).where(_STATUS_OF_ROW.in_(sources)).values(status=target)
 
 
 def _fitting(waiting: Sequence[Any], room: Room) -> Sequence[Any]:
@@ -328,6 +328,8 @@ async def _take(
     return sorted((Prediction.of_row(row) for row in rows), key=lambda task: (task.turn, task.created_ms, task.id))
 
 
+_STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
+"""The state, where rows are found by their ids: SQLite would rather read all that are in a state, by its index."""
 _LINE = (P.c.turn, P.c.created_ms, P.c.id)
 """The order of the queue."""
 _CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.turn, P.c.work, P.c.workers_lost)
