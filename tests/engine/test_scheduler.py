@@ -130,9 +130,29 @@ def stream(scheduler, priority=0):
 
 @pytest.mark.parametrize(("ageing", "overtaking"), [(1, 240), (1 / 2, 480), (1 / 8, 1920), (1e-4, None)])
 def test_ageing_says_how_long_small_ones_overtake(ageing, overtaking):
-    """Small: 60 + ageing · arrived. Large: 300. So a small one is first while ageing · arrived < 240."""
+    """Small: 60 + ageing · arrived. Large: 300. So a small one is first while ageing · arrived < 240.
+
+    From then on they lead by turns: small, large, small, large, two small ones, and the large one's last.
+    """
     scheduler = Scheduler(Policy.SRPT, Limits(100, AMPLE), ageing, 0)
-    assert stream(scheduler) == (None if overtaking is None else overtaking + 300)
+    assert stream(scheduler) == (None if overtaking is None else overtaking + 4 * 60 + 300)
+
+
+def test_a_small_newcomer_is_held_up_by_one_step_of_a_huge_request_whenever_it_comes():
+    """Four images of 1536², guided, on nano; without halves it waits for more than a third of one that has aged."""
+    ledger = Ledger(Policy.SRPT, Limits(76, AMPLE), ageing=1 / 8)
+    for number in range(4):
+        ledger.add(Work(f"huge {number}", (4728,) * 60, 1))
+    took, comes = [], 0
+    while not ledger.present.keys() <= {"small"}:
+        ledger.step()
+        if "small" not in ledger.present:
+            took.append(len(ledger.history) - comes)
+            comes = len(ledger.history)
+            ledger.add(Work("small", (248,) * 4, 1))
+    assert len(took) > 80
+    assert max(took) <= 5
+    assert [id_ for id_ in ledger.ended if id_ != "small"] == [f"huge {number}" for number in range(4)]
 
 
 @pytest.mark.parametrize("head_start", [0, 60, 240, 1200])

@@ -20,8 +20,8 @@ place in the queue, until it has lost as many workers as the operator allows: su
 kills them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
 *suspected*, and only claimed by a worker that has nothing else to draw.
 
-**Room.** The smallest turn is claimed first, and who does not fit into a worker's `Room` keeps the head of the queue: it
-is the next one, so that nobody starves. Meanwhile a huge task may fill that room for minutes. So a worker has a
+**Room.** The smallest turn is claimed first, and who does not fit into a worker's `Room` keeps the head of the queue:
+it is the next one, so that nobody starves. Meanwhile a huge task may fill that room for minutes. So a worker has a
 `Reserve` beside it, for keys that have nothing there (`claim_beside`): one task a key, which takes no more than half of
 the work that is left, so that there is always room for a smaller one. What is claimed there does not count in the
 room, and the turn that is served does not move by it: so whoever was passed over is not held up by it.
@@ -304,7 +304,7 @@ def _reserved(waiting: Sequence[Any], reserve: Reserve) -> list[str]:
 
 async def _take(
     connection: AsyncConnection,
-    chosen: Sequence[sa.Row[Any]],
+    chosen: Sequence[Any],
     worker_id: str,
     versions: Versions,
     now: int,
