@@ -30,11 +30,11 @@ key without its age) are not the same, they lead steps by turns: whoever has had
 parted, leads the next. So of what is computed meanwhile the first has half, but for one step, and so has the shortest;
 it too must be admitted already, or fit into the memory as is said below.
 
-**A step** is filled in this order, behind who leads it: the first request takes part even if it is larger than the budget (it is alone
-then), each further one if its next tokens still fit. So a request is left out only because those before it leave no
-room. If those have `A` tokens to compute (all that was here when r came, and what came within r's patience), then r is
-left out of at most A / (budget − r's largest step + 1) steps, or of A steps if it is larger than the budget; waiting
-for memory comes on top, and the shortest's half.
+**A step** is filled in this order, behind who leads it: the first request takes part even if it is larger than the
+budget (it is alone then), each further one if its next tokens still fit. So a request is left out only because those
+before it leave no room. If those have `A` tokens to compute (all that was here when r came, and what came within r's
+patience), then r is left out of at most A / (budget − r's largest step + 1) steps, or of A steps if it is larger than
+the budget; waiting for memory comes on top, and so do steps that the shortest leads.
 
 **Memory** and places are given when a request is first computed, kept while it is paused, and promised in the order of
 keys: one that waits is admitted only if it fits beside all admitted ones *and all that wait before it*. So nobody takes
