@@ -103,7 +103,7 @@ def test_a_claim_is_quick_while_a_hundred_thousand_wait(url):
                 "beside: no key": lambda: claim_beside(database, tasks=4, work=ENDLESS, without=made),
             }
             medians = {name: await median_ms(ask) for name, ask in asked.items()}
-            assert max(medians.values()) < 50, medians  # measured: 1 to 9
+            assert max(medians.values()) < 100, medians  # 2 to 25 on SQLite, on a busy machine; reading all takes 250
 
     asyncio.run(scenario())
 
