@@ -50,6 +50,8 @@ class Ledger:
         self.present: dict[str, Entry] = {}
         self.clock = 0
         self.arrivals = 0
+        self.lead = 0
+        """Tokens by which the first had more than the shortest by leading steps, since they were not the same."""
         self.history: list[Batch] = []
         self.ended: dict[str, int] = {}  # the clock when its last step was done
 
@@ -95,6 +97,10 @@ class Ledger:
     def end(self, batch: Batch) -> None:
         done = self.scheduler.advance(batch)
         self.clock += batch.tokens
+        if self.led == "shortest":
+            self.lead -= batch.tokens
+        else:
+            self.lead = self.lead + batch.tokens if self.led == "first" else min(0, self.lead + batch.tokens)
         mine = [entry for entry in self.computing if self.present.get(entry.work.id) is entry]
         for entry in mine:
             entry.step += 1
@@ -119,7 +125,9 @@ class Ledger:
         assert bool(batch.ids) == bool(self.present), f"idle with {list(self.present)}"
         assert set(batch.ids) <= set(self.present), f"{batch.ids}, but here are {list(self.present)}"
         ranked = sorted(self.present.values(), key=self.key)
-        chosen = [entry for entry in ranked if entry.work.id in batch.ids]
+        leader = self.leader(ranked)
+        order = sorted(ranked, key=lambda entry: entry is not leader)
+        chosen = [entry for entry in order if entry.work.id in batch.ids]
         new = [entry for entry in chosen if not entry.admitted]
         assert list(batch.ids) == [entry.work.id for entry in chosen], f"{batch.ids} are not in order, or one is twice"
         assert list(batch.admitted) == [entry.work.id for entry in new], f"{batch.admitted} are said to be new"
@@ -131,14 +139,34 @@ class Ledger:
             if not self.may_run(entry, ranked):
                 assert entry not in chosen, f"{entry} takes what is promised to those before it"
             elif entry not in chosen:
-                self.judge_absence(entry, chosen)
+                self.judge_absence(entry, chosen, leader)
 
-    def judge_absence(self, entry: Entry, chosen: list[Entry]) -> None:
-        """Only those before it may leave it out, and only so often."""
+    def leader(self, ranked: list[Entry]) -> Entry | None:
+        """Who leads the next step instead of the first: the shortest, unless it has had more by that."""
+        here = [entry for entry in ranked if self.may_run(entry, ranked)]
+        if not here or self.policy is not Policy.SRPT:
+            self.led = "together"
+            return None
+        shortest = min(self.present.values(), key=self.short_key)
+        if not self.may_run(
+            shortest, ranked
+        ):  # the shortest of all waits for memory; nobody else is tried in its place
+            shortest = min((e for e in ranked if e.admitted), key=self.short_key, default=here[0])
+        by_shortest = "shortest" if self.lead >= 0 else "first"
+        self.led = "together" if shortest is here[0] else by_shortest
+        return shortest if self.led == "shortest" else None
+
+    def short_key(self, entry: Entry) -> tuple[int, int]:
+        return entry.remaining - entry.work.priority * self.head_start, entry.number
+
+    def judge_absence(self, entry: Entry, chosen: list[Entry], leader: Entry | None) -> None:
+        """Only those before it may leave it out, and only so often; and who leads, whose tokens are counted apart."""
         room = self.limits.tokens - entry.tokens
-        before = [other.tokens for other in chosen if self.key(other) < self.key(entry)]
+        before = [other.tokens for other in chosen if other is leader or self.key(other) < self.key(entry)]
         assert before, f"{entry} is the first, but left out of {chosen}"
         assert sum(before) > room, f"{entry} fits beside those before it in {chosen}"
+        if leader is not None:
+            return
         early = [other.tokens for other in chosen if self.may_be_before(other, entry)]
         assert sum(early) > room, f"{entry} is left out for those that came after its patience: {chosen}"
         entry.left_out += 1
@@ -156,13 +184,17 @@ class Ledger:
         return other.number < entry.number or other.arrived - entry.arrived < patience
 
     def may_run(self, entry: Entry, ranked: list[Entry]) -> bool:
-        """Whether memory and places are there for it and for all that wait before it."""
+        """Whether memory and places are there for it and for all that wait before it, and the reserve for the first."""
         before = ranked[: ranked.index(entry) + 1]
-        return entry.admitted or self.fits([other for other in ranked if other.admitted or other in before])
+        held = [other for other in ranked if other.admitted or other in before]
+        return entry.admitted or self.fits(held, reserve=entry is not ranked[0])
 
-    def fits(self, entries: list[Entry]) -> bool:
-        memory_bytes = sum(entry.work.memory_bytes for entry in entries)
-        return memory_bytes <= self.limits.memory_bytes and len(entries) <= (self.limits.requests or len(entries))
+    def fits(self, entries: list[Entry], reserve: bool = False) -> bool:
+        memory_bytes, requests = self.limits.memory_bytes, self.limits.requests or 10**9
+        if reserve:
+            memory_bytes -= self.limits.memory_bytes // 8
+            requests -= 1 if requests > 1 else 0
+        return sum(entry.work.memory_bytes for entry in entries) <= memory_bytes and len(entries) <= requests
 
     def count(self) -> None:
         """The numbers that the scheduler publishes are the ledger's."""

@@ -130,9 +130,29 @@ def stream(scheduler, priority=0):
 
 @pytest.mark.parametrize(("ageing", "overtaking"), [(1, 240), (1 / 2, 480), (1 / 8, 1920), (1e-4, None)])
 def test_ageing_says_how_long_small_ones_overtake(ageing, overtaking):
-    """Small: 60 + ageing · arrived. Large: 300. So a small one is first while ageing · arrived < 240."""
+    """Small: 60 + ageing · arrived. Large: 300. So a small one is first while ageing · arrived < 240.
+
+    From then on they lead by turns: small, large, small, large, two small ones, and the large one's last.
+    """
     scheduler = Scheduler(Policy.SRPT, Limits(100, AMPLE), ageing, 0)
-    assert stream(scheduler) == (None if overtaking is None else overtaking + 300)
+    assert stream(scheduler) == (None if overtaking is None else overtaking + 4 * 60 + 300)
+
+
+def test_a_small_newcomer_is_held_up_by_one_step_of_a_huge_request_whenever_it_comes():
+    """Four images of 1536², guided, on nano; without halves it waits for more than a third of one that has aged."""
+    ledger = Ledger(Policy.SRPT, Limits(76, AMPLE), ageing=1 / 8)
+    for number in range(4):
+        ledger.add(Work(f"huge {number}", (4728,) * 60, 1))
+    took, comes = [], 0
+    while not ledger.present.keys() <= {"small"}:
+        ledger.step()
+        if "small" not in ledger.present:
+            took.append(len(ledger.history) - comes)
+            comes = len(ledger.history)
+            ledger.add(Work("small", (248,) * 4, 1))
+    assert len(took) > 80
+    assert max(took) <= 5
+    assert [id_ for id_ in ledger.ended if id_ != "small"] == [f"huge {number}" for number in range(4)]
 
 
 @pytest.mark.parametrize("head_start", [0, 60, 240, 1200])
@@ -197,6 +217,28 @@ def test_a_paused_request_keeps_its_memory():
     assert batch.ids == ("short",)
     assert scheduler.advance(batch) == ("short",)
     assert (scheduler.batch().ids, scheduler.admitted) == (("next",), 2)
+
+
+@pytest.mark.parametrize(("memory", "places"), [(16, None), (10**6, 5)])
+def test_paused_large_ones_leave_room_for_a_small_newcomer(memory, places):
+    """Of six that take three bytes each, four are admitted: a fifth would have the last of the memory, or of places."""
+    ledger = Ledger(Policy.SRPT, Limits(10, memory, places), ageing=1 / 16)
+    for number in range(6):
+        ledger.add(Work(str(number), (1,) * 100, 3))
+    assert ledger.step().ids == ("0", "1", "2", "3")
+    ledger.add(Work("small", (10,), 1))
+    assert ledger.step().ids == ("small",)
+    ledger.drain()
+
+
+def test_one_that_needs_the_reserve_itself_is_admitted_when_the_others_have_ended():
+    ledger = Ledger(Policy.SRPT, Limits(10, 16), ageing=1 / 16)
+    ledger.add(Work("first", (10,) * 3, 3))
+    ledger.add(Work("all of it", (10,) * 4, 16))
+    assert ledger.step().ids == ("first",)
+    ledger.add(Work("small", (10,), 2))
+    ledger.drain()
+    assert list(ledger.ended) == ["small", "first", "all of it"]
 
 
 def test_abort_frees_memory_for_the_next_step():

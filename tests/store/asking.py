@@ -5,7 +5,7 @@ import asyncio
 from hidream.store import keys, predictions
 from hidream.store.intake import Asked, Intake
 from hidream.store.keys import Limits
-from hidream.store.predictions import Room
+from hidream.store.predictions import Reserve, Room
 from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Mode, Size
 
@@ -25,9 +25,16 @@ async def submit(database, key, submission=SUBMISSION, queue_max=1000, model=MOD
     return await Intake(database, queue_max).submit(Asked(key, model, submission, **asked))
 
 
-async def claim(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, beside_others=False, models=(MODEL,)):
-    room = Room(tasks, work, beside_others)
+async def claim(
+    database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, beside_others=False, reserved=False, models=(MODEL,)
+):
+    room = Room(tasks, work, beside_others, reserved)
     return await predictions.claim(database, models, worker, VERSIONS, lease_s, room)
+
+
+async def claim_beside(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, without=(), models=(MODEL,)):
+    reserve = Reserve(tasks, work, frozenset(key.id for key in without))
+    return await predictions.claim_beside(database, models, worker, VERSIONS, lease_s, reserve)
 
 
 async def claim_one(database, *args, **kwargs):

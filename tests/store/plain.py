@@ -120,25 +120,38 @@ class Plain:
 
     # --- drawing ---
 
-    def claim(self, models, worker, lease_ms, tasks, work, beside_others):
+    def claim(self, models, worker, lease_ms, tasks, work, beside_others, reserved):
         waiting = sorted(
             (t for t in self.tasks.values() if t.status == "created" and t.model in models), key=lambda t: t.order
         )
         taken = []
         for task in waiting[:tasks]:
             if task.workers_lost:
-                if not taken and not beside_others:
+                if not taken and not beside_others and not reserved:
                     taken = [task]
                 break
             must = not taken and not beside_others
             if sum(t.input.work for t in taken) + task.input.work > work and not must:
                 break
             taken.append(task)
+        self.serving = max([self.serving, *(task.turn for task in taken)])
+        return self._take(taken, worker, lease_ms)
+
+    def claim_beside(self, models, worker, lease_ms, tasks, work, without_keys):
+        waiting = [t for t in self.tasks.values() if t.status == "created" and t.model in models and not t.workers_lost]
+        taken = []
+        for task in sorted(waiting, key=lambda t: t.order):
+            of_others = task.key not in without_keys and task.key not in [t.key for t in taken]
+            if of_others and len(taken) < tasks and task.input.work <= work - task.input.work:
+                taken.append(task)
+                work -= task.input.work
+        return self._take(taken, worker, lease_ms)
+
+    def _take(self, taken, worker, lease_ms):
         for task in taken:
             task.status, task.attempt, task.step = "processing", task.attempt + 1, 0
             task.started_ms, task.worker_id, task.lease_until_ms = self.now, worker, self.now + lease_ms
             task.version = f"v1-{task.input.mode}"
-        self.serving = max([self.serving, *(task.turn for task in taken)])
         return [(task.number, task.attempt) for task in taken]
 
     def renew(self, worker, lease_ms):

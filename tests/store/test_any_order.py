@@ -28,7 +28,7 @@ from hidream.store.history import Query
 from hidream.store.intake import Asked, Intake, Repeat
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import MOVES, Room, Step
+from hidream.store.predictions import MOVES, Reserve, Room, Step
 from hidream.store.schema import DELIVERIES, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS
 from hidream.types import Mode, Size, Status
 
@@ -95,6 +95,12 @@ class Real:
         tasks = await predictions.claim(self.database, models, worker, VERSIONS, lease_ms / 1000, Room(*room))
         self.claims += tasks
         return [(self.number(task.id), task.attempt) for task in tasks]
+
+    async def claim_beside(self, models, worker, lease_ms, tasks, work, without_keys):
+        reserve = Reserve(tasks, work, frozenset(self.keys[key].id for key in without_keys))
+        taken = await predictions.claim_beside(self.database, models, worker, VERSIONS, lease_ms / 1000, reserve)
+        self.claims += taken
+        return [(self.number(task.id), task.attempt) for task in taken]
 
     def _held(self, held):
         return {(self.number(h.id), h.attempt, h.watched) for h in held}
@@ -294,9 +300,20 @@ class Store(RuleBasedStateMachine):
         tasks=st.integers(1, 5),
         work=st.integers(1, 6),
         beside_others=st.booleans(),
+        reserved=st.booleans(),
     )
-    def claim(self, models, worker, tasks, work, beside_others):
-        self.claims += self.do("claim", models, worker, LEASE_S * 1000, tasks, work * WORK, beside_others)
+    def claim(self, models, worker, tasks, work, beside_others, reserved):
+        self.claims += self.do("claim", models, worker, LEASE_S * 1000, tasks, work * WORK, beside_others, reserved)
+
+    @rule(
+        models=st.sampled_from([[MODEL], [OTHER], [MODEL, OTHER]]),
+        worker=WORKERS,
+        tasks=st.integers(1, 3),
+        work=st.integers(1, 6),
+        without_keys=st.frozensets(KEYS, max_size=2),
+    )
+    def claim_beside(self, models, worker, tasks, work, without_keys):
+        self.claims += self.do("claim_beside", models, worker, LEASE_S * 1000, tasks, work * WORK, without_keys)
 
     @rule(worker=WORKERS)
     def renew(self, worker):
@@ -337,7 +354,7 @@ class Store(RuleBasedStateMachine):
     def lose_and_claim_again(self, worker):
         self.tick((LEASE_S + 1) * 1000)
         self.do("recover", None)
-        self.claim([MODEL, OTHER], worker, 5, 10 * QUEUE_MAX, beside_others=False)
+        self.claim([MODEL, OTHER], worker, 5, 10 * QUEUE_MAX, beside_others=False, reserved=False)
 
     def stale(self):
         """Claims of tasks that somebody else has now."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import sqlalchemy as sa
-from asking import MODEL, OTHER, SUBMISSION, claim, claim_one, new_key, submit
+from asking import MODEL, OTHER, SUBMISSION, claim, claim_beside, claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import deliveries, history, predictions, progress
@@ -197,6 +197,95 @@ def test_the_turn_that_is_served_moves_with_the_claims(in_database, clock):
         assert (await submit(database, late)).turn == 2 * SUBMISSION.work, "no turns are saved up by waiting"
         order = [(await claim_one(database)).key_id for _ in range(4)]
         assert late.id in order[:2], "nine others do not go first"
+
+    in_database(scenario)
+
+
+HUGE = dataclasses.replace(SUBMISSION, num_images=4, num_inference_steps=200)
+SMALL = dataclasses.replace(SUBMISSION, num_inference_steps=4)
+
+
+def test_a_reserve_is_for_one_small_task_of_each_key_that_has_none(in_database, clock):
+    async def scenario(database):
+        huge, busy, late = [await new_key(database) for _ in range(3)]
+        (first, waits) = [await submit(database, huge, HUGE) for _ in range(2)]
+        assert (await claim_one(database)).id == first.id
+        small = []
+        for key in (huge, busy, busy, late):
+            clock.now += 1
+            small.append(await submit(database, key, SMALL))
+        taken = await claim_beside(database, tasks=4, without=[huge])
+        assert [task.id for task in taken] == [small[1].id, small[3].id]
+        assert (taken[0].attempt, taken[0].version, taken[0].status) == (1, "v1-exact", Status.PROCESSING)
+        assert await claim_beside(database, tasks=4, without=[huge, busy, late]) == []
+        assert await claim_beside(database, without=[huge, busy], models=[OTHER]) == []
+        assert [task.id for task in await claim(database, tasks=9)] == [small[2].id, waits.id, small[0].id]
+
+    in_database(scenario)
+
+
+def test_nothing_takes_more_than_half_of_what_is_left_of_a_reserve(in_database, clock):
+    async def scenario(database):
+        submitted = []
+        for steps in (9, 8, 5, 4, 2, 1, 1):
+            asked = dataclasses.replace(SUBMISSION, num_inference_steps=steps)
+            submitted.append((await submit(database, await new_key(database), asked)).id)
+            clock.now += 1
+        work = 16 * SUBMISSION.pixels
+        assert [t.id for t in await claim_beside(database, tasks=9, work=work)] == [submitted[i] for i in (1, 3, 4, 5)]
+        assert await claim_beside(database, tasks=9, work=SUBMISSION.pixels) == []
+        assert [t.id for t in await claim_beside(database, work=work)] == [submitted[2]]
+
+    in_database(scenario)
+
+
+def test_what_is_passed_over_keeps_its_place(in_database, clock):
+    """The turn that is served does not move by a reserve: nobody who comes later is before who waits."""
+
+    async def scenario(database):
+        huge, next_one, small = [await new_key(database) for _ in range(3)]
+        await submit(database, huge, HUGE)
+        await claim_one(database)
+        waits = await submit(database, next_one, HUGE)
+        clock.now += 1
+        for _ in range(5):
+            await submit(database, small, SMALL)
+            assert await claim(database, work=HUGE.work - 1, beside_others=True) == []
+            assert len(await claim_beside(database, without=[huge], work=2 * SMALL.work)) == 1
+        assert (await claim_one(database)).id == waits.id
+
+    in_database(scenario)
+
+
+def test_what_is_suspected_is_not_taken_into_a_reserve_nor_waited_for(in_database, clock):
+    async def scenario(database):
+        first, second = await new_key(database), await new_key(database)
+        suspected = await submit(database, first, SMALL)
+        assert await predictions.hand_back(database, await claim_one(database), suspected=True)
+        clock.now += 1
+        fine = await submit(database, second, SMALL)
+        assert await claim(database, tasks=8, beside_others=True) == []
+        assert [task.id for task in await claim_beside(database, tasks=8)] == [fine.id]
+        assert await claim(database, tasks=8, reserved=True) == [], "not beside what is in a reserve either"
+        assert (await claim_one(database)).id == suspected.id
+
+    in_database(scenario)
+
+
+def test_a_key_with_a_hundred_small_tasks_does_not_hold_up_another_ones_single_one(in_database, clock):
+    async def scenario(database):
+        busy, late = await new_key(database), await new_key(database)
+        for _ in range(100):
+            await submit(database, busy, SMALL)
+        assert {task.key_id for task in await claim(database, tasks=8)} == {busy.id}
+        clock.now += 1
+        single = await submit(database, late, SMALL)
+        (beside,) = await claim_beside(database, tasks=4, without=[busy])
+        assert beside.id == single.id, "at once"
+        clock.now += 1
+        another = await submit(database, late, SMALL)
+        taken = [(await claim_one(database)).id for _ in range(2)]
+        assert another.id in taken, "when the next of the eight has ended, or the one after it"
 
     in_database(scenario)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from painter import STEPS, Painter
@@ -78,9 +79,9 @@ def request(seed=7):
 def drawing(painter):
     """Run `scenario(bridge, draw)`, where `draw(seed)` is a task of the loop; the painter's model is "dev"."""
 
-    def run(scenario):
+    def run(scenario, clock=time.perf_counter):
         async def main():
-            bridge, never = Bridge(), asyncio.Event()
+            bridge, never = Bridge(clock), asyncio.Event()
             bridge.drive({"dev": painter})
 
             def draw(seed, given_up=never, listener=None, model="dev"):
@@ -203,11 +204,31 @@ def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, capl
     assert "no memory" in caplog.text
 
 
+class Work:
+    """A clock that only steps move: each engine's takes so many seconds."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def timed(self, name, painter, seconds, order):
+        """Have each of a painter's steps take so long, and written down."""
+        painter.go_on.set()
+        step = painter.step
+
+        def timed_step():
+            order.append(name)
+            self.now += seconds
+            return step()
+
+        painter.step = timed_step
+
+
 def test_engines_take_steps_in_turn(drawing, painter, until):
-    other, order = Painter(), []
-    for name, each in (("dev", painter), ("full", other)):
-        each.go_on.set()
-        each.step = lambda name=name, step=each.step: order.append(name) or step()
+    clock, other, order = Work(), Painter(), []
+    clock.timed("dev", painter, 1.0, order)
+    clock.timed("full", other, 1.0, order)
 
     async def scenario(bridge, draw):
         bridge.drive({"dev": painter, "fast": Painter(), "full": other})
@@ -215,18 +236,60 @@ def test_engines_take_steps_in_turn(drawing, painter, until):
         tasks = [draw(1)]
         await until(painter.painting.is_set)
         tasks += [draw(2), draw(3, model="full")]
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
         painter.go_on.set()
         assert [picture.pixels.max() for picture in await asyncio.gather(*tasks)] == [1, 2, 3]
         await until(lambda: not bridge.busy)
         await bridge.close()
 
-    drawing(scenario)
+    drawing(scenario, clock)
     assert order == ["dev", "full"] * STEPS + ["dev"]
     assert (painter.rests, other.rests) == (STEPS, STEPS), "whoever does not draw lets the device go"
     assert painter.threads == other.threads
     assert painter.closed
     assert other.closed
+
+
+def test_an_engine_of_small_steps_has_as_much_time_as_one_of_huge_ones(drawing, painter, until):
+    """Dev's steps take three times as long as Full's: Full's picture is done after one more of Dev's."""
+    clock, other, order = Work(), Painter(), []
+    clock.timed("dev", painter, 3.0, order)
+    clock.timed("full", other, 1.0, order)
+
+    async def scenario(bridge, draw):
+        bridge.drive({"dev": painter, "full": other})
+        painter.go_on.clear()
+        huge = draw(1)
+        await until(painter.painting.is_set)
+        small = draw(2, model="full")
+        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
+        painter.go_on.set()
+        await asyncio.gather(huge, small)
+
+    drawing(scenario, clock)
+    assert order == ["dev", "full", "full", "full", "dev", "full", "dev", "dev"]
+
+
+def test_an_engine_that_rested_has_no_time_saved_up(drawing, painter, until):
+    """Otherwise Full, idle while Dev drew for 12 s, would have the thread for the next 12 s."""
+    clock, other, order = Work(), Painter(), []
+    clock.timed("dev", painter, 3.0, order)
+    clock.timed("full", other, 3.0, order)
+
+    async def scenario(bridge, draw):
+        bridge.drive({"dev": painter, "full": other})
+        await draw(1)
+        painter.go_on.clear()
+        painter.painting.clear()
+        second = draw(2)
+        await until(painter.painting.is_set)
+        third = draw(3, model="full")
+        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
+        painter.go_on.set()
+        await asyncio.gather(second, third)
+
+    drawing(scenario, clock)
+    assert order == ["dev"] * STEPS + ["dev", "full"] * STEPS
 
 
 def test_an_engine_that_fails_does_so_alone(drawing, painter, caplog):

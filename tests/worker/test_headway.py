@@ -25,6 +25,17 @@ def test_it_is_the_mean_of_the_pictures_and_nothing_is_told_twice():
     assert headway.news() == News(7, 10, None)
 
 
+def test_what_is_left_is_said_of_all_pictures_together():
+    headway = Headway(2)
+    assert headway.left == 1
+    tell(headway, 0, 10)
+    assert headway.left == 0.5
+    tell(headway, 1, 5)
+    assert headway.left == 0.25
+    tell(headway, 1, 10)
+    assert headway.left == 0
+
+
 def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
     headway = Headway(1)
     listener, picture = headway.listener(0), np.zeros((4, 4, 3), np.uint8)

@@ -104,18 +104,18 @@ class Studio:
         self.bridge.drive(painters)
         self.loop = Loop(database, self.bridge, ME, tools, limits)
 
-    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, model=MODEL, **extras):
+    async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, model=MODEL, key=None, **extras):
         asked = Submission("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
-        return await self.intake.submit(Asked(self.key, model, asked))
+        return await self.intake.submit(Asked(key or self.key, model, asked))
 
     async def end_of(self, prediction):
-        return await Endings(self.database).settled(prediction.id, self.key.id, 20)
+        return await Endings(self.database).settled(prediction.id, prediction.key_id, 20)
 
     async def ends_of(self, predictions):
         return [await self.end_of(prediction) for prediction in predictions]
 
     async def now(self, prediction):
-        return await history.get(self.database, prediction.id, self.key.id)
+        return await history.get(self.database, prediction.id, prediction.key_id)
 
     async def pictures(self, prediction):
         return [Image.open(io.BytesIO(await self.tools.outputs.read(name))) for name in prediction.output_names]
@@ -748,6 +748,68 @@ def test_as_many_are_drawn_together_as_are_allowed(studio, painter, until):
     assert max(len(step) for step in painter.together) == 3
     assert {0, 1, 2} in painter.together
     assert painter.seeds == [0, 1, 2, 3, 4]
+
+
+def test_a_huge_task_holds_up_no_small_one_of_another_key(studio, painter, until):
+    """The room is 3.4 tasks of 28 steps: four images fill it. Beside it there is a place for each key that has none."""
+
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(pictures_max=0.01) as s:
+            other, third = [(await keys.create(s.database, name))[0] for name in ("other", "third")]
+            huge = await s.submit(seed=1, num_images=4)
+            await until(painter.painting.is_set)
+            own = await s.submit(seed=11, num_inference_steps=4)
+            small = await s.submit(seed=21, num_inference_steps=4, key=other)
+            again = await s.submit(seed=22, num_inference_steps=4, key=other)
+            large = await s.submit(seed=31, num_images=4, key=third)
+            await until(lambda: len(s.loop._jobs) == 2)
+            await asyncio.sleep(0.2)  # it has looked again
+            assert {id_ for id_, _ in s.loop._jobs} == {huge.id, small.id}
+            for waits in (own, again, large):
+                assert (await s.now(waits)).status is Status.CREATED
+            painter.go_on.set()
+            assert {done.status for done in await s.ends_of([huge, own, small, again, large])} == {Status.COMPLETED}
+
+    asyncio.run(scenario())
+    assert {1, 2, 3, 4, 21} in painter.together
+
+
+def test_a_flood_of_small_tasks_holds_up_no_small_one_of_another_key(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio() as s:
+            flood = [await s.submit(seed=seed) for seed in range(100, 120)]
+            await until(lambda: len(s.loop._jobs) == 8)
+            small = await s.submit(seed=1, key=(await keys.create(s.database, "other"))[0])
+            await until(lambda: len(s.loop._jobs) == 9)
+            assert (await s.now(small)).status is Status.PROCESSING
+            painter.go_on.set()
+            assert {done.status for done in await s.ends_of([*flood, small])} == {Status.COMPLETED}
+
+    asyncio.run(scenario())
+    assert max(len(step) for step in painter.together) == 9
+
+
+def test_what_is_suspected_waits_for_what_is_beside_and_is_drawn_alone(studio, painter, until):
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(tasks_max=1) as s:
+            other = (await keys.create(s.database, "other"))[0]
+            suspected = await s.submit(seed=1)
+            await until(painter.painting.is_set)
+            await s.submit(seed=2)
+            small = await s.submit(seed=3, key=other)
+            await until(lambda: len(s.loop._jobs) == 2)
+            (held,) = [claim for claim in s.loop._jobs if claim[0] == suspected.id]
+            await predictions.hand_back(s.database, predictions.Held(*held, watched=False), suspected=True)
+            later = await s.submit(seed=4, key=other)
+            painter.together.clear()
+            painter.go_on.set()
+            await s.ends_of([small, suspected, later])
+
+    asyncio.run(scenario())
+    assert [step for step in painter.together if 1 in step][-STEPS:] == [{1}] * STEPS
 
 
 def test_what_has_lost_a_worker_is_drawn_alone_and_not_passed_over(studio, painter, until):

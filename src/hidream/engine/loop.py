@@ -140,10 +140,9 @@ class Engine:
         """
         sketch = self._outline(request, prepared)
         work = self._runner.work(id, sketch, priority)
-        self._check_memory(request.size, work.memory_bytes + self._runner.peak_bytes(sketch))
-        # a request that is larger than the memory for requests is not refused: it is alone then
-        memory_bytes = min(work.memory_bytes, self.limits.memory_bytes)
-        self._scheduler.add(dataclasses.replace(work, memory_bytes=memory_bytes))
+        needed = work.memory_bytes + self._runner.peak_bytes(sketch)
+        self._check_memory(request.size, needed)
+        self._scheduler.add(dataclasses.replace(work, memory_bytes=self._counted_bytes(work.memory_bytes, needed)))
         self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, wants_preview))
         if self._scheduler.waiting <= self._expected:
             self._runner.expect(sketch)
@@ -203,6 +202,14 @@ class Engine:
         sketches = (asked.sketch for asked in self._asked.values())
         alike = (each for each in sketches if dataclasses.replace(each.request, seed=request.seed) == request)
         return outline(self._model, request, next((each.canvas for each in alike), None))
+
+    def _counted_bytes(self, memory_bytes: int, needed: int) -> int:
+        """What a request counts for: one larger than the memory for requests is not refused, but has all of it.
+
+        It leaves the reserve to others only if the machine has that beside what it really needs.
+        """
+        beside = self.limits.reserve_bytes if needed + self.limits.reserve_bytes <= self._usable_bytes else 0
+        return min(memory_bytes, self.limits.memory_bytes - beside)
 
     def _check_memory(self, size: Size, needed: int) -> None:
         """Refuse what has never had room since the start. Raises InvalidInput."""

@@ -49,7 +49,8 @@ class Limits:
 
     `tokens` should be the fewest that keep the hardware busy, not the most that fit: all in a step wait for its end, so
     that a larger budget makes small requests as slow as the large ones beside them. `requests` of None means as many
-    as the memory allows.
+    as the memory allows. The last eighth of the memory, and the last of several places, are the reserve of whoever is
+    first of all (`scheduler.py`): so that large requests that are paused do not keep a small one out.
     """
 
     tokens: int
@@ -60,3 +61,13 @@ class Limits:
         assert self.tokens >= 1, f"a step of {self.tokens} tokens computes nothing"
         assert self.memory_bytes >= 0, f"{self.memory_bytes} bytes are not a limit"
         assert self.requests is None or self.requests >= 1, f"{self.requests} requests: nothing could be admitted"
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Memory that is only for who is first of all."""
+        return self.memory_bytes // 8
+
+    @property
+    def reserve_requests(self) -> int:
+        """Places that are."""
+        return int(self.requests is not None and self.requests > 1)

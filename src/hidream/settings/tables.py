@@ -162,9 +162,9 @@ class Worker:
     attempts_max: Annotated[int, Between(1, 1000)] = 3
     """A task that ended this many workers fails instead of ending the next; it may be one that was beside it."""
     tasks_max: Annotated[int, Between(1, 1000)] = 8
-    """Tasks that are claimed and drawn together."""
+    """Tasks that are claimed and drawn together; half as many more are for keys that have none here."""
     pictures_max: Annotated[float, Between(0.01, 100_000)] = 16.0  # a nano sketch, to more than any machine holds
-    """What is claimed of work at a time, in pictures of 1024*1024 with 28 steps; a single task may be more."""
+    """What is left of work that is claimed, in pictures of 1024*1024 with 28 steps; a single task may be more."""
     finish_s: Annotated[float, Between(0, DAY_S)] = 0.0
     """How long a worker that is told to stop goes on with what it draws, before it hands the rest back."""
     serves: Annotated[str, Like(rf"({_VARIANT}( ?, ?{_VARIANT}){{0,2}})?", "dev, full, fast, with commas between")] = ""

@@ -20,6 +20,12 @@ place in the queue, until it has lost as many workers as the operator allows: su
 kills them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
 *suspected*, and only claimed by a worker that has nothing else to draw.
 
+**Room.** The smallest turn is claimed first, and who does not fit into a worker's `Room` keeps the head of the queue:
+it is the next one, so that nobody starves. Meanwhile a huge task may fill that room for minutes. So a worker has a
+`Reserve` beside it, for keys that have nothing there (`claim_beside`): one task a key, which takes no more than half of
+the work that is left, so that there is always room for a smaller one. What is claimed there does not count in the
+room, and the turn that is served does not move by it: so whoever was passed over is not held up by it.
+
 All that decides the picture is settled at submission, the seed and the names of the outputs included. So a task
 that is drawn again after a crash gives the same picture under the same name.
 """
@@ -53,15 +59,31 @@ MOVES: Mapping[str, tuple[tuple[Status, ...], Status]] = {
 
 SERVING = ""
 """The row of `turns` that says which turn is being served."""
+LOOK_AHEAD = 1000
+"""Tasks from the head of the queue among which a reserve looks for one that fits: a millisecond's worth of index. A key
+that has nothing anywhere stands behind no more than one task of each other key, so it takes as many keys to hide it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much a worker can take: so many tasks, of so much work in all, but always one; and if it has others."""
+    """How much a worker can take: so many tasks, of so much work in all, but always one; and if it has others.
+
+    `beside_others` is about those in this room; `reserved`, whether there are any in its reserve.
+    """
 
     tasks: int
     work: int
     beside_others: bool
+    reserved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """How much a worker can take beside its room: so many tasks, of so much work, of other keys than these."""
+
+    tasks: int
+    work: int
+    without_keys: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +112,10 @@ async def claim(
     Their rows say by which of `versions` they are drawn. A suspected task is taken alone, and not beside others; but it
     is not passed over, so that it does not wait for as long as others come.
     """
-    now = database.now_ms()
     first = (
-        sa.select(P.c.id, P.c.model, P.c.input, P.c.turn, P.c.work, P.c.workers_lost)
+        sa.select(*_CLAIMED)
         .where(*_waits_for(models))
-        .order_by(P.c.turn, P.c.created_ms, P.c.id)
+        .order_by(*_LINE)
         .limit(room.tasks)
         .with_for_update(skip_locked=True)
     )
@@ -105,24 +126,38 @@ async def claim(
         chosen = _fitting((await connection.execute(first)).all(), room)
         if not chosen:
             return []
-        statement = (
-            _moved("claim")
-            .where(P.c.id.in_([row.id for row in chosen]))
-            .values(
-                attempt=P.c.attempt + 1,
-                version=sa.case({row.id: _version(versions, row) for row in chosen}, value=P.c.id),
-                started_ms=now,
-                step=0,
-                worker_id=worker_id,
-                lease_until_ms=now + round(lease_s * 1000),
-            )
-            .returning(*COLUMNS)
-        )
-        rows = (await connection.execute(statement)).all()
+        tasks = await _take(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
         served = max(row.turn for row in chosen)
         serving = sa.update(TURNS).where(TURNS.c.key_id == SERVING, TURNS.c.next < served).values(next=served)
         await connection.execute(serving)
-    return sorted((Prediction.of_row(row) for row in rows), key=lambda task: (task.turn, task.created_ms, task.id))
+    return tasks
+
+
+async def claim_beside(
+    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, reserve: Reserve
+) -> list[Prediction]:
+    """Take what fits into a reserve, though it is not its turn yet; as `claim` does otherwise.
+
+    For a worker whose room has tasks, and none that is suspected. What is suspected is not taken, and not waited for.
+    """
+    ahead = sa.select(*_LINE, P.c.key_id, P.c.work).where(*_waits_for(models)).order_by(*_LINE)
+    line = ahead.limit(LOOK_AHEAD).subquery()  # the index has all of it
+    wanted = (
+        sa.select(line.c.id, line.c.key_id, line.c.work)
+        .join(P, P.c.id == line.c.id)
+        .where(line.c.work <= reserve.work // 2, line.c.key_id.not_in(reserve.without_keys), P.c.workers_lost == 0)
+        .order_by(line.c.turn, line.c.created_ms, line.c.id)
+    )
+    async with database.read() as connection:
+        ids = _reserved((await connection.execute(wanted)).all(), reserve)
+    if not ids:
+        return []
+    still = sa.select(*_CLAIMED).where(P.c.id.in_(ids), _STATUS_OF_ROW == Status.CREATED, P.c.workers_lost == 0)
+    async with database.write() as connection:
+        chosen = (await connection.execute(still.with_for_update(skip_locked=True))).all()
+        if not chosen:
+            return []
+        return await _take(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
 
 
 async def renew(database: Database, worker_id: str, lease_s: float) -> set[Held]:
@@ -242,15 +277,15 @@ def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _moved(move: str) -> sa.Update:
-    """Begin the statement of a move."""
+    """Begin the statement of a move of rows that are named by their ids."""
     sources, target = MOVES[move]
-    return sa.update(P).where(P.c.status.in_(sources)).values(status=target)
+    return sa.update(P).where(_STATUS_OF_ROW.in_(sources)).values(status=target)
 
 
 def _fitting(waiting: Sequence[Any], room: Room) -> Sequence[Any]:
     """Take from the front what there is room for."""
     if waiting and waiting[0].workers_lost:
-        return [] if room.beside_others else waiting[:1]
+        return [] if room.beside_others or room.reserved else waiting[:1]
     count, work = 0, 0
     for row in waiting:
         work += row.work
@@ -260,6 +295,50 @@ def _fitting(waiting: Sequence[Any], room: Room) -> Sequence[Any]:
     return waiting[:count]
 
 
+def _reserved(waiting: Sequence[Any], reserve: Reserve) -> list[str]:
+    """Take one of each key, if it leaves as much work as it takes."""
+    ids: list[str] = []
+    keys, left = set(reserve.without_keys), reserve.work
+    for row in waiting:
+        if len(ids) < reserve.tasks and row.key_id not in keys and 2 * row.work <= left:
+            ids.append(row.id)
+            keys.add(row.key_id)
+            left -= row.work
+    return ids
+
+
+async def _take(
+    connection: AsyncConnection,
+    chosen: Sequence[Any],
+    worker_id: str,
+    versions: Versions,
+    now: int,
+    lease_s: float,
+) -> list[Prediction]:
+    """Make rows that wait, and are locked, a worker's own."""
+    statement = (
+        _moved("claim")
+        .where(P.c.id.in_([row.id for row in chosen]))
+        .values(
+            attempt=P.c.attempt + 1,
+            version=sa.case({row.id: _version(versions, row) for row in chosen}, value=P.c.id),
+            started_ms=now,
+            step=0,
+            worker_id=worker_id,
+            lease_until_ms=now + round(lease_s * 1000),
+        )
+        .returning(*COLUMNS)
+    )
+    rows = (await connection.execute(statement)).all()
+    return sorted((Prediction.of_row(row) for row in rows), key=lambda task: (task.turn, task.created_ms, task.id))
+
+
+_STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
+"""The state, where rows are found by their ids: SQLite would rather read all that are in a state, by its index."""
+_LINE = (P.c.turn, P.c.created_ms, P.c.id)
+"""The order of the queue."""
+_CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.turn, P.c.work, P.c.workers_lost)
+"""What is read of a row before it is claimed."""
 Versions = Mapping[str, Mapping[Mode, str]]
 """What each model's pictures are called in each mode."""
 

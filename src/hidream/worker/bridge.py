@@ -5,7 +5,11 @@ What the thread is told goes into one queue, and each step of the engine is an e
 behind whatever was said during the last. So requests join and leave between any two steps, and a thread that has
 nothing to do waits.
 
-There may be several engines, one for each model. Those that have anything to draw take steps in turn, one each.
+There may be several engines, one for each model. Those that have anything to draw share the thread's time fairly, not
+its steps: a step of a huge picture takes as long as hundreds of a small one. Each has its *time*, to which its steps
+add what they took; the smallest goes next, and one that had nothing to do begins at the time that is being served.
+(Start-time fair queueing, as keys share the queue in `store/intake`.) So where an engine draws what takes hours, a
+small picture of another one waits for the end of one step, and then has the thread until it has had as much of it.
 
 An engine returns the errors of single requests. An exception out of a step itself belongs to nobody: all requests of
 the engine end with it, and the thread goes on; when an engine does that twice in a row, the bridge is `broken`.
@@ -16,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,13 +95,17 @@ class _Asked:
 class Bridge:
     """The model thread, as seen from the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Make a bridge; `clock` says in seconds what steps took."""
+        self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._latest: concurrent.futures.Future[Any] | None = None
         self._engines: dict[str, Drawer] = {}
         self._asked: dict[str, _Asked] = {}  # this and what follows is the thread's
         self._stepping = False
         self._latest_model: str | None = None  # whose step was the latest
+        self._times: dict[str, float] = {}  # seconds that each model has had, or could have had
+        self._serving = 0.0  # the time at which the latest step began
         self._failures: Counter[str] = Counter()  # in a row, by model
 
     @property
@@ -180,6 +189,8 @@ class Bridge:
         except Exception as error:  # the edge of a request
             _tell_loop(asked, None, error)
             return
+        if all(each.model != asked.model for each in self._asked.values()):  # no time is saved up by resting
+            self._times[asked.model] = max(self._times.get(asked.model, 0.0), self._serving)
         self._asked[id_] = asked
         if not self._stepping:
             self._stepping = True
@@ -211,17 +222,23 @@ class Bridge:
             self._thread.submit(self._step)
 
     def _whose_turn(self) -> str | None:
-        """Go round the models that have anything to draw: the next one after that of the latest step."""
+        """Say who has had the least time of the models that have anything to draw; of equals, who comes round next."""
         busy = {asked.model for asked in self._asked.values()}
         models = list(self._engines)
         after = models.index(self._latest_model) + 1 if self._latest_model in self._engines else 0
-        return next((model for model in models[after:] + models[:after] if model in busy), None)
+        round_ = (model for model in models[after:] + models[:after] if model in busy)
+        return min(round_, key=lambda model: self._times[model], default=None)
 
     def _take(self, model: str) -> None:
         if self._latest_model not in (None, model):
             self._engines[self._latest_model].rest()
         self._latest_model = model
-        for outcome in self._engines[model].step():
+        self._serving, begun = self._times[model], self._clock()
+        try:
+            outcomes = self._engines[model].step()
+        finally:
+            self._times[model] += self._clock() - begun
+        for outcome in outcomes:
             _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
 
     def _fail_all(self, ids: Sequence[str], error: Exception) -> None:

@@ -47,16 +47,22 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A claimed task, how far it is, and what is set to end it."""
+    """A claimed task, how far it is, what is set to end it, and whether it was claimed for the worker's reserve."""
 
     task: Prediction
     headway: Headway
     given_up: asyncio.Event
+    reserved: bool = False
 
     @classmethod
-    def of(cls, task: Prediction) -> Job:
+    def of(cls, task: Prediction, *, reserved: bool = False) -> Job:
         """Make a job of a task that has just been claimed."""
-        return cls(task, Headway(task.input.num_images), asyncio.Event())
+        return cls(task, Headway(task.input.num_images), asyncio.Event(), reserved)
+
+    @property
+    def work_left(self) -> int:
+        """What is still to be drawn, in pixel steps."""
+        return round(self.task.work * self.headway.left)
 
 
 @dataclass(frozen=True, slots=True)

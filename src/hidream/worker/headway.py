@@ -58,6 +58,11 @@ class Headway:
 
         return Listener(on_progress, wants_preview)
 
+    @property
+    def left(self) -> float:
+        """The part that is still to be drawn, 0 to 1."""
+        return 1 - sum(self._done) / (len(self._done) * self._steps) if self._steps else 1.0
+
     def news(self) -> News | None:
         """Take what is new since the last time; None if nothing is."""
         done, preview = sum(self._done) // len(self._done), self._preview

@@ -1,5 +1,9 @@
 """The worker's life: claim tasks, have them drawn together, and say what became of each.
 
+How many at a time says its *room*, `tasks_max` and `pictures_max`, of which a task takes what is left of it to be
+drawn. Beside the room it has a *reserve*, half as large, for keys that have nothing here (`store/predictions`): so that
+another key's task of any size does not hold up a small one. The engine draws the small one first.
+
 Beside that it keeps its row and its leases fresh, writes down how far its drawings are, and gives up what is no longer
 its own: tasks that were cancelled, and those whose lease was lost nevertheless. Those that are being drawn when it is
 told to stop may be finished for a while; then they go back to the queue.
@@ -26,7 +30,7 @@ from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import history, predictions, workers
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import Held, Room, Step
+from hidream.store.predictions import Held, Reserve, Room, Step
 from hidream.store.submission import USUAL_STEPS
 from hidream.store.workers import Worker
 from hidream.worker.bridge import Bridge
@@ -37,6 +41,8 @@ from hidream.worker.outage import outlast
 
 IDLE_S = 1.0
 """How often a worker with room looks for tasks that other workers have lost."""
+LOOK_BESIDE_S = 0.05
+"""How often it looks at most whether anything fits into its reserve: commits come by hundreds a second."""
 LOOK_S = 0.5
 """How often it says how far its drawings are, and looks whether one was cancelled."""
 PARTING_S = 5.0
@@ -46,6 +52,9 @@ ERROR_MAX_CHARS = 1000
 """Of an error that nobody foresaw; some have a whole tensor in their text."""
 PICTURE_WORK = 1024 * 1024 * USUAL_STEPS
 """What `pictures_max` counts in: pixel steps of a usual picture."""
+
+RESERVE = 0.5
+"""What a worker has beside its room, of that; one task at least."""
 
 Claim = tuple[str, int]
 """A task's id and attempt: what this worker holds."""
@@ -72,6 +81,8 @@ class Loop:
         self._unknown: dict[Claim, int] = {}  # held without a job, and what `_claims` was when that was noticed
         self._away_at = -math.inf  # when the database was last found to be away
         self._recover_at = -math.inf  # when tasks of lost workers are looked for again
+        self._beside_at = -math.inf  # when it may look again for what fits into the reserve
+        self._beside_due = False  # it would have looked, had it been allowed to
         self._seen = -1  # the database's version when it was last looked for cancelled tasks
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -110,35 +121,69 @@ class Loop:
         changes = self._database.changes
         while not (changes.stopped or self._bridge.broken):
             self._left.clear()
-            room = self._room()
-            if room is None:
-                await self._left.wait()
-                continue
             seen = changes.now()
-            tasks = await outlast(partial(self._claim, room), stopping, "claim")
-            for task in tasks:
-                drawing.create_task(self._do(self._give_place(task)))
+            jobs = await self._fill_room(stopping) or await self._fill_reserve(stopping)
+            for job in jobs:
+                drawing.create_task(self._do(job))
             await outlast(self._recover, stopping, "recover")
-            if not tasks:
+            if not jobs:
                 await self._news(seen)
 
-    def _room(self) -> Room | None:
-        """How much may be taken beside what is here; None if nothing."""
-        tasks = [job.task for job in self._jobs.values()]
-        work = round(self._limits.pictures_max * PICTURE_WORK) - sum(task.work for task in tasks)
-        full = len(tasks) >= self._limits.tasks_max or (tasks and work <= 0)
-        if full or any(task.workers_lost for task in tasks):
-            return None
-        return Room(self._limits.tasks_max - len(tasks), work, beside_others=bool(tasks))
+    async def _fill_room(self, stopping: asyncio.Event) -> list[Job]:
+        """Claim what there is room for, in its turn."""
+        room = self._room()
+        if room is None:
+            return []
+        tasks = await outlast(partial(self._claim, predictions.claim, room), stopping, "claim")
+        return [self._give_place(task) for task in tasks]
 
-    async def _claim(self, room: Room) -> list[Prediction]:
+    async def _fill_reserve(self, stopping: asyncio.Event) -> list[Job]:
+        """Claim what fits beside the room, whether it is its turn or not."""
+        reserve, clock = self._reserve(), asyncio.get_running_loop().time
+        self._beside_due = reserve is not None and clock() < self._beside_at
+        if reserve is None or self._beside_due:
+            return []
+        tasks = await outlast(partial(self._claim, predictions.claim_beside, reserve), stopping, "claim")
+        self._beside_at = -math.inf if tasks else clock() + LOOK_BESIDE_S
+        return [self._give_place(task, reserved=True) for task in tasks]
+
+    def _room(self) -> Room | None:
+        """How much may be taken in its turn, beside what is here; None if nothing."""
+        jobs = [job for job in self._jobs.values() if not job.reserved]
+        tasks = self._limits.tasks_max - len(jobs)
+        work = self._work_max - sum(job.work_left for job in jobs)
+        if tasks <= 0 or (jobs and work <= 0) or self._is_alone:
+            return None
+        return Room(tasks, work, beside_others=bool(jobs), reserved=len(jobs) < len(self._jobs))
+
+    def _reserve(self) -> Reserve | None:
+        """How much may be taken beside the room; None if nothing, or if the room is empty: whoever is next takes that.
+
+        So what is suspected, and needs the worker for itself, waits no longer than what was here before it.
+        """
+        jobs = [job for job in self._jobs.values() if job.reserved]
+        tasks = max(1, int(RESERVE * self._limits.tasks_max)) - len(jobs)
+        work = int(RESERVE * self._work_max) - sum(job.work_left for job in jobs)
+        if tasks <= 0 or work <= 0 or len(jobs) == len(self._jobs) or self._is_alone:
+            return None
+        return Reserve(tasks, work, frozenset(job.task.key_id for job in self._jobs.values()))
+
+    @property
+    def _work_max(self) -> int:
+        """The room's work, in pixel steps."""
+        return round(self._limits.pictures_max * PICTURE_WORK)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether what is here is suspected, and nothing may be beside it."""
+        return any(job.task.workers_lost for job in self._jobs.values())
+
+    async def _claim(self, claim: Callable[..., Awaitable[list[Prediction]]], room: Room | Reserve) -> list[Prediction]:
         """Take tasks."""
         limits, worker = self._limits, self._worker
         self._claims += 1
         try:
-            return await predictions.claim(
-                self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, room
-            )
+            return await claim(self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, room)
         except StoreUnavailable:
             self._away_at = asyncio.get_running_loop().time()
             raise
@@ -157,18 +202,19 @@ class Loop:
             raise
         self._recover_at = clock() + IDLE_S / 2  # less than an idle worker waits
 
-    def _give_place(self, task: Prediction) -> Job:
+    def _give_place(self, task: Prediction, *, reserved: bool = False) -> Job:
         """Make a job of a claimed task."""
-        job = Job.of(task)
+        job = Job.of(task, reserved=reserved)
         if self._database.changes.stopped:  # said while the task was being claimed
             job.given_up.set()
         self._jobs[task.id, task.attempt] = job
         return job
 
     async def _news(self, seen: int) -> None:
-        """Wait until something was committed since `seen`, or a job has ended."""
+        """Wait until something was committed since `seen`, a job has ended, or it is time to fill the reserve."""
+        timeout_s = self._beside_at - asyncio.get_running_loop().time() if self._beside_due else IDLE_S
         waiting = [
-            asyncio.create_task(self._database.changes.since(seen, IDLE_S)),
+            asyncio.create_task(self._database.changes.since(seen, timeout_s)),
             asyncio.create_task(self._left.wait()),
         ]
         try:
