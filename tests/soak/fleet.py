@@ -58,12 +58,12 @@ class Member:
 
 
 class Fleet:
-    """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many APIs and workers, ready when the block begins.
+    """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many processes of each kind, ready when the block begins.
 
     Their home, and with it SQLite's file and the pictures, is `folder/home` if the settings do not say otherwise.
     """
 
-    def __init__(self, folder, *, apis=2, workers=2, home=None, **environ):
+    def __init__(self, folder, *, apis=2, workers=2, serves=0, home=None, **environ):
         self.folder, self.home = folder, home or folder / "home"
         ours = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
         self.environ = ours | {
@@ -78,7 +78,7 @@ class Fleet:
             **environ,
         }
         self.members, self.started = [], 0
-        self._wanted = ["api"] * apis + ["worker"] * workers
+        self._wanted = ["serve"] * serves + ["api"] * apis + ["worker"] * workers
 
     def __enter__(self):
         try:
@@ -94,18 +94,18 @@ class Fleet:
 
     def __exit__(self, *_):
         for member in self.members:
-            member.stop(signal.SIGKILL)
+            member.stop(signal.SIGTERM if member.kind == "serve" else signal.SIGKILL)  # it ends its worker
 
     @property
     def apis(self):
-        return [member for member in self.members if member.kind == "api"]
+        return [member for member in self.members if member.kind in ("api", "serve")]
 
     @property
     def workers(self):
         return [member for member in self.members if member.kind == "worker"]
 
     def start(self, kind):
-        module = ["hidream.cli", "api"] if kind == "api" else ["soak.fast_worker"]
+        module = ["soak.fast_worker"] if kind == "worker" else ["hidream.cli", kind]
         log = self.folder / f"{kind}{self.started}.log"
         self.started += 1
         member = Member(kind, self.environ, log, [sys.executable, "-m", *module])

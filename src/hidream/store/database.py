@@ -71,7 +71,8 @@ class Database:
             finally:
                 looking.cancel()
                 backend.changes.stop()
-                await asyncio.gather(looking, *database._beside, return_exceptions=True)
+                checking = [database._checking] if database._checking else []
+                await asyncio.gather(looking, *checking, *database._beside, return_exceptions=True)
 
     def now_ms(self) -> int:
         """Read the clock that all times are written down by."""
@@ -131,12 +132,13 @@ class Database:
         self._refuse_if_gone()
         if self._damaged is not None:
             raise self._damaged
-        if self._checking is None or (self._checking.done() and self._now() >= self._checked_until):
-            self._checking = self.beside(self._check())
-        await asyncio.wait([self._checking], timeout=CHECK_S)
-        if not self._checking.done():
+        checking = self._checking
+        if checking is None or (checking.done() and self._now() >= self._checked_until):
+            checking = self._checking = asyncio.create_task(self._check())
+        await asyncio.wait([checking], timeout=CHECK_S)
+        if not checking.done():
             raise StoreUnavailable("the database does not answer: a check of it takes too long")
-        if why := self._checking.result():
+        if why := checking.result():
             raise StoreUnavailable(why)
 
     def find_it_gone(self) -> bool:

@@ -18,6 +18,9 @@ from hidream.store.schema import WORKERS
 FORGET_MS = 24 * 3600 * 1000
 """A row that was not refreshed for this long is removed by the next worker that registers."""
 
+LOADED = b"."
+"""What a worker that has loaded says once a second to the process that has started it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

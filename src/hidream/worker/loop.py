@@ -184,7 +184,7 @@ class Loop:
         logger.info("worker_stopping id=%s tasks=%d", self._worker.id, len(self._jobs))
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._limits.finish_s
-        while self._jobs and clock() < deadline:  # noqa: ASYNC110 - they may end one by one, or all be given up
+        while self._jobs and clock() < deadline and not self._database.gone.is_set():  # noqa: ASYNC110 - they may end one by one, or all be given up
             await asyncio.sleep(min(0.05, deadline - clock()))
         for job in self._jobs.values():
             job.given_up.set()
