@@ -134,7 +134,7 @@ class Database:
             raise self._damaged
         checking = self._checking
         if checking is None or (checking.done() and self._now() >= self._checked_until):
-            checking = self._checking = asyncio.create_task(self._check())
+            checking = self._checking = asyncio.create_task(self._probe())
         await asyncio.wait([checking], timeout=CHECK_S)
         if not checking.done():
             raise StoreUnavailable("the database does not answer: a check of it takes too long")
@@ -158,7 +158,7 @@ class Database:
         while not self.find_it_gone():  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(LOOK_S)
 
-    async def _check(self) -> str:
+    async def _probe(self) -> str:
         """Say what is wrong; empty if nothing is."""
         durably = self._write_failed
         try:
