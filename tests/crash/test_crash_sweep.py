@@ -24,7 +24,7 @@ ONLY_BY_A_DEATH = ("early_commit", "lost_webhook")
 
 def sweep(folder, urls, *, bucket=None, fault="", **strike):
     job = {"folder": str(folder), "urls": urls, "bucket": bucket or {}, "fault": fault, "strike": strike}
-    paths = os.pathsep.join(map(str, (HERE, HERE.parent / "worker", HERE.parent)))
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent / "worker", HERE.parent, HERE.parents[1] / "src")))
     environ = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, HERE / "lanes.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

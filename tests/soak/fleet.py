@@ -1,17 +1,25 @@
 """API processes and fast workers on one database, as real processes that a test may kill, stop and start."""
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
+
+from hidream.store.schema import KEYS, PREDICTIONS, UPLOADS
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "hd_the-key-of-a-fleet"
+TELLING = 6
+"""Characters that a text must have to be looked for: shorter ones are in logs by chance."""
 TESTS = Path(__file__).parents[1]
 
 
@@ -88,13 +96,26 @@ class Fleet:
                 assert api.url
             self.wait_until_ready()
         except BaseException:
-            self.__exit__()
+            self.__exit__(BaseException)
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, raised=None, *_):
         for member in self.members:
             member.stop(signal.SIGTERM if member.kind == "serve" else signal.SIGKILL)  # it ends its worker
+        if raised is None:
+            self.hold_logs()
+
+    def hold_logs(self):
+        """No log has a word of what clients have sent, nor a secret: they are read from the database."""
+        with ThreadPoolExecutor(1) as pool:  # an event loop may run in this thread
+            words = pool.submit(asyncio.run, told(self.database_url)).result() | {KEY}
+        logs = self.logs()
+        assert not [word for word in words if word in logs]
+
+    @property
+    def database_url(self):
+        return self.environ.get("HIDREAM_STORE_DATABASE_URL") or f"sqlite+aiosqlite:///{self.home}/hidream.db"
 
     @property
     def apis(self):
@@ -130,6 +151,23 @@ class Fleet:
     def logs(self):
         """All that was logged, by whomever."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+
+async def told(url):
+    """What the database knows and no log may: prompts, names of files, targets of webhooks and their secrets."""
+    engine = sa.ext.asyncio.create_async_engine(url)
+    try:
+        async with engine.connect() as connection:
+            inputs = [row[0] for row in await connection.execute(sa.select(PREDICTIONS.c.input))]
+            columns = (PREDICTIONS.c.webhook, PREDICTIONS.c.output_name, UPLOADS.c.filename, UPLOADS.c.name)
+            columns += (KEYS.c.webhook_secret, KEYS.c.webhook_secret_before, KEYS.c.hash)
+            words = [text for each in columns for text in await connection.scalars(sa.select(each))]
+    except sa.exc.OperationalError:  # a test has taken its database away
+        words, inputs = [], []
+    finally:
+        await engine.dispose()
+    words += [each[name] for each in inputs for name in ("prompt", "negative_prompt") if each.get(name)]
+    return {word for word in words if len(word) >= TELLING}
 
 
 def until(condition, timeout_s=60):
