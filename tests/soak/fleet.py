@@ -71,7 +71,7 @@ class Fleet:
     Their home, and with it SQLite's file and the pictures, is `folder/home` if the settings do not say otherwise.
     """
 
-    def __init__(self, folder, *, apis=2, workers=2, serves=0, home=None, **environ):
+    def __init__(self, folder, *, apis=2, workers=2, serves=0, ready=True, home=None, **environ):
         self.folder, self.home = folder, home or folder / "home"
         ours = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
         self.environ = ours | {
@@ -85,7 +85,7 @@ class Fleet:
             "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent / "src"))),
             **environ,
         }
-        self.members, self.started = [], 0
+        self.members, self.started, self._ready = [], 0, ready
         self._wanted = ["serve"] * serves + ["api"] * apis + ["worker"] * workers
 
     def __enter__(self):
@@ -94,7 +94,8 @@ class Fleet:
                 self.start(kind)
             for api in self.apis:
                 assert api.url
-            self.wait_until_ready()
+            if self._ready:
+                self.wait_until_ready()
         except BaseException:
             self.__exit__(BaseException)
             raise

@@ -20,6 +20,7 @@ from typing import Any
 
 import uvicorn
 
+from hidream import systemd
 from hidream.errors import ConfigurationError, StorageUnavailable, StoreGone, StoreUnavailable
 from hidream.server import background, tracing
 from hidream.server.app import create_app
@@ -49,6 +50,14 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
 
 async def _run(settings: Settings, with_worker: bool) -> int:
+    beating = asyncio.create_task(systemd.beat())
+    try:
+        return await _run_on_database(settings, with_worker)
+    finally:
+        beating.cancel()
+
+
+async def _run_on_database(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)

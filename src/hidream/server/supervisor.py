@@ -104,7 +104,7 @@ async def keep_worker(settings: Settings, database: Database) -> int:
 
 async def _start(settings: Settings) -> Child:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
-    inherited.pop("NOTIFY_SOCKET", None)  # systemd is told by this process, not by its children
+    inherited.pop("NOTIFY_SOCKET", None)  # systemd hears this process, not its children
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:

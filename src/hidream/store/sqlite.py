@@ -11,7 +11,6 @@ was deleted or replaced under us takes what we write to nowhere, so its identity
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -37,11 +36,6 @@ CHECK_MS = 1_000
 
 CONNECTIONS = 4
 """That read; each has a thread of its own. A statement takes a millisecond, so a few serve many requests."""
-
-OURS = 0o077
-"""What others than the owner may not do with the files."""
-
-logger = logging.getLogger(__name__)
 
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
@@ -134,10 +128,6 @@ def _make_ours(path: str) -> None:
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         Path(path).chmod(0o600)
-    with contextlib.suppress(OSError):
-        if (mode := Path(path).stat().st_mode) & OURS:
-            cure = f"chmod 600 {path}*"
-            logger.warning("others_may_read file=%s mode=%o cure=%s", path, mode & 0o777, cure)
 
 
 def _path(url: sa.URL) -> str:

@@ -13,34 +13,37 @@ import os
 import socket
 import stat
 
+from hidream import systemd
 from hidream.store.workers import LOADED
 
 EVERY_S = 1.0
 LOADING = b"l"
 """What is said as long as it loads, which may keep the loop from running for minutes; then it is `workers.LOADED`."""
+SILENT_S = 30.0
+"""How long systemd bears silence from then on; until then, as long as the unit says."""
 
 
 async def beat(parent: int | None, loaded: asyncio.Event) -> None:
     """Say it until cancelled; `parent` is the descriptor of a socket, None is nobody."""
     line = None if parent is None else _line(parent)
-    while True:
+    telling = asyncio.create_task(_hurry(loaded))
+    try:
+        while True:
+            if line is not None:
+                with contextlib.suppress(OSError):  # full or closed: that the parent has ended is noticed elsewhere
+                    line.send(LOADED if loaded.is_set() else LOADING, socket.MSG_DONTWAIT)
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(EVERY_S)
+    finally:
+        telling.cancel()
         if line is not None:
-            with contextlib.suppress(OSError):  # full or closed: that the parent has ended is noticed elsewhere
-                line.send(LOADED if loaded.is_set() else LOADING, socket.MSG_DONTWAIT)
-        with contextlib.suppress(OSError):
-            notify_systemd("WATCHDOG=1")
-        await asyncio.sleep(EVERY_S)
+            line.close()
 
 
-def notify_systemd(words: str) -> None:
-    """Tell the service manager that has started this process, if one has (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        if address.startswith("@"):  # in Linux' abstract name space
-            address = "\0" + address[1:]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-            systemd.setblocking(False)
-            systemd.sendto(words.encode(), address)
+async def _hurry(loaded: asyncio.Event) -> None:
+    await loaded.wait()
+    if "WATCHDOG_USEC" in os.environ:
+        systemd.notify(f"WATCHDOG_USEC={round(SILENT_S * 1e6)}")
 
 
 def _line(descriptor: int) -> socket.socket | None:
