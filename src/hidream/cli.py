@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
-from hidream.settings import sources
+from hidream.settings import private, sources
 from hidream.settings.tables import Settings
 from hidream.types import (
     DEFAULT_SIZE,
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = sources.load(os.environ, arguments.flags(given))
         logs.configure(config.server.log_format)
         _tell_what_was_passed_over()
+        if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
+            _keep_private(config)
         return COMMANDS[given.command](given, config)
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
@@ -88,6 +90,12 @@ def _tell_what_was_passed_over() -> None:
     if names := sources.passed_over(os.environ):
         why = "Kubernetes or Docker put them there; `enableServiceLinks: false` in the pod's spec keeps them out"
         logger.warning("environment_passed_over names=%s because=%s", ",".join(names), why)
+
+
+def _keep_private(config: Settings) -> None:
+    private.make_home(config.home)
+    for path, cure in private.exposed(config, os.environ):
+        logger.warning("others_may_read path=%s cure=%s", path, cure)
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -16,6 +16,7 @@
     ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
     ├── StoreUnavailable              5003   503  yes    the database does not answer, or its disk is full
+    │   └── StoreGone                 5003   503  yes    the database's file was deleted or replaced under us
     ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
@@ -161,6 +162,13 @@ class StoreUnavailable(HiDreamError):
     http_status = 503
     retryable = True
     retry_after_s = 2
+
+
+class StoreGone(StoreUnavailable):
+    """The database's file was deleted or replaced while it was in use: this process writes to nowhere, and ends."""
+
+    exit_status: ClassVar[int] = 74
+    """What a process then ends with, so that nobody starts it again on an empty database (EX_IOERR of sysexits.h)."""
 
 
 class Interrupted(HiDreamError):

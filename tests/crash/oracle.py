@@ -26,7 +26,7 @@ _COLUMNS = "id VARCHAR(32), before VARCHAR(32), after VARCHAR(32), attempt_befor
 
 MOVES = {
     *(("", "created"), ("", "failed")),
-    *(("created", "processing"), ("created", "cancelled")),
+    *(("created", "processing"), ("created", "cancelled"), ("created", "failed")),
     *(("processing", state) for state in ("completed", "failed", "cancelled", "created")),
     *((state, "deleted") for state in ("completed", "failed", "cancelled")),
     ("deleted", ""),

@@ -44,7 +44,7 @@ from hidream.worker import loop
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 
-MODEL = "wavespeed-ai/hidream-i1-dev"
+MODEL, NOBODYS = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1")}
 DAY_S, HOUR_S = 24 * 3600.0, 3600.0
 BEGUN_S = 1_700_000_000.0
@@ -63,6 +63,7 @@ EXPECTED = {
     "drawn": (Status.CANCELLED,),
     "gone": (Status.DELETED,),
     "last": (Status.COMPLETED,),
+    "unserved": (Status.FAILED,),
 }
 """The tasks, by their prompts, and how each must end."""
 SEEDS = {tag: 10 * i for i, tag in enumerate(EXPECTED, start=1)}
@@ -154,6 +155,7 @@ class Story:
 
     async def tell(self):
         await self.morning()
+        await self.abandon()
         stale = await self.stall() if self.first else None
         await self.ask()
         first, second = (self.worker(name, i) for i, name in enumerate(("w1", f"w2 {self.first}")))
@@ -224,6 +226,13 @@ class Story:
                 await service.pictures.fill(announced, part)
         return upload.name
 
+    async def abandon(self):
+        """Let a task wait for a model that nobody serves, while somebody serves the other."""
+        await self.submit("unserved", webhook=True, model=NOBODYS)
+        self.clock.jump(2)
+        await workers.register(self.database, Worker("w9", [MODEL], "v1"))
+        await predictions.abandon(self.database, 1.0)
+
     async def stall(self):
         """Have a worker take a task and fall silent."""
         await self.submit("stalled", webhook=True)
@@ -242,7 +251,7 @@ class Story:
         await asyncio.gather(*some)
         await self.memory.once("cancel waiting", lambda: self.cancel("waiting"))
 
-    async def submit(self, tag, *, webhook=False, refusal=None, image=None, num_images=1):
+    async def submit(self, tag, *, webhook=False, refusal=None, image=None, num_images=1, model=MODEL):
         """Send the same request twice at once, as a client does that has lost patience."""
         if f"task {tag}" in self.memory.known:
             return
@@ -250,7 +259,7 @@ class Story:
         submission = dataclasses.replace(submission, num_images=num_images)
         target = f"{self.hook}/{tag}" if webhook else ""
         repeat, key = Repeat(f"key of {tag}", "digest"), self.keys[SEEDS[tag] // 10 % 2]
-        asked = Asked(key, MODEL, submission, "http://test", target, repeat, refusal)
+        asked = Asked(key, model, submission, "http://test", target, repeat, refusal)
 
         async def post():
             return (await self.service.intake.repeated(asked) or await self.service.intake.submit(asked)).id

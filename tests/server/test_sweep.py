@@ -13,7 +13,7 @@ from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.server import background, sweep
 from hidream.server.sweep import Sweep, first_of
-from hidream.store import history, uploads
+from hidream.store import history, predictions, uploads
 from hidream.store.uploads import Upload
 from hidream.types import ImageFormat, Status
 
@@ -54,7 +54,7 @@ def test_what_is_old_goes_and_the_rest_stays(with_api):
     with_api(scenario)
 
 
-def test_what_a_client_deletes_goes_at_the_next_sweep_even_where_all_is_kept(with_api):
+def test_what_a_client_deletes_goes_even_where_all_is_kept(with_api):
     async def scenario(api):
         data, task = await drawn(api)
         keeping = replace(
@@ -62,7 +62,7 @@ def test_what_a_client_deletes_goes_at_the_next_sweep_even_where_all_is_kept(wit
         )
         at(api, 1000 * DAY_S)
         assert await Sweep(keeping).once() == 0
-        await api.delete(f"/api/v3/predictions/{data['id']}")
+        assert await predictions.delete(api.database, [data["id"]], task.key_id)
         assert files(api) == [task.output_name]
         assert await Sweep(keeping).once() == 1
         assert files(api) == []
@@ -136,8 +136,8 @@ def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
     monkeypatch.setattr(sweep, "EVERY_S", 0.05)
 
     async def scenario(api):
-        data, _ = await drawn(api)
-        await api.delete(f"/api/v3/predictions/{data['id']}")
+        data, task = await drawn(api)
+        assert await predictions.delete(api.database, [data["id"]], task.key_id)
         away = iter([True, True])
 
         class Away(Folder):

@@ -190,7 +190,7 @@ def test_a_deleted_task_is_not_told(with_api):
             data = await submit(api, receiver)
             await api.draw()
             key = (await keys.listed(api.database))[0]
-            assert await predictions.delete(api.database, [data["id"]], key.id) == 1
+            assert len(await predictions.delete(api.database, [data["id"]], key.id)) == 1
             running = await deliver(api)
             done = await settled(api, data, State.GIVEN_UP)
             assert (done.error, receiver.connections) == ("the prediction was deleted", 0)

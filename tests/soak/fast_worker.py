@@ -8,9 +8,10 @@ No torch, no weights: it starts in a second.
 import asyncio
 import os
 import signal
+import sys
 
 from hidream import logs
-from hidream.errors import TaskFailed
+from hidream.errors import StoreGone, TaskFailed
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
 from hidream.settings import sources
@@ -20,6 +21,7 @@ from hidream.types import MODELS, Mode, Size
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
+from hidream.worker.main import leave_when_gone
 from hidream.worker.outage import outlast
 from worker.painter import Painter
 
@@ -65,11 +67,14 @@ async def main(config):
         versions=dict.fromkeys(names, dict.fromkeys(Mode, "fast-worker-1")),
     )
     async with Database.open(config.database_url) as database:
+        leaving = asyncio.create_task(leave_when_gone(database, stopping))
         await outlast(tools.outputs.check, stopping, "check")
         await Loop(database, bridge, Worker(worker_id(os.getpid()), names, "fast"), tools, config.worker).run(stopping)
+        leaving.cancel()
     await bridge.close()
+    return StoreGone.exit_status if database.gone.is_set() else 0
 
 
 if __name__ == "__main__":
     logs.configure("text")
-    asyncio.run(main(sources.load(os.environ)))
+    sys.exit(asyncio.run(main(sources.load(os.environ))))

@@ -1,17 +1,25 @@
 """API processes and fast workers on one database, as real processes that a test may kill, stop and start."""
 
+import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
+
+from hidream.store.schema import KEYS, PREDICTIONS, UPLOADS
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "hd_the-key-of-a-fleet"
+TELLING = 6
+"""Characters that a text must have to be looked for: shorter ones are in logs by chance."""
 TESTS = Path(__file__).parents[1]
 
 
@@ -58,12 +66,12 @@ class Member:
 
 
 class Fleet:
-    """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many APIs and workers, ready when the block begins.
+    """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many processes of each kind, ready when the block begins.
 
     Their home, and with it SQLite's file and the pictures, is `folder/home` if the settings do not say otherwise.
     """
 
-    def __init__(self, folder, *, apis=2, workers=2, home=None, **environ):
+    def __init__(self, folder, *, apis=2, workers=2, serves=0, ready=True, home=None, **environ):
         self.folder, self.home = folder, home or folder / "home"
         ours = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
         self.environ = ours | {
@@ -77,8 +85,8 @@ class Fleet:
             "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent / "src"))),
             **environ,
         }
-        self.members, self.started = [], 0
-        self._wanted = ["api"] * apis + ["worker"] * workers
+        self.members, self.started, self._ready = [], 0, ready
+        self._wanted = ["serve"] * serves + ["api"] * apis + ["worker"] * workers
 
     def __enter__(self):
         try:
@@ -86,26 +94,40 @@ class Fleet:
                 self.start(kind)
             for api in self.apis:
                 assert api.url
-            self.wait_until_ready()
+            if self._ready:
+                self.wait_until_ready()
         except BaseException:
-            self.__exit__()
+            self.__exit__(BaseException)
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, raised=None, *_):
         for member in self.members:
-            member.stop(signal.SIGKILL)
+            member.stop(signal.SIGTERM if member.kind == "serve" else signal.SIGKILL)  # it ends its worker
+        if raised is None:
+            self.hold_logs()
+
+    def hold_logs(self):
+        """No log has a word of what clients have sent, nor a secret: they are read from the database."""
+        with ThreadPoolExecutor(1) as pool:  # an event loop may run in this thread
+            words = pool.submit(asyncio.run, told(self.database_url)).result() | {KEY}
+        logs = self.logs()
+        assert not [word for word in words if word in logs]
+
+    @property
+    def database_url(self):
+        return self.environ.get("HIDREAM_STORE_DATABASE_URL") or f"sqlite+aiosqlite:///{self.home}/hidream.db"
 
     @property
     def apis(self):
-        return [member for member in self.members if member.kind == "api"]
+        return [member for member in self.members if member.kind in ("api", "serve")]
 
     @property
     def workers(self):
         return [member for member in self.members if member.kind == "worker"]
 
     def start(self, kind):
-        module = ["hidream.cli", "api"] if kind == "api" else ["soak.fast_worker"]
+        module = ["soak.fast_worker"] if kind == "worker" else ["hidream.cli", kind]
         log = self.folder / f"{kind}{self.started}.log"
         self.started += 1
         member = Member(kind, self.environ, log, [sys.executable, "-m", *module])
@@ -130,6 +152,23 @@ class Fleet:
     def logs(self):
         """All that was logged, by whomever."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+
+async def told(url):
+    """What the database knows and no log may: prompts, names of files, targets of webhooks and their secrets."""
+    engine = sa.ext.asyncio.create_async_engine(url)
+    try:
+        async with engine.connect() as connection:
+            inputs = [row[0] for row in await connection.execute(sa.select(PREDICTIONS.c.input))]
+            columns = (PREDICTIONS.c.webhook, PREDICTIONS.c.output_name, UPLOADS.c.filename, UPLOADS.c.name)
+            columns += (KEYS.c.webhook_secret, KEYS.c.webhook_secret_before, KEYS.c.hash)
+            words = [text for each in columns for text in await connection.scalars(sa.select(each))]
+    except sa.exc.OperationalError:  # a test has taken its database away
+        words, inputs = [], []
+    finally:
+        await engine.dispose()
+    words += [each[name] for each in inputs for name in ("prompt", "negative_prompt") if each.get(name)]
+    return {word for word in words if len(word) >= TELLING}
 
 
 def until(condition, timeout_s=60):

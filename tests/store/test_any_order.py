@@ -134,7 +134,7 @@ class Real:
         return await predictions.cancel(self.database, self.ids[number], self.keys[key].id)
 
     async def delete(self, numbers, key):
-        return await predictions.delete(self.database, [self.ids[n] for n in numbers], self.keys[key].id)
+        return len(await predictions.delete(self.database, [self.ids[n] for n in numbers], self.keys[key].id))
 
     async def expire(self, older_than_ms):
         return await retention.expire(self.database, older_than_ms)

@@ -80,7 +80,7 @@ def test_what_was_deleted_meanwhile_ended_nevertheless(in_database):
         await predictions.complete(database, await claim_one(database), [False], 5)
         await predictions.fail(database, await claim_one(database), 1405, "no")
         await predictions.cancel(database, tasks[2].id, key.id)
-        assert await predictions.delete(database, [task.id for task in tasks], key.id) == 3
+        assert len(await predictions.delete(database, [task.id for task in tasks], key.id)) == 3
         assert {end.status for end in await ends.new()} == {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
 
     in_database(scenario)

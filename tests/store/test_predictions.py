@@ -355,9 +355,9 @@ def test_what_is_deleted_is_hidden_from_its_client(in_database):
         waiting, over = await submit(database, key), await submit(database, key)
         await predictions.cancel(database, over.id, key.id)
         both = [waiting.id, over.id]
-        assert await predictions.delete(database, both, other.id) == 0
-        assert await predictions.delete(database, both, key.id) == 1
-        assert await predictions.delete(database, both, key.id) == 0
+        assert await predictions.delete(database, both, other.id) == []
+        assert len(await predictions.delete(database, both, key.id)) == 1
+        assert await predictions.delete(database, both, key.id) == []
         assert await history.get(database, over.id, key.id) is None
         assert await history.get(database, waiting.id, key.id)
 

@@ -516,6 +516,33 @@ def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painter, unt
     asyncio.run(scenario())
 
 
+class Meanwhile(Folder):
+    """One whose writes are followed by what a client does meanwhile."""
+
+    async def write(self, name, data):
+        await super().write(name, data)
+        await Meanwhile.does()
+
+
+@pytest.mark.parametrize("end", ["cancel", "cancel and delete"])
+def test_files_of_a_task_that_is_cancelled_while_they_are_written_do_not_stay(studio, until, end, tmp_path):
+    async def scenario():
+        async with studio(place=Meanwhile, lease_s=600) as s:
+
+            async def does():
+                await predictions.cancel(s.database, task.id, s.key.id)
+                if end != "cancel":
+                    await predictions.delete(s.database, [task.id], s.key.id)
+
+            Meanwhile.does = does
+            task = await s.submit(num_images=2)
+            await until(lambda: s.loop._jobs)
+            await until(lambda: not s.loop._jobs)
+            assert not list((tmp_path / "outputs").glob("*.png"))
+
+    asyncio.run(scenario())
+
+
 def test_progress_is_written_down_and_previews_while_somebody_watches(studio, painter, until):
     may, step = threading.Semaphore(0), painter.step
     painter.step = lambda: step() if len(painter.here) == 2 and may.acquire(timeout=30) else []

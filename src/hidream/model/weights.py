@@ -276,7 +276,8 @@ def digests(files: Sequence[Path], cache: Path | None) -> list[str]:
         entry = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         made[entry] = known.get(entry) or _sha256(file)
     if cache and not made.keys() <= known.keys():
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.touch(mode=0o600)
         cache.write_text(json.dumps(known | made, indent=1))
     return list(made.values())
 

@@ -163,7 +163,7 @@ def _make(folder: Path) -> None:
     """Make a folder and those above it, each of which is synced into the one that holds it."""
     if not folder.is_dir():
         _make(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)
 
 

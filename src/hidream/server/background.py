@@ -1,4 +1,4 @@
-"""What an API process does beside answering: it delivers webhooks, and sweeps.
+"""What an API process does beside answering: it delivers webhooks, sweeps, and fails what nobody serves.
 
 Any number of processes do so on one database. A loop that raises what nobody has foreseen is logged and begun anew:
 a fault in it must not end the process that answers clients.
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from hidream.server.service import Service
 from hidream.server.sweep import Sweep
+from hidream.server.unserved import Unserved
 from hidream.server.webhook_loop import WebhookLoop
 
 AGAIN_S = 5.0
@@ -23,8 +24,11 @@ logger = logging.getLogger(__name__)
 async def run(service: Service) -> None:
     """Work until this process is about to leave, or this is cancelled."""
     await service.metrics.begin()
+    working = [("webhooks", WebhookLoop(service).run), ("sweep", Sweep(service).run)]
+    if service.settings.server.unserved_s:
+        working.append(("unserved", Unserved(service).run))
     async with asyncio.TaskGroup() as loops:
-        for name, loop in (("webhooks", WebhookLoop(service).run), ("sweep", Sweep(service).run)):
+        for name, loop in working:
             loops.create_task(_kept_up(name, loop, service))
 
 

@@ -20,7 +20,8 @@ from typing import Any, cast
 
 import uvicorn
 
-from hidream.errors import ConfigurationError, StorageUnavailable, StoreUnavailable
+from hidream import systemd
+from hidream.errors import ConfigurationError, StorageUnavailable, StoreGone, StoreUnavailable
 from hidream.server import background, memory, tracing
 from hidream.server.app import create_app
 from hidream.server.connections import Connections
@@ -43,7 +44,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, *, with_worker: bool) -> int:
-    """Serve until told to stop by SIGTERM or SIGINT; the exit status is 0, or 1 if no worker can be had any more.
+    """Serve until told to stop by SIGTERM or SIGINT.
+
+    The exit status is 0, 1 if no worker can be had any more, or that of StoreGone.
 
     Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
     """
@@ -53,6 +56,14 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
 async def _run(settings: Settings, with_worker: bool) -> int:
     _check_key(settings.api_key)
+    beating = asyncio.create_task(systemd.beat())
+    try:
+        return await _run_on_database(settings, with_worker)
+    finally:
+        beating.cancel()
+
+
+async def _run_on_database(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
         await _check_places(service)
@@ -65,6 +76,8 @@ async def _run(settings: Settings, with_worker: bool) -> int:
                 if secret:
                     _say(f"API key (shown once): {secret}")
                 workers = await _serve(service, server, listener, with_worker)
+                if database.gone.is_set():
+                    return StoreGone.exit_status
                 if workers == 1:
                     raise ConfigurationError("the worker cannot start; the log above says why")
     return int(workers > 0)
@@ -83,9 +96,11 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     worker = asyncio.create_task(keep_worker(service.settings, service.database)) if with_worker else None
     if worker is not None:
         worker.add_done_callback(lambda _: _stop(server, service))
+    gone = asyncio.create_task(service.database.gone.wait())
+    gone.add_done_callback(lambda _: _stop(server, service))
     await server.serve(sockets=[listener])
     gave_up = worker is not None and worker.done()
-    await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S))
+    await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S), _ended(gone, 0))
     return worker.result() if worker is not None and gave_up else 0
 
 

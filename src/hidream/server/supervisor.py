@@ -1,7 +1,8 @@
 """The worker beside the server: started with it, started again when it dies, and ended with it.
 
-The worker's standard input is a pipe from here, so that it ends even when this process is killed. When it
-dies, its tasks are put back into the queue at once instead of when their leases end.
+The worker's standard input is a socket to here, so that it ends even when this process is killed, and can say once a
+second that it lives (`worker/pulse.py`). When it dies, its tasks are put back into the queue at once instead of when
+their leases end. One that says nothing any more is killed: it may hold the database's lock, for which all others wait.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
+from dataclasses import dataclass, field
 
-from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.errors import ConfigurationError, StoreGone, StoreUnavailable
 from hidream.settings.sources import to_environ
 from hidream.settings.tables import Settings
 from hidream.store import predictions, workers
@@ -27,47 +30,126 @@ STEADY_S = 60.0
 GRACE_S = 10.0
 """What a worker is given to hand its tasks back, after it has gone on with them for `[worker] finish_s`."""
 
+SILENT_S = 30.0
+"""How long a worker that has loaded may say nothing; three leases, where that is longer."""
+SILENT_LOCKED_S = 5.0
+"""The same while nobody can write to the database: it is probably this worker that keeps the others from it."""
+SILENT_LOADING_S = 300.0
+"""The same while it loads: importing from a slow disk stops everything in a process."""
+LOOK_S = 1.0
+
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Child:
+    """A worker's process, this end of the socket that is its standard input, and when it last said what."""
+
+    process: Process
+    line: socket.socket
+    heard_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    loaded: bool = False
+
+    def hear(self) -> None:
+        """Take what it has said; to be called when there is something."""
+        try:
+            words = self.line.recv(4096)
+        except OSError:
+            words = b""
+        if not words:
+            asyncio.get_running_loop().remove_reader(self.line)
+            return
+        self.heard_at = asyncio.get_running_loop().time()
+        self.loaded = self.loaded or workers.LOADED in words
+
+    def close(self) -> None:
+        """Hang up: the worker then stops."""
+        if self.line.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.line)
+            self.line.close()
+
+
 async def keep_worker(settings: Settings, database: Database) -> int:
-    """Keep a worker running until cancelled; where starting one is hopeless, return how many were started."""
+    """Keep a worker running until cancelled; where starting one is hopeless, return how many were started.
+
+    None is started on a database that is gone: it would make a new one.
+    """
     clock = asyncio.get_running_loop().time
     starts = deaths = 0
-    while True:
+    while not database.find_it_gone():
         starts += 1
         started = clock()
-        process = await _start(settings)
+        child = await _start(settings)
+        watching = asyncio.create_task(_watch(child, settings, database))
         try:
-            status = await process.wait()
+            status = await child.process.wait()
         except asyncio.CancelledError:
-            await _stop(process, settings.worker.finish_s + GRACE_S)
+            watching.cancel()
+            await _stop(child, settings.worker.finish_s + GRACE_S)
             raise
-        logger.warning("worker_died pid=%d status=%d", process.pid, status)
-        await _bury(settings, database, process.pid)
+        watching.cancel()
+        child.close()
+        logger.warning("worker_died pid=%d status=%d", child.process.pid, status)
+        if status == StoreGone.exit_status and database.find_it_gone():
+            break
+        await _bury(settings, database, child.process.pid)
         if status == ConfigurationError.exit_status:
             return starts
         if clock() - started > STEADY_S:
             deaths = 0
         await asyncio.sleep(BACKOFF_S[min(deaths, len(BACKOFF_S) - 1)])
         deaths += 1
+    return starts
 
 
-async def _start(settings: Settings) -> Process:
+async def _start(settings: Settings) -> Child:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "hidream.cli", "worker", "--with-parent"),
-        stdin=PIPE,
-        env=inherited | to_environ(settings),
-    )
+    inherited.pop("NOTIFY_SOCKET", None)  # systemd hears this process, not its children
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "hidream.cli", "worker", "--with-parent"),
+            stdin=theirs.fileno(),
+            env=inherited | to_environ(settings),
+        )
+    child = Child(process, ours)
+    asyncio.get_running_loop().add_reader(ours, child.hear)
     logger.info("worker_started pid=%d", process.pid)
-    return process
+    return child
 
 
-async def _stop(process: Process, within_s: float) -> None:
-    assert process.stdin is not None, "it was started with a pipe"
-    process.stdin.close()
+async def _watch(child: Child, settings: Settings, database: Database) -> None:
+    """Kill a worker that has said nothing for too long."""
+    clock = asyncio.get_running_loop().time
+    usual_s = max(SILENT_S, 3 * settings.worker.lease_s)
+    while True:
+        before = clock()
+        await asyncio.sleep(LOOK_S)
+        if clock() - before > 2 * LOOK_S:  # it was this process that stood still
+            child.heard_at = clock()
+        silent_s = clock() - child.heard_at
+        limit_s = usual_s if child.loaded else SILENT_LOADING_S
+        if child.loaded and silent_s > SILENT_LOCKED_S and not await _writable(database):
+            limit_s = SILENT_LOCKED_S
+        if silent_s > limit_s:
+            logger.error("worker_silent pid=%d silent_s=%.0f because=killed", child.process.pid, silent_s)
+            child.process.kill()
+            return
+
+
+async def _writable(database: Database) -> bool:
+    try:
+        await database.check()
+    except StoreUnavailable:
+        return False
+    return True
+
+
+async def _stop(child: Child, within_s: float) -> None:
+    child.close()
+    process = child.process
     try:
         async with asyncio.timeout(within_s):
             await process.wait()

@@ -82,6 +82,12 @@ def _home(environ: Mapping[str, str]) -> Path:
     return home
 
 
+def settings_file(environ: Mapping[str, str], home: Path) -> Path:
+    """Where the TOML file is, or would be."""
+    named = environ.get("HIDREAM_CONFIG")
+    return _path(named, "HIDREAM_CONFIG") if named else home / "hidream.toml"
+
+
 def _api_key(environ: Mapping[str, str]) -> str:
     """The first key. What is wrong with it is said without showing it."""
     key = environ.get("HIDREAM_API_KEY", "")
@@ -94,12 +100,11 @@ def _api_key(environ: Mapping[str, str]) -> str:
 
 
 def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, object]]:
-    named = environ.get("HIDREAM_CONFIG")
-    path = _path(named, "HIDREAM_CONFIG") if named else home / "hidream.toml"
+    path = settings_file(environ, home)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        if not named:
+        if not environ.get("HIDREAM_CONFIG"):
             return {}
         raise ConfigurationError(f"the settings file {path} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number without end

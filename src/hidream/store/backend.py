@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hidream.errors import ConfigurationError, StoreUnavailable
 from hidream.store.changes import Changes
 
-_PASSING_SQLITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+_LOCKED_SQLITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED_SQLITE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PASSING_SQLITE = (*_LOCKED_SQLITE, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 _PASSING_POSTGRESQL = ("08", "40", "53", "55", "57", "58")
 """Classes of SQLSTATE: connection, deadlock, resources, locks, a server that stops or starts, its system."""
+_DAMAGED_POSTGRESQL = "XX"
+"""Class of SQLSTATE: internal error, data corrupted, index corrupted."""
+_READ_ONLY_POSTGRESQL = "25006"
+"""A standby, or a server that was made read-only: what is written somewhere else, or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +31,18 @@ class Backend:
 
     `one_writer` is set where transactions that write come one after the other anyway: then those of one process wait
     for each other in the order in which they came. `lock` lets a transaction wait for others that said the same.
-    `announce` is what a transaction says at its end, so that others look again.
+    `announce` is what a transaction says at its end, so that others look again. `check` goes through a transaction
+    that would write, and takes it back; it has a connection of its own, and raises what the driver does. With
+    `durably` it commits what changes nothing. `gone` says, in microseconds, what has become of the database's file
+    since it was opened; it is empty as long as nothing has.
     """
 
     writer: AsyncEngine
     reader: AsyncEngine
     changes: Changes
     one_writer: bool
+    check: Callable[[bool], Awaitable[None]]
+    gone: Callable[[], str] = lambda: ""
     lock: sa.TextClause | None = None
     announce: sa.TextClause | None = None
 
@@ -70,14 +81,53 @@ def passes(error: Exception) -> bool:
     """Whether an error is no fault of what was asked: the database is away, full, or locked for too long."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, sa.exc.TimeoutError | OSError)
-    primary_code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the other bits say more of the same
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
-    return error.connection_invalidated or primary_code in _PASSING_SQLITE or sqlstate[:2] in _PASSING_POSTGRESQL
+    code, state = _codes(error)
+    passing = code in _PASSING_SQLITE or state[:2] in _PASSING_POSTGRESQL or state == _READ_ONLY_POSTGRESQL
+    return error.connection_invalidated or passing
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether the write lock of SQLite was waited for in vain."""
+    return isinstance(error, sa.exc.DBAPIError) and _codes(error)[0] in _LOCKED_SQLITE
+
+
+def is_damaged(error: Exception) -> bool:
+    """Whether the database has found that what it reads is not what it wrote."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    code, state = _codes(error)
+    return code in _DAMAGED_SQLITE or state[:2] == _DAMAGED_POSTGRESQL
+
+
+def reason(error: Exception) -> str:
+    """What may be said of a database's error: its kind and first line, but no values, which further lines may have."""
+    orig = getattr(error, "orig", None)
+    text = str(orig or error).partition("\n")[0] or "time-out"
+    if not isinstance(orig, Exception):
+        return text
+    code, state = _codes(error)
+    kind = getattr(orig, "sqlite_errorname", "") or state
+    if passes(error) or code:
+        return f"{text} ({kind})" if code else text
+    return f"{type(orig).__name__} {kind}".strip()  # asyncpg quotes arguments, and PostgreSQL rows
 
 
 def unavailable(error: Exception) -> StoreUnavailable:
     """Make the error that says so."""
-    return StoreUnavailable(f"the database does not answer: {getattr(error, 'orig', None) or error or 'time-out'}")
+    return StoreUnavailable(f"the database does not answer: {reason(error)}")
+
+
+def damaged(error: Exception) -> StoreUnavailable:
+    """Make the error of a database that cannot be trusted any more."""
+    return StoreUnavailable(
+        f"the database is damaged: {reason(error)}; docs/OPERATIONS.md says how to restore a backup"
+    )
+
+
+def _codes(error: Exception) -> tuple[int, str]:
+    """Tell SQLite's primary code, or 0, and PostgreSQL's SQLSTATE, or nothing."""
+    orig = getattr(error, "orig", None)
+    return getattr(orig, "sqlite_errorcode", 0) & 0xFF, getattr(orig, "sqlstate", None) or ""
 
 
 def refused(url: sa.URL, why: object, accepted: str) -> ConfigurationError:

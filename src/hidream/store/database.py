@@ -8,28 +8,49 @@ and of the machine. Which of two kinds it is, the URL says: a file of SQLite (`s
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import ConfigurationError
+from hidream.errors import ConfigurationError, StoreGone, StoreUnavailable
 from hidream.store import postgresql, sqlite
-from hidream.store.backend import Backend, passes, shown, unavailable
+from hidream.store.backend import Backend, damaged, is_damaged, is_locked, passes, reason, shown, unavailable
 
 KINDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
 
+LOOK_S = 1.0
+"""How often one looks whether the database's file is still the one that was opened; each write looks too."""
+CHECKED_S = 1.0
+"""For how long the answer of a check is good: health checks cost nothing, however many there are."""
+CHECK_S = 1.5
+"""How long a check is waited for; one that takes longer goes on, and nobody begins another beside it."""
+
+logger = logging.getLogger(__name__)
+
 
 class Database:
-    """An open database, for one event loop."""
+    """An open database, for one event loop.
+
+    `gone` is set when its file was deleted or replaced: nothing can be read or written any more, and the process ends.
+    """
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
         self.changes = backend.changes
+        self.gone = asyncio.Event()
         self._backend = backend
-        self._in_turn: AbstractAsyncContextManager[None] = asyncio.Lock() if backend.one_writer else nullcontext()
+        self._writing = asyncio.Lock()
+        self._locked = 0  # how often the lock was waited for in vain
+        self._write_failed = False
+        self._damaged: StoreUnavailable | None = None
+        self._gone = ""
+        self._checking: asyncio.Task[str] | None = None
+        self._checked_until = -math.inf
         self._clock = clock
         self._beside: set[asyncio.Task[None]] = set()
 
@@ -44,11 +65,14 @@ class Database:
         parsed = _parsed(url)
         async with KINDS[parsed.drivername](parsed) as backend:
             database = cls(backend, clock)
+            looking = asyncio.create_task(database._look())
             try:
                 yield database
             finally:
+                looking.cancel()
                 backend.changes.stop()
-                await asyncio.gather(*database._beside, return_exceptions=True)
+                checking = [database._checking] if database._checking else []
+                await asyncio.gather(looking, *checking, *database._beside, return_exceptions=True)
 
     def now_ms(self) -> int:
         """Read the clock that all times are written down by."""
@@ -68,35 +92,122 @@ class Database:
     async def write(self, *, alone: bool = False, quiet: bool = False) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that may write; it commits at the end of the block unless that raises.
 
-        `alone` lets no other such transaction run meanwhile, in any process. `quiet` wakes nobody who waits for
-        changes, where that can be avoided. Raises StoreUnavailable when the database does not answer.
+        Nothing but the database may be waited for within the block: others wait for its end. `alone` lets no other
+        such transaction run meanwhile, in any process. `quiet` wakes nobody who waits for changes, where that can be
+        avoided.
+        Raises StoreUnavailable when the database does not answer.
         """
         backend = self._backend
-        with _telling():
-            async with self._in_turn, backend.writer.begin() as connection:
-                if alone and backend.lock is not None:
-                    await connection.execute(backend.lock)
-                yield connection
-                if not quiet and backend.announce is not None:
-                    await connection.execute(backend.announce)
+        self._refuse_if_gone()
+        try:
+            with self._telling():
+                async with self._in_turn(), backend.writer.begin() as connection:
+                    if alone and backend.lock is not None:
+                        await connection.execute(backend.lock)
+                    yield connection
+                    if not quiet and backend.announce is not None:
+                        await connection.execute(backend.announce)
+            self.find_it_gone()
+            self._refuse_if_gone()  # what was committed is nowhere, and nobody must be told that it is
+        except StoreUnavailable:
+            self._write_failed = True
+            raise
+        self._write_failed = False
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection that only reads. Raises StoreUnavailable when the database does not answer."""
-        with _telling():
+        self._refuse_if_gone()
+        with self._telling():
             async with self._backend.reader.connect() as connection:
                 yield connection
 
+    async def check(self) -> None:
+        """See that what is written now would be stored, in CHECK_S at the most. Raises StoreUnavailable.
 
-@contextmanager
-def _telling() -> Iterator[None]:
-    """Make an error of ours of what a database raises that is away, full, or locked for too long."""
-    try:
-        yield
-    except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError) as error:
-        if not (passes(error) or isinstance(error, sa.exc.OperationalError)):
+        All who ask within CHECKED_S get the same answer. What a write has found to be wrong stays wrong until a write,
+        or a check that commits, has gone well.
+        """
+        self.find_it_gone()
+        self._refuse_if_gone()
+        if self._damaged is not None:
+            raise self._damaged
+        checking = self._checking
+        if checking is None or (checking.done() and self._now() >= self._checked_until):
+            checking = self._checking = asyncio.create_task(self._probe())
+        await asyncio.wait([checking], timeout=CHECK_S)
+        if not checking.done():
+            raise StoreUnavailable("the database does not answer: a check of it takes too long")
+        if why := checking.result():
+            raise StoreUnavailable(why)
+
+    def find_it_gone(self) -> bool:
+        """Look now whether the database's file is another one, and say so; all who use it are told."""
+        if not self._gone and (what := self._backend.gone()):
+            self._gone = what
+            logger.error("database_gone error=%s", what)
+            self.gone.set()
+            self.changes.stop()
+        return bool(self._gone)
+
+    def _refuse_if_gone(self) -> None:
+        if self._gone:
+            raise StoreGone(f"the database is gone: {self._gone}")
+
+    async def _look(self) -> None:
+        while not self.find_it_gone():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(LOOK_S)
+
+    async def _probe(self) -> str:
+        """Say what is wrong; empty if nothing is."""
+        durably = self._write_failed
+        try:
+            with self._telling():
+                await self._backend.check(durably)
+        except StoreUnavailable as error:
+            return error.message
+        finally:
+            self._checked_until = self._now() + CHECKED_S
+        self._write_failed = self._write_failed and not durably
+        return ""
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """Let those of this process write in the order in which they came, where that is one after the other anyway.
+
+        Who has waited behind one that got no lock gets none either: it would wait for as long once more.
+        """
+        if not self._backend.one_writer:
+            yield
+            return
+        locked = self._locked
+        async with self._writing:
+            if self._locked != locked:
+                raise StoreUnavailable("the database does not answer: another process has kept it locked for too long")
+            yield
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Make an error of ours of what a database raises: that it is away, full, damaged, or locked for too long.
+
+        What is left is a fault of ours. Its text may quote prompts, and so may SQLAlchemy's: neither goes further.
+        """
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            self._locked += is_locked(error)
+            if is_damaged(error):
+                self._damaged = damaged(error)
+                logger.error("database_damaged error=%s", reason(error))
+                raise self._damaged from None
+            if passes(error) or isinstance(error, sa.exc.OperationalError):
+                raise unavailable(error) from error
+            if isinstance(error, sa.exc.StatementError):
+                raise RuntimeError(f"the database has refused a statement: {reason(error)}") from None
             raise
-        raise unavailable(error) from error
 
 
 def _parsed(url: str) -> sa.URL:

@@ -112,6 +112,9 @@ class Intake:
         while self._waiting:
             batch, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
             answers = await self._answers([asked for asked, _ in batch])
+            if all(isinstance(answer, StoreUnavailable) for answer in answers):  # those behind have waited as long
+                batch, self._waiting = batch + self._waiting, []
+                answers += [answers[0]] * (len(batch) - len(answers))
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # its client has gone
                     continue

@@ -18,24 +18,27 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from hidream.errors import ConfigurationError
-from hidream.store.backend import Backend, migrate, of_ours
+from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.store.backend import Backend, migrate, of_ours, reason
 from hidream.store.changes import Changes
 
 DRIVER = "postgresql+asyncpg"
 ACCEPTED = f"{DRIVER}://USER:PASSWORD@HOST/DATABASE of a server that runs, empty or of a release that is not newer"
 
 CONNECTIONS = 8
-"""Of one process, beside the one that listens; a statement takes a millisecond, so a few serve many requests."""
+"""Of one process, beside one that listens and one that checks; a statement takes a millisecond, so a few serve many."""
 WAIT_S = 5.0
 """How long a connection may take to be made, how long one waits for a free one, and how long a statement may take."""
 IDLE_S = 10.0
 """How long a transaction may stand still: a process that hangs must not keep the others from taking tasks in."""
+CHECK_MS = 1_000
+"""How long a check waits for a lock."""
 RECONNECT_S = 0.5
 """Pause before a listening connection that was lost is made anew."""
 CHANNEL = "hidream"
 
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock(hashtext('{CHANNEL}'))")
+_CHECK = sa.text(f"SELECT current_setting('transaction_read_only'), set_config('lock_timeout', '{CHECK_MS}', true)")
 _ANNOUNCE = sa.text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 logger = logging.getLogger(__name__)
@@ -45,20 +48,39 @@ logger = logging.getLogger(__name__)
 async def connect(url: sa.URL) -> AsyncIterator[Backend]:
     """Open a database, migrated if need be. Raises ConfigurationError when it cannot be, or is none of ours."""
     await _migrate(url)
-    engine = _engine(url, WAIT_S)
+    engine, checker = _engine(url, WAIT_S), _engine(url, WAIT_S, 1)
     heard = _Heard()
     try:
         reader = engine.execution_options(isolation_level="AUTOCOMMIT")
         listening = asyncio.create_task(_listen(reader, heard))
         try:
             changes = Changes(lambda: heard.count)
-            yield Backend(engine, reader, changes, one_writer=False, lock=_LOCK, announce=_ANNOUNCE)
+            yield Backend(
+                engine,
+                reader,
+                changes,
+                one_writer=False,
+                check=lambda _durably: _check(checker),
+                lock=_LOCK,
+                announce=_ANNOUNCE,
+            )
         finally:
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
     finally:
         await engine.dispose()
+        await checker.dispose()
+
+
+async def _check(engine: AsyncEngine) -> None:
+    """Take the lock that submissions take, in a transaction that may write, and give it back."""
+    async with engine.connect() as connection, connection.begin() as transaction:
+        read_only, _ = (await connection.execute(_CHECK)).one()
+        if read_only == "on":
+            raise StoreUnavailable("the database takes no writes: it is a standby, or was made read-only")
+        await connection.execute(_LOCK)
+        await transaction.rollback()
 
 
 @dataclass(slots=True)
@@ -83,16 +105,20 @@ async def _migrate(url: sa.URL) -> None:
         await engine.dispose()
 
 
-def _engine(url: sa.URL, statement_s: float | None) -> AsyncEngine:
-    idle = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
+def _engine(url: sa.URL, statement_s: float | None, connections: int | None = None) -> AsyncEngine:
+    """Make a way to connect; `statement_s` is how long a statement, and its wait for a lock, may take."""
+    server = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
+    if statement_s is not None:
+        server["lock_timeout"] = f"{statement_s * 900:.0f}"  # before the driver gives the connection up
     try:
         return create_async_engine(
             url,
-            pool_size=CONNECTIONS + 1,
+            pool_size=connections or CONNECTIONS + 1,
             max_overflow=0,
             pool_timeout=WAIT_S,
             pool_pre_ping=True,  # a server that was started anew has forgotten our connections
-            connect_args={"timeout": WAIT_S, "command_timeout": statement_s, "server_settings": idle},
+            connect_args={"timeout": WAIT_S, "command_timeout": statement_s, "server_settings": server},
+            hide_parameters=True,
         )
     except ImportError as error:
         raise ConfigurationError("PostgreSQL needs asyncpg; accepted: pip install 'hidream[postgresql]'") from error
@@ -110,7 +136,7 @@ async def _listen(engine: AsyncEngine, heard: _Heard) -> None:
                 finally:
                     await connection.invalidate()  # nobody else may have one that listens
         except (OSError, sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            logger.warning("listening_failed error=%s", error)
+            logger.warning("listening_failed error=%s", reason(error))
         heard.more()
         await asyncio.sleep(RECONNECT_S)
 

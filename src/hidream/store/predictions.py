@@ -8,6 +8,8 @@
        │         │  recover           │ fail, recover               │
        ▼         │                    ▼                             │
      failed ◄────┼──────────────────(failed) ───────────────────────┤
+       ▲         │                                                  │
+       └ abandon ┤                                                  │
                  └─ cancel ─► cancelled ◄─ cancel (of processing) ──┘
 
 MOVES is the same as a table: there is no other way from one state to another. Each move is one atomic statement that
@@ -17,7 +19,8 @@ token). The webhook that an end owes is written in the same transaction.
 
 A task is *recovered* when its worker is lost: killed, or silent for longer than its lease. It then goes back to its
 place in the queue, until it has lost as many workers as the operator allows: such a task fails, because it may be what
-kills them. A worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
+kills them. A task is *abandoned* when no worker that serves its model was seen for as long as the operator allows. A
+worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
 *suspected*, and only claimed by a worker that has nothing else to draw.
 
 **Room.** The smallest turn is claimed first, and who does not fit into a worker's `Room` keeps the head of the queue:
@@ -32,7 +35,7 @@ that is drawn again after a crash gives the same picture under the same name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +47,7 @@ from hidream.store import deliveries
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import PREVIEWS, TURNS
+from hidream.store.schema import PREVIEWS, TURNS, WORKERS
 from hidream.types import Mode, Status
 
 MOVES: Mapping[str, tuple[tuple[Status, ...], Status]] = {
@@ -52,11 +55,14 @@ MOVES: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "complete": ((Status.PROCESSING,), Status.COMPLETED),
     "fail": ((Status.PROCESSING,), Status.FAILED),
     "hand_back": ((Status.PROCESSING,), Status.CREATED),
+    "abandon": ((Status.CREATED,), Status.FAILED),
     "cancel": ((Status.CREATED, Status.PROCESSING), Status.CANCELLED),
     "delete": ((Status.COMPLETED, Status.FAILED, Status.CANCELLED), Status.DELETED),
 }
 """From which states each move leads, and to which."""
 
+ABANDONED_TOGETHER = 500
+"""Tasks that one transaction fails: more would hold up those who submit."""
 SERVING = ""
 """The row of `turns` that says which turn is being served."""
 LOOK_AHEAD = 1000
@@ -256,20 +262,62 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     return failed + returned.rowcount
 
 
+async def abandon(database: Database, unserved_s: float) -> int:
+    """Fail some tasks that wait for a model of which no worker was seen for so long, and say how many.
+
+    The time begins when a task is submitted, and anew whenever a worker of its model is seen.
+    """
+    now = database.now_ms()
+    before = now - round(unserved_s * 1000)
+    waiting = sa.select(P.c.model).where(P.c.status == Status.CREATED, P.c.created_ms <= before).distinct()
+    seen = sa.select(WORKERS.c.models).where(WORKERS.c.seen_ms > before)
+    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+        models = {*await connection.scalars(waiting)}
+        if not models or models <= _all_of(await connection.scalars(seen)):
+            return 0
+    async with database.write() as connection:
+        unserved = models - _all_of(await connection.scalars(seen))  # one may have come meanwhile
+        old = sa.select(P.c.id).where(*_waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDONED_TOGETHER)
+        ids = (await connection.scalars(old.with_for_update(skip_locked=True))).all()
+        error = f"no worker that serves its model was seen for {unserved_s:g} seconds"
+        values = {"code": TaskFailed.code, "error": error, "finished_ms": now}
+        return await _end(connection, _moved("abandon").where(P.c.id.in_(ids)).values(**values), now)
+
+
 async def cancel(database: Database, prediction_id: str, key_id: str) -> bool:
     """End a task that is not finished; whoever draws it is told by its next `renew` or `report`."""
+    return await cancel_all(database, [prediction_id], key_id) == 1
+
+
+async def cancel_all(database: Database, prediction_ids: Collection[str], key_id: str) -> int:
+    """End those of these tasks that are not finished, in one transaction; say how many."""
     now = database.now_ms()
     free = {"worker_id": None, "lease_until_ms": None}
-    mine = _moved("cancel").where(P.c.id == prediction_id, P.c.key_id == key_id)
+    mine = _moved("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
     async with database.write() as connection:
-        return await _end(connection, mine.values(finished_ms=now, error="cancelled by its client", **free), now) == 1
+        return await _end(connection, mine.values(finished_ms=now, error="cancelled by its client", **free), now)
 
 
-async def delete(database: Database, prediction_ids: Collection[str], key_id: str) -> int:
-    """Hide finished tasks from now on, and say how many; `retention.py` removes their pictures, then their rows."""
-    mine = _moved("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
+async def delete(database: Database, prediction_ids: Collection[str], key_id: str) -> list[Prediction]:
+    """Hide finished tasks from now on, and give them, for their files to be removed; what is left `retention.py` finds.
+
+    Their rows go later.
+    """
+    mine = _moved("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
     async with database.write() as connection:
-        return (await connection.execute(mine)).rowcount
+        rows = (await connection.execute(mine)).all()
+    return [Prediction.of_row(row) for row in rows]
+
+
+async def is_void(database: Database, prediction_id: str) -> bool:
+    """Whether a task has ended without pictures, or is gone: files of it are nobody's."""
+    async with database.read() as connection:
+        status = (await connection.scalars(sa.select(P.c.status).where(P.c.id == prediction_id))).first()
+    return status in (None, Status.FAILED, Status.CANCELLED, Status.DELETED)
+
+
+def _all_of(models: Iterable[Sequence[str]]) -> set[str]:
+    return {model for each in models for model in each}
 
 
 def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:

@@ -2,12 +2,18 @@
 
 A transaction that writes holds the write lock from its first moment, so that nothing read in it can be out of date
 when it commits (write-ahead log, synchronous FULL). Others' commits are heard of by polling a counter of the file's.
+
+Who reads waits for nobody who writes: readers have connections of their own, so that a process that stands still
+with the lock in its hand keeps the others from writing only. Nobody is to read or write the file, but them: one that
+was deleted or replaced under us takes what we write to nowhere, so its identity is looked at (`gone`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -22,11 +28,14 @@ from hidream.store.changes import Changes
 DRIVER = "sqlite+aiosqlite"
 ACCEPTED = f"{DRIVER}:///FILE, a file that may be written, new or of a release that is not newer"
 
-BUSY_TIMEOUT_MS = 30_000
-"""How long a statement waits for another process's write before it is an error."""
+BUSY_TIMEOUT_MS = 5_000
+"""How long a statement waits for another process's write before it is an error: a write takes milliseconds."""
+
+CHECK_MS = 1_000
+"""The same for a check, whose answer is waited for by a load balancer."""
 
 CONNECTIONS = 4
-"""Each has a thread of its own; a statement takes a millisecond, so a few serve many requests."""
+"""That read; each has a thread of its own. A statement takes a millisecond, so a few serve many requests."""
 
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
@@ -40,41 +49,108 @@ _PRAGMAS = (
 async def connect(url: sa.URL) -> AsyncIterator[Backend]:
     """Open a file, made and migrated if need be. Raises ConfigurationError on one that is no database of ours."""
     with closing(_watching(url)) as watching:
-        engine = _engine(url)
+        writer, reader, checker = _engine(url, 1), _engine(url, CONNECTIONS), _engine(url, 1, CHECK_MS)
         try:
-            await _migrate(engine)
-            changes = Changes(lambda: _data_version(watching))
-            yield Backend(engine, engine.execution_options(read_only=True), changes, one_writer=True)
+            await _migrate(writer)
+            files = _Files.of(_path(url))
+            yield Backend(
+                writer,
+                reader.execution_options(read_only=True),
+                Changes(lambda: _data_version(watching)),
+                one_writer=True,
+                check=lambda durably: _check(checker, durably),
+                gone=files.gone,
+            )
         finally:
-            await engine.dispose()
+            for engine in (writer, reader, checker):
+                await engine.dispose()
+
+
+class _Files:
+    """A database's file, and its log and index beside it, as they were when they were first seen."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._seen: dict[str, tuple[int, int] | None] = dict.fromkeys(paths)
+
+    @classmethod
+    def of(cls, path: str) -> _Files:
+        """Look at the files of a database that is open: none of them changes before all connections are closed."""
+        files = cls([path, f"{path}-wal", f"{path}-shm"])
+        files.gone()
+        return files
+
+    def gone(self) -> str:
+        """Say what has become of them since; empty if nothing has."""
+        for path, seen in self._seen.items():
+            try:
+                found = os.stat(path)  # noqa: PTH116 - on every write
+            except FileNotFoundError:
+                if seen is not None:
+                    return f"{path} was deleted or moved while it was in use"
+                continue
+            except OSError:  # a disk that is away is no file that is gone
+                continue
+            now = found.st_dev, found.st_ino
+            if seen is None:
+                self._seen[path] = now
+            elif seen != now:
+                return f"{path} was replaced by another file while it was in use"
+        return ""
+
+
+async def _check(engine: AsyncEngine, durably: bool) -> None:
+    """Take the write lock and give it back; `durably` a page goes to the disk, as it was.
+
+    The page is the file's first: SQLite writes the number that programs may keep there, also if it is the same.
+    """
+    async with engine.connect() as connection, connection.begin() as transaction:
+        if durably:
+            version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+            await connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+        else:
+            await transaction.rollback()
 
 
 def _watching(url: sa.URL) -> sqlite3.Connection:
     """Open the file to hear of commits, and before `aiosqlite` does: that leaves a thread behind where it cannot."""
+    _make_ours(_path(url))
     try:
         return sqlite3.connect(_path(url), timeout=0, isolation_level=None)
     except sqlite3.OperationalError as error:
         raise refused(url, error, ACCEPTED) from error
 
 
+def _make_ours(path: str) -> None:
+    """Make an empty file that only its owner may read, whatever the umask; log and index get the same rights.
+
+    Where that cannot be, SQLite says it better.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        Path(path).chmod(0o600)
+
+
 def _path(url: sa.URL) -> str:
     if not url.database or url.database == ":memory:":
         raise ConfigurationError(f"the database URL is {shown(url)}; accepted: {DRIVER}:///FILE")
     try:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise refused(url, f"its folder cannot be made: {error.strerror}", ACCEPTED) from error
     return url.database
 
 
-def _engine(url: sa.URL) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=CONNECTIONS, max_overflow=0)
+def _engine(url: sa.URL, connections: int, busy_ms: int | None = None) -> AsyncEngine:
+    pragmas = _PRAGMAS if busy_ms is None else (*_PRAGMAS, f"PRAGMA busy_timeout = {busy_ms}")
+    engine = create_async_engine(
+        url, pool_size=connections, max_overflow=0, pool_timeout=BUSY_TIMEOUT_MS / 1000, hide_parameters=True
+    )
 
     @sa.event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own class
         connection.isolation_level = None  # the driver opens no transactions by itself: `on_begin` does
         cursor = connection.cursor()
-        for pragma in _PRAGMAS:
+        for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
 

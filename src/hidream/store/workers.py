@@ -1,6 +1,7 @@
 """Which workers there are: a row means a process with a loaded model, as long as it is seen often.
 
-A worker's id names its host and process, so a row under one's own id was left by a process that is dead.
+A worker's id names its host and process, so a row under one's own id was left by a process that is dead. One that has
+left keeps its row, without a version, as long as nobody else serves its models: it says when they were served last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from hidream.store.database import Database
 from hidream.store.schema import WORKERS
 
 FORGET_MS = 24 * 3600 * 1000
-"""A row that was not refreshed for this long is removed by the next worker that registers."""
+"""A row that was not refreshed for this long is removed by the next worker that registers and serves its models."""
+FORGET_ALL_MS = 400 * FORGET_MS
+"""The same, whatever that worker serves: more than the longest `[server] unserved_s`."""
+
+LOADED = b"."
+"""What a worker that has loaded says once a second to the process that has started it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +42,12 @@ def worker_id(pid: int) -> str:
 async def register(database: Database, worker: Worker) -> None:
     """Say that this worker's model is loaded."""
     now = database.now_ms()
-    stale = sa.or_(WORKERS.c.id == worker.id, WORKERS.c.seen_ms < now - FORGET_MS)
+    old = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.seen_ms).where(WORKERS.c.seen_ms < now - FORGET_MS)
     row = {"id": worker.id, "models": list(worker.models), "version": worker.version, "seen_ms": now}
     async with database.write() as connection:
-        await connection.execute(sa.delete(WORKERS).where(stale))
+        rows = (await connection.execute(old)).all()
+        stale = [r.id for r in rows if set(r.models) <= set(worker.models) or r.seen_ms < now - FORGET_ALL_MS]
+        await connection.execute(sa.delete(WORKERS).where(WORKERS.c.id.in_([worker.id, *stale])))
         await connection.execute(sa.insert(WORKERS).values(row))
 
 
@@ -53,13 +61,14 @@ async def beat(database: Database, worker_id: str) -> None:
 async def leave(database: Database, worker_id: str) -> None:
     """Say that the worker is gone."""
     async with database.write() as connection:
-        await connection.execute(sa.delete(WORKERS).where(WORKERS.c.id == worker_id))
+        await connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(version=""))
 
 
 async def ready(database: Database, within_s: float) -> list[Worker]:
     """Workers with a loaded model that were seen in the last `within_s` seconds."""
     since = database.now_ms() - round(within_s * 1000)
     wanted = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.version).where(WORKERS.c.seen_ms >= since)
+    wanted = wanted.where(WORKERS.c.version != "")
     async with database.read() as connection:
         return [Worker(*row) for row in await connection.execute(wanted.order_by(WORKERS.c.id))]
 

@@ -25,7 +25,7 @@ import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from hidream.errors import HiDreamError, Interrupted, StoreUnavailable, TaskFailed
+from hidream.errors import HiDreamError, Interrupted, StorageUnavailable, StoreUnavailable, TaskFailed
 from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import history, predictions, workers
 from hidream.store.database import Database
@@ -230,7 +230,7 @@ class Loop:
         logger.info("worker_stopping id=%s tasks=%d", self._worker.id, len(self._jobs))
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._limits.finish_s
-        while self._jobs and clock() < deadline:  # noqa: ASYNC110 - they may end one by one, or all be given up
+        while self._jobs and clock() < deadline and not self._database.gone.is_set():  # noqa: ASYNC110 - they may end one by one, or all be given up
             await asyncio.sleep(min(0.05, deadline - clock()))
         for job in self._jobs.values():
             job.given_up.set()
@@ -319,16 +319,27 @@ class Loop:
             *(task.id, task.attempt, task.model, task.input.size, task.input.num_images),
         )
         try:
-            say = await self._drawn(job)
-            await outlast(say, job.given_up, "say")
-        except Interrupted:
-            await self._hand_back(task)
-        except Exception:  # the edge: whatever the store does not take, the worker goes on
-            logger.exception("task_raised id=%s", task.id)
-            await self._hand_back(task, suspected=True)
+            try:
+                say = await self._drawn(job)
+                counted = await outlast(say, job.given_up, "say")
+            except Interrupted:
+                counted = await self._hand_back(task)
+            except Exception:  # the edge: whatever the store does not take, the worker goes on
+                logger.exception("task_raised id=%s", task.id)
+                counted = await self._hand_back(task, suspected=True)
+            if not counted:
+                await self._remove_files(task)
         finally:
             del self._jobs[task.id, task.attempt]
             self._left.set()
+
+    async def _remove_files(self, task: Prediction) -> None:
+        """Remove what was written of a task that was cancelled or deleted meanwhile; what is left, a sweep finds."""
+        try:
+            if await predictions.is_void(self._database, task.id):
+                await self._tools.outputs.delete(task.output_names)
+        except (StoreUnavailable, StorageUnavailable) as error:
+            logger.warning("files_left id=%s error=%s", task.id, error.message)
 
     async def _drawn(self, job: Job) -> Say:
         """Draw a task; what there is to say of it then. Raises Interrupted."""

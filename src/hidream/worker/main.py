@@ -17,13 +17,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hidream.errors import ConfigurationError, Interrupted
+from hidream.errors import ConfigurationError, Interrupted, StoreGone
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Variant
+from hidream.worker import pulse
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
 from hidream.worker.loop import Loop
@@ -52,17 +53,17 @@ class Loaded:
 def run(settings: Settings, with_parent: bool) -> int:
     """Work until told to stop.
 
-    The exit status is 0, 1 if an engine has failed so often that a new process has to take over, or that of
-    ConfigurationError if a start is hopeless.
+    The exit status is 0, 1 if an engine has failed so often that a new process has to take over, that of
+    ConfigurationError if a start is hopeless, or that of StoreGone.
     """
     try:
-        bridge = asyncio.run(_run(settings, with_parent))
+        bridge, gone = asyncio.run(_run(settings, with_parent))
     except ConfigurationError as error:
         logger.error("worker_cannot_start error=%s", error.message)
         return error.exit_status
     if bridge.broken:
         logger.error("worker_broken error=the engine failed several times in a row; the log says above how")
-    status = int(bridge.broken)
+    status = StoreGone.exit_status if gone else int(bridge.broken)
     if bridge.busy:
         logging.shutdown()
         os._exit(status)  # the model thread is inside a call that nothing can interrupt; nobody waits for its outcome
@@ -84,27 +85,38 @@ def all_of_it_stays() -> Iterator[None]:
         gc.enable()
 
 
-async def _run(settings: Settings, with_parent: bool) -> Bridge:
-    """Return the bridge as it is at the end: closed, or still busy."""
-    stopping = asyncio.Event()
+async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
+    """Return the bridge as it is at the end, closed or still busy, and whether the database is gone."""
+    stopping, loaded_all = asyncio.Event(), asyncio.Event()
+    beating = asyncio.create_task(pulse.beat(0 if with_parent else None, loaded_all))
     _listen(stopping, with_parent)
     bridge = Bridge()
     outputs, uploads = (open_configured(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS))
     async with Database.open(settings.database_url) as database:
+        leaving = asyncio.create_task(leave_when_gone(database, stopping))
         try:
             await outlast(outputs.check, stopping, "check")
             loaded = await bridge.run(lambda: _load(settings), stopping)
         except Interrupted:
-            return bridge
+            return bridge, database.gone.is_set()
+        loaded_all.set()
         bridge.drive({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
         versions = {NAMES[variant]: _versions(model) for variant, model in loaded.models.items()}
         tools = Tools(loaded.checker.flagged, outputs, uploads, versions)
         worker = Worker(worker_id(os.getpid()), list(versions), ", ".join(_exact(versions)))
         with closing(tools.decoders):
             await Loop(database, bridge, worker, tools, settings.worker).run(stopping)
+        leaving.cancel()
     if not bridge.busy:
         await bridge.close()
-    return bridge
+    beating.cancel()
+    return bridge, database.gone.is_set()
+
+
+async def leave_when_gone(database: Database, stopping: asyncio.Event) -> None:
+    """Have `stopping` set when the database's file is another one: nothing can be said of any task any more."""
+    await database.gone.wait()
+    stopping.set()
 
 
 def _listen(stopping: asyncio.Event, with_parent: bool) -> None:

@@ -25,7 +25,7 @@ async def healthz() -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: what is submitted now will be drawn, for all models, for some, or for the `model` that is named.
+    """GET /readyz: what is submitted now is stored and drawn, for all models, for some, or for the `model` named.
 
     Else a 503 that says why not. One model without workers must not make a proxy give up the others.
     """
@@ -39,6 +39,7 @@ async def readyz(request: Request) -> Response:
     if short := service.disk.short():
         return failure(503, f"nothing is taken in: {short}")
     try:
+        await service.database.check()
         ready = await workers.ready(service.database, within_s)
     except StoreUnavailable as error:
         return failure(503, error.message)

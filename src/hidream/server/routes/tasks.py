@@ -21,6 +21,7 @@ from hidream.server.answers import base_url, input_data, prediction_data, queue_
 from hidream.server.body import read_json
 from hidream.server.long_text import LongText
 from hidream.server.parameters import Api, Sources
+from hidream.server.removal import remove_files
 from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, service_of
 from hidream.store import history, predictions
 from hidream.store.intake import Asked, Repeat
@@ -89,10 +90,11 @@ async def listing(request: Request, api: Version, key: ReadKey) -> Response:
 
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
     """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, hide one that is."""
-    database = service_of(request).database
-    if await predictions.cancel(database, prediction_id, key.id):
+    service = service_of(request)
+    if await predictions.cancel(service.database, prediction_id, key.id):
         return success({"id": prediction_id, "status": Status.CANCELLED})
-    if await predictions.delete(database, [prediction_id], key.id):
+    if deleted := await predictions.delete(service.database, [prediction_id], key.id):
+        await remove_files(service.outputs, deleted)
         return success({"id": prediction_id, "status": Status.DELETED})
     raise unknown(prediction_id)
 
@@ -102,10 +104,11 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     service = service_of(request)
     body = await read_json(request, service.settings.server.body_max_bytes)
     ids = _ids(body)
-    count = await predictions.delete(service.database, ids, key.id)
+    deleted = await predictions.delete(service.database, ids, key.id)
+    count = len(deleted)
     if count < len(ids):
-        for prediction_id in ids:
-            count += await predictions.cancel(service.database, prediction_id, key.id)
+        count += await predictions.cancel_all(service.database, ids, key.id)
+    await remove_files(service.outputs, deleted)
     return success(unused.with_warnings({"deleted_count": count}, unused.unknown(body, ("ids",), "this route")))
 
 
