@@ -66,7 +66,7 @@ def assemble(settings: Settings, database: Database) -> Service:
     return Service(
         settings=settings,
         database=database,
-        intake=Intake(database, settings.server.queue_max),
+        intake=Intake(database, settings.server.queue_max, settings.server.queue_share),
         endings=Endings(database),
         waiting=Waiting(database),
         serving=Serving(database, settings.worker.lease_s),
