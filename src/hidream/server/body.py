@@ -1,22 +1,18 @@
-"""What comes from a request: its body, never more of it than it may be long, and the word that its client is gone.
+"""What comes from a request: its body, never more of it than it may be long.
 
 A body is a JSON object, a file, or a form with a file in it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
-
-T = TypeVar("T")
 
 FORM_BYTES = 65_536
 """What the other fields and the headers of a form may take beside the file."""
@@ -78,27 +74,6 @@ async def read_bytes(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect as error:
         raise InvalidInput("the body ended before its announced length") from error
     return bytes(body)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work` as long as the client waits for the answer; raises ClientDisconnect, and ends it, when not.
-
-    For requests whose body was read: all that can still come is the word that the connection is closed.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _media_type(request: Request) -> str:

@@ -16,7 +16,7 @@ import asyncio
 import dataclasses
 import secrets
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -98,16 +98,17 @@ class Queue:
 
 
 Answer = Prediction | HiDreamError
+_Waiting = tuple[Asked, asyncio.Future[Prediction]]
 
 
 class Intake:
-    """One process's way to take tasks in, up to `queue_max` unfinished ones of all keys, and `share` of these of one."""
+    """One process's way to take tasks in, up to `queue_max` unfinished ones of all keys and `share` of that of one."""
 
     def __init__(self, database: Database, queue_max: int, share: float = 1.0) -> None:
         self._database = database
         self._queue = Queue(queue_max, share)
         self._expected: Counter[str] = Counter()  # tasks that bring files, by the ids of their keys
-        self._waiting: list[tuple[Asked, asyncio.Future[Prediction]]] = []
+        self._waiting: dict[str, deque[_Waiting]] = {}  # of each key; the first key is next
         self._writing: asyncio.Task[None] | None = None
 
     async def submit(self, asked: Asked) -> Prediction:
@@ -117,7 +118,7 @@ class Intake:
         another request, or StoreUnavailable.
         """
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, answer))
+        self._waiting.setdefault(asked.key.id, deque()).append((asked, answer))
         if self._writing is None or self._writing.done():
             self._writing = self._database.beside(self._write())
         return await answer
@@ -158,7 +159,7 @@ class Intake:
 
     async def _write(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
+            batch = self._next_batch()
             answers = await self._answers([asked for asked, _ in batch])
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # its client has gone
@@ -167,6 +168,17 @@ class Intake:
                     future.set_result(answer)
                 else:
                     future.set_exception(answer)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take out who is next, the keys in turn: a crowd of one key's does not hold up another's."""
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < TOGETHER_MAX:
+            key_id, line = next(iter(self._waiting.items()))
+            del self._waiting[key_id]
+            batch.append(line.popleft())
+            if line:
+                self._waiting[key_id] = line
+        return batch
 
     async def _answers(self, batch: Sequence[Asked]) -> list[Answer | Exception]:
         try:

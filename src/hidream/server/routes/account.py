@@ -52,7 +52,9 @@ async def price(request: Request, api: Version, key: AnyKey) -> Response:
 
 async def webhook_secret(request: Request, api: Version, key: ReadKey) -> Response:
     """GET /api/{v2,v3}/webhook/secret: what this key's webhooks are signed with; made when it is first asked for."""
-    secret = await keys.webhook_secret(service_of(request).database, key.id, signature.new_secret())
+    service = service_of(request)
+    async with service.gate.turn(key.id, request):
+        secret = await keys.webhook_secret(service.database, key.id, signature.new_secret())
     return success({"secret": secret})
 
 
