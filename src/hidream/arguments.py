@@ -36,14 +36,19 @@ PARTS = {
     "loras": "folder of LoRAs",
 }
 """What `[models]` names beside the variants, for the flags."""
-SCOPES = ("submit", "read", "admin")
+SCOPES = ("submit", "view", "read", "admin")
 """What a key may do; `store/keys.Scope` says it again for the rooms above, and a test holds the two together."""
 LIMITS = {
-    "--requests-per-minute": "submissions a minute",
-    "--tasks-max": "unfinished tasks at a time",
-    "--pixels-per-day": "pixels in 24 hours",
+    "requests_per_minute": "submissions a minute",
+    "tasks_max": "unfinished tasks at a time",
+    "pixels_per_day": "pixels in 24 hours",
+    "steps_max": "steps of a task",
+    "pixels_max": "pixels of an image",
+    "images_max": "images of a task",
+    "work_per_day": "pixel steps in 24 hours",
+    "bytes_max": "bytes of uploads and images that are kept",
 }
-"""What may be limited for a key."""
+"""What may be limited for a key, as `store/keys.Limits` has it for the rooms above; a test holds the two together."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -195,16 +200,24 @@ def _keys(commands: Commands) -> None:
         default=("submit", "read"),
         help=f"what it may do: some of {', '.join(SCOPES)}, with commas between (default: submit,read)",
     )
-    for flag, what in LIMITS.items():
-        create.add_argument(flag, type=_limit, default=0, metavar="N", help=f"{what} (default: no limit)")
+    _limit_flags(create, 0, "default: no limit")
     create.set_defaults(command="keys create")
     keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
     revoke = keys.add_parser("revoke", help="make a key worthless; servers know within a second")
     revoke.set_defaults(command="keys revoke")
     rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
     rotate.set_defaults(command="keys rotate")
-    for one in (revoke, rotate):
+    limit = keys.add_parser("limit", help="change limits of a key; servers know within a second")
+    _limit_flags(limit, None, "0: no limit; default: as it is")
+    limit.set_defaults(command="keys limit")
+    for one in (revoke, rotate, limit):
         one.add_argument("id", type=_text, help="as `hidream keys list` shows it")
+
+
+def _limit_flags(command: argparse.ArgumentParser, default: int | None, note: str) -> None:
+    for name, what in LIMITS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=_limit, default=default, metavar="N", help=f"{what} ({note})")
 
 
 def _mcp(commands: Commands) -> None:

@@ -2,15 +2,16 @@
 
 import asyncio
 import dataclasses
+import functools
 import re
 
 import pytest
 import sqlalchemy as sa
 from asking import MODEL, OTHER, SUBMISSION, claim, claim_one, new_key, submit
 
-from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
+from hidream.errors import Conflict, Forbidden, InvalidInput, PromptRefused, TooMany
 from hidream.store import history, predictions, retention
-from hidream.store.intake import DAY_MS, Asked, Intake, Queue, Repeat
+from hidream.store.intake import DAY_MS, TOGETHER_MAX, Asked, Intake, Queue, Repeat
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Size, Status
 
@@ -118,8 +119,7 @@ def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(in_database, lim
         assert words in caught.value.message
         assert not caught.value.retryable
         with pytest.raises(Forbidden):
-            async with Intake(database, 10).expecting(Asked(key, MODEL, task)):
-                pass
+            await Intake(database, 10).submit_with(Asked(key, MODEL, task), asyncio.Event().wait)
         small = dataclasses.replace(SUBMISSION, size=Size(256, 256), num_inference_steps=4)
         assert (await submit(database, key, small, repeat=REPEAT)).status is Status.CREATED
 
@@ -145,31 +145,62 @@ def test_a_key_may_use_so_much_work_a_day(in_database, clock):
     in_database(scenario)
 
 
-def test_what_would_be_refused_is_not_expected_and_nothing_is_written(in_database):
+def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database):
     async def scenario(database):
         key, other, intake = await new_key(database, tasks_max=2), await new_key(database), Intake(database, 10)
-        begun, go_on, kept = [], asyncio.Event(), []
+        begun, go_on = [], asyncio.Event()
 
-        async def bring(owner):
-            async with intake.expecting(Asked(owner, MODEL, SUBMISSION)):
-                begun.append(owner)
-                await go_on.wait()
-                kept.append(await intake.submit(Asked(owner, MODEL, SUBMISSION)))
+        async def bring(asked):
+            begun.append(asked.key)
+            await go_on.wait()
+            return asked
 
-        bringing = [asyncio.create_task(bring(owner)) for owner in [key] * 30 + [other] * 4]
+        def submit_with(owner):
+            asked = Asked(owner, MODEL, SUBMISSION)
+            return asyncio.create_task(intake.submit_with(asked, functools.partial(bring, asked)))
+
+        bringing = [submit_with(owner) for owner in [key] * 30 + [other] * 4]
         while sum(task.done() for task in bringing) + len(begun) < 34:
             await asyncio.sleep(0.01)
         assert (begun.count(key), begun.count(other)) == (2, 4)
         go_on.set()
+        bringing += [submit_with(key) for _ in range(10)]  # while the first are taken in
         answers = await asyncio.gather(*bringing, return_exceptions=True)
-        assert sum(isinstance(answer, TooMany) for answer in answers) == 28
-        assert len(kept) == 6
-        assert not intake._expected
-        with pytest.raises(TooMany):
-            async with intake.expecting(Asked(key, MODEL, SUBMISSION)):
-                pass
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 38
+        assert len(begun) == 6
+        assert not intake._brought
+        assert not intake._ended
         async with database.read() as connection:
             assert (await connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS))).scalar() == 6
+
+    in_database(scenario)
+
+
+def test_what_could_not_be_brought_takes_no_place(in_database):
+    async def scenario(database):
+        key, intake = await new_key(database, tasks_max=1), Intake(database, 10)
+        asked = Asked(key, MODEL, SUBMISSION)
+
+        async def fail():
+            raise InvalidInput("image is no picture")
+
+        for _ in range(3):
+            with pytest.raises(InvalidInput):
+                await intake.submit_with(asked, fail)
+        assert not intake._brought
+        assert (await intake.submit(asked)).status is Status.CREATED
+
+    in_database(scenario)
+
+
+def test_a_crowd_of_one_key_does_not_hold_up_another_in_the_same_process(in_database):
+    async def scenario(database):
+        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000)
+        crowd = [asyncio.create_task(intake.submit(Asked(busy, MODEL, SUBMISSION))) for _ in range(500)]
+        await asyncio.sleep(0)
+        await intake.submit(Asked(late, MODEL, SUBMISSION))
+        assert sum(task.done() for task in crowd) <= 2 * TOGETHER_MAX
+        await asyncio.gather(*crowd)
 
     in_database(scenario)
 

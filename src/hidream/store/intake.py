@@ -17,8 +17,7 @@ import dataclasses
 import secrets
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +42,8 @@ TOGETHER_MAX = 100
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 REMEMBERED_MS = DAY_MS
 """How long an Idempotency-Key is remembered."""
+LOOKS = 3
+"""How often a check looks at most, where tasks of the same key are taken in at the same time."""
 LAST_PLACES = 0.1
 """Of the queue, what is kept for keys that have no unfinished task: whatever others do, their first one is taken in."""
 
@@ -98,7 +99,15 @@ class Queue:
 
 
 Answer = Prediction | HiDreamError
-_Waiting = tuple[Asked, asyncio.Future[Prediction]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A task that waits to be taken in, `brings` if it was counted before."""
+
+    asked: Asked
+    brings: bool
+    answer: asyncio.Future[Prediction]
 
 
 class Intake:
@@ -107,7 +116,8 @@ class Intake:
     def __init__(self, database: Database, queue_max: int, share: float = 1.0) -> None:
         self._database = database
         self._queue = Queue(queue_max, share)
-        self._expected: Counter[str] = Counter()  # tasks that bring files, by the ids of their keys
+        self._brought: Counter[str] = Counter()  # tasks whose files are on their way, by the ids of their keys
+        self._ended: Counter[str] = Counter()  # how many of them are no more, as long as there are any
         self._waiting: dict[str, deque[_Waiting]] = {}  # of each key; the first key is next
         self._writing: asyncio.Task[None] | None = None
 
@@ -117,30 +127,47 @@ class Intake:
         Raises TooMany, Forbidden where the key may never have such a task, Conflict when an Idempotency-Key came with
         another request, or StoreUnavailable.
         """
+        return await self._submit(asked, brings=False)
+
+    async def _submit(self, asked: Asked, *, brings: bool) -> Prediction:
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(asked.key.id, deque()).append((asked, answer))
+        self._waiting.setdefault(asked.key.id, deque()).append(_Waiting(asked, brings, answer))
         if self._writing is None or self._writing.done():
             self._writing = self._database.beside(self._write())
         return await answer
 
-    @asynccontextmanager
-    async def expecting(self, asked: Asked) -> AsyncIterator[None]:
-        """Let what a task brings be fetched and kept within this block, unless `submit` would refuse the task already.
+    async def submit_with(self, least: Asked, bring: Callable[[], Awaitable[Asked]]) -> Prediction:
+        """Have `bring` fetch and keep what a task needs, and take it in, unless `submit` would refuse `least` of it.
 
-        Nothing is written: `submit` has the last word. What is expected in this process counts as unfinished, so that
-        of thirty requests at once no more keep files than would be taken in. Raises TooMany, Forbidden and
-        StoreUnavailable.
+        What is being brought in this process counts as unfinished meanwhile, so that of thirty requests at once no
+        more keep files than are taken in. Raises what `submit` and `bring` do.
         """
-        async with self._database.read() as connection:
-            books = await _Books.opened(connection, [asked], self._database.now_ms())
-        books.expect(self._expected)
-        books.check(asked, self._queue)
-        mine = Counter((asked.key.id,))
-        self._expected += mine
+        key_id = least.key.id
+        await self._check(least)
+        self._brought[key_id] += 1
         try:
-            yield
-        finally:
-            self._expected -= mine
+            asked = await bring()
+        except BaseException:
+            self._bring_no_more(key_id)
+            raise
+        return await self._submit(asked, brings=True)
+
+    async def _check(self, asked: Asked) -> None:
+        """Raise what `submit` would, which has the last word; nothing is written."""
+        for _ in range(LOOKS):
+            ended = self._ended[asked.key.id]
+            async with self._database.read() as connection:
+                books = await _Books.opened(connection, [asked], self._database.now_ms())
+            if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which the look may have missed
+                break
+        books.expect(self._brought)
+        books.check(asked, self._queue)
+
+    def _bring_no_more(self, key_id: str) -> None:
+        self._brought -= Counter((key_id,))
+        self._ended[key_id] += 1
+        if not self._brought:
+            self._ended.clear()
 
     async def repeated(self, asked: Asked) -> Prediction | None:
         """Find the task that the same request has made; None if there is none, or `submit` must say what is wrong."""
@@ -160,14 +187,16 @@ class Intake:
     async def _write(self) -> None:
         while self._waiting:
             batch = self._next_batch()
-            answers = await self._answers([asked for asked, _ in batch])
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():  # its client has gone
+            answers = await self._answers([waiting.asked for waiting in batch])
+            for waiting, answer in zip(batch, answers, strict=True):
+                if waiting.brings:
+                    self._bring_no_more(waiting.asked.key.id)
+                if waiting.answer.done():  # its client has gone
                     continue
                 if isinstance(answer, Prediction):
-                    future.set_result(answer)
+                    waiting.answer.set_result(answer)
                 else:
-                    future.set_exception(answer)
+                    waiting.answer.set_exception(answer)
 
     def _next_batch(self) -> list[_Waiting]:
         """Take out who is next, the keys in turn: a crowd of one key's does not hold up another's."""

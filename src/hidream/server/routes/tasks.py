@@ -193,13 +193,21 @@ def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any
 
 async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[Prediction, dict[str, str]]:
     """Take a task in with the pictures that it brings, which are not fetched for one that was, or will be refused."""
-    if sources.image is not None and asked.refusal is None:
-        if made := await service.intake.repeated(asked):
-            return made, replayed(asked, made)
-        async with service.intake.expecting(_at_least(asked, sources)):
-            asked = await _with_pictures(service, asked, sources.image, sources)
-    prediction = await service.intake.submit(asked)
-    return prediction, replayed(asked, prediction)
+    image = sources.image
+    if image is None or asked.refusal is not None:
+        prediction = await service.intake.submit(asked)
+        return prediction, replayed(asked, prediction)
+    if made := await service.intake.repeated(asked):
+        return made, replayed(asked, made)
+    whole = asked
+
+    async def bring() -> Asked:
+        nonlocal whole
+        whole = await _with_pictures(service, asked, image, sources)
+        return whole
+
+    prediction = await service.intake.submit_with(_at_least(asked, sources), bring)
+    return prediction, replayed(whole, prediction)
 
 
 def _at_least(asked: Asked, sources: Sources) -> Asked:
