@@ -1,11 +1,12 @@
 """API keys as requests bring them: looked up in the database, and remembered for a moment.
 
-So a client that sends a hundred requests a second costs one look-up. A key that was revoked, rotated or changed is
+So a client that sends a hundred requests a second, or all of them at once, costs one look-up. A key that was revoked, rotated or changed is
 known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -28,14 +29,21 @@ class Keyring:
         self._pepper = pepper
         self._clock = clock
         self._seen: dict[bytes, tuple[float, Key]] = {}
+        self._looking: dict[bytes, asyncio.Task[Key | None]] = {}
 
     async def find(self, secret: str) -> Key | None:
         """Look up the key of a secret, unless it is unknown or revoked."""
         name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
         seen = self._seen.get(name)
-        began = self._clock()
-        if seen is not None and began < seen[0]:
+        if seen is not None and self._clock() < seen[0]:
             return seen[1]
+        if (looking := self._looking.get(name)) is None:
+            looking = self._looking[name] = asyncio.create_task(self._look(name, secret))
+            looking.add_done_callback(lambda _: self._looking.pop(name))
+        return await asyncio.shield(looking)
+
+    async def _look(self, name: bytes, secret: str) -> Key | None:
+        began = self._clock()
         key = await keys.find(self._database, secret, pepper=self._pepper)
         if key is None:
             self._seen.pop(name, None)
