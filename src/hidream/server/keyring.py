@@ -1,7 +1,8 @@
 """API keys as requests bring them: looked up in the database, and remembered for a moment.
 
-So a client that sends a hundred requests a second, or all of them at once, costs one look-up. A key that was revoked, rotated or changed is
-known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many.
+So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A key that was revoked,
+rotated or changed is known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered:
+there are too many.
 """
 
 from __future__ import annotations
