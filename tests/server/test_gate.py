@@ -1,11 +1,15 @@
 """The gate before the database: order, fairness, and nothing done for who has left."""
 
 import asyncio
+import contextlib
+import json
 
 import pytest
+from served import served
 from starlette.requests import ClientDisconnect
 
-from hidream.server.gate import Gate
+from hidream.server.gate import EACH, Gate
+from hidream.store import history, keys
 
 
 class Visitor:
@@ -129,3 +133,43 @@ def test_an_error_inside_ends_a_turn():
         assert not gate._total
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.long)])
+def test_listings_whose_clients_left_cost_no_query_and_hold_up_no_other_key(with_api, monkeypatch, count):
+    asked = []
+    listed = history.listed
+
+    async def noted(database, key_id, query):
+        asked.append(key_id)
+        return await listed(database, key_id, query)
+
+    monkeypatch.setattr(history, "listed", noted)
+
+    async def scenario(api):
+        (key,), gate, other = await keys.listed(api.database), api.service.gate, await api.key()
+        body = json.dumps({"page_size": 100})
+        head = f"Host: x\r\nAuthorization: Bearer {api.secret}\r\nContent-Type: application/json\r\n"
+        listing = f"POST /api/v3/predictions HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n{body}"
+        async with served(api) as client, asyncio.timeout(120):
+            async with contextlib.AsyncExitStack() as inside:
+                for _ in range(EACH):
+                    await inside.enter_async_context(gate.turn(key.id))
+                for standing in range(100, count + 1, 100):
+                    writers = []
+                    for _ in range(100):
+                        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+                        writer.write(listing.encode())
+                        writers.append(writer)
+                    while len(gate._lines.get(key.id, ())) < standing:
+                        await asyncio.sleep(0.01)
+                    for writer in writers:
+                        writer.close()
+                assert (await client.get("/api/v3/balance", headers=other)).status_code == 200
+                assert (await client.post("/api/v3/predictions", json={}, headers=other)).status_code == 200
+            while gate._lines or gate._total:
+                await asyncio.sleep(0.01)
+            assert key.id not in asked
+            assert (await client.post("/api/v3/predictions", json={})).status_code == 200
+
+    with_api(scenario)
