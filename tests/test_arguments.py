@@ -13,7 +13,7 @@ from hidream.settings import sources, tables
 from hidream.store.keys import USUAL, Limits, Scope
 from hidream.types import LoraUse, Variant
 
-KEYS = ["keys create", "keys list", "keys revoke", "keys rotate"]
+KEYS = ["keys create", "keys limit", "keys list", "keys revoke", "keys rotate"]
 KEYS += ["keys rotate-webhook", "keys export", "keys erase"]
 COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "audit", "mcp", "info", "convert"]
 
@@ -118,14 +118,18 @@ def test_a_keys_scopes_and_limits_are_read():
     assert parsed("keys", "create").scopes == ("submit", "read")
     assert set(arguments.SCOPES) == set(Scope)
     assert set(parsed("keys", "create").scopes) == USUAL
-    limits = {flag.lstrip("-").replace("-", "_") for flag in arguments.LIMITS}
-    assert limits == {field.name for field in dataclasses.fields(Limits)}
+    assert list(arguments.LIMITS) == [field.name for field in dataclasses.fields(Limits)]
+
+
+def test_limits_that_are_not_said_stay_as_they_are():
+    given = parsed("keys", "limit", "abc", "--steps-max", "30", "--work-per-day", "0")
+    assert (given.id, given.steps_max, given.work_per_day, given.tasks_max) == ("abc", 30, 0, None)
 
 
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
-        (["--scopes", "write"], "'write' is not a list of scopes; accepted: some of submit, read, admin"),
+        (["--scopes", "write"], "'write' is not a list of scopes; accepted: some of submit, view, read, admin"),
         (["--scopes", ""], "'' is not a list of scopes"),
         (["--pixels-per-day", "-1"], "'-1' is not a limit; accepted: a whole number, 0 for none"),
         (["--tasks-max", "many"], "'many' is not a limit"),

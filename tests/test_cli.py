@@ -262,6 +262,8 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
         "9",
         "--tasks-max",
         "2",
+        "--steps-max",
+        "30",
     ]
     assert cli.main(made) == 0
     secret = capsys.readouterr().out.split("\n")[0]
@@ -269,7 +271,7 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     listed = capsys.readouterr().out
     assert "valid" in listed
     assert "submit" in listed
-    assert "9 requests/min, 2 tasks" in listed
+    assert "9 submissions a minute, 2 unfinished tasks at a time, 30 steps of a task" in listed
     assert "laptop" in listed
     assert secret not in listed
     assert "a secret beside" not in listed
@@ -282,8 +284,13 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
         return asyncio.run(look())
 
     key = found(secret, "a secret beside the database")
-    assert (key.name, key.scopes, key.limits) == ("laptop", {Scope.SUBMIT}, Limits(9, 2, 0))
+    assert (key.name, key.scopes, key.limits) == ("laptop", {Scope.SUBMIT}, Limits(9, 2, steps_max=30))
     assert found(secret, "") is None
+    assert cli.main(["keys", "limit", key.id, "--tasks-max", "0", "--work-per-day", "1000"]) == 0
+    assert "0 unfinished tasks at a time, 1000 pixel steps in 24 hours" in capsys.readouterr().out
+    assert found(secret, "a secret beside the database").limits == Limits(9, steps_max=30, work_per_day=1000)
+    assert cli.main(["keys", "limit", key.id]) == 1
+    assert "no limit is given" in capsys.readouterr().err
     assert cli.main(["keys", "rotate", key.id]) == 0
     second = capsys.readouterr().out.split("\n")[0]
     assert found(secret, "a secret beside the database") is None

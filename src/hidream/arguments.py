@@ -36,14 +36,19 @@ PARTS = {
     "loras": "folder of LoRAs",
 }
 """What `[models]` names beside the variants, for the flags."""
-SCOPES = ("submit", "read", "admin")
+SCOPES = ("submit", "view", "read", "admin")
 """What a key may do; `store/keys.Scope` says it again for the rooms above, and a test holds the two together."""
 LIMITS = {
-    "--requests-per-minute": "submissions a minute",
-    "--tasks-max": "unfinished tasks at a time",
-    "--pixels-per-day": "pixels in 24 hours",
+    "requests_per_minute": "submissions a minute",
+    "tasks_max": "unfinished tasks at a time",
+    "pixels_per_day": "pixels in 24 hours",
+    "steps_max": "steps of a task",
+    "pixels_max": "pixels of an image",
+    "images_max": "images of a task",
+    "work_per_day": "pixel steps in 24 hours",
+    "bytes_max": "bytes of uploads and images that are kept",
 }
-"""What may be limited for a key."""
+"""What may be limited for a key, as `store/keys.Limits` has it for the rooms above; a test holds the two together."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -196,14 +201,16 @@ def _keys(commands: Commands) -> None:
         default=("submit", "read"),
         help=f"what it may do: some of {', '.join(SCOPES)}, with commas between (default: submit,read)",
     )
-    for flag, what in LIMITS.items():
-        create.add_argument(flag, type=_limit, default=0, metavar="N", help=f"{what} (default: no limit)")
+    _limit_flags(create, 0, "default: no limit")
     create.set_defaults(command="keys create")
     keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
     revoke = keys.add_parser("revoke", help="make a key worthless; servers know within a second")
     revoke.set_defaults(command="keys revoke")
     rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
     rotate.set_defaults(command="keys rotate")
+    limit = keys.add_parser("limit", help="change limits of a key; servers know within a second")
+    _limit_flags(limit, None, "0: no limit; default: as it is")
+    limit.set_defaults(command="keys limit")
     webhook = keys.add_parser("rotate-webhook", help="give a key's webhooks a new secret and print it")
     webhook.add_argument(
         "--overlap",
@@ -220,7 +227,7 @@ def _keys(commands: Commands) -> None:
     erase = keys.add_parser("erase", help="revoke a key, and erase all that is kept of it")
     erase.add_argument("--yes", action="store_true", help="it cannot be undone: say that you mean it")
     erase.set_defaults(command="keys erase")
-    for one in (revoke, rotate, webhook, export, erase):
+    for one in (revoke, rotate, limit, webhook, export, erase):
         one.add_argument("id", type=_text, help="as `hidream keys list` shows it")
 
 
@@ -229,6 +236,12 @@ def _audit(commands: Commands) -> None:
     audit.add_argument("--since", type=_ago, metavar="AGO", help="such as 12h, 7d or 4w (default: all, a year)")
     audit.add_argument("--json", action="store_true", help="a JSON object a line")
     audit.set_defaults(command="audit")
+
+
+def _limit_flags(command: argparse.ArgumentParser, default: int | None, note: str) -> None:
+    for name, what in LIMITS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=_limit, default=default, metavar="N", help=f"{what} ({note})")
 
 
 def _mcp(commands: Commands) -> None:

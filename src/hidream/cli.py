@@ -265,7 +265,7 @@ def _worker(given: argparse.Namespace, config: Settings) -> int:
 def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
-    limits = keys.Limits(given.requests_per_minute, given.tasks_max, given.pixels_per_day)
+    limits = keys.Limits(**_limits_given(given))
     scopes = frozenset(map(keys.Scope, given.scopes))
     pepper = config.store.key_pepper
     how = {"pepper": pepper, "actor": _actor()}
@@ -286,12 +286,27 @@ def _keys_list(given: argparse.Namespace, config: Settings) -> int:
 
 def _limits(limits: Limits) -> str:
     """What a key may use, in a few words."""
-    named = {
-        "requests/min": limits.requests_per_minute,
-        "tasks": limits.tasks_max,
-        "pixels/day": limits.pixels_per_day,
-    }
+    named = {what: getattr(limits, name) for name, what in arguments.LIMITS.items()}
     return ", ".join(f"{most} {what}" for what, most in named.items() if most) or "no limits"
+
+
+def _limits_given(given: argparse.Namespace) -> dict[str, int]:
+    """The limits that were said, by their names."""
+    said = {name: getattr(given, name) for name in arguments.LIMITS}
+    return {name: most for name, most in said.items() if most is not None}
+
+
+def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.store import keys
+
+    changed = _limits_given(given)
+    if not changed:
+        raise InvalidInput(
+            "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
+        )
+    _in_store(config, lambda database: keys.limit(database, given.id, changed, actor=_actor()))
+    print(f"changed {given.id}: {', '.join(f'{most} {arguments.LIMITS[name]}' for name, most in changed.items())}")
+    return 0
 
 
 def _keys_revoke(given: argparse.Namespace, config: Settings) -> int:
@@ -437,6 +452,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "worker": _worker,
     "keys create": _keys_create,
     "keys list": _keys_list,
+    "keys limit": _keys_limit,
     "keys revoke": _keys_revoke,
     "keys rotate": _keys_rotate,
     "keys rotate-webhook": _keys_rotate_webhook,

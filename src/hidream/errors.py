@@ -81,13 +81,6 @@ class NotFound(HiDreamError):
     http_status = 404
 
 
-class BodyTooSlow(HiDreamError):
-    """So little of the request has come for so long that the server waits no longer."""
-
-    http_status = 408
-    retryable = True
-
-
 class BodyTooLarge(HiDreamError):
     """The request has more bytes than the server accepts."""
 

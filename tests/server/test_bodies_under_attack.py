@@ -8,7 +8,6 @@ import pytest
 from served import served
 
 from hidream.outputs.names import draw_name
-from hidream.server import body
 from hidream.types import ImageFormat
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -96,21 +95,6 @@ def test_of_those_who_fill_one_name_at_once_one_does(with_api, picture):
         assert set(statuses) <= {200, 400, 413}  # a larger one than what is there cannot be the same
         got = (await api.client.get(given["download_url"])).content
         assert got == pictures[statuses.index(200)]
-
-    with_api(scenario)
-
-
-def test_what_comes_too_slowly_is_given_up(with_api, monkeypatch):
-    monkeypatch.setattr(body, "PAUSE_S", 0.05)
-
-    async def scenario(api):
-        name = (await ticket(api, 20_000_000))["upload"]["url"].rpartition("/")[2]
-        async with served(api) as client:
-            head = f"PUT /uploads/{name} HTTP/1.1\nHost: a\nContent-Length: 20000000"
-            answer = await raw(client.base_url.port, head, b"begun")
-        assert answer.startswith("HTTP/1.1 408 ")
-        assert "too slowly: " in answer
-        assert parts(api) == []
 
     with_api(scenario)
 

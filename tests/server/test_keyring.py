@@ -43,6 +43,28 @@ def test_a_revoked_key_is_known_for_a_second_at_most(tmp_path):
     in_store(tmp_path, scenario)
 
 
+def test_a_crowd_with_the_same_key_costs_one_look_up(tmp_path, monkeypatch):
+    looked = []
+    find = keys.find
+
+    async def counted(database, secret, *, pepper):
+        looked.append(secret)
+        return await find(database, secret, pepper=pepper)
+
+    monkeypatch.setattr(keys, "find", counted)
+
+    async def scenario(database, keyring, clock, key, secret):
+        first = asyncio.create_task(keyring.find(secret))
+        found = [asyncio.create_task(keyring.find(secret)) for _ in range(100)]
+        await asyncio.sleep(0)
+        first.cancel()
+        assert [await task for task in found] == [key] * 100
+        assert (looked, keyring._looking) == ([secret], {})
+        assert await asyncio.gather(*(keyring.find("wrong") for _ in range(9))) == [None] * 9
+
+    in_store(tmp_path, scenario)
+
+
 def test_a_key_that_is_made_is_known_at_once(tmp_path):
     async def scenario(database, keyring, clock, key, secret):
         assert await keyring.find("chosen by the operator") is None

@@ -13,7 +13,7 @@ from hidream.server.waiting import FRESH_S
 from hidream.store import history, keys, predictions, workers
 from hidream.store.keys import Scope
 from hidream.store.workers import Worker
-from hidream.types import LoraUse, Size
+from hidream.types import LoraUse, Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 FULL = "wavespeed-ai/hidream-i1-full"
@@ -650,7 +650,8 @@ def test_a_task_that_is_cancelled_ends_the_wait_for_it(with_api):
 
 
 @pytest.mark.parametrize(
-    ("scope", "may_submit", "may_read"), [(Scope.SUBMIT, 200, 403), (Scope.READ, 403, 200), (Scope.ADMIN, 200, 200)]
+    ("scope", "may_submit", "may_read"),
+    [(Scope.SUBMIT, 200, 403), (Scope.VIEW, 403, 200), (Scope.READ, 403, 200), (Scope.ADMIN, 200, 200)],
 )
 def test_scopes(with_api, scope, may_submit, may_read):
     async def scenario(api):
@@ -658,11 +659,97 @@ def test_scopes(with_api, scope, may_submit, may_read):
         submitted = await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"}, headers=key)
         listed = await api.client.post("/api/v3/predictions", json={}, headers=key)
         assert (submitted.status_code, listed.status_code) == (may_submit, may_read)
-        for answer, lacking in ((submitted, "submit"), (listed, "read")):
+        for answer, lacking in ((submitted, "submit"), (listed, "view")):
             if answer.status_code == 403:
                 assert f"the scope {lacking}" in answer.json()["message"]
 
     with_api(scenario)
+
+
+def test_a_key_that_may_only_look_can_change_nothing(with_api):
+    async def scenario(api):
+        submits = await api.key(Scope.SUBMIT)
+        key, secret = await keys.create(api.database, "both", {Scope.SUBMIT, Scope.VIEW})
+        viewer = {"Authorization": f"Bearer {secret}"}
+        made = (await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"}, headers=viewer)).json()["data"]
+        path = f"/api/v3/predictions/{made['id']}"
+        for url in (path, f"{path}/result", f"{path}/webhooks"):
+            assert (await api.client.get(url, headers=viewer)).status_code == 200
+        for refused in (
+            await api.client.delete(path, headers=viewer),
+            await api.client.post("/api/v3/predictions/delete", json={"ids": [made["id"]]}, headers=viewer),
+            await api.client.get("/api/v3/webhook/secret", headers=viewer),
+            await api.client.get(path, headers=submits),
+        ):
+            assert refused.status_code == 403
+        assert "the scope read (it has: submit, view)" in (await api.client.delete(path, headers=viewer)).text
+        assert (await history.get(api.database, made["id"], key.id)).status is Status.CREATED
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "words"),
+    [
+        ({"steps_max": 20}, {}, "num_inference_steps is 28, the model's own number; accepted from this key: up to 20"),
+        ({"pixels_max": 512 * 512}, {}, "size is 1024*1024, 1048576 pixels; accepted from this key: up to 262144"),
+        ({"images_max": 1}, {"num_images": 2}, "num_images is 2; accepted from this key: up to 1"),
+        ({"work_per_day": 1024 * 1024}, {}, "accepted from this key: up to 1048576 a day"),
+    ],
+)
+def test_what_a_key_may_never_have_is_a_403_that_is_not_worth_repeating(with_api, limits, body, words):
+    async def scenario(api):
+        key = await api.key(**limits)
+        answer = await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"} | body, headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (403, 403)
+        assert words in answer.json()["message"]
+        assert "retry-after" not in answer.headers
+        openai = await api.client.post("/v1/images/generations", json={"prompt": "a"} | body, headers=key)
+        assert (openai.status_code, openai.json()["error"]["type"]) == (403, "permission_error")
+
+    with_api(scenario)
+
+
+def test_what_a_refused_task_brings_is_neither_fetched_nor_kept(with_api, picture):
+    async def scenario(api):
+        key = await api.key(tasks_max=1, requests_per_minute=2)
+        image = base64.b64encode(picture()).decode()
+
+        async def submit(**body):
+            return await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a", "image": image} | body, headers=key)
+
+        answers = await asyncio.gather(*(submit() for _ in range(30)))
+        assert sorted(answer.status_code for answer in answers) == [200] + [429] * 29
+        refused = await submit(image="https://127.0.0.1:1/never-asked.png")
+        assert (refused.status_code, "unfinished" in refused.json()["message"]) == (429, True)
+        stored = [path for path in (api.settings.home / "uploads").rglob("*") if path.is_file()]
+        assert len(stored) == 1
+
+    with_api(scenario)
+
+
+def test_an_image_that_decides_the_size_is_taken_before_the_size_is_judged(with_api, picture):
+    async def scenario(api):
+        key = await api.key(pixels_max=300 * 400)
+        for size, status in (((300, 400), 200), ((400, 400), 403)):
+            image = base64.b64encode(picture(size=size)).decode()
+            body = {"prompt": "a", "image": image}
+            answer = await api.client.post(f"/api/v3/{MODEL}", json=body, headers=key)
+            assert answer.status_code == status, answer.text
+
+    with_api(scenario)
+
+
+def test_a_thousand_tasks_of_one_key_leave_the_next_keys_first_one_accepted(with_api):
+    async def scenario(api):
+        answers = await asyncio.gather(*(api.submit(prompt="a house") for _ in range(100)))
+        assert sorted(answer.status_code for answer in answers) == [200] * 50 + [429] * 50
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert "50 tasks of this key wait, its share of the queue" in refused.json()["message"]
+        late = await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a"}, headers=await api.key())
+        assert late.status_code == 200
+
+    with_api(scenario, queue_max=100)
 
 
 @pytest.mark.parametrize(

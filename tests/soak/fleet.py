@@ -79,6 +79,7 @@ class Fleet:
             "HIDREAM_API_KEY": KEY,
             "HIDREAM_SERVER_PORT": "0",
             "HIDREAM_SERVER_QUEUE_MAX": "100000",
+            "HIDREAM_SERVER_QUEUE_SHARE": "1",  # one key submits it all
             "HIDREAM_WORKER_LEASE_S": "2",
             "HIDREAM_WORKER_ATTEMPTS_MAX": "1000",  # no kill of ours may be a reason to fail
             "HIDREAM_WEBHOOKS_ALLOWED": "127.0.0.0/8",

@@ -21,8 +21,8 @@ async def new_key(database, **limits):
     return (await keys.create(database, "test", limits=Limits(**limits)))[0]
 
 
-async def submit(database, key, submission=SUBMISSION, queue_max=1000, model=MODEL, **asked):
-    return await Intake(database, queue_max).submit(Asked(key, model, submission, **asked))
+async def submit(database, key, submission=SUBMISSION, queue_max=1000, share=1.0, model=MODEL, **asked):
+    return await Intake(database, queue_max, share).submit(Asked(key, model, submission, **asked))
 
 
 async def claim(

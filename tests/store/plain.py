@@ -9,6 +9,7 @@ from hidream.store.keys import Limits
 from hidream.store.submission import Submission
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
+STEPS = {"dev": 28, "full": 50, "fast": 16}
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Task:
     worker_id: str | None = None
     lease_until_ms: int | None = None
     pixels: int = 0
+    work: int = 0
     step: int = 0
     steps: int = 0
     watched_until_ms: int = 0
@@ -65,6 +67,7 @@ class Delivery:
 class Plain:
     limits: list[Limits]
     queue_max: int
+    queue_share: float
     workers_max: int
     now: int = 1_700_000_000_000
     tasks: dict[int, Task] = field(default_factory=dict)
@@ -84,7 +87,13 @@ class Plain:
             known = self.repeats.get((key, name))
             if known and known[2] > self.now - DAY_MS:
                 return ("task", known[1]) if known[0] == body else ("Conflict", None)
-        refusal = self._too_many(key, submission, refused)
+        images = submission.num_images
+        steps = submission.num_inference_steps or STEPS[model.rpartition("-")[2]]
+        pixels = submission.size.width * submission.size.height
+        work = pixels * images * steps
+        if self._never(key, steps, pixels, images):
+            return "Forbidden", None
+        refusal = self._too_many(key, pixels * images, work, refused)
         if refusal:
             return refusal
         number, self.made = self.made, self.made + 1
@@ -95,23 +104,42 @@ class Plain:
             task.status, task.code, task.error, task.finished_ms = "failed", 1200, "no", self.now
             self._owe(task)
         else:
-            task.pixels = submission.pixels
-            self.next_turn[key] = turn + submission.work
+            task.pixels, task.work = pixels * images, work
+            self.next_turn[key] = turn + work
         if repeat is not None:
             self.repeats[key, name] = body, number, self.now
         return "task", number
 
-    def _too_many(self, key, submission, refused):
+    def _never(self, key, steps, pixels, images):
+        may = self.limits[key]
+        return (
+            0 < may.steps_max < steps
+            or 0 < may.pixels_max < pixels
+            or 0 < may.images_max < images
+            or 0 < may.pixels_per_day < pixels * images
+            or 0 < may.work_per_day < pixels * images * steps
+        )
+
+    def _too_many(self, key, pixels, work, refused):
         may, mine = self.limits[key], [task for task in self.tasks.values() if task.key == key]
         minute = [task.created_ms for task in mine if task.created_ms > self.now - MINUTE_MS]
         day = [task for task in mine if task.created_ms > self.now - DAY_MS]
-        if not refused and sum(task.unfinished for task in self.tasks.values()) >= self.queue_max:
+        unfinished = sum(task.unfinished for task in self.tasks.values())
+        mine_unfinished = sum(task.unfinished for task in mine)
+        free_to_who_has_some = self.queue_max - self.queue_max // 10
+        if not refused and (
+            unfinished >= self.queue_max
+            or mine_unfinished >= max(1, int(self.queue_max * self.queue_share))
+            or (mine_unfinished and unfinished >= free_to_who_has_some)
+        ):
             return "TooMany", 5
         if may.requests_per_minute and len(minute) >= may.requests_per_minute:
             return "TooMany", self._until(min(minute) + MINUTE_MS)
-        if may.tasks_max and sum(task.unfinished for task in mine) >= may.tasks_max:
+        if may.tasks_max and mine_unfinished >= may.tasks_max:
             return "TooMany", 5
-        if may.pixels_per_day and sum(task.pixels for task in day) + submission.pixels > may.pixels_per_day:
+        if (may.pixels_per_day and sum(task.pixels for task in day) + pixels > may.pixels_per_day) or (
+            may.work_per_day and sum(task.work for task in day) + work > may.work_per_day
+        ):
             return "TooMany", self._until(min([task.created_ms for task in day], default=self.now) + DAY_MS)
         return None
 
@@ -131,7 +159,7 @@ class Plain:
                     taken = [task]
                 break
             must = not taken and not beside_others
-            if sum(t.input.work for t in taken) + task.input.work > work and not must:
+            if sum(t.work for t in taken) + task.work > work and not must:
                 break
             taken.append(task)
         self.serving = max([self.serving, *(task.turn for task in taken)])

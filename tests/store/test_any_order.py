@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from plain import DAY_MS, Plain, Task
 
-from hidream.errors import Conflict, PromptRefused, TooMany
+from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
 from hidream.store import deliveries, history, intake, keys, predictions, progress, retention
 from hidream.store.database import Database
 from hidream.store.deliveries import State
@@ -32,8 +32,15 @@ from hidream.store.predictions import MOVES, Reserve, Room, Step
 from hidream.store.schema import DELIVERIES, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS
 from hidream.types import Mode, Size, Status
 
-QUEUE_MAX, WORKERS_MAX, LEASE_S = 12, 2, 10
-LIMITS = [Limits(), Limits(2, 0, 0), Limits(0, 3, 0), Limits(0, 0, 5 * 512 * 512)]
+QUEUE_MAX, QUEUE_SHARE, WORKERS_MAX, LEASE_S = 12, 0.5, 2, 10
+LIMITS = [
+    Limits(),
+    Limits(requests_per_minute=2),
+    Limits(tasks_max=3),
+    Limits(pixels_per_day=5 * 512 * 512),
+    Limits(steps_max=28, pixels_max=512 * 512),
+    Limits(images_max=1, work_per_day=60 * 512 * 512),
+]
 WORK = 512 * 512 * 28
 """The work of the smallest task below."""
 
@@ -85,7 +92,7 @@ class Real:
         )
         try:
             prediction = await self.intake.submit(asked)
-        except (TooMany, Conflict) as error:
+        except (TooMany, Forbidden, Conflict) as error:
             return type(error).__name__, error.retry_after_s
         if prediction.id not in self.ids:
             self.ids.append(prediction.id)
@@ -189,7 +196,7 @@ class Real:
         return {
             "tasks": {
                 self.number(row["id"]): {name: row[name] for name in ROW}
-                | {"key": key[row["key_id"]], "has_files": row["output_name"] != "", "work": row["work"]}
+                | {"key": key[row["key_id"]], "has_files": row["output_name"] != ""}
                 for row in tasks
             },
             "deliveries": {
@@ -221,7 +228,7 @@ def plain_rows(plain):
     tasks = {}
     for task in plain.tasks.values():
         row = {name: getattr(task, name) for name in ROW} | {"nsfw": list(task.nsfw), "warnings": list(task.warnings)}
-        tasks[task.number] = row | {"key": task.key, "has_files": task.has_files, "work": task.input.work}
+        tasks[task.number] = row | {"key": task.key, "has_files": task.has_files}
     return {
         "tasks": tasks,
         "deliveries": {n: dataclasses.astuple(delivery) for n, delivery in plain.deliveries.items()},
@@ -243,7 +250,7 @@ class Store(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.plain = Plain(LIMITS, QUEUE_MAX, WORKERS_MAX)
+        self.plain = Plain(LIMITS, QUEUE_MAX, QUEUE_SHARE, WORKERS_MAX)
         self.tick(0)
         self.run(*(real.clear() for real in self.reals))
         self.before_step = plain_rows(self.plain)
@@ -482,6 +489,9 @@ class Store(RuleBasedStateMachine):
             assert not may.requests_per_minute or len(minute) <= may.requests_per_minute
             day = [task["pixels"] for task in mine if task["created_ms"] > self.plain.now - DAY_MS]
             assert not may.pixels_per_day or sum(day) <= may.pixels_per_day
+            work = [task["work"] for task in mine if task["created_ms"] > self.plain.now - DAY_MS]
+            assert not may.work_per_day or sum(work) <= may.work_per_day
+            assert sum(task["key"] == key for task in unfinished) <= QUEUE_MAX * QUEUE_SHARE
 
 
 def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
@@ -495,7 +505,7 @@ def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
     with asyncio.Runner() as runner:
         openings = [runner.run(opened(url)) for url in urls]
         try:
-            reals = [Real(database, Intake(database, QUEUE_MAX)) for _, database in openings]
+            reals = [Real(database, Intake(database, QUEUE_MAX, QUEUE_SHARE)) for _, database in openings]
             how = settings(
                 max_examples=examples,
                 stateful_step_count=50,
@@ -539,6 +549,7 @@ FAULTS = {
     "suspected beside others": (predictions, "_fitting", lambda waiting, room: waiting[: room.tasks]),
     "half a minute": (intake, "MINUTE_MS", 30_000),
     "short memory": (intake, "REMEMBERED_MS", 3_600_000),
+    "no last places": (intake, "LAST_PLACES", 0.0),
 }
 
 

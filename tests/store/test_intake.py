@@ -2,15 +2,16 @@
 
 import asyncio
 import dataclasses
+import functools
 import re
 
 import pytest
 import sqlalchemy as sa
-from asking import SUBMISSION, claim, claim_one, new_key, submit
+from asking import MODEL, OTHER, SUBMISSION, claim, claim_one, new_key, submit
 
-from hidream.errors import Conflict, PromptRefused, TooMany
+from hidream.errors import Conflict, Forbidden, InvalidInput, PromptRefused, TooMany
 from hidream.store import history, predictions, retention
-from hidream.store.intake import DAY_MS, Asked, Intake, Repeat
+from hidream.store.intake import DAY_MS, TOGETHER_MAX, Asked, Intake, Queue, Repeat
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Size, Status
 
@@ -47,6 +48,170 @@ def test_the_queue_has_an_end(in_database):
             await submit(database, key, queue_max=2)
         await predictions.complete(database, task, [False], 1)
         await submit(database, key, queue_max=2)
+
+    in_database(scenario)
+
+
+def test_a_key_has_its_share_of_the_queue_and_no_more(in_database):
+    async def scenario(database):
+        busy, other = await new_key(database), await new_key(database)
+        for _ in range(5):
+            await submit(database, busy, queue_max=10, share=0.5)
+        with pytest.raises(TooMany, match="5 tasks of this key wait, its share of the queue"):
+            await submit(database, busy, queue_max=10, share=0.5)
+        for _ in range(4):
+            await submit(database, other, queue_max=10, share=0.5)
+        with pytest.raises(TooMany, match="9 tasks wait, and the last 1 places are for keys that have none") as caught:
+            await submit(database, other, queue_max=10, share=0.5)
+        assert caught.value.retry_after_s > 0
+        late = [await new_key(database), await new_key(database)]
+        await submit(database, late[0], queue_max=10, share=0.5)
+        with pytest.raises(TooMany, match="10 tasks wait, as many as are allowed"):
+            await submit(database, late[1], queue_max=10, share=0.5)
+        refused = await submit(database, busy, queue_max=10, share=0.5, refusal=PromptRefused("no"))
+        assert refused.status is Status.FAILED, "what is not drawn takes no place"
+
+    in_database(scenario)
+
+
+@pytest.mark.parametrize(
+    ("queue", "of_one_key", "last_places"),
+    [
+        (Queue(1000, 0.5), 500, 100),
+        (Queue(1000, 1.0), 1000, 100),
+        (Queue(100, 0.29), 29, 10),
+        (Queue(9, 0.5), 4, 0),
+        (Queue(1, 0.01), 1, 0),
+        (Queue(10**9, 1), 10**9, 10**8),
+    ],
+)
+def test_shares_are_whole_tasks_and_at_least_one(queue, of_one_key, last_places):
+    assert (queue.of_one_key, queue.last_places) == (of_one_key, last_places)
+
+
+def test_the_only_key_may_have_all_but_the_last_places(in_database):
+    async def scenario(database):
+        key = await new_key(database)
+        for _ in range(9):
+            await submit(database, key, queue_max=10)
+        with pytest.raises(TooMany, match="the last 1 places"):
+            await submit(database, key, queue_max=10)
+
+    in_database(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said", "words"),
+    [
+        ({"steps_max": 27}, {}, "num_inference_steps is 28, the model's own number; accepted from this key: up to 27"),
+        ({"steps_max": 27}, {"num_inference_steps": 30}, "num_inference_steps is 30; accepted from this key: up to 27"),
+        ({"pixels_max": 512 * 767}, {}, "size is 512*768, 393216 pixels; accepted from this key: up to 392704 pixels"),
+        ({"images_max": 2}, {"num_images": 3}, "num_images is 3; accepted from this key: up to 2"),
+        ({"pixels_per_day": 512 * 768}, {"num_images": 2}, "the task has 786432 pixels; accepted from this key"),
+        ({"work_per_day": 512 * 768 * 27}, {}, "the task takes 11010048 pixel steps; accepted from this key"),
+    ],
+)
+def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(in_database, limits, said, words):
+    async def scenario(database):
+        key, task = await new_key(database, **limits), dataclasses.replace(SUBMISSION, **said)
+        with pytest.raises(Forbidden) as caught:
+            await submit(database, key, task, repeat=REPEAT)
+        assert words in caught.value.message
+        assert not caught.value.retryable
+        with pytest.raises(Forbidden):
+            await Intake(database, 10).submit_with(Asked(key, MODEL, task), asyncio.Event().wait)
+        small = dataclasses.replace(SUBMISSION, size=Size(256, 256), num_inference_steps=4)
+        assert (await submit(database, key, small, repeat=REPEAT)).status is Status.CREATED
+
+    in_database(scenario)
+
+
+def test_a_key_may_use_so_much_work_a_day(in_database, clock):
+    async def scenario(database):
+        picture = 512 * 768
+        key = await new_key(database, work_per_day=picture * (28 + 50))
+        full = await submit(database, key, model=OTHER)
+        assert full.work == picture * 50, "the model's own steps"
+        refused = await submit(database, key, refusal=PromptRefused("no"))
+        assert refused.work == 0
+        clock.now += 3600
+        await predictions.cancel(database, (await submit(database, key)).id, key.id)
+        with pytest.raises(TooMany, match="of which it has used 30670848; this task takes 11010048") as caught:
+            await submit(database, key)
+        assert caught.value.retry_after_s == 23 * 3600
+        clock.now += 23 * 3600
+        await submit(database, key)
+
+    in_database(scenario)
+
+
+def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database):
+    async def scenario(database):
+        key, other, intake = await new_key(database, tasks_max=2), await new_key(database), Intake(database, 10)
+        begun, go_on = [], asyncio.Event()
+
+        async def bring(asked):
+            begun.append(asked.key)
+            await go_on.wait()
+            return asked
+
+        def submit_with(owner):
+            asked = Asked(owner, MODEL, SUBMISSION)
+            return asyncio.create_task(intake.submit_with(asked, functools.partial(bring, asked)))
+
+        bringing = [submit_with(owner) for owner in [key] * 30 + [other] * 4]
+        while sum(task.done() for task in bringing) + len(begun) < 34:
+            await asyncio.sleep(0.01)
+        assert (begun.count(key), begun.count(other)) == (2, 4)
+        go_on.set()
+        bringing += [submit_with(key) for _ in range(10)]  # while the first are taken in
+        answers = await asyncio.gather(*bringing, return_exceptions=True)
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 38
+        assert len(begun) == 6
+        assert not intake._brought
+        assert not intake._ended
+        async with database.read() as connection:
+            assert (await connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS))).scalar() == 6
+
+    in_database(scenario)
+
+
+def test_what_could_not_be_brought_takes_no_place(in_database):
+    async def scenario(database):
+        key, intake = await new_key(database, tasks_max=1), Intake(database, 10)
+        asked = Asked(key, MODEL, SUBMISSION)
+
+        async def fail():
+            raise InvalidInput("image is no picture")
+
+        for _ in range(3):
+            with pytest.raises(InvalidInput):
+                await intake.submit_with(asked, fail)
+        assert not intake._brought
+        assert (await intake.submit(asked)).status is Status.CREATED
+
+    in_database(scenario)
+
+
+def test_a_crowd_of_one_key_does_not_hold_up_another_in_the_same_process(in_database):
+    async def scenario(database):
+        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000)
+        crowd = [asyncio.create_task(intake.submit(Asked(busy, MODEL, SUBMISSION))) for _ in range(500)]
+        await asyncio.sleep(0)
+        await intake.submit(Asked(late, MODEL, SUBMISSION))
+        assert sum(task.done() for task in crowd) <= 2 * TOGETHER_MAX
+        await asyncio.gather(*crowd)
+
+    in_database(scenario)
+
+
+def test_a_thousand_tasks_of_one_key_leave_the_next_keys_first_one_accepted(in_database):
+    async def scenario(database):
+        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000, 0.5)
+        asked = (intake.submit(Asked(busy, MODEL, SUBMISSION)) for _ in range(1000))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 500
+        assert (await intake.submit(Asked(late, MODEL, SUBMISSION))).status is Status.CREATED
 
     in_database(scenario)
 

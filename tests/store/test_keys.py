@@ -83,9 +83,38 @@ def test_what_a_key_may_is_kept(in_database):
         assert await keys.find(database, secret) == key
         assert (key.limits, key.may(Scope.READ), key.may(Scope.SUBMIT)) == (limits, True, False)
         usual, _ = await keys.create(database, "usual")
-        assert [usual.may(scope) for scope in Scope] == [True, True, False]
+        assert {scope for scope in Scope if usual.may(scope)} == {Scope.SUBMIT, Scope.VIEW, Scope.READ}
+        looks, _ = await keys.create(database, "dashboard", {Scope.VIEW})
+        assert {scope for scope in Scope if looks.may(scope)} == {Scope.VIEW}
         boss, _ = await keys.create(database, "boss", {Scope.ADMIN})
         assert all(boss.may(scope) for scope in Scope)
+
+    in_database(scenario)
+
+
+def test_limits_of_a_key_can_be_changed(in_database):
+    async def scenario(database):
+        key, secret = await keys.create(database, "robot", limits=Limits(tasks_max=4, steps_max=30))
+        beside, _ = await keys.create(database, "beside")
+        await keys.limit(database, key.id, {"steps_max": 0, "work_per_day": 9})
+        changed = (await keys.find(database, secret)).limits
+        assert changed == Limits(tasks_max=4, steps_max=0, work_per_day=9)
+        assert next(each for each in await keys.listed(database) if each.id == beside.id) == beside
+        with pytest.raises(NotFound):
+            await keys.limit(database, "nobody", {"steps_max": 1})
+
+    in_database(scenario)
+
+
+def test_a_digest_is_valid_until_its_secret_is_not(in_database):
+    async def scenario(database):
+        made = [await keys.create(database, name, pepper="salt") for name in ("kept", "revoked", "rotated")]
+        digests = [keys.digest_of(secret, "salt") for _, secret in made]
+        assert await keys.valid(database, [*digests, "unknown"]) == set(digests)
+        await keys.revoke(database, made[1][0].id)
+        await keys.rotate(database, made[2][0].id, pepper="salt")
+        assert await keys.valid(database, digests) == {digests[0]}
+        assert await keys.valid(database, []) == set()
 
     in_database(scenario)
 

@@ -173,7 +173,7 @@ def test_what_is_suspected_is_claimed_alone_and_not_passed_over(in_database, clo
 def test_there_is_room_for_so_many_tasks_of_so_much_work_but_always_for_one(in_database, clock):
     async def scenario(database):
         key = await new_key(database)
-        work = SUBMISSION.work
+        work = SUBMISSION.work(MODEL)
         for _ in range(7):
             await submit(database, key)
             clock.now += 1
@@ -194,7 +194,7 @@ def test_the_turn_that_is_served_moves_with_the_claims(in_database, clock):
         for _ in range(3):
             clock.now += 1
             await claim_one(database)
-        assert (await submit(database, late)).turn == 2 * SUBMISSION.work, "no turns are saved up by waiting"
+        assert (await submit(database, late)).turn == 2 * SUBMISSION.work(MODEL), "no turns are saved up by waiting"
         order = [(await claim_one(database)).key_id for _ in range(4)]
         assert late.id in order[:2], "nine others do not go first"
 

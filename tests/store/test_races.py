@@ -66,6 +66,21 @@ def test_limits_are_exact(in_two, limits, queue_max):
     in_two(scenario)
 
 
+def test_of_a_crowd_nobody_takes_more_than_its_share_nor_a_last_place(in_two):
+    async def scenario(one, two):
+        greedy, late = [await new_key(one) for _ in range(2)], [await new_key(one) for _ in range(3)]
+        made = (submit((one, two)[i % 2], greedy[i // 40], queue_max=20, share=0.5) for i in range(80))
+        answers = await asyncio.gather(*made, return_exceptions=True)
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 80 - 18
+        assert max([len(await all_of(one, key)) for key in greedy]) <= 10
+        first = (submit((one, two)[i % 2], late[i % 3], queue_max=20, share=0.5) for i in range(12))
+        answers = await asyncio.gather(*first, return_exceptions=True)
+        assert sum(isinstance(answer, TooMany) for answer in answers) == 10
+        assert sorted([len(await all_of(one, key)) for key in late]) == [0, 1, 1]
+
+    in_two(scenario)
+
+
 def test_no_two_workers_get_the_same_task(in_two):
     async def scenario(one, two):
         key, intake = await new_key(one), Intake(one, 1000)

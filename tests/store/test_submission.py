@@ -62,5 +62,8 @@ def test_a_row_of_the_first_release_is_read():
 
 
 def test_what_it_costs_is_pixels_times_steps():
-    assert (PLAIN.pixels, PLAIN.work) == (512 * 768, 512 * 768 * 28)
-    assert (RICH.pixels, RICH.work) == (3 * 512 * 768, 3 * 512 * 768 * 12)
+    assert (PLAIN.pixels, PLAIN.work("wavespeed-ai/hidream-i1-dev")) == (512 * 768, 512 * 768 * 28)
+    assert PLAIN.work("wavespeed-ai/hidream-i1-full") == 512 * 768 * 50
+    assert PLAIN.work("wavespeed-ai/hidream-i1-fast") == 512 * 768 * 16
+    assert PLAIN.work("another's") == 512 * 768 * 28
+    assert (RICH.pixels, RICH.work("another's")) == (3 * 512 * 768, 3 * 512 * 768 * 12)

@@ -30,9 +30,9 @@ class Recipe:
 
 
 RECIPES = {
-    Variant.DEV: Recipe(steps=28, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
-    Variant.FULL: Recipe(steps=50, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
-    Variant.FAST: Recipe(steps=16, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
+    Variant.DEV: Recipe(steps=Variant.DEV.steps, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
+    Variant.FULL: Recipe(steps=Variant.FULL.steps, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
+    Variant.FAST: Recipe(steps=Variant.FAST.steps, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
 }
 
 NUMBER_MAX = 65_536

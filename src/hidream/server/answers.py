@@ -30,6 +30,8 @@ from hidream.store.submission import Submission
 from hidream.types import Status
 
 SYNC_TIMEOUT_CODE = 5004
+GONE = 499
+"""What nginx, and our log, call an answer that nobody was there to read."""
 
 OUTPUT_VALID_S = 7 * 24 * 3600
 """How long a signed URL of a bucket is valid from the answer that names it: the longest that S3 signs for."""

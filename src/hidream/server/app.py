@@ -8,14 +8,15 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import REQUEST_ID, AccessLog
-from hidream.server.answers import failure
+from hidream.server.answers import GONE, failure
 from hidream.server.long_bodies import LongBodies
+from hidream.server.reading import SayRates
 from hidream.server.routes import (
     account,
     deliveries,
@@ -48,10 +49,12 @@ def create_app(service: Service) -> FastAPI:
         methods = ["GET", "HEAD"] if method == "GET" and path not in apart else [method]
         app.add_api_route(path, route, methods=methods, response_model=None)
     app.add_exception_handler(HiDreamError, _on_hidream_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
     app.add_middleware(LongBodies)
+    app.add_middleware(SayRates)
     _let_browsers_in(app, service.settings.server.cors_origins)
     app.add_middleware(AccessLog, count=service.metrics.request)  # around all others: each answer has its id
     return app
@@ -64,7 +67,14 @@ def _let_browsers_in(app: FastAPI, origins: str) -> None:
             allow_origins=[origin.strip() for origin in origins.split(",")],
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", REQUEST_ID],
-            expose_headers=["Retry-After", "Idempotent-Replayed", REQUEST_ID],
+            expose_headers=[
+                "Retry-After",
+                "Idempotent-Replayed",
+                "RateLimit-Limit",
+                "RateLimit-Remaining",
+                "RateLimit-Reset",
+                REQUEST_ID,
+            ],
             max_age=CORS_MAX_AGE_S,
         )
 
@@ -77,6 +87,11 @@ async def _on_hidream_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _refusal(request, error.http_status, error.message, headers)
+
+
+async def _on_client_disconnect(request: Request, _error: Exception) -> Response:
+    """Answer, for the log, whoever has hung up while he waited."""
+    return _refusal(request, GONE, "the client has hung up")
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

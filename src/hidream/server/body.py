@@ -1,21 +1,19 @@
-"""What comes from a request: its body, never more of it than it may be long, and the word that its client is gone.
+"""What comes from a request: its body, never more of it than it may be long.
 
 A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
-turn for that (`turns`); a body that comes too slowly is given up.
+turn for that (`turns`). One that comes too slowly, `connections` gives up.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from hidream.errors import BodyTooLarge, BodyTooSlow, InvalidInput, MissingInput
+from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
 from hidream.outputs.part import Part
 from hidream.server.form import FORM_BYTES, FileOfForm
 from hidream.server.long_bodies import HELD, KEY_ID, is_long
@@ -25,13 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from hidream.server.service import Service
-
-T = TypeVar("T")
-
-PAUSE_S = 30.0
-"""How long nothing may come of a body."""
-BYTES_PER_S_MIN = 4096
-"""And how much at least, from then on: 20 MiB may take an hour and a half."""
 
 _BOUNDARY = re.compile(r'[^;]*;\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', re.IGNORECASE)
 
@@ -73,31 +64,10 @@ async def read_file(request: Request, field: str, part: Part, max_bytes: int) ->
 
 
 async def read_into(request: Request, part: Part, max_bytes: int) -> None:
-    """Read what comes into a part. Raises BodyTooLarge, BodyTooSlow, StorageUnavailable."""
+    """Read what comes into a part. Raises BodyTooLarge, StorageUnavailable."""
     async with aclosing(_pieces(request, max_bytes)) as pieces:
         async for piece in pieces:
             await part.write(piece)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work` as long as the client waits for the answer; raises ClientDisconnect, and ends it, when not.
-
-    For requests whose body was read: all that can still come is the word that the connection is closed.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _short_json(request: Request, max_bytes: int) -> object:
@@ -143,30 +113,22 @@ async def _long_json(request: Request, max_bytes: int) -> object:
 async def _pieces(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """Give a body as it comes, whatever Content-Length says or does not say.
 
-    Raises BodyTooLarge, at once if more is announced, BodyTooSlow, or InvalidInput when it ends too early.
+    Raises BodyTooLarge, at once if more is announced, or InvalidInput when it ends too early.
     """
     too_large = f"the body is larger than {max_bytes} bytes, the most that is accepted"
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > max_bytes:
         raise BodyTooLarge(too_large)
-    clock, read = asyncio.get_running_loop().time, 0
-    began = clock()
-    async with aclosing(request.stream()) as stream:
-        while True:
-            patience = min(clock() + PAUSE_S, began + PAUSE_S + read / BYTES_PER_S_MIN)
-            try:
-                async with asyncio.timeout_at(patience):
-                    piece = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise BodyTooSlow(f"the body comes too slowly: {read} bytes in {clock() - began:.0f} s") from error
-            except ClientDisconnect as error:
-                raise InvalidInput("the body ended before its announced length") from error
-            read += len(piece)
-            if read > max_bytes:
-                raise BodyTooLarge(too_large)
-            yield piece
+    read = 0
+    try:
+        async with aclosing(request.stream()) as stream:
+            async for piece in stream:
+                read += len(piece)
+                if read > max_bytes:
+                    raise BodyTooLarge(too_large)
+                yield piece
+    except ClientDisconnect as error:
+        raise InvalidInput("the body ended before its announced length") from error
 
 
 def _media_type(request: Request) -> str:

@@ -1,12 +1,13 @@
 """API keys as requests bring them: looked up in the database, and remembered for a moment.
 
-So a client that sends a hundred requests a second costs one look-up. A key that was revoked, rotated or changed is
-known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered: there are too many. Who
-sends those is slowed down (`guesses`).
+So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A key that was revoked,
+rotated or changed is known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered:
+there are too many. Who sends those is slowed down (`guesses`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class Keyring:
         self._clock = clock
         self._seen: dict[bytes, tuple[float, Key]] = {}
         self._guesses = Guesses(clock)
+        self._looking: dict[bytes, asyncio.Task[Key | None]] = {}
 
     async def find(self, secret: str, address: str = "") -> Key | None:
         """Look up the key of a secret that came from an address, unless it is unknown or revoked.
@@ -39,13 +41,21 @@ class Keyring:
         """
         name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
         seen = self._seen.get(name)
-        began = self._clock()
-        if seen is not None and began < seen[0]:
+        if seen is not None and self._clock() < seen[0]:
             return seen[1]
+        if (looking := self._looking.get(name)) is None:
+            looking = self._looking[name] = asyncio.create_task(self._look(name, secret))
+            looking.add_done_callback(lambda _: self._looking.pop(name))
+        key = await asyncio.shield(looking)
+        if key is None:
+            await self._guesses.wrong(address)
+        return key
+
+    async def _look(self, name: bytes, secret: str) -> Key | None:
+        began = self._clock()
         key = await keys.find(self._database, secret, pepper=self._pepper)
         if key is None:
             self._seen.pop(name, None)
-            await self._guesses.wrong(address)
             return None
         if len(self._seen) >= KEYS_MAX:
             self._seen.clear()

@@ -27,7 +27,7 @@ _MAYBE_TEXT: Json = {"type": ["string", "null"]}
 _REASONS = {
     400: "Something in the request is not accepted; the message names it, its value and what is accepted.",
     401: "No API key, or one that is not known or was revoked.",
-    403: "The API key has not the scope.",
+    403: "The API key has not the scope, or may never have such a task.",
     404: "There is no such path, version, model, prediction or file, or it is another key's.",
     408: "The rest of the body did not come.",
     409: "The Idempotency-Key came with another request, or the webhooks' secret is being rotated already.",
@@ -225,7 +225,7 @@ def _operation(
     form: str = "Error",
 ) -> Json:
     """Describe a method of a path; errors that may come everywhere need not be named."""
-    operation: Json = {"summary": summary, "responses": _failures((401, 403, 404, 503, *errors), form)}
+    operation: Json = {"summary": summary, "responses": _failures((401, 403, 404, 429, 503, *errors), form)}
     if answer is not None:
         operation["responses"]["200"] = _content("Success.", "application/json", answer)
     if parameters:

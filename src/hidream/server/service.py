@@ -14,10 +14,13 @@ from hidream.outputs.place import Namespace, Place
 from hidream.places import open_configured
 from hidream.server import catalogue
 from hidream.server.disk import Disk, folders_of
+from hidream.server.gate import Gate
 from hidream.server.keyring import Keyring
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
 from hidream.server.pictures import Pictures
+from hidream.server.presence import Validity
+from hidream.server.reading import Reads, Streams
 from hidream.server.turns import Turns
 from hidream.server.waiting import Serving, Waiting
 from hidream.settings.tables import Settings
@@ -40,7 +43,9 @@ class Service:
 
     `outputs` and `uploads` are where files lie; `pictures` takes in those that clients bring. `models` are the names
     that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
-    certificates are accepted there. `disk` says whether there is room to take anything in; long `bodies` take turns.
+    certificates are accepted there. `gate`, `reads` and `streams` keep one key's readers from stopping others';
+    `validity` tells those who wait that their key was revoked. `disk` says whether there is room to take anything in;
+    long `bodies` take turns.
     """
 
     settings: Settings
@@ -50,6 +55,10 @@ class Service:
     waiting: Waiting
     serving: Serving
     keyring: Keyring
+    validity: Validity
+    gate: Gate
+    reads: Reads
+    streams: Streams
     outputs: Place
     uploads: Place
     pictures: Pictures
@@ -70,11 +79,15 @@ def assemble(settings: Settings, database: Database) -> Service:
     return Service(
         settings=settings,
         database=database,
-        intake=Intake(database, settings.server.queue_max),
+        intake=Intake(database, settings.server.queue_max, settings.server.queue_share),
         endings=Endings(database),
         waiting=Waiting(database),
         serving=Serving(database, settings.worker.lease_s),
         keyring=Keyring(database, settings.store.key_pepper),
+        validity=Validity(database, settings.store.key_pepper),
+        gate=Gate(),
+        reads=Reads(settings.server.reads_per_minute),
+        streams=Streams(settings.server.streams_max),
         outputs=open_configured(settings, Namespace.OUTPUTS),
         uploads=uploads,
         pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes, tls, bodies),
@@ -105,28 +118,40 @@ async def api_of(request: Request, api: str) -> Api:
     raise NotFound(f"there is no API version {api!r:.100}; there are: {V2.name}, {V3.name}")
 
 
-def key_of(scope: Scope | None) -> Callable[[Request], Awaitable[Key]]:
-    """Make what finds the API key of a request: it raises Unauthorized, or Forbidden when the key lacks the scope."""
+def secret_of(request: Request) -> str:
+    """Read what a request brings as its API key. Raises Unauthorized if there is none."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise Unauthorized("no API key; accepted: the header `Authorization: Bearer KEY`")
+    return secret.strip()
+
+
+def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], Awaitable[Key]]:
+    """Make what finds the API key of a request: it raises Unauthorized, or Forbidden when the key lacks the scope.
+
+    With `reads` the request counts for `reads_per_minute`, and TooMany is raised when there were too many.
+    """
 
     async def find(request: Request) -> Key:
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
-            raise Unauthorized("no API key; accepted: the header `Authorization: Bearer KEY`")
+        service = service_of(request)
         address = request.client.host if request.client else ""
-        key = await service_of(request).keyring.find(secret.strip(), address)
+        key = await service.keyring.find(secret_of(request), address)
         if key is None:
             raise Unauthorized("the API key is not known, or was revoked; `hidream keys create` makes one")
         if scope is not None and not key.may(scope):
             has = ", ".join(sorted(key.scopes))
             raise Forbidden(f"the API key has not the scope {scope} (it has: {has}); accepted: a key that has it")
         request.state.key_id = key.id  # whose turn it is, if its body is long
+        if reads:
+            service.reads.count(key.id, request.scope.setdefault("state", {}))
         return key
 
     return find
 
 
 Version = Annotated[Api, Depends(api_of)]
-AnyKey = Annotated[Key, Depends(key_of(None))]
+AnyKey = Annotated[Key, Depends(key_of(None, reads=True))]
 SubmitKey = Annotated[Key, Depends(key_of(Scope.SUBMIT))]
-ReadKey = Annotated[Key, Depends(key_of(Scope.READ))]
+ViewKey = Annotated[Key, Depends(key_of(Scope.VIEW, reads=True))]
+ReadKey = Annotated[Key, Depends(key_of(Scope.READ, reads=True))]
 AdminKey = Annotated[Key, Depends(key_of(Scope.ADMIN))]

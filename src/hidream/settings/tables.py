@@ -132,7 +132,7 @@ class Server:
     streams_max: Annotated[int, Between(1, 1_000_000)] = 100
     """Event streams and long polls of one key that may be open at a time, in each API process."""
     reads_per_minute: Annotated[int, Between(0, 1_000_000_000)] = 30_000  # 500 polls a second
-    """Requests that only read which a key may make a minute, in each API process; 0 is no limit."""
+    """Requests but submissions and uploads that a key may make a minute, in each API process; 0 is no limit."""
     body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
     """Largest request body in JSON."""
     upload_max_bytes: Annotated[int, Between(1024, 2**30)] = 20_971_520  # a photo's JPEG has up to 20 MB

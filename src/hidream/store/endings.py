@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from typing import Any
 
 from hidream.errors import StoreUnavailable
 from hidream.store import history
@@ -28,8 +28,13 @@ class Endings:
         """Whether this process is about to leave: nothing is waited for any more."""
         return self._database.changes.stopped
 
-    async def settled(self, prediction_id: str, key_id: str, timeout_s: float) -> Prediction | None:
-        """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up."""
+    async def settled(
+        self, prediction_id: str, key_id: str, timeout_s: float, left: asyncio.Future[Any] | None = None
+    ) -> Prediction | None:
+        """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up.
+
+        Raises the error that is the result of `left`, once there is one while it waits: nobody waits for it any more.
+        """
         end: asyncio.Future[Prediction | None] = asyncio.get_running_loop().create_future()
         self._waiting[end] = prediction_id  # before looking, so that an end in between is not missed
         try:
@@ -38,10 +43,12 @@ class Endings:
                 return prediction
             if self._watcher is None or self._watcher.done():
                 self._watcher = self._database.beside(self._watch())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    if over := await end:
-                        return None if over.status is Status.DELETED else over
+            ends = (end,) if left is None else (end, left)
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if end.done() and (over := end.result()):
+                return None if over.status is Status.DELETED else over
+            if left is not None and left.done():
+                raise left.result()
         finally:
             del self._waiting[end]
         return await history.get(self._database, prediction_id, key_id)

@@ -7,7 +7,7 @@ a time, so that limits are exact and an Idempotency-Key makes one task, from how
 **Fair sharing.** Each task gets a *turn*, and the smallest is served first. A key's next task begins its turn where
 its last one's ended (`turn + work`), but never before the turn that is being served: so a key with a thousand tasks
 does not hold up another's first, and nobody saves up turns by waiting. (Start-time fair queueing: Goyal, Vin and Cheng
-1996.)
+1996.) Of the places in the queue a key may take its share, and the last ones are for keys that have none.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import asyncio
 import dataclasses
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import Conflict, HiDreamError, InvalidInput, PromptRefused, StoreUnavailable, TooMany
+from hidream.errors import Conflict, Forbidden, HiDreamError, InvalidInput, PromptRefused, StoreUnavailable, TooMany
 from hidream.store import deliveries, uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
@@ -41,6 +42,10 @@ TOGETHER_MAX = 100
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 REMEMBERED_MS = DAY_MS
 """How long an Idempotency-Key is remembered."""
+LOOKS = 3
+"""How often a check looks at most, where tasks of the same key are taken in at the same time."""
+LAST_PLACES = 0.1
+"""Of the queue, what is kept for keys that have no unfinished task: whatever others do, their first one is taken in."""
 
 _UNFINISHED = [status for status in Status if not status.final]
 
@@ -69,29 +74,100 @@ class Asked:
     refusal: PromptRefused | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def work(self) -> int:
+        """What it costs, in pixel steps."""
+        return self.submission.work(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How many unfinished tasks there may be: `most` of all keys, and `share` of that of one key."""
+
+    most: int
+    share: float = 1.0
+
+    @property
+    def of_one_key(self) -> int:
+        """The most of one key."""
+        return max(1, int(self.most * self.share + 1e-6))  # 100 * 0.29 is 28.999999999999996
+
+    @property
+    def last_places(self) -> int:
+        """How many of all are for keys that have none."""
+        return int(self.most * LAST_PLACES)
+
 
 Answer = Prediction | HiDreamError
 
 
-class Intake:
-    """One process's way to take tasks in; `queue_max` unfinished tasks of all keys are the most."""
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A task that waits to be taken in, `brings` if it was counted before."""
 
-    def __init__(self, database: Database, queue_max: int) -> None:
+    asked: Asked
+    brings: bool
+    answer: asyncio.Future[Prediction]
+
+
+class Intake:
+    """One process's way to take tasks in, up to `queue_max` unfinished ones of all keys and `share` of that of one."""
+
+    def __init__(self, database: Database, queue_max: int, share: float = 1.0) -> None:
         self._database = database
-        self._queue_max = queue_max
-        self._waiting: list[tuple[Asked, asyncio.Future[Prediction]]] = []
+        self._queue = Queue(queue_max, share)
+        self._brought: Counter[str] = Counter()  # tasks whose files are on their way, by the ids of their keys
+        self._ended: Counter[str] = Counter()  # how many of them are no more, as long as there are any
+        self._waiting: dict[str, deque[_Waiting]] = {}  # of each key; the first key is next
         self._writing: asyncio.Task[None] | None = None
 
     async def submit(self, asked: Asked) -> Prediction:
         """Take a task in, or find the one that the same request has made before.
 
-        Raises TooMany, Conflict when an Idempotency-Key came with another request, or StoreUnavailable.
+        Raises TooMany, Forbidden where the key may never have such a task, Conflict when an Idempotency-Key came with
+        another request, or StoreUnavailable.
         """
+        return await self._submit(asked, brings=False)
+
+    async def _submit(self, asked: Asked, *, brings: bool) -> Prediction:
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting.append((asked, answer))
+        self._waiting.setdefault(asked.key.id, deque()).append(_Waiting(asked, brings, answer))
         if self._writing is None or self._writing.done():
             self._writing = self._database.beside(self._write())
         return await answer
+
+    async def submit_with(self, least: Asked, bring: Callable[[], Awaitable[Asked]]) -> Prediction:
+        """Have `bring` fetch and keep what a task needs, and take it in, unless `submit` would refuse `least` of it.
+
+        What is being brought in this process counts as unfinished meanwhile, so that of thirty requests at once no
+        more keep files than are taken in. Raises what `submit` and `bring` do.
+        """
+        key_id = least.key.id
+        await self._check(least)
+        self._brought[key_id] += 1
+        try:
+            asked = await bring()
+        except BaseException:
+            self._bring_no_more(key_id)
+            raise
+        return await self._submit(asked, brings=True)
+
+    async def _check(self, asked: Asked) -> None:
+        """Raise what `submit` would, which has the last word; nothing is written."""
+        for _ in range(LOOKS):
+            ended = self._ended[asked.key.id]
+            async with self._database.read() as connection:
+                books = await _Books.opened(connection, [asked], self._database.now_ms())
+            if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which the look may have missed
+                break
+        books.expect(self._brought)
+        books.check(asked, self._queue)
+
+    def _bring_no_more(self, key_id: str) -> None:
+        self._brought -= Counter((key_id,))
+        self._ended[key_id] += 1
+        if not self._brought:
+            self._ended.clear()
 
     async def repeated(self, asked: Asked) -> Prediction | None:
         """Find the task that the same request has made; None if there is none, or `submit` must say what is wrong."""
@@ -110,18 +186,32 @@ class Intake:
 
     async def _write(self) -> None:
         while self._waiting:
-            batch, self._waiting = self._waiting[:TOGETHER_MAX], self._waiting[TOGETHER_MAX:]
-            answers = await self._answers([asked for asked, _ in batch])
+            batch = self._next_batch()
+            answers = await self._answers([waiting.asked for waiting in batch])
             if all(isinstance(answer, StoreUnavailable) for answer in answers):  # those behind have waited as long
-                batch, self._waiting = batch + self._waiting, []
+                batch += [waiting for line in self._waiting.values() for waiting in line]
+                self._waiting.clear()
                 answers += [answers[0]] * (len(batch) - len(answers))
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():  # its client has gone
+            for waiting, answer in zip(batch, answers, strict=True):
+                if waiting.brings:
+                    self._bring_no_more(waiting.asked.key.id)
+                if waiting.answer.done():  # its client has gone
                     continue
                 if isinstance(answer, Prediction):
-                    future.set_result(answer)
+                    waiting.answer.set_result(answer)
                 else:
-                    future.set_exception(answer)
+                    waiting.answer.set_exception(answer)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take out who is next, the keys in turn: a crowd of one key's does not hold up another's."""
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < TOGETHER_MAX:
+            key_id, line = next(iter(self._waiting.items()))
+            del self._waiting[key_id]
+            batch.append(line.popleft())
+            if line:
+                self._waiting[key_id] = line
+        return batch
 
     async def _answers(self, batch: Sequence[Asked]) -> list[Answer | Exception]:
         try:
@@ -137,11 +227,12 @@ class Intake:
     async def _take(self, batch: Sequence[Asked], connection: AsyncConnection) -> list[Answer | Exception]:
         now = self._database.now_ms()
         books = await _Books.opened(connection, batch, now)
+        books.made = await _made(connection, batch, now)
         answers: list[Answer | Exception] = []
         for asked in batch:
             try:
-                answers.append(books.repeated(asked) or books.take(asked, self._queue_max))
-            except (TooMany, Conflict, InvalidInput) as error:
+                answers.append(books.repeated(asked) or books.take(asked, self._queue))
+            except (TooMany, Forbidden, Conflict, InvalidInput) as error:
                 answers.append(error)
         await books.close(connection)
         return answers
@@ -157,6 +248,7 @@ class _Usage:
     last_minute: int = 0
     pixels: int = 0
     kept_bytes: int = 0
+    work: int = 0
 
 
 @dataclass(slots=True)
@@ -168,15 +260,15 @@ class _Books:
     serving: int | None
     turns: dict[str, int]
     usage: dict[str, _Usage]
-    made: dict[tuple[str, str], tuple[str, Prediction]]
-    known_keys: frozenset[str] = frozenset()
+    known_keys: frozenset[str]
+    made: dict[tuple[str, str], tuple[str, Prediction]] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     predictions: list[Prediction] = field(default_factory=list)
     repeats: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
     async def opened(cls, connection: AsyncConnection, batch: Sequence[Asked], now: int) -> _Books:
-        """Read all that the batch needs."""
+        """Read all that limits and turns need."""
         key_ids = {asked.key.id for asked in batch}
         counts = sa.select(P.c.key_id, sa.func.count().label("tasks")).where(P.c.status.in_(_UNFINISHED))
         rows = await connection.execute(counts.group_by(P.c.key_id))
@@ -185,10 +277,9 @@ class _Books:
         turn = {row.key_id: row.next for row in await connection.execute(turns)}
         usage = {key_id: _Usage(now, now, unfinished.get(key_id, 0)) for key_id in key_ids}
         await _add_usage(connection, usage, {asked.key.id: asked.key.limits for asked in batch}, now)
-        made = await _made(connection, batch, now)
         known = frozenset(turn)
         gone = await uploads.withdrawn(connection, {name for asked in batch for name in _uploads_of(asked.submission)})
-        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, made, known, gone)
+        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, known, gone=gone)
 
     def repeated(self, asked: Asked) -> Prediction | None:
         """Find the task that the same request has made. Raises Conflict."""
@@ -205,20 +296,34 @@ class _Books:
             )
         return prediction
 
-    def take(self, asked: Asked, queue_max: int) -> Prediction:
-        """Make a task. Raises TooMany."""
-        usage = self.usage[asked.key.id]
-        if asked.refusal is None and self.unfinished >= queue_max:
-            raise TooMany(f"{self.unfinished} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
-        self._check_limits(asked, usage)
-        if asked.refusal is None and not self.gone.isdisjoint(_uploads_of(asked.submission)):
-            raise uploads.gone()
-        prediction = self._made(asked)
+    def expect(self, expected: Mapping[str, int]) -> None:
+        """Count tasks that may come, by the ids of their keys, as if they were here."""
+        self.unfinished += sum(expected.values())
+        for key_id, count in expected.items():
+            if usage := self.usage.get(key_id):
+                usage.unfinished += count
+                usage.last_minute += count
+
+    def check(self, asked: Asked, queue: Queue) -> None:
+        """Raise Forbidden where the key may never have such a task, TooMany where it may not now, InvalidInput."""
+        usage, may = self.usage[asked.key.id], asked.key.limits
+        _check_task(asked, may)
+        if asked.refusal is None:
+            self._check_queue(usage, queue)
+            if not self.gone.isdisjoint(_uploads_of(asked.submission)):
+                raise uploads.gone()
+        self._check_usage(asked, usage, may)
+
+    def take(self, asked: Asked, queue: Queue) -> Prediction:
+        """Make a task. Raises Forbidden, TooMany, and InvalidInput when an upload is no longer there."""
+        self.check(asked, queue)
+        usage, prediction = self.usage[asked.key.id], self._made(asked)
         self.predictions.append(prediction)
         if asked.refusal is None:
             self.unfinished += 1
             usage.unfinished += 1
             usage.pixels += prediction.pixels
+            usage.work += prediction.work
         usage.last_minute += 1
         if asked.repeat is not None:
             key = (asked.key.id, asked.repeat.idempotency_key)
@@ -246,8 +351,21 @@ class _Books:
             moved = sa.update(TURNS).where(TURNS.c.key_id == sa.bindparam("id")).values(next=sa.bindparam("turn"))
             await connection.execute(moved, old)
 
-    def _check_limits(self, asked: Asked, usage: _Usage) -> None:
-        may = asked.key.limits
+    def _check_queue(self, usage: _Usage, queue: Queue) -> None:
+        if self.unfinished >= queue.most:
+            raise TooMany(f"{self.unfinished} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
+        if usage.unfinished >= queue.of_one_key:
+            raise TooMany(
+                f"{usage.unfinished} tasks of this key wait, its share of the queue; try again later", RETRY_AFTER_S
+            )
+        if usage.unfinished and self.unfinished >= queue.most - queue.last_places:
+            raise TooMany(
+                f"{self.unfinished} tasks wait, and the last {queue.last_places} places are for keys that have none; "
+                "try again later",
+                RETRY_AFTER_S,
+            )
+
+    def _check_usage(self, asked: Asked, usage: _Usage, may: Limits) -> None:
         if may.requests_per_minute and usage.last_minute >= may.requests_per_minute:
             wait_s = _until(usage.minute_since_ms + MINUTE_MS, self.now)
             raise TooMany(f"this key may make {may.requests_per_minute} requests a minute; try again later", wait_s)
@@ -258,6 +376,13 @@ class _Books:
             raise TooMany(
                 f"this key may draw {may.pixels_per_day} pixels a day, of which it has used {usage.pixels}", wait_s
             )
+        if may.work_per_day and usage.work + asked.work > may.work_per_day:
+            wait_s = _until(usage.day_since_ms + DAY_MS, self.now)
+            raise TooMany(
+                f"this key may use {may.work_per_day} pixel steps a day, of which it has used {usage.work}; this task "
+                f"takes {asked.work}",
+                wait_s,
+            )
 
         uploads.check_bytes(may, usage.kept_bytes)
 
@@ -265,7 +390,7 @@ class _Books:
         refusal, submission = asked.refusal, asked.submission
         turn = max(self.turns.get(asked.key.id, 0), self.serving or 0)
         if refusal is None:
-            self.turns[asked.key.id] = turn + submission.work
+            self.turns[asked.key.id] = turn + asked.work
         return Prediction(
             id=uuid.uuid4().hex,
             key_id=asked.key.id,
@@ -285,7 +410,7 @@ class _Books:
             attempt=0,
             workers_lost=0,
             pixels=0 if refusal else submission.pixels,
-            work=submission.work,
+            work=0 if refusal else asked.work,
             turn=turn,
             base_url=asked.base_url,
             webhook=asked.webhook,
@@ -308,15 +433,35 @@ async def _add_usage(
         requests = sa.select(P.c.key_id, sa.func.count(), sa.func.min(P.c.created_ms))
         for key_id, count, since in await connection.execute(_made_after(requests, by_minute, now - MINUTE_MS)):
             usage[key_id].last_minute, usage[key_id].minute_since_ms = count, since
-    by_day = [key_id for key_id, may in limits.items() if may.pixels_per_day]
+    by_day = [key_id for key_id, may in limits.items() if may.pixels_per_day or may.work_per_day]
     if by_day:
-        pixels = sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.min(P.c.created_ms))
-        for key_id, total, since in await connection.execute(_made_after(pixels, by_day, now - DAY_MS)):
-            usage[key_id].pixels, usage[key_id].day_since_ms = int(total), since
+        sums = sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.sum(P.c.work), sa.func.min(P.c.created_ms))
+        for key_id, pixels, work, since in await connection.execute(_made_after(sums, by_day, now - DAY_MS)):
+            of_key = usage[key_id]
+            of_key.pixels, of_key.work, of_key.day_since_ms = int(pixels), int(work), since
     by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
     if by_bytes:
         for key_id, kept in (await uploads.kept_bytes(connection, by_bytes)).items():
             usage[key_id].kept_bytes = kept
+
+
+def _check_task(asked: Asked, may: Limits) -> None:
+    """Raise Forbidden where a task is larger than its key may ever have."""
+    said, steps = asked.submission, asked.submission.steps(asked.model)
+    pixels = said.size.width * said.size.height
+    if may.steps_max and steps > may.steps_max:
+        own = "" if said.num_inference_steps else ", the model's own number"
+        raise Forbidden(f"num_inference_steps is {steps}{own}; accepted from this key: up to {may.steps_max}")
+    if may.pixels_max and pixels > may.pixels_max:
+        raise Forbidden(f"size is {said.size}, {pixels} pixels; accepted from this key: up to {may.pixels_max} pixels")
+    if may.images_max and said.num_images > may.images_max:
+        raise Forbidden(f"num_images is {said.num_images}; accepted from this key: up to {may.images_max}")
+    if may.pixels_per_day and said.pixels > may.pixels_per_day:
+        raise Forbidden(f"the task has {said.pixels} pixels; accepted from this key: up to {may.pixels_per_day} a day")
+    if may.work_per_day and asked.work > may.work_per_day:
+        raise Forbidden(
+            f"the task takes {asked.work} pixel steps; accepted from this key: up to {may.work_per_day} a day"
+        )
 
 
 def _made_after(sums: sa.Select[Any], key_ids: Sequence[str], after_ms: int) -> sa.Select[Any]:

@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import secrets
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -36,9 +36,10 @@ _CHECKED = "\0which pepper"
 
 
 class Scope(StrEnum):
-    """What a key may do: submit tasks, read and delete its own, or all that and what concerns all keys."""
+    """What a key may do: submit tasks, look at its own, also delete those, or all that and what concerns all keys."""
 
     SUBMIT = "submit"
+    VIEW = "view"
     READ = "read"
     ADMIN = "admin"
 
@@ -76,8 +77,9 @@ class Key:
     limits: Limits = Limits()
 
     def may(self, scope: Scope) -> bool:
-        """Whether the key has a scope, or the one that contains all."""
-        return scope in self.scopes or Scope.ADMIN in self.scopes
+        """Whether the key has a scope, or one that contains it."""
+        contains = {Scope.VIEW: (Scope.READ, Scope.ADMIN)}.get(scope, (Scope.ADMIN,))
+        return scope in self.scopes or any(wider in self.scopes for wider in contains)
 
 
 _COLUMNS = (
@@ -119,7 +121,7 @@ async def register(database: Database, name: str, secret: str, *, pepper: str = 
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset((Scope.ADMIN,)))
     async with database.write(alone=True) as connection:
         await _refuse_another(connection, pepper)
-        if (await connection.execute(_say_pepper(_hash(secret, pepper), pepper))).rowcount == 0:
+        if (await connection.execute(_say_pepper(digest_of(secret, pepper), pepper))).rowcount == 0:
             await _add(connection, key, secret, pepper, actor, "keys register")
 
 
@@ -131,7 +133,7 @@ async def check_pepper(database: Database, pepper: str) -> None:
 
 async def find(database: Database, secret: str, *, pepper: str = "") -> Key | None:
     """Look up the key of a secret, unless it is unknown or revoked."""
-    digest = _hash(secret, pepper)
+    digest = digest_of(secret, pepper)
     wanted = sa.select(*_COLUMNS, KEYS.c.pepper_check).where(KEYS.c.hash == digest, KEYS.c.revoked_ms.is_(None))
     async with database.read() as connection:
         row = (await connection.execute(wanted)).first()
@@ -149,6 +151,21 @@ async def listed(database: Database) -> list[Key]:
     async with database.read() as connection:
         rows = await connection.execute(sa.select(*_COLUMNS).order_by(KEYS.c.created_ms, KEYS.c.id))
     return [_key(row) for row in rows]
+
+
+async def limit(database: Database, key_id: str, limits: Mapping[str, int], *, actor: str = acts.SELF) -> None:
+    """Change some limits of a key, by their names in Limits; raises NotFound if there is no such key."""
+    assert set(limits) <= set(Limits.__slots__), f"{sorted(limits)} are not all limits"
+    async with database.write() as connection:
+        await _change(connection, key_id, **limits)
+        await acts.note(connection, database.now_ms(), actor, "keys limit", key_id, **limits)
+
+
+async def valid(database: Database, digests: Collection[str]) -> set[str]:
+    """Say which of these digests are still a valid key's: a key that was revoked has none, a rotated one another."""
+    wanted = sa.select(KEYS.c.hash).where(KEYS.c.hash.in_(digests), KEYS.c.revoked_ms.is_(None))
+    async with database.read() as connection:
+        return set((await connection.execute(wanted)).scalars())
 
 
 async def revoke(database: Database, key_id: str, *, actor: str = acts.SELF) -> None:
@@ -203,11 +220,12 @@ async def _change(connection: AsyncConnection, key_id: str, **values: object) ->
 async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:
     """Raise ConfigurationError if a valid key was made with another pepper; rows that do not say so are passed over."""
     check = KEYS.c.pepper_check
-    wanted = sa.select(check).where(KEYS.c.revoked_ms.is_(None), check.is_not(None), check != _hash(_CHECKED, pepper))
+    mine = digest_of(_CHECKED, pepper)
+    wanted = sa.select(check).where(KEYS.c.revoked_ms.is_(None), check.is_not(None), check != mine)
     others = (await connection.execute(wanted)).scalars().all()
     if not others:
         return
-    peppered = _hash(_CHECKED, "") not in others
+    peppered = digest_of(_CHECKED, "") not in others
     if not pepper:
         what = "is not set, but there are valid API keys that were made with a pepper"
     elif peppered:
@@ -223,7 +241,7 @@ async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:
 
 def _say_pepper(digest: str, pepper: str) -> sa.Update:
     """Write down by which pepper a key was found, which the row of an older release does not say."""
-    return sa.update(KEYS).where(KEYS.c.hash == digest).values(pepper_check=_hash(_CHECKED, pepper))
+    return sa.update(KEYS).where(KEYS.c.hash == digest).values(pepper_check=digest_of(_CHECKED, pepper))
 
 
 def _insert(key: Key, secret: str, pepper: str) -> sa.Insert:
@@ -245,9 +263,10 @@ def _key(row: Sequence[Any]) -> Key:
 
 def _hashes(secret: str, pepper: str) -> dict[str, str]:
     """Give the columns that depend on the pepper."""
-    return {"hash": _hash(secret, pepper), "pepper_check": _hash(_CHECKED, pepper)}
+    return {"hash": digest_of(secret, pepper), "pepper_check": digest_of(_CHECKED, pepper)}
 
 
-def _hash(secret: str, pepper: str) -> str:
+def digest_of(secret: str, pepper: str) -> str:
+    """Hash a secret as the table has it."""
     data = secret.encode("utf-8", "surrogatepass")
     return hmac.digest(pepper.encode(), data, "sha256").hex() if pepper else hashlib.sha256(data).hexdigest()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -74,14 +75,18 @@ class Progress:
                 self._views.pop(prediction_id, None)
                 self._asked.pop(prediction_id, None)
 
-    async def after(self, prediction_id: str, seen: View | None, timeout_s: float) -> View | None:
+    async def after(
+        self, prediction_id: str, seen: View | None, timeout_s: float, left: asyncio.Future[Any] | None = None
+    ) -> View | None:
         """Wait for a view of a watched task that is not `seen`; `seen` again after `timeout_s` or on leaving.
+
+        Once `left` is done, and everybody was woken by `wake`, it is `seen` too.
 
         None if there is no such task any more. Raises StoreUnavailable when the database is away.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not self.stopped:
+                while not (self.stopped or (left is not None and left.done())):
                     moved = self._moved
                     if prediction_id in self._views and self._views[prediction_id] is not seen:
                         return self._views[prediction_id]
@@ -96,14 +101,15 @@ class Progress:
             while self._watched and not changes.stopped:
                 seen = changes.now()
                 if await self._look():
-                    self._wake()
+                    self.wake()
                 await self._ask()
                 await asyncio.sleep(REST_S)
                 await changes.since(seen, LINGER_S)
         finally:
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let everybody who waits look again."""
         self._moved.set()
         self._moved = asyncio.Event()
 

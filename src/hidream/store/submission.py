@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from hidream.types import STRENGTH, Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
+from hidream.types import MODELS, STRENGTH, Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size, Variant
 
-USUAL_STEPS = 28
-"""Steps that a task counts for in the queue when it does not name them: Dev's."""
+USUAL_STEPS = Variant.DEV.steps
+"""Steps of the unit in which work is told to people, and of a task whose model is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,14 @@ class Submission:
         """Pixels of all its pictures together."""
         return self.size.width * self.size.height * self.num_images
 
-    @property
-    def work(self) -> int:
-        """What its pictures cost, in pixel steps: only the ratio of two counts."""
-        return self.pixels * (self.num_inference_steps or USUAL_STEPS)
+    def steps(self, model: str) -> int:
+        """Steps of each of its pictures, by this model."""
+        variant = MODELS.get(model)
+        return self.num_inference_steps or (variant.steps if variant else USUAL_STEPS)
+
+    def work(self, model: str) -> int:
+        """What its pictures cost with this model, in pixel steps."""
+        return self.pixels * self.steps(model)
 
     def to_json(self) -> dict[str, Any]:
         """Give the JSON object that the row keeps."""

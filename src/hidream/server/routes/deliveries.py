@@ -11,17 +11,19 @@ from starlette.responses import Response
 from hidream.errors import NotFound
 from hidream.server.answers import success, timestamp
 from hidream.server.routes.tasks import unknown
-from hidream.server.service import ReadKey, Route, SubmitKey, Version, service_of
+from hidream.server.service import Route, SubmitKey, Version, ViewKey, service_of
 from hidream.store import deliveries, history
 from hidream.store.deliveries import Delivery, State
 
 
-async def listing(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+async def listing(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
     """GET /api/{v2,v3}/predictions/{id}/webhooks: the deliveries of a task, the oldest first."""
-    database = service_of(request).database
-    if await history.get(database, prediction_id, key.id) is None:
-        raise unknown(prediction_id)
-    return success([_data(delivery) for delivery in await deliveries.listed(database, prediction_id, key.id)])
+    service = service_of(request)
+    async with service.gate.turn(key.id, request):
+        if await history.get(service.database, prediction_id, key.id) is None:
+            raise unknown(prediction_id)
+        found = await deliveries.listed(service.database, prediction_id, key.id)
+    return success([_data(delivery) for delivery in found])
 
 
 async def replay(request: Request, prediction_id: str, delivery_id: str, api: Version, key: SubmitKey) -> Response:

@@ -10,20 +10,24 @@ comes back with it as `Last-Event-ID`, to whichever process, is told of what is 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from hidream.errors import NotFound, StorageUnavailable, StoreUnavailable
 from hidream.server.answers import base_url
+from hidream.server.presence import Revoked
 from hidream.server.routes.tasks import described
-from hidream.server.service import ReadKey, Route, Version, service_of
+from hidream.server.service import Route, Version, ViewKey, secret_of, service_of
 from hidream.store import history
 from hidream.store.prediction import Prediction
 from hidream.store.progress import Progress, View
@@ -65,10 +69,11 @@ class Known:
         return f"{self.attempt}-{self.status}-{self.step}-{self.preview}"
 
 
-async def events(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+async def events(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
     """GET /api/{v2,v3}/predictions/{id}/events: the task's events until its end."""
     service = service_of(request)
-    prediction = await history.get(service.database, prediction_id, key.id)
+    async with service.gate.turn(key.id, request):
+        prediction = await history.get(service.database, prediction_id, key.id)
     if prediction is None:
         raise NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
     known = Known.of(request.headers.get("last-event-id", ""))
@@ -79,12 +84,32 @@ async def events(request: Request, prediction_id: str, api: Version, key: ReadKe
     url = base_url(request, service.settings.server.public_url)
 
     async def whole(now: Prediction) -> dict[str, Any]:
-        return await described(service, now, api, url)
+        # shielded: a client that leaves cancels this, and a call of the database that is cancelled costs a connection
+        return await asyncio.shield(described(service, now, api, url))
 
-    return StreamingResponse(_stream(service.progress, prediction, known, whole), headers=HEADERS)
+    held = ExitStack()
+    held.enter_context(service.streams.one(key.id))
+    revoked = held.enter_context(service.validity.watching(secret_of(request)))
+    return _Events(_stream(service.progress, prediction, known, whole, revoked), held)
 
 
-async def _stream(progress: Progress, prediction: Prediction, known: Known, whole: Whole) -> AsyncIterator[str]:
+class _Events(StreamingResponse):
+    """A stream, and what it holds until it has ended, however it does."""
+
+    def __init__(self, told: AsyncIterator[str], held: ExitStack) -> None:
+        super().__init__(told, headers=HEADERS)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _stream(
+    progress: Progress, prediction: Prediction, known: Known, whole: Whole, revoked: Revoked
+) -> AsyncIterator[str]:
+    revoked.add_done_callback(lambda _: progress.wake())
     yield f"retry: {RETRY_MS}\n\n"
     view: View | None = View(prediction, prediction.step, prediction.steps)
     async with progress.watching(prediction.id):
@@ -95,12 +120,12 @@ async def _stream(progress: Progress, prediction: Prediction, known: Known, whol
                 return
             for text in told:
                 yield text
-            if view.prediction.status.final or progress.stopped:
+            if view.prediction.status.final or progress.stopped or revoked.done():
                 return
             if not told:
                 yield ":\n\n"
             try:
-                view = await progress.after(prediction.id, view, HEARTBEAT_S)
+                view = await progress.after(prediction.id, view, HEARTBEAT_S, revoked)
             except StoreUnavailable:
                 return
 

@@ -13,11 +13,11 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from hidream.errors import InvalidInput, MissingInput, PromptRefused
+from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthorized
 from hidream.server import catalogue, openai_parameters, parameters
 from hidream.server.answers import base_url, no_worker, output_list
-from hidream.server.body import read_json, unless_gone
-from hidream.server.routes.tasks import refusal_of, repeat_of, replayed, unknown
+from hidream.server.body import read_json
+from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
 from hidream.store import predictions
 from hidream.store.intake import Asked
@@ -39,8 +39,6 @@ _KINDS = {
     404: ("invalid_request_error", "model_not_found"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
 }
-GONE = 499
-"""What nginx, and our log, call an answer that nobody was there to read."""
 
 
 async def generate(request: Request, key: SubmitKey) -> Response:
@@ -53,13 +51,12 @@ async def generate(request: Request, key: SubmitKey) -> Response:
     prediction = await service.intake.submit(asked)
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
-    settling = service.endings.settled(prediction.id, key.id, timeout_s)
     try:
-        latest = await unless_gone(request, settling)
-    except ClientDisconnect:
+        latest = await awaited(request, prediction.id, key.id, timeout_s)
+    except (ClientDisconnect, Unauthorized):
         if asked.repeat is None:  # else the same request may come again, and ask for it
             await predictions.cancel(service.database, prediction.id, key.id)
-        return failure(GONE, "the client has hung up")
+        raise
     cancelled = latest is not None and await _cancelled(service, asked, latest)
     if latest is not None and not (latest.status.final or cancelled):  # it may have ended meanwhile
         latest = await service.endings.settled(prediction.id, key.id, 0)

@@ -21,14 +21,15 @@ from hidream.server.answers import base_url, input_data, prediction_data, queue_
 from hidream.server.body import read_json
 from hidream.server.long_text import LongText
 from hidream.server.parameters import Api, Sources
+from hidream.server.presence import attended
 from hidream.server.removal import remove_files
-from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, service_of
+from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, ViewKey, secret_of, service_of
 from hidream.store import history, predictions
 from hidream.store.intake import Asked, Repeat
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.store.submission import Submission
-from hidream.types import Size, Status
+from hidream.types import SIDE_MIN_PX, Size, Status
 from hidream.webhooks import targets
 
 LONGEST_POLL_S = 60
@@ -58,12 +59,17 @@ async def result(
     request: Request,
     prediction_id: str,
     api: Version,
-    key: ReadKey,
+    key: ViewKey,
     wait_s: Annotated[float, Query(ge=0, le=LONGEST_POLL_S)] = 0,
 ) -> Response:
     """GET /api/{v2,v3}/predictions/{id}[/result]: how far it is, at once or when it ends within `wait_s`."""
     service = service_of(request)
-    prediction = await service.endings.settled(prediction_id, key.id, wait_s)
+    if wait_s:
+        with service.streams.one(key.id):
+            prediction = await awaited(request, prediction_id, key.id, wait_s)
+    else:
+        async with service.gate.turn(key.id, request):
+            prediction = await history.get(service.database, prediction_id, key.id)
     if prediction is None:
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
@@ -71,12 +77,13 @@ async def result(
     return success(unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL")))
 
 
-async def listing(request: Request, api: Version, key: ReadKey) -> Response:
+async def listing(request: Request, api: Version, key: ViewKey) -> Response:
     """POST /api/{v2,v3}/predictions: a page of this key's predictions, the newest first."""
     service = service_of(request)
     body = await read_json(request, service.settings.server.body_max_bytes)
     query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
-    total, found = await history.listed(service.database, key.id, query)
+    async with service.gate.turn(key.id, request):
+        total, found = await history.listed(service.database, key.id, query)
     url = base_url(request, service.settings.server.public_url)
     items = [
         await prediction_data(prediction, api, url, service.outputs, inline=False)
@@ -91,9 +98,11 @@ async def listing(request: Request, api: Version, key: ReadKey) -> Response:
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
     """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, hide one that is."""
     service = service_of(request)
-    if await predictions.cancel(service.database, prediction_id, key.id):
-        return success({"id": prediction_id, "status": Status.CANCELLED})
-    if deleted := await predictions.delete(service.database, [prediction_id], key.id):
+    async with service.gate.turn(key.id):  # also for those who do not wait for the answer
+        if await predictions.cancel(service.database, prediction_id, key.id):
+            return success({"id": prediction_id, "status": Status.CANCELLED})
+        deleted = await predictions.delete(service.database, [prediction_id], key.id)
+    if deleted:
         await remove_files(service.outputs, deleted)
         return success({"id": prediction_id, "status": Status.DELETED})
     raise unknown(prediction_id)
@@ -104,12 +113,24 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     service = service_of(request)
     body = await read_json(request, service.settings.server.body_max_bytes)
     ids = _ids(body)
-    deleted = await predictions.delete(service.database, ids, key.id)
-    count = len(deleted)
-    if count < len(ids):
-        count += await predictions.cancel_all(service.database, ids, key.id)
+    async with service.gate.turn(key.id):
+        deleted = await predictions.delete(service.database, ids, key.id)
+        count = len(deleted)
+        if count < len(ids):
+            count += await predictions.cancel_all(service.database, ids, key.id)
     await remove_files(service.outputs, deleted)
     return success(unused.with_warnings({"deleted_count": count}, unused.unknown(body, ("ids",), "this route")))
+
+
+async def awaited(request: Request, prediction_id: str, key_id: str, timeout_s: float) -> Prediction | None:
+    """Wait for a task's end as long as somebody may have the answer. The request's body was read, if it has one.
+
+    Raises ClientDisconnect when the client hangs up meanwhile, Unauthorized when its key is revoked.
+    """
+    service = service_of(request)
+    with service.validity.watching(secret_of(request)) as revoked:
+        async with attended(request, revoked) as left:
+            return await service.endings.settled(prediction_id, key_id, timeout_s, left)
 
 
 async def described(
@@ -176,25 +197,44 @@ def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any
 
 
 async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[Prediction, dict[str, str]]:
-    """Take a task in with the pictures that it brings, which are not fetched for one that was, or is refused."""
-    if sources.image is not None and asked.refusal is None:
-        if made := await service.intake.repeated(asked):
-            return made, replayed(asked, made)
-        image = await service.pictures.take(asked.key, "image", sources.image)
-        mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
-        submission = replace(asked.submission, image=image, mask=mask)
-        if sources.sizes:
-            submission = replace(
-                submission, size=Size.near(*await service.pictures.shown_size("image", image, asked.key.id))
-            )
-        asked = replace(asked, submission=submission)
-    prediction = await service.intake.submit(asked)
-    return prediction, replayed(asked, prediction)
+    """Take a task in with the pictures that it brings, which are not fetched for one that was, or will be refused."""
+    image = sources.image
+    if image is None or asked.refusal is not None:
+        prediction = await service.intake.submit(asked)
+        return prediction, replayed(asked, prediction)
+    if made := await service.intake.repeated(asked):
+        return made, replayed(asked, made)
+    whole = asked
+
+    async def bring() -> Asked:
+        nonlocal whole
+        whole = await _with_pictures(service, asked, image, sources)
+        return whole
+
+    prediction = await service.intake.submit_with(_at_least(asked, sources), bring)
+    return prediction, replayed(whole, prediction)
+
+
+def _at_least(asked: Asked, sources: Sources) -> Asked:
+    """Give the least that a task can be, of which the size may follow from a picture that is not here yet."""
+    size = Size(SIDE_MIN_PX, SIDE_MIN_PX) if sources.sizes else asked.submission.size
+    return replace(asked, submission=replace(asked.submission, size=size))
+
+
+async def _with_pictures(service: Service, asked: Asked, source: str | LongText, sources: Sources) -> Asked:
+    """Take the pictures in that a request brings. Raises InvalidInput."""
+    image = await service.pictures.take(asked.key, "image", source)
+    mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
+    submission = replace(asked.submission, image=image, mask=mask)
+    if sources.sizes:
+        sides = await service.pictures.shown_size("image", image, asked.key.id)
+        submission = replace(submission, size=Size.near(*sides))
+    return replace(asked, submission=submission)
 
 
 async def _answer_in_time(request: Request, api: Api, prediction: Prediction, headers: Mapping[str, str]) -> Response:
     service, timeout_s = service_of(request), service_of(request).settings.server.sync_timeout_s
-    latest = await service.endings.settled(prediction.id, prediction.key_id, timeout_s)
+    latest = await awaited(request, prediction.id, prediction.key_id, timeout_s)
     if latest is None:
         raise unknown(prediction.id)
     url = base_url(request, service.settings.server.public_url)
