@@ -343,7 +343,7 @@ def test_a_body_without_end_is_refused_before_its_end_and_not_kept(fleet, http, 
                 if not answer and select.select([connection], [], [], 0)[0]:
                     answer = connection.recv(65536)
                     answered_at = sent
-    assert answer.startswith(b"HTTP/1.1 413"), answer
+    assert answer.startswith((b"HTTP/1.1 413", b"HTTP/1.1 400")), answer  # blanks are no form
     assert answered_at < ENDLESS_BYTES / 2
     assert peak_bytes(fleet) - before < ENDLESS_BYTES / 2
     assert http.get("/healthz").status_code == 200
