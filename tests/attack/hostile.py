@@ -2,8 +2,6 @@
 
 import io
 import socket
-import struct
-import zlib
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
@@ -88,11 +86,3 @@ def many_values(megabytes):
 def form_of_one_character(megabytes):
     """Content type and body of a form whose boundary is everywhere."""
     return "multipart/form-data; boundary=a", b"\r\n--a" * (megabytes * 2**20 // 5)
-
-
-def deep_text_chunk():
-    """A PNG with a text chunk that unpacks to 64 MB."""
-    packed = b"Comment\0\0" + zlib.compress(b"a" * 2**26, 9)
-    chunk = b"zTXt" + packed
-    png = small_png()
-    return png[:33] + struct.pack(">I", len(packed)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]

@@ -28,10 +28,12 @@ async def listing(request: Request, prediction_id: str, api: Version, key: ViewK
 
 async def replay(request: Request, prediction_id: str, delivery_id: str, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/predictions/{id}/webhooks/{delivery_id}/replay: deliver it again, under the same id."""
-    database = service_of(request).database
-    if await history.get(database, prediction_id, key.id) is None:
-        raise unknown(prediction_id)
-    if not await deliveries.replay(database, delivery_id, prediction_id, key.id):
+    service = service_of(request)
+    async with service.gate.turn(key.id):
+        if await history.get(service.database, prediction_id, key.id) is None:
+            raise unknown(prediction_id)
+        replayed = await deliveries.replay(service.database, delivery_id, prediction_id, key.id)
+    if not replayed:
         raise NotFound(f"there is no delivery {delivery_id!r:.100} of this prediction")
     return success({"id": delivery_id, "state": State.WAITING})
 
