@@ -25,8 +25,10 @@ SLOWER = 2.0
 """The bystander's p95, against its quiet time, where the attack itself takes no cores."""
 SLOWER_SHARED = 4.0
 """Where it does, and the bystander has half of the machine."""
-WORKER_MORE_MB = 900
-"""The most by which a worker may grow for somebody's picture to start from; its plan sets more aside."""
+NOISE_S = 0.05
+"""What a busy machine's own hiccups may add."""
+WORKER_MORE_MB = 250
+"""The most by which a worker may grow for somebody's image to start from: a tenth of nano's plan."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_a_tiny_file_is_no_large_amount_of_work(site, full, capsys, attack, data
     assert site.worker_pid == worker
     assert grown < WORKER_MORE_MB
     assert site.api_mb < API_MB
-    assert not full or other.p95_s < SLOWER_SHARED * quiet
+    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
 
 
 @pytest.mark.timeout(600)
@@ -98,7 +100,7 @@ def test_a_jpeg_of_many_scans_holds_nobody_up(site, full, capsys):
     told(capsys, "JPEG of 400 scans", quiet_s=quiet, p95_s=other.p95_s, answers=[a.status_code for a in answers])
     assert {answer.status_code for answer in answers} == {400}
     assert not other.errors + artist.errors
-    assert not full or other.p95_s < SLOWER_SHARED * quiet
+    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
 
 
 def upload_small(http):
@@ -116,6 +118,7 @@ def test_bodies_for_unknown_names_are_not_read(site, full, capsys):
     told(capsys, "20 MiB to unknown names", connections=count, quiet_s=quiet, p95_s=other.p95_s, api_mb=site.api_mb)
     assert not other.errors
     assert site.api_mb < API_MB
+    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
 
 
 @pytest.mark.timeout(300)
@@ -138,7 +141,7 @@ def test_no_body_holds_the_loop(site, full, capsys, kind):
     told(capsys, f"15 MiB of {kind}", quiet_s=quiet, p95_s=other.p95_s, slowest_s=slowest, api_mb=site.api_mb)
     assert not other.errors
     assert site.api_mb < API_MB
-    assert not full or slowest < 1
+    assert not full or other.p95_s < SLOWER * quiet + NOISE_S
 
 
 @pytest.mark.timeout(300)
@@ -153,7 +156,7 @@ def test_listings_whose_clients_left_are_no_work(site, full, capsys):
         other.wait_for(3)
     told(capsys, "abandoned listings", count=count, quiet_s=quiet, p95_s=other.p95_s, slowest_s=max(other.seconds))
     assert not other.errors
-    assert not full or max(other.seconds) < 2
+    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
     with site.client(site.attacker) as http:
         _cancel_all(http)
 
@@ -274,6 +277,7 @@ def test_wrong_keys_slow_nobody_else_down(site, full, capsys):
     told(capsys, "wrong keys", tries_a_s=len(tried) / took, quiet_s=quiet, p95_s=other.p95_s)
     assert not other.errors
     assert set(tried) <= {401, 429}
+    assert not full or other.p95_s < SLOWER * quiet + NOISE_S
 
 
 @pytest.mark.timeout(120)
