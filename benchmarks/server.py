@@ -185,7 +185,6 @@ def _request(key: str) -> bytes:
 def hidream_server(command: str, database_url: str, folder: str, **settings: str) -> Iterator[tuple[str, str]]:
     """`hidream serve` or `hidream api` with its home in `folder`: URL and key; `serve` has its worker ready."""
     environ = os.environ | {"HIDREAM_HOME": folder, "HIDREAM_SERVER_QUEUE_MAX": "1000000", "HIDREAM_API_KEY": KEY}
-    environ |= {"HIDREAM_SERVER_QUEUE_SHARE": "1"}
     environ |= {"HIDREAM_STORE_DATABASE_URL": database_url} | settings
     with _process([sys.executable, "-m", "hidream.cli", command, "--port", "0"], environ) as url:
         while command == "serve" and httpx.get(f"{url}/readyz").status_code != 200:

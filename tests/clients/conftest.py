@@ -29,8 +29,12 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def limited(service):
-    """A key of the service that may draw no picture at all: its limit is one pixel a day."""
-    return made_key(service, "--pixels-per-day", "1")
+    """A key of the service that may draw nothing more today: a task that was cancelled has used up its pixels."""
+    key = made_key(service, "--pixels-per-day", str(1024 * 1024))
+    with httpx.Client(base_url=f"{service.url}/api/v3", headers={"Authorization": f"Bearer {key}"}, timeout=60) as http:
+        task = http.post("/wavespeed-ai/hidream-i1-dev", json={"prompt": "all of it"}).json()["data"]
+        http.delete(f"/predictions/{task['id']}")
+    return key
 
 
 @pytest.fixture(scope="session")

@@ -394,7 +394,9 @@ class Story:
         """A key with an upload and a task that waits for a model that nobody serves."""
         await keys.register(self.database, "leaving", "secret of leaving")
         key = await keys.find(self.database, "secret of leaving")
-        await self.service.pictures.keep(key, "image", "c.png", _picture())
+        async with self.service.uploads.part() as part:
+            await part.write(_picture())
+            await self.service.pictures.keep(key, "image", part, "c.png")
         submission = Submission("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
         await self.service.intake.submit(Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test"))
         return key.id

@@ -92,7 +92,8 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(tmp_path, small_disk):
-    with Fleet(tmp_path, apis=1, workers=1, home=small_disk / "home") as fleet:
+    lower = {"HIDREAM_STORE_FREE_MIN_MB": "0"}  # or nothing would be taken in long before
+    with Fleet(tmp_path, apis=1, workers=1, home=small_disk / "home", **lower) as fleet:
         pids = [member.pid for member in fleet.members]
         with submitting(fleet) as submitter:
             ballast = small_disk / "ballast"

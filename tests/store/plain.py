@@ -170,9 +170,9 @@ class Plain:
         taken = []
         for task in sorted(waiting, key=lambda t: t.order):
             of_others = task.key not in without_keys and task.key not in [t.key for t in taken]
-            if of_others and len(taken) < tasks and task.input.work <= work - task.input.work:
+            if of_others and len(taken) < tasks and task.work <= work - task.work:
                 taken.append(task)
-                work -= task.input.work
+                work -= task.work
         return self._take(taken, worker, lease_ms)
 
     def _take(self, taken, worker, lease_ms):

@@ -84,8 +84,9 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
     async def scenario(database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
-        statements, engine = [], database._backend.writer.sync_engine
-        sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        statements, backend = [], database._backend
+        for engine in {engine.sync_engine.pool: engine for engine in (backend.reader, backend.writer)}.values():
+            sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
         waiting = [asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 300)) for _ in range(50)]
         while len(statements) < 51:
             await asyncio.sleep(0.001)

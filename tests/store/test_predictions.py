@@ -250,8 +250,8 @@ def test_what_is_passed_over_keeps_its_place(in_database, clock):
         clock.now += 1
         for _ in range(5):
             await submit(database, small, SMALL)
-            assert await claim(database, work=HUGE.work - 1, beside_others=True) == []
-            assert len(await claim_beside(database, without=[huge], work=2 * SMALL.work)) == 1
+            assert await claim(database, work=HUGE.work(MODEL) - 1, beside_others=True) == []
+            assert len(await claim_beside(database, without=[huge], work=2 * SMALL.work(MODEL))) == 1
         assert (await claim_one(database)).id == waits.id
 
     in_database(scenario)
