@@ -116,10 +116,11 @@ class Line:
             here = bisect_left(self.newcomers, newcomer)
             if self.newcomers[here : here + 1] != [newcomer]:
                 self.newcomers.insert(here, newcomer)
-        earlier = self.newcomers[: bisect_left(self.newcomers, (turn, 0))]
-        work = self.work[at] + sum(work for _, work in earlier) + prediction.work
-        seconds = None if self.s_per_work is None else round((work + self.begun / 2) * self.s_per_work, 1)
-        return Place(at + len(earlier), seconds)
+        came = bisect_left(self.newcomers, (turn, 0))
+        if self.s_per_work is None:
+            return Place(at + came, None)
+        work = self.work[at] + sum(work for _, work in self.newcomers[:came]) + prediction.work
+        return Place(at + came, round((work + self.begun / 2) * self.s_per_work, 1))
 
 
 async def line(database: Database, model: str) -> Line:
