@@ -313,6 +313,34 @@ def test_slow_bodies_of_some_keys_leave_room_for_the_next(with_api, picture, key
     with_api(scenario)
 
 
+def test_a_429_says_what_is_full(with_api):
+    async def scenario(api):
+        service, pictures = api.service, api.service.pictures
+        for gate in (service.bodies, pictures._fetches, pictures._fillings):
+            gate._wait_s = 0.01
+        url = (await ticket(api, 9))["upload"]["url"]
+        async with contextlib.AsyncExitStack() as full:
+            await full.enter_async_context(pictures.filling(url.rpartition("/")[2]))
+            for key in range(64):
+                await full.enter_async_context(pictures._fetches.turn(str(key)))
+            for key in range(63):
+                await full.enter_async_context(service.bodies.turn(str(key)))
+            answers = [
+                await api.client.put(url, content=b"x" * 9),
+                await api.submit(prompt="a", image="http://example.com/a.png"),
+                await api.submit(prompt="a", image="A" * 70_000),
+            ]
+        assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(429, "5")] * 3
+        assert [answer.json()["message"] for answer in answers] == [
+            "another request is putting a file to this URL; try again later",
+            "too many images are being fetched from URLs, for this key or for all; try again later",
+            "too many large bodies are under way, of this key or of all; try again later",
+        ]
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
 def test_an_idempotency_key_knows_long_texts_by_their_bytes(with_api, picture):
     async def scenario(api):
         image, other = (picture("PNG", (300, side), compress_level=0) for side in (300, 301))

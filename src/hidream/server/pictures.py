@@ -71,11 +71,11 @@ class Pictures:
             if ours and (known := await self.find(ours[1])) is not None:
                 return known.name
         await uploads.check(self._database, key, within_submission=True)
+        if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
+            async with self._fetches.turn(key.id), self._place.part() as part:
+                await fetch(field, given, self._rules, part)
+                return (await self._kept(key, field, part)).name
         async with self._place.part() as part:
-            if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
-                async with self._fetches.turn(key.id):
-                    await fetch(field, given, self._rules, part)
-                    return (await self._kept(key, field, part)).name
             await self._decode(field, given, part)
             return (await self._kept(key, field, part)).name
 
