@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import contextlib
+import json
 
 import pytest
 from served import served
 
 from hidream.outputs.names import draw_name
+from hidream.server import long_bodies
 from hidream.types import ImageFormat
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -36,8 +38,11 @@ async def ticket(api, size):
     return (await api.post("/api/v3/media/uploads", filename="a", size=size)).json()["data"]
 
 
-def test_the_body_of_what_is_refused_is_not_waited_for(with_api):
+def test_the_body_of_what_is_refused_is_not_waited_for(with_api, monkeypatch):
     """Of 20 MB that are announced none comes: the answer is there at once, and the connection ends."""
+
+    for linger in ("LINGER_S", "KNOWN_LINGER_S"):
+        monkeypatch.setattr(long_bodies, linger, 0.1)
 
     async def scenario(api):
         name = (await ticket(api, 10))["upload"]["url"].rpartition("/")[2]
@@ -60,6 +65,7 @@ def test_the_body_of_what_is_refused_is_not_waited_for(with_api):
                 answer = await raw(port, head, b"b\r\nhello world\r\n" if "chunked" in head else b"")
                 assert answer.startswith(f"HTTP/1.1 {status} "), (head, answer)
                 assert "\r\nconnection: close\r\n" in answer.lower()
+            monkeypatch.setattr(long_bodies, "KNOWN_LINGER_S", 10.0)
             known = f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}\n{key}"
             answer = await raw(port, known, b" " * 20_000_000)
             assert answer.startswith("HTTP/1.1 413 "), "whoever only listens when all is sent hears it, too"
@@ -218,6 +224,118 @@ def test_long_texts_go_to_files_and_leave_none(with_api, picture):
             assert len(answer.content) < 2000
         assert (await api.submit(api="v2", prompt="a", image=naked)).json()["data"]["warnings"]
         assert (await api.submit(prompt="a", unknown=naked)).json()["data"]["warnings"]
+        assert parts(api) == []
+
+    with_api(scenario)
+
+
+def test_long_texts_that_nobody_takes_end_before_anything_is_waited_for(with_api):
+    async def scenario(api):
+        bodies, text = api.service.bodies, "A" * 200_000
+        sync = asyncio.create_task(api.submit(prompt="a", enable_sync_mode=True, unknown=text))
+        images = asyncio.create_task(api.post("/v1/images/generations", prompt="a", n=1, unknown=text))
+        async with asyncio.timeout(20):
+            while len(api.service.endings._waiting) < 2:
+                await asyncio.sleep(0.005)
+            assert (parts(api), bodies._total) == ([], 0)
+            for _ in range(2):
+                await api.draw()
+            assert [(await each).status_code for each in (sync, images)] == [200, 200]
+
+    with_api(scenario)
+
+
+def test_long_texts_end_before_the_rest_of_what_is_refused_is_waited_for(with_api):
+    async def scenario(api):
+        head = f"POST /api/v3/{MODEL} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {api.secret}\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
+        body = json.dumps({f"a{i}": "A" * 200_000 for i in range(5)})[:-1]
+        async with served(api) as client:
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+            writer.write(head.encode() + body.encode())
+            async with asyncio.timeout(20):
+                answer = await reader.readuntil(b"accepted: up to 4")
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert (parts(api), api.service.bodies._total) == ([], 0)
+            writer.close()
+
+    with_api(scenario)
+
+
+def test_what_needs_no_picture_takes_short_bodies_and_no_disk(with_api):
+    async def scenario(api):
+        pad = "A" * 70_000
+
+        async def pieces():
+            yield json.dumps({"x": pad}).encode()
+
+        paths = ["predictions", "predictions/delete", "model/price", "model/pricing"]
+        headers = api.bearer | {"Content-Type": "application/json"}
+        async with contextlib.AsyncExitStack() as full:
+            for key in range(64):
+                await full.enter_async_context(api.service.bodies.turn(str(key)))
+            for path in (*paths, "webhook/secret/rotate", "media/uploads"):
+                answers = [
+                    await api.post(f"/api/v3/{path}", x=pad),
+                    await api.client.post(f"/api/v3/{path}", content=pieces(), headers=headers),
+                ]
+                for answer in answers:
+                    assert (answer.status_code, "larger than 65536 bytes" in answer.text) == (413, True), path
+            ids = [f"{number:032x}" for number in range(500)]
+            assert (await api.post("/api/v3/predictions/delete", ids=ids)).json()["data"] == {"deleted_count": 0}
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize("keys", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_slow_bodies_of_some_keys_leave_room_for_the_next(with_api, picture, keys):
+    """Each begins forty, which never end; another key's picture comes in meanwhile."""
+
+    async def scenario(api):
+        slow = [await api.key() for _ in range(keys)]
+        image = base64.b64encode(picture("PNG", (400, 400), compress_level=0)).decode()
+        begun = []
+        async with served(api) as client:
+            for headers in slow:
+                for _ in range(40):
+                    _, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+                    head = f"POST /api/v3/{MODEL} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                    head += f"Authorization: {headers['Authorization']}\r\nContent-Length: 2000000\r\n\r\n{{"
+                    writer.write(head.encode())
+                    begun.append(writer)
+            async with asyncio.timeout(20):
+                while sum(map(len, api.service.bodies._lines.values())) < len(begun) - 64 + 64 // 2**keys:
+                    await asyncio.sleep(0.005)
+                assert (await api.submit(prompt="a", image=image)).status_code == 200
+            for writer in begun:
+                writer.close()
+
+    with_api(scenario)
+
+
+def test_a_429_says_what_is_full(with_api):
+    async def scenario(api):
+        service, pictures = api.service, api.service.pictures
+        for gate in (service.bodies, pictures._fetches, pictures._fillings):
+            gate._wait_s = 0.01
+        url = (await ticket(api, 9))["upload"]["url"]
+        async with contextlib.AsyncExitStack() as full:
+            await full.enter_async_context(pictures.filling(url.rpartition("/")[2]))
+            for key in range(64):
+                await full.enter_async_context(pictures._fetches.turn(str(key)))
+            for key in range(63):
+                await full.enter_async_context(service.bodies.turn(str(key)))
+            answers = [
+                await api.client.put(url, content=b"x" * 9),
+                await api.submit(prompt="a", image="http://example.com/a.png"),
+                await api.submit(prompt="a", image="A" * 70_000),
+            ]
+        assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(429, "5")] * 3
+        assert [answer.json()["message"] for answer in answers] == [
+            "another request is putting a file to this URL; try again later",
+            "too many images are being fetched from URLs, for this key or for all; try again later",
+            "too many large bodies are under way, of this key or of all; try again later",
+        ]
         assert parts(api) == []
 
     with_api(scenario)

@@ -1,7 +1,10 @@
 """The low-water mark: below it nothing is taken in, and what is there goes on."""
 
+import asyncio
 import os
+import shutil
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -31,16 +34,60 @@ def test_a_look_is_good_for_a_second(small_disk):
     now = [0.0]
     free_mb = 30 if mounted else 10**9
     disk = Disk([folder / "not" / "there", folder], free_mb, lambda: now[0])
-    assert (disk.short() is None) is mounted
-    (folder / "large").write_bytes(b"x" * 40_000_000)
-    assert (disk.short() is None) is mounted, "as a moment ago"
-    now[0] += 1
-    assert "MB are free" in disk.short()
-    assert str(folder) not in disk.short()
+
+    async def scenario():
+        assert (await disk.short() is None) is mounted
+        (folder / "large").write_bytes(b"x" * 40_000_000)
+        assert (await disk.short() is None) is mounted, "as a moment ago"
+        now[0] += 1
+        assert "MB are free" in await disk.short()
+        assert str(folder) not in await disk.short()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_hangs_holds_nobody_up(tmp_path, monkeypatch):
+    asked, goes_on, usage = [], threading.Event(), shutil.disk_usage
+
+    def hangs(folder):
+        asked.append(folder)
+        goes_on.wait()
+        return usage(folder)
+
+    async def scenario():
+        now = [0.0]
+        disk = Disk([tmp_path], 10**9, lambda: now[0], patience_s=60)
+        first = await disk.short()
+        monkeypatch.setattr(shutil, "disk_usage", hangs)
+        disk._patience_s = 0.01
+        try:
+            for now[0] in range(1, 50):
+                assert await disk.short() == first, "what was found before counts"
+            looking = disk._looking
+        finally:
+            goes_on.set()
+        await looking
+        assert len(asked) == 1
+        disk._short = None
+        assert await disk.short() is None, "as a moment ago"
+        now[0] += 1
+        disk._patience_s = 60
+        assert "MB are free" in await disk.short()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_does_not_answer_takes_nothing_in(tmp_path, monkeypatch):
+    def fails(folder):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", fails)
+    told = asyncio.run(Disk([tmp_path], 1).short())
+    assert told == "the server's disk does not say how much is free (Stale file handle)"
 
 
 def test_zero_does_not_look(tmp_path):
-    assert Disk([tmp_path], 0).short() is None
+    assert asyncio.run(Disk([tmp_path], 0).short()) is None
 
 
 def test_only_this_machines_disks_are_looked_at(tmp_path):
@@ -62,7 +109,7 @@ def test_below_the_mark_nothing_is_taken_in_and_the_rest_goes_on(with_api, pictu
         disk._folders, disk._free_min_mb = (folder,), 50 if mounted else 10**9
         if mounted:
             api.service.disk._looked_at = -100
-            assert disk.short() is None
+            assert await disk.short() is None
             (folder / "large").write_bytes(b"x" * 30_000_000)
         disk._looked_at = -100
         refused = [

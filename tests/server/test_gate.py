@@ -8,7 +8,8 @@ import pytest
 from served import served
 from starlette.requests import ClientDisconnect
 
-from hidream.server.gate import EACH, Gate
+from hidream.errors import TooMany
+from hidream.server.gate import EACH, LARGE_TOGETHER, Gate
 from hidream.store import history, keys
 
 
@@ -119,6 +120,61 @@ def test_who_is_cancelled_in_line_or_just_when_called_leaves_the_gate_as_it_was(
         await asyncio.gather(first, third)
         assert second.cancelled()
         assert not looks.gate._inside
+
+    asyncio.run(scenario())
+
+
+def test_without_a_limit_of_its_own_a_key_leaves_some_for_the_next():
+    async def scenario():
+        looks = Looks(Gate(None, LARGE_TOGETHER))
+        visits = [looks.visit(key, key) for key in "abcd" for _ in range(40)]
+        await settle()
+        assert [looks.names.count(key) for key in "abcd"] == [32, 16, 8, 4], "one alone has half of them"
+        visits += [looks.visit("e", "e") for _ in range(3)]
+        await settle()
+        assert looks.names[-2:] == ["e", "e"]
+        await looks.let_go(33)
+        assert looks.names.count("e") == 3, "and who has the fewest does not wait for those who have more"
+        while looks.inside:
+            await looks.let_go()
+        await asyncio.gather(*visits)
+        assert not looks.gate._inside
+        assert not looks.gate._lines
+
+    asyncio.run(scenario())
+
+
+def test_keys_in_line_take_turns_although_one_came_first_with_many():
+    async def scenario():
+        looks = Looks(Gate(None, 1))
+        visits = [looks.visit(key, key) for key in "aaaaabbc"]
+        await settle()
+        seen = []
+        while looks.inside:
+            seen += looks.names
+            await looks.let_go()
+        await asyncio.gather(*visits)
+        assert "".join(seen) == "aabcabaa"
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_too_long_or_leaves_takes_nothing_with_him():
+    async def scenario():
+        gate = Gate(None, 1, 0.01, "the place is full")
+        async with gate.turn("a"):
+            for key in "ab":
+                with pytest.raises(TooMany, match="the place is full; try again later") as raised:
+                    async with gate.turn(key):
+                        pass
+                assert raised.value.retry_after_s == 5
+            leaving = asyncio.create_task(gate.turn("b").__aenter__())
+            await settle()
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            assert not gate._lines, "nothing is remembered of who has left"
+        async with gate.turn("b"):
+            pass
 
     asyncio.run(scenario())
 

@@ -107,6 +107,14 @@ def test_what_is_long_without_a_long_value_is_too_large(tmp_path, data):
         split(tmp_path, pieces_of(data, 65_536))
 
 
+def test_a_body_has_four_long_texts_at_most(tmp_path):
+    many = [json.dumps({f"a{i}": "A" * (LONG_BYTES + 1) for i in range(count)}).encode() for count in (4, 126)]
+    assert len(split(tmp_path, pieces_of(many[0], 65_536))[1]) == 4
+    with pytest.raises(BodyTooLarge, match="more than 4 texts of over 131072 bytes, which only pictures are"):
+        split(tmp_path, pieces_of(many[1], 65_536))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_client_cannot_name_the_files_of_others(tmp_path):
     value, _ = split(tmp_path, [b'{"image":"' + b"a" * 200_000 + b'","x":{"0":0}}'])
     assert value["x"] == {"0": 0}

@@ -1,7 +1,7 @@
 """What comes from a request: its body, never more of it than it may be long.
 
 A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
-turn for that (`turns`). One that comes too slowly, `connections` gives up.
+turn for that (`gate`). One that comes too slowly, `connections` gives up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
 from hidream.outputs.part import Part
 from hidream.server.form import FORM_BYTES, FileOfForm
-from hidream.server.long_bodies import HELD, KEY_ID, is_long
+from hidream.server.long_bodies import HELD, KEY_ID, SHORT_BYTES, is_long
 from hidream.server.long_text import LongText, Splitter, refuse_constant
 
 if TYPE_CHECKING:
@@ -30,18 +30,25 @@ _BOUNDARY = re.compile(r'[^;]*;\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     """Read the body. Raises BodyTooLarge, or InvalidInput when it is no JSON object or does not say so.
 
-    A value that is a long text is a LongText, whose file is there as long as the request.
+    A value that is a long text is a LongText, whose file is there until the answer begins, or `long_bodies.let_go`.
     """
     media_type = _media_type(request)
     if media_type != "application/json":
         raise InvalidInput(f"Content-Type is {media_type!r:.100}; accepted: application/json")
     try:
-        value = await (_long_json if is_long(request.scope) else _short_json)(request, max_bytes)
+        may_be_long = max_bytes > SHORT_BYTES and is_long(request.scope)
+        value = await (_long_json if may_be_long else _short_json)(request, max_bytes)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON ({error}); accepted: a JSON object in UTF-8") from error
     if not isinstance(value, dict):
         raise InvalidInput(f"the body is {value!r:.100}; accepted: a JSON object")
     return value
+
+
+async def read_short_json(request: Request) -> dict[str, Any]:
+    """Read the body of a route that no picture is sent to: nothing of it goes to a disk. Raises as `read_json`."""
+    service: Service = request.app.state.service
+    return await read_json(request, min(SHORT_BYTES, service.settings.server.body_max_bytes))
 
 
 async def read_file(request: Request, field: str, part: Part, max_bytes: int) -> str:

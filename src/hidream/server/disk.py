@@ -2,10 +2,14 @@
 
 Below the operator's mark nothing more is taken in, so that what was acknowledged can still be written down, and what
 is there can be fetched and deleted. A database or a bucket of another machine is not looked at.
+
+A network file system may hang, and whoever asks it with it: a thread does, one at a time, and what it has found before
+counts until it answers.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,33 +21,51 @@ from hidream.outputs.place import Place
 
 LOOK_S = 1.0
 """How long a look is good for."""
+PATIENCE_S = 0.5
+"""How long whoever lets a look begin waits for it; nobody else does."""
 MB = 1_000_000
 
 
 class Disk:
     """The disks below some folders, and how much of each is to stay free; 0 looks at none."""
 
-    def __init__(self, folders: Iterable[Path], free_min_mb: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        folders: Iterable[Path],
+        free_min_mb: int,
+        clock: Callable[[], float] = time.monotonic,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._folders: Sequence[Path] = tuple(dict.fromkeys(folders)) if free_min_mb else ()
         self._free_min_mb = free_min_mb
-        self._clock = clock
-        self._looked_at = -LOOK_S
+        self._clock, self._patience_s = clock, patience_s
+        self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
         self._short: str | None = None
 
-    def short(self) -> str | None:
-        """Say what is wrong, if too little is free; the answer may be a second old."""
-        now = self._clock()
-        if now - self._looked_at >= LOOK_S:
-            self._looked_at, self._short = now, self._look()
+    async def short(self) -> str | None:
+        """Say what is wrong, if too little is free; the answer may be a second old, or as old as a disk hangs."""
+        if self._folders and self._looking is None and self._clock() - self._looked_at >= LOOK_S:
+            self._looking = asyncio.create_task(self._look_again())
+            await asyncio.wait({self._looking}, timeout=self._patience_s)
         return self._short
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Raise DiskFull if too little is free."""
-        if (short := self.short()) is not None:
+        if (short := await self.short()) is not None:
             raise DiskFull(f"nothing more is taken in: {short}; what is here can be fetched and deleted")
 
+    async def _look_again(self) -> None:
+        try:
+            self._short = await asyncio.to_thread(self._look)
+        finally:
+            self._looked_at, self._looking = self._clock(), None
+
     def _look(self) -> str | None:
-        free_mb = min((_free_bytes(folder) // MB for folder in self._folders), default=self._free_min_mb)
+        try:
+            free_mb = min(_free_bytes(folder) // MB for folder in self._folders)
+        except OSError as error:
+            return f"the server's disk does not say how much is free ({error.strerror})"
         if free_mb >= self._free_min_mb:
             return None
         return f"of the server's disk {free_mb} MB are free, and {self._free_min_mb} are to stay so"

@@ -4,6 +4,9 @@ What was answered before its body was read ends its connection. The server below
 it is, to find the next request behind it. A client that is still sending hears the answer, because a little of the rest
 is read and thrown away first: the end of a connection with bytes on their way is a reset, which can overtake the answer
 (RFC 9112, 9.6).
+
+What a request holds of its body (files with its long texts, its turn) ends before its answer begins, and so before
+anything is waited for that the client can make last; a route that waits itself lets go of it first (`let_go`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SHORT_BYTES = 65_536
@@ -23,7 +28,7 @@ KNOWN_LINGER_S, KNOWN_LINGER_BYTES = 10.0, 64 * 2**20
 KEY_ID = "key_id"
 """Name of what the request's state has once it is known whose it is."""
 HELD = "held"
-"""Name of the stack in the request's state whose contents end with the request."""
+"""Name of the stack in the request's state whose contents end before the request's answer begins."""
 
 
 class LongBodies:
@@ -38,16 +43,16 @@ class LongBodies:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        unread = _Unread(receive, send, state)
         async with AsyncExitStack() as held:
             state[HELD] = held
+            unread = _Unread(receive, send, state)
             await self._app(scope, unread.receive, unread.send)
 
 
 class _Unread:
     """One request's way in and out, which ends the connection if the answer comes before the body's end."""
 
-    def __init__(self, receive: Receive, send: Send, state: Mapping[str, object]) -> None:
+    def __init__(self, receive: Receive, send: Send, state: Mapping[str, Any]) -> None:
         self._receive, self._send, self._state = receive, send, state
         self._is_read, self._closes = False, False
 
@@ -59,7 +64,10 @@ class _Unread:
 
     async def send(self, message: Message) -> None:
         """Send a piece of the answer."""
-        if message["type"] == "http.response.start" and not self._is_read:
+        begins = message["type"] == "http.response.start"
+        if begins:
+            await self._state[HELD].aclose()
+        if begins and not self._is_read:
             self._closes = True
             message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         if not self._closes or message["type"] != "http.response.body" or message.get("more_body", False):
@@ -78,6 +86,12 @@ class _Unread:
             async with asyncio.timeout(seconds):
                 while not self._is_read and dropped < most:
                     dropped += len((await self.receive()).get("body", b""))
+
+
+async def let_go(request: Request) -> None:
+    """End what a request holds of its body, once nothing of that is needed any more."""
+    if (held := getattr(request.state, HELD, None)) is not None:
+        await held.aclose()
 
 
 def is_long(scope: Scope) -> bool:

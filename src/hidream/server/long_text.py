@@ -23,6 +23,8 @@ REST_MAX_BYTES = 2 * LONG_BYTES + 16_384
 """Two such texts, and all the numbers of a request."""
 VALUES_MAX, NESTED_MAX = 5000, 1000
 """Values beside them, and lists and objects of these: the longest list that a request may have is of 500."""
+TEXTS_MAX = 4
+"""Longer texts: an image and a mask, and two that nothing is done with; each has a file open."""
 HEAD_CHARS = 100
 """What errors show of a text."""
 
@@ -73,7 +75,7 @@ class LongText:
 class Splitter:
     """Reads one JSON object; `new` gives a file for each long text.
 
-    Raises ValueError on what is not JSON, BodyTooLarge on what is long without such texts.
+    Raises ValueError on what is not JSON, BodyTooLarge on what is long without such texts, or has too many of them.
     """
 
     def __init__(self, new: Callable[[], Awaitable[LongText]]) -> None:
@@ -145,6 +147,11 @@ class Splitter:
         self._rest += piece
         if len(self._rest) - self._begin <= LONG_BYTES or not _VALUE.search(self._rest, 0, self._begin - 1):
             return
+        if len(self.texts) == TEXTS_MAX:
+            raise BodyTooLarge(
+                f"the body has more than {TEXTS_MAX} texts of over {LONG_BYTES} bytes, which only pictures are; "
+                f"accepted: up to {TEXTS_MAX}"
+            )
         self._text = await self._new()
         self.texts.append(self._text)
         begun = bytes(self._rest[self._begin :])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,8 +20,8 @@ from hidream.outputs.part import Part
 from hidream.outputs.place import Place
 from hidream.server import base64_text
 from hidream.server.fetch import Rules, fetch
+from hidream.server.gate import LARGE_TOGETHER, WAIT_S, Gate
 from hidream.server.long_text import LongText
-from hidream.server.turns import Turns
 from hidream.store import uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key
@@ -43,7 +44,7 @@ class Pictures:
     """One process's way to take pictures in."""
 
     def __init__(
-        self, database: Database, place: Place, allowed: Allowed, max_bytes: int, tls: Trust, bodies: Turns
+        self, database: Database, place: Place, allowed: Allowed, max_bytes: int, tls: Trust, bodies: Gate
     ) -> None:
         self.max_bytes = max_bytes
         self._database = database
@@ -51,8 +52,10 @@ class Pictures:
         self._rules = Rules(allowed, max_bytes, tls=tls)
         self._decoders = Decoders()
         self._decoding = asyncio.Semaphore(TOGETHER_MAX)
-        self._bodies, self._fetches = bodies, Turns()
-        self._fillings = Turns(at_once=2**31, per_key=1)
+        self._bodies = bodies
+        fetches = "too many images are being fetched from URLs, for this key or for all"
+        self._fetches = Gate(None, LARGE_TOGETHER, WAIT_S, fetches)
+        self._fillings = Gate(1, sys.maxsize, WAIT_S, "another request is putting a file to this URL")
 
     async def check(self, key: Key) -> None:
         """See whether a key may bring a picture now, before anything is read of it. Raises TooMany."""
@@ -68,11 +71,11 @@ class Pictures:
             if ours and (known := await self.find(ours[1])) is not None:
                 return known.name
         await uploads.check(self._database, key, within_submission=True)
+        if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
+            async with self._fetches.turn(key.id), self._place.part() as part:
+                await fetch(field, given, self._rules, part)
+                return (await self._kept(key, field, part)).name
         async with self._place.part() as part:
-            if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
-                async with self._fetches.turn(key.id):
-                    await fetch(field, given, self._rules, part)
-                    return (await self._kept(key, field, part)).name
             await self._decode(field, given, part)
             return (await self._kept(key, field, part)).name
 

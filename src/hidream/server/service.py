@@ -14,14 +14,13 @@ from hidream.outputs.place import Namespace, Place
 from hidream.places import open_configured
 from hidream.server import catalogue
 from hidream.server.disk import Disk, folders_of
-from hidream.server.gate import Gate
+from hidream.server.gate import LARGE_TOGETHER, WAIT_S, Gate
 from hidream.server.keyring import Keyring
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
 from hidream.server.pictures import Pictures
 from hidream.server.presence import Validity
 from hidream.server.reading import Reads, Streams
-from hidream.server.turns import Turns
 from hidream.server.waiting import Serving, Waiting
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
@@ -45,7 +44,7 @@ class Service:
     that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
     certificates are accepted there. `gate`, `reads` and `streams` keep one key's readers from stopping others';
     `validity` tells those who wait that their key was revoked. `disk` says whether there is room to take anything in;
-    long `bodies` take turns.
+    large `bodies` take turns.
     """
 
     settings: Settings
@@ -68,14 +67,15 @@ class Service:
     progress: Progress
     metrics: Metrics
     disk: Disk
-    bodies: Turns
+    bodies: Gate
 
 
 def assemble(settings: Settings, database: Database) -> Service:
     """Put a service together on an open database. Raises ConfigurationError."""
     uploads = open_configured(settings, Namespace.UPLOADS)
     allowed = Allowed.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
-    tls, bodies = Trust(), Turns()
+    tls = Trust()
+    bodies = Gate(None, LARGE_TOGETHER, WAIT_S, "too many large bodies are under way, of this key or of all")
     return Service(
         settings=settings,
         database=database,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from hidream.errors import InvalidInput
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import success
-from hidream.server.body import read_json
+from hidream.server.body import read_short_json
 from hidream.server.service import AnyKey, Route, Service, Version, service_of
 from hidream.types import IMAGES_MAX
 
@@ -51,7 +51,7 @@ async def price(request: Request, api: Version, key: AnyKey) -> Response:
 async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
     """Read which model a request is about, how many images it would draw, and what of it has no effect."""
     service = service_of(request)
-    body = await read_json(request, service.settings.server.body_max_bytes)
+    body = await read_short_json(request)
     model = catalogue.find(service.models, body.get("model_id"))
     inputs = {} if body.get("inputs") is None else body["inputs"]
     if not isinstance(inputs, dict):

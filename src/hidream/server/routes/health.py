@@ -36,7 +36,7 @@ async def readyz(request: Request) -> Response:
     named = [catalogue.find(service.models, name) for name in request.query_params.getlist("model")]
     if service.database.changes.stopped:
         return failure(503, "this process is stopping")
-    if short := service.disk.short():
+    if short := await service.disk.short():
         return failure(503, f"nothing is taken in: {short}")
     try:
         await service.database.check()

@@ -12,7 +12,7 @@ from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
 from hidream.outputs.names import MEDIA_TYPES
 from hidream.server import parameters, unused
 from hidream.server.answers import base_url, success, upload_url
-from hidream.server.body import read_file, read_into, read_json
+from hidream.server.body import read_file, read_into, read_short_json
 from hidream.server.parameters import FORMATS
 from hidream.server.service import Route, SubmitKey, Version, service_of
 from hidream.types import ImageFormat
@@ -25,7 +25,7 @@ _ANY_TYPE = (None, "", "application/octet-stream")
 async def upload_form(request: Request, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/media/upload/binary: take the file of a form."""
     service = service_of(request)
-    service.disk.check()
+    await service.disk.check()
     await service.pictures.check(key)
     async with service.bodies.turn(key.id), service.uploads.part() as part:
         filename = await read_file(request, "file", part, service.pictures.max_bytes)
@@ -37,9 +37,9 @@ async def upload_form(request: Request, api: Version, key: SubmitKey) -> Respons
 async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/media/uploads: say where a file may be put, and where it will be found."""
     service = service_of(request)
-    service.disk.check()
+    await service.disk.check()
     await service.pictures.check(key)
-    body = await read_json(request, service.settings.server.body_max_bytes)
+    body = await read_short_json(request)
     filename, image_format, size = _announced(body, service.pictures.max_bytes)
     upload = await service.pictures.announce(key, filename, image_format, size)
     url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
@@ -51,7 +51,7 @@ async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
 async def put(request: Request, name: str) -> Response:
     """PUT /uploads/{name}: the file that was announced; who knows its name may put it there, once."""
     service = service_of(request)
-    service.disk.check()
+    await service.disk.check()
     async with service.pictures.filling(name) as (upload, part):
         request.state.key_id = upload.key_id
         await read_into(request, part, upload.size)

@@ -17,6 +17,7 @@ from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthoriz
 from hidream.server import catalogue, openai_parameters, parameters
 from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.body import read_json
+from hidream.server.long_bodies import let_go
 from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
 from hidream.store import predictions
@@ -44,11 +45,12 @@ _KINDS = {
 async def generate(request: Request, key: SubmitKey) -> Response:
     """POST /v1/images/generations: generate 1 to 4 images, and answer when they are there."""
     service = service_of(request)
-    service.disk.check()
+    await service.disk.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     model = catalogue.find(service.models, body.get("model") or next(iter(service.models)))
     asked = _asked(request, key, model, body)
     prediction = await service.intake.submit(asked)
+    await let_go(request)
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
     try:

@@ -18,7 +18,8 @@ from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, 
 from hidream.safety import prompt as prompt_check
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
-from hidream.server.body import read_json
+from hidream.server.body import read_json, read_short_json
+from hidream.server.long_bodies import let_go
 from hidream.server.long_text import LongText
 from hidream.server.parameters import Api, Sources
 from hidream.server.presence import attended
@@ -45,10 +46,11 @@ async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> R
     """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its picture."""
     service = service_of(request)
     model = catalogue.find(service.models, f"{catalogue.VENDOR}/{name}")
-    service.disk.check()
+    await service.disk.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     asked = _asked(request, model, api, key, body)
     prediction, headers = await _taken_in(service, asked, parameters.sources(body, api))
+    await let_go(request)
     request.state.prediction_id = prediction.id  # for the log
     if asked.submission.enable_sync_mode:
         return await _answer_in_time(request, api, prediction, headers)
@@ -80,7 +82,7 @@ async def result(
 async def listing(request: Request, api: Version, key: ViewKey) -> Response:
     """POST /api/{v2,v3}/predictions: a page of this key's predictions, the newest first."""
     service = service_of(request)
-    body = await read_json(request, service.settings.server.body_max_bytes)
+    body = await read_short_json(request)
     query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
     async with service.gate.turn(key.id, request):
         total, found = await history.listed(service.database, key.id, query)
@@ -111,7 +113,7 @@ async def delete(request: Request, prediction_id: str, api: Version, key: ReadKe
 async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     """POST /api/{v2,v3}/predictions/delete: the same for many; those that are not there are not counted."""
     service = service_of(request)
-    body = await read_json(request, service.settings.server.body_max_bytes)
+    body = await read_short_json(request)
     ids = _ids(body)
     async with service.gate.turn(key.id):
         deleted = await predictions.delete(service.database, ids, key.id)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from hidream.server import parameters, unused
 from hidream.server.answers import success, timestamp
-from hidream.server.body import read_json
+from hidream.server.body import read_short_json
 from hidream.server.service import ReadKey, Route, Version, service_of
 from hidream.store import webhook_secrets
 from hidream.store.webhook_secrets import OVERLAP_HOURS, OVERLAP_MAX_HOURS, WebhookSecrets
@@ -28,7 +28,7 @@ async def rotate(request: Request, api: Version, key: ReadKey) -> Response:
     """POST /api/{v2,v3}/webhook/secret/rotate: make another secret, which signs too, and alone after the overlap."""
     service = service_of(request)
     says_nothing = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
-    body = {} if says_nothing else await read_json(request, service.settings.server.body_max_bytes)
+    body = {} if says_nothing else await read_short_json(request)
     given = body.get("overlap_hours")
     hours = OVERLAP_HOURS if given is None else parameters.whole_number("overlap_hours", given, 0, OVERLAP_MAX_HOURS)
     strange = unused.unknown(body, ("overlap_hours",), "this route")
