@@ -19,7 +19,7 @@ from hidream.settings.tables import Server
 
 SIZES_BYTES = (1, 3 * 2**18 + 2, PIECE_BYTES, 2 * PIECE_BYTES + 1)
 READERS = 8
-READER_MAX_BYTES = 2**20
+READER_MAX_BYTES = 2**19
 """Of 32 MiB that each has asked for."""
 
 

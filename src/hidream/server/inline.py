@@ -41,11 +41,13 @@ class Inline:
         _, chunks = await self.place.open(self.name)
         rest = b""
         async for chunk in chunks(0, self.size_bytes):
-            rest += chunk
-            del chunk
-            while len(rest) >= PIECE_BYTES:
-                piece, rest = rest[:PIECE_BYTES], rest[PIECE_BYTES:]
-                yield base64.b64encode(piece)
+            at = 0
+            while at + PIECE_BYTES <= len(rest) + len(chunk):
+                stop = at + PIECE_BYTES - len(rest)
+                text = base64.b64encode(rest + chunk[at:stop])
+                rest, at = b"", stop  # before the reader is waited for, who may take long
+                yield text
+            rest += chunk[at:]
         yield base64.b64encode(rest)
 
 
