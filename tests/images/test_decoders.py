@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hidream.errors import InvalidInput, StorageUnavailable
+from hidream.errors import InvalidInput, NotFound, StorageUnavailable
 from hidream.images.answers import LOOK, PREPARE, Answer, NoAnswer
 from hidream.images.decoders import Decoders
 from hidream.images.prepared import prepare
@@ -214,6 +214,45 @@ def test_keys_take_turns():
 
     run(scenario, processes=1)
     assert order == ["a", "b", "c", "a", "b", "a", "a"]
+
+
+def test_a_file_is_read_when_its_turn_has_come():
+    """So that those that wait are not in memory; what reading it raises is raised."""
+    reading = most = 0
+
+    async def read():
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0)
+        reading -= 1
+        return PHOTO
+
+    async def gone():
+        raise NotFound("there is no such file")
+
+    async def scenario(decoders):
+        sizes = await asyncio.gather(*(decoders.shown_size("key", "image", read) for _ in range(20)))
+        assert set(sizes) == {(320, 200)}
+        with pytest.raises(NotFound):
+            await decoders.shown_size("key", "image", gone)
+        assert (await decoders.prepare("key", SIZES, read, None)).planes
+
+    run(scenario)
+    assert most == 1
+
+
+def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
+    async def scenario(decoders):
+        async def read():
+            decoders.close()
+            return PHOTO
+
+        with pytest.raises(StorageUnavailable, match="the process stops"):
+            await decoders.look("key", "image", read)
+        assert not zygotes()
+
+    run(scenario)
 
 
 def test_who_gives_up_leaves_nothing_behind():

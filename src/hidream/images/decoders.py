@@ -18,7 +18,7 @@ import sys
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,15 +38,15 @@ TRIES = 2
 _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 """Of the environment; the rest of it has keys and passwords."""
 
-File = bytes | Path
-"""An image file: its content, or where it lies."""
+File = bytes | Path | Callable[[], Awaitable[bytes]]
+"""An image file: its content, where it lies, or what reads it once its turn has come."""
 
 
 class Decoders:
     """The processes of one asking process; they are started when they are first needed, and end with this object.
 
     Every call names whose file it is: a `key` has one job at a time. Raises StorageUnavailable once it is closed, or
-    where no process can be had.
+    where no process can be had, and what reading the file raises.
     """
 
     def __init__(self, processes: int = PROCESSES) -> None:
@@ -145,14 +145,14 @@ class _Zygote:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._awaited = False
+        self._awaited = self._stopped = False
         self._end: weakref.finalize[..., Any] | None = None
 
     async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Answer | None:
         """Have a job done; None if the process itself has ended, by whomever. Raises InvalidInput, NoAnswer."""
         with contextlib.ExitStack() as opened:
             out = opened.enter_context(_anonymous())
-            given = [opened.enter_context(await asyncio.to_thread(_open, file)) for file in files]
+            given = [opened.enter_context(await _opened(file)) for file in files]
             try:
                 status = await self._status(question, [out.fileno(), *(file.fileno() for file in given)])
             except BaseException:
@@ -166,6 +166,8 @@ class _Zygote:
             return Answer(out.fileno())
 
     async def _status(self, question: dict[str, Any], files: Sequence[int]) -> int | None:
+        if self._stopped:
+            return None
         loop, control = asyncio.get_running_loop(), self._socket or self._start()
         self._awaited = True
         try:
@@ -178,7 +180,8 @@ class _Zygote:
         return int(STATUS.unpack(said)[0]) if len(said) == STATUS.size else None
 
     def stop(self) -> None:
-        """Kill the process, and what it has forked; whoever waits for an answer is told that there is none."""
+        """Kill the process, and what it has forked, for good; who waits for an answer is told that there is none."""
+        self._stopped = True
         if self._awaited and self._process is not None:
             _kill(self._process)  # the socket stays open for who waits there, and sees that the other end is closed
         else:
@@ -227,7 +230,11 @@ def _anonymous() -> Any:  # noqa: ANN401 - typeshed gives it three names
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _open(file: File) -> Any:  # noqa: ANN401 - as above
+async def _opened(file: File) -> Any:  # noqa: ANN401 - as above
+    return await asyncio.to_thread(_open, await file() if callable(file) else file)
+
+
+def _open(file: bytes | Path) -> Any:  # noqa: ANN401 - as above
     if isinstance(file, Path):
         return file.open("rb", buffering=0)
     opened = _anonymous()

@@ -10,7 +10,6 @@ sense.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -18,10 +17,12 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput
 from hidream.outputs.place import Place
+from hidream.server import inline as inline_files
+from hidream.server.inline import Inline
 from hidream.server.parameters import Api
 from hidream.store.history import RECENT_MS
 from hidream.store.history import Place as QueuePlace
@@ -41,7 +42,12 @@ _BASE = re.compile(r"https?://([\w.%-]{1,255}|\[[0-9A-Fa-f:.%]{2,60}\])(:[0-9]{1
 
 def success(data: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Answer 200."""
-    return JSONResponse({"code": 200, "message": "success", "data": data}, headers=headers)
+    return JSONResponse(_envelope(data), headers=headers)
+
+
+async def delivery(data: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer 200 with data in which pictures may stand whole. Raises NotFound, StorageUnavailable."""
+    return await inline_files.answer(_envelope(data), headers)
 
 
 def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -56,7 +62,7 @@ async def prediction_data(
     """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
 
     With `inline` false the outputs are URLs even if the task asked for base64. Raises StorageUnavailable, and NotFound
-    when base64 was asked for and the file is gone.
+    when base64 was asked for and the file is gone. What may have base64 is written by `delivery`.
     """
     completed = prediction.status is Status.COMPLETED
     inline = inline and prediction.input.enable_base64_output
@@ -78,11 +84,11 @@ async def prediction_data(
     return data | {name: value for name, value in extras.items() if value}
 
 
-async def output_list(prediction: Prediction, base_url: str, outputs: Place, *, inline: bool) -> list[str]:
-    """Give the pictures of a completed task, in their order: as naked base64, or by their URLs."""
+async def output_list(prediction: Prediction, base_url: str, outputs: Place, *, inline: bool) -> list[str | Inline]:
+    """Give the pictures of a completed task, in their order: to be sent as naked base64, or by their URLs."""
     if not inline:
         return [await outputs.url(name, base_url, OUTPUT_VALID_S) for name in prediction.output_names]
-    return [base64.b64encode(await outputs.read(name)).decode("ascii") for name in prediction.output_names]
+    return [await Inline.of(outputs, name) for name in prediction.output_names]
 
 
 def input_data(submission: Submission, base_url: str) -> dict[str, Any]:
@@ -139,6 +145,10 @@ def base_url(request: Request, public_url: str) -> str:
     if not _BASE.fullmatch(url):
         raise InvalidInput(f"the headers Host or X-Forwarded-… say {url!r:.100}; accepted: what makes a URL")
     return url
+
+
+def _envelope(data: object) -> dict[str, Any]:
+    return {"code": 200, "message": "success", "data": data}
 
 
 def timestamp(ms: int) -> str:

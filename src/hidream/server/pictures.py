@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from hidream.errors import InvalidInput, NotFound, TooMany
 from hidream.images.decoders import Decoders, File
@@ -180,7 +181,7 @@ class Pictures:
 
     async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
         """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
-        return await self._decoders.shown_size(key_id, field, await self._place.read(name))
+        return await self._decoders.shown_size(key_id, field, partial(self._place.read, name))
 
     def stop(self) -> None:
         """Give up in PARTING_S whatever is still looked at, and take nothing more: this process is about to leave."""

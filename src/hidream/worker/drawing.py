@@ -140,10 +140,10 @@ def requests_of(asked: Submission) -> list[ImageRequest]:
 async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageRequest) -> Prepared | None:
     """Have a task's image and mask read, once for all its pictures. Raises InvalidInput, and Interrupted."""
     task, given_up = job.task, job.given_up
-    image = await _upload(tools.uploads, "image", task.input.image, given_up)
-    mask = await _upload(tools.uploads, "mask", task.input.mask, given_up)
-    if image is None:
+    if task.input.image is None:
         return None
+    image = partial(_upload, tools.uploads, "image", task.input.image)
+    mask = None if task.input.mask is None else partial(_upload, tools.uploads, "mask", task.input.mask)
     sizes = bridge.canvas_sizes(task.model, request)
     read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
     return await _unless(given_up, outlast(read, given_up, "read_image"))
@@ -163,11 +163,9 @@ async def _unless(given_up: asyncio.Event, work: Awaitable[T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _upload(uploads: Place, field: str, name: str | None, given_up: asyncio.Event) -> bytes | None:
-    if name is None:
-        return None
+async def _upload(uploads: Place, field: str, name: str) -> bytes:
     try:
-        return await outlast(partial(uploads.read, name), given_up, "read")
+        return await uploads.read(name)
     except NotFound as error:
         raise InvalidInput(
             f"{field} is a file that is not there, or no longer; accepted: one that was uploaded lately"

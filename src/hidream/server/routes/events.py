@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from hidream.errors import NotFound, StorageUnavailable, StoreUnavailable
 from hidream.server.answers import base_url
+from hidream.server.inline import Pieces
 from hidream.server.presence import Revoked
 from hidream.server.routes.tasks import described
 from hidream.server.service import Route, Version, ViewKey, secret_of, service_of
@@ -96,7 +96,7 @@ async def events(request: Request, prediction_id: str, api: Version, key: ViewKe
 class _Events(StreamingResponse):
     """A stream, and what it holds until it has ended, however it does."""
 
-    def __init__(self, told: AsyncIterator[str], held: ExitStack) -> None:
+    def __init__(self, told: AsyncIterator[str | bytes], held: ExitStack) -> None:
         super().__init__(told, headers=HEADERS)
         self._held = held
 
@@ -108,7 +108,7 @@ class _Events(StreamingResponse):
 
 async def _stream(
     progress: Progress, prediction: Prediction, known: Known, whole: Whole, revoked: Revoked
-) -> AsyncIterator[str]:
+) -> AsyncIterator[str | bytes]:
     revoked.add_done_callback(lambda _: progress.wake())
     yield f"retry: {RETRY_MS}\n\n"
     view: View | None = View(prediction, prediction.step, prediction.steps)
@@ -116,10 +116,11 @@ async def _stream(
         while view is not None:
             try:
                 known, told = await _news(known, view, whole)
+                for event in told:
+                    async for piece in event:
+                        yield piece
             except (NotFound, StorageUnavailable):  # the client comes back, and is told then
                 return
-            for text in told:
-                yield text
             if view.prediction.status.final or progress.stopped or revoked.done():
                 return
             if not told:
@@ -130,10 +131,10 @@ async def _stream(
                 return
 
 
-async def _news(known: Known, view: View, whole: Whole) -> tuple[Known, list[str]]:
+async def _news(known: Known, view: View, whole: Whole) -> tuple[Known, list[Pieces]]:
     """Say what is known once a view is, and write the events that lead there."""
     now = view.prediction
-    told: list[str] = []
+    told: list[Pieces] = []
     if (known.attempt, known.status) != (now.attempt, now.status):
         same = known.attempt == now.attempt
         known = Known(now.attempt, now.status, known.step if same else 0, known.preview if same else 0)
@@ -150,8 +151,8 @@ async def _news(known: Known, view: View, whole: Whole) -> tuple[Known, list[str
     return known, told
 
 
-def _event(name: str, known: Known, data: dict[str, Any]) -> str:
-    return f"event: {name}\nid: {known}\ndata: {json.dumps(data)}\n\n"
+def _event(name: str, known: Known, data: dict[str, Any]) -> Pieces:
+    return Pieces(data, f"event: {name}\nid: {known}\ndata: ", "\n\n")
 
 
 ROUTES: Sequence[Route] = (("GET", "/api/{api}/predictions/{prediction_id}/events", events),)

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthorized
-from hidream.server import catalogue, openai_parameters, parameters
+from hidream.server import catalogue, inline, openai_parameters, parameters
 from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.body import read_json
 from hidream.server.long_bodies import let_go
@@ -66,12 +66,12 @@ async def generate(request: Request, key: SubmitKey) -> Response:
         raise unknown(prediction.id)
     if latest.status is not Status.COMPLETED:
         return await _undone(service, latest, timeout_s, cancelled)
-    inline = latest.input.enable_base64_output
-    outputs = await output_list(latest, asked.base_url, service.outputs, inline=inline)
-    data = [{"b64_json" if inline else "url": output} for output in outputs]
+    whole = latest.input.enable_base64_output
+    outputs = await output_list(latest, asked.base_url, service.outputs, inline=whole)
+    data = [{"b64_json" if whole else "url": output} for output in outputs]
     answer = {"created": latest.created_ms // 1000, "data": data}
     warnings = {"warnings": latest.warnings} if latest.warnings else {}
-    return JSONResponse(answer | warnings, headers=replayed(asked, prediction))
+    return await inline.answer(answer | warnings, replayed(asked, prediction))
 
 
 async def models(request: Request, key: AnyKey) -> Response:

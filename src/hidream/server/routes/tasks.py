@@ -17,7 +17,7 @@ from starlette.responses import Response
 from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, StoreUnavailable
 from hidream.safety import prompt as prompt_check
 from hidream.server import catalogue, parameters, schema, unused
-from hidream.server.answers import base_url, input_data, prediction_data, queue_data, success, sync_timeout
+from hidream.server.answers import base_url, delivery, input_data, prediction_data, queue_data, success, sync_timeout
 from hidream.server.body import read_json, read_short_json
 from hidream.server.long_bodies import let_go
 from hidream.server.long_text import LongText
@@ -54,7 +54,7 @@ async def submit(request: Request, name: str, api: Version, key: SubmitKey) -> R
     request.state.prediction_id = prediction.id  # for the log
     if asked.submission.enable_sync_mode:
         return await _answer_in_time(request, api, prediction, headers)
-    return success(await described(service, prediction, api, asked.base_url, if_served=False), headers)
+    return await delivery(await described(service, prediction, api, asked.base_url, if_served=False), headers)
 
 
 async def result(
@@ -76,7 +76,7 @@ async def result(
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
     data = await described(service, prediction, api, url)
-    return success(unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL")))
+    return await delivery(unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL")))
 
 
 async def listing(request: Request, api: Version, key: ViewKey) -> Response:
@@ -241,7 +241,7 @@ async def _answer_in_time(request: Request, api: Api, prediction: Prediction, he
         raise unknown(prediction.id)
     url = base_url(request, service.settings.server.public_url)
     data = await described(service, latest, api, url)
-    return success(data if latest.status.final else data | sync_timeout(timeout_s), headers)
+    return await delivery(data if latest.status.final else data | sync_timeout(timeout_s), headers)
 
 
 def _query(body: dict[str, Any]) -> history.Query:
