@@ -115,6 +115,7 @@ def test_bodies_for_unknown_names_are_not_read(site, full, capsys):
     count = 100 if full else 10
     with Bystander(site, balance) as other, ThreadPoolExecutor(count) as together:
         list(together.map(lambda _: hostile.put_unknown(site.url, 20), range(count)))
+        other.wait_for(3)
     told(capsys, "20 MiB to unknown names", connections=count, quiet_s=quiet, p95_s=other.p95_s, api_mb=site.api_mb)
     assert not other.errors
     assert site.api_mb < API_MB

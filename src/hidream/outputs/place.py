@@ -16,9 +16,9 @@ from typing import Protocol
 
 from hidream.outputs.part import Part
 
-CHUNK_BYTES = 256 * 1024
-"""What a download holds in memory at a time: large enough that a picture is a few turns of the loop, and a thousand
-slow readers 256 MiB."""
+CHUNK_BYTES = 64 * 1024
+"""What a download holds in memory at a time: a picture is some dozens of turns of the loop, and a thousand slow readers
+are 160 MB with what their connections hold."""
 
 
 class Namespace(StrEnum):

@@ -129,8 +129,8 @@ class Server:
     """Seconds after which a task fails that waits for a model no worker serves; 0 lets it wait."""
     connections_max: Annotated[int, Between(8, 1_000_000)] = 2000
     """Connections that may be open at a time; beyond them only /healthz, /readyz and /metrics are answered."""
-    streams_max: Annotated[int, Between(1, 1_000_000)] = 100
-    """Event streams and long polls of one key that may be open at a time, in each API process."""
+    streams_max: Annotated[int, Between(1, 1_000_000)] = 500
+    """Event streams, long polls and waits of sync mode of one key that may be open, in each API process."""
     reads_per_minute: Annotated[int, Between(0, 1_000_000_000)] = 30_000  # 500 polls a second
     """Requests but submissions and uploads that a key may make a minute, in each API process; 0 is no limit."""
     body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
