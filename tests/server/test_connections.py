@@ -5,6 +5,7 @@ The server is in the test's own process, with patience for tenths of a second; w
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -31,6 +32,7 @@ QUICK = Patience(
     body_grace_s=1.0,
     body_rate=10_000,
     reading_grace_s=0.5,
+    reading_ahead_s=0.5,
     reading_rate=10_000,
     linger_s=1.0,
     linger_silent_s=0.3,
@@ -40,6 +42,8 @@ SLOW = Patience()
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE_BYTES = 64 * 2**20
 """More than the system keeps for a reader that does not read."""
+WHOLE_BYTES = 16 * 2**20
+"""The same, for an answer that is sent in one piece."""
 
 
 class Application:
@@ -60,11 +64,12 @@ class Application:
                 if message["type"] == "http.disconnect":
                     self.left += 1
                     return
-        size = LARGE_BYTES if scope["path"] == "/large" else 2
+        size = {"/large": LARGE_BYTES, "/whole": WHOLE_BYTES}.get(scope["path"], 2)
+        piece = size if scope["path"] == "/whole" else 2**16
         headers = [(b"content-length", str(size).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        for i in range(0, size, 2**16):
-            await send({"type": "http.response.body", "body": b"x" * min(size, 2**16), "more_body": i + 2**16 < size})
+        for i in range(0, size, piece):
+            await send({"type": "http.response.body", "body": b"x" * min(size, piece), "more_body": i + piece < size})
         self.left += scope["path"] == "/large"
 
 
@@ -291,6 +296,65 @@ def test_who_reads_an_answer_slowly_gets_all_of_it():
     running(scenario)
 
 
+def test_who_reads_in_small_pieces_is_seen_to_read():
+    """By what the client takes, not by when the system's buffer of megabytes has room again."""
+
+    async def scenario(served):
+        async with served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
+            began, size = time.monotonic(), 0
+            while (took_s := time.monotonic() - began) < 2:
+                while size < 800_000 * took_s:
+                    size += len(await reader.read(2**14))
+                await asyncio.sleep(0.02)
+            assert served.connections.open
+
+    running(scenario, dataclasses.replace(QUICK, reading_rate=400_000))
+
+
+@pytest.mark.parametrize("path", [b"/whole", b"/large"])
+def test_who_does_not_read_makes_room_with_a_request_in_work_or_not(path):
+    async def scenario(served):
+        opened, asked = served.connections.open, b"GET %s HTTP/1.1\r\nHost: x\r\n" % path
+        async with contextlib.AsyncExitStack() as stack:
+            for i in range(7):
+                ends = b"Connection: close\r\n" * (i % 2)
+                _, writer = await stack.enter_async_context(served.connect(asked + ends + b"\r\n"))
+                writer.transport.pause_reading()
+                await served.until(lambda i=i: len(served.app.paths) > i and all(each.late_s > 0.05 for each in opened))
+                assert len(opened) <= 3
+            assert set(served.app.paths) == {path.decode()}
+            async with served.connect(HELLO) as (reader, _):
+                assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
+
+    running(scenario, dataclasses.replace(SLOW, tick_s=0.02, crowded_grace_s=0.05), limit=3)
+
+
+def test_the_next_request_in_a_row_waits_until_the_answer_is_taken():
+    async def scenario(served):
+        asked, paths = b"GET /whole HTTP/1.1\r\nHost: x\r\n", served.app.paths
+        async with served.connect(2 * (asked + b"\r\n")) as (reader, writer):
+
+            async def take():
+                await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(WHOLE_BYTES)
+
+            await served.until(lambda: paths)
+            (connection,) = served.connections.open
+            await served.until(lambda: connection.cycle.response_complete)
+            await asyncio.sleep(0.1)
+            assert paths == ["/whole"]
+            await take()
+            await served.until(lambda: len(paths) == 2 and connection.cycle.response_complete)
+            writer.write(asked)  # a part of a third, while the second's answer is not taken
+            await served.until(lambda: connection.conn.trailing_data[0] == asked)
+            await take()
+            writer.write(b"\r\n")
+            await take()
+            assert len(paths) == 3
+
+    running(scenario, SLOW)
+
+
 def test_the_rest_of_a_body_that_was_answered_is_taken_for_a_moment_only():
     async def scenario(served):
         head = b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
@@ -453,6 +517,9 @@ def test_the_page_says_what_holds():
     assert rows["pause within a body"] == f"{SLOW.body_silent_s:g} s"
     assert rows["speed of a body"].startswith(f"{SLOW.body_rate / 1024:g} KB/s on average, {SLOW.body_grace_s:g} s")
     assert rows["speed of a reader"] == f"{SLOW.reading_rate / 1024:g} KB/s, {SLOW.reading_grace_s:g} s aside"
+    assert f"{SLOW.reading_grace_s + SLOW.reading_ahead_s:g} s after" in page
+    crowded = f"at less than {SLOW.crowded_rate / 1024:g} KB/s, {SLOW.crowded_grace_s:g} s aside, is closed"
+    assert crowded in page
     assert rows["a connection without a request"] == f"{SLOW.keep_alive_s:g} s"
     assert rows["requests sent in a row without waiting for answers"] == str(PIPELINE_MAX)
 

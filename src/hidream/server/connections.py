@@ -1,18 +1,21 @@
 """Connections of clients: how many may be open, and for how long each may keep us waiting.
 
 uvicorn answers requests; here is what it leaves to a proxy. Who connects and says nothing, or sends or reads a byte a
-second, is closed. When all places are taken, who has been without a request for the longest makes room; while each
-place has a request in work, only health is asked for with success. Deadlines are looked at once a second, over all
-connections, so that a request costs nothing for them.
+second, is closed. When all places are taken, who is late in reading an answer makes room, or who has been without a
+request for the longest; while each place has a request in work, only health is asked for with success. Deadlines
+are looked at once a second, over all connections, so that a request costs nothing for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import select
+import sys
+import termios
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,9 +69,18 @@ class Patience:
     body_rate: float = 4096.0
     reading_grace_s: float = 30.0
     """By so many seconds may who takes an answer be behind `reading_rate`."""
+    reading_ahead_s: float = 45.0
+    """By so many seconds may he be ahead of it: a client's system makes room 128 KB at a time, which is once a minute
+    at 2 KB/s, and who reads nothing looks the same for so long."""
     reading_rate: float = 1024.0
+    crowded_grace_s: float = 5.0
+    """As above, while all places are taken: who is further behind than this makes room first. None is further ahead."""
+    crowded_rate: float = 16_384.0
     linger_s: float = 30.0
-    """How long the rest of a body is thrown away that was answered before its end: else the answer may be lost."""
+    """How long the rest of a body is thrown away that was answered before its end: else the answer may be lost.
+
+    Of bodies above 64 KiB, `long_bodies` has thrown away a part before the answer's end, and then has us close; left to
+    this are short ones, and refusals of ours."""
     linger_silent_s: float = 3.0
     reserved_s: float = 5.0
     """The whole time of a connection beyond the limit."""
@@ -85,6 +97,8 @@ class Connections:
         """Those without a request in work, whoever has been so for the longest first."""
         self.reserved: OrderedDict[Connection, None] = OrderedDict()
         """Those beyond the limit, oldest first."""
+        self._late: list[Connection] = []
+        """Those who were behind `crowded_rate` at the last look, furthest last."""
         self._full = Seldom(logger, "connections_full")
         self._malformed = Seldom(logger, "requests_refused")
         self._ticking: asyncio.TimerHandle | None = None
@@ -114,12 +128,8 @@ class Connections:
         return False
 
     def discard(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
+        """Forget a connection that is closed, or will be in this round of the loop."""
         self.open.discard(connection)
-        self.leaving(connection)
-
-    def leaving(self, connection: Connection) -> None:
-        """Count on a connection no more that is being closed."""
         self.idle.pop(connection, None)
         self.reserved.pop(connection, None)
 
@@ -138,13 +148,18 @@ class Connections:
         self._malformed.say(because)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been without a request for the longest, if there is one.
+        """Close who is late in reading, with a request in work or not, or who has been without one for the longest.
 
         One that has just sent a request, which was not read yet, is passed over.
         """
         self._full.say(f"{self.limit} are open")
+        while self._late:
+            late = self._late.pop()
+            if late in self.open and late not in self.reserved and late.owed:
+                late.make_room()
+                return True
         for connection in itertools.islice(self.idle, CANDIDATES):
-            if not _has_sent(connection):
+            if connection.owed or not _has_sent(connection):
                 connection.make_room()
                 return True
         return False
@@ -153,6 +168,8 @@ class Connections:
         now = loop.time()
         for connection in list(self.open):
             connection.look(now)
+        late = (each for each in self.open if each.late_s > self.patience.crowded_grace_s)
+        self._late = sorted(late, key=lambda each: each.late_s)
         self._ticking = loop.call_later(self.patience.tick_s, self._tick, loop) if self.open else None
 
 
@@ -171,8 +188,13 @@ class Connection(H11Protocol):
         self._phase: object = None  # as it was seen at the last look; since when, from how many bytes on
         self._since = self._heard = 0.0
         self._from = self._before = 0
-        self._taken = 0  # bytes of answers, at the last look, and how far their reader is behind
-        self._behind_s = 0.0
+        self._taken = 0  # bytes of answers, at the last look, and how far their reader is behind the two rates
+        self._behind_s = self.late_s = 0.0  # below 0: ahead
+
+    @property
+    def owed(self) -> int:
+        """Bytes of answers that the system has not taken yet, since their reader is slow."""
+        return self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin; called by the event loop."""
@@ -211,11 +233,28 @@ class Connection(H11Protocol):
 
         In place of uvicorn's, which sets a timer for each request.
         """
-        answered = self.cycle
         self.server_state.total_requests += 1
+        self._among.free(self)
         if self.transport.is_closing():
             return
-        self._among.free(self)
+        if self.owed:
+            self.flow.resume_reading()  # the rest of a body may come first
+            self.transport.set_write_buffer_limits(0)  # `resume_writing` is called when nothing is left
+        else:
+            self._go_on()
+
+    def resume_writing(self) -> None:
+        """Go on with an answer, or behind it; called by the event loop."""
+        super().resume_writing()
+        self.transport.set_write_buffer_limits()
+        if self.cycle is not None and self.cycle.response_complete:
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Start the next request, if it is here: not before the last answer is taken, lest answers pile up."""
+        answered = self.cycle
+        if self.transport.is_closing() or self._refused or not answered.response_complete:
+            return
         self.flow.resume_reading()
         if self.conn.our_state is h11.DONE and self.conn.their_state is h11.DONE:
             self.conn.start_next_cycle()
@@ -232,12 +271,15 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def make_room(self) -> None:
-        """Close, since others come: a client that is new is told why."""
+        """Close at once, since others come: a client that is new is told why."""
         if self.cycle is None and not self._refused:
             self._refused = True
             self.transport.write(_NO_ROOM)
-        self._among.leaving(self)
-        self.transport.close()
+        self._among.discard(self)
+        if self.owed:
+            self.transport.abort()  # `close` would keep all of it until it is read
+        else:
+            self.transport.close()
 
     def refuse(self, status: int, message: str) -> None:
         """Answer a request that is not, or not wholly, here, and close. An answer that has begun is broken off."""
@@ -283,7 +325,8 @@ class Connection(H11Protocol):
         complete = self.cycle is None or self.cycle.response_complete
         kept = complete and self.cycle is not None and self.conn.their_state is h11.IDLE and not self._has_begun()
         phase = (self.conn.their_state, self.cycle, complete, kept, self._refused)
-        if phase != self._phase or not (complete or self._refused or self._is_its_turn()):
+        its_turn = self._refused or (not self.owed if complete else self._is_its_turn())
+        if phase != self._phase or not its_turn:
             self._phase, self._since, self._heard = phase, now, now
             self._from = self._before = self._received
         elif self._received != self._before:
@@ -321,12 +364,25 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _reads_too_slowly(self) -> bool:
-        """Whether an answer waits for its reader; what is on its way in the system's own memory is not seen here."""
-        owed = self.transport.get_write_buffer_size()
-        before, self._taken = self._taken, self.conn.sent_bytes - owed
-        behind_s = self._behind_s + self._patience.tick_s - (self._taken - before) / self._patience.reading_rate
-        self._behind_s = max(0.0, behind_s) if owed else 0.0
-        return self._behind_s > self._patience.reading_grace_s
+        """Whether an answer waits for its reader; what the system keeps for him is not counted as taken."""
+        owed, patience = self.owed, self._patience
+        before, self._taken = self._taken, self.conn.sent_bytes - owed - (self._unsent() if owed else 0)
+        if not owed:
+            self._behind_s = self.late_s = 0.0
+            return False
+        taken = max(0, self._taken - before)  # less where an earlier answer is still with the system
+        behind_s = self._behind_s + patience.tick_s - taken / patience.reading_rate
+        late_s = self.late_s + patience.tick_s - taken / patience.crowded_rate
+        self._behind_s = max(-patience.reading_ahead_s, behind_s)
+        self.late_s = max(-patience.crowded_grace_s, late_s)
+        return self._behind_s > patience.reading_grace_s
+
+    def _unsent(self) -> int:
+        """Bytes that are in the system's own memory, up to megabytes, and that the client's has not acknowledged."""
+        with contextlib.suppress(OSError):  # a system that does not say so
+            found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            return int.from_bytes(found, sys.byteorder)
+        return 0
 
 
 def _has_sent(connection: Connection) -> bool:

@@ -78,7 +78,7 @@ class _Unread:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _linger(self) -> None:
-        """Throw away what comes, not for long."""
+        """Throw away what comes, not for long; short bodies, and refusals below us, are left to `Patience.linger_s`."""
         known = self._state.get(KEY_ID)
         seconds, most = (KNOWN_LINGER_S, KNOWN_LINGER_BYTES) if known else (LINGER_S, LINGER_BYTES)
         dropped = 0
