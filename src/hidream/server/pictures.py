@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
-from hidream.errors import InvalidInput, NotFound, TooMany
+from hidream.errors import InvalidInput, NotFound, StorageUnavailable
 from hidream.images.decoders import Decoders, File
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.part import Part
@@ -130,8 +130,9 @@ class Pictures:
         await self._place.adopt(name, part)
         try:
             await uploads.announce(self._database, upload, key.limits, within_submission=filename is None)
-        except TooMany:
-            await self._place.delete([name])
+        except BaseException:  # nobody has been told its name, and a row that was written after all goes unused
+            with suppress(StorageUnavailable):
+                await self._place.delete([name])
             raise
         return upload
 
