@@ -190,7 +190,7 @@ def test_who_waits_for_the_lock_keeps_no_connection_from_others(postgres):
                 while database._backend.writer.pool.checkedout() == 0:
                     await asyncio.sleep(0.01)
                 async with asyncio.timeout(60):
-                    assert await asyncio.gather(*(history.get(database, "none", key.id) for _ in range(30)))
+                    await asyncio.gather(*(history.get(database, "none", key.id) for _ in range(30)))
                     assert not await predictions.cancel(database, "none", key.id)
                 assert database._backend.writer.pool.checkedout() == 1
             assert len(await asyncio.gather(*waiting)) == 30
