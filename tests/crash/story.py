@@ -397,8 +397,16 @@ class Story:
         async with self.service.uploads.part() as part:
             await part.write(_picture())
             await self.service.pictures.keep(key, "image", part, "c.png")
+        await keys.limit(self.database, key.id, {"images_max": 4})
         submission = Submission("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
-        await self.service.intake.submit(Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test"))
+        asked = Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test")
+
+        async def bring():
+            return asked
+
+        await self.service.intake.submit_with(asked, bring)
+        if not await keys.valid(self.database, {keys.digest_of("secret of leaving", "")}):
+            self.memory.complain("a key that was registered is not valid")
         return key.id
 
     async def orphan(self):

@@ -8,7 +8,13 @@ import pytest
 from soak.fleet import KEY, MODEL, Fleet, until
 
 PROMPT = "a lighthouse in a storm that no log mentions"
-INDEXES = ("predictions_waiting", "predictions_of_key", "predictions_done", "sqlite_autoindex_predictions_1")
+INDEXES = (
+    "predictions_waiting",
+    *(
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("predictions_of_key", "predictions_done", "sqlite_autoindex_predictions_1")
+    ),
+)
 
 
 def damage(path, index):

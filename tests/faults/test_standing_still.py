@@ -86,8 +86,15 @@ def test_the_supervisor_kills_a_worker_that_stands_still_with_the_lock(tmp_path)
         until(lambda: http.post("/api/v3/predictions", json={}).json()["data"]["items"][0]["status"] == "completed")
 
 
-@pytest.mark.parametrize("name", ["hidream.db", "hidream.db-wal"])
-@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("replaced", "hidream.db"),
+        ("deleted", "hidream.db-wal"),
+        pytest.param("deleted", "hidream.db", marks=pytest.mark.long),
+        pytest.param("replaced", "hidream.db-wal", marks=pytest.mark.long),
+    ],
+)
 def test_a_database_file_that_is_taken_away_ends_all_who_use_it(tmp_path, name, how):
     with Fleet(tmp_path, apis=1, workers=1) as fleet, fleet.client() as http:
         path = fleet.home / name
@@ -105,6 +112,7 @@ def test_a_database_file_that_is_taken_away_ends_all_who_use_it(tmp_path, name, 
         assert KEY not in fleet.logs()
 
 
+@pytest.mark.long
 def test_the_supervisor_starts_no_worker_on_a_database_that_is_gone(tmp_path):
     with Fleet(tmp_path, apis=0, workers=0, serves=1) as fleet:
         (serve,) = fleet.members

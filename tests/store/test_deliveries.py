@@ -200,7 +200,8 @@ async def listening(database):
         if re.match("SELECT|UPDATE|WITH", statement) and "deliveries" in statement:
             said[statement] = parameters
 
-    sa.event.listen(database._backend.writer.sync_engine, "before_cursor_execute", hear)
+    for engine in (database._backend.writer.sync_engine, database._backend.reader.sync_engine):
+        sa.event.listen(engine, "before_cursor_execute", hear)
 
     async def plans():
         how = "EXPLAIN QUERY PLAN " if database._backend.one_writer else "EXPLAIN "

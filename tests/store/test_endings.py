@@ -10,6 +10,7 @@ from hidream.errors import PromptRefused
 from hidream.store import predictions, workers
 from hidream.store.endings import Endings
 from hidream.store.schema import PREDICTIONS
+from hidream.store.workers import Worker
 from hidream.types import Status
 
 
@@ -84,6 +85,7 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
     async def scenario(database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
+        await workers.register(database, Worker("somebody", [], "v"))
         statements, backend = [], database._backend
         for engine in {engine.sync_engine.pool: engine for engine in (backend.reader, backend.writer)}.values():
             sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
@@ -91,7 +93,7 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
         while len(statements) < 51:
             await asyncio.sleep(0.001)
         await quiet(statements)
-        await workers.beat(database, "nobody")  # a change
+        await workers.beat(database, "somebody")  # a change
         while not any("status IN" in statement for statement in statements):
             await asyncio.sleep(0.001)
         assert len(statements) <= 4, "begin or announce, update, and the watcher's question"

@@ -8,7 +8,7 @@ import time
 import sqlalchemy as sa
 from asking import ENDLESS, MODEL, OTHER, claim, claim_beside, new_key, submit
 
-from hidream.store import history, predictions
+from hidream.store import history, predictions, retention
 from hidream.store.database import Database
 from hidream.store.history import Query
 from hidream.store.schema import PREDICTIONS as P
@@ -48,8 +48,8 @@ class Statements:
 
     def __init__(self, database):
         self.said = []
-        engine = database._backend.writer.sync_engine
-        sa.event.listen(engine, "before_cursor_execute", lambda *args: self.said.append(args[2:]))
+        for engine in (database._backend.writer.sync_engine, database._backend.reader.sync_engine):
+            sa.event.listen(engine, "before_cursor_execute", lambda *args: self.said.append(args[2:]))
 
     async def plans(self, connection):
         """Explain all that has been said since the last time."""
@@ -145,3 +145,20 @@ async def median_ms(ask):
         await ask()
         times.append(1000 * (time.perf_counter() - started))
     return statistics.median(times)
+
+
+def test_what_is_to_be_removed_is_found_by_itself(url):
+    """Of deleted rows, those with files and old ones have indexes of their own, which the others are not in."""
+
+    async def scenario():
+        async with Database.open(url) as database:
+            statements = Statements(database)
+            await retention.remains(database, 0)
+            async with database.read() as connection:
+                if url.startswith("postgresql"):
+                    await connection.execute(sa.text("SET enable_seqscan = off"))
+                plans = [plan async for _, plan in statements.plans(connection)]
+            for plan, index in zip(plans, ("predictions_with_files", "predictions_no_files"), strict=True):
+                assert index in plan
+
+    asyncio.run(scenario())

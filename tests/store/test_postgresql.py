@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from asking import claim_one, heard, new_key, submit
 
 from hidream.errors import ConfigurationError, StoreUnavailable
-from hidream.store import history, keys, postgresql, predictions
+from hidream.store import backend, history, keys, postgresql, predictions
 from hidream.store.database import Database
 from hidream.store.endings import Endings
 from hidream.types import Status
@@ -174,5 +174,53 @@ def test_a_process_that_hangs_in_a_transaction_keeps_nobody_out_for_ever(postgre
                     async with hangs.write(alone=True):
                         async with asyncio.timeout(5):
                             assert await submit(works, key)
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_the_lock_keeps_no_connection_from_others(postgres):
+    """Of one process, one waits for it with a connection; others write, and all read."""
+    url = postgres.url()
+
+    async def scenario():
+        async with Database.open(url) as holds, Database.open(url) as database:
+            key = await new_key(database)
+            async with holds.write(alone=True):
+                waiting = [asyncio.create_task(keys.create(database, f"{i}")) for i in range(30)]
+                while database._backend.writer.pool.checkedout() == 0:
+                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(60):
+                    await asyncio.gather(*(history.get(database, "none", key.id) for _ in range(30)))
+                    assert not await predictions.cancel(database, "none", key.id)
+                assert database._backend.writer.pool.checkedout() == 1
+            assert len(await asyncio.gather(*waiting)) == 30
+
+    asyncio.run(scenario())
+
+
+def test_who_has_waited_behind_one_that_got_no_lock_gets_none(postgres, monkeypatch):
+    url = postgres.url()
+    opened(url)
+    monkeypatch.setattr(postgresql, "WAIT_S", 1.0)
+
+    async def scenario():
+        async with Database.open(url) as holds, Database.open(url) as database:
+            async with holds.write(alone=True):
+                made = (keys.create(database, f"{i}") for i in range(60))
+                async with at_most(30):
+                    answers = await asyncio.gather(*made, return_exceptions=True)
+                assert {type(answer) for answer in answers} == {StoreUnavailable}
+            await keys.create(database, "after")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("state", "damaged"), [("XX000", False), ("XX001", True), ("XX002", True)])
+def test_a_fault_inside_the_server_is_no_damage(postgres, state, damaged):
+    async def scenario():
+        async with Database.open(postgres.url()) as database, database.read() as connection:
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                await connection.execute(sa.text(f"DO $$ BEGIN RAISE 'x' USING ERRCODE = '{state}'; END $$"))
+            assert backend.is_damaged(caught.value) is damaged
 
     asyncio.run(scenario())

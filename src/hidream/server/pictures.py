@@ -11,10 +11,10 @@ import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from hidream.errors import InvalidInput, NotFound, TooMany
+from hidream.errors import InvalidInput, NotFound, StorageUnavailable
 from hidream.images.decoders import Decoders, File
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.part import Part
@@ -134,8 +134,9 @@ class Pictures:
         await self._place.adopt(name, part)
         try:
             await uploads.announce(self._database, upload, key.limits, within_submission=filename is None)
-        except TooMany:
-            await self._place.delete([name])
+        except BaseException:  # nobody has been told its name, and a row that was written after all goes unused
+            with suppress(StorageUnavailable):
+                await self._place.delete([name])
             raise
         return upload
 

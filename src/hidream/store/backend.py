@@ -14,13 +14,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from hidream.errors import ConfigurationError, StoreUnavailable
 from hidream.store.changes import Changes
 
+CHANGED = "changed"
+"""Where a connection's `info` says whether the transaction has changed anything."""
+
 _LOCKED_SQLITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED_SQLITE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PASSING_SQLITE = (*_LOCKED_SQLITE, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 _PASSING_POSTGRESQL = ("08", "40", "53", "55", "57", "58")
 """Classes of SQLSTATE: connection, deadlock, resources, locks, a server that stops or starts, its system."""
-_DAMAGED_POSTGRESQL = "XX"
-"""Class of SQLSTATE: internal error, data corrupted, index corrupted."""
+_DAMAGED_POSTGRESQL = ("XX001", "XX002")
+"""SQLSTATE: data corrupted, index corrupted. The rest of their class are faults of a statement, which pass."""
+_LOCKED_POSTGRESQL = "55P03"
 _READ_ONLY_POSTGRESQL = "25006"
 """A standby, or a server that was made read-only: what is written somewhere else, or later."""
 
@@ -30,8 +34,9 @@ class Backend:
     """How one connects, writes, and hears of what others commit.
 
     `one_writer` is set where transactions that write come one after the other anyway: then those of one process wait
-    for each other in the order in which they came. `lock` lets a transaction wait for others that said the same.
-    `announce` is what a transaction says at its end, so that others look again. `check` goes through a transaction
+    for each other in the order in which they came. `lock` lets a transaction wait for others that said the same; those
+    of one process wait for each other before they take a connection. `announce` is what a transaction that has changed
+    something says at its end, so that others look again. `check` goes through a transaction
     that would write, and takes it back; it has a connection of its own, and raises what the driver does. With
     `durably` it commits what changes nothing. `gone` says, in microseconds, what has become of the database's file
     since it was opened; it is empty as long as nothing has.
@@ -86,9 +91,12 @@ def passes(error: Exception) -> bool:
     return error.connection_invalidated or passing
 
 
-def is_locked(error: BaseException | None) -> bool:
-    """Whether the write lock of SQLite was waited for in vain."""
-    return isinstance(error, sa.exc.DBAPIError) and _codes(error)[0] in _LOCKED_SQLITE
+def waited_in_vain(error: BaseException) -> bool:
+    """Whether a lock, or the database itself, was waited for until the time was up."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return isinstance(error, TimeoutError | sa.exc.TimeoutError)
+    code, state = _codes(error)
+    return code in _LOCKED_SQLITE or state == _LOCKED_POSTGRESQL
 
 
 def is_damaged(error: Exception) -> bool:
@@ -96,7 +104,7 @@ def is_damaged(error: Exception) -> bool:
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     code, state = _codes(error)
-    return code in _DAMAGED_SQLITE or state[:2] == _DAMAGED_POSTGRESQL
+    return code in _DAMAGED_SQLITE or state in _DAMAGED_POSTGRESQL
 
 
 def reason(error: Exception) -> str:

@@ -20,7 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.errors import ConfigurationError, StoreGone, StoreUnavailable
 from hidream.store import postgresql, sqlite
-from hidream.store.backend import Backend, damaged, is_damaged, is_locked, passes, reason, shown, unavailable
+from hidream.store.backend import (
+    CHANGED,
+    Backend,
+    damaged,
+    is_damaged,
+    passes,
+    reason,
+    shown,
+    unavailable,
+    waited_in_vain,
+)
+from hidream.store.sums import Sums
 
 KINDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
 
@@ -41,17 +52,18 @@ class Database:
     """
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self.changes = backend.changes
         self.gone = asyncio.Event()
+        self.sums = Sums(self.now_ms)
         self._backend = backend
         self._writing = asyncio.Lock()
-        self._locked = 0  # how often the lock was waited for in vain
+        self._in_vain = 0  # how often one that was in turn has waited in vain
         self._write_failed = False
         self._damaged: StoreUnavailable | None = None
         self._gone = ""
         self._checking: asyncio.Task[str] | None = None
         self._checked_until = -math.inf
-        self._clock = clock
         self._beside: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -93,19 +105,19 @@ class Database:
         """Open a transaction that may write; it commits at the end of the block unless that raises.
 
         Nothing but the database may be waited for within the block: others wait for its end. `alone` lets no other
-        such transaction run meanwhile, in any process. `quiet` wakes nobody who waits for changes, where that can be
-        avoided.
+        such transaction run meanwhile, in any process. One that changed nothing wakes nobody who waits for changes, and
+        neither does one that is `quiet`, where that can be avoided.
         Raises StoreUnavailable when the database does not answer.
         """
         backend = self._backend
         self._refuse_if_gone()
         try:
             with self._telling():
-                async with self._in_turn(), backend.writer.begin() as connection:
+                async with self._in_turn(alone), backend.writer.begin() as connection:
                     if alone and backend.lock is not None:
                         await connection.execute(backend.lock)
                     yield connection
-                    if not quiet and backend.announce is not None:
+                    if backend.announce is not None and not quiet and connection.info[CHANGED]:
                         await connection.execute(backend.announce)
             self.find_it_gone()
             self._refuse_if_gone()  # what was committed is nowhere, and nobody must be told that it is
@@ -175,19 +187,23 @@ class Database:
         return asyncio.get_running_loop().time()
 
     @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
+    async def _in_turn(self, alone: bool) -> AsyncIterator[None]:
         """Let those of this process write in the order in which they came, where that is one after the other anyway.
 
-        Who has waited behind one that got no lock gets none either: it would wait for as long once more.
+        Who has waited behind one that waited in vain does so too: it would wait for as long once more.
         """
-        if not self._backend.one_writer:
+        if not (self._backend.one_writer or (alone and self._backend.lock is not None)):
             yield
             return
-        locked = self._locked
+        in_vain = self._in_vain
         async with self._writing:
-            if self._locked != locked:
-                raise StoreUnavailable("the database does not answer: another process has kept it locked for too long")
-            yield
+            if self._in_vain != in_vain:
+                raise StoreUnavailable("the database does not answer: it has been locked, or away, for too long")
+            try:
+                yield
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                self._in_vain += waited_in_vain(error)
+                raise
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -198,7 +214,6 @@ class Database:
         try:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            self._locked += is_locked(error)
             if is_damaged(error):
                 self._damaged = damaged(error)
                 logger.error("database_damaged error=%s", reason(error))

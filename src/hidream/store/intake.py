@@ -117,7 +117,8 @@ class Intake:
         self._database = database
         self._queue = Queue(queue_max, share)
         self._brought: Counter[str] = Counter()  # tasks whose files are on their way, by the ids of their keys
-        self._ended: Counter[str] = Counter()  # how many of them are no more, as long as there are any
+        self._ended: Counter[str] = Counter()  # how many of them are no more, as long as there are any, or looks
+        self._looking = 0
         self._waiting: dict[str, deque[_Waiting]] = {}  # of each key; the first key is next
         self._writing: asyncio.Task[None] | None = None
 
@@ -127,6 +128,7 @@ class Intake:
         Raises TooMany, Forbidden where the key may never have such a task, Conflict when an Idempotency-Key came with
         another request, or StoreUnavailable.
         """
+        await uploads.prepare(self._database, asked.key.id, asked.key.limits)
         return await self._submit(asked, brings=False)
 
     async def _submit(self, asked: Asked, *, brings: bool) -> Prediction:
@@ -154,19 +156,28 @@ class Intake:
 
     async def _check(self, asked: Asked) -> None:
         """Raise what `submit` would, which has the last word; nothing is written."""
-        for _ in range(LOOKS):
-            ended = self._ended[asked.key.id]
-            async with self._database.read() as connection:
-                books = await _Books.opened(connection, [asked], self._database.now_ms())
-            if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which the look may have missed
-                break
+        await uploads.prepare(self._database, asked.key.id, asked.key.limits)
+        self._looking += 1
+        try:
+            for _ in range(LOOKS):
+                async with self._database.read() as connection:
+                    ended = self._ended[asked.key.id]
+                    books = await _Books.opened(self._database, connection, [asked])
+                if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which it may have missed
+                    break
+        finally:
+            self._looking -= 1
+            self._forget_ended()
         books.expect(self._brought)
         books.check(asked, self._queue)
 
     def _bring_no_more(self, key_id: str) -> None:
         self._brought -= Counter((key_id,))
         self._ended[key_id] += 1
-        if not self._brought:
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        if not (self._brought or self._looking):
             self._ended.clear()
 
     async def repeated(self, asked: Asked) -> Prediction | None:
@@ -225,9 +236,8 @@ class Intake:
         return [answer for asked in batch for answer in await self._answers([asked])]  # one spoils none of the others
 
     async def _take(self, batch: Sequence[Asked], connection: AsyncConnection) -> list[Answer | Exception]:
-        now = self._database.now_ms()
-        books = await _Books.opened(connection, batch, now)
-        books.made = await _made(connection, batch, now)
+        books = await _Books.opened(self._database, connection, batch)
+        books.made = await _made(connection, batch, books.now)
         answers: list[Answer | Exception] = []
         for asked in batch:
             try:
@@ -267,8 +277,9 @@ class _Books:
     repeats: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
-    async def opened(cls, connection: AsyncConnection, batch: Sequence[Asked], now: int) -> _Books:
+    async def opened(cls, database: Database, connection: AsyncConnection, batch: Sequence[Asked]) -> _Books:
         """Read all that limits and turns need."""
+        now = database.now_ms()
         key_ids = {asked.key.id for asked in batch}
         counts = sa.select(P.c.key_id, sa.func.count().label("tasks")).where(P.c.status.in_(_UNFINISHED))
         rows = await connection.execute(counts.group_by(P.c.key_id))
@@ -276,7 +287,11 @@ class _Books:
         turns = sa.select(TURNS.c.key_id, TURNS.c.next).where(TURNS.c.key_id.in_({*key_ids, SERVING}))
         turn = {row.key_id: row.next for row in await connection.execute(turns)}
         usage = {key_id: _Usage(now, now, unfinished.get(key_id, 0)) for key_id in key_ids}
-        await _add_usage(connection, usage, {asked.key.id: asked.key.limits for asked in batch}, now)
+        limits = {asked.key.id: asked.key.limits for asked in batch}
+        await _add_usage(connection, usage, limits, now)
+        by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
+        for key_id, kept in (await uploads.kept_bytes(database, connection, by_bytes)).items():
+            usage[key_id].kept_bytes = kept
         known = frozenset(turn)
         gone = await uploads.withdrawn(connection, {name for asked in batch for name in _uploads_of(asked.submission)})
         return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, known, gone=gone)
@@ -439,10 +454,6 @@ async def _add_usage(
         for key_id, pixels, work, since in await connection.execute(_made_after(sums, by_day, now - DAY_MS)):
             of_key = usage[key_id]
             of_key.pixels, of_key.work, of_key.day_since_ms = int(pixels), int(work), since
-    by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
-    if by_bytes:
-        for key_id, kept in (await uploads.kept_bytes(connection, by_bytes)).items():
-            usage[key_id].kept_bytes = kept
 
 
 def _check_task(asked: Asked, may: Limits) -> None:

@@ -19,14 +19,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError, StoreUnavailable
-from hidream.store.backend import Backend, migrate, of_ours, reason
+from hidream.store.backend import CHANGED, Backend, migrate, of_ours, reason
 from hidream.store.changes import Changes
 
 DRIVER = "postgresql+asyncpg"
 ACCEPTED = f"{DRIVER}://USER:PASSWORD@HOST/DATABASE of a server that runs, empty or of a release that is not newer"
 
-CONNECTIONS = 8
-"""Of one process, beside one that listens and one that checks; a statement takes a millisecond, so a few serve many."""
+CONNECTIONS = 4
+"""Of one process that read, and as many that write; a statement takes a millisecond, so a few serve many.
+
+Who reads waits for nobody who waits for a lock. Beside them one listens, and one checks: ten in all.
+"""
 WAIT_S = 5.0
 """How long a connection may take to be made, how long one waits for a free one, and how long a statement may take."""
 IDLE_S = 10.0
@@ -48,15 +51,16 @@ logger = logging.getLogger(__name__)
 async def connect(url: sa.URL) -> AsyncIterator[Backend]:
     """Open a database, migrated if need be. Raises ConfigurationError when it cannot be, or is none of ours."""
     await _migrate(url)
-    engine, checker = _engine(url, WAIT_S), _engine(url, WAIT_S, 1)
+    writer, readers, checker = (_engine(url, WAIT_S, count) for count in (CONNECTIONS, CONNECTIONS + 1, 1))
+    _tell_changes(writer)
     heard = _Heard()
     try:
-        reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        reader = readers.execution_options(isolation_level="AUTOCOMMIT")
         listening = asyncio.create_task(_listen(reader, heard))
         try:
             changes = Changes(lambda: heard.count)
             yield Backend(
-                engine,
+                writer,
                 reader,
                 changes,
                 one_writer=False,
@@ -69,8 +73,21 @@ async def connect(url: sa.URL) -> AsyncIterator[Backend]:
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
     finally:
-        await engine.dispose()
-        await checker.dispose()
+        for engine in (writer, readers, checker):
+            await engine.dispose()
+
+
+def _tell_changes(engine: AsyncEngine) -> None:
+    """Have each connection say whether its transaction has changed a row: only then others are to look again."""
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        connection.info[CHANGED] = False
+
+    @sa.event.listens_for(engine.sync_engine, "after_cursor_execute")
+    def on_executed(connection: sa.Connection, cursor: Any, statement: str, *_: object) -> None:  # noqa: ANN401
+        if cursor.rowcount and not statement.startswith("SELECT"):  # -1, where it is not known
+            connection.info[CHANGED] = True
 
 
 async def _check(engine: AsyncEngine) -> None:
@@ -95,7 +112,7 @@ class _Heard:
 
 async def _migrate(url: sa.URL) -> None:
     """Bring the tables to the newest step; of several processes that start at once, one does it, and may take long."""
-    engine = _engine(url, None)
+    engine = _engine(url, None, 1)
     try:
         with of_ours(url, ACCEPTED):
             async with engine.begin() as connection:
@@ -105,7 +122,7 @@ async def _migrate(url: sa.URL) -> None:
         await engine.dispose()
 
 
-def _engine(url: sa.URL, statement_s: float | None, connections: int | None = None) -> AsyncEngine:
+def _engine(url: sa.URL, statement_s: float | None, connections: int) -> AsyncEngine:
     """Make a way to connect; `statement_s` is how long a statement, and its wait for a lock, may take."""
     server = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
     if statement_s is not None:
@@ -113,7 +130,7 @@ def _engine(url: sa.URL, statement_s: float | None, connections: int | None = No
     try:
         return create_async_engine(
             url,
-            pool_size=connections or CONNECTIONS + 1,
+            pool_size=connections,
             max_overflow=0,
             pool_timeout=WAIT_S,
             pool_pre_ping=True,  # a server that was started anew has forgotten our connections

@@ -125,8 +125,9 @@ async def claim(
         .limit(room.tasks)
         .with_for_update(skip_locked=True)
     )
-    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
-        if not (await connection.execute(sa.select(P.c.id).where(*_waits_for(models)).limit(1))).all():
+    async with database.read() as connection:  # most of the time none is to be had, and that is no reason to write
+        line = sa.select(P.c.work, P.c.workers_lost).where(*_waits_for(models)).order_by(*_LINE).limit(room.tasks)
+        if not _fitting((await connection.execute(line)).all(), room):
             return []
     async with database.write() as connection:
         chosen = _fitting((await connection.execute(first)).all(), room)

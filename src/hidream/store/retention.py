@@ -28,6 +28,11 @@ TOGETHER = 500
 """Rows that one transaction touches: more would hold up those who submit."""
 
 
+_DELETED: sa.ColumnClause[str] = sa.literal_column(f"'{Status.DELETED}'")
+_NO_NAME: sa.ColumnClause[str] = sa.literal_column("''")
+"""Said as the indexes of what is being removed say it: a parameter might be anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Remains:
     """What can be removed: predictions' files, then their rows, and uploads."""
@@ -59,10 +64,11 @@ async def remains(database: Database, uploads_older_than_ms: int, unused_older_t
 
     None of them is one that an unfinished task needs.
     """
-    due = sa.or_(P.c.output_name != "", P.c.created_ms <= database.now_ms() - DAY_MS)
-    deleted = sa.select(*COLUMNS).where(P.c.status == Status.DELETED, due).limit(TOGETHER)
+    deleted = sa.select(*COLUMNS).where(P.c.status == _DELETED)
+    with_files = deleted.where(P.c.output_name != _NO_NAME).limit(TOGETHER)
+    old = deleted.where(P.c.output_name == _NO_NAME, P.c.created_ms <= database.now_ms() - DAY_MS).limit(TOGETHER)
     async with database.read() as connection:
-        rows = (await connection.execute(deleted)).all()
+        rows = [*await connection.execute(with_files)] or [*await connection.execute(old)]
     names = await _withdrawn(database, uploads_older_than_ms, unused_older_than_ms)
     return Remains([Prediction.of_row(row) for row in rows], names)
 

@@ -37,6 +37,9 @@ KEYS = sa.Table(
 `webhook_secret_before` signs beside `webhook_secret` until `webhook_secret_until_ms`.
 """
 
+_NO_FILES = sa.text("status = 'deleted' AND output_name = ''")
+_WITH_FILES = sa.text("status = 'deleted' AND output_name <> ''")
+
 PREDICTIONS = sa.Table(
     "predictions",
     METADATA,
@@ -73,10 +76,13 @@ PREDICTIONS = sa.Table(
     sa.Index("predictions_done", "status", "finished_ms"),
     sa.Index("predictions_of_key", "key_id", "created_ms", "id", "status", "model", "pixels", "work", "output_bytes"),
     sa.Index("predictions_age", "created_ms"),
+    sa.Index("predictions_with_files", "status", "created_ms", sqlite_where=_WITH_FILES, postgresql_where=_WITH_FILES),
+    sa.Index("predictions_no_files", "status", "created_ms", sqlite_where=_NO_FILES, postgresql_where=_NO_FILES),
 )
 """`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/intake.py`).
 
-The first and third index have more columns than they sort by, so that counting need not look at the rows.
+The first and third index have more columns than they sort by, so that counting need not look at the rows. The last two
+have only what is being removed.
 """
 
 TURNS = sa.Table(

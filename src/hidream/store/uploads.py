@@ -48,8 +48,9 @@ _COLUMNS = tuple(U.c[name] for name in Upload.__slots__)
 async def check(database: Database, key: Key, *, within_submission: bool = False) -> None:
     """See that a key may bring something now; how much, `announce` counts. Raises TooMany."""
     if key.limits.requests_per_minute or key.limits.bytes_max:
+        await prepare(database, key.id, key.limits)
         async with database.read() as connection:
-            await _check(connection, key.id, key.limits, 1, database.now_ms(), within_submission)
+            await _check(database, connection, key.id, key.limits, 1, within_submission)
 
 
 async def announce(
@@ -57,9 +58,11 @@ async def announce(
 ) -> None:
     """Write down a file, before its bytes come or when they are there. Raises TooMany, and then nothing is written."""
     limited = bool(limits.requests_per_minute or limits.bytes_max)
+    await prepare(database, upload.key_id, limits)
     async with database.write(alone=limited, quiet=True) as connection:
-        await _check(connection, upload.key_id, limits, upload.size, database.now_ms(), within_submission)
+        await _check(database, connection, upload.key_id, limits, upload.size, within_submission)
         await connection.execute(sa.insert(U).values({name: getattr(upload, name) for name in Upload.__slots__}))
+        database.sums.add(upload.key_id, upload.size)
 
 
 async def store(database: Database, name: str, media_type: str, size: int) -> bool:
@@ -97,16 +100,40 @@ def gone() -> InvalidInput:
     return InvalidInput("image or mask is a file that is there no longer; accepted: one that was uploaded lately")
 
 
-async def kept_bytes(connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
-    """Add up what is kept of each key: its uploads, announced ones too, and its images that are not deleted."""
-    uploaded = sa.select(U.c.key_id, sa.func.sum(U.c.size)).where(U.c.key_id.in_(key_ids)).group_by(U.c.key_id)
-    drawn = sa.select(P.c.key_id, sa.func.sum(P.c.output_bytes)).where(P.c.key_id.in_(key_ids))
-    drawn = drawn.where(P.c.status != Status.DELETED).group_by(P.c.key_id)
-    total = dict.fromkeys(key_ids, 0)
-    for sums in (uploaded, drawn):
-        for key_id, size in await connection.execute(sums):
-            total[key_id] += int(size)
-    return total
+async def prepare(database: Database, key_id: str, limits: Limits) -> None:
+    """Before a transaction asks what a key keeps: add up what would take it too long. Raises StoreUnavailable."""
+    if not limits.bytes_max:
+        return
+
+    async def add_up() -> tuple[int, int]:
+        async with database.read() as connection:
+            return (await _kept(connection, [key_id])).get(key_id, (0, 0))
+
+    await database.sums.prepare(key_id, add_up)
+
+
+async def kept_bytes(database: Database, connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
+    """Say what is kept of each key: its uploads, announced ones too, and its images that are not deleted.
+
+    That is exact, but for keys that keep very much (`sums.MANY` rows): of those it is what was so at most
+    `sums.GOOD_MS` ago, and what this process was asked to keep since then.
+    """
+    total = {key_id: database.sums.large(key_id) for key_id in key_ids}
+    few = [key_id for key_id, large in total.items() if large is None]
+    exact = await _kept(connection, few) if few else {}
+    return {key_id: exact.get(key_id, (0, 0))[1] if large is None else large for key_id, large in total.items()}
+
+
+async def _kept(connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, tuple[int, int]]:
+    """Count and add up what is kept of each key; keys that keep nothing are not in it."""
+    uploaded = sa.select(U.c.key_id, sa.func.count(), sa.func.sum(U.c.size)).where(U.c.key_id.in_(key_ids))
+    drawn = sa.select(P.c.key_id, sa.func.count(), sa.func.sum(P.c.output_bytes)).where(P.c.key_id.in_(key_ids))
+    kept: dict[str, tuple[int, int]] = {}
+    for sums in (uploaded.group_by(U.c.key_id), drawn.where(P.c.status != Status.DELETED).group_by(P.c.key_id)):
+        for key_id, rows, size in await connection.execute(sums):
+            rows_before, size_before = kept.get(key_id, (0, 0))
+            kept[key_id] = rows_before + rows, size_before + int(size)
+    return kept
 
 
 def check_bytes(limits: Limits, kept: int, more: int = 1) -> None:
@@ -120,15 +147,21 @@ def check_bytes(limits: Limits, kept: int, more: int = 1) -> None:
 
 
 async def _check(
-    connection: AsyncConnection, key_id: str, limits: Limits, size: int, now: int, within_submission: bool
+    database: Database,
+    connection: AsyncConnection,
+    key_id: str,
+    limits: Limits,
+    size: int,
+    within_submission: bool,
 ) -> None:
+    now = database.now_ms()
     if limits.requests_per_minute and not within_submission:
         count, since = await _requests(connection, key_id, now - MINUTE_MS)
         if count >= limits.requests_per_minute:
             wait_s = max(1, -(-(since + MINUTE_MS - now) // 1000))
             raise TooMany(f"this key may make {limits.requests_per_minute} requests a minute; try again later", wait_s)
     if limits.bytes_max:
-        check_bytes(limits, (await kept_bytes(connection, [key_id]))[key_id], size)
+        check_bytes(limits, (await kept_bytes(database, connection, [key_id]))[key_id], size)
 
 
 async def _requests(connection: AsyncConnection, key_id: str, after_ms: int) -> tuple[int, int]:

@@ -24,6 +24,10 @@ def upgrade() -> None:
     op.drop_index("predictions_of_key", "predictions")
     of_key = ["key_id", "created_ms", "id", "status", "model", "pixels", "work", "output_bytes"]
     op.create_index("predictions_of_key", "predictions", of_key)
+    with_files = sa.text("status = 'deleted' AND output_name <> ''")
+    no_files = sa.text("status = 'deleted' AND output_name = ''")
+    for name, which in (("predictions_with_files", with_files), ("predictions_no_files", no_files)):
+        op.create_index(name, "predictions", ["status", "created_ms"], sqlite_where=which, postgresql_where=which)
     op.add_column("uploads", sa.Column("used_ms", sa.BigInteger))
     op.execute(sa.text("UPDATE uploads SET used_ms = created_ms"))
     op.create_index("uploads_of_key", "uploads", ["key_id", "created_ms", "size"])

@@ -1,0 +1,58 @@
+"""A transaction that changes nothing wakes nobody."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from asking import MODEL, SUBMISSION, claim, claim_beside, heard, new_key, submit
+
+from hidream.errors import HiDreamError
+from hidream.store import predictions, uploads
+from hidream.store.database import Database
+from hidream.store.intake import Asked, Intake
+from hidream.store.predictions import Held, Step
+
+
+def announcements(database):
+    """Collect what is said at the ends of transactions; SQLite says nothing, as its version does."""
+    said = []
+
+    def on_execute(_connection, _cursor, statement, *_):
+        if "pg_notify" in statement:
+            said.append(statement)
+
+    sa.event.listen(database._backend.writer.sync_engine, "before_cursor_execute", on_execute)
+    return said
+
+
+def test_what_changes_nothing_wakes_nobody(url):
+    async def scenario():
+        async with Database.open(url) as database, Database.open(url) as other:
+            key = await new_key(database)
+            task = await submit(database, key)
+            refused = Asked(replace(key, limits=replace(key.limits, tasks_max=1)), MODEL, SUBMISSION)
+            await heard(other)
+            said = announcements(database)
+            seen = other.changes.now()
+            for _ in range(5):
+                assert await claim(database, tasks=7, work=1, beside_others=True) == []
+            assert await claim_beside(database, without=[key]) == []
+            assert await predictions.renew(database, "w1", 15) == set()
+            assert await predictions.report(database, "w1", {(task.id, 1): Step(1, 2)}) == set()
+            assert await predictions.recover(database, 3, "w1") == 0
+            assert not await predictions.hand_back(database, Held(task.id, 1, False))
+            assert not await predictions.cancel(database, "unknown", key.id)
+            assert await predictions.delete(database, [task.id], key.id) == []
+            assert not await uploads.store(database, "unknown", "image/png", 1)
+            with pytest.raises(HiDreamError):
+                await Intake(database, 100).submit(refused)
+            assert said == []
+            if url.startswith("sqlite"):  # on PostgreSQL, what was said before may arrive late
+                assert other.changes.now() == seen
+            assert len(await claim(database)) == 1
+            async with asyncio.timeout(60):
+                await other.changes.since(seen, 300)
+            assert len(said) == url.startswith("postgresql")
+
+    asyncio.run(scenario())
