@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -102,14 +103,13 @@ def gone() -> InvalidInput:
 
 async def prepare(database: Database, key_id: str, limits: Limits) -> None:
     """Before a transaction asks what a key keeps: add up what would take it too long. Raises StoreUnavailable."""
-    if not limits.bytes_max:
-        return
+    if limits.bytes_max:
+        await database.sums.prepare(key_id, partial(_added_up, database, key_id))
 
-    async def add_up() -> tuple[int, int]:
-        async with database.read() as connection:
-            return (await _kept(connection, [key_id])).get(key_id, (0, 0))
 
-    await database.sums.prepare(key_id, add_up)
+async def _added_up(database: Database, key_id: str) -> tuple[int, int]:
+    async with database.read() as connection:
+        return (await _kept(connection, [key_id])).get(key_id, (0, 0))
 
 
 async def kept_bytes(database: Database, connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
