@@ -1,7 +1,10 @@
 """What attackers send: image files that are small and a large amount of work, and sockets that keep others waiting."""
 
+import asyncio
 import io
+import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
@@ -76,6 +79,32 @@ def put_unknown(url, megabytes):
             return connection.recv(4096)
         except OSError:
             return b""
+
+
+def put_to_unknown_names(url, megabytes, count):
+    """Do so on many connections at once."""
+    with ThreadPoolExecutor(count) as together:
+        list(together.map(lambda _: put_unknown(url, megabytes), range(count)))
+
+
+def abandoned_listings(url, key, count):
+    """Ask for pages of 100 with all inputs, and hang up."""
+    address = urlsplit(url)
+    body = json.dumps({"page_size": 100, "include_inputs": True})
+    head = f"POST /api/v3/predictions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+
+    async def one():
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(head.encode())
+        await writer.drain()
+        writer.close()
+
+    async def all_of_them():
+        for start in range(0, count, 100):
+            await asyncio.gather(*(one() for _ in range(min(100, count - start))), return_exceptions=True)
+
+    asyncio.run(all_of_them())
 
 
 def many_values(megabytes):

@@ -4,9 +4,9 @@ The short form holds what must come out: no error for the bystander, no process 
 has full size, and also holds how long the bystander waits; `-s` shows the figures as lines of JSON.
 """
 
-import asyncio
 import base64
 import json
+import multiprocessing
 import resource
 import threading
 import time
@@ -51,6 +51,14 @@ def told(capsys, attack, **figures):
     """Show the figures of an attack."""
     with capsys.disabled():
         print(json.dumps({"attack": attack} | figures), flush=True)  # noqa: T201 - for who reads -s
+
+
+def elsewhere(attack, *given):
+    """Attack from a process of its own: in this one, the bystander would wait for Python's lock."""
+    process = multiprocessing.get_context("spawn").Process(target=attack, args=given)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def image_of(url, **said):
@@ -113,9 +121,9 @@ def test_bodies_for_unknown_names_are_not_read(site, full, capsys):
     forget_peak(site.process.pid)
     quiet = quiet_p95_s(site, balance, 40 if full else 2)
     count = 100 if full else 10
-    with Bystander(site, balance) as other, ThreadPoolExecutor(count) as together:
-        list(together.map(lambda _: hostile.put_unknown(site.url, 20), range(count)))
-        other.wait_for(3)
+    with Bystander(site, balance) as other:
+        elsewhere(hostile.put_to_unknown_names, site.url, 20, count)
+        other.wait_for(20 if full else 3)
     told(capsys, "20 MiB to unknown names", connections=count, quiet_s=quiet, p95_s=other.p95_s, api_mb=site.api_mb)
     assert not other.errors
     assert site.api_mb < API_MB
@@ -153,30 +161,13 @@ def test_listings_whose_clients_left_are_no_work(site, full, capsys):
         for i in range(20):
             http.post(f"/api/v3/{MODEL}", json={"prompt": "x" * 3000, "size": "256*256", "seed": i})
     with Bystander(site, balance) as other:
-        asyncio.run(_abandoned(site, count))
-        other.wait_for(3)
+        elsewhere(hostile.abandoned_listings, site.url, site.attacker, count)
+        other.wait_for(20 if full else 3)
     told(capsys, "abandoned listings", count=count, quiet_s=quiet, p95_s=other.p95_s, slowest_s=max(other.seconds))
     assert not other.errors
-    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
+    assert not full or max(other.seconds) < 0.5  # which is what it takes to accept and to parse them all
     with site.client(site.attacker) as http:
         _cancel_all(http)
-
-
-async def _abandoned(site, count):
-    """Ask for pages of 100 with all inputs, and hang up."""
-    host, port = site.url.removeprefix("http://").split(":")
-    body = json.dumps({"page_size": 100, "include_inputs": True})
-    head = f"POST /api/v3/predictions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {site.attacker}\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-
-    async def one():
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(head.encode())
-        await writer.drain()
-        writer.close()
-
-    for start in range(0, count, 100):
-        await asyncio.gather(*(one() for _ in range(min(100, count - start))), return_exceptions=True)
 
 
 def _cancel_all(http):

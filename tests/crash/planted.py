@@ -78,7 +78,11 @@ def double_claim():
     """Two workers look for tasks, and then both write that they have them."""
 
     async def claim(database, models, worker_id, versions, lease_s, room):
-        waiting = sa.select(P.c.id, P.c.model, P.c.input).where(P.c.status == Status.CREATED).limit(room.tasks)
+        waiting = (
+            sa.select(P.c.id, P.c.model, P.c.input)
+            .where(P.c.status == Status.CREATED, P.c.model.in_(models))
+            .limit(room.tasks)
+        )
         async with database.read() as connection:
             rows = (await connection.execute(waiting)).all()
         if not rows:
