@@ -17,12 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from test_serve import KEY, api
 
 from hidream.server.connections import PIPELINE_MAX, Connections, Patience
 from hidream.server.listener import HEALTH, listen, room_for
 from hidream.server.strict import HEAD_BYTES
 from hidream.settings.tables import Server
-from server.test_serve import KEY, api
 
 QUICK = Patience(
     tick_s=0.05,

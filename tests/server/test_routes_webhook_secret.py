@@ -5,10 +5,10 @@ import hmac
 import time
 
 import pytest
+from test_webhook_loop import LOCAL, deliver, leave, settled, submit
 
 from hidream.store.keys import Scope
 from hidream.webhooks import signature
-from server.test_webhook_loop import LOCAL, deliver, leave, settled, submit
 from webhooks.receiver import Receiver, says
 
 SECRET = "/api/v3/webhook/secret"
