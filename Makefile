@@ -53,11 +53,11 @@ postgresql:
 
 # Debian starts what it installs; a policy that is there for the moment only says no. An existing one is left alone.
 proxies:
-	@{ PATH=$$PATH:/usr/sbin; command -v nginx && command -v caddy; } >/dev/null || { \
-		test $$(id -u) = 0 || { echo "the tests start nginx and Caddy; sudo apt-get install nginx-light caddy" >&2; exit 1; }; \
-		echo "installing nginx and Caddy, for the tests"; policy=/usr/sbin/policy-rc.d; \
+	@{ PATH=$$PATH:/usr/sbin; command -v nginx && command -v caddy && command -v sqlite3; } >/dev/null || { \
+		test $$(id -u) = 0 || { echo "the tests start nginx and Caddy, and sqlite3; sudo apt-get install nginx-light caddy sqlite3" >&2; exit 1; }; \
+		echo "installing nginx, Caddy and sqlite3, for the tests"; policy=/usr/sbin/policy-rc.d; \
 		test -e $$policy || { printf '#!/bin/sh\nexit 101\n' > $$policy && chmod +x $$policy && made=$$policy; }; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nginx-light caddy >/dev/null; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nginx-light caddy sqlite3 >/dev/null; \
 		status=$$?; rm -f $$made; exit $$status; }
 
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results

@@ -165,7 +165,7 @@ def test_listings_whose_clients_left_are_no_work(site, full, capsys):
         other.wait_for(20 if full else 3)
     told(capsys, "abandoned listings", count=count, quiet_s=quiet, p95_s=other.p95_s, slowest_s=max(other.seconds))
     assert not other.errors
-    assert not full or max(other.seconds) < 0.5  # which is what it takes to accept and to parse them all
+    assert not full or other.p95_s < SLOWER_SHARED * quiet + NOISE_S
     with site.client(site.attacker) as http:
         _cancel_all(http)
 
@@ -207,7 +207,7 @@ def test_large_work_holds_no_small_image_up(capsys, tmp_path):
             other.wait_for(20)
         told(capsys, "large work on Full", quiet_s=quiet, p95_s=other.p95_s, slowest_s=max(other.seconds))
         assert not other.errors
-        assert other.p95_s < 2 * SLOWER_SHARED * quiet
+        assert other.p95_s < SLOWER_SHARED * quiet + NOISE_S
 
 
 @pytest.mark.timeout(300)

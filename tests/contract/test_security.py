@@ -336,6 +336,9 @@ def test_a_body_without_end_is_refused_before_its_end_and_not_kept(fleet, http, 
     head += [f"Content-Type: {content_type}", "Transfer-Encoding: chunked", "", ""]
     with socket.create_connection((url.host, url.port), timeout=20) as connection:
         connection.sendall("\r\n".join(head).encode())
+        if "form-data" in content_type:  # blanks alone are no form, and a 400 at once
+            begun = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+            connection.sendall(b"%x\r\n%s\r\n" % (len(begun), begun))
         with contextlib.suppress(ConnectionError):  # of what comes behind the answer, it reads a part
             while sent < ENDLESS_BYTES:
                 connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
@@ -343,7 +346,7 @@ def test_a_body_without_end_is_refused_before_its_end_and_not_kept(fleet, http, 
                 if not answer and select.select([connection], [], [], 0)[0]:
                     answer = connection.recv(65536)
                     answered_at = sent
-    assert answer.startswith((b"HTTP/1.1 413", b"HTTP/1.1 400")), answer  # blanks are no form
+    assert answer.startswith(b"HTTP/1.1 413"), answer
     assert answered_at < ENDLESS_BYTES / 2
     assert peak_bytes(fleet) - before < ENDLESS_BYTES / 2
     assert http.get("/healthz").status_code == 200

@@ -1,11 +1,8 @@
 """Backup and restore of SQLite by the very commands of docs/OPERATIONS.md."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from soak.fleet import MODEL, Fleet, until
 
@@ -34,7 +31,6 @@ def status(http, id_):
     return answer.json()["data"]["status"] if answer.status_code == 200 else answer.status_code
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="SQLite's command line tool is not installed")
 def test_the_documented_commands_bring_back_what_was_there(tmp_path):
     with Fleet(tmp_path, apis=1, workers=1) as fleet:
         with fleet.client() as http:
