@@ -60,12 +60,13 @@ class Api:
         return tasks[0] if tasks else None
 
     async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):
-        """Do what a worker does with a task."""
+        """Do what a worker does with a task; `data` is the file of each picture, or one for each."""
         async with asyncio.timeout(10):
             while (task := await self.claim()) is None:
                 await asyncio.sleep(0.005)
-        for name in task.output_names:
-            await self.service.outputs.write(name, data)
+        files = data if isinstance(data, list) else [data] * len(task.output_names)
+        for name, file in zip(task.output_names, files, strict=True):
+            await self.service.outputs.write(name, file)
         nsfw = [has_nsfw] * task.input.num_images
         assert await predictions.complete(self.database, task, nsfw, 1234, warnings)
         return task
