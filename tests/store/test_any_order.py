@@ -549,7 +549,9 @@ def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_u
     assert steps.total() >= (5000 if long else 300)
     if long:
         named = {name for name in vars(Plain) if not name.startswith("_") and callable(getattr(Plain, name))}
-        assert named <= {name for name, worked in steps if worked} | {"watch", "register", "beat"}, "every operation has done something"
+        assert named <= {name for name, worked in steps if worked} | {"watch", "register", "beat"}, (
+            "every operation has done something"
+        )
         fenced = {"complete", "fail", "hand_back", "settle", "report", "cancel", "replay"}
         assert fenced <= {name for name, worked in steps if not worked}, "and every one that may be refused, was"
 
