@@ -46,9 +46,11 @@ def test_what_a_key_has_announced_is_not_filled_once_it_is_revoked(in_database):
     async def scenario(database):
         key = await new_key(database)
         await uploads.announce(database, Upload("name", key.id, "a.png", "image/png", 9, 5, stored=False))
-        assert await uploads.fillable(database, "name") == await uploads.get(database, "name")
+        announced = await uploads.get(database, "name")
+        assert await uploads.get(database, "name", of_valid_key=True) == announced is not None
         await keys.revoke(database, key.id)
-        assert await uploads.fillable(database, "name") is None
+        assert await uploads.get(database, "name", of_valid_key=True) is None
+        assert await uploads.get(database, "name") == announced
         assert await uploads.claim(database, "name", 60) is None
 
     in_database(scenario)

@@ -145,7 +145,7 @@ class Pictures:
             raise InvalidInput("there is another file of this name; accepted: a new upload")
 
     async def _announced(self, name: str) -> Upload:
-        announced = await uploads.fillable(self._database, name) if is_name(name) else None
+        announced = await uploads.get(self._database, name, of_valid_key=True) if is_name(name) else None
         if announced is None:
             raise NotFound("there is no such upload, or no longer, or its key was revoked")
         return announced

@@ -109,19 +109,14 @@ def _claimed(name: str, claim: str) -> tuple[sa.ColumnElement[bool], ...]:
     return U.c.name == name, U.c.stored.is_(False), U.c.media_type == claim
 
 
-async def get(database: Database, name: str) -> Upload | None:
-    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed."""
+async def get(database: Database, name: str, *, of_valid_key: bool = False) -> Upload | None:
+    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed.
+
+    With `of_valid_key` None also if its key was revoked: nobody brings such a key's files any more.
+    """
     wanted = sa.select(*_COLUMNS).where(U.c.name == name, U.c.media_type != WITHDRAWN)
     async with database.read() as connection:
-        row = (await connection.execute(wanted)).first()
-    return Upload(*row) if row else None
-
-
-async def fillable(database: Database, name: str) -> Upload | None:
-    """Look up a file as `get` does, for whoever brings its bytes: None also if its key was revoked."""
-    wanted = sa.select(*_COLUMNS).where(U.c.name == name, U.c.media_type != WITHDRAWN, _KEY_IS_VALID)
-    async with database.read() as connection:
-        row = (await connection.execute(wanted)).first()
+        row = (await connection.execute(wanted.where(_KEY_IS_VALID) if of_valid_key else wanted)).first()
     return Upload(*row) if row else None
 
 
