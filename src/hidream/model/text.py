@@ -156,7 +156,7 @@ class TextEncoders:
 
 
 def _split(tokenizer: Any, texts: list[str], **how: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
-    """Call a tokenizer. Raises RuntimeError where its package panics, as on a search of a regular expression without end.
+    """Call a tokenizer. Raises RuntimeError where its package panics, as on an endless search.
 
     A panic is no Exception: it would pass the edges that tell whose request an error is. Its words may quote the text.
     """
