@@ -305,7 +305,8 @@ def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
             "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
         )
     _in_store(config, lambda database: keys.limit(database, given.id, changed, actor=_actor()))
-    print(f"changed {given.id}: {', '.join(f'{most} {arguments.LIMITS[name]}' for name, most in changed.items())}")
+    said = (f"{most or 'any number of'} {arguments.LIMITS[name]}" for name, most in changed.items())
+    print(f"changed {given.id}: {', '.join(said)}")
     return 0
 
 

@@ -29,7 +29,7 @@ from hidream.server.service import assemble
 from hidream.server.webhook_loop import WebhookLoop
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import acts, deliveries, figures, history, keys, predictions, webhook_secrets, workers
+from hidream.store import acts, deliveries, figures, history, keys, predictions, uploads, webhook_secrets, workers
 from hidream.store.belongings import KINDS, pages
 from hidream.store.database import Database
 from hidream.store.deliveries import State
@@ -217,9 +217,11 @@ class Story:
             return (await self.service.pictures.keep(self.keys[0], "image", part, "a.png")).name
 
     async def announced(self):
-        """Announce a file, then bring it, twice."""
+        """Announce a file, then bring it, twice; the first time it does not come into its place."""
         service = self.service
         upload = await service.pictures.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
+        claim = await uploads.claim(self.database, upload.name, 60)
+        await uploads.release(self.database, upload.name, claim, upload.media_type)
         for _ in range(2):
             async with service.pictures.filling(upload.name) as (announced, part):
                 await part.write(_picture())

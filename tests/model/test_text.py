@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 import transformers
 from reference import stock_pipeline
+from tokenizers import Regex, normalizers
 
 from hidream.errors import CheckpointError
 from hidream.model.prompts import ENCODERS
@@ -100,6 +102,17 @@ def test_a_tokenizer_that_pads_on_the_left_gives_the_same(dev):
     left = transformers.AutoTokenizer.from_pretrained(embedded(Variant.DEV).folder / "tokenizer_4", padding_side="left")
     text = dataclasses.replace(dev.text, cache=None, tokenizers=(*dev.text.tokenizers[:3], left))
     assert identical(text.embed(["a frog"]).embeds, dev.text.embed(["a frog"]).embeds)
+
+
+def test_a_tokenizer_that_panics_fails_that_text_alone(dev):
+    """Its regular expressions come with the model folder; a search that does not end is given up within a second."""
+    slow = copy.deepcopy(dev.text.tokenizers[0])
+    slow.backend_tokenizer.normalizer = normalizers.Replace(Regex("(a|a)*$"), "")
+    text = dataclasses.replace(dev.text, tokenizers=(slow, *dev.text.tokenizers[1:]), cache=None)
+    with pytest.raises(RuntimeError, match=r"^the tokenizer has given up a text \(PanicException\)$") as raised:
+        text.embed(["a" * 40 + "b"])
+    assert raised.value.__suppress_context__, "its words may quote the text"
+    assert identical(text.embed(["frog"]).embeds, dev.text.embed(["frog"]).embeds)
 
 
 def test_embeddings_come_in_the_type_that_is_asked_for(dev):

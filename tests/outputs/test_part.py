@@ -51,29 +51,38 @@ def test_what_nobody_takes_is_gone(place):
     asyncio.run(scenario())
 
 
-def test_the_file_itself_is_moved(tmp_path):
-    folder = Folder(tmp_path, Namespace.UPLOADS)
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path, Namespace.UPLOADS)
+
+
+async def brought(folder, data, act):
+    """Write a part, flush it and do something with it; what that gives, once the part is gone."""
+    async with folder.part() as part:
+        await part.write(data)
+        await part.flush()
+        return await act(part)
+
+
+def test_the_file_itself_is_moved(folder):
+    async def move(part):
+        inode = part.path.stat().st_ino
+        await folder.adopt(NAME, part)
+        return inode
+
+    inode = asyncio.run(brought(folder, b"a picture", move))
+    assert (folder.path / NAME).stat().st_ino == inode
+    assert list((folder.path / ".parts").iterdir()) == []
+
+
+def test_what_a_process_left_is_found_by_a_sweep(folder):
+    async def leave(part):
+        left = part.path.with_name(f"{part.path.name}x")  # as if there were no end to the block
+        os.link(part.path, left)
+        return left
 
     async def scenario():
-        async with folder.part() as part:
-            await part.write(b"a picture")
-            inode = part.path.stat().st_ino
-            await folder.adopt(NAME, part)
-        assert (folder.path / NAME).stat().st_ino == inode
-        assert list((folder.path / ".parts").iterdir()) == []
-
-    asyncio.run(scenario())
-
-
-def test_what_a_process_left_is_found_by_a_sweep(tmp_path):
-    folder = Folder(tmp_path, Namespace.UPLOADS)
-
-    async def scenario():
-        async with folder.part() as part:
-            await part.write(b"half")
-            await part.flush()
-            left = part.path.with_name(f"{part.path.name}x")  # as if there were no end to the block
-            os.link(part.path, left)
+        left = await brought(folder, b"half", leave)
         names = [name async for name in folder.names(datetime.now(UTC) + timedelta(days=1))]
         assert len(names) == 1
         await folder.delete(names)

@@ -518,6 +518,8 @@ def test_the_page_says_what_holds():
     assert rows["speed of a body"].startswith(f"{SLOW.body_rate / 1024:g} KB/s on average, {SLOW.body_grace_s:g} s")
     assert rows["speed of a reader"] == f"{SLOW.reading_rate / 1024:g} KB/s, {SLOW.reading_grace_s:g} s aside"
     assert f"{SLOW.reading_grace_s + SLOW.reading_ahead_s:g} s after" in page
+    assert SLOW.tick_s == 1, "of two looks, one before the deadline and one behind it, the second closes"
+    assert "looked at once a second: each of these times may be up to two seconds longer" in page
     crowded = f"at less than {SLOW.crowded_rate / 1024:g} KB/s, {SLOW.crowded_grace_s:g} s aside, is closed"
     assert crowded in page
     assert rows["a connection without a request"] == f"{SLOW.keep_alive_s:g} s"

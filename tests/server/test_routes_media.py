@@ -1,8 +1,11 @@
 """Uploads, old and new: what is taken, and what only looks like a picture."""
 
+import asyncio
 import zlib
 
 import pytest
+
+from hidream.store import keys, uploads
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 
@@ -128,6 +131,44 @@ def test_a_place_for_a_file_is_filled_once(with_api, picture):
             assert (await api.client.put(f"/uploads/{name}", content=data)).status_code == 404
 
     with_api(scenario)
+
+
+def test_what_a_revoked_key_has_announced_is_a_404(with_api, picture):
+    async def scenario(api):
+        data = picture()
+        tickets = [(await api.post("/api/v3/media/uploads", filename="a", size=len(data))).json()["data"] for _ in "ab"]
+        urls = [ticket["upload"]["url"] for ticket in tickets]
+        assert (await api.client.put(urls[0], content=data)).status_code == 200
+        (key,) = await keys.listed(api.database)
+        await keys.revoke(api.database, key.id)
+        for url in urls:
+            answer = await api.client.put(url, content=data)
+            assert (answer.status_code, "its key was revoked" in answer.json()["message"]) == (404, True)
+        assert [(await api.client.get(url)).status_code for url in urls] == [200, 404]
+
+    with_api(scenario)
+
+
+def test_two_processes_that_fill_one_upload_keep_one_file_whole(with_api, picture):
+    async def scenario(one, two):
+        pictures = [picture("PNG"), picture("JPEG"), picture("WEBP")] * 2
+        given = (await one.post("/api/v3/media/uploads", filename="a", size=max(map(len, pictures)))).json()["data"]
+        name = given["upload"]["url"].rpartition("/")[2]
+        claim = await uploads.claim(one.database, name, 60)
+        busy = await two.client.put(f"/uploads/{name}", content=pictures[0])
+        assert (busy.status_code, busy.headers["retry-after"]) == (429, "5")
+        assert busy.json()["message"] == "another request is putting a file to this URL; try again later"
+        await uploads.release(one.database, name, claim, "image/png")
+        puts = [(one, two)[i % 2].client.put(f"/uploads/{name}", content=data) for i, data in enumerate(pictures)]
+        statuses = [answer.status_code for answer in await asyncio.gather(*puts)]
+        assert set(statuses) <= {200, 400, 413, 429}
+        (kept,) = {data for data, status in zip(pictures, statuses, strict=True) if status == 200}
+        assert (await two.client.get(f"/uploads/{name}")).content == kept
+        row = await uploads.get(two.database, name)
+        assert (row.stored, row.size) == (True, len(kept))
+        assert (await two.client.put(f"/uploads/{name}", content=kept)).status_code == 200
+
+    with_api(scenario, instances=2)
 
 
 @pytest.mark.parametrize(

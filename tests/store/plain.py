@@ -74,6 +74,7 @@ class Plain:
     previews: dict[int, tuple] = field(default_factory=dict)
     deliveries: dict[int, Delivery] = field(default_factory=dict)
     repeats: dict[tuple, tuple] = field(default_factory=dict)
+    seen: dict[str, tuple] = field(default_factory=dict)
     next_turn: dict[int, int] = field(default_factory=dict)
     serving: int = 0
     made: int = 0
@@ -145,6 +146,29 @@ class Plain:
 
     def _until(self, then_ms):
         return max(1, -((self.now - then_ms) // 1000))
+
+    # --- workers that are there ---
+
+    def register(self, worker, models):
+        """A worker serves some models; whether it has left, or when it was seen last, `seen` says."""
+        stale = [w for w, (of, at) in self.seen.items() if at < self.now - DAY_MS and set(of) <= set(models)]
+        for one in stale:
+            del self.seen[one]
+        self.seen[worker] = models, self.now
+
+    def beat(self, worker):
+        if worker in self.seen:
+            self.seen[worker] = self.seen[worker][0], self.now
+
+    def abandon(self, unserved_ms):
+        before = self.now - unserved_ms
+        served = {model for models, at in self.seen.values() if at > before for model in models}
+        waiting = [task for task in self.tasks.values() if task.status == "created" and task.created_ms <= before]
+        alone = [task for task in waiting if task.model not in served]
+        for task in alone:
+            task.code, task.error = 1405, f"no worker that serves its model was seen for {unserved_ms / 1000:g} seconds"
+            self._end(task, "failed")
+        return len(alone)
 
     # --- drawing ---
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from plain import DAY_MS, Plain, Task
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import deliveries, history, intake, keys, predictions, progress, retention
+from hidream.store import deliveries, history, intake, keys, predictions, progress, retention, workers
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.history import Query
@@ -30,6 +30,7 @@ from hidream.store.keys import Key, Limits
 from hidream.store.prediction import Prediction
 from hidream.store.predictions import MOVES, Reserve, Room, Step
 from hidream.store.schema import DELIVERIES, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS
+from hidream.store.workers import Worker
 from hidream.types import Mode, Size, Status
 
 QUEUE_MAX, QUEUE_SHARE, WORKERS_MAX, LEASE_S = 12, 0.5, 2, 10
@@ -133,6 +134,15 @@ class Real:
 
     async def hand_back(self, number, attempt, suspected):
         return await predictions.hand_back(self.database, self._claimed(number, attempt), suspected=suspected)
+
+    async def register(self, worker, models):
+        await workers.register(self.database, Worker(worker, models, "v1"))
+
+    async def beat(self, worker):
+        await workers.beat(self.database, worker)
+
+    async def abandon(self, unserved_ms):
+        return await predictions.abandon(self.database, unserved_ms / 1000)
 
     async def recover(self, worker):
         return await predictions.recover(self.database, WORKERS_MAX, worker)
@@ -352,6 +362,18 @@ class Store(RuleBasedStateMachine):
     def hand_back(self, which, suspected):
         self.do("hand_back", *self.claims[-1 - which % len(self.claims)], suspected)
 
+    @rule(worker=WORKERS, models=st.sampled_from([[MODEL], [OTHER], [MODEL, OTHER]]))
+    def register(self, worker, models):
+        self.do("register", worker, models)
+
+    @rule(worker=WORKERS)
+    def beat(self, worker):
+        self.do("beat", worker)
+
+    @rule(unserved_ms=st.sampled_from([5000, 60_000, DAY_MS // 2]))
+    def abandon(self, unserved_ms):
+        self.do("abandon", unserved_ms)
+
     @rule(worker=st.none() | WORKERS)
     def recover(self, worker):
         self.do("recover", worker)
@@ -527,7 +549,9 @@ def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_u
     assert steps.total() >= (5000 if long else 300)
     if long:
         named = {name for name in vars(Plain) if not name.startswith("_") and callable(getattr(Plain, name))}
-        assert named <= {name for name, worked in steps if worked} | {"watch"}, "every operation has done something"
+        assert named <= {name for name, worked in steps if worked} | {"watch", "register", "beat"}, (
+            "every operation has done something"
+        )
         fenced = {"complete", "fail", "hand_back", "settle", "report", "cancel", "replay"}
         assert fenced <= {name for name, worked in steps if not worked}, "and every one that may be refused, was"
 
@@ -550,6 +574,7 @@ FAULTS = {
     "half a minute": (intake, "MINUTE_MS", 30_000),
     "short memory": (intake, "REMEMBERED_MS", 3_600_000),
     "no last places": (intake, "LAST_PLACES", 0.0),
+    "served and abandoned": (predictions, "_all_of", lambda _models: set()),
 }
 
 

@@ -44,7 +44,9 @@ def test_what_changes_nothing_wakes_nobody(url):
             assert not await predictions.hand_back(database, Held(task.id, 1, False))
             assert not await predictions.cancel(database, "unknown", key.id)
             assert await predictions.delete(database, [task.id], key.id) == []
-            assert not await uploads.store(database, "unknown", "image/png", 1)
+            assert await uploads.claim(database, "unknown", 60) is None
+            assert not await uploads.store(database, "unknown", "claim", "image/png", 1)
+            await uploads.release(database, "unknown", "claim", "image/png")
             with pytest.raises(HiDreamError):
                 await Intake(database, 100).submit(refused)
             assert said == []

@@ -39,12 +39,14 @@ def test_what_is_withdrawn_is_used_by_no_task_and_filled_by_nobody(in_database, 
         key = await new_key(database)
         await uploads.announce(database, an_upload(database, key, "stored"))
         await uploads.announce(database, replace(an_upload(database, key, "announced"), stored=False))
+        claim = await uploads.claim(database, "announced", 60)
         clock.now += 10
         assert sorted((await retention.remains(database, 0, database.now_ms())).uploads) == ["announced", "stored"]
         with pytest.raises(InvalidInput, match="image or mask is a file that is there no longer"):
             await submit(database, key, replace(SUBMISSION, image="stored"))
         assert await uploads.get(database, "stored") is None
-        assert not await uploads.store(database, "announced", "image/png", 3)
+        assert not await uploads.store(database, "announced", claim, "image/png", 3)
+        assert await uploads.claim(database, "announced", 60) is None
         await submit(database, key)  # another task is taken in
 
     in_database(scenario)

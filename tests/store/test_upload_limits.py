@@ -49,7 +49,9 @@ def test_bytes_are_counted_announced_stored_and_drawn(in_database):
         with pytest.raises(TooMany, match="may keep 100 bytes of uploads and images, and has 90"):
             await uploads.announce(database, upload(database, key, "b", 11), limits)
         await uploads.check(database, key)
-        await uploads.store(database, "a", "image/png", 60)  # as a release did that did not hold it to its size
+        await uploads.store(
+            database, "a", await uploads.claim(database, "a", 60), "image/png", 60
+        )  # as a release did that did not hold it to its size
         for refused in (uploads.check(database, key), submit(database, key)):
             with pytest.raises(TooMany, match="and has 100"):
                 await refused

@@ -94,15 +94,21 @@ def drawing(painter):
     return run
 
 
+async def within_a_step(painter, until, draw, *further):
+    """Draw task 1 of Dev, and further ones, (seed, model) each, that come while the thread stands in its step."""
+    painter.go_on.clear()
+    painter.painting.clear()
+    tasks = [draw(1)]
+    await until(painter.painting.is_set)
+    tasks += [draw(seed, model=model) for seed, model in further]
+    await asyncio.sleep(0)  # they are told to the thread
+    painter.go_on.set()
+    return await asyncio.gather(*tasks)
+
+
 def test_pictures_are_drawn_together_on_one_other_thread(drawing, painter, until):
     async def scenario(bridge, draw):
-        painter.go_on.clear()
-        tasks = [draw(1)]
-        await until(painter.painting.is_set)
-        tasks += [draw(2), draw(3)]
-        await asyncio.sleep(0.02)
-        painter.go_on.set()
-        pictures = await asyncio.gather(*tasks)
+        pictures = await within_a_step(painter, until, draw, (2, "dev"), (3, "dev"))
         assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
         await until(lambda: not bridge.busy)
 
@@ -232,13 +238,8 @@ def test_engines_take_steps_in_turn(drawing, painter, until):
 
     async def scenario(bridge, draw):
         bridge.drive({"dev": painter, "fast": Painter(), "full": other})
-        painter.go_on.clear()
-        tasks = [draw(1)]
-        await until(painter.painting.is_set)
-        tasks += [draw(2), draw(3, model="full")]
-        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
-        painter.go_on.set()
-        assert [picture.pixels.max() for picture in await asyncio.gather(*tasks)] == [1, 2, 3]
+        pictures = await within_a_step(painter, until, draw, (2, "dev"), (3, "full"))
+        assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
         await until(lambda: not bridge.busy)
         await bridge.close()
 
@@ -258,13 +259,7 @@ def test_an_engine_of_small_steps_has_as_much_time_as_one_of_huge_ones(drawing, 
 
     async def scenario(bridge, draw):
         bridge.drive({"dev": painter, "full": other})
-        painter.go_on.clear()
-        huge = draw(1)
-        await until(painter.painting.is_set)
-        small = draw(2, model="full")
-        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
-        painter.go_on.set()
-        await asyncio.gather(huge, small)
+        await within_a_step(painter, until, draw, (2, "full"))
 
     drawing(scenario, clock)
     assert order == ["dev", "full", "full", "full", "dev", "full", "dev", "dev"]
@@ -278,15 +273,8 @@ def test_an_engine_that_rested_has_no_time_saved_up(drawing, painter, until):
 
     async def scenario(bridge, draw):
         bridge.drive({"dev": painter, "full": other})
-        await draw(1)
-        painter.go_on.clear()
-        painter.painting.clear()
-        second = draw(2)
-        await until(painter.painting.is_set)
-        third = draw(3, model="full")
-        await asyncio.sleep(0)  # they are told to the thread, which stands in a step
-        painter.go_on.set()
-        await asyncio.gather(second, third)
+        await draw(2)
+        await within_a_step(painter, until, draw, (3, "full"))
 
     drawing(scenario, clock)
     assert order == ["dev"] * STEPS + ["dev", "full"] * STEPS

@@ -142,7 +142,8 @@ class TextEncoders:
 
     def _tokenize(self, i: int, texts: Sequence[str]) -> dict[str, Tensor]:
         # on the right, as trained, whatever the tokenizer's file says: copies of Llama's that pad on the left are about
-        batch = self.tokenizers[i](
+        batch = _split(
+            self.tokenizers[i],
             list(texts),
             padding="max_length",
             padding_side="right",
@@ -152,6 +153,19 @@ class TextEncoders:
         )
         device = self.encoders[i].device
         return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+
+
+def _split(tokenizer: Any, texts: list[str], **how: Any) -> Any:  # noqa: ANN401 - transformers is untyped here
+    """Call a tokenizer. Raises RuntimeError where its package panics, as on an endless search.
+
+    A panic is no Exception: it would pass the edges that tell whose request an error is. Its words may quote the text.
+    """
+    try:
+        return tokenizer(texts, **how)
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"the tokenizer has given up a text ({type(error).__name__})") from None
 
 
 def _joined(parts: Sequence[Sequence[Tensor]]) -> TextEmbeds:
@@ -173,7 +187,7 @@ def _check_positions(name: str, encoder: Any, tokens: int) -> None:  # noqa: ANN
 def _check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 - as above
     """Refuse one that cannot fill up a text, or has tokens that the encoder has not: on a card they end the process."""
     try:
-        ids = tokenizer(["a fox"], padding="max_length", max_length=8, truncation=True)["input_ids"][0]
+        ids = _split(tokenizer, ["a fox"], padding="max_length", max_length=8, truncation=True)["input_ids"][0]
         largest = max((*ids, *tokenizer.get_vocab().values()))
         longest = tokenizer.model_max_length
         fits = 0 <= min(ids) <= largest < vocabulary and longest >= 8 and len(ids) == 8

@@ -14,14 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from hidream.errors import InvalidInput, NotFound, StorageUnavailable
+from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable, TooMany
 from hidream.images.decoders import Decoders, File
 from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.part import Part
 from hidream.outputs.place import Place
 from hidream.server import base64_text
 from hidream.server.fetch import Rules, fetch
-from hidream.server.gate import LARGE_TOGETHER, WAIT_S, Gate
+from hidream.server.gate import LARGE_TOGETHER, RETRY_AFTER_S, WAIT_S, Gate
 from hidream.server.long_text import LongText
 from hidream.store import uploads
 from hidream.store.database import Database
@@ -35,9 +35,13 @@ PARTING_S = 0.5
 """How long pictures that are looked at may go on once the process is told to stop."""
 FILENAME_MAX = 256
 UNNAMED = "file"
+FILLING_S, ADOPTING_S = 120.0, 90.0
+"""How long an upload is one request's to fill, also if its process dies, and how long putting the file into its place
+may take: less, so that a file never comes there behind another one's."""
 TOGETHER_MAX = 2
 """Long texts whose base64 is read at a time."""
 
+_FILLED_BY_ANOTHER = "another request is putting a file to this URL"
 _OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
 
 
@@ -56,7 +60,7 @@ class Pictures:
         self._bodies = bodies
         fetches = "too many images are being fetched from URLs, for this key or for all"
         self._fetches = Gate(None, LARGE_TOGETHER, WAIT_S, fetches)
-        self._fillings = Gate(1, sys.maxsize, WAIT_S, "another request is putting a file to this URL")
+        self._fillings = Gate(1, sys.maxsize, WAIT_S, _FILLED_BY_ANOTHER)
 
     async def check(self, key: Key) -> None:
         """See whether a key may bring a picture now, before anything is read of it. Raises TooMany."""
@@ -104,25 +108,46 @@ class Pictures:
     async def fill(self, announced: Upload, part: Part) -> None:
         """Keep the picture that was announced; the same once more changes nothing.
 
-        Raises InvalidInput when there is another one already, or NotFound when it was waited for in vain.
+        Of requests to several processes, one puts its file into its place. Raises InvalidInput when there is another
+        one already, TooMany while another request does that, NotFound when the upload was withdrawn meanwhile.
         """
         name = announced.name
         if announced.stored:
-            if not await self._is(name, part):
-                raise InvalidInput("there is another file of this name; accepted: a new upload")
+            await self._compare(name, part)
             return
         image_format = await self._looked(announced.key_id, "the file", part)
-        await self._place.adopt(name, part)
-        if not await uploads.store(self._database, name, MEDIA_TYPES[image_format], part.size_bytes):
-            now = await uploads.get(self._database, name)
-            if now is None:
-                await self._place.delete([name])
-                raise NotFound("there is no such upload, or no longer: it was announced too long ago")
+        claim = await uploads.claim(self._database, name, FILLING_S)
+        if claim is None:
+            await self._too_late(name, part)
+            return
+        try:
+            async with asyncio.timeout(ADOPTING_S):
+                await self._place.adopt(name, part)
+            stored = await uploads.store(self._database, name, claim, MEDIA_TYPES[image_format], part.size_bytes)
+        except TimeoutError as error:  # it may come into its place yet: the claim is kept
+            raise StorageUnavailable("the file cannot be put into its place now; try again later") from error
+        except (StorageUnavailable, StoreUnavailable):
+            with suppress(StoreUnavailable):
+                await uploads.release(self._database, name, claim, announced.media_type)
+            raise
+        if not stored and await uploads.get(self._database, name) is None:
+            await self._place.delete([name])
+            raise NotFound("there is no such upload, or no longer: it was announced too long ago")
+
+    async def _too_late(self, name: str, part: Part) -> None:
+        """Say what another request has done meanwhile: nothing is wrong if it has brought the same."""
+        if not (await self._announced(name)).stored:
+            raise TooMany(f"{_FILLED_BY_ANOTHER}; try again later", RETRY_AFTER_S)
+        await self._compare(name, part)
+
+    async def _compare(self, name: str, part: Part) -> None:
+        if not await self._is(name, part):
+            raise InvalidInput("there is another file of this name; accepted: a new upload")
 
     async def _announced(self, name: str) -> Upload:
-        announced = await uploads.get(self._database, name) if is_name(name) else None
+        announced = await uploads.get(self._database, name, of_valid_key=True) if is_name(name) else None
         if announced is None:
-            raise NotFound("there is no such upload")
+            raise NotFound("there is no such upload, or no longer, or its key was revoked")
         return announced
 
     async def _kept(self, key: Key, field: str, part: Part, filename: str | None = None) -> Upload:

@@ -6,6 +6,7 @@ as long as it is there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.errors import InvalidInput, TooMany
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
+from hidream.store.schema import KEYS
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import UPLOADS as U
 from hidream.types import Status
@@ -28,6 +30,9 @@ WITHIN = ""
 """The filename of what came within a submission; that is a request of its own, and no upload is."""
 WITHDRAWN = ""
 """The media type of what is being removed: no task can use it any more, and nothing can be stored under its name."""
+FILLING = "filling/"
+"""How the media type of an announced file begins while one request puts the bytes into their place. Until when follows,
+in milliseconds, and a random text that tells this request from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Upload:
 
 
 _COLUMNS = tuple(U.c[name] for name in Upload.__slots__)
+_KEY_IS_VALID = sa.exists().where(KEYS.c.id == U.c.key_id, KEYS.c.revoked_ms.is_(None))
 
 
 async def check(database: Database, key: Key, *, within_submission: bool = False) -> None:
@@ -66,19 +72,51 @@ async def announce(
         database.sums.add(upload.key_id, upload.size)
 
 
-async def store(database: Database, name: str, media_type: str, size: int) -> bool:
-    """Say that an announced file's bytes are in their place; False if none was announced, or it is there already."""
-    statement = sa.update(U).where(U.c.name == name, U.c.stored.is_(False), U.c.media_type != WITHDRAWN)
+async def claim(database: Database, name: str, for_s: float) -> str | None:
+    """Let one request, of all processes', put an announced file's bytes into their place, for so many seconds.
+
+    None if another one does, or the file is there, or being removed, or its key was revoked. The claim is for `store`.
+    """
+    now = database.now_ms()
+    made = f"{_filling_until(now + round(for_s * 1000))}/{secrets.token_hex(16)}"
+    free = sa.or_(U.c.media_type.not_like(f"{FILLING}%"), U.c.media_type < _filling_until(now))
+    mine = (U.c.name == name, U.c.stored.is_(False), U.c.media_type != WITHDRAWN, free, _KEY_IS_VALID)
+    async with database.write(quiet=True) as connection:
+        changed = await connection.execute(sa.update(U).where(*mine).values(media_type=made))
+    return made if changed.rowcount == 1 else None
+
+
+async def release(database: Database, name: str, claim: str, media_type: str) -> None:
+    """End a claim whose file did not come into its place, so that the next request need not wait."""
+    async with database.write(quiet=True) as connection:
+        await connection.execute(sa.update(U).where(*_claimed(name, claim)).values(media_type=media_type))
+
+
+async def store(database: Database, name: str, claim: str, media_type: str, size: int) -> bool:
+    """Say that an announced file's bytes are in their place; False if the claim is over, or the file withdrawn."""
+    statement = sa.update(U).where(*_claimed(name, claim))
     async with database.write(quiet=True) as connection:
         changed = await connection.execute(statement.values(stored=True, media_type=media_type, size=size))
     return changed.rowcount == 1
 
 
-async def get(database: Database, name: str) -> Upload | None:
-    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed."""
+def _filling_until(ms: int) -> str:
+    """Write a time so that a later one is a later text, in any collation."""
+    return f"{FILLING}{ms:015d}"
+
+
+def _claimed(name: str, claim: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return U.c.name == name, U.c.stored.is_(False), U.c.media_type == claim
+
+
+async def get(database: Database, name: str, *, of_valid_key: bool = False) -> Upload | None:
+    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed.
+
+    With `of_valid_key` None also if its key was revoked: nobody brings such a key's files any more.
+    """
     wanted = sa.select(*_COLUMNS).where(U.c.name == name, U.c.media_type != WITHDRAWN)
     async with database.read() as connection:
-        row = (await connection.execute(wanted)).first()
+        row = (await connection.execute(wanted.where(_KEY_IS_VALID) if of_valid_key else wanted)).first()
     return Upload(*row) if row else None
 
 
