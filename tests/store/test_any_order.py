@@ -22,10 +22,11 @@ from plain import DAY_MS, Plain, Task
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
 from hidream.store import deliveries, history, intake, keys, predictions, progress, retention
+from hidream.store.admission import Asked, Repeat
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.history import Query
-from hidream.store.intake import Asked, Intake, Repeat
+from hidream.store.intake import Intake
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import Prediction
 from hidream.store.predictions import MOVES, Reserve, Room, Step

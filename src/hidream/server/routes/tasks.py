@@ -26,7 +26,7 @@ from hidream.server.presence import attended
 from hidream.server.removal import remove_files
 from hidream.server.service import ReadKey, Route, Service, SubmitKey, Version, ViewKey, secret_of, service_of
 from hidream.store import history, predictions
-from hidream.store.intake import Asked, Repeat
+from hidream.store.admission import Asked, Repeat
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.store.submission import Submission
