@@ -80,7 +80,7 @@ async def read_into(request: Request, part: Part, max_bytes: int) -> None:
 async def _short_json(request: Request, max_bytes: int) -> object:
     """Read a body as `_pieces` does, for the many that come in one piece: without a generator."""
     _check_announced(request, max_bytes)
-    body, more = b"", True
+    body, more = bytearray(), True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
