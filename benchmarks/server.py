@@ -11,7 +11,8 @@ bytes over and over, because an HTTP library would cost more than the server.
     python benchmarks/server.py --beside CHECKOUT [--turns 3]
 
 With the URL of an empty PostgreSQL database the same is measured there. With another checkout of the repository, its
-server and this one's are measured in turns, for the medians of both in one run.
+server and this one's are measured in turns, for the medians of both in one run. There the API process's CPU time is
+measured too (Linux): on a machine that others use as well it says more than the clock.
 """
 
 from __future__ import annotations
@@ -74,18 +75,22 @@ def in_turns(arguments: argparse.Namespace) -> None:
     """Measure two checkouts, one after the other, again and again."""
     sides = {"this checkout": HERE, "the other": arguments.beside}
     submits: dict[str, list[float]] = {side: [] for side in sides}
+    cpu_ms: dict[str, list[float]] = {side: [] for side in sides}
     overhead: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(arguments.turns):
         for side in sorted(sides, reverse=bool(turn % 2)):
             source = {"PYTHONPATH": str(sides[side] / "src")}
             with tempfile.TemporaryDirectory() as folder, hidream_server("api", "", folder, **source) as (url, key):
+                before_s = children_cpu_s()
                 submits[side].append(asyncio.run(submits_per_s(url, key, arguments.submits)))
+                cpu_ms[side].append((children_cpu_s() - before_s) * 1000 / arguments.submits)
             with tempfile.TemporaryDirectory() as folder, hidream_server("serve", "", folder, **source) as (url, key):
                 overhead[side] += overheads(url, key, arguments.rounds)
     rows: list[dict[str, object]] = [
         {
             "side": side,
             "submissions a second": f"{median(submits[side]):.0f} [{min(submits[side]):.0f}–{max(submits[side]):.0f}]",
+            "CPU of a submission, ms": f"{median(cpu_ms[side]):.2f} [{min(cpu_ms[side]):.2f}–{max(cpu_ms[side]):.2f}]",
             "overhead of a sync request, ms": str(Spread.of(overhead[side])).strip(),
         }
         for side in sides
@@ -93,6 +98,13 @@ def in_turns(arguments: argparse.Namespace) -> None:
     ratio = median(submits["this checkout"]) / median(submits["the other"])
     settings = {"turns": arguments.turns, "submits": arguments.submits, "rounds": arguments.rounds}
     report("server, two checkouts", rows, settings | {"submissions, ratio": round(ratio, 3)})
+
+
+def children_cpu_s() -> float:
+    """Seconds of CPU time that the processes have taken which this one has started and that still run."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    threads = [thread for child in children for thread in Path(f"/proc/{child}/task").glob("*/schedstat")]
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def overheads(url: str, key: str, rounds: int) -> list[float]:

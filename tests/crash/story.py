@@ -30,10 +30,10 @@ from hidream.server.webhook_loop import WebhookLoop
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import acts, deliveries, figures, history, keys, predictions, uploads, webhook_secrets, workers
+from hidream.store.admission import Asked, Repeat
 from hidream.store.belongings import KINDS, pages
 from hidream.store.database import Database
 from hidream.store.deliveries import State
-from hidream.store.intake import Asked, Repeat
 from hidream.store.keys import Limits
 from hidream.store.predictions import Room
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS

@@ -15,9 +15,9 @@ from hidream.server.webhook_loop import LEASE_S, WebhookLoop
 from hidream.settings.tables import Settings, Webhooks
 from hidream.settings.tables import Worker as Limits
 from hidream.store import deliveries, history, keys, predictions
+from hidream.store.admission import Asked
 from hidream.store.database import Database
 from hidream.store.deliveries import State
-from hidream.store.intake import Asked
 from hidream.store.predictions import Room
 from hidream.store.submission import Submission
 from hidream.store.workers import Worker

@@ -28,6 +28,20 @@ def test_a_line_says_route_and_status_but_no_secret(with_api, caplog):
         assert hidden not in caplog.text
 
 
+def test_a_method_that_is_not_accepted_is_logged_by_its_route(with_api, caplog):
+    async def scenario(api):
+        with caplog.at_level(logging.INFO, "hidream"):
+            await api.get("/api/v3/wavespeed-ai/hidream-i1-dev")
+            await api.client.post("/healthz")
+
+    with_api(scenario)
+    lines = [record.getMessage() for record in caplog.records if record.name == "hidream.server.access_log"]
+    assert [re.sub(r" ms=.*", "", line) for line in lines] == [
+        "request method=GET route=/api/{api}/wavespeed-ai/{name:path} status=405",
+        "request method=POST route=/healthz status=405",
+    ]
+
+
 def test_an_id_that_is_none_is_not_logged(with_api, caplog):
     async def scenario(api):
         with caplog.at_level(logging.INFO, "hidream"):

@@ -1,6 +1,13 @@
 """Reading a body: the type it must say, the size it may have, and the JSON it must be."""
 
+import asyncio
+
 import pytest
+from starlette.requests import Request
+
+from hidream.errors import BodyTooLarge, InvalidInput
+from hidream.server.body import read_json
+from hidream.server.long_bodies import SHORT_BYTES, is_long
 
 PATH = "/api/v3/wavespeed-ai/hidream-i1-dev"
 
@@ -62,3 +69,52 @@ def test_a_body_without_an_announced_length_is_counted_too(with_api):
 
     answer = post(with_api, chunks(), body_max_bytes=50_000)
     assert answer.status_code == 413
+
+
+def came(*messages, length=b"20"):
+    """A request of which these messages come, one after the other."""
+    left = iter(messages)
+
+    async def receive():
+        return next(left)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+    return Request({"type": "http", "headers": headers}, receive)
+
+
+def piece(body, more=True):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_short_body_may_come_in_pieces():
+    request = came(piece(b'{"a"'), {"type": "http.request", "more_body": True}, piece(b": 1}", more=False))
+    assert asyncio.run(read_json(request, 1000)) == {"a": 1}
+
+
+def test_a_short_body_that_ends_early_is_no_body():
+    request = came(piece(b'{"a": 1}'), {"type": "http.disconnect"})
+    with pytest.raises(InvalidInput, match="ended before its announced length"):
+        asyncio.run(read_json(request, 1000))
+
+
+def test_a_short_body_is_counted_whatever_it_announces():
+    request = came(piece(b" " * 6), piece(b" " * 6), length=b"4")
+    with pytest.raises(BodyTooLarge, match="larger than 10 bytes"):
+        asyncio.run(read_json(request, 10))
+
+
+@pytest.mark.parametrize(
+    ("headers", "long"),
+    [
+        ([], False),
+        ([(b"content-length", b"%d" % SHORT_BYTES)], False),
+        ([(b"content-length", b"%d" % (SHORT_BYTES + 1))], True),
+        ([(b"content-length", b"9" * 5000)], True),
+        ([(b"content-length", b"-1")], True),
+        ([(b"content-length", b"")], True),
+        ([(b"host", b"a"), (b"transfer-encoding", b"chunked")], True),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)
+def test_a_body_is_long_by_what_its_head_says(headers, long):
+    assert is_long({"type": "http", "headers": headers}) is long

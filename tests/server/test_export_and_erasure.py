@@ -15,7 +15,7 @@ from hidream.server import erasure, sweep
 from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.store import acts, belongings, keys, predictions
-from hidream.store.intake import Asked
+from hidream.store.admission import Asked
 from hidream.store.predictions import Step
 from hidream.store.schema import DELIVERIES, KEYS, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS, UPLOADS
 from hidream.store.submission import Submission

@@ -8,7 +8,7 @@ import pytest
 from hidream.errors import PromptRefused
 from hidream.server.webhook_loop import PER_HOST_MAX, WebhookLoop
 from hidream.store import keys
-from hidream.store.intake import Asked
+from hidream.store.admission import Asked
 from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Size
 from hidream.webhooks.delivery import TOTAL_S, Courier

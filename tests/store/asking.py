@@ -3,7 +3,8 @@
 import asyncio
 
 from hidream.store import keys, predictions
-from hidream.store.intake import Asked, Intake
+from hidream.store.admission import Asked
+from hidream.store.intake import Intake
 from hidream.store.keys import Limits
 from hidream.store.predictions import Reserve, Room
 from hidream.store.submission import Submission

@@ -21,11 +21,12 @@ from hypothesis.stateful import (
 from plain import DAY_MS, Plain, Task
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import deliveries, history, intake, keys, predictions, progress, retention, workers
+from hidream.store import admission, deliveries, history, keys, predictions, progress, retention, workers
+from hidream.store.admission import Asked, Repeat
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.history import Query
-from hidream.store.intake import Asked, Intake, Repeat
+from hidream.store.intake import Intake
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import Prediction
 from hidream.store.predictions import MOVES, Reserve, Room, Step
@@ -571,9 +572,9 @@ FAULTS = {
     "missing fence": (predictions, "_leave_processing", without_its_attempt),
     "lost webhook": (predictions, "_end", owing_nothing),
     "suspected beside others": (predictions, "_fitting", lambda waiting, room: waiting[: room.tasks]),
-    "half a minute": (intake, "MINUTE_MS", 30_000),
-    "short memory": (intake, "REMEMBERED_MS", 3_600_000),
-    "no last places": (intake, "LAST_PLACES", 0.0),
+    "half a minute": (admission, "MINUTE_MS", 30_000),
+    "short memory": (admission, "REMEMBERED_MS", 3_600_000),
+    "no last places": (admission, "LAST_PLACES", 0.0),
     "served and abandoned": (predictions, "_all_of", lambda _models: set()),
 }
 

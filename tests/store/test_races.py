@@ -7,8 +7,9 @@ from asking import MODEL, SUBMISSION, claim, claim_one, new_key, submit
 
 from hidream.errors import TooMany
 from hidream.store import deliveries, history, predictions
+from hidream.store.admission import Asked, Repeat
 from hidream.store.database import Database
-from hidream.store.intake import Asked, Intake, Repeat
+from hidream.store.intake import Intake
 from hidream.types import Status
 
 

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from asking import claim_one, new_key, submit
 
 from hidream.store import history, predictions, retention, uploads
-from hidream.store.intake import DAY_MS, Repeat
+from hidream.store.admission import DAY_MS, Repeat
 from hidream.store.predictions import Step
 from hidream.store.schema import METADATA
 from hidream.store.uploads import Upload

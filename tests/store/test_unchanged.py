@@ -9,8 +9,9 @@ from asking import MODEL, SUBMISSION, claim, claim_beside, heard, new_key, submi
 
 from hidream.errors import HiDreamError
 from hidream.store import predictions, uploads
+from hidream.store.admission import Asked
 from hidream.store.database import Database
-from hidream.store.intake import Asked, Intake
+from hidream.store.intake import Intake
 from hidream.store.predictions import Held, Step
 
 

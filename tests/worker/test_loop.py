@@ -20,9 +20,10 @@ from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, predictions, progress, workers
+from hidream.store.admission import Asked
 from hidream.store.database import Database
 from hidream.store.endings import Endings
-from hidream.store.intake import Asked, Intake
+from hidream.store.intake import Intake
 from hidream.store.predictions import Room
 from hidream.store.schema import PREDICTIONS
 from hidream.store.submission import Submission

@@ -32,7 +32,7 @@ class Task:
 
 @dataclass
 class Life:
-    """A worker, its queue, and the turns that `store/intake` gives."""
+    """A worker, its queue, and the turns that `store/admission` gives."""
 
     limits: Limits
     waiting: list[Task] = field(default_factory=list)

@@ -49,12 +49,16 @@ _VOWELS = "aeiou"
 
 def native(text: str) -> str:
     """Return the normal form that keeps each script: NFKC, lower case, no accents (but ñ), no invisibles."""
+    if text.isascii():  # which all of this leaves as it is
+        return text.lower()
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", _visible(text)).translate(_KEPT_TILDE))
     return unicodedata.normalize("NFC", plain.translate(_ACCENTS)).casefold().replace("\ue000", "ñ")
 
 
 def latin(text: str) -> str:
     """Return the normal form in which look-alikes of other scripts are the Latin letters they look like."""
+    if text.isascii():
+        return text.lower()
     plain = unicodedata.normalize("NFKD", _visible(text)).translate(_ACCENTS)
     return unicodedata.normalize("NFC", plain.translate(LOOK_ALIKES)).casefold()
 
@@ -63,7 +67,7 @@ def readings(prompt: str) -> Iterator[list[str]]:
     """Yield the different readings of a prompt as words; at the end, after "", its undone disguised words."""
     seen: list[list[str]] = []
     base = latin(prompt)
-    for text in (native(prompt), base, *(_unleet(base, table) for table in LEET)):
+    for text in dict.fromkeys((native(prompt), base, *(_unleet(base, table) for table in LEET))):
         words = _WORD.findall(text)
         if words not in seen:
             seen.append(words)

@@ -96,6 +96,9 @@ async def let_go(request: Request) -> None:
 
 def is_long(scope: Scope) -> bool:
     """Whether a request announces a body that is not short, or does not say how long it is."""
-    headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"0")
-    return b"transfer-encoding" in headers or not length.isdigit() or int(length[:20]) > SHORT_BYTES
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding":
+            return True
+        if name == b"content-length" and (not value.isdigit() or int(value[:20]) > SHORT_BYTES):
+            return True
+    return False

@@ -149,8 +149,10 @@ def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], A
     return find
 
 
+key_of_submission = key_of(Scope.SUBMIT)
+
 Version = Annotated[Api, Depends(api_of)]
 AnyKey = Annotated[Key, Depends(key_of(None, reads=True))]
-SubmitKey = Annotated[Key, Depends(key_of(Scope.SUBMIT))]
+SubmitKey = Annotated[Key, Depends(key_of_submission)]
 ViewKey = Annotated[Key, Depends(key_of(Scope.VIEW, reads=True))]
 ReadKey = Annotated[Key, Depends(key_of(Scope.READ, reads=True))]

@@ -40,13 +40,18 @@ class Waiting:
     async def place(self, prediction: Prediction) -> Place:
         """Say where a task stands that waits; one that came since the line was seen is put where it belongs in it."""
         seen = self._seen[prediction.model]
+        if (line := seen.line) is None or self._clock() >= seen.until:
+            line = await self._look(seen, prediction.model)
+        return line.place(prediction)
+
+    async def _look(self, seen: _Seen, model: str) -> Line:
         async with seen.looking:
             began = self._clock()
-            if seen.line is None or began >= seen.until:
-                seen.line = await history.line(self._database, prediction.model)
+            if seen.line is None or began >= seen.until:  # else somebody has looked meanwhile
+                seen.line = await history.line(self._database, model)
                 now = self._clock()
                 seen.until = now + max(FRESH_S, (now - began) / SHARE)
-        return seen.line.place(prediction)
+            return seen.line
 
 
 class Serving:
@@ -62,8 +67,12 @@ class Serving:
 
     async def workers(self, model: str) -> int:
         """Count the workers that serve a model."""
+        if self._clock() >= self._until:
+            await self._count()
+        return self._counted[model]
+
+    async def _count(self) -> None:
         async with self._counting:
-            if self._clock() >= self._until:
+            if self._clock() >= self._until:  # else somebody has counted meanwhile
                 self._counted = workers.serving(await workers.ready(self._database, self.seen_s))
                 self._until = self._clock() + FRESH_S
-        return self._counted[model]

@@ -3,100 +3,31 @@
 Whatever is asked for while a transaction commits is taken in by the next one, all of it together: a disk that syncs 300
 times a second then acknowledges many more tasks than 300. Counting and writing are one transaction, and there is one at
 a time, so that limits are exact and an Idempotency-Key makes one task, from however many processes it comes at once.
-
-**Fair sharing.** Each task gets a *turn*, and the smallest is served first. A key's next task begins its turn where
-its last one's ended (`turn + work`), but never before the turn that is being served: so a key with a thousand tasks
-does not hold up another's first, and nobody saves up turns by waiting. (Start-time fair queueing: Goyal, Vin and Cheng
-1996.) Of the places in the queue a key may take its share, and the last ones are for keys that have none.
+What is counted and written, `admission` says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import secrets
-import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import Conflict, Forbidden, HiDreamError, InvalidInput, PromptRefused, StoreUnavailable, TooMany
-from hidream.store import deliveries, uploads
+from hidream.errors import Conflict, Forbidden, HiDreamError, InvalidInput, StoreUnavailable, TooMany
+from hidream.store import uploads
+from hidream.store.admission import REMEMBERED_MS, Admission, Asked, Queue
 from hidream.store.database import Database
-from hidream.store.keys import Key, Limits
-from hidream.store.prediction import COLUMNS, Prediction, writable
-from hidream.store.predictions import SERVING
+from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import REPEATS, TURNS
-from hidream.store.submission import Submission
-from hidream.types import Status
+from hidream.store.schema import REPEATS
 
-RETRY_AFTER_S = 5
-"""What a client that finds the queue full is told to wait."""
 TOGETHER_MAX = 100
 """Tasks that are taken in by one transaction; more would let the first of them wait for the last."""
-MINUTE_MS, DAY_MS = 60_000, 86_400_000
-REMEMBERED_MS = DAY_MS
-"""How long an Idempotency-Key is remembered."""
 LOOKS = 3
 """How often a check looks at most, where tasks of the same key are taken in at the same time."""
-LAST_PLACES = 0.1
-"""Of the queue, what is kept for keys that have no unfinished task: whatever others do, their first one is taken in."""
-
-_UNFINISHED = [status for status in Status if not status.final]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """What tells that a request was sent before: the client's Idempotency-Key, and a digest of the request."""
-
-    idempotency_key: str
-    body_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A task to be taken in; one with a `refusal` is written down as failed.
-
-    `warnings` are what its user should know already; whatever the worker has to add follows them.
-    """
-
-    key: Key
-    model: str
-    submission: Submission
-    base_url: str = ""
-    webhook: str = ""
-    repeat: Repeat | None = None
-    refusal: PromptRefused | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def work(self) -> int:
-        """What it costs, in pixel steps."""
-        return self.submission.work(self.model)
-
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """How many unfinished tasks there may be: `most` of all keys, and `share` of that of one key."""
-
-    most: int
-    share: float = 1.0
-
-    @property
-    def of_one_key(self) -> int:
-        """The most of one key."""
-        return max(1, int(self.most * self.share + 1e-6))  # 100 * 0.29 is 28.999999999999996
-
-    @property
-    def last_places(self) -> int:
-        """How many of all are for keys that have none."""
-        return int(self.most * LAST_PLACES)
-
 
 Answer = Prediction | HiDreamError
 
@@ -162,14 +93,14 @@ class Intake:
             for _ in range(LOOKS):
                 async with self._database.read() as connection:
                     ended = self._ended[asked.key.id]
-                    books = await _Books.opened(self._database, connection, [asked])
+                    admission = await Admission.opened(self._database, connection, [asked])
                 if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which it may have missed
                     break
         finally:
             self._looking -= 1
             self._forget_ended()
-        books.expect(self._brought)
-        books.check(asked, self._queue)
+        admission.expect(self._brought)
+        admission.check(asked, self._queue)
 
     def _bring_no_more(self, key_id: str) -> None:
         self._brought -= Counter((key_id,))
@@ -236,270 +167,13 @@ class Intake:
         return [answer for asked in batch for answer in await self._answers([asked])]  # one spoils none of the others
 
     async def _take(self, batch: Sequence[Asked], connection: AsyncConnection) -> list[Answer | Exception]:
-        books = await _Books.opened(self._database, connection, batch)
-        books.made = await _made(connection, batch, books.now)
+        admission = await Admission.opened(self._database, connection, batch)
+        await admission.look_for_repeats(connection, batch)
         answers: list[Answer | Exception] = []
         for asked in batch:
             try:
-                answers.append(books.repeated(asked) or books.take(asked, self._queue))
+                answers.append(admission.repeated(asked) or admission.take(asked, self._queue))
             except (TooMany, Forbidden, Conflict, InvalidInput) as error:
                 answers.append(error)
-        await books.close(connection)
+        await admission.close(connection)
         return answers
-
-
-@dataclass(slots=True)
-class _Usage:
-    """What a key has asked for lately, and when it made the first request of the last minute and day."""
-
-    minute_since_ms: int
-    day_since_ms: int
-    unfinished: int = 0
-    last_minute: int = 0
-    pixels: int = 0
-    kept_bytes: int = 0
-    work: int = 0
-
-
-@dataclass(slots=True)
-class _Books:
-    """What a transaction knows and will write: one query of each kind, however many tasks it takes in."""
-
-    now: int
-    unfinished: int
-    serving: int | None
-    turns: dict[str, int]
-    usage: dict[str, _Usage]
-    known_keys: frozenset[str]
-    made: dict[tuple[str, str], tuple[str, Prediction]] = field(default_factory=dict)
-    gone: frozenset[str] = frozenset()
-    predictions: list[Prediction] = field(default_factory=list)
-    repeats: list[dict[str, object]] = field(default_factory=list)
-
-    @classmethod
-    async def opened(cls, database: Database, connection: AsyncConnection, batch: Sequence[Asked]) -> _Books:
-        """Read all that limits and turns need."""
-        now = database.now_ms()
-        key_ids = {asked.key.id for asked in batch}
-        counts = sa.select(P.c.key_id, sa.func.count().label("tasks")).where(P.c.status.in_(_UNFINISHED))
-        rows = await connection.execute(counts.group_by(P.c.key_id))
-        unfinished = {row.key_id: row.tasks for row in rows}
-        turns = sa.select(TURNS.c.key_id, TURNS.c.next).where(TURNS.c.key_id.in_({*key_ids, SERVING}))
-        turn = {row.key_id: row.next for row in await connection.execute(turns)}
-        usage = {key_id: _Usage(now, now, unfinished.get(key_id, 0)) for key_id in key_ids}
-        limits = {asked.key.id: asked.key.limits for asked in batch}
-        await _add_usage(connection, usage, limits, now)
-        by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
-        for key_id, kept in (await uploads.kept_bytes(database, connection, by_bytes)).items():
-            usage[key_id].kept_bytes = kept
-        known = frozenset(turn)
-        gone = await uploads.withdrawn(connection, {name for asked in batch for name in _uploads_of(asked.submission)})
-        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, known, gone=gone)
-
-    def repeated(self, asked: Asked) -> Prediction | None:
-        """Find the task that the same request has made. Raises Conflict."""
-        if asked.repeat is None:
-            return None
-        found = self.made.get((asked.key.id, asked.repeat.idempotency_key))
-        if found is None:
-            return None
-        body_hash, prediction = found
-        if body_hash != asked.repeat.body_hash:
-            raise Conflict(
-                f"Idempotency-Key {asked.repeat.idempotency_key!r:.100} was sent with another request in the last 24 "
-                "hours; accepted: the same request again, or a new key"
-            )
-        return prediction
-
-    def expect(self, expected: Mapping[str, int]) -> None:
-        """Count tasks that may come, by the ids of their keys, as if they were here."""
-        self.unfinished += sum(expected.values())
-        for key_id, count in expected.items():
-            if usage := self.usage.get(key_id):
-                usage.unfinished += count
-                usage.last_minute += count
-
-    def check(self, asked: Asked, queue: Queue) -> None:
-        """Raise Forbidden where the key may never have such a task, TooMany where it may not now, InvalidInput."""
-        usage, may = self.usage[asked.key.id], asked.key.limits
-        _check_task(asked, may)
-        if asked.refusal is None:
-            self._check_queue(usage, queue)
-            if not self.gone.isdisjoint(_uploads_of(asked.submission)):
-                raise uploads.gone()
-        self._check_usage(asked, usage, may)
-
-    def take(self, asked: Asked, queue: Queue) -> Prediction:
-        """Make a task. Raises Forbidden, TooMany, and InvalidInput when an upload is no longer there."""
-        self.check(asked, queue)
-        usage, prediction = self.usage[asked.key.id], self._made(asked)
-        self.predictions.append(prediction)
-        if asked.refusal is None:
-            self.unfinished += 1
-            usage.unfinished += 1
-            usage.pixels += prediction.pixels
-            usage.work += prediction.work
-        usage.last_minute += 1
-        if asked.repeat is not None:
-            key = (asked.key.id, asked.repeat.idempotency_key)
-            self.made[key] = asked.repeat.body_hash, prediction
-            row = dataclasses.asdict(asked.repeat) | {"key_id": asked.key.id, "prediction_id": prediction.id}
-            self.repeats.append(row | {"created_ms": self.now})
-        return prediction
-
-    async def close(self, connection: AsyncConnection) -> None:
-        """Write what was made."""
-        if not self.predictions:
-            return
-        await connection.execute(sa.insert(P), [prediction.to_row() for prediction in self.predictions])
-        await uploads.use(connection, {name for p in self.predictions for name in _uploads_of(p.input)}, self.now)
-        owed = [(p.id, p.key_id, p.webhook) for p in self.predictions if p.status.final and p.webhook]
-        await deliveries.owe(connection, owed, self.now)
-        if self.repeats:
-            await connection.execute(sa.insert(REPEATS), self.repeats)
-        turns = dict(self.turns) | ({SERVING: 0} if self.serving is None else {})
-        new = [{"key_id": key_id, "next": turn} for key_id, turn in turns.items() if key_id not in self.known_keys]
-        old = [{"id": key_id, "turn": turn} for key_id, turn in turns.items() if key_id in self.known_keys]
-        if new:
-            await connection.execute(sa.insert(TURNS), new)
-        if old:
-            moved = sa.update(TURNS).where(TURNS.c.key_id == sa.bindparam("id")).values(next=sa.bindparam("turn"))
-            await connection.execute(moved, old)
-
-    def _check_queue(self, usage: _Usage, queue: Queue) -> None:
-        if self.unfinished >= queue.most:
-            raise TooMany(f"{self.unfinished} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
-        if usage.unfinished >= queue.of_one_key:
-            raise TooMany(
-                f"{usage.unfinished} tasks of this key wait, its share of the queue; try again later", RETRY_AFTER_S
-            )
-        if usage.unfinished and self.unfinished >= queue.most - queue.last_places:
-            raise TooMany(
-                f"{self.unfinished} tasks wait, and the last {queue.last_places} places are for keys that have none; "
-                "try again later",
-                RETRY_AFTER_S,
-            )
-
-    def _check_usage(self, asked: Asked, usage: _Usage, may: Limits) -> None:
-        if may.requests_per_minute and usage.last_minute >= may.requests_per_minute:
-            wait_s = _until(usage.minute_since_ms + MINUTE_MS, self.now)
-            raise TooMany(f"this key may make {may.requests_per_minute} requests a minute; try again later", wait_s)
-        if may.tasks_max and usage.unfinished >= may.tasks_max:
-            raise TooMany(f"{usage.unfinished} tasks of this key are unfinished, as many as it may have", RETRY_AFTER_S)
-        if may.pixels_per_day and usage.pixels + asked.submission.pixels > may.pixels_per_day:
-            wait_s = _until(usage.day_since_ms + DAY_MS, self.now)
-            raise TooMany(
-                f"this key may draw {may.pixels_per_day} pixels a day, of which it has used {usage.pixels}", wait_s
-            )
-        if may.work_per_day and usage.work + asked.work > may.work_per_day:
-            wait_s = _until(usage.day_since_ms + DAY_MS, self.now)
-            raise TooMany(
-                f"this key may use {may.work_per_day} pixel steps a day, of which it has used {usage.work}; this task "
-                f"takes {asked.work}",
-                wait_s,
-            )
-
-        uploads.check_bytes(may, usage.kept_bytes)
-
-    def _made(self, asked: Asked) -> Prediction:
-        refusal, submission = asked.refusal, asked.submission
-        turn = max(self.turns.get(asked.key.id, 0), self.serving or 0)
-        if refusal is None:
-            self.turns[asked.key.id] = turn + asked.work
-        return Prediction(
-            id=uuid.uuid4().hex,
-            key_id=asked.key.id,
-            model=asked.model,
-            input=submission,
-            output_name=f"{secrets.token_urlsafe(32)}.{submission.output_format}",
-            status=Status.FAILED if refusal else Status.CREATED,
-            code=refusal.code if refusal else 0,
-            error=writable(refusal.message) if refusal else "",
-            version="",
-            nsfw=(),
-            created_ms=self.now,
-            started_ms=None,
-            finished_ms=self.now if refusal else None,
-            inference_ms=0,
-            warnings=asked.warnings,
-            attempt=0,
-            workers_lost=0,
-            pixels=0 if refusal else submission.pixels,
-            work=0 if refusal else asked.work,
-            turn=turn,
-            base_url=asked.base_url,
-            webhook=asked.webhook,
-            step=0,
-            steps=0,
-        )
-
-
-def _uploads_of(submission: Submission) -> list[str]:
-    """Name the files that a task starts from."""
-    return [name for name in (submission.image, submission.mask) if name]
-
-
-async def _add_usage(
-    connection: AsyncConnection, usage: Mapping[str, _Usage], limits: Mapping[str, Limits], now: int
-) -> None:
-    """Count what keys with limits have asked for lately, deleted and cancelled tasks included."""
-    by_minute = [key_id for key_id, may in limits.items() if may.requests_per_minute]
-    if by_minute:
-        requests = sa.select(P.c.key_id, sa.func.count(), sa.func.min(P.c.created_ms))
-        for key_id, count, since in await connection.execute(_made_after(requests, by_minute, now - MINUTE_MS)):
-            usage[key_id].last_minute, usage[key_id].minute_since_ms = count, since
-    by_day = [key_id for key_id, may in limits.items() if may.pixels_per_day or may.work_per_day]
-    if by_day:
-        sums = sa.select(P.c.key_id, sa.func.sum(P.c.pixels), sa.func.sum(P.c.work), sa.func.min(P.c.created_ms))
-        for key_id, pixels, work, since in await connection.execute(_made_after(sums, by_day, now - DAY_MS)):
-            of_key = usage[key_id]
-            of_key.pixels, of_key.work, of_key.day_since_ms = int(pixels), int(work), since
-
-
-def _check_task(asked: Asked, may: Limits) -> None:
-    """Raise Forbidden where a task is larger than its key may ever have."""
-    said, steps = asked.submission, asked.submission.steps(asked.model)
-    pixels = said.size.width * said.size.height
-    if may.steps_max and steps > may.steps_max:
-        own = "" if said.num_inference_steps else ", the model's own number"
-        raise Forbidden(f"num_inference_steps is {steps}{own}; accepted from this key: up to {may.steps_max}")
-    if may.pixels_max and pixels > may.pixels_max:
-        raise Forbidden(f"size is {said.size}, {pixels} pixels; accepted from this key: up to {may.pixels_max} pixels")
-    if may.images_max and said.num_images > may.images_max:
-        raise Forbidden(f"num_images is {said.num_images}; accepted from this key: up to {may.images_max}")
-    if may.pixels_per_day and said.pixels > may.pixels_per_day:
-        raise Forbidden(f"the task has {said.pixels} pixels; accepted from this key: up to {may.pixels_per_day} a day")
-    if may.work_per_day and asked.work > may.work_per_day:
-        raise Forbidden(
-            f"the task takes {asked.work} pixel steps; accepted from this key: up to {may.work_per_day} a day"
-        )
-
-
-def _made_after(sums: sa.Select[Any], key_ids: Sequence[str], after_ms: int) -> sa.Select[Any]:
-    return sums.where(P.c.key_id.in_(key_ids), P.c.created_ms > after_ms).group_by(P.c.key_id)
-
-
-async def _made(
-    connection: AsyncConnection, batch: Sequence[Asked], now: int
-) -> dict[tuple[str, str], tuple[str, Prediction]]:
-    """What the batch's Idempotency-Keys have made, with the digest of the request that did; forgets old ones."""
-    asked = [(a.key.id, a.repeat.idempotency_key) for a in batch if a.repeat]
-    if not asked:
-        return {}
-    await connection.execute(sa.delete(REPEATS).where(REPEATS.c.created_ms <= now - REMEMBERED_MS))
-    name = sa.tuple_(REPEATS.c.key_id, REPEATS.c.idempotency_key)
-    wanted = (
-        sa.select(REPEATS.c.idempotency_key, REPEATS.c.body_hash, *COLUMNS)
-        .join(P, P.c.id == REPEATS.c.prediction_id)
-        .where(name.in_(asked))
-    )
-    found = {}
-    for row in await connection.execute(wanted):
-        prediction = Prediction.of_row(row[2:])
-        found[prediction.key_id, row.idempotency_key] = row.body_hash, prediction
-    return found
-
-
-def _until(then_ms: int, now: int) -> int:
-    """Whole seconds, at least one."""
-    return max(1, -(-(then_ms - now) // 1000))

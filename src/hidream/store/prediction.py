@@ -16,7 +16,7 @@ class Prediction:
     """What was asked, and how far it is. Times are ms since the epoch, None until then.
 
     `attempt` counts the claims, `workers_lost` those that ended badly. `nsfw` has a flag for each finished picture.
-    `work` is what it costs and `turn` its place in the queue (`intake.py`). `base_url` is where its client reached us.
+    `work` is what it costs, `turn` its place in the queue (`admission`). `base_url` is where its client reached us.
     `warnings` are those of the request, and once it is completed those of the worker behind them.
     `step` of `steps` is how far the drawing is, a little later than the worker knows it.
     """

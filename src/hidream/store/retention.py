@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from hidream.store.admission import DAY_MS
 from hidream.store.database import Database
-from hidream.store.intake import DAY_MS
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.predictions import MOVES
 from hidream.store.schema import PREDICTIONS as P

@@ -79,7 +79,7 @@ PREDICTIONS = sa.Table(
     sa.Index("predictions_with_files", "status", "created_ms", sqlite_where=_WITH_FILES, postgresql_where=_WITH_FILES),
     sa.Index("predictions_no_files", "status", "created_ms", sqlite_where=_NO_FILES, postgresql_where=_NO_FILES),
 )
-"""`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/intake.py`).
+"""`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/admission.py`).
 
 The first and third index have more columns than they sort by, so that counting need not look at the rows. The last two
 have only what is being removed.

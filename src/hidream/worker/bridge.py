@@ -8,7 +8,7 @@ nothing to do waits.
 There may be several engines, one for each model. Those that have anything to draw share the thread's time fairly, not
 its steps: a step of a huge picture takes as long as hundreds of a small one. Each has its *time*, to which its steps
 add what they took; the smallest goes next, and one that had nothing to do begins at the time that is being served.
-(Start-time fair queueing, as keys share the queue in `store/intake`.) So where an engine draws what takes hours, a
+(Start-time fair queueing, as keys share the queue in `store/admission`.) So where an engine draws what takes hours, a
 small picture of another one waits for the end of one step, and then has the thread until it has had as much of it.
 
 An engine returns the errors of single requests. An exception out of a step itself belongs to nobody: all requests of

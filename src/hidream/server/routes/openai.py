@@ -21,7 +21,7 @@ from hidream.server.long_bodies import let_go
 from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
 from hidream.store import predictions
-from hidream.store.intake import Asked
+from hidream.store.admission import Asked
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.types import Status
