@@ -121,11 +121,16 @@ def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> t
 
 
 @pytest.mark.parametrize(
-    ("first", "schedules"), [(0, 20), *(pytest.param(20 + 48 * i, 48, marks=pytest.mark.long) for i in range(10))]
+    ("first", "schedules", "seeds"),
+    [
+        (0, 7, 12),
+        pytest.param(0, 20, 24, marks=pytest.mark.long),
+        *(pytest.param(20 + 48 * i, 48, 24, marks=pytest.mark.long) for i in range(10)),
+    ],
 )
-def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, schedules):
+def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, schedules, seeds):
     for seed in range(first, first + schedules):
-        outcomes, _ = live(model, seed, seeds=24, requests=6)
+        outcomes, _ = live(model, seed, seeds=seeds, requests=6)
         for id_, outcome in outcomes.items():
             assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
             expected = alone(int(id_.split("-")[1]))
