@@ -104,9 +104,16 @@ def test_every_error_is_in_the_drawn_tree():
 
 def test_what_architecture_names_exists():
     text = read("ARCHITECTURE.md")
-    for path, name in re.findall(r"`(\w+/\w+)\.(\w+)`", text):
-        source = read(f"src/hidream/{path}.py")
-        assert re.search(rf"^ *((async )?def|class) {name}\b|^{name}(: .+)? =", source, re.MULTILINE), f"{path}.{name}"
+    named = re.findall(r"`(\w+(?:/\w+)+)(?:\.(\w+(?:\.\w+)*))?`", text)
+    assert {path.count("/") for path, _ in named} >= {1, 2}
+    for path, names in named:
+        root = ROOT if path.startswith(("tests/", "docs/")) else ROOT / "src/hidream"
+        file, name = root / f"{path}.py", names.split(".")[0]
+        assert file.is_file() or (not name and (root / path).is_dir()), path
+        source = file.read_text() if file.is_file() else ""
+        assert name in ("", "py") or re.search(
+            rf"^ *((async )?def|class) {name}\b|^{name}(: .+)? =", source, re.MULTILINE
+        ), f"{path}.{name}"
     assert len(text.splitlines()) <= 200  # a page or three
 
 

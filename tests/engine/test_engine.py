@@ -19,10 +19,11 @@ from hidream.engine import capacity
 from hidream.engine.capacity import measure
 from hidream.engine.loop import Engine, Options, Outcome
 from hidream.engine.request import Policy
-from hidream.engine.runner import Runner
+from hidream.engine.runner import LATENTS, Runner
 from hidream.errors import InvalidInput, NotFinite
 from hidream.images.prepared import prepare
 from hidream.model import canvas, pipeline
+from hidream.model.footprint import TEXT_TOKENS
 from hidream.model.loading import Model
 from hidream.model.lora import layers
 from hidream.model.lora_folder import LoraFolder
@@ -120,11 +121,16 @@ def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> t
 
 
 @pytest.mark.parametrize(
-    ("first", "schedules"), [(0, 20), *(pytest.param(20 + 48 * i, 48, marks=pytest.mark.long) for i in range(10))]
+    ("first", "schedules", "seeds"),
+    [
+        (0, 7, 12),
+        pytest.param(0, 20, 24, marks=pytest.mark.long),
+        *(pytest.param(20 + 48 * i, 48, 24, marks=pytest.mark.long) for i in range(10)),
+    ],
 )
-def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, schedules):
+def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, schedules, seeds):
     for seed in range(first, first + schedules):
-        outcomes, _ = live(model, seed, seeds=24, requests=6)
+        outcomes, _ = live(model, seed, seeds=seeds, requests=6)
         for id_, outcome in outcomes.items():
             assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
             expected = alone(int(id_.split("-")[1]))
@@ -399,6 +405,29 @@ def test_an_image_that_is_not_finite_fails_alone(model, alone, tmp_path):
     assert isinstance(outcomes.pop("glare").error, NotFinite)
     for seed, outcome in outcomes.items():
         assert np.array_equal(outcome.picture.pixels, alone(int(seed)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"guidance": 3.0}, {"mode": Mode.TURBO, "steps": 12}, {"render": Render.REFINE, "size": Size(384, 320)}],
+    ids=str,
+)
+def test_a_request_counts_as_the_tokens_it_computes_and_the_bytes_it_holds(model, changes):
+    sketch = pipeline.outline(model, request(**changes))
+    runner = Runner(model, overlap=False, together=True, encoding=Lock())
+    work, computed, held = runner.work("a", sketch), [], {}
+    assert not runner.begin({"a": (sketch, lambda *_: None)})
+    while "a" in runner._open:
+        ask = runner._open["a"].ask
+        kept = ask.conditioning
+        computed.append(kept.txt.shape[0] * sum(kept.tokens))
+        wide = model.dtype.itemsize // ask.latent.itemsize  # a mode may compute in half of what is counted
+        text_bytes = (kept.txt.nbytes + kept.fresh.nbytes) * TEXT_TOKENS // model.text.tokens  # as if it were longest
+        held[kept.tokens] = wide * text_bytes + LATENTS * 4 * ask.latent[0].numel()
+        held[len(computed)] = wide * ask.modulation.nbytes
+        assert not runner.step(["a"])[1]
+    assert work.steps == tuple(computed)
+    assert work.memory_bytes == sum(held.values())
 
 
 def test_what_a_lora_holds_is_counted(model):

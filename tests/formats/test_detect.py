@@ -33,6 +33,17 @@ def test_kinds_are_told_by_content(tmp_path, kind, name):
         read(tmp_path / name, others)
 
 
+def test_a_llama_without_a_head_is_one_too(tmp_path):
+    save_file({MARKS[Kind.LLAMA].removeprefix("model."): ONE}, tmp_path / "llama")
+    assert read(tmp_path / "llama").kind is Kind.LLAMA
+
+
+def test_a_file_without_tensors_says_so(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(CheckpointError, match=r"empty.safetensors holds no tensors; accepted: a HiDream-I1"):
+        read(tmp_path / "empty.safetensors")
+
+
 def test_gguf_is_told_by_content(tmp_path):
     tensors = {"caption_projection.0.linear.weight": ONE, MARKS[Kind.TRANSFORMER]: ONE}
     write_gguf(tmp_path / "model.safetensors", tensors, "F16")
@@ -81,7 +92,7 @@ def test_torn_files_are_named(tmp_path, kept):
 def test_pickles_are_refused(tmp_path):
     for path, zipped in ((tmp_path / "a.safetensors", True), (tmp_path / "b.ckpt", False)):
         torch.save({MARKS[Kind.T5]: ONE}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(CheckpointError, match="pickle"):
+        with pytest.raises(CheckpointError, match="is a PyTorch pickle, which may run programs; accepted: safetensors"):
             read(path)
 
 

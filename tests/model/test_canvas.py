@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.model.canvas import FEATHER_PX, Canvas, Layer, open_canvas
+from hidream.model.canvas import FEATHER_PX, Canvas, Layer, cells, open_canvas
 from hidream.model.shape import to_pixels
 from hidream.types import ImageRequest, Size
 from image_files import P3, rgb_profile, saved, srgb_curve
@@ -233,6 +233,31 @@ def test_what_stays_is_the_image_and_the_seam_lies_within_the_mask():
     seam = kept[:, 128 : 128 + FEATHER_PX].astype(float).mean(axis=(0, 2))
     assert (np.diff(seam) < 0).all()
     assert 0 < seam[-1] < seam[0] < np.asarray(image).mean()
+
+
+def test_the_seam_rises_evenly_from_the_masks_edge_and_not_at_the_images():
+    mask = torch.zeros(1, 40, 60)
+    mask[..., 30:] = 1
+    shares = Layer(torch.zeros(3, 40, 60), mask, None).keep(torch.ones(3, 40, 60))[0]
+    assert not shares[:, :30].any()
+    rising = (2 * torch.arange(FEATHER_PX) + 1) / (2 * FEATHER_PX + 1)
+    torch.testing.assert_close(shares[:, 30 : 30 + FEATHER_PX], rising.expand(40, -1))
+    torch.testing.assert_close(shares[:, 30 + FEATHER_PX :], torch.ones(40, 30 - FEATHER_PX))
+
+
+def test_the_smallest_thing_that_a_mask_protects_stays():
+    mask = torch.ones(1, 40, 40)
+    mask[0, 20, 20] = 0
+    shares = Layer(torch.zeros(3, 40, 40), mask, None).keep(torch.ones(3, 40, 40))[0]
+    assert shares[20, 20] == 0
+    assert shares[20, 21] > 0.9
+
+
+def test_a_cell_of_the_latent_may_change_if_the_mask_touches_it():
+    mask = torch.zeros(1, 64, 64)
+    mask[0, 8, 40] = 1
+    assert cells(mask, 8, 8).nonzero().tolist() == [[0, 0, 1, 5]]
+    assert cells(mask, 8, 8).max() == 1
 
 
 def test_no_white_is_left_around_what_stays_of_an_image_with_a_hole():

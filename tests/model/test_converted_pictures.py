@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 
 import numpy as np
@@ -95,6 +96,11 @@ def picture(checkpoint):
     return generate(load(Variant.DEV, checkpoint), dataclasses.replace(REQUEST, size=Size(512, 512))).pixels
 
 
+@functools.cache
+def nanos_picture():
+    return picture(embedded(Variant.DEV))
+
+
 @pytest.fixture(scope="module")
 def comfy(tmp_path_factory):
     return converted(NANO, tmp_path_factory.mktemp("comfy") / "models", to=Format.COMFY)
@@ -104,7 +110,7 @@ def test_what_was_written_for_comfy_is_read_back(dev, comfy):
     """Case 21. With its tokenizers, and with the size that nano draws best, which stands in the file itself."""
     model = load(Variant.DEV, comfy)
     assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
-    assert np.array_equal(picture(comfy), picture(embedded(Variant.DEV)))
+    assert np.array_equal(picture(comfy), nanos_picture())
 
 
 def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
@@ -117,13 +123,13 @@ def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
         assert (back / part / "config.json").read_bytes() == (NANO / part / "config.json").read_bytes()
     for name in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer_4/tokenizer.json"):
         assert (back / name).read_bytes() == (NANO / name).read_bytes()
-    assert np.array_equal(picture(back), picture(embedded(Variant.DEV)))
+    assert np.array_equal(picture(back), nanos_picture())
 
     HiDreamImagePipeline.from_pretrained(back, dtype=torch.float16)
     again = converted(converted(back, tmp_path / "gguf", to=Format.GGUF), tmp_path / "again", to=Format.COMFY)
     retyped = converted(again, tmp_path / "retyped", "fp32", to=Format.COMFY)
     assert (retyped / "diffusion_models" / "gguf.safetensors").is_file()
-    assert np.array_equal(picture(retyped), picture(embedded(Variant.DEV)))
+    assert np.array_equal(picture(retyped), nanos_picture())
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "folder of shards", "again.safetensors"])
@@ -144,7 +150,7 @@ def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
     comfy = converted(tmp_path / "official", tmp_path / "models", to=Format.COMFY)
     back = converted(comfy, tmp_path / "back", to=Format.DIFFUSERS)
     own = Checkpoint(back, llama=NANO)
-    assert np.array_equal(picture(own), picture(embedded(Variant.DEV)))
+    assert np.array_equal(picture(own), nanos_picture())
     with pytest.raises(CheckpointError, match="no text_encoder_4 in text_encoders"):
         load(Variant.DEV, comfy)
     assert load(Variant.DEV, Checkpoint(comfy, llama=NANO)).best_tokens == load(Variant.DEV).best_tokens
@@ -152,7 +158,7 @@ def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
 
 def test_what_comfy_has_becomes_gguf_that_is_read(comfy, dev, tmp_path):
     path = converted(comfy, tmp_path / "gguf", to=Format.GGUF)
-    assert np.array_equal(picture(path), picture(embedded(Variant.DEV)))
+    assert np.array_equal(picture(path), nanos_picture())
 
 
 def test_a_folder_of_one_of_comfys_files_is_that_part(comfy, dev):

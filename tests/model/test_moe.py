@@ -91,6 +91,23 @@ def test_gradients_reach_every_chosen_expert():
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_of_a_plain_sum_reach_them_too():
+    """Its gradient is one number in every place, which is no tensor of its own."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 16, requires_grad=True), torch.randn(2, 16, 8, requires_grad=True)
+    moe.grouped_mm(x, weight, torch.tensor([1, 4], dtype=torch.int32)).sum().backward()
+    torch.testing.assert_close(x.grad[1:], weight[1].sum(-1).detach().expand(3, -1))
+    torch.testing.assert_close(weight.grad[0], x[0].detach()[:, None].expand(-1, 8))
+
+
+@pytest.mark.parametrize("weight", [(4, 16, 8), (10, 8)], ids=["products", "gradients"])
+def test_compilers_are_told_the_shapes_that_there_will_be(weight):
+    x = torch.randn(10, 16) if len(weight) == 3 else torch.randn(10, 16).mT
+    ends = torch.tensor([1, 4, 4, 10], dtype=torch.int32)
+    given = (x, torch.randn(weight), ends)
+    torch.library.opcheck(moe._grouped_mm, given, test_utils=("test_schema", "test_faketensor"))
+
+
 def test_balance_loss_is_diffusers_own():
     torch.manual_seed(0)
     layer = moe.MixtureOfExperts(dim=16, hidden=64, experts=4, active=2)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_footprint import NANO, encoders, flux_vae
 
@@ -133,6 +133,16 @@ def test_guidance_size_and_loras_take_more(real):
     assert full.fits
 
 
+def test_the_references_pad_token_and_tiles_that_are_put_together_take_their_part(real):
+    card, renders = Hardware.card(80, 64), (Render.NATIVE, Render.REFERENCE)
+    native, padded = (denoising(plan(card, real, dataclasses.replace(DEV, render=each))) for each in renders)
+    assert native < padded < native * 1.001
+    square, large = (plan(Hardware.card(16, 16), real, Options.of(Variant.DEV, Size(s, s))) for s in (1024, 1040))
+    assert square.tile_px == large.tile_px == TILE_PX
+    together = 2 * 3 * 2 * (1040**2 - 1024**2)  # two copies of three channels of two bytes
+    assert large.peaks[-1].nbytes - square.peaks[-1].nbytes == together
+
+
 def test_nano_fits_anywhere():
     assert plan(Hardware.card(2, 8), NANO_SHAPE, DEV).part(BLOCKS).storage is Storage.COMPUTE
     answer = plan(Hardware.cpu(8), NANO_SHAPE, DEV)
@@ -190,12 +200,15 @@ def test_more_memory_never_makes_a_plan_worse(device, host, more, options):
 
 
 @given(device=GIGABYTES, more=st.floats(0, 50), options=OPTIONS)
-def test_with_memory_in_the_host_a_larger_card_is_neither_slower_nor_lossier(device, more, options):
+@example(device=4.0, more=1.0, options=Options(size=Size(1536, 1024), guided=True))
+def test_with_memory_in_the_host_a_larger_card_is_no_lossier_nor_slower_with_the_same_weights(device, more, options):
+    """It may be slower with better ones: streamed 8 bits are taken before 4 bits, which are half as much to bring."""
     answer, other = (plan(Hardware.card(gb, 200), PUBLISHED, options) for gb in (device, device + more))
     if answer.fits:
         assert other.fits
-        assert LOSS[other.part(BLOCKS).storage] <= LOSS[answer.part(BLOCKS).storage]
-        assert other.streamed_bytes <= answer.streamed_bytes
+        assert rank(other) <= rank(answer)
+        losses = [LOSS[each.part(BLOCKS).storage] for each in (other, answer)]
+        assert losses[0] < losses[1] or (losses[0] == losses[1] and other.streamed_bytes <= answer.streamed_bytes)
 
 
 @given(
@@ -215,6 +228,10 @@ def test_every_plan_is_whole_and_keeps_its_word(hardware, options):
     if hardware.separate:
         fits &= answer.host_bytes <= hardware.host_budget
     assert answer.fits == fits
+    order, taken = grades(hardware, options), (answer.part(BLOCKS).storage, answer.streaming)
+    missed = [(each.storage, each.streamed) for each in answer.missed]
+    assert missed == (order[: order.index(taken)] if fits else order), "what was missed is what is better"
+    assert all(each.short_bytes > 0 for each in answer.missed)
     stay, blocks = answer.staying, footprint.block_weights(PUBLISHED.transformer)
     kept = sum(blocks[i].nbytes(answer.part(BLOCKS).storage, hardware.compute_bytes, options.stored_bits) for i in stay)
     assert answer.part(BLOCKS).nbytes == pytest.approx(kept + answer.streamed_bytes, abs=48)

@@ -11,7 +11,7 @@ from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_s
 
 from hidream.model import sampler
 from hidream.model.config import RECIPES, official_shift
-from hidream.types import Sampler, Variant
+from hidream.types import Conformance, Sampler, Variant
 
 # HiDream-ai/HiDream-I1 @9b42dd6: what its own schedulers print for inference.py's settings
 OFFICIAL = {
@@ -103,6 +103,21 @@ def test_every_sampler_finds_the_picture_of_a_straight_path(kind):
 @pytest.mark.parametrize("tokens", [256, 4096, 4608])
 def test_official_shift_is_the_one_that_diffusers_has_commented_out(tokens):
     assert official_shift(tokens) == pytest.approx(math.exp(calculate_shift(tokens)), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", Sampler)
+def test_the_official_flash_alone_leaves_its_last_step_out(kind):
+    ours, official = (sampler.schedule(kind, 8, 3.0, conformance) for conformance in Conformance)
+    assert official.steps == (7 if kind is Sampler.FLASH else 8)
+    if kind is not Sampler.UNIPC:  # whose official levels are others
+        assert official.timesteps == ours.timesteps[: official.steps]
+
+
+@pytest.mark.parametrize(
+    ("seed", "starts_with"), [(0, 0), (2**32 - 1, 2**32 - 1), (2**32, 3418114165), (9999999999, 342802008)]
+)
+def test_a_seed_of_any_size_means_the_same_for_ever(seed, starts_with):
+    assert sampler.generator_of(seed).initial_seed() == starts_with
 
 
 def test_every_draw_comes_from_the_requests_own_generator():

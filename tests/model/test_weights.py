@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -422,3 +423,21 @@ def test_hash_follows_the_content(tmp_path):
     assert weights.weights_hash([file], cache) != first
     cache.write_text("{ torn")
     assert weights.weights_hash([file], cache) == weights.weights_hash([file], None)
+
+
+def test_what_was_hashed_is_not_read_again_while_it_is_unchanged(tmp_path):
+    """The cache is by path, size and time of change: a file with all three of another counts as the other."""
+    cache, file = tmp_path / "hashes.json", tmp_path / "w.safetensors"
+    file.write_bytes(b"one")
+    first, stat = weights.weights_hash([file], cache), file.stat()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights.weights_hash([file], cache) == first != weights.weights_hash([file], None)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert weights.weights_hash([file], cache) == weights.weights_hash([file], None)
+
+
+def test_a_checkpoint_without_an_index_states_nothing(folder):
+    assert Checkpoint(folder).index() == {}
+    (folder / "model_index.json").write_text('{"transformer": ["diffusers", "X"]}')
+    assert Checkpoint(folder).index() == {"transformer": ["diffusers", "X"]}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from prompt_table import BENIGN, SEED_PROMPT, UNSAFE
 
 from hidream.errors import PromptRefused
+from hidream.safety.matching import Kind
 from hidream.safety.prompt import Category, check, classify
 from hidream.types import PROMPT_MAX_CHARS
 
@@ -78,6 +79,49 @@ def test_negation_is_read_for_adults_and_never_for_minors():
     assert classify("a child, no nudity") is Category.MINORS
 
 
+def test_a_no_at_the_end_negates_nothing_at_the_start():
+    assert classify("gore on a poster that says no") is Category.GORE
+
+
+LONG_STEMS = {
+    Kind.EXPLICIT: "masturbating pornographic cunnilingus ejaculating gangbang deepthroat bestiality",
+    Kind.MINOR_SEXUAL: "childporn kiddieporn pedophile paedophilia toddlersex childsex preteensex kinderporno",
+    Kind.MINOR: "schoolgirl schoolboys preteens toddler underaged kindergarten",
+    Kind.SUGGESTIVE: "nudechild nakedchild sexychild nudekid nakedkid sexykid nakedlittle nudelittle",
+}
+BESIDE = {
+    Kind.EXPLICIT: "a child",
+    Kind.MINOR_SEXUAL: "a lake",
+    Kind.MINOR: "nude",
+    Kind.SUGGESTIVE: "a toddler",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [(kind, word) for kind, words in LONG_STEMS.items() for word in words.split()]
+)
+def test_a_space_does_not_hide_a_long_word_beside_a_minor(kind, word):
+    """What the letters say without spaces counts for minors, where no negation is read, and for nothing else."""
+    beside = BESIDE[kind]
+    assert classify(beside) is None
+    for at in range(2, len(word) - 1):
+        assert classify(f"{beside}, {word[:at]} {word[at:]}") is Category.MINORS
+
+
+@pytest.mark.parametrize(
+    ("prompt", "category"),
+    [
+        ("severed bodies on a field", Category.GORE),  # plurals that no entry spells out
+        ("kids, bare asses", Category.MINORS),
+        ("kids with bras", Category.MINORS),
+        ("goregirl, a comic heroine", None),  # run together, only sexual words and minors count
+        ("sexgirls", Category.SEXUAL),
+    ],
+)
+def test_plurals_and_words_run_together(prompt, category):
+    assert classify(prompt) is category
+
+
 def test_harmless_phrases_cover_only_themselves():
     assert classify("naked mole rat, child") is None
     assert classify("naked mole rat, naked child") is Category.MINORS
@@ -87,9 +131,17 @@ def test_the_gravest_category_is_named():
     assert classify("gore, porn, a child") is Category.MINORS
 
 
-@given(st.text(max_size=300))
-def test_any_text_gets_the_same_answer_twice(text):
-    assert classify(text) is classify(text)
+PLAIN_MINORS = [prompt for prompt, _ in UNSAFE[: UNSAFE.index(("n u d e   c h i l d", Category.MINORS))]]
+"""Not disguised: the spacing of letters is read by its neighbours."""
+
+
+@given(
+    minors=st.sampled_from(PLAIN_MINORS),
+    other=st.text(max_size=300) | st.sampled_from([*BENIGN, *(prompt for prompt, _ in UNSAFE)]),
+    before=st.booleans(),
+)
+def test_no_other_text_makes_sexual_content_with_minors_pass(minors, other, before):
+    assert classify(f"{other}. {minors}" if before else f"{minors}. {other}") is Category.MINORS
 
 
 @given(st.text(alphabet=" .-_\u200b\u00ad", min_size=1, max_size=2))

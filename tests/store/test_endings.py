@@ -108,8 +108,9 @@ def test_nobody_watches_when_nobody_waits(in_database):
         endings = Endings(database)
         prediction = await submit(database, await new_key(database))
         await endings.settled(prediction.id, prediction.key_id, 0.01)
+        watcher = endings._watcher
+        assert watcher is not None, "somebody has waited"
         async with asyncio.timeout(60):
-            while any("Endings" in repr(task) for task in asyncio.all_tasks()):
-                await asyncio.sleep(0.01)
+            await watcher
 
     in_database(scenario)
