@@ -23,6 +23,7 @@ class Site:
 
     `attacker` and `bystander` are the secrets of two keys with the usual scopes; `before` is called in the child before
     it becomes the server (limits of its process), and `limits` are flags of `hidream keys create` for the attacker.
+    `loaded_mb` is what the worker held when it was ready, before its first image.
     """
 
     def __init__(self, folder, before=None, limits=(), **environ):
@@ -58,6 +59,7 @@ class Site:
             self.attacker = self._new_key("attacker", *self._limits)
             self.bystander = self._new_key("bystander")
             self._wait_until_ready()
+            self.loaded_mb = memory_mb(self.worker_pid, "VmRSS")
         except BaseException:
             self.__exit__()
             raise
@@ -116,8 +118,13 @@ class Site:
 
 def peak_mb(pid):
     """Read the most that a process has held."""
+    return memory_mb(pid, "VmHWM")
+
+
+def memory_mb(pid, field):
+    """Read a figure of a process's memory (proc(5), status)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise AssertionError(f"process {pid} is gone")
 

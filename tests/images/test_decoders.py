@@ -181,6 +181,20 @@ def test_the_first_to_go_when_memory_is_short_is_the_job():
     run(scenario)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="other systems do not say when a process has ended")
+def test_what_takes_long_is_put_behind_other_processes():
+    async def scenario(decoders):
+        asking = asyncio.create_task(decoders.look("key", "image", SLOW))
+        job = await working()
+        async with asyncio.timeout(30):
+            while os.getpriority(os.PRIO_PROCESS, job) < os.getpriority(os.PRIO_PROCESS, 0) + 1:
+                await asyncio.sleep(0.005)
+        asking.cancel()
+        await asyncio.wait([asking])
+
+    run(scenario)
+
+
 # --- whose turn it is ------------------------------------------------------------------------------------------------
 
 

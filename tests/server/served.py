@@ -8,13 +8,15 @@ import httpx
 import uvicorn
 
 from hidream.server.app import create_app
+from hidream.server.connections import Connections
 
 
 @asynccontextmanager
 async def served(api):
     """Give a client of an Api's application, with its key."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(create_app(api.service), lifespan="off", log_config=None, access_log=False)
+        app, protocol = create_app(api.service), Connections(1000).connection
+        config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

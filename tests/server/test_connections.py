@@ -19,7 +19,8 @@ import pytest
 import uvicorn
 from test_serve import KEY, api
 
-from hidream.server.connections import PIPELINE_MAX, Connections, Patience
+from hidream.server.connection import PIPELINE_MAX
+from hidream.server.connections import Connections, Patience
 from hidream.server.listener import HEALTH, listen, room_for
 from hidream.server.strict import HEAD_BYTES
 from hidream.settings.tables import Server
@@ -67,6 +68,7 @@ class Application:
         size = {"/large": LARGE_BYTES, "/whole": WHOLE_BYTES}.get(scope["path"], 2)
         piece = size if scope["path"] == "/whole" else 2**16
         headers = [(b"content-length", str(size).encode())]
+        headers += [(b"connection", b"close")] if scope["path"] == "/closes" else []
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for i in range(0, size, piece):
             await send({"type": "http.response.body", "body": b"x" * min(size, piece), "more_body": i + piece < size})
@@ -370,6 +372,54 @@ def test_the_rest_of_a_body_that_was_answered_is_taken_for_a_moment_only():
     running(scenario)
 
 
+def test_a_crowd_that_hangs_up_is_not_read_and_holds_nobody_up():
+    """Each has sent its request and left before the loop, busy with this test's connecting, has looked at it."""
+
+    async def scenario(served):
+        await served.ask(b"GET /first HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        for _ in range(300):
+            with socket.create_connection(served.address) as client:
+                client.sendall(b"POST /left HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert status(await served.ask(HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) == 200
+        assert served.app.paths == ["/first", "/hello"]
+
+    running(scenario, SLOW, limit=1000)
+
+
+def test_a_crowd_that_stays_is_answered_to_the_last_whatever_its_pieces():
+    async def scenario(served):
+        async with contextlib.AsyncExitStack() as stack:
+            crowd = [await stack.enter_async_context(served.connect()) for _ in range(60)]
+            for piece in (b"GET /hello HT", b"TP/1.1\r\nHost: x\r\n\r\nGET /he", b"llo HTTP/1.1\r\nHost: x\r\n\r\n"):
+                for _, writer in crowd:
+                    writer.write(piece)
+                await asyncio.sleep(0)
+            for reader, _ in crowd:
+                for _ in range(2):
+                    assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
+        await served.until(lambda: not served.connections.open)
+        assert not served.connections.turns._lines
+
+    running(scenario, SLOW)
+
+
+def test_of_a_body_that_nobody_reads_so_much_is_thrown_away():
+    async def scenario(served):
+        head = b"POST /closes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+        async with served.connect(head) as (reader, writer):
+            answer = await reader.read()
+            assert status(answer) == 200, "and the end of our side is there, although the body is not"
+            sent = 0
+            with pytest.raises(ConnectionError):
+                while True:
+                    writer.write(bytes(100_000))
+                    await writer.drain()
+                    sent += 100_000
+            assert sent >= 1_000_000
+
+    running(scenario, dataclasses.replace(SLOW, linger_bytes=1_000_000))
+
+
 def test_requests_in_a_row_are_answered_in_their_order_and_bounded():
     async def scenario(served):
         answer = await served.ask(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i for i in range(1000)))
@@ -524,6 +574,10 @@ def test_the_page_says_what_holds():
     assert crowded in page
     assert rows["a connection without a request"] == f"{SLOW.keep_alive_s:g} s"
     assert rows["requests sent in a row without waiting for answers"] == str(PIPELINE_MAX)
+    assert rows["rest of a body that was answered, or refused, before its end"] == (
+        f"{SLOW.linger_bytes >> 20} MiB, {SLOW.linger_known_bytes >> 20} MiB of a key; {SLOW.linger_s:g} s; "
+        f"a pause of {SLOW.linger_silent_s:g} s"
+    )
 
 
 def test_a_real_server_with_few_descriptors_answers_health_beside_a_crowd(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from hidream.errors import TooMany
 from hidream.server.guesses import ADDRESSES_MAX, BURST, PER_S, WAITING_MAX, Guesses
-from hidream.server.keyring import KEYS_MAX, REMEMBERED_S, Keyring
+from hidream.server.keyring import AHEAD_S, KEYS_MAX, REMEMBERED_S, Keyring
 from hidream.store import keys
 from hidream.store.database import Database
 
@@ -38,6 +38,24 @@ def test_a_revoked_key_is_known_for_a_second_at_most(tmp_path):
         assert await keyring.find(secret) == key
         clock.now += 0.001
         assert await keyring.find(secret) is None
+        assert await keyring.find(secret) is None
+
+    in_store(tmp_path, scenario)
+
+
+def test_a_key_in_use_is_looked_up_before_its_time_is_over(tmp_path):
+    async def scenario(database, keyring, clock, key, secret):
+        assert await keyring.find(secret) == key
+        for _ in range(3):
+            clock.now += REMEMBERED_S - AHEAD_S / 2
+            assert await keyring.find(secret) == key
+            (looking,) = keyring._looking.values()
+            await looking
+        await keys.revoke(database, key.id)
+        clock.now += REMEMBERED_S - AHEAD_S / 2
+        assert await keyring.find(secret) == key
+        (looking,) = keyring._looking.values()
+        await looking
         assert await keyring.find(secret) is None
 
     in_store(tmp_path, scenario)

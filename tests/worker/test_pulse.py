@@ -12,7 +12,7 @@ from hidream.worker import pulse
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(pulse, "EVERY_S", 0.01)
+    monkeypatch.setattr(pulse.systemd, "EVERY_S", 0.01)
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
 
 
@@ -44,7 +44,7 @@ def test_neither_a_parent_that_does_not_listen_nor_one_that_is_gone_holds_it_up(
                 nonlocal beats
                 beats += 1
 
-            monkeypatch.setattr(pulse, "EVERY_S", 0)
+            monkeypatch.setattr(pulse.systemd, "EVERY_S", 0)
             monkeypatch.setattr(pulse.systemd, "notify", count)
             beating = asyncio.create_task(pulse.beat(theirs.fileno(), asyncio.Event()))
             async with asyncio.timeout(20):

@@ -19,6 +19,8 @@ from hidream.store.keys import Key
 
 REMEMBERED_S = 1.0
 """The longest for which a revoked key still works."""
+AHEAD_S = 0.4
+"""So long before its time is over a key that is in use is looked up anew, so that no request of it waits for that."""
 KEYS_MAX = 10_000
 """Keys that are remembered at a time, a few MB; when there are more, all are forgotten, and looked up again."""
 
@@ -40,16 +42,26 @@ class Keyring:
         Raises TooMany if it is, and too many were before it.
         """
         name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
-        seen = self._seen.get(name)
-        if seen is not None and self._clock() < seen[0]:
+        seen, now = self._seen.get(name), self._clock()
+        if seen is not None and now < seen[0]:
+            if now > seen[0] - AHEAD_S:
+                self._begin_to_look(name, secret)
             return seen[1]
-        if (looking := self._looking.get(name)) is None:
-            looking = self._looking[name] = asyncio.create_task(self._look(name, secret))
-            looking.add_done_callback(lambda _: self._looking.pop(name))
-        key = await asyncio.shield(looking)
+        key = await asyncio.shield(self._begin_to_look(name, secret))
         if key is None:
             await self._guesses.wrong(address)
         return key
+
+    def _begin_to_look(self, name: bytes, secret: str) -> asyncio.Task[Key | None]:
+        if (looking := self._looking.get(name)) is None:
+            looking = self._looking[name] = asyncio.create_task(self._look(name, secret))
+            looking.add_done_callback(lambda task: self._looked(name, task))
+        return looking
+
+    def _looked(self, name: bytes, looking: asyncio.Task[Key | None]) -> None:
+        del self._looking[name]
+        if not looking.cancelled():
+            looking.exception()  # one that nobody has waited for is met again by who does
 
     async def _look(self, name: bytes, secret: str) -> Key | None:
         began = self._clock()

@@ -19,7 +19,7 @@ from hidream.errors import ConfigurationError
 from hidream.logs import Seldom
 from hidream.settings.tables import Server
 
-TOGETHER = 8
+TOGETHER = 2
 """Connections that are taken in one round of the event loop, so that their limit is looked at in between."""
 OWN_DESCRIPTORS = 64
 """What a process has open beside connections: database, log, event loop, pipes; 35 were counted on SQLite."""

@@ -40,6 +40,8 @@ FILLING_S, ADOPTING_S = 120.0, 90.0
 may take: less, so that a file never comes there behind another one's."""
 TOGETHER_MAX = 2
 """Long texts whose base64 is read at a time."""
+LOOKUPS_EACH, LOOKUPS_TOGETHER = 2, 3
+"""Names of uploads that are looked up at a time, of those without a key: they leave the database to those with one."""
 
 _FILLED_BY_ANOTHER = "another request is putting a file to this URL"
 _OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
@@ -60,6 +62,7 @@ class Pictures:
         self._bodies = bodies
         fetches = "too many images are being fetched from URLs, for this key or for all"
         self._fetches = Gate(None, LARGE_TOGETHER, WAIT_S, fetches)
+        self._lookups = Gate(LOOKUPS_EACH, LOOKUPS_TOGETHER)  # of strangers, by their addresses
         self._fillings = Gate(1, sys.maxsize, WAIT_S, _FILLED_BY_ANOTHER)
 
     async def check(self, key: Key) -> None:
@@ -96,12 +99,13 @@ class Pictures:
         return upload
 
     @asynccontextmanager
-    async def filling(self, name: str) -> AsyncIterator[tuple[Upload, Part]]:
+    async def filling(self, name: str, address: str = "") -> AsyncIterator[tuple[Upload, Part]]:
         """Begin to bring the picture that was announced under a name: one at a time does, of a key's so many.
 
         Raises NotFound when none was announced, TooMany, StorageUnavailable.
         """
-        first = await self._announced(name)
+        async with self._lookups.turn(address):
+            first = await self._announced(name)
         async with self._fillings.turn(name), self._bodies.turn(first.key_id), self._place.part() as part:
             yield await self._announced(name), part
 
@@ -193,9 +197,10 @@ class Pictures:
             await part.written(base64_text.decode, field, repr(given), long, part.append, self.max_bytes)
         await given.close()
 
-    async def find(self, name: str) -> Upload | None:
-        """Look up an upload whose file is there."""
-        upload = await uploads.get(self._database, name) if is_name(name) else None
+    async def find(self, name: str, address: str = "") -> Upload | None:
+        """Look up an upload whose file is there, for who asks from this address."""
+        async with self._lookups.turn(address):
+            upload = await uploads.get(self._database, name) if is_name(name) else None
         return upload if upload and upload.stored else None
 
     async def look(self, field: str, file: File, key_id: str) -> ImageFormat:

@@ -118,6 +118,11 @@ async def api_of(request: Request, api: str) -> Api:
     raise NotFound(f"there is no API version {api!r:.100}; there are: {V2.name}, {V3.name}")
 
 
+def address_of(request: Request) -> str:
+    """Say where a request comes from; behind a proxy, from the proxy."""
+    return request.client.host if request.client else ""
+
+
 def secret_of(request: Request) -> str:
     """Read what a request brings as its API key. Raises Unauthorized if there is none."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -134,8 +139,7 @@ def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], A
 
     async def find(request: Request) -> Key:
         service = service_of(request)
-        address = request.client.host if request.client else ""
-        key = await service.keyring.find(secret_of(request), address)
+        key = await service.keyring.find(secret_of(request), address_of(request))
         if key is None:
             raise Unauthorized("the API key is not known, or was revoked; `hidream keys create` makes one")
         if scope is not None and not key.may(scope):

@@ -16,7 +16,6 @@ import stat
 from hidream import systemd
 from hidream.store.workers import LOADED
 
-EVERY_S = 1.0
 LOADING = b"l"
 """What is said as long as it loads, which may keep the loop from running for minutes; then it is `workers.LOADED`."""
 SILENT_S = 30.0
@@ -26,14 +25,15 @@ SILENT_S = 30.0
 async def beat(parent: int | None, loaded: asyncio.Event) -> None:
     """Say it until cancelled; `parent` is the descriptor of a socket, None is nobody."""
     line = None if parent is None else _line(parent)
+
+    def tell() -> None:
+        if line is not None:
+            with contextlib.suppress(OSError):  # full or closed: that the parent has ended is noticed elsewhere
+                line.send(LOADED if loaded.is_set() else LOADING, socket.MSG_DONTWAIT)
+
     telling = asyncio.create_task(_hurry(loaded))
     try:
-        while True:
-            if line is not None:
-                with contextlib.suppress(OSError):  # full or closed: that the parent has ended is noticed elsewhere
-                    line.send(LOADED if loaded.is_set() else LOADING, socket.MSG_DONTWAIT)
-            systemd.notify("WATCHDOG=1")
-            await asyncio.sleep(EVERY_S)
+        await systemd.beat(tell)
     finally:
         telling.cancel()
         if line is not None:

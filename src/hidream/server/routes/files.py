@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from hidream.errors import NotFound
 from hidream.outputs.serving import Served, serve
 from hidream.server.answers import failure
-from hidream.server.service import Route, service_of
+from hidream.server.service import Route, address_of, service_of
 
 
 async def output(request: Request, name: str) -> Response:
@@ -21,7 +21,7 @@ async def output(request: Request, name: str) -> Response:
 async def upload(request: Request, name: str) -> Response:
     """GET /uploads/{name}: what a client has sent; its type is what its bytes are, not what its name says."""
     service = service_of(request)
-    known = await service.pictures.find(name)
+    known = await service.pictures.find(name, address_of(request))
     if known is None:
         raise NotFound("there is no such file")
     served = await serve(service.uploads, name, request.method, request.headers)

@@ -14,7 +14,7 @@ from hidream.server import parameters, unused
 from hidream.server.answers import base_url, success, upload_url
 from hidream.server.body import read_file, read_into, read_short_json
 from hidream.server.parameters import FORMATS
-from hidream.server.service import Route, SubmitKey, Version, service_of
+from hidream.server.service import Route, SubmitKey, Version, address_of, service_of
 from hidream.types import ImageFormat
 
 SIZE_MAX = 2**63 - 1
@@ -52,7 +52,7 @@ async def put(request: Request, name: str) -> Response:
     """PUT /uploads/{name}: the file that was announced; who knows its name may put it there, once."""
     service = service_of(request)
     await service.disk.check()
-    async with service.pictures.filling(name) as (upload, part):
+    async with service.pictures.filling(name, address_of(request)) as (upload, part):
         request.state.key_id = upload.key_id
         await read_into(request, part, upload.size)
         await service.pictures.fill(upload, part)
