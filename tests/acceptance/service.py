@@ -12,7 +12,7 @@ import httpx
 MODEL = "wavespeed-ai/hidream-i1-dev"
 PROMPT = "a red apple"
 HANGS_S = 240
-"""A start that takes longer hangs: importing torch and loading nano are ten seconds of a core, which others want too."""
+"""A start that takes longer hangs: importing torch and loading nano takes ten seconds of a core, and others want it."""
 
 
 class Service:
