@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Size, Variant
+from hidream.types import ImageRequest, Size
 
 PROMPT = "flat style a red apple on a blue background"
 BODY = {"prompt": PROMPT, "seed": 7, "output_format": "png", "num_inference_steps": 2, "strength": 0.5}
-
-
-@pytest.fixture(scope="module")
-def library():
-    return load(Variant.DEV)
 
 
 def png(image):

@@ -28,34 +28,28 @@ def is_gone(pid):
     return False
 
 
-def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture(own_service):
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture_and_nothing_is_lost(own_service, number):
     service = own_service
     _, expected = service.draw(size="1536*1536", seed=7, output_format="png")
 
     interrupted = start_a_picture(service, seed=7)
-    os.kill(service.worker_pid(), signal.SIGKILL)
+    os.kill(service.worker_pid(), number)
     data = service.result(interrupted)
     assert (data["status"], data["seed"]) == ("completed", 7)
     assert was_drawn_twice(service, data)
     assert service.http.get(data["outputs"][0]).content == expected
 
-    interrupted = start_a_picture(service, seed=7)
-    os.kill(service.worker_pid(), signal.SIGTERM)
-    data = service.result(interrupted)
-    assert data["status"] == "completed"
-    assert was_drawn_twice(service, data)
-    assert service.http.get(data["outputs"][0]).content == expected
-
-
-def test_when_the_server_is_killed_nothing_acknowledged_is_lost(own_service):
-    service = own_service
-    acknowledged = [start_a_picture(service, seed=1)]
-    acknowledged += [service.submit(size="256*256", seed=seed) for seed in range(2, 6)]
+    acknowledged = [start_a_picture(service, seed=7)]
+    acknowledged += [service.submit(size="256*256", seed=seed, num_inference_steps=4) for seed in range(8, 12)]
     kill_server(service)
-    for number, data in enumerate(acknowledged, start=1):
-        again = service.result(data | {"urls": {"get": f"/api/v3/predictions/{data['id']}"}})
-        assert (again["status"], again["seed"]) == ("completed", number)
-        assert again["created_at"] == data["created_at"]
+    results = []
+    for seed, data in enumerate(acknowledged, start=7):
+        results.append(service.result(data | {"urls": {"get": f"/api/v3/predictions/{data['id']}"}}))
+        assert (results[-1]["status"], results[-1]["seed"]) == ("completed", seed)
+        assert results[-1]["created_at"] == data["created_at"]
+    assert was_drawn_twice(service, results[0])
+    assert service.http.get(results[0]["outputs"][0]).content == expected
 
 
 @pytest.mark.long

@@ -7,20 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save, save_file
-from service import Service
 
-from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import Conformance, ImageRequest, Mode, Render, Sampler, Size, Variant
+from hidream.types import Conformance, ImageRequest, Mode, Render, Sampler, Size
 
 LAYER = "double_stream_blocks.0.block.attn1.to_q"
 LONG = "a red apple and a blue house " * 60
 BODY = {"size": "256*256", "seed": 7, "output_format": "png", "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def library():
-    return load(Variant.DEV)
 
 
 def pixels_of(file):
@@ -73,27 +66,21 @@ def test_a_lora_that_is_not_there_is_a_failed_task_that_names_it(service):
     assert data["error"].startswith("loras names 'acme/ink'; accepted: ")
 
 
-def test_loras_come_and_go_while_the_server_runs(tmp_path):
-    loras = tmp_path / "loras"
-    loras.mkdir()
+def test_loras_come_and_go_while_the_server_runs(service, loras):
     (loras / "flux.safetensors").write_bytes(foreign := save(pair("lora_unet_double_blocks_0_img_attn_qkv", 3072)))
-    service = Service(tmp_path / "home", HIDREAM_MODELS_LORAS=str(loras))
-    try:
-        failed = service.result(service.submit(**BODY, loras=[{"name": "flux"}]))
-        assert (failed["status"], failed["code"]) == ("failed", 1401)
-        assert failed["error"].startswith("loras names 'flux', which cannot be used: the LoRA flux matches no layer of")
-        assert str(tmp_path) not in failed["error"]
-        save_file(pair(LAYER, 192) | pair("blocks.0.attn", 192), loras / "ink.safetensors")
-        inked, file = service.draw(**BODY, loras=[{"name": "ink"}])
-        left_out = "1 of its 2 layers are not in this model (blocks.0.attn)"
-        assert inked["warnings"] == [f"the LoRA ink is used in part: {left_out}"]
-        _, plain = service.draw(**BODY)
-        assert plain != file
-        (loras / "ink.safetensors").write_bytes(foreign)
-        assert service.result(service.submit(**BODY, loras=[{"name": "ink"}]))["status"] == "failed"
-        assert "lora_unusable name=flux reason=the LoRA flux matches no layer" in service.log.read_text()
-    finally:
-        assert service.stop() == 0
+    failed = service.result(service.submit(**BODY, loras=[{"name": "flux"}]))
+    assert (failed["status"], failed["code"]) == ("failed", 1401)
+    assert failed["error"].startswith("loras names 'flux', which cannot be used: the LoRA flux matches no layer of")
+    assert str(loras) not in failed["error"]
+    save_file(pair(LAYER, 192) | pair("blocks.0.attn", 192), loras / "ink.safetensors")
+    inked, file = service.draw(**BODY, loras=[{"name": "ink"}])
+    left_out = "1 of its 2 layers are not in this model (blocks.0.attn)"
+    assert inked["warnings"] == [f"the LoRA ink is used in part: {left_out}"]
+    _, plain = service.draw(**BODY)
+    assert plain != file
+    (loras / "ink.safetensors").write_bytes(foreign)
+    assert service.result(service.submit(**BODY, loras=[{"name": "ink"}]))["status"] == "failed"
+    assert "lora_unusable name=flux reason=the LoRA flux matches no layer" in service.log.read_text()
 
 
 def pair(layer, width):

@@ -36,6 +36,7 @@ class Other:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("model", ["full", "dev"])
 @pytest.mark.parametrize("render", ["best", "native"])
+@pytest.mark.parametrize("own_service", ["dev,full"], indirect=True, ids=["dev,full"])
 def test_tasks_of_800_large_steps_hold_up_no_small_image_of_another_key(own_service, capsys, model, render):
     """Goal: twice its quiet time, and its fair half of the machine; before, each waited for a whole task: 27 s."""
     other = Other(own_service)

@@ -1,4 +1,8 @@
-"""Two API processes and two workers on one PostgreSQL and one bucket: whoever is replaced, nothing is lost."""
+"""Two API processes and two workers on one PostgreSQL and one bucket: whoever is replaced, nothing is lost.
+
+The worker that is killed outright is one without a model, which never ends what it has begun: of a process that is
+killed there remain its rows and leases only, and so it need not load anything before it is.
+"""
 
 import os
 import re
@@ -6,32 +10,35 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
-from service import MODEL, until
+from service import HANGS_S, MODEL, until
 
 from postgres import postgres
 from s3_server import BUCKET, KEY_ID, SECRET, S3Server
 
 __all__ = ["postgres"]
 KEY = "a key of the operator's"
+TESTS = Path(__file__).parents[1]
 
 
 class Process:
-    """`hidream api` or `hidream worker`."""
+    """`hidream api`, `hidream worker`, or a `fast_worker`, which is slow here."""
 
-    def __init__(self, command, environ, log):
+    def __init__(self, kind, environ, log):
         self.log = log
+        module = ["soak.fast_worker"] if kind == "fast_worker" else ["hidream.cli", kind]
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hidream.cli", *command],
+                [sys.executable, "-m", *module],
                 env=environ,
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
             )
-        if command[0] == "api":
+        if kind == "api":
             url = re.fullmatch(r"hidream is listening on (http://\S+)\n", self.process.stdout.readline())[1]
             self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
@@ -76,38 +83,39 @@ def start(tmp_path, postgres):
             "HIDREAM_WORKER_ATTEMPTS_MAX": "100",  # a machine that stands still for so long ends leases too
             "HIDREAM_WORKER_SERVES": "dev",
             "HIDREAM_WORKER_TASKS_MAX": "2",
+            "FAST_WORKER_PACE_S": "1000",
+            "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent / "src"))),
         }
 
         @contextmanager
-        def one(command, number):
-            running = Process([command], environ, tmp_path / f"{command}{number}.log")
+        def one(kind, number):
+            running = Process(kind, environ, tmp_path / f"{kind}{number}.log")
             try:
                 yield running
             finally:
                 if running.process.poll() is None:
                     running.stop(signal.SIGKILL)
-                if command == "api":
+                if kind == "api":
                     running.http.close()
                 running.process.stdout.close()
 
         numbers = iter(range(100))
-        yield lambda command: stack.enter_context(one(command, next(numbers)))
+        yield lambda kind: stack.enter_context(one(kind, next(numbers)))
 
 
-@pytest.mark.timeout(900)  # three workers start one after the other, each with its model
 def test_replacing_every_process_loses_nothing(start):
-    one, other, worker = start("api"), start("api"), start("worker")
-    until(one.ready, 90)
+    one, other, doomed = start("api"), start("api"), start("fast_worker")
+    until(one.ready, HANGS_S, pause_s=0.2)
     ids = [api.submit(seed=seed) for seed in range(3) for api in (one, other)]
-    until(worker.works)
-    second = start("worker")
+    until(doomed.works, HANGS_S)
+    worker = start("worker")
+    until(worker.works, HANGS_S)
     assert worker.stop() == 0  # it hands back what it draws
+    doomed.stop(signal.SIGKILL)  # and this one hands back nothing
     assert one.stop() == 0
     third = start("api")
-    until(second.works, 90)
-    second.stop(signal.SIGKILL)  # and this one hands back nothing
     start("worker")
-    until(third.ready, 90)
+    until(third.ready, HANGS_S, pause_s=0.2)
     until(lambda: all((other.result(id_))["status"] == "completed" for id_ in ids), 300)
     results = [other.result(id_) for id_ in ids]
     assert [result["seed"] for result in results] == [seed for seed in range(3) for _ in (one, other)]

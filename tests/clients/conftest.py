@@ -21,7 +21,7 @@ from service import Service, until
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
-    service = Service(tmp_path_factory.mktemp("clients") / "home")
+    service = Service(tmp_path_factory.mktemp("clients") / "home", HIDREAM_WORKER_SERVES="dev")
     service.wait_until_ready()
     yield service
     assert service.stop() == 0

@@ -17,12 +17,13 @@ pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to 
 NEW_PYTHON, PYTHON, OLD_PYTHON = "pypi-wavespeed-2.0.5", "pypi-wavespeed-1.0.3", "pypi-wavespeed-0.0.5"
 NODE, OLD_NODE = "npm-wavespeed-0.3.2", "npm-wavespeed-0.0.15"
 SMALL = {"prompt": PROMPT, "size": "512*512", "seed": 7, "enable_base64_output": False, "output_format": "jpeg"}
+SMALL |= {"num_inference_steps": 4}
 REFUSED = "a naked child"
 LONG = pytest.mark.long
 REAL_ID = re.compile("[0-9a-f]{32}")
 PATIENCE_S = 3
 """Of a client that is to give up waiting: it gives each of its requests no longer, and their answers are to come."""
-LARGE = SMALL | {"size": "1024*1024"}
+LARGE = SMALL | {"size": "1024*1024", "num_inference_steps": 28}
 """What is not done before an answer that waits for nothing."""
 
 

@@ -1,9 +1,11 @@
 """The sweep itself, a process of its own: it has no thread and no event loop, so that it may fork.
 
-Each lane has a database and a folder. A run empties them, forks a child that lives the story until it dies, forks
-another that carries on, and asks the oracle. A lane ends with the first run in which nobody has died, and all end when
-one has found something wrong. Files may be lost with the machine's power here, but not with a process: durability
-against that is not what is tested.
+Each lane has a database and a folder. A run empties them and forks one child after the other: each asks the oracle
+what the last one has left, and carries on with the story until it dies itself or has told it to the end. In the full
+form a run has one death at most, in the short form as many as there are sites that nobody has died at: a life is then
+as short as the way to the next site, where it would be a whole story otherwise. A lane ends with the first run in which
+nobody has died, and all end when one has found something wrong. Files may be lost with the machine's power here, but
+not with a process: durability against that is not what is tested.
 
 Reads what to do (a `Job` as JSON) from its standard input, and writes what came of it to its standard output.
 """
@@ -40,18 +42,22 @@ TOLD_CHARS = 3000
 
 @dataclass(frozen=True)
 class Job:
-    """`urls` has a database for each lane, `strike` what `Sites` is told, `bucket` is in place of a folder."""
+    """`urls` has a database for each lane, `strike` what `Sites` is told, `bucket` is in place of a folder.
+
+    `deaths_max` is how often somebody dies in one run.
+    """
 
     folder: str
     urls: list
     strike: dict
+    deaths_max: int
     fault: str = ""
     bucket: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a lane: what both children are told."""
+    """One run of a lane: what all its children are told."""
 
     job: Job
     name: str
@@ -85,7 +91,8 @@ def main(job):
         "struck": struck,
         "callers": callers,
         "runs": len(runs),
-        "passed": sum(run["passed"] for run in runs),
+        "deaths": sum(len(run["deaths"]) for run in runs),
+        "calm": sum(not run["deaths"] for run in runs),
         "wrong": [run for run in runs if run["wrong"]],
         "broken": [log.read_text()[-TOLD_CHARS:] for log, status in zip(logs, statuses, strict=True) if status],
         "took_s": round(time.monotonic() - began, 1),
@@ -96,32 +103,35 @@ def lane(job, number, port):
     """Run until a run passes, or something is wrong."""
     folder, home, url = Path(job.folder), Path(job.folder) / f"home{number}", job.urls[number]
     run_alone(lambda: prepare(url), folder / f"lane{number}.log")
-    count, passed = 0, False
-    while not (passed or (folder / "caught").exists()):
+    count, calm = 0, False
+    while not (calm or (folder / "caught").exists()):
         count += 1
         name = f"{number}-{count}"
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
         bucket = job.bucket and job.bucket | {"url": f"{job.bucket['url']}/{name}"}
         run = Run(job, name, home, story.settings(url, home, bucket), f"http://127.0.0.1:{port}/{name}")
-        passed = swept(run)
+        calm = swept(run)
 
 
 def swept(run):
-    """Let one child die, and another carry on; write down what came of it, and say whether none has died."""
+    """Let one child after the other live; write down what came of it, and say whether none has died."""
     log, verdict = run.home / "log", run.home / "verdict"
-    status = wait(fork(lambda: asyncio.run(live(run)), log))
-    again = wait(fork(lambda: asyncio.run(carry_on(run, verdict)), log))
-    wrong = [] if status in (0, DEATH) else [f"the first child ended with {status}"]
-    wrong += json.loads(verdict.read_text()) if again == 0 else [f"the second child ended with {again}"]
-    last = run.home / "site"
-    site = last.read_text() if last.exists() else "nowhere"
-    told = {"site": site, "passed": status == 0, "wrong": wrong, "log": log.read_text()[-TOLD_CHARS:] if wrong else ""}
+    deaths, wrong, status = [], [], DEATH
+    while status == DEATH and not wrong:
+        verdict.unlink(missing_ok=True)
+        status = wait(fork(lambda: asyncio.run(live(run, len(deaths), verdict)), log))
+        wrong = json.loads(verdict.read_text()) if verdict.exists() else ["a child has seen nothing"]
+        if status == DEATH and not wrong:
+            deaths.append((run.home / "site").read_text())
+        elif status not in (0, DEATH):
+            wrong.append(f"a child ended with {status}")
+    told = {"deaths": deaths, "wrong": wrong, "log": log.read_text()[-TOLD_CHARS:] if wrong else ""}
     with (run.folder / "results").open("a") as file:
         file.write(json.dumps(told) + "\n")
     if wrong:
         (run.folder / "caught").touch()
-    return status == 0
+    return not deaths
 
 
 async def prepare(url):
@@ -129,26 +139,20 @@ async def prepare(url):
         await oracle.prepare(database)
 
 
-async def live(run):
-    """Live until death."""
+async def live(run, number, verdict):
+    """Look at what was left, live until death or to the end of the story, and look again."""
     sites = Sites(run.folder, last=run.home / "site", **run.job.strike)
-    ready(run.job, sites)
-    async with Database.open(run.settings.database_url) as database:
-        await oracle.clear(database)
-    sites.armed = True
-    async with asyncio.timeout(PATIENCE_S):
-        await story.Story(run.settings, run.memory, run.hook, sites, first=True).live()
-
-
-async def carry_on(run, verdict):
-    """Look at what was left, carry on, and look again."""
-    sites = Sites(run.folder)
     ready(run.job, sites)
     memory, outputs = run.memory, open_configured(run.settings, Namespace.OUTPUTS)
     async with Database.open(run.settings.database_url) as database:
+        if number == 0:
+            await oracle.clear(database)
         wrong = await oracle.at_death(database, memory, outputs)
+        verdict.write_text(json.dumps(wrong))
+        sites.armed = number < run.job.deaths_max
         async with asyncio.timeout(PATIENCE_S):
-            await story.Story(run.settings, memory, run.hook, sites, first=False).live()
+            await story.Story(run.settings, memory, run.hook, sites, number).live()
+        sites.armed = False
         lines = map(json.loads, (run.folder / "received").read_text().splitlines())
         received = [line for line in lines if line["run"] == run.name]
         wrong += await oracle.at_end(database, memory, outputs, story.EXPECTED, received)

@@ -48,9 +48,13 @@ MODEL, NOBODYS = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1")}
 DAY_S, HOUR_S = 24 * 3600.0, 3600.0
 BEGUN_S = 1_700_000_000.0
+APART_S = 120.0
+"""Between two lives: longer than any lease."""
 LEASE_S = 0.6
 SLOWER = 50
 """How much slower the injected clock goes: leases are renewed every 0.2 s, and end after 30 s if they are not."""
+ATTEMPTS_MAX = 1000
+"""No death of ours may be a reason to fail."""
 
 EXPECTED = {
     "old": (Status.FAILED, Status.DELETED),
@@ -127,18 +131,19 @@ def settings(url, home, outputs):
     return dataclasses.replace(
         Settings(home=Path(home)),
         store=dataclasses.replace(Settings(home=Path(home)).store, database_url=url),
-        worker=WorkerSettings(lease_s=LEASE_S),
+        worker=WorkerSettings(lease_s=LEASE_S, attempts_max=ATTEMPTS_MAX),
         webhooks=Webhooks(allowed="127.0.0.0/8"),
         outputs=Outputs(**outputs),
     )
 
 
 class Story:
-    """One process's life. `first` is whether nobody has lived before it."""
+    """One process's life. `number` is how many have lived before it, and died."""
 
-    def __init__(self, settings, memory, hook, sites, *, first):
-        self.settings, self.memory, self.hook, self.sites, self.first = settings, memory, hook, sites, first
-        self.clock = Clock(BEGUN_S if first else BEGUN_S + 8 * DAY_S + HOUR_S)
+    def __init__(self, settings, memory, hook, sites, number):
+        self.settings, self.memory, self.hook, self.sites, self.number = settings, memory, hook, sites, number
+        self.first = number == 0
+        self.clock = Clock(BEGUN_S if self.first else BEGUN_S + 8 * DAY_S + HOUR_S + number * APART_S)
         self.go_on = asyncio.Event()
         self.running = []
 
@@ -158,7 +163,7 @@ class Story:
         await self.abandon()
         stale = await self.stall() if self.first else None
         await self.ask()
-        first, second = (self.worker(name, i) for i, name in enumerate(("w1", f"w2 {self.first}")))
+        first, second = (self.worker(name, i) for i, name in enumerate(("w1", f"w2 {self.number}")))
         self.running += [asyncio.create_task(self.webhooks().run())]
         watching = asyncio.create_task(self.watch("stalled"))
         await self.draw(stale)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from hidream.server.service import assemble
 from hidream.server.webhook_loop import LEASE_S, WebhookLoop
@@ -19,6 +20,7 @@ from hidream.store.admission import Asked
 from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.predictions import Room
+from hidream.store.schema import PREDICTIONS
 from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
@@ -68,6 +70,12 @@ class Place:
 
     async def status(self, task):
         return (await history.get(self.database, task.id, self.key.id)).status
+
+    async def holder(self, task):
+        """The worker that has taken a task, if one has."""
+        wanted = sa.select(PREDICTIONS.c.worker_id).where(PREDICTIONS.c.id == task.id)
+        async with self.database.read() as connection:
+            return await connection.scalar(wanted)
 
     @asynccontextmanager
     async def worker(self, name, painter, tasks_max=8):
@@ -195,6 +203,8 @@ def test_a_clock_that_jumps_while_a_task_is_drawn(tmp_path, jump_s):
                 later = await here.submit(receiver.url(), seed=8)
 
                 async def later_is_done():
+                    if await here.holder(later) == "host:1":  # it has lost the first, and was the quicker one
+                        slow.go_on.set()
                     return await here.status(later) is Status.COMPLETED
 
                 await until(later_is_done)

@@ -20,10 +20,12 @@ __all__ = ["postgres"]
 
 DISK_BYTES = 6 * 2**20
 SEED_THAT_IS_DRAWN = 2
+PACE_S = 0.1
+"""Between two requests: each task that is acknowledged is looked at afterwards, picture included."""
 
 
 class Submitter(threading.Thread):
-    """A client that submits without a pause, and keeps what was acknowledged and with which status."""
+    """A client that submits again and again, and keeps what was acknowledged and with which status."""
 
     def __init__(self, fleet):
         super().__init__()
@@ -39,7 +41,7 @@ class Submitter(threading.Thread):
                     self.acknowledged.append(answer.json()["data"]["id"])
                 else:
                     assert answer.headers.get("retry-after") or answer.status_code != 503
-                time.sleep(0.02)
+                time.sleep(PACE_S)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def test_a_worker_that_stands_still_with_the_lock_keeps_others_from_writing_only
 def test_the_supervisor_kills_a_worker_that_stands_still_with_the_lock(tmp_path):
     flag = tmp_path / "flag"
     with (
-        Fleet(tmp_path, apis=0, workers=0, serves=1, HIDREAM_WORKER_SERVES="dev", **environ(flag)) as fleet,
+        Fleet(tmp_path, apis=0, workers=0, serves=1, WITHOUT_A_MODEL="yes", **environ(flag)) as fleet,
         fleet.client() as http,
     ):
         flag.touch()

@@ -186,7 +186,7 @@ def told(receiver):
 
 
 def test_killed_at_random_nothing_is_lost_and_nothing_ends_twice(tmp_path, url):
-    soak(tmp_path, url, seed=1, least=150, kill_every_s=0.8)
+    soak(tmp_path, url, seed=1, least=60, kill_every_s=0.8)
 
 
 @pytest.mark.long

@@ -1,4 +1,7 @@
-"""Python imports this at its start: a worker then stops within a write transaction once the named file is there."""
+"""Python imports this at its start: a worker then stops within a write transaction once the named file is there.
+
+With `WITHOUT_A_MODEL`, `hidream worker` loads what the fast worker has in place of a model: all else of it is real.
+"""
 
 import os
 import signal
@@ -23,5 +26,24 @@ def plant(flag):
     Database.write = write
 
 
+def paint():
+    from types import SimpleNamespace
+
+    from hidream.types import Variant
+    from hidream.worker import main
+    from soak.fast_worker import FastPainter
+
+    def load(_settings):
+        painter = FastPainter()
+        painter.go_on.set()
+        model = SimpleNamespace(version_of=lambda _mode: "fast-worker-1")
+        checker = SimpleNamespace(flagged=lambda _pixels: False)
+        return main.Loaded({Variant.DEV: model}, {Variant.DEV: painter}, checker)
+
+    main._load = load
+
+
 if "STOP_ONCE_THERE_IS" in os.environ and any("worker" in word for word in sys.orig_argv):
     plant(Path(os.environ["STOP_ONCE_THERE_IS"]))
+    if "WITHOUT_A_MODEL" in os.environ:
+        paint()
