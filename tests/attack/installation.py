@@ -23,10 +23,11 @@ class Site:
 
     `attacker` and `bystander` are the secrets of two keys with the usual scopes; `before` is called in the child before
     it becomes the server (limits of its process), and `limits` are flags of `hidream keys create` for the attacker.
-    `loaded_mb` is what the worker held when it was ready, before its first image.
+    `draws` is whether it has a worker: one takes ten times as long to start as the API process. `loaded_mb` is what the
+    worker held when it was ready, before its first image.
     """
 
-    def __init__(self, folder, before=None, limits=(), **environ):
+    def __init__(self, folder, before=None, limits=(), draws=True, **environ):
         self.folder, self.home = folder, folder / "home"
         ours = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
         self._environ = ours | {
@@ -39,12 +40,12 @@ class Site:
             "PYTHONPATH": str(ROOT / "src"),
             **environ,
         }
-        self._limits, self._before = limits, before
+        self._limits, self._before, self._draws = limits, before, draws
         self.log = folder / "serve.log"
 
     def __enter__(self):
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "hidream.cli", "serve"]
+            command = [sys.executable, "-m", "hidream.cli", "serve" if self._draws else "api"]
             self.process = subprocess.Popen(
                 command,
                 env=self._environ,
@@ -59,7 +60,8 @@ class Site:
             self.attacker = self._new_key("attacker", *self._limits)
             self.bystander = self._new_key("bystander")
             self._wait_until_ready()
-            self.loaded_mb = memory_mb(self.worker_pid, "VmRSS")
+            if self._draws:
+                self.loaded_mb = memory_mb(self.worker_pid, "VmRSS")
         except BaseException:
             self.__exit__()
             raise
@@ -111,9 +113,9 @@ class Site:
     def _wait_until_ready(self):
         deadline = time.monotonic() + 120
         with self.client("") as http:
-            while http.get("/readyz").status_code != 200:
+            while http.get("/readyz" if self._draws else "/healthz").status_code != 200:
                 assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.1)
+                time.sleep(0.2)
 
 
 def peak_mb(pid):
