@@ -5,8 +5,9 @@ SHELL  := bash
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SUITES ?= tests
+PROCESSES ?= 2
 
-.PHONY: help setup demo serve check format test test-long postgresql proxies bench clean
+.PHONY: help setup demo serve check format test test-unit test-long postgresql proxies bench clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -37,7 +38,10 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff format
 
 test: $(READY) postgresql proxies ## every suite in its short form
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -n $(PROCESSES) -m "not long"
+
+test-unit: $(READY) ## what starts no process and opens no socket, for the daily loop
+	$(BIN)/pytest -n $(PROCESSES) -m "not long and not integration"
 
 test-long: $(READY) postgresql proxies ## every suite in its full form, or SUITES; a dated summary under tests/results
 	@mkdir -p tests/results

@@ -47,6 +47,7 @@ def test_generate_writes_the_picture(home, capsys, name, kind):
     assert "2/2" in printed.err  # the progress bar
 
 
+@pytest.mark.integration
 def test_the_collector_leaves_what_was_loaded_alone_and_goes_on_after_an_error():
     code = (
         "import gc, sys; from hidream import cli\n"
@@ -168,6 +169,7 @@ def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
     assert "HIDREAM_COMPUTE_MEMORY_GB is '0.1'; accepted: a number, 0, or 1 to" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
@@ -238,6 +240,7 @@ def test_no_value_ends_in_a_traceback(argv):
     assert status or argv[0] == "info"  # there is no model to draw with, and nothing to convert
 
 
+@pytest.mark.integration
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, hidream.cli\n"
@@ -301,6 +304,7 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert "there is no key" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "a secret beside the database")
     assert cli.main(["keys", "create", "--name", "laptop"]) == 0
@@ -347,6 +351,7 @@ def test_a_pepper_is_never_shown(capsys, monkeypatch):
     assert "x" * 16 not in sources.to_environ(loaded).values()
 
 
+@pytest.mark.integration
 def test_what_is_done_to_a_key_can_be_looked_up_and_all_of_it_written_out_and_erased(home, capsys):
     def run(*typed):
         assert cli.main([*typed]) == 0, capsys.readouterr().err

@@ -55,9 +55,9 @@ def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture_and_nothing_is_
 @pytest.mark.long
 @pytest.mark.timeout(1200)  # a worker that dies again and again is started after 30 s only
 @pytest.mark.parametrize("seed", range(3))
-def test_random_kills_lose_nothing(tmp_path, seed):
+def test_random_kills_lose_nothing(tmp_path, seed, first_seed):
     """Forty tasks while worker and server are killed at random: each ends completed, with its own picture."""
-    service, dice = Service(tmp_path / "home", HIDREAM_WORKER_ATTEMPTS_MAX="100"), random.Random(seed)
+    service, dice = Service(tmp_path / "home", HIDREAM_WORKER_ATTEMPTS_MAX="100"), random.Random(first_seed + seed)
     expected = [service.draw(size="256*256", seed=number, output_format="png")[1] for number in range(4)]
     acknowledged = []
     for number in range(40):

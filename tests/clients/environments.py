@@ -8,6 +8,7 @@ Node is the machine's; where there is none, it comes from PyPI too (`nodejs-whee
 others.
 """
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -28,13 +29,15 @@ def environment(name):
     folder, lists = CACHE / name, [path for path in map((HERE / name).__truediv__, LISTS) if path.exists()]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in lists)).hexdigest()
     made = folder / MADE
-    if not made.exists() or made.read_text() != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for path in lists:
-            shutil.copy(path, folder)
-        make_python(folder) if lists[0].name == LISTS[0] else make_node(folder)
-        made.write_text(digest)
+    with lists[0].open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the same tests may be about to make it
+        if not made.exists() or made.read_text() != digest:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            for path in lists:
+                shutil.copy(path, folder)
+            make_python(folder) if lists[0].name == LISTS[0] else make_node(folder)
+            made.write_text(digest)
     return folder
 
 

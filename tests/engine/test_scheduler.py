@@ -89,6 +89,7 @@ class AnyCalls(RuleBasedStateMachine):
 TestAnyCalls = AnyCalls.TestCase
 
 
+@pytest.mark.integration
 def test_the_same_calls_give_the_same_steps_in_every_process():
     """Python orders a set of texts differently in each process; nothing may depend on that."""
     program = "import simulation; print([simulation.schedule(seed) for seed in range(100)])"

@@ -386,6 +386,7 @@ def synthetic(path: Path, matrices: int, shape: tuple[int, int]) -> int:
         ),
     ],
 )
+@pytest.mark.integration
 def test_a_tensor_at_a_time_is_in_memory(tmp_path, matrices, shape, target, kind):
     one = synthetic(tmp_path / "a.safetensors", matrices, shape)
     script = Path(__file__).parent / "convert_in_process.py"

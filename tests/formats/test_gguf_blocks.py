@@ -81,6 +81,7 @@ def test_decoding_is_one_graph(name: str):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", GGUF_TYPES)
+@pytest.mark.integration
 def test_compiled_decoding_gives_the_same(name: str):
     """Within float32's rounding: the compiler may fuse a product and a sum."""
     stored, values = random_rows(name, rows=4)

@@ -81,6 +81,7 @@ def test_a_command_ends_with_a_line(home, capsys, command, file):
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.integration
 def test_a_worker_does_not_start_and_says_that_it_never_will(home):
     FILES["a list"](home / "it")
     code = "import sys; from hidream import cli; sys.exit(cli.main(['worker', '--model', 'it']))"

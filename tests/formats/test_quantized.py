@@ -102,6 +102,7 @@ def test_making_the_matrix_is_one_graph(scheme: str, dtype: torch.dtype):
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scheme", QUANTIZE)
+@pytest.mark.integration
 def test_the_compiled_matrix_is_the_same(scheme: str, dtype: torch.dtype):
     stored = quantize(weights(), scheme)
     torch.compiler.reset()

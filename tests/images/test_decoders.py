@@ -22,6 +22,8 @@ from hidream.images.prepared import prepare
 from hidream.types import ImageFormat, Size
 from image_files import noise, progressive_jpeg, saved
 
+pytestmark = pytest.mark.integration
+
 SIZES = [Size(64, 96), Size(256, 256)]
 SLOW = progressive_jpeg(8192, 32)
 """Passes what is counted, and takes seconds."""

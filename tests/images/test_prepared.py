@@ -63,6 +63,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.parametrize("shape", [(8000, 8), (8, 8000), (60_000, 2), (2, 60_000), (1, 1)])
+@pytest.mark.integration
 def test_a_tiny_file_of_any_shape_takes_no_more_than_its_size_does(shape):
     """Two sizes of three channels of floats are 18 MiB, and one channel four times as wide, while it is cut, 16."""
     script = BOMB.format(width=shape[0], height=shape[1])

@@ -52,6 +52,7 @@ def test_it_is_measured(monkeypatch, slow_s, faster):
     assert bfloat16.gains() is faster
 
 
+@pytest.mark.integration
 def test_a_cpu_without_avx512_draws_all_the_same(tmp_path):
     """oneDNN, told to take this CPU for one with AVX2 only, refuses bfloat16."""
     draw = [Path(sys.executable).with_name("hidream"), "generate", "a cat", "--size", "256*256", "--steps", "2"]

@@ -94,6 +94,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.integration
 def test_memory_grows_with_the_output_and_not_with_what_is_cut_off():
     """60000 × 200 pixels take Pillow 46 MiB; one channel of 1024² floats 4 MiB, and up to 8 sizes of it are scaled."""
     grown = subprocess.run([sys.executable, "-c", EXTREME], capture_output=True, text=True, check=True).stdout

@@ -105,7 +105,9 @@ def test_an_indexed_layout_is_the_same_in_other_words(model):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.integration])]
+)
 def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
     compiled = tiny.ours(tiny.reference())
     compiled.compile_blocks(backend)

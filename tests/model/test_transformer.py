@@ -92,6 +92,7 @@ def test_all_modulations_at_once_equal_one_by_one(reference):
 @pytest.mark.parametrize(
     ("padded", "dtype", "tolerance"), [(False, torch.float32, TOLERANCE), (True, torch.bfloat16, 0.05)]
 )
+@pytest.mark.integration
 def test_compiles_to_one_graph_and_equals_eager(padded, dtype, tolerance):
     config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
     model = tiny.ours(tiny.reference(config), config, pack=False).to(dtype)

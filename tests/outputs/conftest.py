@@ -13,7 +13,7 @@ def s3(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.integration)])
 def opened(request, tmp_path):
     """Give a function that opens a namespace of one and the same empty place."""
     if request.param == "folder":

@@ -124,6 +124,7 @@ async def errors_of(place):
     return dict(zip(calls(place), [result.message for result in results], strict=True)), took_s
 
 
+@pytest.mark.integration
 def test_a_store_that_is_away_and_comes_back(own_s3):
     place = bucket(own_s3.access())
     asyncio.run(place.write(NAME, b"data"))
@@ -136,6 +137,7 @@ def test_a_store_that_is_away_and_comes_back(own_s3):
     assert asyncio.run(place.read(NAME)) == b"data"
 
 
+@pytest.mark.integration
 def test_a_store_that_hangs_costs_no_more_than_the_timeout(own_s3):
     place = bucket(own_s3.access(timeout_s=QUICK_S))
 
@@ -153,6 +155,7 @@ def test_a_store_that_hangs_costs_no_more_than_the_timeout(own_s3):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
     place, data = bucket(own_s3.access(timeout_s=QUICK_S)), bytes(50_000_000)
 
@@ -171,6 +174,7 @@ def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
     asyncio.run(scenario())
 
 
+@pytest.mark.integration
 def test_a_slow_reader_gets_a_file_whole(own_s3):
     place, data = bucket(own_s3.access(timeout_s=QUICK_S)), bytes(range(250)) * 40_000
 

@@ -70,6 +70,7 @@ def test_an_error_does_not_say_the_name_or_the_path(tmp_path):
     assert files_of(folder) == []
 
 
+@pytest.mark.integration
 def test_what_a_killed_process_left_is_found_and_removed(tmp_path):
     script = f"""
 import asyncio, os

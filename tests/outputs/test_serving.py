@@ -18,6 +18,8 @@ from hidream.outputs.place import CHUNK_BYTES, Namespace
 from hidream.outputs.serving import serve
 from hidream.types import ImageFormat
 
+pytestmark = pytest.mark.integration
+
 NAMES = [draw_name(image_format) for image_format in ImageFormat]
 NAME = NAMES[0]
 DATA = bytes(range(251)) * (2 * CHUNK_BYTES // 251 + 100)

@@ -139,6 +139,7 @@ def test_the_environment_cannot_replace_the_weights(monkeypatch, tmp_path, check
     assert ImageChecker(0.8).probability(pixels) == checker.probability(pixels)
 
 
+@pytest.mark.integration
 def test_importing_is_light():
     heavy = ("numpy", "onnxruntime", "PIL", "torch")
     code = f"import sys, hidream.safety.image; print([name for name in {heavy} if name in sys.modules])"

@@ -185,6 +185,7 @@ def test_the_longest_prompt_takes_milliseconds(piece):
     assert min(times_s) < 0.25
 
 
+@pytest.mark.integration
 def test_importing_is_light():
     heavy = ("numpy", "onnxruntime", "PIL", "torch")
     code = f"import sys, hidream.safety.prompt; print([name for name in {heavy} if name in sys.modules])"

@@ -80,7 +80,7 @@ class Api:
 
 
 @pytest.fixture
-def with_api(tmp_path):
+def with_api(sqlite_copies, tmp_path):
     """Run `scenario(api)` in an event loop of its own; keywords are settings of the table [server].
 
     With `instances` there are as many applications, each with a connection to the database of its own, and the scenario
@@ -88,6 +88,7 @@ def with_api(tmp_path):
     """
 
     def run(scenario, *, instances=1, allowed="", **server):
+        sqlite_copies.url(tmp_path)
         settings = replace(Settings(home=tmp_path), server=Server(**server), webhooks=Webhooks(allowed=allowed))
 
         async def main():

@@ -148,6 +148,7 @@ def test_pages_of_set_origins_may_call(with_api, origins, allowed):
     with_api(scenario, cors_origins=origins)
 
 
+@pytest.mark.integration
 def test_the_api_process_has_neither_torch_nor_the_model():
     code = """
 import sys

@@ -25,6 +25,8 @@ from hidream.server.listener import HEALTH, listen, room_for
 from hidream.server.strict import HEAD_BYTES
 from hidream.settings.tables import Server
 
+pytestmark = pytest.mark.integration
+
 QUICK = Patience(
     tick_s=0.05,
     head_s=0.5,

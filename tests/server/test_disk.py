@@ -29,6 +29,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.integration
 def test_a_look_is_good_for_a_second(small_disk):
     folder, mounted = small_disk
     now = [0.0]

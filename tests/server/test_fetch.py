@@ -22,6 +22,8 @@ from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 from webhooks.receiver import Receiver, deaf_port, says, unheard
 
+pytestmark = pytest.mark.integration
+
 HERE = Allowed.read(["127.0.0.0/8"])
 MAX_BYTES = 4096
 

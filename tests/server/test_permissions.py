@@ -8,6 +8,8 @@ from hidream.settings import private
 from hidream.settings.sources import load
 from soak.fleet import MODEL, Fleet, until
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(params=[0o000, 0o022, 0o077])
 def umask(request):

@@ -403,6 +403,7 @@ def test_nothing_is_fetched_for_what_is_refused_or_by_v2(with_api):
     with_api(scenario, allowed=LOOPBACK)
 
 
+@pytest.mark.integration
 def test_a_server_that_hangs_is_not_waited_for():
     async def scenario():
         async with site() as web:

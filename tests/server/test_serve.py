@@ -24,6 +24,8 @@ from hidream.settings.tables import Outputs, Server, Settings, Store
 from hidream.store import keys
 from hidream.store.database import Database
 
+pytestmark = pytest.mark.integration
+
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "a key of the operator's"
 

@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from hidream.server.supervisor import keep_worker
 from hidream.settings.sources import load, to_environ
 from hidream.settings.tables import Models, Server, Settings, Store
@@ -16,6 +18,7 @@ def test_the_worker_gets_the_servers_settings_but_neither_its_key_nor_the_pepper
     assert load(environ) == usual
 
 
+@pytest.mark.integration
 def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_worker(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
@@ -31,6 +34,7 @@ def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_worker(
     assert "passed_over" not in log
 
 
+@pytest.mark.integration
 def test_a_start_that_is_hopeless_is_not_tried_again(tmp_path):
     settings = Settings(home=tmp_path, models=Models(dev=tmp_path / "nothing"))
 

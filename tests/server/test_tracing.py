@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import httpx
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -70,6 +71,7 @@ def test_without_the_extra_it_says_so(with_api, monkeypatch, caplog):
     with_api(scenario)
 
 
+@pytest.mark.integration
 def test_spans_are_sent_where_the_environment_says():
     """In a process of its own, because OpenTelemetry keeps threads; the collector is a real socket."""
     got = []

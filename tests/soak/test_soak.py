@@ -192,5 +192,5 @@ def test_killed_at_random_nothing_is_lost_and_nothing_ends_twice(tmp_path, url):
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(10))
-def test_two_thousand_tasks_under_fire(tmp_path, url, seed):
-    soak(tmp_path, url, seed=seed, least=2000, kill_every_s=1.0, told_within_s=TOLD_WITHIN_S)
+def test_two_thousand_tasks_under_fire(tmp_path, url, seed, first_seed):
+    soak(tmp_path, url, seed=first_seed + seed, least=2000, kill_every_s=1.0, told_within_s=TOLD_WITHIN_S)

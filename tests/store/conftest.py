@@ -1,10 +1,11 @@
-"""An empty database on a clock that the test sets: each test runs on both kinds."""
+"""A database without rows on a clock that the test sets: each test runs on both kinds."""
 
 import asyncio
 from dataclasses import dataclass
 
 import pytest
 
+from databases import url_in
 from hidream.store import postgresql
 from hidream.store.database import Database
 from postgres import postgres
@@ -26,21 +27,29 @@ def clock():
 
 
 @pytest.fixture
-def sqlite_url(tmp_path):
-    return f"sqlite+aiosqlite:///{tmp_path}/hidream.db"
+def sqlite_url(sqlite_copies, tmp_path):
+    return sqlite_copies.url(tmp_path)
 
 
 @pytest.fixture
 def postgresql_url(postgres, monkeypatch):
     monkeypatch.setattr(postgresql, "WAIT_S", 60.0)  # a machine that is busy is no server that is away
-    made = postgres.url()
+    made = postgres.copied()
     yield made
     postgres.drop(made)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
 def url(request):
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])
+def new_url(request, tmp_path):
+    """Of a database without tables."""
+    if request.param == "sqlite":
+        return url_in(tmp_path)
+    return request.getfixturevalue("postgres").url()
 
 
 @pytest.fixture

@@ -40,13 +40,14 @@ def test_work_beside_the_callers_ends_before_the_database_is_closed(in_database)
     assert ended == [[]]
 
 
-def test_processes_that_start_at_once_migrate_once(url):
+@pytest.mark.integration
+def test_processes_that_start_at_once_migrate_once(new_url):
     code = f"""
 import asyncio
 from hidream.store import keys
 from hidream.store.database import Database
 async def main():
-    async with Database.open({url!r}) as database:
+    async with Database.open({new_url!r}) as database:
         await keys.create(database, "x")
 asyncio.run(main())
 """
@@ -54,7 +55,7 @@ asyncio.run(main())
     assert [process.wait(60) for process in started] == [0, 0, 0, 0]
 
     async def count():
-        async with Database.open(url) as database:
+        async with Database.open(new_url) as database:
             return len(await keys.listed(database))
 
     assert asyncio.run(count()) == 4

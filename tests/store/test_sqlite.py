@@ -12,9 +12,9 @@ from hidream.store import keys, sqlite
 from hidream.store.database import Database
 
 
-def test_what_is_written_survives_a_power_cut(sqlite_url):
+def test_what_is_written_survives_a_power_cut(tmp_path):
     async def scenario():
-        async with Database.open(sqlite_url) as database, database.write() as connection:
+        async with Database.open(f"sqlite+aiosqlite:///{tmp_path}/new.db") as database, database.write() as connection:
             return {
                 name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
                 for name in ("journal_mode", "synchronous", "foreign_keys")

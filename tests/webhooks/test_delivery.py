@@ -21,6 +21,8 @@ from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S, Attempt, Courier, 
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
 
+pytestmark = pytest.mark.integration
+
 SECRET = signature.new_secret()
 BODY = json.dumps({"id": "6488c275", "prompt": "ein Fuchs – 🦊"}, ensure_ascii=False).encode()
 HERE = Allowed.read(["127.0.0.0/8", "::1"])

@@ -16,6 +16,8 @@ from hidream.webhooks import network, targets
 from hidream.webhooks.network import CheckedNetwork, Trust, ask, header, read, unreached
 from hidream.webhooks.targets import Allowed
 
+pytestmark = pytest.mark.integration
+
 HERE = Allowed.read(["127.0.0.0/8"])
 
 

@@ -34,6 +34,7 @@ def test_the_example_is_what_our_code_computes():
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
+@pytest.mark.integration
 def test_the_example_is_what_openssl_computes():
     (command,) = re.findall(r"^```\n(printf .+?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
@@ -49,6 +50,7 @@ def test_the_example_is_genuine_for_300_seconds(genuine, monkeypatch):
         assert genuine(signature.new_secret(), HEADERS, BODY) is False
 
 
+@pytest.mark.integration
 def test_what_is_delivered_is_genuine(genuine):
     secret = signature.new_secret()
 

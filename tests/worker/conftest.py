@@ -19,8 +19,8 @@ def painter():
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite+aiosqlite:///{tmp_path}/hidream.db"
+def url(sqlite_copies, tmp_path):
+    return sqlite_copies.url(tmp_path)
 
 
 @pytest.fixture

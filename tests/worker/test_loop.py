@@ -168,6 +168,7 @@ EXTRAS = {"negative_prompt": "fog", "shift": 2.0, "sampler": Sampler.EULER, "con
 EXTRAS |= {"render": Render.NATIVE, "mode": Mode.BALANCED, "loras": (LoraUse("ink", 0.5), LoraUse("water"))}
 
 
+@pytest.mark.integration
 def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until):
     """The image and the mask as pixels of the size that is needed; of the files themselves nothing."""
     files = {"image": saved(Image.new("RGB", (128, 96), (200, 60, 40))), "mask": saved(Image.new("L", (128, 96), 255))}
@@ -194,6 +195,7 @@ def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until)
         assert np.abs((planes.picture[:, 9, 9] + 1) * 127.5 - (200, 60, 40)).max() < 1e-3
 
 
+@pytest.mark.integration
 def test_what_is_not_asked_is_left_to_the_variant(studio, painter):
     async def scenario():
         async with studio() as s:
@@ -218,6 +220,7 @@ def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
     assert not painter.requests
 
 
+@pytest.mark.integration
 def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, painter, until):
     """Nor does it keep a worker that is told to stop: reading it ends, and its task goes back to the queue."""
 
@@ -236,6 +239,7 @@ def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, painter, u
     assert len(painter.requests) == 1
 
 
+@pytest.mark.integration
 def test_the_quality_that_was_asked_is_the_files(studio):
     async def scenario():
         async with studio() as s:
@@ -944,6 +948,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.integration
 def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
     """Real processes, buried as `server/supervisor` does it; the first takes all tasks before it begins."""
     seeds, attempts_max = (1, 2, 666, 3, 4), Limits().attempts_max
