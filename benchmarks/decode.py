@@ -39,7 +39,8 @@ from hidream.model.shape import fit, to_pixels
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import embedded
 from hidream.outputs.encode import encode
-from hidream.types import ImageFormat, ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import ImageFormat, Size, Variant
 
 PROMPTS = (
     "flat style a fox in the snow",

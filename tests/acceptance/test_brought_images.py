@@ -11,7 +11,8 @@ from PIL import Image
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Variant
 
 PROMPT = "flat style a red apple on a blue background"
 BODY = {"prompt": PROMPT, "seed": 7, "output_format": "png", "num_inference_steps": 2, "strength": 0.5}

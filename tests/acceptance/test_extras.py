@@ -11,7 +11,8 @@ from service import Service
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import Conformance, ImageRequest, Mode, Render, Sampler, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Conformance, Mode, Render, Sampler, Size, Variant
 
 LAYER = "double_stream_blocks.0.block.attn1.to_q"
 LONG = "a red apple and a blue house " * 60

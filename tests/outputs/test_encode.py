@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from hidream.file_names import MEDIA_TYPES
 from hidream.outputs.encode import JPEG_QUALITY, WEBP_QUALITY, encode
-from hidream.outputs.names import MEDIA_TYPES
 from hidream.types import ImageFormat
 
 VERSION = "hidream-i1-dev/3c82d124b51e/exact/cpu-float32/0.1.0"

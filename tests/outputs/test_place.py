@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from hidream.errors import NotFound
-from hidream.outputs.names import draw_name
+from hidream.file_names import draw_name
 from hidream.outputs.place import CHUNK_BYTES, Namespace
 from hidream.types import ImageFormat
 

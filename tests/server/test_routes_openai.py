@@ -56,7 +56,7 @@ def test_base64_and_extras(with_api):
         assert list(datum) == ["b64_json"]
         assert base64.b64decode(datum["b64_json"]) == b"the picture"
         asked = task.input
-        assert (task.model, asked.size, asked.seed, asked.num_inference_steps) == (FULL, Size(512, 768), 7, 9)
+        assert (task.model, asked.size, asked.seed, asked.steps) == (FULL, Size(512, 768), 7, 9)
         assert asked.negative_prompt == "fog"
 
     with_api(scenario)
@@ -170,8 +170,8 @@ def test_v3s_parameters_are_used_by_their_own_names(with_api):
         task, answer = await drawn(api, prompt="a", model=FULL, guidance_scale=2.5, output_format="webp", **said)
         assert list(answer.json()) == ["created", "data"]
         asked = task.input
-        assert (asked.size, asked.num_inference_steps, asked.num_images) == (Size(640, 512), 3, 2)
-        assert (asked.sampler, asked.guidance_scale, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
+        assert (asked.size, asked.steps, asked.num_images) == (Size(640, 512), 3, 2)
+        assert (asked.sampler, asked.guidance, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
         task, answer = await drawn(api, prompt="a", size="auto", aspect_ratio="16:9", enable_base64_output=True)
         assert (list(answer.json()["data"][0]), task.input.size) == (["b64_json"], Size(1360, 768))
         task, _ = await drawn(api, prompt="a", output_format="jpeg", output_compression=60, size="1792x1024")

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from hidream.errors import NotFound
-from hidream.outputs.names import MEDIA_TYPES, draw_name, format_of, is_name, media_type_of
+from hidream.file_names import MEDIA_TYPES, draw_name, format_of, is_name, media_type_of
 from hidream.types import ImageFormat
 
 TOKEN = "A-_" + "x" * 40
