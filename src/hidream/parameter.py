@@ -83,9 +83,9 @@ class Text(AsItIs):
 
     def read(self, field: str, value: object) -> str:
         """Read a text. Raises InvalidInput, or MissingInput for an empty one."""
-        if isinstance(value, OverlongText):
-            raise InvalidInput(f"{field} has {value.size} characters; accepted: {self.accepted}", field=field)
         if not isinstance(value, str):
+            if isinstance(value, OverlongText):
+                raise InvalidInput(f"{field} has {value.size} characters; accepted: {self.accepted}", field=field)
             raise refused(field, value, self.accepted)
         if not self.may_be_empty and not value.strip():
             raise MissingInput(f"{field} is empty; accepted: {self.accepted}", field=field)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any, Self
 
 from hidream.errors import InvalidInput, MissingInput
@@ -411,13 +412,9 @@ class ImageRequest:
     def __post_init__(self) -> None:
         if not self.prompt_text.strip():
             raise MissingInput("prompt is empty; accepted: a text that says what to draw", field="prompt")
-        for name, smallest, largest, accepted in _BOUNDS:
-            value = getattr(self, name)
+        for value, (name, smallest, largest, accepted) in zip(_BOUNDED(self), _BOUNDS, strict=True):
             if value is not None and not smallest <= value <= largest:
                 raise refused(name, value, accepted)
-        for name, side in (("width", self.size.width), ("height", self.size.height)):
-            if not 1 <= side <= SIDE_MAX_PX:
-                raise refused(name, side, f"a whole number from 1 to {SIDE_MAX_PX}")
         if self.mask is not None and self.image is None:
             raise MissingInput(MASK_ALONE, field="mask")
 
@@ -442,13 +439,22 @@ class ImageRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Give the JSON object that the row keeps, by the API's names."""
-        values = {name: getattr(self, attribute) for attribute, name in _NAMES}
-        return values | {name: to_json(values[name]) for name, to_json in _TO_JSON}
+        values = dict(zip(_ROW_NAMES, _ALL(self), strict=True))
+        for name, to_json in _TO_JSON:
+            values[name] = to_json(values[name])
+        return values
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
         """Undo `to_json`, that of earlier releases too: what a row does not say has its default here."""
-        return cls(**{_ATTRIBUTES[name]: value for name, value in row.items()} | _read_back(row))
+        values = dict(row)
+        for name, from_json in _FROM_JSON:
+            if name in row:
+                values[name] = from_json(row[name])
+        for name, attribute in _RENAMED:
+            if name in values:
+                values[attribute] = values.pop(name)
+        return cls(**values)
 
 
 PARAMETERS = declared(ImageRequest)
@@ -457,19 +463,22 @@ BY_NAME = by_name(PARAMETERS)
 BY_ATTRIBUTE = {parameter.attribute: parameter for parameter in PARAMETERS}
 MASK_ALONE = "mask is given without an image; accepted: a mask of the image to change"
 
-_NAMES = tuple((parameter.attribute, parameter.name) for parameter in PARAMETERS)
-_ATTRIBUTES = {parameter.name: parameter.attribute for parameter in PARAMETERS}
-_TO_JSON = tuple((p.name, p.kind.to_json) for p in PARAMETERS if not isinstance(p.kind, AsItIs))
-_FROM_JSON = tuple((p.name, p.attribute, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, AsItIs))
-_BOUNDS = tuple(
-    (p.attribute, *((0, SEED_MAX) if p.attribute == "seed" else (p.kind.smallest, p.kind.largest)), p.kind.accepted)
-    for p in PARAMETERS
-    if isinstance(p.kind, Whole | Number)
+_ROW_NAMES = tuple(parameter.name for parameter in PARAMETERS)
+_ALL = attrgetter(*(parameter.attribute for parameter in PARAMETERS))
+_RENAMED = tuple((p.name, p.attribute) for p in PARAMETERS if p.name != p.attribute)
+_TO_JSON = tuple((p.name, p.kind.to_json) for p in PARAMETERS if isinstance(p.kind, Dimensions | Loras))
+_FROM_JSON = tuple((p.name, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, AsItIs))
+_SIDE = (1, SIDE_MAX_PX, f"a whole number from 1 to {SIDE_MAX_PX}")
+_BOUNDS = (
+    *(
+        (p.attribute, 0 if p.attribute == "seed" else p.kind.smallest, p.kind.largest, p.kind.accepted)
+        for p in PARAMETERS
+        if isinstance(p.kind, Whole | Number)
+    ),
+    ("width", *_SIDE),
+    ("height", *_SIDE),
 )
-
-
-def _read_back(row: dict[str, Any]) -> dict[str, Any]:
-    return {attribute: from_json(row[name]) for name, attribute, from_json in _FROM_JSON if name in row}
+_BOUNDED = attrgetter(*(name for name, *_ in _BOUNDS[:-2]), "size.width", "size.height")
 
 
 def random_seed() -> int:

@@ -12,7 +12,6 @@ variant that was distilled does not use them.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -152,9 +151,13 @@ _BESIDE: Mapping[str, tuple[Parameter, ...]] = {
 WIRE = tuple(each for parameter in PARAMETERS for each in (parameter, *_BESIDE.get(parameter.name, ())))
 """All parameters of the API, in the order of the documents."""
 _WIRE = by_name(WIRE)
+_APART = ("size", "image", "mask")
+"""What `_size` and `sources` read."""
+
+Read = Callable[[str, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Api:
     """A version of the API: its name in paths, and all in which it differs from the other.
 
@@ -165,9 +168,16 @@ class Api:
     extras: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    readers: tuple[tuple[str, str, Read, bool], ...] = field(init=False)
+    """Of each parameter but _APART: name, field, reader, and whether only guided variants use it."""
 
-    def __hash__(self) -> int:
-        return hash(self.name)
+    def __post_init__(self) -> None:
+        readers = tuple(
+            (each.name, each.attribute, self.kind(each.name).read, each.guided)
+            for each in PARAMETERS
+            if (each.documented or self.extras) and each.name not in _APART
+        )
+        object.__setattr__(self, "readers", readers)
 
     def kind(self, name: str) -> Any:  # noqa: ANN401 - each parameter has its own
         """Give the type of a parameter."""
@@ -190,20 +200,6 @@ V2 = Api(
 )
 V3 = Api("v3", extras=True, defaults={"output_format": ImageFormat.JPEG})
 
-Read = Callable[[str, Any], Any]
-_APART = ("size", "image", "mask")
-"""What `_size` and `sources` read."""
-
-
-@functools.cache
-def _readers(api: Api, variant: Variant) -> tuple[tuple[str, str, Read, bool], ...]:
-    """Give name, field and reader of what a version takes, and whether the variant uses it."""
-    return tuple(
-        (each.name, each.attribute, api.kind(each.name).read, variant.guided or not each.guided)
-        for each in PARAMETERS
-        if (each.documented or api.extras) and each.name not in _APART
-    )
-
 
 def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
     """Read a request's JSON object, but for what `sources` and `webhook` read.
@@ -214,10 +210,10 @@ def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
     if "prompt" not in given:
         raise MissingInput(f"prompt is absent; accepted: {BY_NAME['prompt'].kind.accepted}", field="prompt")
     values: dict[str, Any] = {**api.defaults}
-    for name, attribute, read, used in _readers(api, variant):
+    for name, attribute, read, guided in api.readers:
         if name in given:
             value = read(name, given[name])
-            if used:
+            if not guided or variant.guided:
                 values[attribute] = value
     values["size"] = _size(given, api)
     if values.get("seed", -1) == -1:
@@ -298,18 +294,15 @@ def _given(body: dict[str, Any], api: Api) -> dict[str, Any]:
 
 def _size(given: dict[str, Any], api: Api) -> Size:
     """Read the size from what says it most exactly; what says it otherwise is looked at all the same."""
-    by_ratio: Size = _read(given, "aspect_ratio", api, DEFAULT_SIZE) if api.extras else DEFAULT_SIZE
-    by_target: Size | None = _read(given, "target_size", api, None) if api.extras else None
-    size: Size | None = _read(given, "size", api, None)
-    if size is not None:
-        return size
-    if "width" not in given and "height" not in given:
-        return by_target or by_ratio
-    return of_sides(given, api.kind("width"), api.kind("height"))
-
-
-def _read(given: dict[str, Any], name: str, api: Api, default: Size | None) -> Any:  # noqa: ANN401
-    return api.kind(name).read(name, given[name]) if name in given else default
+    said: dict[str, Size] = {}
+    for name in ("aspect_ratio", "target_size", "size") if api.extras else ("size",):
+        if name in given:
+            said[name] = api.kind(name).read(name, given[name])
+    if "size" in said:
+        return said["size"]
+    if "width" in given or "height" in given:
+        return of_sides(given, api.kind("width"), api.kind("height"))
+    return said.get("target_size") or said.get("aspect_ratio") or DEFAULT_SIZE
 
 
 def of_sides(given: dict[str, Any], width: Whole, height: Whole, place: str = "") -> Size:
