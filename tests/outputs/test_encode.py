@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from hidream.file_names import MEDIA_TYPES
-from hidream.outputs.encode import JPEG_QUALITY, WEBP_QUALITY, encode
-from hidream.types import ImageFormat
+from hidream.outputs.encode import encode
+from hidream.types import FORMATS, LOSSY, ImageFormat
 
 VERSION = "hidream-i1-dev/3c82d124b51e/exact/cpu-float32/0.1.0"
 
@@ -72,12 +72,12 @@ def test_how_the_pixels_lie_in_memory_does_not_matter(output_format):
     assert first == second
 
 
-@pytest.mark.parametrize(("output_format", "usual"), [("jpeg", JPEG_QUALITY), ("webp", WEBP_QUALITY)])
-def test_quality_is_bought_with_bytes(output_format, usual):
+@pytest.mark.parametrize("output_format", LOSSY)
+def test_quality_is_bought_with_bytes(output_format):
     pixels = drawing()
 
     def encoded(quality):
-        return encode(pixels, ImageFormat(output_format), seed=1, version=VERSION, output_quality=quality)
+        return encode(pixels, output_format, seed=1, version=VERSION, output_quality=quality)
 
     def error(data):
         return ((np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float) - pixels) ** 2).mean()
@@ -85,7 +85,7 @@ def test_quality_is_bought_with_bytes(output_format, usual):
     low, middle, high = (encoded(quality) for quality in (1, 50, 100))
     assert len(low) < len(middle) < len(high)
     assert error(low) > error(middle) > error(high)
-    assert encoded(None) == encoded(usual)
+    assert encoded(None) == encoded(FORMATS[output_format].quality)
 
 
 def test_png_loses_nothing_at_any_quality():
