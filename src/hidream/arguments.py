@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
-from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole
+from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole, in_words
 from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
 GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
-_OUT_NAMES = " or ".join(", ".join(f".{name}" for name in FORMAT_NAMES).rsplit(", ", 1))
 HOST_SMALLEST_GB = 4
 """Host memory that a plan is made for: the system itself takes 3 GB of it (`model/ways.HOST_RESERVE_BYTES`)."""
 PARTS = {
@@ -129,11 +128,12 @@ def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 def _generate(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="draw one picture")
     generate.add_argument("prompt", type=_text)
+    suffixes = in_words((f".{name}" for name in FORMAT_NAMES), "or")
     for parameter in PARAMETERS:
         if parameter.flag is not None:
             _parameter(generate, parameter, parameter.flag)
         if parameter.attribute == "seed":  # what is asked for most comes first in the help
-            generate.add_argument("--out", type=_path, default=Path("out.png"), help=f"a {_OUT_NAMES} file")
+            generate.add_argument("--out", type=_path, default=Path("out.png"), help=f"a {suffixes} file")
             generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
     _model_flags(generate)
     generate.set_defaults(command="generate")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -267,6 +267,12 @@ def declared(dataclass_type: type) -> tuple[Parameter, ...]:
 def refused(field: str, value: object, accepted: str) -> InvalidInput:
     """Make the error of a value that is not accepted."""
     return InvalidInput(f"{field} is {value!r:.100}; accepted: {accepted}", field=field)
+
+
+def in_words(names: Iterable[str], last: str = "and") -> str:
+    """List names as a sentence does: "a, b and c"."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def by_name(parameters: Collection[Parameter]) -> dict[str, Parameter]:

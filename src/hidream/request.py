@@ -27,6 +27,7 @@ from hidream.parameter import (
     Whole,
     by_name,
     declared,
+    in_words,
     refused,
 )
 from hidream.types import (
@@ -59,7 +60,7 @@ from hidream.types import (
     Size,
 )
 
-_LOSSY = " and ".join(FORMATS[each].label for each in LOSSY)
+_LOSSY = in_words(FORMATS[each].label for each in LOSSY)
 _QUALITIES = ", ".join(f"{FORMATS[each].label} {FORMATS[each].quality}" for each in LOSSY)
 
 

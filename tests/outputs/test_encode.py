@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_seed_and_version_are_in_the_file(output_format):
     assert about(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
 
 
-@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24)])
+@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24), ("avif", 16)])
 def test_the_picture_comes_back(output_format, tolerance):
     pixels = gradient()
     file = io.BytesIO(encode(pixels, ImageFormat(output_format), seed=1, version=VERSION))
@@ -60,6 +61,18 @@ def test_the_picture_comes_back(output_format, tolerance):
 def test_the_same_picture_is_the_same_bytes(output_format):
     first, second = (encode(gradient(), output_format, seed=1, version=VERSION) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot be told to use one core")
+@pytest.mark.parametrize("output_format", ImageFormat)
+def test_the_bytes_do_not_depend_on_the_number_of_cores(output_format):
+    pixels, cores = drawing(1024), os.sched_getaffinity(0)
+    many = encode(pixels, output_format, seed=1, version=VERSION)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert encode(pixels, output_format, seed=1, version=VERSION) == many
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.parametrize("output_format", ImageFormat)

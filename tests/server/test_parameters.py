@@ -307,7 +307,7 @@ BAD = [
     ("enable_base64_output", "true", "enable_base64_output is 'true'; accepted: true or false"),
     ("enable_safety_checker", 1, "enable_safety_checker is 1"),
     ("enable_sync_mode", 0.0, "enable_sync_mode is 0.0"),
-    ("output_format", "gif", "output_format is 'gif'; accepted: png, jpeg, jpg, webp"),
+    ("output_format", "gif", "output_format is 'gif'; accepted: png, jpeg, jpg, webp, avif"),
     ("output_format", "PNG", "output_format is 'PNG'"),
     ("output_format", {}, "output_format is {}"),
 ]
@@ -380,6 +380,8 @@ def test_what_is_not_accepted_of_v3_is_named_even_where_it_would_be_passed_over(
     assert caught.value.message.startswith(message)
     assert "accepted" in caught.value.message
     assert len(caught.value.message) < 300
+    assert caught.value.parameter == name
+    assert caught.value.message.startswith(caught.value.field)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=lambda value: f"{value!r:.30}")
@@ -388,6 +390,7 @@ def test_what_is_not_accepted_is_named(name, value, message):
         parse({"prompt": "a house"} | {name: value}, V2, DEV)
     assert message in caught.value.message
     assert len(caught.value.message) < 300
+    assert caught.value.parameter == message.split(" ")[0]
 
 
 def test_a_missing_prompt_has_a_code_of_its_own():

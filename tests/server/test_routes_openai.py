@@ -234,6 +234,35 @@ def test_what_this_route_cannot_do_is_refused_by_name(with_api, name, value, not
     with_api(scenario)
 
 
+@pytest.mark.parametrize(
+    ("limits", "body", "param"),
+    [
+        ({"steps_max": 5}, {"steps": 9}, "num_inference_steps"),
+        ({"pixels_max": 256 * 256}, {"size": "512x512"}, "size"),
+        ({"images_max": 1}, {"n": 2}, "num_images"),
+        ({}, {"loras": [{"name": "ink", "scale": 11}]}, "loras"),
+        ({}, {"target_size": {"width": 512}}, "target_size"),
+        ({}, {"prompt": "seed is what a tree begins as", "size": [1]}, "size"),
+    ],
+)
+def test_errors_carry_their_parameter(with_api, limits, body, param):
+    async def scenario(api):
+        answer = await ask(api, await api.key(**limits), **{"prompt": "a"} | body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403 if limits else 400, param)
+
+    with_api(scenario)
+
+
+def test_a_failed_tasks_error_is_no_longer_taken_for_a_parameters_name(with_api):
+    async def scenario(api):
+        answer = asyncio.create_task(ask(api, prompt="a"))
+        await api.fail(1405, "size of the world is too small for it")
+        error = (await asyncio.wait_for(answer, 10)).json()["error"]
+        assert (error["param"], error["message"]) == (None, "size of the world is too small for it")
+
+    with_api(scenario)
+
+
 def test_what_has_no_effect_is_told_beside_the_images(with_api):
     async def scenario(api):
         ours = {"quality": "hd", "style": "vivid", "user": "me", "moderation": "low"}

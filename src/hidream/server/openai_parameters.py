@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hidream.errors import InvalidInput
-from hidream.parameter import refused
+from hidream.parameter import in_words, refused
 from hidream.request import ImageRequest
 from hidream.server import parameters, unused
 from hidream.server.parameters import WIRE, Api
@@ -36,7 +36,7 @@ UNSERVED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "enable_sync_mode": ((True,), f"true, because the answer has the images; {_BY_V3}"),
     "frame_count": ((), "one image, no animation"),
     "frame_duration_ms": ((), "one image, no animation"),
-    "svg": ((), f"images of pixels: output_format {', '.join([*ImageFormat][:-1])} or {[*ImageFormat][-1]}"),
+    "svg": ((), f"images of pixels: output_format {in_words(ImageFormat, 'or')}"),
 }
 """What this route cannot do, with the values that ask for nothing, and what else is accepted."""
 

@@ -13,6 +13,7 @@ from itertools import chain
 from math import log
 from typing import Any
 
+from hidream.parameter import in_words
 from hidream.request import ImageRequest
 from hidream.server import schema
 from hidream.server.parameters import V2, V3, Api
@@ -155,7 +156,7 @@ def quality(name: str, submission: ImageRequest) -> Iterator[str]:
     """Tell whoever names a quality, in whichever words, that the file has none."""
     file = FORMATS[submission.output_format]
     if file.quality is None:
-        yield f"{name} was ignored: a {file.label} file has none; {' and '.join(LOSSY)} have"
+        yield f"{name} was ignored: a {file.label} file has none; {in_words(LOSSY)} have"
 
 
 def _loras(given: Mapping[str, Any]) -> Iterator[str]:
