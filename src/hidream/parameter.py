@@ -1,6 +1,6 @@
 """What a parameter can be: how its value is read, described and kept, and what an error about it says.
 
-A declaration (`types.ImageRequest`) puts one `Parameter` beside each of its fields. Everything else is derived from
+A declaration (`request.ImageRequest`) puts one `Parameter` beside each of its fields. Everything else is derived from
 these: the parsers of the API, its documents, the row in the database, the flags of the command line. This file knows
 no parameter by name. Standard library only.
 """
