@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SUITES ?= tests
 PROCESSES ?= 2
 
-.PHONY: help setup demo serve check format test test-unit test-long postgresql proxies bench clean
+.PHONY: help setup demo serve check format tables test test-unit test-long postgresql proxies bench clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -36,6 +36,9 @@ check: $(READY) ## linter, formatter, types, the import contract
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+tables: $(READY) ## write the tables of parameters into docs/API.md
+	$(BIN)/python -m hidream.server.parameter_tables docs/API.md
 
 test: $(READY) postgresql proxies ## every suite in its short form
 	$(BIN)/pytest -n $(PROCESSES) -m "not long"

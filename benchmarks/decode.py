@@ -39,7 +39,8 @@ from hidream.model.shape import fit, to_pixels
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import embedded
 from hidream.outputs.encode import encode
-from hidream.types import ImageFormat, ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import ImageFormat, Size, Variant
 
 PROMPTS = (
     "flat style a fox in the snow",
@@ -79,6 +80,10 @@ JPEGS: dict[str, dict[str, Any]] = {
 }
 WEBPS: dict[str, dict[str, Any]] = {
     f"{q}, method {m}": {"quality": q, "method": m} for q, m in ((90, 0), (90, 2), (90, 4), (90, 6), (95, 2))
+}
+AVIFS: dict[str, dict[str, Any]] = {
+    f"{q}, speed {v}, {s}": {"codec": "aom", "max_threads": 1, "quality": q, "speed": v, "subsampling": s}
+    for q, v, s in ((75, 8, "4:4:4"), (80, 6, "4:4:4"), (80, 8, "4:4:4"), (80, 10, "4:4:4"), (80, 8, "4:2:0"))
 }
 
 Clock = Callable[[], float]
@@ -183,7 +188,7 @@ def files(model: Model, rounds: int, clock: Clock) -> list[Row]:
     drawn = [model.vae.decode(estimates(model, prompt)[-1])[0].float() for prompt in PROMPTS[:DRAWN]]
     cases = [("nano", side, [pixels_of(picture, side) for picture in drawn]) for side in (512, 1024, 1536)]
     cases.append(("photo's noise", 1024, [photo(1024)]))
-    formats = {ImageFormat.PNG: PNGS, ImageFormat.JPEG: JPEGS, ImageFormat.WEBP: WEBPS}
+    formats = {ImageFormat.PNG: PNGS, ImageFormat.JPEG: JPEGS, ImageFormat.WEBP: WEBPS, ImageFormat.AVIF: AVIFS}
     rows: list[Row] = []
     for what, side, pictures in cases:
         for output_format, ways in formats.items():

@@ -27,7 +27,8 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Render, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Render, Size, Variant
 
 SIZES = {512: 0.80, 1024: 0.15, 1536: 0.05}
 PROMPTS = ("flat style a sailboat in the ocean", "a red apple", "two stars at night", "3d a cat on a meadow")

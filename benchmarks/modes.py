@@ -28,7 +28,8 @@ from torch import Tensor
 from hidream.model.config import RECIPES
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate, outline
-from hidream.types import ImageRequest, Mode, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Mode, Size, Variant
 
 OBJECTS = ("fox", "red apple", "rocket", "house", "panda", "sailboat", "strawberry", "robot", "owl", "car", "star")
 STYLES = ("flat style", "3d render", "cartoon", "minimal", "glossy 3d")

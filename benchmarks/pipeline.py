@@ -31,7 +31,8 @@ from hidream.model.config import RECIPES
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate, plan_passes, resolve
 from hidream.outputs.encode import encode
-from hidream.types import ImageFormat, ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import ImageFormat, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
 SEED = 7

@@ -113,7 +113,8 @@ def ours(lap: Lap, threads: int) -> None:
     from hidream.model.loading import load
     from hidream.model.pipeline import generate
     from hidream.outputs.encode import encode
-    from hidream.types import ImageFormat, ImageRequest, Size, Variant
+    from hidream.request import ImageRequest
+    from hidream.types import ImageFormat, Size, Variant
 
     torch.set_num_threads(threads)
     lap("import")

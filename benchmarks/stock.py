@@ -35,7 +35,8 @@ from PIL import Image
 from hidream.model.config import RECIPES, Recipe
 from hidream.model.loading import Model
 from hidream.model.weights import NANO
-from hidream.types import ImageRequest, Sampler, Variant
+from hidream.request import ImageRequest
+from hidream.types import Sampler, Variant
 
 STAGES = ("text", "denoise", "decode", "png")
 BLOCK = r"(double|single)_stream_blocks\.\d+"

@@ -9,9 +9,10 @@ import re
 import pytest
 
 from hidream import arguments
+from hidream.request import LoraUse
 from hidream.settings import sources, tables
 from hidream.store.keys import USUAL, Limits, Scope
-from hidream.types import LoraUse, Variant
+from hidream.types import Variant
 
 KEYS = ["keys create", "keys limit", "keys list", "keys revoke", "keys rotate"]
 KEYS += ["keys rotate-webhook", "keys export", "keys erase"]
@@ -61,7 +62,7 @@ def test_what_is_typed_becomes_values():
     given = parsed(
         "generate", "x", "--lora", "a:-0.5", "--lora", "b", "--lora", "c:d:2", "--seed", "7", "--strength", "0.5"
     )
-    assert (given.lora, given.seed, given.strength) == (
+    assert (given.loras, given.seed, given.strength) == (
         [LoraUse("a", -0.5), LoraUse("b", 1.0), LoraUse("c:d", 2.0)],
         7,
         0.5,

@@ -31,7 +31,8 @@ from concepts import Concepts, load_concepts
 from hidream.model.loading import Model, load
 from hidream.model.pipeline import generate
 from hidream.model.weights import embedded
-from hidream.types import ImageRequest, Mode, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Mode, Size, Variant
 from latents import shapes
 from questions import truths, verdicts
 from scenes import Extent, Layout, Scene, Split, draw_scene

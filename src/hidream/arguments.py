@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
+from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole, in_words
+from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
-from hidream.types import DEFAULT_SIZE, SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
+from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, SEED_MAX, Variant
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
@@ -126,47 +128,39 @@ def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 def _generate(commands: Commands) -> None:
     generate = commands.add_parser("generate", help="draw one picture")
     generate.add_argument("prompt", type=_text)
-    generate.add_argument("--size", help=f"width*height in pixels (default: {DEFAULT_SIZE}, or as --image)")
-    generate.add_argument("--seed", type=_seed, default=-1, help=f"0 to {SEED_MAX}; -1 draws one (default)")
-    generate.add_argument("--out", type=_path, default=Path("out.png"), help="a .png, .jpg or .webp file")
-    generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
-    generate.add_argument(
-        "--negative", type=_text, default="", metavar="PROMPT", help="what the picture should not show (full only)"
-    )
-    generate.add_argument("--steps", type=_whole, help="denoising steps (default: the variant's own)")
-    generate.add_argument("--guidance", type=_number, help="classifier-free guidance (default: the variant's own)")
-    generate.add_argument("--shift", type=_number, help="shift of the noise levels (default: the variant's own)")
-    generate.add_argument("--sampler", choices=list(Sampler), help="default: the variant's own")
-    generate.add_argument(
-        "--conformance",
-        choices=list(Conformance),
-        default=Conformance.DIFFUSERS,
-        help="whose schedule, where they differ",
-    )
-    generate.add_argument("--image", type=_path, help="a picture to start from")
-    generate.add_argument(
-        "--strength",
-        type=_number,
-        default=STRENGTH,
-        help="how much of --image is redrawn, up to 1 (default: %(default)s)",
-    )
-    generate.add_argument("--mask", type=_path, help="white, or transparent, where --image may change, and of its size")
-    generate.add_argument(
-        "--lora",
-        type=_lora,
-        action="append",
-        default=[],
-        metavar="NAME[:WEIGHT]",
-        help="one of --loras; may be repeated",
-    )
-    generate.add_argument(
-        "--render", choices=list(Render), default=Render.BEST, help="which shape the model itself draws"
-    )
-    generate.add_argument(
-        "--mode", choices=list(Mode), default=Mode.EXACT, help="what may be lost for speed (default: %(default)s)"
-    )
+    suffixes = in_words((f".{name}" for name in FORMAT_NAMES), "or")
+    for parameter in PARAMETERS:
+        if parameter.flag is not None:
+            _parameter(generate, parameter, parameter.flag)
+        if parameter.attribute == "seed":  # what is asked for most comes first in the help
+            generate.add_argument("--out", type=_path, default=Path("out.png"), help=f"a {suffixes} file")
+            generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
     _model_flags(generate)
     generate.set_defaults(command="generate")
+
+
+def _parameter(command: argparse.ArgumentParser, parameter: Parameter, flag: CommandFlag) -> None:
+    """Add the flag of a request's parameter, under the name of the request's field."""
+    kind = parameter.kind
+    how: dict[str, Any] = {"dest": parameter.attribute, "default": parameter.default}
+    how["metavar"] = flag.metavar or flag.name.lstrip("-").upper()
+    if isinstance(kind, Choice):
+        how |= {"choices": list(kind.values), "metavar": flag.metavar}
+    elif isinstance(kind, Loras):
+        how |= {"type": _lora, "action": "append", "default": []}
+    elif isinstance(kind, Dimensions):
+        how["default"] = None  # the image to start from may decide it
+    else:
+        how["type"] = _seed if parameter.attribute == "seed" else _TYPES[type(kind)]
+    command.add_argument(flag.name, help=flag.help or parameter.description, **how)
+
+
+def parameters_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Read what was said of a request, by the names of its fields, but for its size and the content of its files."""
+    said = {each.attribute: getattr(given, each.attribute) for each in PARAMETERS if each.flag is not None}
+    choices = {each.attribute: each.kind for each in PARAMETERS if isinstance(each.kind, Choice)}
+    read = {name: choices[name].from_json(value) if name in choices else value for name, value in said.items()}
+    return read | {"prompt": given.prompt, "loras": tuple(given.loras)}
 
 
 def _serve(commands: Commands) -> None:
@@ -354,6 +348,10 @@ def _lora(text: str) -> LoraUse:
         return LoraUse(_text(name), _number(weight or "1"))
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(error.message) from None
+
+
+_TYPES: dict[type, Callable[[str], object]] = {Text: _text, Whole: _whole, Number: _number, Source: _path}
+"""How what is typed becomes a value of a kind."""
 
 
 def _scopes(text: str) -> tuple[str, ...]:

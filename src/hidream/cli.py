@@ -12,7 +12,6 @@ import getpass
 import json
 import logging
 import os
-import secrets
 import socket
 import sys
 import time
@@ -23,20 +22,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
+from hidream.request import ImageRequest, random_seed
 from hidream.settings import private, sources
 from hidream.settings.tables import Settings
-from hidream.types import (
-    DEFAULT_SIZE,
-    SEED_MAX,
-    Conformance,
-    ImageFormat,
-    ImageRequest,
-    Mode,
-    Render,
-    Sampler,
-    Size,
-    Variant,
-)
+from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, ImageFormat, Size, Variant
 
 if TYPE_CHECKING:
     from hidream.store.database import Database
@@ -46,12 +35,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SUFFIXES = {
-    ".png": ImageFormat.PNG,
-    ".jpg": ImageFormat.JPEG,
-    ".jpeg": ImageFormat.JPEG,
-    ".webp": ImageFormat.WEBP,
-}
+SUFFIXES = {f".{name}": image_format for name, image_format in FORMAT_NAMES.items()}
 
 SERVICES = ("serve", "api", "worker")
 """Commands that systemd and others keep running."""
@@ -118,23 +102,9 @@ def _let_threads_sleep() -> None:
 
 def _generate(given: argparse.Namespace, config: Settings) -> int:
     output_format, image = _format_of(given.out), _bytes(given.image)
-    request = ImageRequest(
-        prompt=given.prompt,
-        size=_size_of(given.size, image),
-        seed=secrets.randbelow(SEED_MAX + 1) if given.seed == -1 else given.seed,
-        negative_prompt=given.negative,
-        steps=given.steps,
-        guidance=given.guidance,
-        shift=given.shift,
-        sampler=given.sampler and Sampler(given.sampler),
-        conformance=Conformance(given.conformance),
-        render=Render(given.render),
-        mode=Mode(given.mode),
-        image=image,
-        strength=given.strength,
-        mask=_bytes(given.mask),
-        loras=tuple(given.lora),
-    )
+    asked = arguments.parameters_of(given) | {"image": image, "mask": _bytes(given.mask)}
+    asked |= {"size": _size_of(given.size, image), "seed": random_seed() if given.seed == -1 else given.seed}
+    request = ImageRequest(**asked, output_format=output_format)
 
     _let_threads_sleep()
     from hidream.worker.main import all_of_it_stays

@@ -20,6 +20,7 @@
     ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
+`field` is the place in the request that is wrong, such as "seed" or "loras[0].name", where the error is about one.
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
 answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value
 that was seen, and what is accepted or what to do.
@@ -37,6 +38,16 @@ class HiDreamError(Exception):
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
     retry_after_s: int | None = None
+    field: str
+
+    def __init__(self, message: str = "", *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+    @property
+    def parameter(self) -> str:
+        """The request's parameter that `field` lies in."""
+        return self.field.partition(".")[0].partition("[")[0]
 
     @property
     def message(self) -> str:

@@ -8,10 +8,12 @@ HIDREAM_API_KEY. Standard output belongs to the protocol; the log goes to standa
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import httpx
@@ -19,12 +21,14 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, ImageContent, TextContent
-from pydantic import Field
+from pydantic import WithJsonSchema
 
 from hidream import __version__
 from hidream.errors import ConfigurationError
+from hidream.parameter import Choice, Number, Parameter, Schema, Text, Whole
+from hidream.request import BY_NAME, Dimensions
 from hidream.settings.tables import Settings
-from hidream.types import DEFAULT_SIZE, SEED_MAX, SIDE_MAX_PX, SIDE_MIN_PX, Status
+from hidream.types import MODELS, ImageFormat, Status
 
 POLL_S = 5.0
 """How long one request waits for the end; between two of them the caller is told of progress."""
@@ -32,9 +36,20 @@ MARGIN_S = 30.0
 """What a request may take beyond its waiting, a picture's download included."""
 GUIDE = "Draws pictures from text with HiDream-I1 on a server of one's own. A picture comes with the seed that drew it."
 
-SIZES = f"WIDTH*HEIGHT in pixels, each {SIDE_MIN_PX} to {SIDE_MAX_PX}"
-
-Model = Literal["hidream-i1-dev", "hidream-i1-full", "hidream-i1-fast"]
+MODEL_NAMES = [name.rpartition("/")[2] for name in MODELS]
+OFFERED = (
+    "prompt",
+    "size",
+    "seed",
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "output_format",
+)
+"""What a language model may say of an image, by the names of the API."""
+DEFAULTS = {"output_format": ImageFormat.JPEG}
+"""As v3's, where the declaration has another."""
+_TYPES = {Text: str, Dimensions: str, Choice: str, Whole: int, Number: float}
 
 
 def run(settings: Settings) -> int:
@@ -87,32 +102,42 @@ def build(caller: Caller) -> MCPServer[Any]:
     """Make the server, without a transport."""
     server: MCPServer[Any] = MCPServer("hidream", version=__version__, instructions=GUIDE, log_level="WARNING")
 
-    async def generate(
-        context: Context[Any],
-        prompt: Annotated[str, Field(description="What to draw")],
-        size: Annotated[str, Field(description=SIZES)] = str(DEFAULT_SIZE),
-        seed: Annotated[int, Field(ge=-1, le=SEED_MAX, description="-1 draws one")] = -1,
-        model: Annotated[Model, Field(description="Which variant draws; not every server has all")] = "hidream-i1-dev",
-        negative_prompt: Annotated[str, Field(description="What not to show; for hidream-i1-full only")] = "",
-        num_inference_steps: Annotated[int | None, Field(description="Default: the variant's own")] = None,
-        guidance_scale: Annotated[float | None, Field(description="For hidream-i1-full only")] = None,
-        output_format: Annotated[Literal["jpeg", "png", "webp"], Field(description="Type of the file")] = "jpeg",
-    ) -> CallToolResult:
+    async def generate(context: Context[Any], model: str, **asked: Any) -> CallToolResult:  # noqa: ANN401
         """Draw a picture from a text; the answer is the picture, its URL and its seed."""
-        body = {
-            "prompt": prompt,
-            "size": size,
-            "seed": seed,
-            "negative_prompt": negative_prompt,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "output_format": output_format,
-            "enable_base64_output": False,
-        }
-        return await caller.picture(model, body, context)
+        return await caller.picture(model, asked | {"enable_base64_output": False}, context)
 
+    generate.__signature__ = _signature(generate)  # type: ignore[attr-defined]
     server.add_tool(generate)
     return server
+
+
+def _signature(tool: Callable[..., Any]) -> inspect.Signature:
+    """Give the tool's arguments, from which the SDK makes its schema: the context, OFFERED and the model."""
+    context = inspect.signature(tool, eval_str=True).parameters["context"]
+    arguments = {name: _argument(BY_NAME[name]) for name in OFFERED}
+    models = {"enum": [*MODEL_NAMES], "description": "Which variant draws; not every server has all"}
+    arguments["model"] = _keyword("model", str, {"type": "string", **models}, MODEL_NAMES[0])
+    return inspect.Signature([context, *arguments.values()], return_annotation=CallToolResult)
+
+
+def _argument(parameter: Parameter) -> inspect.Parameter:
+    """Describe a parameter of a request; its bounds are for the language model, and the server checks them."""
+    kind: Any = _TYPES[type(parameter.kind)]
+    default = DEFAULTS.get(parameter.name, parameter.default)
+    described = parameter.schema(default=default)
+    if parameter.guided:
+        described["description"] += " For hidream-i1-full only."
+    if parameter.name == "prompt":
+        return _keyword(parameter.name, kind, described, inspect.Parameter.empty)
+    if default is None:
+        description = described.pop("description")
+        kind, described = kind | None, {"anyOf": [described, {"type": "null"}], "description": description}
+    return _keyword(parameter.name, kind, described, str(default) if kind is str else default)
+
+
+def _keyword(name: str, kind: Any, described: Schema, default: object) -> inspect.Parameter:  # noqa: ANN401
+    how = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, how, default=default, annotation=Annotated[kind, WithJsonSchema(described)])
 
 
 async def _asked(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401

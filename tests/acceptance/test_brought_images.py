@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 
 PROMPT = "flat style a red apple on a blue background"
 BODY = {"prompt": PROMPT, "seed": 7, "output_format": "png", "num_inference_steps": 2, "strength": 0.5}

@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 from hidream.model.pipeline import generate
-from hidream.types import Conformance, ImageRequest, Mode, Render, Sampler, Size
+from hidream.request import ImageRequest
+from hidream.types import Conformance, Mode, Render, Sampler, Size
 
 LAYER = "double_stream_blocks.0.block.attn1.to_q"
 LONG = "a red apple and a blue house " * 60

@@ -54,7 +54,8 @@ def test_the_seed_documents_own_request(service):
 
 
 @pytest.mark.parametrize(
-    ("output_format", "media_type"), [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp")]
+    ("output_format", "media_type"),
+    [("png", "image/png"), ("jpeg", "image/jpeg"), ("webp", "image/webp"), ("avif", "image/avif")],
 )
 def test_every_format_is_downloaded_without_a_key(service, output_format, media_type):
     data = service.result(service.submit(size="512*640", seed=3, output_format=output_format, **FEW))

@@ -17,7 +17,8 @@ from pipeline import OURS, SAME_PICTURE_DB, Side, note, psnr, row, seen_of_ours
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Variant
 
 SEEN = stock.Seen((1, 16, 16, 16), 16, 28, torch.float32)
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

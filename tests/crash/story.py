@@ -21,7 +21,8 @@ from PIL import Image
 from ports import Watched
 
 from hidream.errors import Conflict, NotFound, PromptRefused, TaskFailed
-from hidream.outputs.names import draw_name
+from hidream.file_names import draw_name
+from hidream.request import ImageRequest
 from hidream.server import sweep, webhook_loop
 from hidream.server.erasure import erase
 from hidream.server.export import export
@@ -37,7 +38,6 @@ from hidream.store.deliveries import State
 from hidream.store.keys import Limits
 from hidream.store.predictions import Room
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
-from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
 from hidream.worker import loop
@@ -262,7 +262,7 @@ class Story:
         """Send the same request twice at once, as a client does that has lost patience."""
         if f"task {tag}" in self.memory.known:
             return
-        submission = Submission(tag, Size(64, 64), SEEDS[tag], False, True, False, ImageFormat.PNG, image=image)
+        submission = ImageRequest(tag, Size(64, 64), SEEDS[tag], False, True, False, ImageFormat.PNG, image=image)
         submission = dataclasses.replace(submission, num_images=num_images)
         target = f"{self.hook}/{tag}" if webhook else ""
         repeat, key = Repeat(f"key of {tag}", "digest"), self.keys[SEEDS[tag] // 10 % 2]
@@ -405,7 +405,7 @@ class Story:
             await part.write(_picture())
             await self.service.pictures.keep(key, "image", part, "c.png")
         await keys.limit(self.database, key.id, {"images_max": 4})
-        submission = Submission("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
+        submission = ImageRequest("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
         asked = Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test")
 
         async def bring():

@@ -20,9 +20,9 @@ import yaml
 
 from hidream import arguments
 from hidream.errors import ConfigurationError
+from hidream.file_names import draw_name
 from hidream.outputs.bucket import BucketAccess
 from hidream.outputs.location import open_place
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.server.routes import health
 from hidream.settings import sources, tables

@@ -28,7 +28,8 @@ from hidream.model.loading import Model
 from hidream.model.lora import layers
 from hidream.model.lora_folder import LoraFolder
 from hidream.model.placing import Phases
-from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
+from hidream.request import ImageRequest, LoraUse
+from hidream.types import Mode, Render, Sampler, Size, Variant
 
 PROMPTS = ("a red cat", "flat style a sailboat in the ocean", "two stars at night", "")
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
+from hidream.request import ImageRequest
 from hidream.server.service import assemble
 from hidream.server.webhook_loop import LEASE_S, WebhookLoop
 from hidream.settings.tables import Settings, Webhooks
@@ -21,7 +22,6 @@ from hidream.store.database import Database
 from hidream.store.deliveries import State
 from hidream.store.predictions import Room
 from hidream.store.schema import PREDICTIONS
-from hidream.store.submission import Submission
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
 from hidream.webhooks.delivery import ATTEMPTS_MAX
@@ -34,7 +34,7 @@ from worker.painter import Painter
 MODEL = "wavespeed-ai/hidream-i1-dev"
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1")}
 DAY_S, HOUR_S = 86_400, 3600
-SUBMISSION = Submission("a house", Size(64, 48), 7, False, True, False, ImageFormat.PNG)
+SUBMISSION = ImageRequest("a house", Size(64, 48), 7, False, True, False, ImageFormat.PNG)
 
 
 class Clock:

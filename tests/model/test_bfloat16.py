@@ -15,7 +15,8 @@ import torch
 from hidream.model import bfloat16, products
 from hidream.model.lora import layers
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Mode, Size
+from hidream.request import ImageRequest
+from hidream.types import Mode, Size
 
 
 def test_the_twin_answers_nearly_the_same():

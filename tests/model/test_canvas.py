@@ -13,7 +13,8 @@ from PIL import ExifTags, Image
 from hidream.errors import InvalidInput
 from hidream.model.canvas import FEATHER_PX, Canvas, Layer, cells, open_canvas
 from hidream.model.shape import to_pixels
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 from image_files import P3, rgb_profile, saved, srgb_curve
 
 SIZE = Size(256, 256)
@@ -80,7 +81,8 @@ from image_files import saved
 from PIL import Image
 from hidream.model.canvas import open_canvas
 from hidream.model.shape import to_pixels
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 size = Size(1024, 1024)
 def opened(width, height):
     image, mask = saved(Image.new("RGB", (width, height), (200, 3, 4))), saved(Image.new("L", (width, height), 255))

@@ -24,7 +24,8 @@ from hidream.model.pipeline import generate
 from hidream.model.text import load_text_encoders
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, embedded, load_transformer
-from hidream.types import ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Variant
 
 CPU, F32 = torch.device("cpu"), torch.float32
 NANO = embedded(Variant.DEV).folder

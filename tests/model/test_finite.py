@@ -15,7 +15,8 @@ from hidream.model.finite import broken_weights
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.model.weights import embedded
-from hidream.types import ImageRequest, LoraUse, Mode, Size, Variant
+from hidream.request import ImageRequest, LoraUse
+from hidream.types import Mode, Size, Variant
 
 LAYER = "double_stream_blocks.0.block.attn1.to_out"
 

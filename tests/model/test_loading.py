@@ -17,7 +17,8 @@ from hidream.model.pipeline import generate
 from hidream.model.plan import Part, Plan, plan
 from hidream.model.ways import Hardware, Options, Placement
 from hidream.model.weights import embedded
-from hidream.types import ImageRequest, Size, Storage, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Storage, Variant
 
 CARD = torch.device("cpu:1")  # to torch another device than "cpu", so that parts really move
 REQUEST = ImageRequest("cartoon a fox in the snow", Size(256, 256), seed=4, steps=2)

@@ -22,7 +22,8 @@ from hidream.model.loading import load
 from hidream.model.lora import Lora
 from hidream.model.lora_folder import LoraFolder
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, LoraUse, Size, Variant
+from hidream.request import ImageRequest, LoraUse
+from hidream.types import Size, Variant
 
 LAYER = "double_stream_blocks.0.block.attn1.to_q"
 LAYERS = {LAYER: Linear(8, 8)}

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.types import ImageRequest, Render, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Render, Size, Variant
 
 CONFIG = dataclasses.replace(tiny.CONFIG, caption_channels=(64, 64), text_emb_dim=64)
 LETTERS = list(string.ascii_lowercase)

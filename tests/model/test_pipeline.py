@@ -17,7 +17,8 @@ from hidream.model import pipeline
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.model.sampler import schedule
-from hidream.types import Conformance, ImageRequest, LoraUse, Prompts, Render, Sampler, Size, Variant
+from hidream.request import ImageRequest, LoraUse, Prompts
+from hidream.types import Conformance, Render, Sampler, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
 

@@ -14,7 +14,8 @@ from torch import nn
 from hidream.model.pipeline import generate
 from hidream.model.preview import fit_preview, synthetic_pictures
 from hidream.model.vae import Autoencoder
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 
 PSNR_MIN_DB = 20.0
 """24.8 and 26.9 dB were measured on these pictures. By their mean colours alone they would have 13.4 and 15.9."""

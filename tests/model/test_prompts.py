@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hidream.model.prompts import cut_of, warnings
-from hidream.types import Prompts, Variant
+from hidream.request import Prompts
+from hidream.types import Variant
 
 LONG = "Flat style, a sailboat in the ocean beside a zyxwvutsrqponmlkjihgfedcba, and very many clouds above the hills."
 

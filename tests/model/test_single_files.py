@@ -22,7 +22,8 @@ from hidream.model.pipeline import generate
 from hidream.model.text import load_text_encoders
 from hidream.model.vae import load_autoencoder
 from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.types import ImageRequest, Size, Storage, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Storage, Variant
 
 CPU, F32 = torch.device("cpu"), torch.float32
 REQUEST = ImageRequest("flat style a fox in the snow", Size(256, 256), seed=7, steps=2)

@@ -17,7 +17,8 @@ from hidream.model.pipeline import generate
 from hidream.model.sampler import SamplerState, Schedule
 from hidream.model.step_cache import FEWEST, SAVING, SETTLED, SLOPE, History, plan
 from hidream.model.transformer import Transformer
-from hidream.types import ImageRequest, Mode, Sampler, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Mode, Sampler, Size, Variant
 
 SAVING_MODES = [Mode.BALANCED, Mode.TURBO]
 NANO_TOKENS = 64

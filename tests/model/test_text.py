@@ -14,7 +14,8 @@ from tokenizers import Regex, normalizers
 from hidream.errors import CheckpointError
 from hidream.model.prompts import ENCODERS
 from hidream.model.weights import embedded
-from hidream.types import Prompts, Variant
+from hidream.request import Prompts
+from hidream.types import Variant
 
 LONG = "a very long prompt with words that nobody has taught it, " * 20
 ELSEWHERE = torch.device("cpu:1")  # the same memory, yet another device: what is moved there is copied

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.model.text_cache import TextCache
-from hidream.types import Prompts
+from hidream.request import Prompts
 
 ENTRY = torch.arange(4, dtype=torch.float32)
 

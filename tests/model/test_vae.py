@@ -15,7 +15,8 @@ from hidream.model.pipeline import generate
 from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.ways import TILE_PX
 from hidream.model.weights import Checkpoint, embedded
-from hidream.types import ImageRequest, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Size, Variant
 
 CPU = torch.device("cpu")
 

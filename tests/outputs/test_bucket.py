@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.file_names import draw_name
 from hidream.outputs.bucket import SIGNED_MAX_S, Bucket
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.types import ImageFormat
 from s3_server import BUCKET, SECRET, S3Server

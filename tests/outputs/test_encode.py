@@ -2,14 +2,15 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from hidream.outputs.encode import JPEG_QUALITY, WEBP_QUALITY, encode
-from hidream.outputs.names import MEDIA_TYPES
-from hidream.types import ImageFormat
+from hidream.file_names import MEDIA_TYPES
+from hidream.outputs.encode import encode
+from hidream.types import FORMATS, LOSSY, ImageFormat
 
 VERSION = "hidream-i1-dev/3c82d124b51e/exact/cpu-float32/0.1.0"
 
@@ -47,7 +48,7 @@ def test_seed_and_version_are_in_the_file(output_format):
     assert about(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
 
 
-@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24)])
+@pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24), ("avif", 16)])
 def test_the_picture_comes_back(output_format, tolerance):
     pixels = gradient()
     file = io.BytesIO(encode(pixels, ImageFormat(output_format), seed=1, version=VERSION))
@@ -62,6 +63,18 @@ def test_the_same_picture_is_the_same_bytes(output_format):
     assert first == second
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot be told to use one core")
+@pytest.mark.parametrize("output_format", ImageFormat)
+def test_the_bytes_do_not_depend_on_the_number_of_cores(output_format):
+    pixels, cores = drawing(1024), os.sched_getaffinity(0)
+    many = encode(pixels, output_format, seed=1, version=VERSION)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert encode(pixels, output_format, seed=1, version=VERSION) == many
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.mark.parametrize("output_format", ImageFormat)
 def test_how_the_pixels_lie_in_memory_does_not_matter(output_format):
     pixels = drawing(64)
@@ -72,12 +85,12 @@ def test_how_the_pixels_lie_in_memory_does_not_matter(output_format):
     assert first == second
 
 
-@pytest.mark.parametrize(("output_format", "usual"), [("jpeg", JPEG_QUALITY), ("webp", WEBP_QUALITY)])
-def test_quality_is_bought_with_bytes(output_format, usual):
+@pytest.mark.parametrize("output_format", LOSSY)
+def test_quality_is_bought_with_bytes(output_format):
     pixels = drawing()
 
     def encoded(quality):
-        return encode(pixels, ImageFormat(output_format), seed=1, version=VERSION, output_quality=quality)
+        return encode(pixels, output_format, seed=1, version=VERSION, output_quality=quality)
 
     def error(data):
         return ((np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float) - pixels) ** 2).mean()
@@ -85,7 +98,7 @@ def test_quality_is_bought_with_bytes(output_format, usual):
     low, middle, high = (encoded(quality) for quality in (1, 50, 100))
     assert len(low) < len(middle) < len(high)
     assert error(low) > error(middle) > error(high)
-    assert encoded(None) == encoded(usual)
+    assert encoded(None) == encoded(FORMATS[output_format].quality)
 
 
 def test_png_loses_nothing_at_any_quality():

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import CHUNK_BYTES, Namespace
 from hidream.types import ImageFormat
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import NotFound, StorageUnavailable
+from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.types import ImageFormat
 

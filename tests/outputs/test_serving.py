@@ -11,9 +11,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from hidream.errors import NotFound, StorageUnavailable
+from hidream.file_names import MEDIA_TYPES, draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.location import open_place
-from hidream.outputs.names import MEDIA_TYPES, draw_name
 from hidream.outputs.place import CHUNK_BYTES, Namespace
 from hidream.outputs.serving import serve
 from hidream.types import ImageFormat

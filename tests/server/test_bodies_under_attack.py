@@ -8,7 +8,7 @@ import json
 import pytest
 from served import served
 
-from hidream.outputs.names import draw_name
+from hidream.file_names import draw_name
 from hidream.types import ImageFormat
 
 MODEL = "wavespeed-ai/hidream-i1-dev"

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.location import open_place
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.server.disk import Disk, folders_of
 from hidream.types import ImageFormat

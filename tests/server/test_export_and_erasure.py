@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable
 from hidream.outputs.location import open_place
+from hidream.request import ImageRequest
 from hidream.server import erasure, sweep
 from hidream.server.erasure import erase
 from hidream.server.export import export
@@ -18,7 +19,6 @@ from hidream.store import acts, belongings, keys, predictions
 from hidream.store.admission import Asked
 from hidream.store.predictions import Step
 from hidream.store.schema import DELIVERIES, KEYS, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS, UPLOADS
-from hidream.store.submission import Submission
 from hidream.types import MODELS, ImageFormat, Size
 from s3_server import S3Server
 
@@ -250,7 +250,7 @@ def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
         monkeypatch.setattr(belongings, "ERASING_MS", -1)
         await sweep.Sweep(api.service).once()
         assert await left(api, key) == {}
-        late = Submission("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
+        late = ImageRequest("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
         await api.service.intake.submit(Asked(key, next(iter(MODELS)), late))
         await sweep.Sweep(api.service).once()
         assert await left(api, key) == {}

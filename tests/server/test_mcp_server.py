@@ -14,7 +14,7 @@ from served import served
 
 from hidream import cli, mcp_server
 from hidream.store import history, keys
-from hidream.types import SEED_MAX, Status
+from hidream.types import FORMAT_NAMES, SEED_MAX, STEPS_MAX, Status
 
 
 @asynccontextmanager
@@ -36,7 +36,11 @@ def test_a_picture_is_drawn_and_comes_with_its_seed(with_api, picture):
             (tool,) = (await client.list_tools()).tools
             assert tool.name == "generate"
             assert set(tool.input_schema["required"]) == {"prompt"}
-            assert tool.input_schema["properties"]["seed"]["maximum"] == SEED_MAX
+            described = tool.input_schema["properties"]
+            assert described.keys() == {*mcp_server.OFFERED, "model"}
+            assert described["seed"]["maximum"] == SEED_MAX
+            assert described["output_format"]["enum"] == list(FORMAT_NAMES)
+            assert described["num_inference_steps"]["anyOf"][0]["maximum"] == STEPS_MAX
             asked = {"prompt": "a fox", "size": "512*256", "seed": 7, "output_format": "png", "guidance_scale": 3}
             calling = asyncio.create_task(client.call_tool("generate", asked))
             drawn = await api.draw(picture("PNG"))

@@ -128,7 +128,7 @@ def test_answers_are_as_it_says(with_api, picture):
         check(await api.client.get(url), "get", "/uploads/{name}")
         check(await api.client.get(url, headers={"Range": "bytes=9999-"}), "get", "/uploads/{name}")
         assert fits_path(url.rpartition("/")[2], "/uploads/{name}", "name")
-        generating = api.post("/v1/images/generations", prompt="a", n=4, seeed=7, output_format="webp")
+        generating = api.post("/v1/images/generations", prompt="a", n=4, seeed=7, output_format="avif")
         generated, task = await asyncio.gather(generating, api.draw())
         check(generated, "post", "/v1/images/generations")
         assert generated.json()["warnings"]

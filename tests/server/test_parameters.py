@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.server.parameters import RANDOM_SEEDS, V2, V3, moment, parse, sources
-from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size, Variant
+from hidream.request import BY_NAME, LoraUse
+from hidream.server.parameters import V2, V3, moment, parse, sources
+from hidream.types import RANDOM_SEEDS, Conformance, ImageFormat, Mode, Render, Sampler, Size, Variant
 
 DEV, FULL, FAST = Variant.DEV, Variant.FULL, Variant.FAST
 
@@ -45,8 +46,8 @@ def test_the_defaults_of_both_versions():
         "enable_sync_mode": False,
         "output_format": ImageFormat.PNG,
         "negative_prompt": "",
-        "num_inference_steps": None,
-        "guidance_scale": None,
+        "steps": None,
+        "guidance": None,
         "shift": None,
         "sampler": None,
         "conformance": Conformance.DIFFUSERS,
@@ -192,8 +193,8 @@ def test_what_is_said_about_the_drawing_is_kept():
     assert asked(**EXTRAS) == dataclasses.replace(
         asked(),
         negative_prompt="fog",
-        num_inference_steps=12,
-        guidance_scale=3.5,
+        steps=12,
+        guidance=3.5,
         shift=2.0,
         sampler=Sampler.EULER,
         conformance=Conformance.OFFICIAL,
@@ -219,7 +220,7 @@ def test_what_is_said_about_the_drawing_is_kept():
 )
 def test_the_ends_of_the_ranges_are_accepted(name, smallest, largest):
     for value in (smallest, largest):
-        assert getattr(asked(**{name: value}), name) == value
+        assert getattr(asked(**{name: value}), BY_NAME[name].attribute) == value
 
 
 def test_v2_does_not_know_it():
@@ -257,8 +258,8 @@ CLIENTS = {
         "negative_prompt": None,
         "height": 512,
         "width": 512,
-        "num_inference_steps": None,
-        "guidance_scale": None,
+        "steps": None,
+        "guidance": None,
         "scheduler": None,
     },
     "langchain-wavespeed 0.1.3": {"resolution": "1k", "aspect_ratio": "1:1"},
@@ -271,7 +272,7 @@ CLIENTS = {
 @pytest.mark.parametrize("variant", Variant)
 def test_no_clients_own_defaults_are_an_error(client, variant):
     accepted = parse({"prompt": "a house"} | CLIENTS[client], V3, variant)
-    assert accepted.guidance_scale == (CLIENTS[client].get("guidance_scale") if variant is FULL else None)
+    assert accepted.guidance == (CLIENTS[client].get("guidance_scale") if variant is FULL else None)
 
 
 BAD = [
@@ -306,7 +307,7 @@ BAD = [
     ("enable_base64_output", "true", "enable_base64_output is 'true'; accepted: true or false"),
     ("enable_safety_checker", 1, "enable_safety_checker is 1"),
     ("enable_sync_mode", 0.0, "enable_sync_mode is 0.0"),
-    ("output_format", "gif", "output_format is 'gif'; accepted: png, jpeg, jpg, webp"),
+    ("output_format", "gif", "output_format is 'gif'; accepted: png, jpeg, jpg, webp, avif"),
     ("output_format", "PNG", "output_format is 'PNG'"),
     ("output_format", {}, "output_format is {}"),
 ]
@@ -379,6 +380,8 @@ def test_what_is_not_accepted_of_v3_is_named_even_where_it_would_be_passed_over(
     assert caught.value.message.startswith(message)
     assert "accepted" in caught.value.message
     assert len(caught.value.message) < 300
+    assert caught.value.parameter == name
+    assert caught.value.message.startswith(caught.value.field)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD, ids=lambda value: f"{value!r:.30}")
@@ -387,6 +390,7 @@ def test_what_is_not_accepted_is_named(name, value, message):
         parse({"prompt": "a house"} | {name: value}, V2, DEV)
     assert message in caught.value.message
     assert len(caught.value.message) < 300
+    assert caught.value.parameter == message.split(" ")[0]
 
 
 def test_a_missing_prompt_has_a_code_of_its_own():

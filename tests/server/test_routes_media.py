@@ -3,9 +3,12 @@
 import asyncio
 import zlib
 
+import numpy as np
 import pytest
 
+from hidream.outputs.encode import encode
 from hidream.store import keys, uploads
+from hidream.types import ImageFormat
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 
@@ -23,6 +26,11 @@ def bomb(width=30_000, height=30_000):
         + chunk(b"IDAT", zlib.compress(b"\0" * 10_000))
         + chunk(b"IEND", b"")
     )
+
+
+def avif():
+    """A file as we write them, and do not read strangers'."""
+    return encode(np.zeros((8, 8, 3), np.uint8), ImageFormat.AVIF, seed=1, version="v")
 
 
 async def upload(api, data, filename="a.png", api_name="v3", field="file"):
@@ -89,8 +97,8 @@ def test_a_file_that_is_too_large_is_a_413(with_api, picture):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bomb(), bomb(9000, 9000), b"\x89PNG\r\n\x1a\n"],
-    ids=["empty", "svg", "gif", "pdf", "bomb", "small bomb", "half"],
+    [b"", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bomb(), bomb(9000, 9000), b"\x89PNG\r\n\x1a\n", avif()],
+    ids=["empty", "svg", "gif", "pdf", "bomb", "small bomb", "half", "avif"],
 )
 def test_what_is_no_picture_is_refused_whatever_it_calls_itself(with_api, data):
     async def scenario(api):
@@ -183,6 +191,10 @@ def test_two_processes_that_fill_one_upload_keep_one_file_whole(with_api, pictur
         ({"filename": "a", "size": 10**40}, "size is 1000"),
         ({"filename": "a", "size": 5, "content_type": "video/mp4"}, "content_type is 'video/mp4'"),
         ({"filename": "a", "size": 5, "content_type": {}}, "content_type is {}"),
+        (
+            {"filename": "a", "size": 5, "content_type": "image/avif"},
+            "content_type is 'image/avif'; accepted: image/png, ",
+        ),
         ({"filename": "a", "size": 5, "content_type": ["image/png"]}, "content_type is ['image/png']"),
     ],
 )

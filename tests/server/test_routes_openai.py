@@ -56,7 +56,7 @@ def test_base64_and_extras(with_api):
         assert list(datum) == ["b64_json"]
         assert base64.b64decode(datum["b64_json"]) == b"the picture"
         asked = task.input
-        assert (task.model, asked.size, asked.seed, asked.num_inference_steps) == (FULL, Size(512, 768), 7, 9)
+        assert (task.model, asked.size, asked.seed, asked.steps) == (FULL, Size(512, 768), 7, 9)
         assert asked.negative_prompt == "fog"
 
     with_api(scenario)
@@ -170,8 +170,8 @@ def test_v3s_parameters_are_used_by_their_own_names(with_api):
         task, answer = await drawn(api, prompt="a", model=FULL, guidance_scale=2.5, output_format="webp", **said)
         assert list(answer.json()) == ["created", "data"]
         asked = task.input
-        assert (asked.size, asked.num_inference_steps, asked.num_images) == (Size(640, 512), 3, 2)
-        assert (asked.sampler, asked.guidance_scale, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
+        assert (asked.size, asked.steps, asked.num_images) == (Size(640, 512), 3, 2)
+        assert (asked.sampler, asked.guidance, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
         task, answer = await drawn(api, prompt="a", size="auto", aspect_ratio="16:9", enable_base64_output=True)
         assert (list(answer.json()["data"][0]), task.input.size) == (["b64_json"], Size(1360, 768))
         task, _ = await drawn(api, prompt="a", output_format="jpeg", output_compression=60, size="1792x1024")
@@ -230,6 +230,35 @@ def test_what_this_route_cannot_do_is_refused_by_name(with_api, name, value, not
         assert await api.claim() is None
         _, answer = await drawn(api, prompt="a", **{name: nothing})
         assert list(answer.json()) == ["created", "data"]
+
+    with_api(scenario)
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "param"),
+    [
+        ({"steps_max": 5}, {"steps": 9}, "num_inference_steps"),
+        ({"pixels_max": 256 * 256}, {"size": "512x512"}, "size"),
+        ({"images_max": 1}, {"n": 2}, "num_images"),
+        ({}, {"loras": [{"name": "ink", "scale": 11}]}, "loras"),
+        ({}, {"target_size": {"width": 512}}, "target_size"),
+        ({}, {"prompt": "seed is what a tree begins as", "size": [1]}, "size"),
+    ],
+)
+def test_errors_carry_their_parameter(with_api, limits, body, param):
+    async def scenario(api):
+        answer = await ask(api, await api.key(**limits), **{"prompt": "a"} | body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403 if limits else 400, param)
+
+    with_api(scenario)
+
+
+def test_a_failed_tasks_error_is_no_longer_taken_for_a_parameters_name(with_api):
+    async def scenario(api):
+        answer = asyncio.create_task(ask(api, prompt="a"))
+        await api.fail(1405, "size of the world is too small for it")
+        error = (await asyncio.wait_for(answer, 10)).json()["error"]
+        assert (error["param"], error["message"]) == (None, "size of the world is too small for it")
 
     with_api(scenario)
 

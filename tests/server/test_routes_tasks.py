@@ -9,11 +9,12 @@ from datetime import datetime
 import pytest
 
 from hidream.errors import StoreUnavailable
+from hidream.request import LoraUse
 from hidream.server.waiting import FRESH_S
 from hidream.store import history, keys, predictions, workers
 from hidream.store.keys import Scope
 from hidream.store.workers import Worker
-from hidream.types import LoraUse, Size, Status
+from hidream.types import Size, Status
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 FULL = "wavespeed-ai/hidream-i1-full"
@@ -136,8 +137,8 @@ def test_how_to_draw_may_be_said_on_v3(with_api):
         for version, expected in (("v2", (None, None, None, ())), ("v3", (3, 2.5, "euler", (LoraUse("ink"),)))):
             assert (await api.submit(version, prompt="a house", guidance_scale=3.5, **how)).status_code == 200
             asked = (await api.claim()).input
-            assert (asked.num_inference_steps, asked.shift, asked.sampler, asked.loras) == expected
-            assert asked.guidance_scale is None
+            assert (asked.steps, asked.shift, asked.sampler, asked.loras) == expected
+            assert asked.guidance is None
 
     with_api(scenario)
 

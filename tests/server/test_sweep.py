@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from hidream.errors import StorageUnavailable
+from hidream.file_names import draw_name, first_of
 from hidream.outputs.folder import Folder
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
 from hidream.server import background, sweep
-from hidream.server.sweep import Sweep, first_of
+from hidream.server.sweep import Sweep
 from hidream.store import history, predictions, uploads
 from hidream.store.uploads import Upload
 from hidream.types import ImageFormat, Status

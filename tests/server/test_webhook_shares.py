@@ -6,16 +6,16 @@ import time
 import pytest
 
 from hidream.errors import PromptRefused
+from hidream.request import ImageRequest
 from hidream.server.webhook_loop import PER_HOST_MAX, WebhookLoop
 from hidream.store import keys
 from hidream.store.admission import Asked
-from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Size
 from hidream.webhooks.delivery import TOTAL_S, Courier
 from webhooks.receiver import Receiver, hangs, says
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
-SUBMISSION = Submission("a house", Size(512, 512), 7, False, True, False, ImageFormat.PNG)
+SUBMISSION = ImageRequest("a house", Size(512, 512), 7, False, True, False, ImageFormat.PNG)
 LOCAL = "127.0.0.0/8"
 
 

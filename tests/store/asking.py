@@ -2,18 +2,18 @@
 
 import asyncio
 
+from hidream.request import ImageRequest
 from hidream.store import keys, predictions
 from hidream.store.admission import Asked
 from hidream.store.intake import Intake
 from hidream.store.keys import Limits
 from hidream.store.predictions import Reserve, Room
-from hidream.store.submission import Submission
 from hidream.types import ImageFormat, Mode, Size
 
 MODEL, OTHER = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 MODES = {mode: f"v1-{mode}" for mode in Mode}
 VERSIONS = {MODEL: MODES, OTHER: MODES}
-SUBMISSION = Submission("ein Haus “am Meer” 🏠", Size(512, 768), 7, True, True, False, ImageFormat.PNG)
+SUBMISSION = ImageRequest("ein Haus “am Meer” 🏠", Size(512, 768), 7, True, True, False, ImageFormat.PNG)
 ENDLESS = 10**15
 """More work than there is."""
 

@@ -5,8 +5,8 @@ Tasks are known by the number in which they came, keys by their place in a list,
 
 from dataclasses import dataclass, field, replace
 
+from hidream.request import ImageRequest
 from hidream.store.keys import Limits
-from hidream.store.submission import Submission
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 STEPS = {"dev": 28, "full": 50, "fast": 16}
@@ -17,7 +17,7 @@ class Task:
     number: int
     key: int
     model: str
-    input: Submission
+    input: ImageRequest
     created_ms: int
     turn: int
     webhook: str
@@ -89,7 +89,7 @@ class Plain:
             if known and known[2] > self.now - DAY_MS:
                 return ("task", known[1]) if known[0] == body else ("Conflict", None)
         images = submission.num_images
-        steps = submission.num_inference_steps or STEPS[model.rpartition("-")[2]]
+        steps = submission.steps or STEPS[model.rpartition("-")[2]]
         pixels = submission.size.width * submission.size.height
         work = pixels * images * steps
         if self._never(key, steps, pixels, images):

@@ -84,7 +84,7 @@ def test_the_only_key_may_have_all_but_the_last_places(in_database):
     ("limits", "said", "words"),
     [
         ({"steps_max": 27}, {}, "num_inference_steps is 28, the model's own number; accepted from this key: up to 27"),
-        ({"steps_max": 27}, {"num_inference_steps": 30}, "num_inference_steps is 30; accepted from this key: up to 27"),
+        ({"steps_max": 27}, {"steps": 30}, "num_inference_steps is 30; accepted from this key: up to 27"),
         ({"pixels_max": 512 * 767}, {}, "size is 512*768, 393216 pixels; accepted from this key: up to 392704 pixels"),
         ({"images_max": 2}, {"num_images": 3}, "num_images is 3; accepted from this key: up to 2"),
         ({"pixels_per_day": 512 * 768}, {"num_images": 2}, "the task has 786432 pixels; accepted from this key"),
@@ -100,7 +100,7 @@ def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(in_database, lim
         assert not caught.value.retryable
         with pytest.raises(Forbidden):
             await Intake(database, 10).submit_with(Asked(key, MODEL, task), asyncio.Event().wait)
-        small = dataclasses.replace(SUBMISSION, size=Size(256, 256), num_inference_steps=4)
+        small = dataclasses.replace(SUBMISSION, size=Size(256, 256), steps=4)
         assert (await submit(database, key, small, repeat=REPEAT)).status is Status.CREATED
 
     in_database(scenario)

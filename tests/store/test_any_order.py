@@ -51,7 +51,7 @@ MODELS = st.sampled_from([MODEL, OTHER])
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 INPUTS = st.builds(
     lambda side, images, steps, mode: dataclasses.replace(
-        SUBMISSION, size=Size(512, side), num_images=images, num_inference_steps=steps, mode=mode
+        SUBMISSION, size=Size(512, side), num_images=images, steps=steps, mode=mode
     ),
     st.sampled_from([512, 1024]),
     st.integers(1, 2),

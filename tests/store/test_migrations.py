@@ -63,7 +63,7 @@ def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
             async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
                 task = await history.get(database, "a" * 32, "k")
                 assert (task.status, task.warnings, task.nsfw) == ("created", (), ())
-                assert (task.input.num_inference_steps, task.input.num_images) == (None, 1)
+                assert (task.input.steps, task.input.num_images) == (None, 1)
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
             versions = {"m": dict.fromkeys(Mode, "v1")}
             (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Room(8, 1, beside_others=False))

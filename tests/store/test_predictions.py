@@ -201,8 +201,8 @@ def test_the_turn_that_is_served_moves_with_the_claims(in_database, clock):
     in_database(scenario)
 
 
-HUGE = dataclasses.replace(SUBMISSION, num_images=4, num_inference_steps=200)
-SMALL = dataclasses.replace(SUBMISSION, num_inference_steps=4)
+HUGE = dataclasses.replace(SUBMISSION, num_images=4, steps=200)
+SMALL = dataclasses.replace(SUBMISSION, steps=4)
 
 
 def test_a_reserve_is_for_one_small_task_of_each_key_that_has_none(in_database, clock):
@@ -228,7 +228,7 @@ def test_nothing_takes_more_than_half_of_what_is_left_of_a_reserve(in_database, 
     async def scenario(database):
         submitted = []
         for steps in (9, 8, 5, 4, 2, 1, 1):
-            asked = dataclasses.replace(SUBMISSION, num_inference_steps=steps)
+            asked = dataclasses.replace(SUBMISSION, steps=steps)
             submitted.append((await submit(database, await new_key(database), asked)).id)
             clock.now += 1
         work = 16 * SUBMISSION.pixels

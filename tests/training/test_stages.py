@@ -37,7 +37,8 @@ from hidream.model.shape import Grid
 from hidream.model.text import load_text_encoders
 from hidream.model.transformer import Transformer
 from hidream.model.weights import Checkpoint, embedded
-from hidream.types import ImageRequest, Mode, Size, Variant
+from hidream.request import ImageRequest
+from hidream.types import Mode, Size, Variant
 from questions import token_truths
 from scenes import Extent
 

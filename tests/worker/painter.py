@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hidream.images.prepared import Prepared
-from hidream.types import ImageRequest, Timings
+from hidream.request import ImageRequest
+from hidream.types import Timings
 
 STEPS = 4
 

@@ -8,7 +8,8 @@ import pytest
 from painter import STEPS, Painter
 
 from hidream.errors import Interrupted, InvalidInput, TaskFailed
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 from hidream.worker.bridge import Bridge, Listener
 
 

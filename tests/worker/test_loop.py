@@ -15,9 +15,10 @@ from painter import STEPS, Painter
 from PIL import Image
 
 from hidream.errors import InvalidInput, StorageUnavailable, StoreUnavailable
+from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.names import draw_name
 from hidream.outputs.place import Namespace
+from hidream.request import ImageRequest, LoraUse
 from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, predictions, progress, workers
 from hidream.store.admission import Asked
@@ -26,20 +27,8 @@ from hidream.store.endings import Endings
 from hidream.store.intake import Intake
 from hidream.store.predictions import Room
 from hidream.store.schema import PREDICTIONS
-from hidream.store.submission import Submission
 from hidream.store.workers import Worker
-from hidream.types import (
-    SEED_MAX,
-    Conformance,
-    ImageFormat,
-    ImageRequest,
-    LoraUse,
-    Mode,
-    Render,
-    Sampler,
-    Size,
-    Status,
-)
+from hidream.types import SEED_MAX, Conformance, ImageFormat, Mode, Render, Sampler, Size, Status
 from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Tools
@@ -106,7 +95,7 @@ class Studio:
         self.loop = Loop(database, self.bridge, ME, tools, limits)
 
     async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, model=MODEL, key=None, **extras):
-        asked = Submission("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
+        asked = ImageRequest("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
         return await self.intake.submit(Asked(key or self.key, model, asked))
 
     async def end_of(self, prediction):
@@ -181,7 +170,7 @@ def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until)
             names = {field: draw_name(ImageFormat.PNG) for field in ("image", "mask")}
             for field, name in names.items():
                 await s.tools.uploads.write(name, files[field])
-            submitted = await s.submit(num_inference_steps=3, guidance_scale=4.5, strength=0.4, **names, **EXTRAS)
+            submitted = await s.submit(steps=3, guidance=4.5, strength=0.4, **names, **EXTRAS)
             await until(painter.painting.is_set)
             await predictions.recover(s.database, 3, lost_worker_id=ME.id)  # as if this worker had died
             painter.go_on.set()
@@ -791,9 +780,9 @@ def test_a_huge_task_holds_up_no_small_one_of_another_key(studio, painter, until
             other, third = [(await keys.create(s.database, name))[0] for name in ("other", "third")]
             huge = await s.submit(seed=1, num_images=4)
             await until(painter.painting.is_set)
-            own = await s.submit(seed=11, num_inference_steps=4)
-            small = await s.submit(seed=21, num_inference_steps=4, key=other)
-            again = await s.submit(seed=22, num_inference_steps=4, key=other)
+            own = await s.submit(seed=11, steps=4)
+            small = await s.submit(seed=21, steps=4, key=other)
+            again = await s.submit(seed=22, steps=4, key=other)
             large = await s.submit(seed=31, num_images=4, key=third)
             await until(lambda: len(s.loop._jobs) == 2)
             await asyncio.sleep(0.2)  # it has looked again
@@ -972,7 +961,7 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
             key, _ = await keys.create(database, "test")
             submitted, intake = [], Intake(database, 100)
             for seed in seeds:
-                asked = Submission("a house", Size(64, 48), seed, False, False, False, ImageFormat.PNG)
+                asked = ImageRequest("a house", Size(64, 48), seed, False, False, False, ImageFormat.PNG)
                 submitted.append(await intake.submit(Asked(key, MODEL, asked)))
             ids, ends = {prediction.id for prediction in submitted}, []
             while (await history.ended(database, ids)).keys() < ids:

@@ -11,8 +11,9 @@ import pytest
 from hidream.errors import ConfigurationError
 from hidream.model.pipeline import generate
 from hidream.model.weights import embedded
+from hidream.request import ImageRequest
 from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
-from hidream.types import ImageRequest, Mode, Size, Variant
+from hidream.types import Mode, Size, Variant
 from hidream.worker.bridge import Bridge
 from hidream.worker.main import NAMES, _load, _versions, all_of_it_stays, run
 

@@ -36,7 +36,8 @@ from hidream.model.canvas import Canvas
 from hidream.model.loading import Model
 from hidream.model.pipeline import Picture, Sketch, Tick, canvas_sizes, outline
 from hidream.model.preview import Preview, fit_preview
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 
 
 @dataclass(frozen=True, slots=True)

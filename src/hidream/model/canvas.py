@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.images.prepared import Prepared, prepare
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 
 FEATHER_PX = 8
 """Width of the seam, within the mask, along which what is new blends into what was there."""
@@ -79,7 +80,10 @@ def open_canvas(request: ImageRequest, sizes: Iterable[Size] = ()) -> Canvas | N
     """
     if request.image is None:
         return None
-    return Canvas.of(prepare({request.size, *sizes}, request.image, request.mask))
+    image, mask = request.image, request.mask
+    assert isinstance(image, bytes), f"not the name of an upload: {image!r:.100}"
+    assert not isinstance(mask, str), f"not the name of an upload: {mask!r:.100}"
+    return Canvas.of(prepare({request.size, *sizes}, image, mask))
 
 
 def _tensor(values: np.ndarray | None) -> Tensor | None:

@@ -13,27 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hidream.errors import CheckpointError
-from hidream.types import Conformance, Sampler, Variant
+from hidream.types import PRESETS, Conformance, Sampler, SamplingPreset, Variant
 
 TIMESTEPS = 1000
 """The model's time runs from 0 to this; sigma = time / TIMESTEPS."""
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a variant is meant to be sampled."""
-
-    steps: int
-    guidance: float
-    shift: float
-    sampler: Sampler
-
-
-RECIPES = {
-    Variant.DEV: Recipe(steps=Variant.DEV.steps, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
-    Variant.FULL: Recipe(steps=Variant.FULL.steps, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
-    Variant.FAST: Recipe(steps=Variant.FAST.steps, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
-}
+Recipe = SamplingPreset
+RECIPES = PRESETS
+"""What each variant is sampled with: a default of its requests, and so declared with them."""
 
 NUMBER_MAX = 65_536
 """Of any number of a configuration; the published ones have up to 4096."""

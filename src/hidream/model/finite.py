@@ -15,7 +15,7 @@ from hidream.formats.quantized import Quantized
 from hidream.model.loading import Model
 from hidream.model.residence import held
 from hidream.model.text import SUFFIXES
-from hidream.types import ImageRequest
+from hidream.request import ImageRequest
 
 CURE = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"
 

@@ -33,7 +33,8 @@ from hidream.model.transformer import Transformer
 from hidream.model.vae import Autoencoder, load_autoencoder
 from hidream.model.ways import Hardware, Placement
 from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.types import LoraUse, Mode, Size, Storage, Variant
+from hidream.request import LoraUse
+from hidream.types import Mode, Size, Storage, Variant
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ from hidream.model.shape import Grid, fit, render_grid, to_pixels
 from hidream.model.step_cache import SLOPE, History
 from hidream.model.text import TextEmbeds
 from hidream.model.transformer import Transformer
-from hidream.types import ImageRequest, Prompts, Render, Size, Timings
+from hidream.request import ImageRequest, Prompts
+from hidream.types import Render, Size, Timings
 
 REFINE_ABOVE = 1.2
 """Times the best area from which a size is refined by default; up to there enlarging costs nothing that is seen."""

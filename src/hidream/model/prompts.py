@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from hidream.types import Prompts
+from hidream.request import Prompts
 
 ENCODERS = ("CLIP-L", "CLIP-G", "T5", "Llama")
 WORDS_SHOWN, CHARS_SHOWN = 6, 60

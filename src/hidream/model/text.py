@@ -24,7 +24,8 @@ from hidream.model.prompts import ENCODERS, warnings
 from hidream.model.residence import visiting
 from hidream.model.text_cache import TextCache
 from hidream.model.weights import Checkpoint
-from hidream.types import Prompts, Storage
+from hidream.request import Prompts
+from hidream.types import Storage
 
 SUFFIXES = ("", "_2", "_3", "_4")
 """What the four parts' names end in, in the order CLIP-L, CLIP-G, T5, Llama."""

@@ -31,7 +31,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
-from hidream.outputs.names import CACHE_CONTROL, format_of, is_name, media_type_of
+from hidream.file_names import CACHE_CONTROL, format_of, is_name, media_type_of
 from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 

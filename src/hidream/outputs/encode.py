@@ -1,31 +1,39 @@
-"""Pixels to the bytes of a PNG, JPEG or WebP file that says how to draw it again.
+"""Pixels to the bytes of a file that says how to generate the image again.
 
-Each file carries the seed and the version of the model, and nothing of the prompt: PNG as text chunks, JPEG
-and WebP as a JSON object in EXIF's UserComment. Equal pixels with equal metadata give equal bytes.
+Each file carries the seed and the version of the model, and nothing of the prompt: PNG as text chunks, the others as a
+JSON object in EXIF's UserComment. Equal pixels with equal metadata give equal bytes.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from hidream.types import ImageFormat
+from hidream.types import FORMATS, ImageFormat
 
-PNG_STRATEGY = Image.RLE
-"""Of zlib: behind PNG's filters it looks for runs of one byte only, whatever the level (benchmarks/decode.py). nano's
-drawings at 1024² become 384 KiB in 48 ms of a CPU; level 1 of the default strategy makes 517 KiB in 45 ms, level 6 379
-in 144, level 9 341 in 1428. A picture with a photo's noise becomes 2606 KiB in 91 ms, with levels 1 to 9 2638 to 2606
-in 148 to 162. Only patterns that repeat to the byte come out larger, and models draw none."""
-JPEG_QUALITY, JPEG_SUBSAMPLING = 95, "4:4:4"
-"""51.3 dB from nano's drawings in 6 ms and 119 KiB. Halved colours (4:2:0) save 30 % of that and lose 0.8 dB, on a
-noisy picture 5 dB; an optimal code saves 3 to 7 % in two to three times the time."""
-WEBP_QUALITY, WEBP_METHOD = 90, 2
-"""47.5 dB in 34 ms and 21 KiB. Method 0 makes 26 KiB in 29 ms, 4 and 6 make 21 in 80 and 108. Quality 95 is 48.6 dB in
-37 KiB: lossy WebP always halves colours."""
+OPTIONS: Mapping[ImageFormat, Mapping[str, Any]] = {
+    ImageFormat.PNG: {"compress_type": Image.RLE},
+    ImageFormat.JPEG: {"subsampling": "4:4:4"},
+    ImageFormat.WEBP: {"method": 2},
+    ImageFormat.AVIF: {"codec": "aom", "max_threads": 1, "speed": 8, "subsampling": "4:4:4"},
+}
+"""How Pillow writes each format; `types.FORMATS` has the qualities (benchmarks/decode.py measures all of it).
+
+PNG: behind PNG's filters zlib looks for runs of one byte only, whatever the level. nano's images at 1024² become 384
+KiB in 48 ms of a CPU; level 1 of the default strategy makes 517 KiB in 45 ms, level 6 379 in 144, level 9 341 in 1428.
+An image with a photo's noise becomes 2606 KiB in 91 ms, with levels 1 to 9 2638 to 2606 in 148 to 162. Only patterns
+that repeat to the byte come out larger, and models draw none.
+JPEG: halved colours (4:2:0) save 30 % and lose 0.8 dB, on a noisy image 5 dB; an optimal code saves 3 to 7 % in two to
+three times the time.
+WebP: method 0 makes 26 KiB in 29 ms, 4 and 6 make 21 in 80 and 108.
+AVIF: with more threads libavif cuts the image into tiles, and the bytes would depend on the machine. Speed 6 saves 12 %
+in 3.5 times the time, 10 costs 4 % and saves a fifth of it; halved colours save nothing."""
 
 _ASCII_COMMENT = b"ASCII\0\0\0"
 """What EXIF wants in front of a UserComment, to name its character code."""
@@ -36,21 +44,17 @@ def encode(
 ) -> bytes:
     """Encode uint8 pixels [height, width, 3].
 
-    output_quality: 1 to 100, of JPEG and WebP; None: what is best for most. PNG loses nothing, whatever it says.
+    output_quality: 1 to 100, of the lossy formats; None: what is best for most. PNG loses nothing, whatever it says.
     """
     assert output_quality is None or 1 <= output_quality <= 100, f"checked where requests are: {output_quality}"
-    image = _image(pixels)
     about = {"Software": "hidream", "seed": str(seed), "version": version}
+    options = {**OPTIONS[output_format]}
+    if output_format is ImageFormat.PNG:
+        options["pnginfo"] = _text_chunks(about)
+    else:
+        options |= {"quality": output_quality or FORMATS[output_format].quality, "exif": _exif(about)}
     file = io.BytesIO()
-    match output_format:
-        case ImageFormat.PNG:
-            image.save(file, "PNG", compress_type=PNG_STRATEGY, pnginfo=_text_chunks(about))
-        case ImageFormat.JPEG:
-            quality = output_quality or JPEG_QUALITY
-            image.save(file, "JPEG", quality=quality, subsampling=JPEG_SUBSAMPLING, exif=_exif(about))
-        case ImageFormat.WEBP:
-            quality = output_quality or WEBP_QUALITY
-            image.save(file, "WEBP", quality=quality, method=WEBP_METHOD, exif=_exif(about))
+    _image(pixels).save(file, output_format.upper(), **options)
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
-from hidream.outputs.names import format_of, is_name
+from hidream.file_names import format_of, is_name
 from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ParamSpec
 
-from hidream.outputs.names import draw_name
+from hidream.file_names import draw_name
 from hidream.types import ImageFormat
 
 P = ParamSpec("P")

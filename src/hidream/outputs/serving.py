@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from email.utils import format_datetime
 
-from hidream.outputs.names import CACHE_CONTROL, media_type_of
+from hidream.file_names import CACHE_CONTROL, media_type_of
 from hidream.outputs.place import About, Place
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)

@@ -21,13 +21,13 @@ from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput
 from hidream.outputs.place import Place
+from hidream.request import ImageRequest
 from hidream.server import inline as inline_files
 from hidream.server.inline import Inline
 from hidream.server.parameters import Api
 from hidream.store.history import RECENT_MS
 from hidream.store.history import Place as QueuePlace
 from hidream.store.prediction import Prediction
-from hidream.store.submission import Submission
 from hidream.types import Status
 
 SYNC_TIMEOUT_CODE = 5004
@@ -91,7 +91,7 @@ async def output_list(prediction: Prediction, base_url: str, outputs: Place, *, 
     return [await Inline.of(outputs, name) for name in prediction.output_names]
 
 
-def input_data(submission: Submission, base_url: str) -> dict[str, Any]:
+def input_data(submission: ImageRequest, base_url: str) -> dict[str, Any]:
     """Give the request as it was accepted, by the API's names; what was not said and has no default is left out."""
     given = {name: value for name, value in submission.to_json().items() if value not in (None, "", [])}
     return given | {name: upload_url(base_url, given[name]) for name in ("image", "mask") if name in given}

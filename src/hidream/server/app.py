@@ -106,7 +106,7 @@ async def _on_hidream_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return _refusal(request, error.http_status, error.message, headers)
+    return _refusal(request, error.http_status, error.message, headers, error.parameter)
 
 
 async def _on_client_disconnect(request: Request, _error: Exception) -> Response:
@@ -154,7 +154,10 @@ async def _on_exception(request: Request, error: Exception) -> Response:
     return _refusal(request, 500, message, {REQUEST_ID: request_id})
 
 
-def _refusal(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def _refusal(
+    request: Request, status: int, message: str, headers: dict[str, str] | None = None, parameter: str = ""
+) -> Response:
     """Answer an error in the form of whose path it is."""
-    form = openai.failure if request.scope["path"].startswith(openai.PREFIX) else failure
-    return form(status, message, headers)
+    if request.scope["path"].startswith(openai.PREFIX):
+        return openai.failure(status, message, headers, parameter=parameter)
+    return failure(status, message, headers)

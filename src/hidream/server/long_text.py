@@ -16,6 +16,7 @@ from typing import Any
 
 from hidream.errors import BodyTooLarge
 from hidream.outputs.part import Part
+from hidream.parameter import OverlongText
 
 LONG_BYTES = 131_072
 """A text up to here stays in the JSON: more than the longest prompt, each of its characters escaped, has (120,000)."""
@@ -35,7 +36,7 @@ _VALUE = re.compile(rb":[ \t\r\n]{0,1000}\Z")
 _CONTROL = bytes(range(32))
 
 
-class LongText:
+class LongText(OverlongText):
     """A text of a JSON object that lies in a file, in ASCII."""
 
     def __init__(self, part: Part, holding: AsyncExitStack) -> None:

@@ -10,21 +10,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hidream.errors import InvalidInput
-from hidream.server import parameters, schema, unused
-from hidream.server.parameters import QUALITY_MAX, V3, Api
-from hidream.store.submission import Submission
-from hidream.types import IMAGES_MAX, SIDE_MAX_PX, SIDE_MIN_PX, STEPS_MAX, ImageFormat, Size, Variant
+from hidream.parameter import in_words, refused
+from hidream.request import ImageRequest
+from hidream.server import parameters, unused
+from hidream.server.parameters import WIRE, Api
+from hidream.types import FORMAT_NAMES, FORMATS, ImageFormat, Size, Variant
 
 PATH = "/v1/images/generations"
-FORM = Api("v3", SIDE_MIN_PX, SIDE_MAX_PX, base64_output=False, output_format=ImageFormat.PNG, extras=True)
+FORM = Api("v1", extras=True, defaults={"output_format": ImageFormat.PNG})
 """Its defaults: URLs, and PNG, as DALL-E's images are."""
 
-NUMBERS = {
-    "n": ("num_images", IMAGES_MAX),
-    "steps": ("num_inference_steps", STEPS_MAX),
-    "output_compression": ("output_quality", QUALITY_MAX),
-}
-"""Whole numbers from 1: their names on v3, and the largest."""
+ALIASES = {"n": "num_images", "steps": "num_inference_steps", "output_compression": "output_quality"}
+"""Other names, and what they are on v3."""
 
 _EVENTS = "the events of a task that POST /api/v3/wavespeed-ai/… takes are at GET /api/v3/predictions/{id}/events"
 _BY_V3 = "POST /api/v3/wavespeed-ai/… takes it"
@@ -39,7 +36,7 @@ UNSERVED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "enable_sync_mode": ((True,), f"true, because the answer has the images; {_BY_V3}"),
     "frame_count": ((), "one image, no animation"),
     "frame_duration_ms": ((), "one image, no animation"),
-    "svg": ((), "images of pixels: output_format png, jpeg or webp"),
+    "svg": ((), f"images of pixels: output_format {in_words(ImageFormat, 'or')}"),
 }
 """What this route cannot do, with the values that ask for nothing, and what else is accepted."""
 
@@ -53,9 +50,7 @@ IGNORED: Mapping[str, tuple[object, ...]] = {
 }
 """What only OpenAI's models and service have, with the values that ask for nothing."""
 
-NAMES = frozenset(
-    {"model", "response_format", *NUMBERS, *UNSERVED, *IGNORED} | {*schema.submission(V3, Variant.FULL)["properties"]}
-)
+NAMES = frozenset({"model", "response_format", *ALIASES, *UNSERVED, *IGNORED, *(parameter.name for parameter in WIRE)})
 """All that the route knows."""
 
 
@@ -65,20 +60,20 @@ def translated(body: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, A
     everywhere = {**query, **given}
     for name, (harmless, accepted) in UNSERVED.items():
         if everywhere.get(name, "") not in ("", *harmless):
-            raise InvalidInput(f"{name} is {everywhere[name]!r:.100}; accepted: {accepted}")
+            raise refused(name, everywhere[name], accepted)
     said = {name: value for name, value in given.items() if name not in UNSERVED}
-    for name, (ours, largest) in NUMBERS.items():
+    for name, ours in ALIASES.items():
         if name in given:
-            said[ours] = _agreed(given, name, ours, parameters.whole_number(name, given[name], 1, largest))
+            said[ours] = _agreed(given, name, ours, FORM.kind(ours).read(name, given[name]))
     said["enable_base64_output"] = _base64(given)
     _settle_size(said)
-    if given.get("output_format", FORM.output_format) == ImageFormat.PNG and "output_quality" not in given:
-        said.pop("output_quality", None)
+    if "output_quality" in said and "output_quality" not in given and not _lossy(given):
+        del said["output_quality"]
     return said
 
 
 def unused_of(
-    body: Mapping[str, Any], query: Mapping[str, str], said: Mapping[str, Any], variant: Variant, submission: Submission
+    body: Mapping[str, Any], query: Mapping[str, str], said: Mapping[str, Any], variant: Variant, asked: ImageRequest
 ) -> Iterator[str]:
     """Tell what of an accepted request has no effect; `said` is what `translated` has made of it."""
     strange = {name: value for name, value in body.items() if name not in NAMES}
@@ -87,27 +82,34 @@ def unused_of(
     for name, harmless in IGNORED.items():
         if body.get(name) not in (None, "", *harmless):
             yield f"{name} was ignored: only OpenAI's own models have it"
-    if body.get("output_compression") is not None and submission.output_format is ImageFormat.PNG:
-        yield "output_compression was ignored: a PNG file has none; jpeg and webp have"
-    yield from unused.without_effect(said, FORM, variant, submission)
+    if body.get("output_compression") is not None:
+        yield from unused.quality("output_compression", asked)
+    yield from unused.without_effect(said, FORM, variant, asked)
 
 
 def _agreed(given: Mapping[str, Any], name: str, ours: str, value: int) -> int:
     if given.get(ours, value) != value:
         raise InvalidInput(
-            f"{name} is {value} and {ours} is {given[ours]!r:.100}; accepted: one of the two, or equal ones"
+            f"{name} is {value} and {ours} is {given[ours]!r:.100}; accepted: one of the two, or equal ones", field=name
         )
     return value
+
+
+def _lossy(given: Mapping[str, Any]) -> bool:
+    """Whether the format has a quality; what is not known as a format is refused later."""
+    image_format = FORMAT_NAMES.get(str(given.get("output_format", FORM.defaults["output_format"])))
+    return image_format is None or FORMATS[image_format].quality is not None
 
 
 def _base64(given: dict[str, Any]) -> bool:
     form = given.get("response_format", "url")
     if form not in ("url", "b64_json"):
-        raise InvalidInput(f"response_format is {form!r:.100}; accepted: url, b64_json")
+        raise refused("response_format", form, "url, b64_json")
     inline = parameters.flag(given, "enable_base64_output", form == "b64_json")
     if "response_format" in given and inline != (form == "b64_json"):
         raise InvalidInput(
-            f"response_format is {form!r} and enable_base64_output is {inline}; accepted: one of the two, or the same"
+            f"response_format is {form!r} and enable_base64_output is {inline}; accepted: one of the two, or the same",
+            field="response_format",
         )
     return inline
 
@@ -118,9 +120,10 @@ def _settle_size(said: dict[str, Any]) -> None:
         del said["size"]
     if not isinstance(said.get("size"), str):
         return
-    size = Size.parse(said["size"], FORM.smallest_px, FORM.largest_px)
+    size: Size = FORM.kind("size").read("size", said["size"])
     for name, value in (("width", size.width), ("height", size.height)):
         if said.get(name, value) != value:
             raise InvalidInput(
-                f"size is {said['size']!r} and {name} is {said[name]!r:.100}; accepted: one of the two, or equal ones"
+                f"size is {said['size']!r} and {name} is {said[name]!r:.100}; accepted: one of the two, or equal ones",
+                field="size",
             )

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from hidream import __version__
-from hidream.outputs.names import MEDIA_TYPES, PATTERN
+from hidream.file_names import PATTERN
 from hidream.server import openai_parameters, schema
 from hidream.server.parameters import V2, V3
 from hidream.store.deliveries import State
 from hidream.store.webhook_secrets import OVERLAP_MAX_HOURS
-from hidream.types import Status, Variant
+from hidream.types import FORMATS, READABLE, Status, Variant
 
 Json = dict[str, Any]
+
+_MEDIA_TYPES = [file.media_type for file in FORMATS.values()]
 
 _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer"}
@@ -165,10 +167,7 @@ def _openai() -> Json:
 
 def _openai_properties() -> Json:
     """OpenAI's parameters, and v3's beside them."""
-    numbers = {
-        name: {"type": "integer", "minimum": 1, "maximum": most}
-        for name, (_, most) in openai_parameters.NUMBERS.items()
-    }
+    numbers = {name: openai_parameters.FORM.kind(ours).schema() for name, ours in openai_parameters.ALIASES.items()}
     ours = schema.submission(openai_parameters.FORM, Variant.FULL)["properties"]
     nothing = {name: {"enum": [*values]} for name, (values, _) in openai_parameters.UNSERVED.items() if values}
     known = {name: each for name, each in ours.items() if name not in openai_parameters.UNSERVED}
@@ -187,7 +186,7 @@ def _open() -> Json:
     """The routes that need no key."""
     name = [_parameter("name", "path", {"type": "string", "pattern": f"^{PATTERN}$"})]
     file = _operation("Download a file.", None, name, errors=(404, 416, 503))
-    pictures = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES.values()}
+    pictures = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _MEDIA_TYPES}
     for status, words in (("200", "The file."), ("206", "A stretch of it.")):
         file["responses"][status] = {"description": words, "content": pictures}
     file["responses"]["304"] = {"description": "The client has it."}
@@ -276,7 +275,7 @@ def _text(shortest: int = 0, longest: int | None = None) -> Json:
 
 
 def _types() -> Json:
-    return {"enum": [*MEDIA_TYPES.values(), "application/octet-stream", "", None]}
+    return {"enum": [*(FORMATS[each].media_type for each in READABLE), "application/octet-stream", "", None]}
 
 
 def _with_nulls(described: Json) -> Json:

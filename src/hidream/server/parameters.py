@@ -1,114 +1,224 @@
-"""The request parameters of both API versions: what is accepted, what is assumed, what each error says.
+"""A request's JSON object to what is asked for, in each version of the API.
 
-A JSON null means that the parameter is absent, and names that are not known are no error, because clients send both;
-`unused` tells of those. Whatever else is wrong is an error that names the parameter, the value and what is accepted.
+The parameters are declared in `request.py`; here is what only the wire has: other ways to say the size, webhooks, and
+what each version assumes or lacks. A JSON null means that the parameter is absent, and names that are not known are no
+error, because clients send both; `unused` tells of those. Whatever else is wrong is an error that names the parameter,
+the value and what is accepted.
 
-v2 knows what its documents have; v3 also takes what may be said about how the picture is drawn, and there an empty text
-means absent too. Clients made for other models send `guidance_scale` and `negative_prompt` by themselves: a variant
-that was distilled does not use them.
+v2 knows what its documents have; v3 also takes what may be said about how the image is generated, and there an empty
+text means absent too. Clients made for other models send `guidance_scale` and `negative_prompt` by themselves: a
+variant that was distilled does not use them.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from math import sqrt
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from hidream.errors import InvalidInput, MissingInput
+from hidream.parameter import AsItIs, Flag, Kind, Parameter, Schema, Text, Whole, by_name, refused
+from hidream.request import BY_NAME, MASK_ALONE, PARAMETERS, Dimensions, ImageRequest, random_seed
 from hidream.server.long_text import LongText
-from hidream.store.submission import Submission
 from hidream.types import (
     DEFAULT_SIZE,
-    GUIDANCE_MAX,
-    IMAGES_MAX,
-    LORA_WEIGHT_MAX,
-    LORAS_MAX,
     PROMPT_MAX_CHARS,
     ROUND_PX,
-    SEED_MAX,
-    SHIFT_MAX,
-    SHIFT_MIN,
     SIDE_MAX_PX,
     SIDE_MIN_PX,
-    STEPS_MAX,
-    STRENGTH,
-    STRENGTH_MIN,
-    Conformance,
     ImageFormat,
-    LoraUse,
-    Mode,
-    Render,
-    Sampler,
     Size,
     Variant,
 )
-
-T = TypeVar("T")
-Choice = TypeVar("Choice", bound=StrEnum)
-
-RANDOM_SEEDS = 2**31
-"""Seeds that are drawn here are below this, where v3's documents end: any client can send them again."""
 
 DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX = 512, 1536
 """Sides in v2's documents."""
 RATIO_MAX = DOCUMENTED_MAX_PX // SIDE_MIN_PX
 """Of an aspect_ratio, which gives no side beyond what is documented."""
-FORMATS = {
-    "png": ImageFormat.PNG,
-    "jpeg": ImageFormat.JPEG,
-    "jpg": ImageFormat.JPEG,
-    "webp": ImageFormat.WEBP,
-}
 
-QUALITY_MAX = 100
 NO_BASE64 = "webhook callback does not support base64 output, please use the normal API to use base64 output"
 """WaveSpeed's own sentence (documentation, page "base64-output")."""
 
 _SIZES = ("size", "width", "height", "target_size", "aspect_ratio")
-_LORA = '{"name": ..., "scale": 1}'
-_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
-"""What JSON can write but no UTF-8 file or PostgreSQL text can hold."""
-
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio(AsItIs):
+    """An aspect as "W:H", or "auto" for DEFAULT_SIZE's."""
+
+    @property
+    def accepted(self) -> str:
+        """The form and the range."""
+        return f"W:H in whole numbers, from 1:{RATIO_MAX} to {RATIO_MAX}:1, or auto"
+
+    def read(self, field: str, value: object) -> Size:
+        """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long. Raises InvalidInput."""
+        ratio = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value.strip()) if isinstance(value, str) else None
+        if value == "auto":
+            return DEFAULT_SIZE
+        across, down = (int(ratio[1]), int(ratio[2])) if ratio else (0, 0)
+        if not across or not down or max(across, down) > RATIO_MAX * min(across, down):
+            raise refused(field, value, self.accepted)
+        longest = DOCUMENTED_MAX_PX / max(across, down)
+        scale = min(sqrt(DEFAULT_SIZE.width * DEFAULT_SIZE.height / (across * down)), longest)
+        return Size(*(max(SIDE_MIN_PX, round(side * scale / ROUND_PX) * ROUND_PX) for side in (across, down)))
+
+    def schema(self) -> Schema:
+        """Describe it."""
+        return {"type": "string", "pattern": r"^([0-9]{1,4}:[0-9]{1,4}|auto)$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sides(AsItIs):
+    """An object of width and height; the text in front of the sides' names in errors is its own name and a dot."""
+
+    side: Whole
+
+    @property
+    def accepted(self) -> str:
+        """The form."""
+        return 'an object {"width": ..., "height": ...}'
+
+    def read(self, field: str, value: object) -> Size:
+        """Read a size. Raises InvalidInput, or MissingInput where a side is absent."""
+        if not isinstance(value, dict):
+            raise refused(field, value, self.accepted)
+        return of_sides(value, self.side, self.side, f"{field}.")
+
+    def schema(self) -> Schema:
+        """Describe it."""
+        sides = {row.name: row.schema(self.side) for row in (_WIDTH, _HEIGHT)}
+        return {"type": "object", "properties": sides, "required": list(sides)}
+
+
+@dataclass(frozen=True, slots=True)
+class Url(AsItIs):
+    """A webhook's URL; whether it may be called, `webhooks/targets` says."""
+
+    @property
+    def accepted(self) -> str:
+        """What it is."""
+        return "the text of a URL"
+
+    def read(self, field: str, value: object) -> str:
+        """Read a text. Raises InvalidInput."""
+        if not isinstance(value, str):
+            raise refused(field, value, self.accepted)
+        return value
+
+    def schema(self) -> Schema:
+        """Describe it."""
+        return {"type": "string"}
+
+
+_SIDE = Whole(SIDE_MIN_PX, SIDE_MAX_PX)
+_WIDTH = Parameter(_SIDE, "With height, instead of a size.", name="width", documented=True, notes="instead of `size`")
+_HEIGHT = Parameter(_SIDE, "With width, instead of a size.", name="height", documented=True, notes="instead of `size`")
+_BESIDE: Mapping[str, tuple[Parameter, ...]] = {
+    "output_format": (
+        Parameter(
+            Url(),
+            "A URL that is told the task's end.",
+            name="webhook",
+            documented=True,
+            notes="it is told the task's end ([WEBHOOKS.md](WEBHOOKS.md)); also `?webhook=`",
+        ),
+        Parameter(Url(), "The same.", name="webhook_url", documented=True, notes="the same"),
+        _WIDTH,
+        _HEIGHT,
+    ),
+    "output_quality": (
+        Parameter(
+            Ratio(),
+            "W:H instead of a size.",
+            name="aspect_ratio",
+            default="auto",
+            notes="where nothing says the size: about a megapixel, no side above 1536",
+        ),
+        Parameter(
+            Sides(_SIDE),
+            "Width and height, as Hugging Face's clients say them.",
+            name="target_size",
+            notes="as Hugging Face's clients say width and height",
+        ),
+    ),
+}
+"""What only the wire has, by the parameter that it follows in the documents."""
+WIRE = tuple(each for parameter in PARAMETERS for each in (parameter, *_BESIDE.get(parameter.name, ())))
+"""All parameters of the API, in the order of the documents."""
+_WIRE = by_name(WIRE)
+_APART = ("size", "image", "mask")
+"""What `_size` and `sources` read."""
+
+Read = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Api:
-    """A version of the API: its name in paths, and all in which it differs from the other."""
+    """A version of the API: its name in paths, and all in which it differs from the other.
+
+    `defaults` and `kinds` replace those that are declared; `extras`: it has what v2's documents have not.
+    """
 
     name: str
-    smallest_px: int
-    largest_px: int
-    base64_output: bool
-    output_format: ImageFormat
     extras: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    readers: tuple[tuple[str, str, Read, bool], ...] = field(init=False)
+    """Of each parameter but _APART: name, field, reader, and whether only guided variants use it."""
+
+    def __post_init__(self) -> None:
+        readers = tuple(
+            (each.name, each.attribute, self.kind(each.name).read, each.guided)
+            for each in PARAMETERS
+            if (each.documented or self.extras) and each.name not in _APART
+        )
+        object.__setattr__(self, "readers", readers)
+
+    def kind(self, name: str) -> Any:  # noqa: ANN401 - each parameter has its own
+        """Give the type of a parameter."""
+        return self.kinds.get(name) or _WIRE[name].kind
+
+    def parameters(self, variant: Variant) -> list[Parameter]:
+        """List what a model takes here; what it passes over is not named."""
+        return [each for each in WIRE if (each.documented or self.extras) and (variant.guided or not each.guided)]
 
 
-V2 = Api("v2", DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX, base64_output=True, output_format=ImageFormat.PNG, extras=False)
-V3 = Api("v3", SIDE_MIN_PX, SIDE_MAX_PX, base64_output=False, output_format=ImageFormat.JPEG, extras=True)
+V2 = Api(
+    "v2",
+    extras=False,
+    defaults={"enable_base64_output": True},
+    kinds={
+        "size": Dimensions(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
+        "width": Whole(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
+        "height": Whole(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
+    },
+)
+V3 = Api("v3", extras=True, defaults={"output_format": ImageFormat.JPEG})
 
 
-def parse(body: dict[str, Any], api: Api, variant: Variant) -> Submission:
+def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
     """Read a request's JSON object, but for what `sources` and `webhook` read.
 
     Raises InvalidInput, or MissingInput without a prompt.
     """
     given = _given(body, api)
-    return Submission(
-        prompt=_prompt(given),
-        size=_size(given, api),
-        seed=_seed(given),
-        enable_base64_output=flag(given, "enable_base64_output", api.base64_output),
-        enable_safety_checker=flag(given, "enable_safety_checker", True),
-        enable_sync_mode=flag(given, "enable_sync_mode", False),
-        output_format=_output_format(given, api.output_format),
-        **(_extras(given, variant) if api.extras else {}),
-    )
+    if "prompt" not in given:
+        raise MissingInput(f"prompt is absent; accepted: {BY_NAME['prompt'].kind.accepted}", field="prompt")
+    values: dict[str, Any] = {**api.defaults}
+    for name, attribute, read, guided in api.readers:
+        if name in given:
+            value = read(name, given[name])
+            if not guided or variant.guided:
+                values[attribute] = value
+    values["size"] = _size(given, api)
+    if values.get("seed", -1) == -1:
+        values["seed"] = random_seed()
+    return ImageRequest(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,36 +231,36 @@ class Sources:
 
 
 def sources(body: dict[str, Any], api: Api) -> Sources:
-    """Read which pictures a request brings. Raises InvalidInput, or MissingInput for a mask alone."""
-    given = _given(body, api)
-    if not api.extras:
+    """Read which images a request brings. Raises InvalidInput, or MissingInput for a mask alone."""
+    if not api.extras or ("image" not in body and "mask" not in body):
         return Sources(None, None)
-    image, mask = (_optional(given, name, _source) for name in ("image", "mask"))
+    given = _given(body, api)
+    image, mask = (
+        cast("str | LongText", api.kind(name).read(name, given[name])) if name in given else None
+        for name in ("image", "mask")
+    )
     if mask is not None and image is None:
-        raise MissingInput("mask is given without an image; accepted: a mask of the image to change")
+        raise MissingInput(MASK_ALONE, field="mask")
     said = {name for name in given if given[name] != "auto"}
     return Sources(image, mask, image is not None and said.isdisjoint(_SIZES))
 
 
 def webhook(body: dict[str, Any], query: Mapping[str, str]) -> str:
-    """Read where the task's end is to be told, from the query or the body; empty: nowhere. Raises InvalidInput.
-
-    Whether such a URL may be called, `webhooks/targets` says.
-    """
+    """Read where the task's end is to be told, from the query or the body; empty: nowhere. Raises InvalidInput."""
     for url in (query.get("webhook"), body.get("webhook"), body.get("webhook_url")):
-        if url is not None and not isinstance(url, str):
-            raise InvalidInput(f"webhook is {url!r:.100}; accepted: the text of a URL")
-        if url:
-            return url
+        if url is not None and _WIRE["webhook"].kind.read("webhook", url):
+            return cast("str", url)
     return ""
 
 
-def with_webhook(submission: Submission, body: dict[str, Any]) -> Submission:
+def with_webhook(submission: ImageRequest, body: dict[str, Any]) -> ImageRequest:
     """Settle what a webhook excludes. Raises InvalidInput on what was asked for by name."""
     if body.get("enable_base64_output") is True:
-        raise InvalidInput(NO_BASE64)
+        raise InvalidInput(NO_BASE64, field="enable_base64_output")
     if submission.enable_sync_mode:
-        raise InvalidInput("enable_sync_mode is True beside a webhook; accepted: one of the two")
+        raise InvalidInput(
+            "enable_sync_mode is True beside a webhook; accepted: one of the two", field="enable_sync_mode"
+        )
     return replace(submission, enable_base64_output=False)
 
 
@@ -165,188 +275,54 @@ def moment(name: str, value: object) -> int | None:
     """Read a time in ISO 8601, in UTC if it does not say otherwise, as ms since the epoch. Raises InvalidInput."""
     if value is None or value == "":
         return None
-    accepted = "accepted: a time such as 2026-11-22T18:00:00.000Z"
+    accepted = "a time such as 2026-11-22T18:00:00.000Z"
     if not isinstance(value, str):
-        raise InvalidInput(f"{name} is {value!r:.100}; {accepted}")
+        raise refused(name, value, accepted)
     try:
         read = datetime.fromisoformat(value.strip())
         return round((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"{name} is {value!r:.100}; {accepted}") from error
+        raise refused(name, value, accepted) from error
 
 
 def _given(body: dict[str, Any], api: Api) -> dict[str, Any]:
     """What the request says: nulls are absent, and on v3 empty texts are, as they are in forms."""
-    given = {name: value for name, value in body.items() if value is not None}
-    return {name: value for name, value in given.items() if value != "" or name == "prompt"} if api.extras else given
-
-
-def _extras(given: dict[str, Any], variant: Variant) -> dict[str, Any]:
-    """Read what goes beyond v2's documents."""
-    guided = {
-        "guidance_scale": _optional(given, "guidance_scale", _number, 0, GUIDANCE_MAX),
-        "negative_prompt": _negative_prompt(given),
-    }
-    extras = {
-        "num_inference_steps": _optional(given, "num_inference_steps", whole_number, 1, STEPS_MAX),
-        "shift": _optional(given, "shift", _number, SHIFT_MIN, SHIFT_MAX),
-        "sampler": _optional(given, "sampler", _choice, Sampler),
-        "conformance": _choice("conformance", given.get("conformance", Conformance.DIFFUSERS), Conformance),
-        "render": _choice("render", given.get("render", Render.BEST), Render),
-        "mode": _choice("mode", given.get("mode", Mode.EXACT), Mode),
-        "loras": _loras(given),
-        "num_images": whole_number("num_images", given.get("num_images", 1), 1, IMAGES_MAX),
-        "output_quality": _optional(given, "output_quality", whole_number, 1, QUALITY_MAX),
-        "strength": _number("strength", given.get("strength", STRENGTH), STRENGTH_MIN, 1),
-    }
-    return extras | (guided if variant.guided else {})
-
-
-def _prompt(given: dict[str, Any]) -> str:
-    accepted = f"accepted: a text of 1 to {PROMPT_MAX_CHARS} characters"
-    prompt = given.get("prompt")
-    if prompt is None:
-        raise MissingInput(f"prompt is absent; {accepted}")
-    if isinstance(prompt, str) and not prompt.strip():
-        raise MissingInput(f"prompt is empty; {accepted}")
-    return text("prompt", prompt, accepted)
-
-
-def _negative_prompt(given: dict[str, Any]) -> str:
-    return text("negative_prompt", given.get("negative_prompt", ""), f"accepted: up to {PROMPT_MAX_CHARS} characters")
-
-
-def text(name: str, value: object, accepted: str) -> str:
-    """Read a text that a file and a database can hold. Raises InvalidInput."""
-    if isinstance(value, LongText):
-        raise InvalidInput(f"{name} has {value.size} characters; {accepted}")
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} is {value!r:.100}; {accepted}")
-    if len(value) > PROMPT_MAX_CHARS:
-        raise InvalidInput(f"{name} has {len(value)} characters; {accepted}")
-    if bad := _NO_CHARACTER.search(value):
-        raise InvalidInput(f"{name} has {bad[0]!r} at {bad.start()}; {accepted}, no NUL and no lone surrogate")
-    return value
-
-
-def _source(name: str, value: object) -> str | LongText:
-    if isinstance(value, LongText):
-        return value
-    if not isinstance(value, str):
-        raise InvalidInput(f"{name} is {value!r:.100}; accepted: the text of a URL, a data: URI or base64")
-    return value.strip()
+    if api.extras:
+        return {name: value for name, value in body.items() if value is not None and (value != "" or name == "prompt")}
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _size(given: dict[str, Any], api: Api) -> Size:
     """Read the size from what says it most exactly; what says it otherwise is looked at all the same."""
-    by_ratio = ratio_size(given.get("aspect_ratio", "auto")) if api.extras else DEFAULT_SIZE
-    by_target = _target_size(given["target_size"], api) if api.extras and "target_size" in given else None
-    size = given.get("size")
-    if isinstance(size, str):
-        return Size.parse(size, api.smallest_px, api.largest_px)
-    if size is not None:
-        raise InvalidInput(f"size is {size!r:.100}; accepted: a text such as {str(DEFAULT_SIZE)!r}")
-    if "width" not in given and "height" not in given:
-        return by_target or by_ratio
-    return _of_sides(given, api)
+    said: dict[str, Size] = {}
+    for name in ("aspect_ratio", "target_size", "size") if api.extras else ("size",):
+        if name in given:
+            said[name] = api.kind(name).read(name, given[name])
+    if "size" in said:
+        return said["size"]
+    if "width" in given or "height" in given:
+        return of_sides(given, api.kind("width"), api.kind("height"))
+    return said.get("target_size") or said.get("aspect_ratio") or DEFAULT_SIZE
 
 
-def _target_size(value: object, api: Api) -> Size:
-    """Read the size as huggingface_hub and @huggingface/inference say it."""
-    if not isinstance(value, dict):
-        raise InvalidInput(f'target_size is {value!r:.100}; accepted: an object {{"width": ..., "height": ...}}')
-    return _of_sides(value, api, "target_size.")
+def of_sides(given: dict[str, Any], width: Whole, height: Whole, place: str = "") -> Size:
+    """Read width and height, which come together. Raises InvalidInput, or MissingInput where one is absent."""
+    sides = []
+    for name, kind in (("width", width), ("height", height)):
+        if given.get(name) is None:
+            raise MissingInput(
+                f"{place}{name} is absent; accepted: width and height together, or size instead of both",
+                field=f"{place}{name}",
+            )
+        sides.append(kind.read(f"{place}{name}", given[name]))
+    return Size(*sides)
 
 
-def ratio_size(value: object) -> Size:
-    """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long. Raises InvalidInput."""
-    ratio = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value.strip()) if isinstance(value, str) else None
-    if value == "auto":
-        return DEFAULT_SIZE
-    across, down = (int(ratio[1]), int(ratio[2])) if ratio else (0, 0)
-    if not across or not down or max(across, down) > RATIO_MAX * min(across, down):
-        raise InvalidInput(
-            f"aspect_ratio is {value!r:.100}; accepted: W:H in whole numbers, "
-            f"from 1:{RATIO_MAX} to {RATIO_MAX}:1, or auto"
-        )
-    longest = DOCUMENTED_MAX_PX / max(across, down)
-    scale = min(sqrt(DEFAULT_SIZE.width * DEFAULT_SIZE.height / (across * down)), longest)
-    return Size(*(max(SIDE_MIN_PX, round(side * scale / ROUND_PX) * ROUND_PX) for side in (across, down)))
-
-
-def _of_sides(given: dict[str, Any], api: Api, place: str = "") -> Size:
-    width, height = (_side(given, name, api, place) for name in ("width", "height"))
-    return Size(width, height)
-
-
-def _side(given: dict[str, Any], name: str, api: Api, place: str) -> int:
-    if given.get(name) is None:
-        raise MissingInput(f"{place}{name} is absent; accepted: width and height together, or size instead of both")
-    return whole_number(f"{place}{name}", given[name], api.smallest_px, api.largest_px)
-
-
-def _seed(given: dict[str, Any]) -> int:
-    seed = whole_number("seed", given.get("seed", -1), -1, SEED_MAX)
-    return secrets.randbelow(RANDOM_SEEDS) if seed == -1 else seed
+def text(name: str, value: object, accepted: str) -> str:
+    """Read a text of another route that a file and a database can hold. Raises InvalidInput."""
+    return Text(PROMPT_MAX_CHARS, what=accepted).read(name, value)
 
 
 def flag(given: dict[str, Any], name: str, default: bool) -> bool:
-    """Read true or false. Raises InvalidInput."""
-    value = default if given.get(name) is None else given[name]
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{name} is {value!r:.100}; accepted: true or false")
-    return value
-
-
-def _output_format(given: dict[str, Any], default: ImageFormat) -> ImageFormat:
-    value = given.get("output_format", default)
-    if not isinstance(value, str) or value not in FORMATS:
-        raise InvalidInput(f"output_format is {value!r:.100}; accepted: {', '.join(FORMATS)}")
-    return FORMATS[value]
-
-
-def _loras(given: dict[str, Any]) -> tuple[LoraUse, ...]:
-    """Read a list of {"name", "scale"}; WaveSpeed's clients write "path", and mean no file of ours by it."""
-    loras = given.get("loras", [])
-    if not isinstance(loras, list) or len(loras) > LORAS_MAX:
-        seen = f"has {len(loras)} entries" if isinstance(loras, list) else f"is {loras!r:.100}"
-        raise InvalidInput(f"loras {seen}; accepted: a list of up to {LORAS_MAX} objects {_LORA}")
-    return tuple(_lora(f"loras[{i}]", value) for i, value in enumerate(loras))
-
-
-def _lora(place: str, value: object) -> LoraUse:
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{place} is {value!r:.100}; accepted: an object {_LORA}")
-    name, scale = value.get("name") or value.get("path"), value.get("scale")
-    if not name:
-        raise MissingInput(f"{place} has no name; accepted: an object {_LORA}")
-    return LoraUse(
-        text(f"{place}.name", name, "accepted: the name of a configured LoRA"),
-        _number(f"{place}.scale", 1.0 if scale is None else scale, -LORA_WEIGHT_MAX, LORA_WEIGHT_MAX),
-    )
-
-
-def _optional(given: dict[str, Any], name: str, read: Callable[..., T], *limits: object) -> T | None:
-    """Read a parameter without which the variant's own number is used."""
-    return read(name, given[name], *limits) if name in given else None
-
-
-def _choice(name: str, value: object, kind: type[Choice]) -> Choice:
-    if not isinstance(value, str) or value not in list(kind):
-        raise InvalidInput(f"{name} is {value!r:.100}; accepted: {', '.join(kind)}")
-    return kind(value)
-
-
-def _number(name: str, value: object, smallest: float, largest: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not smallest <= value <= largest:
-        raise InvalidInput(f"{name} is {value!r:.100}; accepted: a number from {smallest:g} to {largest:g}")
-    return float(value)
-
-
-def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
-    """Read a whole number, 7.0 included. Raises InvalidInput."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
-        raise InvalidInput(f"{name} is {value!r:.100}; accepted: a whole number from {smallest} to {largest}")
-    return value
+    """Read true or false of any route. Raises InvalidInput."""
+    return default if given.get(name) is None else Flag().read(name, given[name])

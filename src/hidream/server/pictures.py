@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable, TooMany
+from hidream.file_names import MEDIA_TYPES, draw_name, is_name
 from hidream.images.decoders import Decoders, File
-from hidream.outputs.names import MEDIA_TYPES, draw_name, is_name
 from hidream.outputs.part import Part
 from hidream.outputs.place import Place
 from hidream.server import base64_text

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 from hidream.errors import StorageUnavailable, StoreUnavailable
+from hidream.file_names import first_of
 from hidream.outputs.place import Place
 from hidream.server.erasure import erase
 from hidream.server.service import Service
@@ -106,13 +107,6 @@ class Sweep:
         changes = self._service.database.changes
         while not changes.stopped and clock() < until:  # noqa: ASYNC110 - `stop` tells nobody
             await asyncio.sleep(min(1.0, until - clock()))
-
-
-def first_of(name: str) -> str:
-    """Tell the name of a task's first file from that of any (`store/prediction.Prediction.output_names`)."""
-    stem, _, suffix = name.rpartition(".")
-    secret, dash, number = stem[:43], stem[43:44], stem[44:]
-    return f"{secret}.{suffix}" if dash == "-" and number.isdigit() else name
 
 
 async def _pages(place: Place, older_than: datetime) -> AsyncIterator[list[str]]:

@@ -13,10 +13,11 @@ from itertools import chain
 from math import log
 from typing import Any
 
+from hidream.parameter import in_words
+from hidream.request import ImageRequest
 from hidream.server import schema
-from hidream.server.parameters import V2, V3, Api, ratio_size
-from hidream.store.submission import Submission
-from hidream.types import STRENGTH, ImageFormat, Size, Variant
+from hidream.server.parameters import V2, V3, Api
+from hidream.types import FORMATS, LOSSY, STRENGTH, Size, Variant
 
 NAMED_MAX = 10
 """Unknown names that are told one by one; of more their number is enough."""
@@ -52,7 +53,7 @@ OTHERS = {
 
 
 def of_submission(
-    body: Mapping[str, Any], query: Mapping[str, str], api: Api, model: str, variant: Variant, submission: Submission
+    body: Mapping[str, Any], query: Mapping[str, str], api: Api, model: str, variant: Variant, submission: ImageRequest
 ) -> tuple[str, ...]:
     """Tell what of a submission to a version of the API has no effect, after `parameters` has accepted it."""
     known, elsewhere = PROPERTIES[api.name], PROPERTIES[V3.name]
@@ -82,7 +83,7 @@ def with_warnings(data: dict[str, Any], *strange: Iterator[str]) -> dict[str, An
     return data | {"warnings": told} if told else data
 
 
-def without_effect(body: Mapping[str, Any], api: Api, variant: Variant, submission: Submission) -> tuple[str, ...]:
+def without_effect(body: Mapping[str, Any], api: Api, variant: Variant, submission: ImageRequest) -> tuple[str, ...]:
     """Tell which known parameters change nothing, because of what the model is or of what else was said."""
     given = {name: value for name, value in body.items() if not _empty(value)}
     sides = _sides(given, submission.size, "size")
@@ -127,7 +128,7 @@ def _other_sizes(given: Mapping[str, Any], size: Size) -> Iterator[str]:
         yield from unknown(target, ("width", "height"), "target_size")
     ratio = given.get("aspect_ratio", "auto")
     if ratio != "auto":
-        wanted = ratio_size(ratio)
+        wanted = V3.kind("aspect_ratio").read("aspect_ratio", ratio)
         if abs(log(wanted.width / wanted.height * size.height / size.width)) > SAME_ASPECT:
             yield f"aspect_ratio was ignored: the size is given, {size}"
 
@@ -143,12 +144,19 @@ def _guidance(given: Mapping[str, Any], variant: Variant) -> Iterator[str]:
             yield f"{name} was ignored: {variant} is distilled and has no guidance; hidream-i1-full takes it"
 
 
-def _alone(given: Mapping[str, Any], submission: Submission) -> Iterator[str]:
+def _alone(given: Mapping[str, Any], submission: ImageRequest) -> Iterator[str]:
     """What needs something else beside it."""
     if "image" not in given and given.get("strength", STRENGTH) != STRENGTH:
         yield "strength was ignored: there is no image"
-    if "output_quality" in given and submission.output_format is ImageFormat.PNG:
-        yield "output_quality was ignored: a PNG file has none; jpeg and webp have"
+    if "output_quality" in given:
+        yield from quality("output_quality", submission)
+
+
+def quality(name: str, submission: ImageRequest) -> Iterator[str]:
+    """Tell whoever names a quality, in whichever words, that the file has none."""
+    file = FORMATS[submission.output_format]
+    if file.quality is None:
+        yield f"{name} was ignored: a {file.label} file has none; {in_words(LOSSY)} have"
 
 
 def _loras(given: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,6 @@ does not hold up another's first, and nobody saves up turns by waiting. (Start-t
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
+from hidream.file_names import draw_name
+from hidream.request import ImageRequest
 from hidream.store import deliveries, uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
@@ -29,7 +30,6 @@ from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.predictions import SERVING
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import REPEATS, TURNS
-from hidream.store.submission import Submission
 from hidream.types import Status
 
 RETRY_AFTER_S = 5
@@ -72,7 +72,7 @@ class Asked:
 
     key: Key
     model: str
-    submission: Submission
+    submission: ImageRequest
     base_url: str = ""
     webhook: str = ""
     repeat: Repeat | None = None
@@ -268,7 +268,7 @@ class Admission:
             key_id=asked.key.id,
             model=asked.model,
             input=submission,
-            output_name=f"{secrets.token_urlsafe(32)}.{submission.output_format}",
+            output_name=draw_name(submission.output_format),
             status=Status.FAILED if refusal else Status.CREATED,
             code=refusal.code if refusal else 0,
             error=writable(refusal.message) if refusal else "",
@@ -291,9 +291,9 @@ class Admission:
         )
 
 
-def _uploads_of(submission: Submission) -> list[str]:
+def _uploads_of(submission: ImageRequest) -> list[str]:
     """Name the files that a task starts from."""
-    return [name for name in (submission.image, submission.mask) if name]
+    return [name for name in (submission.image, submission.mask) if isinstance(name, str)]
 
 
 async def _add_usage(
@@ -315,15 +315,22 @@ async def _add_usage(
 
 def _check_task(asked: Asked, may: Limits) -> None:
     """Raise Forbidden where a task is larger than its key may ever have."""
-    said, steps = asked.submission, asked.submission.steps(asked.model)
+    said, steps = asked.submission, asked.submission.steps_of(asked.model)
     pixels = said.size.width * said.size.height
     if may.steps_max and steps > may.steps_max:
-        own = "" if said.num_inference_steps else ", the model's own number"
-        raise Forbidden(f"num_inference_steps is {steps}{own}; accepted from this key: up to {may.steps_max}")
+        own = "" if said.steps else ", the model's own number"
+        raise Forbidden(
+            f"num_inference_steps is {steps}{own}; accepted from this key: up to {may.steps_max}",
+            field="num_inference_steps",
+        )
     if may.pixels_max and pixels > may.pixels_max:
-        raise Forbidden(f"size is {said.size}, {pixels} pixels; accepted from this key: up to {may.pixels_max} pixels")
+        raise Forbidden(
+            f"size is {said.size}, {pixels} pixels; accepted from this key: up to {may.pixels_max} pixels", field="size"
+        )
     if may.images_max and said.num_images > may.images_max:
-        raise Forbidden(f"num_images is {said.num_images}; accepted from this key: up to {may.images_max}")
+        raise Forbidden(
+            f"num_images is {said.num_images}; accepted from this key: up to {may.images_max}", field="num_images"
+        )
     if may.pixels_per_day and said.pixels > may.pixels_per_day:
         raise Forbidden(f"the task has {said.pixels} pixels; accepted from this key: up to {may.pixels_per_day} a day")
     if may.work_per_day and asked.work > may.work_per_day:

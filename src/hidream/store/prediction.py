@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hidream.file_names import all_names
+from hidream.request import ImageRequest
 from hidream.store.schema import PREDICTIONS
-from hidream.store.submission import Submission
 from hidream.types import Status
 
 
@@ -24,7 +25,7 @@ class Prediction:
     id: str
     key_id: str
     model: str
-    input: Submission
+    input: ImageRequest
     output_name: str
     status: Status
     code: int
@@ -56,8 +57,7 @@ class Prediction:
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of its pictures' files: the first unguessable, the others with a number behind the same secret."""
-        stem, _, suffix = self.output_name.rpartition(".")
-        return (self.output_name, *(f"{stem}-{i}.{suffix}" for i in range(1, self.input.num_images)))
+        return all_names(self.output_name, self.input.num_images)
 
     def to_row(self) -> dict[str, Any]:
         """Give the values of its columns."""
@@ -68,7 +68,7 @@ class Prediction:
     def of_row(cls, row: Sequence[Any]) -> Prediction:
         """Undo `to_row`, for a row of COLUMNS."""
         values = dict(zip(cls.__slots__, row, strict=True))
-        values["input"] = Submission.from_json(values["input"])
+        values["input"] = ImageRequest.from_json(values["input"])
         values["status"] = Status(values["status"])
         values["nsfw"], values["warnings"] = tuple(values["nsfw"]), tuple(values["warnings"])
         return cls(**values)

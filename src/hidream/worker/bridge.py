@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hidream.errors import Interrupted, TaskFailed
-from hidream.types import ImageRequest, Size
+from hidream.request import ImageRequest
+from hidream.types import Size
 from hidream.worker.failure import reason
 
 if TYPE_CHECKING:

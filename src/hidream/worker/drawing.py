@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,9 +16,9 @@ from hidream.errors import Interrupted, InvalidInput, NotFound
 from hidream.images.decoders import Decoders
 from hidream.outputs.encode import encode
 from hidream.outputs.place import Place
+from hidream.request import ImageRequest
 from hidream.store.prediction import Prediction
-from hidream.store.submission import Submission
-from hidream.types import SEED_MAX, ImageRequest, Mode
+from hidream.types import SEED_MAX, Mode
 from hidream.worker.bridge import Bridge
 from hidream.worker.headway import Headway
 from hidream.worker.outage import outlast
@@ -109,30 +109,15 @@ async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
     )
 
 
-def requests_of(asked: Submission) -> list[ImageRequest]:
-    """Say to the model what was submitted: a request for each picture, whose seeds follow one another.
+def requests_of(asked: ImageRequest) -> list[ImageRequest]:
+    """Make a request for each image of a task; their seeds follow one another, and 0 follows the largest.
 
-    Behind the largest seed comes 0. Of an image to start from, and of a mask, they say that there is one: the bytes are
-    a stranger's, and no business of the process that draws.
+    Of an image to start from, and of a mask, they say that there is one: the bytes are a stranger's, and no business of
+    the process that generates.
     """
+    image, mask = (None if file is None else b"" for file in (asked.image, asked.mask))
     return [
-        ImageRequest(
-            prompt=asked.prompt,
-            size=asked.size,
-            seed=(asked.seed + i) % (SEED_MAX + 1),
-            negative_prompt=asked.negative_prompt,
-            steps=asked.num_inference_steps,
-            guidance=asked.guidance_scale,
-            shift=asked.shift,
-            sampler=asked.sampler,
-            conformance=asked.conformance,
-            render=asked.render,
-            mode=asked.mode,
-            image=None if asked.image is None else b"",
-            strength=asked.strength,
-            mask=None if asked.mask is None else b"",
-            loras=asked.loras,
-        )
+        replace(asked, seed=(asked.seed + i) % (SEED_MAX + 1), num_images=1, image=image, mask=mask)
         for i in range(asked.num_images)
     ]
 
@@ -140,10 +125,10 @@ def requests_of(asked: Submission) -> list[ImageRequest]:
 async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageRequest) -> Prepared | None:
     """Have a task's image and mask read, once for all its pictures. Raises InvalidInput, and Interrupted."""
     task, given_up = job.task, job.given_up
-    if task.input.image is None:
+    if not isinstance(task.input.image, str):
         return None
     image = partial(_upload, tools.uploads, "image", task.input.image)
-    mask = None if task.input.mask is None else partial(_upload, tools.uploads, "mask", task.input.mask)
+    mask = partial(_upload, tools.uploads, "mask", task.input.mask) if isinstance(task.input.mask, str) else None
     sizes = bridge.canvas_sizes(task.model, request)
     read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
     return await _unless(given_up, outlast(read, given_up, "read_image"))

@@ -31,8 +31,8 @@ from hidream.store import history, predictions, workers
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
 from hidream.store.predictions import Held, Reserve, Room, Step
-from hidream.store.submission import USUAL_STEPS
 from hidream.store.workers import Worker
+from hidream.types import USUAL_STEPS
 from hidream.worker.bridge import Bridge
 from hidream.worker.drawing import Drawn, Job, Tools, draw
 from hidream.worker.failure import out_of_memory, reason

@@ -10,17 +10,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import InvalidInput
+from hidream.request import BY_NAME
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import success
 from hidream.server.body import read_short_json
 from hidream.server.service import AnyKey, Route, Service, Version, service_of
-from hidream.types import IMAGES_MAX
+from hidream.types import Variant
 
 CURRENCY = "USD"
 DESCRIPTIONS = {
-    "dev": "HiDream-I1-Dev: a picture from a prompt in 28 steps, distilled.",
-    "full": "HiDream-I1-Full: a picture from a prompt in 50 steps, with guidance and negative prompts.",
-    "fast": "HiDream-I1-Fast: a picture from a prompt in 16 steps, distilled.",
+    "dev": f"HiDream-I1-Dev: a picture from a prompt in {Variant.DEV.steps} steps, distilled.",
+    "full": f"HiDream-I1-Full: a picture from a prompt in {Variant.FULL.steps} steps, with guidance and negative "
+    "prompts.",
+    "fast": f"HiDream-I1-Fast: a picture from a prompt in {Variant.FAST.steps} steps, distilled.",
 }
 
 
@@ -57,7 +59,7 @@ async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
     if not isinstance(inputs, dict):
         raise InvalidInput(f"inputs is {inputs!r:.100}; accepted: an object, a request's parameters")
     given = inputs.get("num_images")
-    count = parameters.whole_number("num_images", 1 if given in (None, "") else given, 1, IMAGES_MAX)
+    count = BY_NAME["num_images"].kind.read("num_images", 1 if given in (None, "") else given)
     strange = chain(
         unused.unknown(body, ("model_id", "inputs"), "this route"),
         unused.unknown(inputs, unused.PROPERTIES[parameters.V3.name], "inputs"),

@@ -9,13 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
-from hidream.outputs.names import MEDIA_TYPES
+from hidream.parameter import Whole
 from hidream.server import parameters, unused
 from hidream.server.answers import base_url, success, upload_url
 from hidream.server.body import read_file, read_into, read_short_json
-from hidream.server.parameters import FORMATS
 from hidream.server.service import Route, SubmitKey, Version, address_of, service_of
-from hidream.types import ImageFormat
+from hidream.types import FORMAT_NAMES, FORMATS, READABLE, ImageFormat
 
 SIZE_MAX = 2**63 - 1
 """Of the number that a client may name, before it is told that this is too large: what the database can hold."""
@@ -65,21 +64,22 @@ def _announced(body: dict[str, Any], max_bytes: int) -> tuple[str, ImageFormat, 
         raise MissingInput("filename or size is absent; accepted: a file's name, and its size in bytes")
     if not isinstance(filename, str):
         raise InvalidInput(f"filename is {filename!r:.100}; accepted: a text")
-    size = parameters.whole_number("size", body["size"], 1, SIZE_MAX)
+    size = Whole(1, SIZE_MAX).read("size", body["size"])
     if size > max_bytes:
         raise BodyTooLarge(f"size is {size}; accepted: up to {max_bytes} bytes")
-    return parameters.text("filename", filename, "accepted: a file's name"), _format(filename, media_type), size
+    return parameters.text("filename", filename, "a file's name"), _format(filename, media_type), size
 
 
 def _format(filename: str, media_type: object) -> ImageFormat:
     """Guess the format for the file's name here; what it really is, its bytes will say."""
-    for image_format, known in MEDIA_TYPES.items():
-        if media_type == known:
+    for image_format in READABLE:
+        if media_type == FORMATS[image_format].media_type:
             return image_format
     if media_type not in _ANY_TYPE:
-        accepted = ", ".join(MEDIA_TYPES.values())
+        accepted = ", ".join(FORMATS[each].media_type for each in READABLE)
         raise InvalidInput(f"content_type is {media_type!r:.100}; accepted: {accepted}")
-    return FORMATS.get(filename.rpartition(".")[2].lower(), ImageFormat.PNG)
+    named = FORMAT_NAMES.get(filename.rpartition(".")[2].lower())
+    return named if named in READABLE else ImageFormat.PNG
 
 
 ROUTES: Sequence[Route] = (

@@ -5,7 +5,6 @@ Source: openai-python 3.54.0, `types/image_generate_params.py`, `types/images_re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -84,13 +83,17 @@ async def model(request: Request, name: str, key: AnyKey) -> Response:
     return JSONResponse(_model(catalogue.find(service_of(request).models, name)))
 
 
-def failure(status: int, message: str, headers: Mapping[str, str] | None = None, code: str | None = None) -> Response:
-    """Answer an error in OpenAI's form; `param` is the parameter that the message begins with, if it does."""
+def failure(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    code: str | None = None,
+    parameter: str = "",
+) -> Response:
+    """Answer an error in OpenAI's form, about a parameter or none."""
     kind, usual = _KINDS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
     message = message or HTTPStatus(status).phrase
-    first = re.match(r"\w*", message, re.ASCII)
-    param = first[0] if first and first[0] in openai_parameters.NAMES else None
-    error = {"message": message, "type": kind, "param": param, "code": code or usual}
+    error = {"message": message, "type": kind, "param": parameter or None, "code": code or usual}
     headers = dict(headers or {})
     if int(headers.get("Retry-After", 0)) > PATIENCE_S:
         headers |= NO_RETRY

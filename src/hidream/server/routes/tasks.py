@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, StoreUnavailable
+from hidream.parameter import Whole
+from hidream.request import ImageRequest
 from hidream.safety import prompt as prompt_check
 from hidream.server import catalogue, parameters, schema, unused
 from hidream.server.answers import base_url, delivery, input_data, prediction_data, queue_data, success, sync_timeout
@@ -39,7 +41,6 @@ from hidream.store import history, predictions
 from hidream.store.admission import Asked, Repeat
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
-from hidream.store.submission import Submission
 from hidream.types import SIDE_MIN_PX, Size, Status
 from hidream.webhooks import targets
 
@@ -167,10 +168,10 @@ async def described(
     return data
 
 
-def refusal_of(submission: Submission) -> PromptRefused | None:
+def refusal_of(submission: ImageRequest) -> PromptRefused | None:
     """Ask the safety room whether a prompt may be drawn."""
     try:
-        prompt_check.check(submission.prompt, submission.negative_prompt, enabled=submission.enable_safety_checker)
+        prompt_check.check(submission.prompt_text, submission.negative_prompt, enabled=submission.enable_safety_checker)
     except PromptRefused as refusal:
         return refusal
     return None
@@ -262,13 +263,13 @@ def _query(body: dict[str, Any]) -> history.Query:
     given = {name: value for name, value in body.items() if value not in (None, "")}
     model, status = given.get("model"), given.get("status")
     if model is not None:
-        model = parameters.text("model", model, "accepted: the name of a model")
+        model = parameters.text("model", model, "the name of a model")
     shown = [each for each in Status if each is not Status.DELETED]
     if status is not None and status not in shown:
         raise InvalidInput(f"status is {status!r:.100}; accepted: {', '.join(shown)}")
     return history.Query(
-        page=parameters.whole_number("page", given.get("page", 1), 1, PAGE_MAX),
-        page_size=parameters.whole_number("page_size", given.get("page_size", PAGE_SIZE), 1, PAGE_SIZE_MAX),
+        page=Whole(1, PAGE_MAX).read("page", given.get("page", 1)),
+        page_size=Whole(1, PAGE_SIZE_MAX).read("page_size", given.get("page_size", PAGE_SIZE)),
         created_after_ms=parameters.moment("created_after", given.get("created_after")),
         created_before_ms=parameters.moment("created_before", given.get("created_before")),
         model=model,

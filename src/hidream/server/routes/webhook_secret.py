@@ -8,7 +8,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.server import parameters, unused
+from hidream.parameter import Whole
+from hidream.server import unused
 from hidream.server.answers import success, timestamp
 from hidream.server.body import read_short_json
 from hidream.server.service import ReadKey, Route, Version, service_of
@@ -30,7 +31,7 @@ async def rotate(request: Request, api: Version, key: ReadKey) -> Response:
     says_nothing = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
     body = {} if says_nothing else await read_short_json(request)
     given = body.get("overlap_hours")
-    hours = OVERLAP_HOURS if given is None else parameters.whole_number("overlap_hours", given, 0, OVERLAP_MAX_HOURS)
+    hours = OVERLAP_HOURS if given is None else Whole(0, OVERLAP_MAX_HOURS).read("overlap_hours", given)
     strange = unused.unknown(body, ("overlap_hours",), "this route")
     fresh, actor = signature.new_secret(), f"key:{key.id}"
     rotated = await webhook_secrets.rotate(service.database, key.id, fresh, hours * HOUR_MS, actor=actor)

@@ -5,8 +5,8 @@ import base64
 import pytest
 
 from hidream.errors import NotFound
-from hidream.outputs.names import MEDIA_TYPES, draw_name, format_of, is_name, media_type_of
-from hidream.types import ImageFormat
+from hidream.file_names import MEDIA_TYPES, all_names, draw_name, first_of, format_of, is_name, media_type_of
+from hidream.types import IMAGES_MAX, ImageFormat
 
 TOKEN = "A-_" + "x" * 40
 
@@ -47,3 +47,12 @@ def test_what_is_no_name(name):
     for ask in (format_of, media_type_of):
         with pytest.raises(NotFound):
             ask(name)
+
+
+@pytest.mark.parametrize("image_format", ImageFormat)
+def test_the_names_of_a_task_lead_back_to_its_first(image_format):
+    first = draw_name(image_format)
+    names = all_names(first, IMAGES_MAX)
+    assert names[0] == first
+    assert len(set(names)) == IMAGES_MAX
+    assert all(is_name(name) and first_of(name) == first for name in names)

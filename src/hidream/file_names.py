@@ -1,8 +1,9 @@
-"""What a file is called: 256 random bits, and a suffix that says its type.
+"""What a file is called: 256 random bits, and a suffix that says its format.
 
 The name is the right to download the file, so it is drawn where nobody can guess it, and what does not look like a
 name is no file: no path leads out of a folder, and no key out of a bucket's prefix. A name is never used for two
-pictures, so whoever has one may keep what it stands for.
+images, so whoever has one may keep what it stands for. The further images of a task share the first one's secret, and
+have a number behind it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import re
 import secrets
 
 from hidream.errors import NotFound
-from hidream.types import ImageFormat
+from hidream.types import FORMATS, IMAGES_MAX, ImageFormat
 
-MEDIA_TYPES = {ImageFormat.PNG: "image/png", ImageFormat.JPEG: "image/jpeg", ImageFormat.WEBP: "image/webp"}
+MEDIA_TYPES = {image_format: file.media_type for image_format, file in FORMATS.items()}
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 """A year, the longest that RFC 2616 (14.21) knew; browsers do not even ask again before it is over."""
 
 NAME_BYTES = 32
-PATTERN = f"[A-Za-z0-9_-]{{43}}(-[1-9])?[.]({'|'.join(ImageFormat)})"
-"""The further pictures of a prediction share the first one's secret, and have a number behind it."""
-
+SECRET_CHARS = 43
+"""Of NAME_BYTES in base64url."""
+PATTERN = f"[A-Za-z0-9_-]{{{SECRET_CHARS}}}(-[1-9])?[.]({'|'.join(ImageFormat)})"
+assert IMAGES_MAX <= 10, "one digit numbers the further images"
 
 _NAME = re.compile(PATTERN)
 
@@ -29,6 +31,19 @@ _NAME = re.compile(PATTERN)
 def draw_name(image_format: ImageFormat) -> str:
     """Draw the name of a new file: base64url of NAME_BYTES random bytes, and the format as suffix."""
     return f"{secrets.token_urlsafe(NAME_BYTES)}.{image_format}"
+
+
+def all_names(first: str, count: int) -> tuple[str, ...]:
+    """Give the names of all files of a task, from that of its first one."""
+    stem, _, suffix = first.rpartition(".")
+    return (first, *(f"{stem}-{i}.{suffix}" for i in range(1, count)))
+
+
+def first_of(name: str) -> str:
+    """Undo `all_names`: tell the name of a task's first file from that of any."""
+    stem, _, suffix = name.rpartition(".")
+    secret, dash, number = stem[:SECRET_CHARS], stem[SECRET_CHARS : SECRET_CHARS + 1], stem[SECRET_CHARS + 1 :]
+    return f"{secret}.{suffix}" if dash == "-" and number.isdigit() else name
 
 
 def is_name(text: str) -> bool:

@@ -1,19 +1,21 @@
-"""Submissions: what the row keeps is all of it, and the rows of earlier releases stay readable."""
+"""Requests: what the row keeps is all of it, and the rows of earlier releases stay readable."""
 
 import dataclasses
 import json
 
 import pytest
 
-from hidream.store.submission import Submission
-from hidream.types import Conformance, ImageFormat, LoraUse, Mode, Render, Sampler, Size
+from hidream.request import ImageRequest, LoraUse
+from hidream.types import Conformance, ImageFormat, Mode, Render, Sampler, Size
 
-PLAIN = Submission("a house", Size(512, 768), 7, True, True, False, ImageFormat.WEBP)
+PLAIN = ImageRequest("a house", Size(512, 768), 7, True, True, False, ImageFormat.WEBP)
 RICH = dataclasses.replace(
     PLAIN,
+    enable_safety_checker=False,
+    enable_sync_mode=True,
     negative_prompt="Nebel “am Meer” 🏠",
-    num_inference_steps=12,
-    guidance_scale=4.5,
+    steps=12,
+    guidance=4.5,
     shift=2.0,
     sampler=Sampler.EULER,
     conformance=Conformance.OFFICIAL,
@@ -38,16 +40,16 @@ FIRST_RELEASE = {
 
 
 def test_every_field_of_the_rich_one_differs_from_its_default():
-    for f in dataclasses.fields(Submission):
+    for f in dataclasses.fields(ImageRequest):
         assert f.default is dataclasses.MISSING or getattr(RICH, f.name) != f.default, f.name
 
 
 @pytest.mark.parametrize("submission", [PLAIN, RICH])
 def test_json_keeps_all_of_it(submission):
     text = json.dumps(submission.to_json())
-    again = Submission.from_json(json.loads(text))
+    again = ImageRequest.from_json(json.loads(text))
     assert again == submission
-    for f in dataclasses.fields(Submission):
+    for f in dataclasses.fields(ImageRequest):
         assert type(getattr(again, f.name)) is type(getattr(submission, f.name)), f.name
 
 
@@ -58,7 +60,7 @@ def test_the_row_has_the_names_and_forms_of_the_api():
 
 
 def test_a_row_of_the_first_release_is_read():
-    assert Submission.from_json(FIRST_RELEASE) == PLAIN
+    assert ImageRequest.from_json(FIRST_RELEASE) == PLAIN
 
 
 def test_what_it_costs_is_pixels_times_steps():
