@@ -576,8 +576,8 @@ def test_the_page_says_what_holds():
     assert crowded in page
     assert rows["a connection without a request"] == f"{SLOW.keep_alive_s:g} s"
     assert rows["requests sent in a row without waiting for answers"] == str(PIPELINE_MAX)
-    assert rows["rest of a body that was answered, or refused, before its end"] == (
-        f"{SLOW.linger_bytes >> 20} MiB, {SLOW.linger_known_bytes >> 20} MiB of a key; {SLOW.linger_s:g} s; "
+    assert rows["rest of a body that was answered or refused before its end"] == (
+        f"{SLOW.linger_bytes >> 20} MiB, {SLOW.linger_known_bytes >> 20} MiB per key; {SLOW.linger_s:g} s; "
         f"a pause of {SLOW.linger_silent_s:g} s"
     )
 
