@@ -99,6 +99,7 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
         assert len(statements) <= 4, "begin or announce, update, and the watcher's question"
         await draw(database)
         await asyncio.gather(*waiting)
+        database.changes.stop()  # or the watcher stays for a minute
 
     in_database(scenario)
 
