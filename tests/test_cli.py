@@ -301,6 +301,29 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert "there is no key" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "audit",
+        "keys list",
+        "keys export k --out a.zip",
+        "keys erase k --yes",
+        "keys limit k --tasks-max 1",
+        "keys revoke k",
+        "keys rotate k",
+        "keys rotate-webhook k",
+        "keys rotate-webhook k --retire",
+    ],
+)
+def test_a_wrong_home_is_an_error_and_stays_as_it_is(home, capsys, typed):
+    assert cli.main(typed.split()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"there is no database of this server at sqlite+aiosqlite:///{home}/home/hidream.db" in printed.err
+    assert "HIDREAM_HOME" in printed.err
+    assert list(home.iterdir()) == []
+
+
 def test_another_pepper_makes_no_key(home, capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_STORE_KEY_PEPPER", "a secret beside the database")
     assert cli.main(["keys", "create", "--name", "laptop"]) == 0
