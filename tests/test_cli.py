@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +163,20 @@ def test_errors_are_one_line(capsys, typed, named):
     assert error.startswith("hidream: ")
     assert named in error
     assert error.count("\n") == 1
+
+
+def test_a_command_that_is_interrupted_ends_as_shells_expect(home):
+    os.mkfifo("image.png")
+    code = (
+        "import signal, hidream.cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs have not
+        "raise SystemExit(hidream.cli.main(['generate', 'a', '--image', 'image.png', '--out', 'a.png']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        with Path("image.png").open("wb"):  # which waits until the command reads it
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        assert process.stderr.read() == b""
 
 
 def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
