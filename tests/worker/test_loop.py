@@ -308,6 +308,21 @@ def test_when_one_image_fails_the_others_of_its_task_are_ended(studio, painter, 
     asyncio.run(scenario())
 
 
+def test_a_task_whose_end_the_store_does_not_take_is_suspected(studio, painter, until, caplog):
+    painter.warnings = (object(),)  # which no column can hold
+
+    async def scenario():
+        async with studio() as s:
+            submitted = await s.submit()
+            await until(lambda: "task_raised" in caplog.text)
+            async with asyncio.timeout(20):
+                while not (task := await s.now(submitted)).workers_lost:
+                    await asyncio.sleep(0.01)
+            assert task.status in (Status.CREATED, Status.PROCESSING, Status.FAILED)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("warnings", [(), ("too long", "left out from “am Meer” on")])
 def test_warnings_stand_in_the_row(studio, painter, warnings, caplog):
     painter.warnings = warnings
