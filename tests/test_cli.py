@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +168,20 @@ def test_errors_are_one_line(capsys, typed, named):
     assert error.count("\n") == 1
 
 
+def test_a_command_that_is_interrupted_ends_as_shells_expect(home):
+    os.mkfifo("image.png")
+    code = (
+        "import signal, hidream.cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs have not
+        "raise SystemExit(hidream.cli.main(['generate', 'a', '--image', 'image.png', '--out', 'a.png']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
+        with Path("image.png").open("wb"):  # which waits until the command reads it
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        assert process.stderr.read() == b""
+
+
 def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_COMPUTE_MEMORY_GB", "0.1")
     assert cli.main(["info"]) == 1
@@ -304,6 +321,29 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert found(second, "a secret beside the database") is None
     assert cli.main(["keys", "rotate", "0" * 32]) == 1
     assert "there is no key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "audit",
+        "keys list",
+        "keys export k --out a.zip",
+        "keys erase k --yes",
+        "keys limit k --tasks-max 1",
+        "keys revoke k",
+        "keys rotate k",
+        "keys rotate-webhook k",
+        "keys rotate-webhook k --retire",
+    ],
+)
+def test_a_wrong_home_is_an_error_and_stays_as_it_is(home, capsys, typed):
+    assert cli.main(typed.split()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"there is no database of this server at sqlite+aiosqlite:///{home}/home/hidream.db" in printed.err
+    assert "HIDREAM_HOME" in printed.err
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.integration

@@ -239,7 +239,9 @@ def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     scopes = frozenset(map(keys.Scope, given.scopes))
     pepper = config.store.key_pepper
     how = {"pepper": pepper, "actor": _actor()}
-    key, secret = _in_store(config, lambda database: keys.create(database, given.name, scopes, limits, **how))
+    key, secret = _in_store(
+        config, lambda database: keys.create(database, given.name, scopes, limits, **how), make=True
+    )
     print(f"{secret}\nshown once: only its hash is kept; the key's id is {key.id}")
     return 0
 
@@ -373,12 +375,12 @@ def _mcp(given: argparse.Namespace, config: Settings) -> int:
     return run(config)
 
 
-def _in_store(config: Settings, call: Callable[[Database], Awaitable[T]]) -> T:
-    """Open the database for one call."""
+def _in_store(config: Settings, call: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
+    """Open the database for one call; one that is not there is an error, unless the call is to `make` it."""
     from hidream.store.database import Database
 
     async def run() -> T:
-        async with Database.open(config.database_url) as database:
+        async with Database.open(config.database_url, make=make) as database:
             return await call(database)
 
     return asyncio.run(run())

@@ -46,6 +46,7 @@ def test_seed_and_version_are_in_the_file(output_format):
     assert image.format == output_format.upper()
     assert Image.MIME[image.format] == MEDIA_TYPES[output_format]
     assert about(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
+    assert image.format == "PNG" or image.getexif()[ExifTags.Base.Software] == "hidream"
 
 
 @pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24), ("avif", 16)])

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -158,3 +159,35 @@ def test_a_check_names_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ConfigurationError, match=r"taken/outputs cannot be written to: .*; accepted"):
         asyncio.run(folder_at(tmp_path / "taken").check())
+
+
+def test_deleting_a_file_leaves_anothers_half_written_part(tmp_path):
+    folder = folder_at(tmp_path)
+
+    async def scenario():
+        await folder.write(NAME, b"whole")
+        part = folder.path / ".parts" / f"{OTHER}.half"
+        part.write_bytes(b"ha")
+        await folder.delete([NAME])
+        assert files_of(folder) == [part.name]
+        await folder.delete([OTHER])
+        assert files_of(folder) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_check_writes_where_files_are_begun(tmp_path, monkeypatch):
+    """Another folder, of another disk or owner, may well be writable."""
+    written = []
+    real = tempfile.TemporaryFile
+
+    def temporary(*args, **kwargs):
+        file = real(*args, **kwargs)
+        written.append(Path(f"/proc/self/fd/{file.fileno()}").readlink().parent)
+        return file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
+    folder = folder_at(tmp_path)
+    asyncio.run(folder.check())
+    assert written == [folder.path / ".parts"]
+    assert files_of(folder) == []

@@ -244,7 +244,7 @@ def test_an_upload_by_its_url_from_wherever_it_is_reached(with_api, picture):
         answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
         url = answer.json()["data"]["download_url"]
         name = url.rpartition("/")[2]
-        for text in (url, f"https://other.example/prefix/uploads/{name}", name):
+        for text in (url, f"https://other.example/prefix/uploads/{name}", name, f" {url}\n"):
             assert (await api.submit(prompt="a", image=text)).status_code == 200
             assert (await api.claim()).input.image == name
         listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]

@@ -88,6 +88,21 @@ def test_uploads_go_too(with_api):
     with_api(scenario)
 
 
+def test_uploads_that_were_used_are_kept_for_ever_where_all_is(with_api, picture):
+    async def scenario(api):
+        ticket = (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+        assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
+        await drawn(api, image=ticket["download_url"])
+        settings = replace(api.settings, store=replace(api.settings.store, retention_days=0))
+        at(api, 1000 * DAY_S)
+        await Sweep(replace(api.service, settings=settings)).once()
+        name = ticket["download_url"].rpartition("/")[2]
+        assert await api.service.uploads.read(name) == picture()
+        assert await uploads.get(api.database, name) is not None
+
+    with_api(scenario)
+
+
 def test_an_upload_that_nothing_has_used_goes_within_the_hour(with_api, picture):
     async def scenario(api):
         kept, given_up, announced = [
@@ -121,6 +136,24 @@ def test_files_that_nobody_knows_go_when_they_are_old(with_api):
             os.utime(api.settings.outputs_dir / name, (time.time() - 2 * DAY_S,) * 2)
         assert await Sweep(api.service).orphans() == 1
         assert files(api) == sorted([new, *task.output_names])
+
+    with_api(scenario)
+
+
+def test_files_that_nobody_knows_go_without_being_asked(with_api, monkeypatch):
+    monkeypatch.setattr(sweep, "EVERY_S", 0.01)
+
+    async def scenario(api):
+        _, task = await drawn(api)
+        orphan = draw_name(ImageFormat.JPEG)
+        await api.service.outputs.write(orphan, b"nobody's")
+        os.utime(api.settings.outputs_dir / orphan, (time.time() - 2 * DAY_S,) * 2)
+        running = asyncio.create_task(Sweep(api.service).run())
+        async with asyncio.timeout(20):
+            while files(api) != [task.output_name]:
+                await asyncio.sleep(0.01)
+        api.database.changes.stop()
+        await running
 
     with_api(scenario)
 

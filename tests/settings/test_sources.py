@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from every_setting import HINTS, NUMBERS
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hidream.errors import ConfigurationError
@@ -147,6 +147,7 @@ WRITTEN = st.one_of(
 """Values as TOML has them."""
 
 
+@example(name=("store", "key_pepper"), text="a pepper of 25 characters")
 @given(name=st.sampled_from(sorted(HINTS)), text=TYPED | st.text(max_size=20))
 def test_every_text_is_accepted_or_named(name, text):
     table, key = name
@@ -196,3 +197,14 @@ def settled_or_named(name, where, load):
     assert isinstance(value, Path | None) or accepted.holds(value)
     without_pepper = dataclasses.replace(config, store=dataclasses.replace(config.store, key_pepper=""))
     assert sources.load(sources.to_environ(config)) == without_pepper
+
+
+def test_a_worker_is_told_no_pepper_and_no_key():
+    secrets = {
+        "HIDREAM_STORE_KEY_PEPPER": "a pepper of 25 characters",
+        "HIDREAM_API_KEY": "a key of some letters",
+    }
+    config = sources.load({**NOWHERE, **secrets})
+    assert config.store.key_pepper == secrets["HIDREAM_STORE_KEY_PEPPER"]
+    assert not set(secrets.values()) & set(sources.to_environ(config).values())
+    assert not set(secrets) & sources.to_environ(config).keys()

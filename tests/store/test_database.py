@@ -61,12 +61,28 @@ asyncio.run(main())
     assert asyncio.run(count()) == 4
 
 
-def opened(url):
+def opened(url, make=True):
     async def scenario():
-        async with Database.open(url):
+        async with Database.open(url, make=make):
             pass
 
     asyncio.run(scenario())
+
+
+def test_one_that_is_not_there_is_made_only_where_that_is_wanted(url, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"there is no database of this server at \S+hidream"):
+            opened(url, make=False)
+        assert list(tmp_path.iterdir()) == []
+    opened(url)
+    opened(url, make=False)
+
+
+def test_an_empty_file_is_no_database_that_is_there(sqlite_url, tmp_path):
+    (tmp_path / "hidream.db").touch()
+    with pytest.raises(ConfigurationError, match="there is no database"):
+        opened(sqlite_url, make=False)
+    opened(sqlite_url)
 
 
 @pytest.mark.parametrize("bad", ["", "nonsense", "mysql://u:secret@h/d", "sqlite+aiosqlite://", "sqlite:///x.db"])

@@ -79,6 +79,35 @@ def test_what_became_of_it_is_written_down(in_database, clock):
     in_database(scenario)
 
 
+def test_of_those_that_are_claimed_together_only_the_settled_one_is_settled(in_database, clock):
+    async def scenario(database):
+        key, tasks = await owed(database, clock, 3)
+        first, second, third = await deliveries.claim(database, 6, 30)
+        assert await deliveries.settle(database, first, State.DELIVERED, 200, "")
+        await deliveries.put_off(database, [second], 5)
+        rows = [(await deliveries.listed(database, task.id, key.id))[0] for task in tasks]
+        assert [row.state for row in rows] == [State.DELIVERED, State.WAITING, State.WAITING]
+        assert [row.attempts for row in rows] == [1, 0, 1]
+        assert rows[2] == third
+        clock.now += 30
+        assert {d.id for d in await deliveries.claim(database, 6, 30)} == {second.id, third.id}
+
+    in_database(scenario)
+
+
+def test_a_delivery_is_replayed_as_its_own_tasks_only(in_database, clock):
+    async def scenario(database):
+        key, (task, other) = await owed(database, clock, 2)
+        for _ in range(2):
+            for delivery in await deliveries.claim(database, 4, 30):
+                assert await deliveries.settle(database, delivery, State.DELIVERED, 200, "")
+        (mine,) = await deliveries.listed(database, task.id, key.id)
+        assert not await deliveries.replay(database, mine.id, other.id, key.id)
+        assert await deliveries.next_due_ms(database) is None
+
+    in_database(scenario)
+
+
 def test_a_replayed_one_begins_anew_and_is_fenced_from_its_past(in_database, clock):
     async def scenario(database):
         key, (task,) = await owed(database, clock)

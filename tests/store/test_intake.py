@@ -127,6 +127,52 @@ def test_a_request_that_is_sent_again_is_the_same_task(in_database, clock):
     in_database(scenario)
 
 
+def test_a_repeated_request_is_found_before_it_is_read(in_database, clock):
+    """By its key, its name and its body, for a day; all else is for `submit` to judge."""
+
+    async def scenario(database):
+        key, other, intake = await new_key(database), await new_key(database), Intake(database, 10)
+
+        async def found(owner, repeat):
+            return await intake.repeated(Asked(owner, MODEL, SUBMISSION, repeat=repeat))
+
+        assert await found(key, REPEAT) is None
+        first = await submit(database, key, repeat=REPEAT)
+        assert await found(key, REPEAT) == first
+        for owner, repeat in (
+            (other, REPEAT),
+            (key, Repeat("once", "other")),
+            (key, Repeat("two", "hash")),
+            (key, None),
+        ):
+            assert await found(owner, repeat) is None
+        clock.now += DAY_MS / 1000 - 1
+        assert await found(key, REPEAT) == first
+        clock.now += 1
+        assert await found(key, REPEAT) is None
+
+    in_database(scenario)
+
+
+def test_those_who_come_together_are_written_down_together(in_database):
+    async def scenario(database):
+        key, intake = await new_key(database), Intake(database, 100)
+        transactions = []
+        real = database.write
+
+        def write(**how):
+            transactions.append(how)
+            return real(**how)
+
+        database.write = write
+        asked = Asked(key, MODEL, SUBMISSION)
+        made = await asyncio.gather(*(intake.submit(asked) for _ in range(20)))
+        assert len({prediction.id for prediction in made}) == 20
+        assert len(transactions) < 5
+
+    in_database(scenario)
+
+
 def test_what_cannot_be_written_spoils_nothing_else(in_database):
     async def scenario(database):
         key, intake = await new_key(database), Intake(database, 1000)

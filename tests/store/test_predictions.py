@@ -108,6 +108,34 @@ def test_a_renewed_lease_is_kept(in_database, clock):
     in_database(scenario)
 
 
+def test_what_is_handed_back_starts_from_its_beginning(in_database, clock):
+    async def scenario(database):
+        key = await new_key(database)
+        prediction = await submit(database, key)
+        task = await claim_one(database)
+        await predictions.report(database, "w1", {(task.id, task.attempt): Step(3, 4, None)})
+        assert (await history.get(database, prediction.id, key.id)).step == 3
+        assert await predictions.hand_back(database, task)
+        waiting = await history.get(database, prediction.id, key.id)
+        assert (waiting.status, waiting.step, waiting.started_ms) == (Status.CREATED, 0, None)
+
+    in_database(scenario)
+
+
+@pytest.mark.parametrize("nsfw", [(False, True), (True, False), (True, True), (False, False)])
+def test_one_image_that_is_flagged_flags_the_task(in_database, nsfw):
+    async def scenario(database):
+        key = await new_key(database)
+        prediction = await submit(database, key)
+        assert await predictions.complete(database, await claim_one(database), nsfw, 1)
+        done = await history.get(database, prediction.id, key.id)
+        assert done.nsfw == nsfw
+        async with database.read() as connection:
+            assert (await connection.execute(sa.select(PREDICTIONS.c.has_nsfw))).scalar_one() is any(nsfw)
+
+    in_database(scenario)
+
+
 def test_handing_back_costs_no_chance_but_losing_workers_does(in_database, clock):
     async def scenario(database):
         key = await new_key(database)

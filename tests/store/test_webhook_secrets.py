@@ -60,5 +60,8 @@ def test_a_rotation_can_be_ended_and_made_at_once(in_database, clock):
         with pytest.raises(NotFound, match="there is no key 'nobody'"):
             await webhook_secrets.rotate(database, "nobody", "x", 0)
         assert not await webhook_secrets.retire(database, "nobody")
+        rotations = [act for act in await acts.listed(database, subject=key.id) if act.act == "keys rotate-webhook"]
+        overlaps_s = sorted(act.details["overlap_s"] for act in rotations)
+        assert overlaps_s == [0, 0, 86_400, 86_400], "the first overlaps none, the last was made at once"
 
     in_database(scenario)

@@ -140,6 +140,8 @@ def test_a_long_url_is_refused_by_its_length():
         ("HTTP://Example.COM./Hook", Target("http", "example.com", 80, "/Hook"), "example.com"),
         ("http://example.com:80/", Target("http", "example.com", 80, "/"), "example.com"),
         ("https://example.com:8443?a=b", Target("https", "example.com", 8443, "/?a=b"), "example.com:8443"),
+        ("http://example.com:1", Target("http", "example.com", 1, "/"), "example.com:1"),
+        ("http://example.com:65535", Target("http", "example.com", 65535, "/"), "example.com:65535"),
         ("https://a_b.example/x%20y?z=@#part", Target("https", "a_b.example", 443, "/x%20y?z=@"), "a_b.example"),
         ("http://8.8.8.8/", Target("http", "8.8.8.8", 80, "/"), "8.8.8.8"),
         ("http://[2606:4700:0::1111]:81/", Target("http", "2606:4700::1111", 81, "/"), "[2606:4700::1111]:81"),

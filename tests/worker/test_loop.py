@@ -287,6 +287,35 @@ def test_all_of_a_tasks_pictures_or_none(studio, painter, until):
     asyncio.run(scenario())
 
 
+def test_when_one_image_fails_the_others_of_its_task_are_ended(studio, painter, until):
+    painter.refused[8] = InvalidInput("too odd")
+    painter.step = lambda: time.sleep(0.001) or []  # so that no other one ends by itself
+
+    async def scenario():
+        async with studio() as s:
+            failed = await s.end_of(await s.submit(seed=7, num_images=3))
+            assert (failed.status, failed.error) == (Status.FAILED, "too odd")
+            await until(lambda: not s.bridge.busy)
+            assert not painter.here
+
+    asyncio.run(scenario())
+
+
+def test_a_task_whose_end_the_store_does_not_take_is_suspected(studio, painter, until, caplog):
+    painter.warnings = (object(),)  # which no column can hold
+
+    async def scenario():
+        async with studio() as s:
+            submitted = await s.submit()
+            await until(lambda: "task_raised" in caplog.text)
+            async with asyncio.timeout(20):
+                while not (task := await s.now(submitted)).workers_lost:
+                    await asyncio.sleep(0.01)
+            assert task.status in (Status.CREATED, Status.PROCESSING, Status.FAILED)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("warnings", [(), ("too long", "left out from “am Meer” on")])
 def test_warnings_stand_in_the_row(studio, painter, warnings, caplog):
     painter.warnings = warnings

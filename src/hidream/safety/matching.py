@@ -14,7 +14,7 @@ from functools import cache
 
 from hidream.safety import lexicon
 from hidream.safety.age import speaks_of_age_under_18
-from hidream.safety.spelling import native, readings, variants
+from hidream.safety.spelling import fragments, looks_spaced_out, native, readings, variants
 
 
 class Kind(StrEnum):
@@ -72,6 +72,8 @@ def find(prompt: str) -> Found:
             if not negated:
                 affirmed.add(kind)
         said.update(_anywhere("".join(words)))
+        for run in fragments(words):
+            said.update(_spaced_out(run))
         if speaks_of_age_under_18(words):
             said.add(Kind.MINOR)
     if any(char >= _CJK_FIRST for char in prompt):
@@ -205,6 +207,37 @@ def _anywhere(squeezed: str) -> Iterator[Kind]:
     for kind in (Kind.EXPLICIT, Kind.SUGGESTIVE, Kind.MINOR, Kind.MINOR_SEXUAL):
         if any(stem in squeezed for stem in _entries(getattr(lexicon, f"ANYWHERE_{kind.name}"))):
             yield kind
+
+
+def _spaced_out(run: Sequence[str]) -> Iterator[Kind]:
+    """Yield the kinds of the entries whose letters stand in a row of fragments, whatever stands before and behind.
+
+    No gap tells where such words end ("x n u d e c h i l d y"), so "g r a p e" holds an entry too: for minors alone,
+    where no context is read.
+    """
+    table, begun = _squeezed()
+    for first in range(len(run)):
+        text, singles = "", 0
+        for i in range(first, len(run)):
+            text += run[i]
+            singles += len(run[i]) == 1
+            if text in table and looks_spaced_out(i - first + 1, singles):
+                yield table[text]
+            if text not in begun:
+                break
+
+
+@cache
+def _squeezed() -> tuple[dict[str, Kind], frozenset[str]]:
+    """Give what is looked for in letters without gaps, with its kind, and all that such an entry begins with."""
+    table = {
+        entry.replace(" ", "").removesuffix("*"): kind
+        for kind in (Kind.EXPLICIT, Kind.SUGGESTIVE, Kind.MINOR, Kind.MINOR_SEXUAL)
+        for entry in _entries(getattr(lexicon, kind.name))
+    }
+    youth, nouns = _youth_words()
+    table |= {young + noun: Kind.MINOR for young in youth for noun in nouns}
+    return table, frozenset(entry[:end] for entry in table for end in range(1, len(entry)))
 
 
 def _cjk(text: str) -> Iterator[Kind]:

@@ -6,9 +6,10 @@ It knows no list of words; `matching.py` looks the readings up. Every step is on
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 def _pairs(source: str, target: str) -> dict[int, str]:
@@ -42,6 +43,9 @@ _RUN_MIN = 3
 _DROPPED = frozenset("\u115f\u1160\u3164\u034f\ufdfa\ufdfb")
 _ACCENTS = dict.fromkeys(range(0x300, 0x370))
 _WORD = re.compile(r"[^\W_]+(?:\*+[^\W_]+)*")
+_GAP = re.compile(r"([\W_]+)")
+_THREE_LETTERS = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]+[^\W_]){2}(?![^\W_])")
+_CHUNK = re.compile(r"\S+")
 _TRIPLE = re.compile(r"(.)\1{2,}")
 _STARS = re.compile(r"\*+")
 _VOWELS = "aeiou"
@@ -64,14 +68,34 @@ def latin(text: str) -> str:
 
 
 def readings(prompt: str) -> Iterator[list[str]]:
-    """Yield the different readings of a prompt as words; at the end, after "", its undone disguised words."""
+    """Yield the different readings of a prompt as words; at the end, after "", its undone disguised words.
+
+    Where letters are spaced out, one more reading has the words that the gaps between them tell.
+    """
     seen: list[list[str]] = []
     base = latin(prompt)
     for text in dict.fromkeys((native(prompt), base, *(_unleet(base, table) for table in LEET))):
-        words = _WORD.findall(text)
-        if words not in seen:
-            seen.append(words)
-            yield [*words, *_undone(text, words)]
+        for form in (text, _closed_up(text)) if _THREE_LETTERS.search(text) else (text,):
+            words = _WORD.findall(form)
+            if words not in seen:
+                seen.append(words)
+                yield [*words, *_undone(form, words)]
+
+
+def fragments(words: Iterable[str]) -> Iterator[list[str]]:
+    """Yield each row of words of one or two letters: spaced-out words may stand in it, without gaps between them."""
+    run: list[str] = []
+    for word in (*words, "end"):
+        if 0 < len(word) <= _FRAGMENT_MAX:
+            run.append(word)
+        elif run:
+            yield run
+            run = []
+
+
+def looks_spaced_out(fragment_count: int, single_count: int) -> bool:
+    """Whether so many fragments, so many of them single letters, are a word: "a b" and "it is an" are none."""
+    return fragment_count >= _RUN_MIN and 2 * single_count >= fragment_count
 
 
 def variants(word: str) -> tuple[str, ...]:
@@ -103,9 +127,37 @@ def _is_dropped(char: str) -> bool:
 
 
 def _unleet(text: str, table: dict[int, str]) -> str:
-    """Read digits and signs as letters; numbers stay, and signs at the edge of a word are punctuation."""
-    chunks = (chunk.strip(_EDGE) for chunk in text.split())
-    return " ".join(chunk if chunk.isalpha() or _is_number(chunk) else chunk.translate(table) for chunk in chunks)
+    """Read digits and signs as letters; numbers stay, and signs at the edge of a word are punctuation.
+
+    Blanks stay as they are: they tell where spaced-out words end.
+    """
+
+    def letters(found: re.Match[str]) -> str:
+        chunk = found[0].strip(_EDGE) if len(found[0]) > 1 else found[0]  # "c h ! l d"
+        return chunk if chunk.isalpha() or _is_number(chunk) else chunk.translate(table)
+
+    return _CHUNK.sub(letters, text)
+
+
+def _closed_up(text: str) -> str:
+    """Join spaced-out letters to words, which end at the wider gaps: "x. n u d e   1 5 y" is "x. nude   15 y"."""
+    words, gaps = _GAP.split(text)[::2], _GAP.findall(text)
+    pairs = zip(gaps, itertools.pairwise(words), strict=True)
+    inner = [gap if len(a) == len(b) == 1 and a.isdecimal() == b.isdecimal() else "" for gap, (a, b) in pairs]
+    kept = [gap if _parts_words(inner, i) else "" for i, gap in enumerate(gaps)]
+    return "".join(word + gap for word, gap in zip(words, [*kept, ""], strict=True))
+
+
+def _parts_words(inner: list[str], i: int) -> bool:
+    """Whether a gap parts words rather than letters: wider than one beside it, or unlike those, which are as wide.
+
+    `inner` are the gaps between two letters, or two digits, and "" for all others.
+    """
+    if not inner[i]:
+        return True
+    width, beside = len(inner[i]), [gap for gap in (*inner[max(i - 1, 0) : i], *inner[i + 1 : i + 2]) if gap]
+    narrowest = min(map(len, beside), default=width + 1)
+    return width > narrowest or (width == narrowest and inner[i] not in beside)
 
 
 def _is_number(chunk: str) -> bool:
@@ -118,13 +170,8 @@ def _undone(text: str, words: list[str]) -> Iterator[str]:
         parts = _WORD.findall(chunk) if not chunk.isalnum() else ()
         if len(parts) > 1 and min(map(len, parts)) <= _FRAGMENT_MAX:
             yield from ("", "".join(parts))
-    run: list[str] = []
-    for word in (*words, "end"):
-        if len(word) <= _FRAGMENT_MAX:
-            run.append(word)
-        elif run:
-            yield from _joined(run)
-            run = []
+    for run in fragments(words):
+        yield from _joined(run)
 
 
 def _joined(run: list[str]) -> Iterator[str]:
@@ -136,7 +183,7 @@ def _joined(run: list[str]) -> Iterator[str]:
         last -= 1
     for part in {tuple(run), tuple(run[first:last])}:
         singles = sum(len(fragment) == 1 for fragment in part)
-        if len(part) >= _RUN_MIN and 2 * singles >= len(part):  # "a b" and "it is an" are no disguise
+        if looks_spaced_out(len(part), singles):
             yield from ("", "".join(part))
 
 

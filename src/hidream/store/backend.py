@@ -143,6 +143,14 @@ def refused(url: sa.URL, why: object, accepted: str) -> ConfigurationError:
     return ConfigurationError(f"the database URL is {shown(url)}: {why}; accepted: {accepted}")
 
 
+def missing(url: sa.URL) -> ConfigurationError:
+    """Make the error of a database that is not to be made, and is not there."""
+    return ConfigurationError(
+        f"there is no database of this server at {shown(url)}; accepted: the HIDREAM_HOME, or the "
+        "HIDREAM_STORE_DATABASE_URL, that the server runs with, after its first start or `hidream keys create`"
+    )
+
+
 def shown(url: sa.URL) -> str:
     """Write a URL without its password."""
     return url.render_as_string(hide_password=True)

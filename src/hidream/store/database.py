@@ -68,14 +68,17 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, clock: Callable[[], float] = time.time) -> AsyncIterator[Database]:
-        """Open the database at a SQLAlchemy URL, made and migrated if need be; `clock` gives epoch seconds.
+    async def open(
+        cls, url: str, clock: Callable[[], float] = time.time, *, make: bool = True
+    ) -> AsyncIterator[Database]:
+        """Open the database at a SQLAlchemy URL, migrated if need be; `clock` gives epoch seconds.
 
-        Raises ConfigurationError on a URL that is not accepted and on a database that is none of ours, StoreUnavailable
-        on one that does not answer.
+        One that is not there, or is empty, is made, unless `make` is false.
+        Raises ConfigurationError on a URL that is not accepted, on a database that is none of ours, and on one that is
+        not to be made; StoreUnavailable on one that does not answer.
         """
         parsed = _parsed(url)
-        async with KINDS[parsed.drivername](parsed) as backend:
+        async with KINDS[parsed.drivername](parsed, make) as backend:
             database = cls(backend, clock)
             looking = asyncio.create_task(database._look())
             try:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError, StoreUnavailable
-from hidream.store.backend import CHANGED, Backend, migrate, of_ours, reason
+from hidream.store.backend import CHANGED, Backend, migrate, missing, of_ours, reason
 from hidream.store.changes import Changes
 
 DRIVER = "postgresql+asyncpg"
@@ -40,6 +40,7 @@ RECONNECT_S = 0.5
 """Pause before a listening connection that was lost is made anew."""
 CHANNEL = "hidream"
 
+_TABLES = sa.text("SELECT to_regclass('alembic_version')")
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock(hashtext('{CHANNEL}'))")
 _CHECK = sa.text(f"SELECT current_setting('transaction_read_only'), set_config('lock_timeout', '{CHECK_MS}', true)")
 _ANNOUNCE = sa.text(f"SELECT pg_notify('{CHANNEL}', '')")
@@ -48,9 +49,12 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def connect(url: sa.URL) -> AsyncIterator[Backend]:
-    """Open a database, migrated if need be. Raises ConfigurationError when it cannot be, or is none of ours."""
-    await _migrate(url)
+async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
+    """Open a database, migrated if need be; `make` the tables where there are none.
+
+    Raises ConfigurationError when it cannot be, is none of ours, or has no tables.
+    """
+    await _migrate(url, make)
     writer, readers, checker = (_engine(url, WAIT_S, count) for count in (CONNECTIONS, CONNECTIONS + 1, 1))
     _tell_changes(writer)
     heard = _Heard()
@@ -110,13 +114,15 @@ class _Heard:
         self.count += 1
 
 
-async def _migrate(url: sa.URL) -> None:
+async def _migrate(url: sa.URL, make: bool) -> None:
     """Bring the tables to the newest step; of several processes that start at once, one does it, and may take long."""
     engine = _engine(url, None, 1)
     try:
         with of_ours(url, ACCEPTED):
             async with engine.begin() as connection:
                 await connection.execute(_LOCK)
+                if not make and (await connection.execute(_TABLES)).scalar() is None:
+                    raise missing(url)
                 await connection.run_sync(migrate)
     finally:
         await engine.dispose()

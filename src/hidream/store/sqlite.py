@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError
-from hidream.store.backend import Backend, migrate, of_ours, refused, shown
+from hidream.store.backend import Backend, migrate, missing, of_ours, refused, shown
 from hidream.store.changes import Changes
 
 DRIVER = "sqlite+aiosqlite"
@@ -46,8 +46,13 @@ _PRAGMAS = (
 
 
 @asynccontextmanager
-async def connect(url: sa.URL) -> AsyncIterator[Backend]:
-    """Open a file, made and migrated if need be. Raises ConfigurationError on one that is no database of ours."""
+async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
+    """Open a file, migrated if need be; `make` it where it is not there.
+
+    Raises ConfigurationError on one that is no database of ours, or not there.
+    """
+    if not make and not _is_there(url):
+        raise missing(url)
     with closing(_watching(url)) as watching:
         writer, reader, checker = _engine(url, 1), _engine(url, CONNECTIONS), _engine(url, 1, CHECK_MS)
         try:
@@ -109,6 +114,16 @@ async def _check(engine: AsyncEngine, durably: bool) -> None:
             await connection.exec_driver_sql(f"PRAGMA user_version = {version}")
         else:
             await transaction.rollback()
+
+
+def _is_there(url: sa.URL) -> bool:
+    """Whether a file has anything in it; one that cannot be looked at is there, and opening it says what is wrong."""
+    try:
+        return Path(url.database or "").stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def _watching(url: sa.URL) -> sqlite3.Connection:

@@ -68,7 +68,8 @@ async def rotate(
         before, until_ms = (known.secret, now + overlap_ms) if known.secret and overlap_ms else ("", 0)
         values = {"webhook_secret": fresh, "webhook_secret_before": before, "webhook_secret_until_ms": until_ms}
         await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(values))
-        await acts.note(connection, now, actor, "keys rotate-webhook", key_id, overlap_s=overlap_ms // 1000)
+        overlap_s = overlap_ms // 1000 if before else 0  # a first secret has none to overlap
+        await acts.note(connection, now, actor, "keys rotate-webhook", key_id, overlap_s=overlap_s)
     return WebhookSecrets(before, fresh, until_ms) if before else WebhookSecrets(fresh)
 
 

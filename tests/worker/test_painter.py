@@ -1,0 +1,15 @@
+"""The engine that other tests use says of its work what the real one says; `interfaces.py` compares the rest."""
+
+import dataclasses
+
+import painter
+import pytest
+
+from hidream.engine import loop
+from hidream.model.pipeline import Picture
+
+
+@pytest.mark.parametrize("real", [loop.Outcome, loop.Progress, Picture])
+def test_its_records_have_the_fields_of_the_engines(real):
+    mine = getattr(painter, real.__name__)
+    assert [field.name for field in dataclasses.fields(mine)] == [field.name for field in dataclasses.fields(real)]
