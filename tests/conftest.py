@@ -45,6 +45,8 @@ GUARD = pytest.StashKey[Guard]()
 
 
 def pytest_configure(config):
+    with contextlib.suppress(ImportError):
+        import urllib3.util.connection  # noqa: F401 - whose import binds a socket, to see whether there is IPv6
     config.stash[GUARD] = Guard()
 
 

@@ -168,6 +168,7 @@ def test_errors_are_one_line(capsys, typed, named):
     assert error.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_a_command_that_is_interrupted_ends_as_shells_expect(home):
     os.mkfifo("image.png")
     code = (
@@ -192,7 +193,7 @@ def test_settings_of_the_environment_are_checked(capsys, monkeypatch):
 def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(capsys, monkeypatch):
     monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
-    code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'list']))"
+    code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'create', '--name', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert "WARNING hidream.cli environment_passed_over names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
