@@ -34,7 +34,7 @@ POLL_S = 5.0
 """How long one request waits for the end; between two of them the caller is told of progress."""
 MARGIN_S = 30.0
 """What a request may take beyond its waiting, a picture's download included."""
-GUIDE = "Draws pictures from text with HiDream-I1 on a server of one's own. A picture comes with the seed that drew it."
+GUIDE = "Generates images from text with HiDream-I1 on your own server. Each image comes with its seed."
 
 MODEL_NAMES = [name.rpartition("/")[2] for name in MODELS]
 OFFERED = (
@@ -55,7 +55,7 @@ _TYPES = {Text: str, Dimensions: str, Choice: str, Whole: int, Number: float}
 def run(settings: Settings) -> int:
     """Serve until standard input is closed. Raises ConfigurationError without a key."""
     if not settings.api_key:
-        raise ConfigurationError("HIDREAM_API_KEY is not set; accepted: a key of the server that is to draw")
+        raise ConfigurationError("HIDREAM_API_KEY is not set; accepted: an API key of the hidream server")
     build(Caller(settings.mcp.url.rstrip("/"), settings.api_key, settings.mcp.timeout_s)).run("stdio")
     return 0
 
@@ -103,7 +103,7 @@ def build(caller: Caller) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer("hidream", version=__version__, instructions=GUIDE, log_level="WARNING")
 
     async def generate(context: Context[Any], model: str, **asked: Any) -> CallToolResult:  # noqa: ANN401
-        """Draw a picture from a text; the answer is the picture, its URL and its seed."""
+        """Generate an image from a text. The result is the image, its URL and its seed."""
         return await caller.picture(model, asked | {"enable_base64_output": False}, context)
 
     generate.__signature__ = _signature(generate)  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def _signature(tool: Callable[..., Any]) -> inspect.Signature:
     """Give the tool's arguments, from which the SDK makes its schema: the context, OFFERED and the model."""
     context = inspect.signature(tool, eval_str=True).parameters["context"]
     arguments = {name: _argument(BY_NAME[name]) for name in OFFERED}
-    models = {"enum": [*MODEL_NAMES], "description": "Which variant draws; not every server has all"}
+    models = {"enum": [*MODEL_NAMES], "description": "The variant of the model; not every server has all of them."}
     arguments["model"] = _keyword("model", str, {"type": "string", **models}, MODEL_NAMES[0])
     return inspect.Signature([context, *arguments.values()], return_annotation=CallToolResult)
 
