@@ -420,7 +420,7 @@ class ImageRequest:
 
     def __post_init__(self) -> None:
         if not self.prompt_text.strip():
-            raise MissingInput("prompt is empty; accepted: a text that says what to draw", field="prompt")
+            raise MissingInput("prompt is empty; accepted: a text that describes the image", field="prompt")
         for value, (name, smallest, largest, accepted) in zip(_BOUNDED(self), _BOUNDS, strict=True):
             if value is not None and not smallest <= value <= largest:
                 raise refused(name, value, accepted)
