@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## two pictures through the HTTP API, from a server of their own
+demo: $(READY)  ## start a server and generate two images through its HTTP API
 	@BIN=$(BIN) bash examples/demo.sh
 
 serve: $(READY) ## the HTTP API, until interrupted

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# From a prompt to a picture through the HTTP API: starts a server on a free port, sends the example request of
-# WaveSpeed's documentation, polls the result as it says, writes the pictures, stops the server. Needs curl and, in $BIN, hidream.
+# From a prompt to an image through the HTTP API. The script starts a server on a free port, sends the example request of
+# WaveSpeed's documentation, polls the result as that page describes, writes the images and stops the server.
+# It needs curl, and hidream in $BIN.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
-command -v curl >/dev/null || { echo "the demo talks to the API with curl: please install it" >&2; exit 1; }
+command -v curl >/dev/null || { echo "the demo needs curl to call the API: please install it" >&2; exit 1; }
 
 home=$(mktemp -d)
 log=$home/server.log
@@ -26,7 +27,7 @@ WAVESPEED_API_KEY=$(grep -o 'hd_[A-Za-z0-9_-]*' "$home/stdout")
 await() { # id file
     local answer status
     while :; do
-        # the example of WaveSpeed's documentation, its host replaced
+        # the example of WaveSpeed's documentation, with another host
         answer=$(curl -s --location --request GET "$host/api/v2/predictions/$1/result" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}")
         status=$(field "data['status']" <<<"$answer")
@@ -40,7 +41,7 @@ await() { # id file
     field "f\"$2: {data['timings']['inference'] / 1000:.2f} s of model time, {data['executionTime'] / 1000:.2f} s in all, seed {data['seed']}\"" <<<"$answer"
 }
 
-# the example of WaveSpeed's documentation, its host replaced
+# the example of WaveSpeed's documentation, with another host
 requestId=$(curl -s --location --request POST "$host/api/v2/wavespeed-ai/hidream-i1-dev" \
 --header "Content-Type: application/json" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}" \
@@ -53,7 +54,7 @@ requestId=$(curl -s --location --request POST "$host/api/v2/wavespeed-ai/hidream
 }' | field "data['id']")
 await "$requestId" demo.png
 
-# a prompt that the small embedded model knows the words of
+# a prompt whose words the small embedded model knows
 requestId=$(curl -s --location --request POST "$host/api/v2/wavespeed-ai/hidream-i1-dev" \
 --header "Content-Type: application/json" \
 --header "Authorization: Bearer ${WAVESPEED_API_KEY}" \
@@ -62,10 +63,11 @@ await "$requestId" demo-nano.png
 
 cat <<END
 
-Two pictures: demo.png is the example request of WaveSpeed's documentation, of which the embedded model (nano, 13 M
-parameters, a CPU is enough) knows a creature and a forest; demo-nano.png is one that it has learnt. To go on:
-    make serve                                      a server that stays; it prints its first key
-    $BIN/hidream generate "cartoon a cat in a meadow"   a picture without a server
+The demo wrote two images. demo.png is the example request of WaveSpeed's documentation. Of that request, the embedded
+model (nano, 13 M parameters, runs on a CPU) knows a creature and a forest. demo-nano.png shows what nano has learnt.
+Next steps:
+    make serve                                      a server that keeps running; it prints its first key
+    $BIN/hidream generate "cartoon a cat in a meadow"   an image without a server
     HIDREAM_MODEL=/path/to/HiDream-I1-Dev HIDREAM_MODELS_LLAMA=/path/to/Llama-3.1-8B-Instruct make serve
                                                     the real 17 B model
 END

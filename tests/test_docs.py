@@ -216,8 +216,8 @@ def test_the_readme_says_the_figures_of_the_performance_page():
     rows = {
         row[0]: row[1:] for row in re.findall(r"^\| (.+?) \| .*? \| (\d+) [^|]*\|", read("docs/PERFORMANCE.md"), re.M)
     }
-    (overhead,) = rows["overhead of a request in sync mode, beside its picture, the image check and the encoder"]
-    (submissions,) = rows["the same while a worker draws beside it"]
+    (overhead,) = rows["overhead of a sync-mode request beyond its image, the image check and the encoder"]
+    (submissions,) = rows["the same while a worker generates images"]
     text = " ".join(read("README.md").split())
     assert f"The service adds {overhead} ms to a sync request" in text
     assert f"acknowledges {submissions} submissions a second" in text

@@ -1,8 +1,7 @@
 """`hidream mcp`: a server of the Model Context Protocol over stdio, with one tool, `generate`.
 
-It speaks to a running hidream server by HTTP, as any client does, with the URL of `[mcp] url` and the key of
-HIDREAM_API_KEY. Standard output belongs to the protocol; the log goes to standard error. To import this file, the extra
-`mcp` has to be installed.
+It talks to a running hidream server over HTTP, like any client, with the URL `[mcp] url` and the key HIDREAM_API_KEY.
+Standard output carries the protocol, and the log goes to standard error. Importing this file requires the extra `mcp`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from hidream.settings.tables import Settings
 from hidream.types import MODELS, ImageFormat, Status
 
 POLL_S = 5.0
-"""How long one request waits for the end; between two of them the caller is told of progress."""
+"""How long one request waits for the end. Between two of them, the host gets a report of progress."""
 MARGIN_S = 30.0
-"""What a request may take beyond its waiting, a picture's download included."""
-GUIDE = "Draws pictures from text with HiDream-I1 on a server of one's own. A picture comes with the seed that drew it."
+"""How long a request may take beyond the time that it waits, including the download of an image."""
+GUIDE = "Generates images from text with HiDream-I1 on your own server. Each image comes with its seed."
 
 MODEL_NAMES = [name.rpartition("/")[2] for name in MODELS]
 OFFERED = (
@@ -46,7 +45,7 @@ OFFERED = (
     "guidance_scale",
     "output_format",
 )
-"""What a language model may say of an image, by the names of the API."""
+"""The parameters that a language model may set, by the names of the API."""
 DEFAULTS = {"output_format": ImageFormat.JPEG}
 """As v3's, where the declaration has another."""
 _TYPES = {Text: str, Dimensions: str, Choice: str, Whole: int, Number: float}
@@ -55,7 +54,7 @@ _TYPES = {Text: str, Dimensions: str, Choice: str, Whole: int, Number: float}
 def run(settings: Settings) -> int:
     """Serve until standard input is closed. Raises ConfigurationError without a key."""
     if not settings.api_key:
-        raise ConfigurationError("HIDREAM_API_KEY is not set; accepted: a key of the server that is to draw")
+        raise ConfigurationError("HIDREAM_API_KEY is not set; accepted: an API key of the hidream server")
     build(Caller(settings.mcp.url.rstrip("/"), settings.api_key, settings.mcp.timeout_s)).run("stdio")
     return 0
 
@@ -68,8 +67,8 @@ class Caller:
     key: str
     timeout_s: float
 
-    async def picture(self, model: str, body: dict[str, Any], context: Context[Any]) -> CallToolResult:
-        """Have a picture drawn. Raises ToolError, whose text the language model reads."""
+    async def image(self, model: str, body: dict[str, Any], context: Context[Any]) -> CallToolResult:
+        """Have an image generated. Raises ToolError, whose text the language model reads."""
         headers = {"Authorization": f"Bearer {self.key}", "User-Agent": f"hidream-mcp/{__version__}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=POLL_S + MARGIN_S) as client:
             try:
@@ -81,14 +80,14 @@ class Caller:
                 raise ToolError(f"the hidream server at {self.url} does not answer: {said}") from error
 
     async def _end(self, client: httpx.AsyncClient, task: dict[str, Any], context: Context[Any]) -> dict[str, Any]:
-        """Wait for a task's end; a task that nobody waits for any more is cancelled."""
+        """Wait for the end of a task. If the caller gives up, cancel the task."""
         path = f"/api/v3/predictions/{task['id']}"
         began = time.monotonic()
         try:
             while not Status(task["status"]).final:
                 waited_s = time.monotonic() - began
                 if waited_s > self.timeout_s:
-                    raise ToolError(f"the picture was not finished within {self.timeout_s:g} seconds")
+                    raise ToolError(f"the image was not finished within {self.timeout_s:g} seconds")
                 await context.report_progress(waited_s, message=task["status"])
                 task = await _asked(client, "GET", path, params={"wait_s": POLL_S})
         finally:
@@ -103,8 +102,8 @@ def build(caller: Caller) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer("hidream", version=__version__, instructions=GUIDE, log_level="WARNING")
 
     async def generate(context: Context[Any], model: str, **asked: Any) -> CallToolResult:  # noqa: ANN401
-        """Draw a picture from a text; the answer is the picture, its URL and its seed."""
-        return await caller.picture(model, asked | {"enable_base64_output": False}, context)
+        """Generate an image from a text. The result is the image, its URL and its seed."""
+        return await caller.image(model, asked | {"enable_base64_output": False}, context)
 
     generate.__signature__ = _signature(generate)  # type: ignore[attr-defined]
     server.add_tool(generate)
@@ -115,7 +114,7 @@ def _signature(tool: Callable[..., Any]) -> inspect.Signature:
     """Give the tool's arguments, from which the SDK makes its schema: the context, OFFERED and the model."""
     context = inspect.signature(tool, eval_str=True).parameters["context"]
     arguments = {name: _argument(BY_NAME[name]) for name in OFFERED}
-    models = {"enum": [*MODEL_NAMES], "description": "Which variant draws; not every server has all"}
+    models = {"enum": [*MODEL_NAMES], "description": "The variant of the model; not every server has all of them."}
     arguments["model"] = _keyword("model", str, {"type": "string", **models}, MODEL_NAMES[0])
     return inspect.Signature([context, *arguments.values()], return_annotation=CallToolResult)
 
@@ -157,16 +156,14 @@ async def _result(task: dict[str, Any]) -> CallToolResult:
     if task["status"] != Status.COMPLETED:
         raise ToolError(task["error"] or f"the task was {task['status']}")
     (url,) = task["outputs"]
-    async with httpx.AsyncClient(
-        timeout=MARGIN_S, follow_redirects=True
-    ) as bare:  # a picture is not ours to ask for by key
+    async with httpx.AsyncClient(timeout=MARGIN_S, follow_redirects=True) as bare:  # the download sends no key
         file = (await bare.get(url)).raise_for_status()
     about = {"url": url, "seed": task["seed"], "id": task["id"], "model": task["model"], "version": task["version"]}
     if any(task["has_nsfw_contents"]):
         about["has_nsfw_contents"] = True
     if "warnings" in task:
         about["warnings"] = task["warnings"]
-    image = base64.b64encode(file.content).decode("ascii")
+    data = base64.b64encode(file.content).decode("ascii")
     media_type = file.headers.get("content-type", "image/jpeg").partition(";")[0]
-    picture = ImageContent(type="image", data=image, mime_type=media_type)
-    return CallToolResult(content=[picture, TextContent(type="text", text=json.dumps(about))], structured_content=about)
+    image = ImageContent(type="image", data=data, mime_type=media_type)
+    return CallToolResult(content=[image, TextContent(type="text", text=json.dumps(about))], structured_content=about)

@@ -1,9 +1,9 @@
-"""What a generation is asked for: `ImageRequest` declares each of its parameters, once.
+"""The parameters of a generation: `ImageRequest` declares each of them once.
 
-Derived from it: how every version of the API reads a body (`server/parameters`), the OpenAPI document and the schema of
-`GET /models` (`server/schema`), the row of the database, what the worker gives to the model, the flags of `hidream
-generate` (`arguments`), the schema of the MCP tool, and the tables in docs/API.md (`server/parameter_tables`). To add a
-parameter: CONTRIBUTING.md. Standard library only.
+Everything else is derived from it: how each version of the API reads a body (`server/parameters`), the OpenAPI document
+and the schema of `GET /models` (`server/schema`), the database row, the worker's request to the model, the flags of
+`hidream generate` (`arguments`), the schema of the MCP tool, and the tables in docs/API.md (`server/parameter_tables`).
+CONTRIBUTING.md describes how to add a parameter. Standard library only.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ _QUALITIES = ", ".join(f"{FORMATS[each].label} {FORMATS[each].quality}" for each
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """One picture's prompt, and what single text encoders are told instead.
+    """The prompt of an image, and other prompts for single text encoders.
 
-    None means the prompt itself; an empty text is an empty text (the reference takes it for None).
+    None means the prompt itself. An empty text stays empty (the reference treats it as None).
     """
 
     prompt: str
@@ -79,7 +79,7 @@ class Prompts:
 
     @property
     def each(self) -> tuple[str, str, str, str]:
-        """What CLIP-L, CLIP-G, T5 and Llama are told."""
+        """The prompts of CLIP-L, CLIP-G, T5 and Llama."""
         clip_l, clip_g, t5, llama = (
             self.prompt if own is None else own for own in (self.clip_l, self.clip_g, self.t5, self.llama)
         )
@@ -136,11 +136,11 @@ class Dimensions:
 
 @dataclass(frozen=True, slots=True)
 class Source(AsItIs):
-    """Where an image file is; the server brings it."""
+    """The location or the content of an image file; the server resolves it."""
 
     @property
     def accepted(self) -> str:
-        """The ways to say it."""
+        """The accepted forms."""
         return "the text of a URL, a data: URI or base64"
 
     def read(self, field: str, value: object) -> str | OverlongText:
@@ -158,7 +158,7 @@ class Source(AsItIs):
 
 @dataclass(frozen=True, slots=True)
 class Loras:
-    """A list of {"name", "scale"}; WaveSpeed's clients write "path", and mean no file of ours by it."""
+    """A list of {"name", "scale"}. WaveSpeed's clients write "path", which is never a path on the server here."""
 
     most: int
     entry: str = '{"name": ..., "scale": 1}'
@@ -192,9 +192,9 @@ class Loras:
         lora = {
             "type": "object",
             "properties": {
-                "name": {"type": "string", "description": "A configured LoRA.", "minLength": 1},
-                "path": {"type": "string", "description": "The same."},
-                "scale": {**_LORA_WEIGHT.schema(), "description": "How strongly.", "default": 1},
+                "name": {"type": "string", "description": "The name of a configured LoRA.", "minLength": 1},
+                "path": {"type": "string", "description": "Another name of `name`."},
+                "scale": {**_LORA_WEIGHT.schema(), "description": "How strongly the LoRA is applied.", "default": 1},
             },
             "anyOf": [{"required": ["name"]}, {"required": ["path"]}],
         }
@@ -211,26 +211,26 @@ class Loras:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """All that a generation is asked for: each parameter is declared here, and nowhere else.
+    """A request for images. Each parameter is declared here, and nowhere else.
 
-    A field's `Parameter` says its type, bounds, description and names; the field's default is the API's too, unless
-    `server/parameters` has another one for a version. The same object is stored in the row, and the worker gives it to
-    the model, one for each image. Fields that say how images are delivered mean nothing to the model.
+    A field's `Parameter` gives its type, bounds, description and names. The field's default is also the API's default,
+    unless `server/parameters` has another one for a version. The database row stores this object, and the worker passes
+    it to the model, once for each image. The model ignores the fields that control the delivery of images.
 
-    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`PRESETS`). `seed` is the seed that is
-    used: a random one is chosen by whoever makes the request, so that it can be written down first.
+    `steps`, `guidance`, `shift` and `sampler` of None mean the preset of the variant (`PRESETS`). `seed` is the seed
+    that is used. The caller chooses a random one before it makes the request, so that the seed can be stored first.
 
-    `image` is the content of a file to start from, the name of an upload where the request comes from a client, or
-    empty where the pixels come beside the request; so is `mask`. `strength` is the share of the steps that are taken: 1
-    ignores the image's details, near 0 hardly changes it. The mask is of equal size, white where the image may change,
-    or transparent there if any of it is. Without one, what is transparent in the image may change.
-    `prompt` may tell single text encoders something else.
+    `image` is the content of the init image. In a request from a client it is the name of an upload, and it is empty if
+    the pixels are passed beside the request. The same holds for `mask`. `strength` is the share of the steps that are
+    run: 1 ignores the details of the image, a value near 0 hardly changes it. The mask has the size of the image. It is
+    white where the image may change; if any part of the mask is transparent, it is transparent there instead. Without a
+    mask, the transparent parts of the image may change. `prompt` may give single text encoders other prompts.
 
     Raises InvalidInput, or MissingInput without a prompt.
     """
 
     prompt: Annotated[
-        str | Prompts, Parameter(Text(PROMPT_MAX_CHARS, may_be_empty=False), "What to draw.", documented=True)
+        str | Prompts, Parameter(Text(PROMPT_MAX_CHARS, may_be_empty=False), "What the image shows.", documented=True)
     ]
     size: Annotated[
         Size,
@@ -239,7 +239,9 @@ class ImageRequest:
             "Width*height in pixels, each {smallest} to {largest}.",
             default=DEFAULT_SIZE,
             documented=True,
-            flag=CommandFlag(name="--size", help=f"width*height in pixels (default: {DEFAULT_SIZE}, or as --image)"),
+            flag=CommandFlag(
+                name="--size", help=f"width*height in pixels (default: {DEFAULT_SIZE}, or the size of --image)"
+            ),
             notes="the image has exactly this size",
         ),
     ]
@@ -247,27 +249,27 @@ class ImageRequest:
         int,
         Parameter(
             Whole(-1, SEED_MAX),
-            "Same seed, same picture; -1 draws one.",
+            "The same seed gives the same image; -1 chooses a random seed.",
             default=-1,
             documented=True,
-            flag=CommandFlag(name="--seed", help=f"0 to {SEED_MAX}; -1 draws one (default)"),
-            notes="−1 chooses a random one",
+            flag=CommandFlag(name="--seed", help=f"0 to {SEED_MAX}; -1 chooses a random seed (default)"),
+            notes="−1 chooses a random seed",
         ),
     ]
     enable_base64_output: Annotated[
         bool,
         Parameter(
             Flag(),
-            "Outputs are base64 instead of URLs.",
+            "Return the images as base64 instead of URLs.",
             documented=True,
-            notes="`outputs` holds naked base64 instead of URLs",
+            notes="`outputs` contains plain base64 instead of URLs",
         ),
     ] = False
     enable_safety_checker: Annotated[
         bool,
         Parameter(
             Flag(),
-            "Refuse prompts that ask for what should not be drawn.",
+            "Check the prompt and flag unsafe images.",
             documented=True,
             notes="see [SAFETY.md](SAFETY.md)",
         ),
@@ -276,37 +278,37 @@ class ImageRequest:
         bool,
         Parameter(
             Flag(),
-            "Answer when the picture is done.",
+            "Respond when the images are finished.",
             documented=True,
-            notes="the answer waits for the images, up to `sync_timeout_s`",
+            notes="the response waits for the images, for up to `sync_timeout_s`",
         ),
     ] = False
     output_format: Annotated[
-        ImageFormat, Parameter(Choice(ImageFormat, FORMAT_NAMES), "The files' format.", documented=True)
+        ImageFormat, Parameter(Choice(ImageFormat, FORMAT_NAMES), "The file format of the images.", documented=True)
     ] = ImageFormat.PNG
     num_images: Annotated[
         int,
         Parameter(
             Whole(1, IMAGES_MAX),
-            "How many pictures, of seed, seed + 1, and so on.",
-            notes="images of `seed`, `seed` + 1, and so on",
+            "The number of images, with seed, seed + 1, and so on.",
+            notes="the images have the seeds `seed`, `seed` + 1, and so on",
         ),
     ] = 1
     output_quality: Annotated[
         int | None,
         Parameter(
             Whole(1, QUALITY_MAX),
-            f"Of {_LOSSY} files.",
+            f"The quality of {_LOSSY} files.",
             shown_default=_QUALITIES,
-            notes="PNG has none",
+            notes="PNG is lossless and has no quality",
         ),
     ] = None
     image: Annotated[
         bytes | str | None,
         Parameter(
             Source(),
-            "A picture to start from: a URL, a data: URI, base64, or an upload's download_url.",
-            flag=CommandFlag(name="--image", help="a picture to start from"),
+            "An image to start from: a URL, a data: URI, base64, or the download_url of an upload.",
+            flag=CommandFlag(name="--image", help="an image to start from"),
             notes="[an image](#images-to-start-from) to start from",
         ),
     ] = None
@@ -314,8 +316,8 @@ class ImageRequest:
         float,
         Parameter(
             Number(STRENGTH_MIN, 1),
-            "How much of it may change.",
-            flag=CommandFlag(name="--strength", help="how much of --image is redrawn, up to 1 (default: %(default)s)"),
+            "How much of the image may change.",
+            flag=CommandFlag(name="--strength", help="how much of --image may change, up to 1 (default: %(default)s)"),
             notes="how much of `image` may change",
         ),
     ] = STRENGTH
@@ -323,62 +325,64 @@ class ImageRequest:
         bytes | str | None,
         Parameter(
             Source(),
-            "Likewise an image of equal size, white where the image may change, or transparent.",
-            flag=CommandFlag(name="--mask", help="white, or transparent, where --image may change, and of its size"),
-            notes="an image as large as `image`, white where it may change, or transparent there if any of it is",
+            "An image of the size of `image`, white or transparent where `image` may change.",
+            flag=CommandFlag(
+                name="--mask", help="an image of the size of --image, white or transparent where --image may change"
+            ),
+            notes="as large as `image`; [white or transparent](#images-to-start-from) where `image` may change",
         ),
     ] = None
     steps: Annotated[
         int | None,
         Parameter(
             Whole(1, STEPS_MAX),
-            "Steps; absent, the model's own.",
+            "The number of denoising steps; default: that of the model.",
             name="num_inference_steps",
-            flag=CommandFlag(name="--steps", help="denoising steps (default: the variant's own)"),
+            flag=CommandFlag(name="--steps", help="number of denoising steps (default: that of the variant)"),
         ),
     ] = None
     shift: Annotated[
         float | None,
         Parameter(
             Number(SHIFT_MIN, SHIFT_MAX),
-            "Shift of the noise levels; absent, the model's own.",
-            flag=CommandFlag(name="--shift", help="shift of the noise levels (default: the variant's own)"),
-            notes="shift of the noise levels",
+            "The shift of the noise schedule; default: that of the model.",
+            flag=CommandFlag(name="--shift", help="shift of the noise schedule (default: that of the variant)"),
+            notes="the shift of the noise schedule",
         ),
     ] = None
     sampler: Annotated[
         Sampler | None,
         Parameter(
             Choice(Sampler),
-            "How noise becomes a picture.",
-            flag=CommandFlag(name="--sampler", help="default: the variant's own"),
+            "The sampler; default: that of the model.",
+            flag=CommandFlag(name="--sampler", help="the sampler (default: that of the variant)"),
         ),
     ] = None
     conformance: Annotated[
         Conformance,
         Parameter(
             Choice(Conformance),
-            "Whose schedule.",
-            flag=CommandFlag(name="--conformance", help="whose schedule, where they differ"),
-            notes="whose schedule, where they differ ([REFERENCES.md](REFERENCES.md))",
+            "Follow the schedule of diffusers or of the official code, where they differ.",
+            flag=CommandFlag(name="--conformance", help="follow the schedule of diffusers or of the official code"),
+            notes="which code's schedule to follow, where they differ ([REFERENCES.md](REFERENCES.md))",
         ),
     ] = Conformance.DIFFUSERS
     render: Annotated[
         Render,
         Parameter(
             Choice(Render),
-            "Which shape the model itself draws.",
-            flag=CommandFlag(name="--render", help="which shape the model itself draws"),
-            notes="which shape the model itself generates",
+            "The shape in which the model generates the image.",
+            flag=CommandFlag(name="--render", help="the shape in which the model generates the image"),
+            notes="the shape in which the model generates the image ([MODELS.md](MODELS.md#sizes-and-render))",
         ),
     ] = Render.BEST
     mode: Annotated[
         Mode,
         Parameter(
             Choice(Mode),
-            "What may be lost for speed.",
-            flag=CommandFlag(name="--mode", help="what may be lost for speed (default: %(default)s)"),
-            notes="what the image may lose for speed; `version` names it",
+            "How much quality may be traded for speed.",
+            flag=CommandFlag(name="--mode", help="how much quality may be traded for speed (default: %(default)s)"),
+            notes="how much quality may be traded for speed; `version` contains it",
         ),
     ] = Mode.EXACT
     loras: Annotated[
@@ -386,7 +390,9 @@ class ImageRequest:
         Parameter(
             Loras(LORAS_MAX),
             "LoRAs to apply.",
-            flag=CommandFlag(name="--lora", help="one of --loras; may be repeated", metavar="NAME[:WEIGHT]"),
+            flag=CommandFlag(
+                name="--lora", help="a LoRA from the folder --loras; may be repeated", metavar="NAME[:WEIGHT]"
+            ),
             notes=f"or `path` for `name`; `scale` from −{LORA_WEIGHT_MAX:g} to {LORA_WEIGHT_MAX:g}, 1 if absent",
         ),
     ] = ()
@@ -394,25 +400,27 @@ class ImageRequest:
         str,
         Parameter(
             Text(PROMPT_MAX_CHARS),
-            "What not to draw.",
+            "What the image should not show.",
             guided=True,
-            flag=CommandFlag(name="--negative", help="what the picture should not show (full only)", metavar="PROMPT"),
+            flag=CommandFlag(name="--negative", help="what the image should not show (full only)", metavar="PROMPT"),
         ),
     ] = ""
     guidance: Annotated[
         float | None,
         Parameter(
             Number(0, GUIDANCE_MAX),
-            "How closely to follow the prompt; absent, the model's own.",
+            "How closely to follow the prompt; default: that of the model.",
             name="guidance_scale",
             guided=True,
-            flag=CommandFlag(name="--guidance", help="classifier-free guidance (default: the variant's own)"),
+            flag=CommandFlag(
+                name="--guidance", help="scale of classifier-free guidance (default: that of the variant)"
+            ),
         ),
     ] = None
 
     def __post_init__(self) -> None:
         if not self.prompt_text.strip():
-            raise MissingInput("prompt is empty; accepted: a text that says what to draw", field="prompt")
+            raise MissingInput("prompt is empty; accepted: a text that describes the image", field="prompt")
         for value, (name, smallest, largest, accepted) in zip(_BOUNDED(self), _BOUNDS, strict=True):
             if value is not None and not smallest <= value <= largest:
                 raise refused(name, value, accepted)
@@ -421,25 +429,25 @@ class ImageRequest:
 
     @property
     def prompt_text(self) -> str:
-        """The prompt itself, whatever single text encoders are told instead."""
+        """The prompt itself, without the prompts of single text encoders."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt.prompt
 
     @property
     def pixels(self) -> int:
-        """Pixels of all its images together."""
+        """The number of pixels of all its images together."""
         return self.size.width * self.size.height * self.num_images
 
     def steps_of(self, model: str) -> int:
-        """Steps of each of its images, by this model of the API."""
+        """The number of steps for each image with this model of the API."""
         variant = MODELS.get(model)
         return self.steps or (variant.steps if variant else USUAL_STEPS)
 
     def work(self, model: str) -> int:
-        """What its images cost with this model, in pixel steps."""
+        """The cost of all its images with this model, in pixel steps."""
         return self.pixels * self.steps_of(model)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the JSON object that the row keeps, by the API's names."""
+        """Return the JSON object that the row stores, with the API's names."""
         values = dict(zip(_ROW_NAMES, _ALL(self), strict=True))
         for name, to_json in _TO_JSON:
             values[name] = to_json(values[name])
@@ -447,7 +455,7 @@ class ImageRequest:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """Undo `to_json`, that of earlier releases too: what a row does not say has its default here."""
+        """Undo `to_json`. Rows of earlier releases may lack fields, which get their defaults."""
         values = dict(row)
         for name, from_json in _FROM_JSON:
             if name in row:
@@ -459,7 +467,7 @@ class ImageRequest:
 
 
 PARAMETERS = declared(ImageRequest)
-"""Every parameter of a generation, in the order of the API's documents."""
+"""Every parameter of a generation, in the order of the API documents."""
 BY_NAME = by_name(PARAMETERS)
 BY_ATTRIBUTE = {parameter.attribute: parameter for parameter in PARAMETERS}
 MASK_ALONE = "mask is given without an image; accepted: a mask of the image to change"
@@ -483,5 +491,5 @@ _BOUNDED = attrgetter(*(name for name, *_ in _BOUNDS[:-2]), "size.width", "size.
 
 
 def random_seed() -> int:
-    """Choose the seed of a request that names none."""
+    """Choose the seed of a request that has none."""
     return secrets.randbelow(RANDOM_SEEDS)

@@ -1,7 +1,7 @@
-"""The OpenAPI document: every route with what it takes and answers, for generators of clients and for fuzzers.
+"""The OpenAPI document: every route with its requests and responses, for client generators and fuzzers.
 
-It is written by hand, because the routes read their bodies themselves: `tests/server/test_openapi.py` holds it
-against the routes that there are, and against real answers.
+It is written by hand, because the routes read their bodies themselves. `tests/server/test_openapi.py` compares it with
+the registered routes and with real responses.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _NUMBER: Json = {"type": "number"}
 _MAYBE_TEXT: Json = {"type": ["string", "null"]}
 
 _REASONS = {
-    400: "Something in the request is not accepted; the message names it, its value and what is accepted.",
-    401: "No API key, or one that is not known or was revoked.",
-    403: "The API key has not the scope, or may never have such a task.",
-    404: "There is no such path, version, model, prediction or file, or it is another key's.",
-    408: "The rest of the body did not come.",
-    409: "The Idempotency-Key came with another request, or the webhooks' secret is being rotated already.",
+    400: "The request is not valid; the message names the parameter, its value and what is accepted.",
+    401: "The API key is missing, unknown or revoked.",
+    403: "The API key lacks the scope, or its limits never allow such a task.",
+    404: "The path, version, model, prediction or file does not exist, or it belongs to another key.",
+    408: "The rest of the body did not arrive in time.",
+    409: "The Idempotency-Key was used with another request, or the webhook secret is already being rotated.",
     413: "The body is too large.",
-    416: "The range is not within the file.",
-    422: "A query parameter is not accepted.",
-    429: "More than the operator allows; Retry-After says when to come back.",
-    500: "The task has failed.",
-    503: "The database or the files' place is away; try again.",
-    504: "The picture took too long, and was cancelled.",
-    507: "Too little of the server's disk is free to take anything in; Retry-After says when to come back.",
+    416: "The range lies outside the file.",
+    422: "A query parameter is not valid.",
+    429: "A limit is reached; Retry-After gives the seconds to wait.",
+    500: "The task failed.",
+    503: "The database or the object store is unavailable; try again.",
+    504: "The task took too long and was cancelled.",
+    507: "The server has too little free disk space to accept anything; Retry-After gives the seconds to wait.",
 }
 
 
@@ -51,7 +51,7 @@ def document(base_url: str, models: Mapping[str, Variant], upload_max_bytes: int
         "info": {
             "title": "hidream",
             "version": __version__,
-            "description": "HiDream-I1 behind a WaveSpeed-compatible API, and the images routes of OpenAI's.",
+            "description": "HiDream-I1 behind a WaveSpeed-compatible API and OpenAI's image routes.",
         },
         "servers": [{"url": base_url}],
         "security": [{"key": []}],
@@ -85,7 +85,7 @@ def _predictions() -> Json:
     """The routes of a task, for both versions."""
     prediction, id_ = _envelope(_reference("Prediction")), _id("prediction_id")
     wait = _parameter("wait_s", "query", {"type": "number", "minimum": 0, "maximum": 60})
-    result = _operation("Look at a task.", prediction, parameters=[_VERSION, id_, wait], errors=(422,))
+    result = _operation("Read a task.", prediction, parameters=[_VERSION, id_, wait], errors=(422,))
     ended = _envelope(_object(id=_TEXT, status={"enum": [Status.CANCELLED, Status.DELETED]}))
     count = _envelope(_object(deleted_count=_WHOLE))
     replayed = _envelope(_object(id=_TEXT, state={"enum": list(State)}))
@@ -96,18 +96,18 @@ def _predictions() -> Json:
         "Follow a task.", None, parameters=[_VERSION, id_, _parameter("Last-Event-ID", "header", _TEXT)]
     )
     events["responses"] |= {
-        "200": _content("Server-sent events until the task's end.", "text/event-stream", {}),
-        "204": {"description": "Nothing will come any more."},
+        "200": _content("Server-sent events until the task ends.", "text/event-stream", {}),
+        "204": {"description": "The client already knows that the task has ended."},
     }
     return {
         root: {"post": _operation("List tasks.", _envelope(_page()), [_VERSION], schema.listing(), (400, 408, 413))},
-        f"{root}/delete": {"post": _operation("Delete tasks.", count, [_VERSION], ids, (400, 408, 413))},
+        f"{root}/delete": {"post": _operation("Cancel or delete tasks.", count, [_VERSION], ids, (400, 408, 413))},
         one: {"get": result, "delete": _operation("Cancel or delete a task.", ended, [_VERSION, id_])},
         f"{one}/result": {"get": result},
         f"{one}/events": {"get": events},
-        f"{one}/webhooks": {"get": _operation("List a task's deliveries.", deliveries, [_VERSION, id_])},
+        f"{one}/webhooks": {"get": _operation("List the webhook deliveries of a task.", deliveries, [_VERSION, id_])},
         f"{one}/webhooks/{{delivery_id}}/replay": {
-            "post": _operation("Deliver once more.", replayed, [_VERSION, id_, _id("delivery_id")])
+            "post": _operation("Deliver a webhook again.", replayed, [_VERSION, id_, _id("delivery_id")])
         },
     }
 
@@ -126,23 +126,25 @@ def _account(upload_max_bytes: int) -> Json:
     ticket = _object(upload=_object(method=_TEXT, url=_TEXT, headers={"type": "object"}), download_url=_TEXT)
     taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_WHOLE))
     taken_in = (400, 408, 413, 429, 507)
-    form = _operation("Upload a picture.", taken, [_VERSION], errors=taken_in)
+    form = _operation("Upload an image.", taken, [_VERSION], errors=taken_in)
     form["requestBody"] = {
         "required": True,
         "content": {"multipart/form-data": {"schema": _object(file={"type": "string", "format": "binary"})}},
     }
     routes = {
-        "balance": {"get": _operation("Ask for the balance.", _envelope(_object(balance=_NUMBER)), [_VERSION])},
+        "balance": {"get": _operation("Read the balance.", _envelope(_object(balance=_NUMBER)), [_VERSION])},
         "models": {"get": _operation("List models.", _envelope({"type": "array", "items": model}), [_VERSION])},
-        "model/pricing": {"post": _operation("Ask for a price.", unit, [_VERSION], asked, (400, 408, 413))},
-        "model/price": {"post": _operation("Ask for a price.", price, [_VERSION], asked, (400, 408, 413))},
-        "webhook/secret": {"get": _operation("Ask for the secret.", secrets, [_VERSION])},
-        "webhook/secret/rotate": {"post": _operation("Rotate it.", secrets, [_VERSION], overlap, (400, 408, 409, 413))},
-        "webhook/secret/retire": {"post": _operation("End a rotation.", secrets, [_VERSION])},
+        "model/pricing": {"post": _operation("Read the price of a model.", unit, [_VERSION], asked, (400, 408, 413))},
+        "model/price": {"post": _operation("Read the price of a request.", price, [_VERSION], asked, (400, 408, 413))},
+        "webhook/secret": {"get": _operation("Read the webhook secret.", secrets, [_VERSION])},
+        "webhook/secret/rotate": {
+            "post": _operation("Rotate the webhook secret.", secrets, [_VERSION], overlap, (400, 408, 409, 413))
+        },
+        "webhook/secret/retire": {"post": _operation("Retire the old webhook secret.", secrets, [_VERSION])},
         "media/upload/binary": {"post": form},
         "media/uploads": {
             "post": _operation(
-                "Announce an upload.", _envelope(ticket), [_VERSION], announced, (400, 408, 413, 429, 507)
+                "Create a URL for an upload.", _envelope(ticket), [_VERSION], announced, (400, 408, 413, 429, 507)
             )
         },
     }
@@ -151,22 +153,24 @@ def _account(upload_max_bytes: int) -> Json:
 
 def _openai() -> Json:
     body = _with_nulls({"type": "object", "properties": _openai_properties(), "required": ["prompt"]})
-    picture = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
-    data, warnings = ({"type": "array", "items": each} for each in (picture, _TEXT))
-    pictures = _object(created=_WHOLE, data=data, warnings=warnings, optional=("warnings",))
+    image = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
+    data, warnings = ({"type": "array", "items": each} for each in (image, _TEXT))
+    images = _object(created=_WHOLE, data=data, warnings=warnings, optional=("warnings",))
     model = _object(id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
     listed = _object(object=_TEXT, data={"type": "array", "items": model})
     name = _parameter("name", "path", {"type": "string", "pattern": "^([a-z0-9-]{1,60}/)?[a-z0-9-]{1,60}$"})
     errors = (400, 408, 409, 413, 429, 500, 504, 507)
     return {
-        "/v1/images/generations": {"post": _operation("Draw.", pictures, body=body, errors=errors, form="OpenAIError")},
+        "/v1/images/generations": {
+            "post": _operation("Generate images.", images, body=body, errors=errors, form="OpenAIError")
+        },
         "/v1/models": {"get": _operation("List models.", listed, form="OpenAIError")},
-        "/v1/models/{name}": {"get": _operation("Look at a model.", model, [name], form="OpenAIError")},
+        "/v1/models/{name}": {"get": _operation("Read a model.", model, [name], form="OpenAIError")},
     }
 
 
 def _openai_properties() -> Json:
-    """OpenAI's parameters, and v3's beside them."""
+    """OpenAI's parameters and those of v3."""
     numbers = {name: openai_parameters.FORM.kind(ours).schema() for name, ours in openai_parameters.ALIASES.items()}
     ours = schema.submission(openai_parameters.FORM, Variant.FULL)["properties"]
     nothing = {name: {"enum": [*values]} for name, (values, _) in openai_parameters.UNSERVED.items() if values}
@@ -186,26 +190,26 @@ def _open() -> Json:
     """The routes that need no key."""
     name = [_parameter("name", "path", {"type": "string", "pattern": f"^{PATTERN}$"})]
     file = _operation("Download a file.", None, name, errors=(404, 416, 503))
-    pictures = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _MEDIA_TYPES}
-    for status, words in (("200", "The file."), ("206", "A stretch of it.")):
-        file["responses"][status] = {"description": words, "content": pictures}
-    file["responses"]["304"] = {"description": "The client has it."}
+    images = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _MEDIA_TYPES}
+    for status, words in (("200", "The file."), ("206", "A part of the file.")):
+        file["responses"][status] = {"description": words, "content": images}
+    file["responses"]["304"] = {"description": "The file has not changed since the client read it."}
     head = {**file, "responses": {status: _without_content(each) for status, each in file["responses"].items()}}
-    put = _operation("Put the file that was announced.", _envelope(_object(filename=_TEXT, size=_WHOLE)), name)
+    put = _operation("Upload the announced file.", _envelope(_object(filename=_TEXT, size=_WHOLE)), name)
     put["responses"] |= _failures((400, 404, 408, 413, 429, 503, 507), "Error")
     put["requestBody"] = {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
-    metrics = _operation("Read figures for Prometheus.", None)
-    metrics["responses"]["200"] = _content("The figures.", "text/plain", _TEXT)
+    metrics = _operation("Read the metrics for Prometheus.", None)
+    metrics["responses"]["200"] = _content("The metrics.", "text/plain", _TEXT)
     state = _envelope({"type": "object", "required": ["status"]})
     model = [_parameter("model", "query", _TEXT)]
     routes: Json = {
         "/outputs/{name}": {"get": file, "head": head},
         "/uploads/{name}": {"get": file, "head": head, "put": put},
-        "/healthz": {"get": _operation("Ask whether the process answers.", state)},
-        "/readyz": {"get": _operation("Ask whether tasks will be drawn.", state, model, errors=(400,))},
+        "/healthz": {"get": _operation("Check that the process responds.", state)},
+        "/readyz": {"get": _operation("Check that tasks are accepted and run.", state, model, errors=(400,))},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _operation("Read this document.", {"type": "object"})},
     }
@@ -223,7 +227,7 @@ def _operation(
     errors: tuple[int, ...] = (),
     form: str = "Error",
 ) -> Json:
-    """Describe a method of a path; errors that may come everywhere need not be named."""
+    """Describe a method of a path. Errors that every route can return are added."""
     operation: Json = {"summary": summary, "responses": _failures((401, 403, 404, 429, 503, *errors), form)}
     if answer is not None:
         operation["responses"]["200"] = _content("Success.", "application/json", answer)
@@ -279,7 +283,7 @@ def _types() -> Json:
 
 
 def _with_nulls(described: Json) -> Json:
-    """Let null stand for what is absent, as the routes do."""
+    """Accept null for an absent parameter, as the routes do."""
     properties = {
         name: each if name in described["required"] else {"anyOf": [each, {"type": "null"}]}
         for name, each in described["properties"].items()

@@ -122,28 +122,30 @@ _BESIDE: Mapping[str, tuple[Parameter, ...]] = {
     "output_format": (
         Parameter(
             Url(),
-            "A URL that is told the task's end.",
+            "A URL that receives the result when the task ends.",
             name="webhook",
             documented=True,
-            notes="it is told the task's end ([WEBHOOKS.md](WEBHOOKS.md)); also `?webhook=`",
+            notes="it receives the result when the task ends ([WEBHOOKS.md](WEBHOOKS.md)); also `?webhook=`",
         ),
-        Parameter(Url(), "The same.", name="webhook_url", documented=True, notes="the same"),
+        Parameter(
+            Url(), "Another name of `webhook`.", name="webhook_url", documented=True, notes="another name of `webhook`"
+        ),
         _WIDTH,
         _HEIGHT,
     ),
     "output_quality": (
         Parameter(
             Ratio(),
-            "W:H instead of a size.",
+            "An aspect ratio W:H, instead of a size.",
             name="aspect_ratio",
             default="auto",
-            notes="where nothing says the size: about a megapixel, no side above 1536",
+            notes="used if no other parameter gives the size: about one megapixel, no side above 1536",
         ),
         Parameter(
             Sides(_SIDE),
-            "Width and height, as Hugging Face's clients say them.",
+            "Width and height in the form of Hugging Face's clients.",
             name="target_size",
-            notes="as Hugging Face's clients say width and height",
+            notes="the form of Hugging Face's clients for width and height",
         ),
     ),
 }
