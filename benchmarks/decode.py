@@ -31,13 +31,14 @@ from PIL import Image
 from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor
 
-from hidream.model.loading import Model, load, resolve_device, resolve_dtype
-from hidream.model.packed import Packed
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.latents.preview import fit_preview
+from hidream.model.latents.shape import fit, to_pixels
+from hidream.model.loading import load, resolve_device, resolve_dtype
+from hidream.model.model import Model
+from hidream.model.network.ragged_batch import Packed
 from hidream.model.pipeline import Ask, answer, draw, outline
-from hidream.model.preview import fit_preview
-from hidream.model.shape import fit, to_pixels
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import embedded
 from hidream.outputs.encode import encode
 from hidream.types import ImageFormat, ImageRequest, Size, Variant
 

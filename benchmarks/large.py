@@ -31,12 +31,12 @@ from hidream.formats.gguf_grids import GGUF_TYPES
 from hidream.formats.quantized import from_blocks
 from hidream.formats.retype import pieces
 from hidream.formats.safetensors_writer import METADATA, write_safetensors
-from hidream.model import sampler
-from hidream.model.config import RECIPES, TransformerConfig
-from hidream.model.linear import Linear
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, load_transformer
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
+from hidream.model.network.config import RECIPES, TransformerConfig
+from hidream.model.network.linear import Linear
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
 from hidream.types import Conformance, Variant
 
 GRID = (32, 32)  # tokens of 512 × 512

@@ -24,10 +24,10 @@ from measure import Spread, ratio, report
 from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor, nn
 
-from hidream.model.config import TransformerConfig
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
 from hidream.model.loading import DTYPES
-from hidream.model.residence import held
-from hidream.model.weights import Checkpoint, load_transformer
+from hidream.model.memory.offload import held
+from hidream.model.network.config import TransformerConfig
 from hidream.types import Storage
 
 CONFIG = TransformerConfig(num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))

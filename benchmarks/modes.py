@@ -25,8 +25,9 @@ from measure import Spread, ratio, report
 from PIL import Image
 from torch import Tensor
 
-from hidream.model.config import RECIPES
-from hidream.model.loading import Model, load
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.network.config import RECIPES
 from hidream.model.pipeline import generate, outline
 from hidream.types import ImageRequest, Mode, Size, Variant
 

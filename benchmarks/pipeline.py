@@ -27,8 +27,9 @@ from measure import Spread, ratio, report
 from process import load_average
 from stock import SPEED_UPS, STAGES, Drawn, Seen, SpeedUp, Stock, plain
 
-from hidream.model.config import RECIPES
-from hidream.model.loading import Model, load
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.network.config import RECIPES
 from hidream.model.pipeline import generate, plan_passes, resolve
 from hidream.outputs.encode import encode
 from hidream.types import ImageFormat, ImageRequest, Size, Variant

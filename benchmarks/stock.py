@@ -32,9 +32,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from hidream.model.config import RECIPES, Recipe
-from hidream.model.loading import Model
-from hidream.model.weights import NANO
+from hidream.model.checkpoint.checkpoint import NANO
+from hidream.model.model import Model
+from hidream.model.network.config import RECIPES, Recipe
 from hidream.types import ImageRequest, Sampler, Variant
 
 STAGES = ("text", "denoise", "decode", "png")

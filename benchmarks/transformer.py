@@ -37,11 +37,11 @@ from measure import Spread, interleaved, ratio, report
 from process import load_average
 from torch import Tensor, nn
 
-from hidream.model.config import TransformerConfig
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
 from hidream.model.loading import resolve_device, resolve_dtype
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, embedded, load_transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
 from hidream.types import Variant
 
 WIDE = TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1))

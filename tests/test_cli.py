@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from hidream import arguments, cli
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.settings import sources
 from hidream.store import keys
 from hidream.store.database import Database

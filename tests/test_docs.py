@@ -15,7 +15,7 @@ from hidream import arguments, cli, mcp_server
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
-from hidream.model.config import RECIPES
+from hidream.model.network.config import RECIPES
 from hidream.server.app import create_app
 from hidream.server.metrics import Metrics
 from hidream.server.service import assemble

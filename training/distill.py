@@ -19,11 +19,11 @@ from torch import Tensor
 import folders
 import pretrain
 import recipe
-from hidream.model import sampler
-from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, load_transformer
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
+from hidream.model.network.config import RECIPES, TIMESTEPS
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.model.text.text_encoders import TextEncoders, load_text_encoders
 from hidream.types import Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall

@@ -12,8 +12,8 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 
-from hidream.model.config import RECIPES, Sampler
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import RECIPES, Sampler
+from hidream.model.network.transformer import Transformer
 from hidream.types import Variant
 from stage import arguments
 

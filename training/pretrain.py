@@ -26,11 +26,11 @@ import folders
 import recipe
 from concepts import load_concepts
 from features import image_tokens
-from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.moe import balance_losses
-from hidream.model.text import load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.network.config import RECIPES, TIMESTEPS
+from hidream.model.network.moe import balance_losses
+from hidream.model.network.transformer import Transformer
+from hidream.model.text.text_encoders import load_text_encoders
 from hidream.types import Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall

@@ -19,8 +19,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import recipe
-from hidream.model import bfloat16
-from hidream.model.transformer import Transformer
+from hidream.model.network import bfloat16
+from hidream.model.network.transformer import Transformer
 from recipe import Run
 
 RUNS = Path(__file__).parent / "runs"

@@ -27,8 +27,8 @@ import encoders
 import recipe
 from captions import caption
 from concepts import Concepts, load_concepts
-from hidream.model.text import SUFFIXES, TextEncoders, load_text_encoders
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.text.text_encoders import SUFFIXES, TextEncoders, load_text_encoders
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
 from scenes import Scene

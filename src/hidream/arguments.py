@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
 HOST_SMALLEST_GB = 4
-"""Host memory that a plan is made for: the system itself takes 3 GB of it (`model/ways.HOST_RESERVE_BYTES`)."""
+"""Host memory that a plan is made for: the system itself takes 3 GB (`model/memory/candidates.HOST_RESERVE_BYTES`)."""
 PARTS = {
     "llama": "Llama-3.1-8B-Instruct, a folder or a file",
     "t5": "T5-XXL's encoder, a folder or a file",

@@ -204,9 +204,9 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
 def _plan(given: argparse.Namespace, config: Settings) -> int:
     import torch
 
-    from hidream.model import plan_text
     from hidream.model.loading import resolve_dtype, resolve_storage
-    from hidream.model.plan_input import Asked
+    from hidream.model.memory import plan_report
+    from hidream.model.memory.plan_input import Asked
     from hidream.worker.loading import plan_configured
 
     size = Size.parse(given.size)
@@ -216,7 +216,7 @@ def _plan(given: argparse.Namespace, config: Settings) -> int:
     shape, options, parts = plan_configured(asked, config)
     for part in parts:
         print(part)
-    print(plan_text.tell(given.memory, given.host, options, device, shape))
+    print(plan_report.tell(given.memory, given.host, options, device, shape))
     return 0
 
 
@@ -226,7 +226,7 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
 
     from hidream.formats.convert import convert, format_of
     from hidream.formats.targets import Format, Wish
-    from hidream.model.inferred import published_config
+    from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
     wish = Wish(to, given.type, given.shard_size, given.force, given.variant)

@@ -73,7 +73,7 @@ class Render(StrEnum):
 
 
 class Sampler(StrEnum):
-    """How noise becomes a picture; `model/sampler.py` holds their steps.
+    """How noise becomes a picture; `model/sampling/sampler.py` holds their steps.
 
     FLASH: predict the picture, noise it afresh (Dev and Fast).
     UNIPC: a multistep solver of second order (Full).
@@ -108,7 +108,7 @@ class Storage(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a picture may lose for speed; `model/step_cache.py` has the numbers, docs/PERFORMANCE.md what they cost.
+    """What a picture may lose for speed: numbers in `model/sampling/step_cache.py`, their cost in docs/PERFORMANCE.md.
 
     EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for a picture that is nearly the same.
     """
@@ -219,8 +219,9 @@ class LoraUse:
 class ImageRequest:
     """One picture: everything that decides its pixels.
 
-    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`model/config.py: RECIPES`). `seed` is
-    the seed that is used: a random one is drawn by whoever makes the request, so that it can be written down first.
+    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`model/network/config.py: RECIPES`).
+    `seed` is the seed that is used: a random one is drawn by whoever makes the request, so that it can be written down
+    first.
 
     `image` is the content of a file to start from, or empty where its pixels come beside the request; `strength` the
     share of the steps that are taken: 1 ignores the picture's details, near 0 hardly changes it. `mask` is one of equal

@@ -10,9 +10,9 @@ from arithmetic import peak_flops, peak_products, peak_rates, step_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hidream.model.config import TransformerConfig
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
 
 TINY = TransformerConfig(
     num_layers=2,

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from hidream.model import bfloat16
-from hidream.model.config import TransformerConfig
-from hidream.model.loading import Model, load
-from hidream.model.transformer import Transformer
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.network import bfloat16
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.transformer import Transformer
 from hidream.types import Variant
 
 

@@ -22,11 +22,12 @@ from hidream.engine.request import Policy
 from hidream.engine.runner import Runner
 from hidream.errors import InvalidInput, NotFinite
 from hidream.images.prepared import prepare
-from hidream.model import canvas, pipeline
-from hidream.model.loading import Model
-from hidream.model.lora import layers
-from hidream.model.lora_folder import LoraFolder
-from hidream.model.placing import Phases
+from hidream.model import pipeline
+from hidream.model.checkpoint.lora_folder import LoraFolder
+from hidream.model.latents import init_image
+from hidream.model.memory.phases import Phases
+from hidream.model.model import Model
+from hidream.model.network.lora import layers
 from hidream.types import ImageRequest, LoraUse, Mode, Render, Sampler, Size, Variant
 
 PROMPTS = ("a red cat", "flat style a sailboat in the ocean", "two stars at night", "")
@@ -203,7 +204,7 @@ def test_progress_and_previews(model):
 def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
     """They differ by their seeds; what else differs has a canvas of its own."""
     opened = []
-    monkeypatch.setattr(pipeline, "open_canvas", lambda *given: opened.append(given) or canvas.open_canvas(*given))
+    monkeypatch.setattr(pipeline, "open_canvas", lambda *given: opened.append(given) or init_image.open_canvas(*given))
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     hole, bare = io.BytesIO(), request(image=None)
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(hole, "PNG")

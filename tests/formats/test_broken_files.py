@@ -22,7 +22,7 @@ from hidream.formats.bitsandbytes_file import fold
 from hidream.formats.detect import Kind, config_of, outline, read
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.json_object import object_of
-from hidream.model.inferred import published_config
+from hidream.model.checkpoint.inferred import published_config
 
 NAME = "encoder.block.0.layer.0.SelfAttention.q.weight"
 DEEP = "[" * 100_000

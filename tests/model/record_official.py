@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hidream.model.config import PUBLISHED_TOKENS, RECIPES
+from hidream.model.network.config import PUBLISHED_TOKENS, RECIPES
 from hidream.types import Sampler, Variant
 
 RECORDING = Path(__file__).parent / "fixtures" / "official.safetensors"

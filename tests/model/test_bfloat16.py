@@ -12,8 +12,8 @@ import pytest
 import tiny
 import torch
 
-from hidream.model import bfloat16, products
-from hidream.model.lora import layers
+from hidream.model.network import bfloat16, matmul
+from hidream.model.network.lora import layers
 from hidream.model.pipeline import generate
 from hidream.types import ImageRequest, Mode, Size
 
@@ -46,8 +46,8 @@ def test_it_is_measured(monkeypatch, slow_s, faster):
         clock[0] += 0.01 if x.dtype is torch.float32 else slow_s
         return x
 
-    monkeypatch.setattr(products, "FUSED", (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(products, "onednn", multiply)
+    monkeypatch.setattr(matmul, "FUSED", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(matmul, "onednn", multiply)
     monkeypatch.setattr(bfloat16.time, "process_time", lambda: clock[0])
     assert bfloat16.gains() is faster
 

@@ -11,8 +11,8 @@ import torch
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.model.canvas import FEATHER_PX, Canvas, Layer, open_canvas
-from hidream.model.shape import to_pixels
+from hidream.model.latents.init_image import FEATHER_PX, Canvas, Layer, open_canvas
+from hidream.model.latents.shape import to_pixels
 from hidream.types import ImageRequest, Size
 from image_files import P3, rgb_profile, saved, srgb_curve
 
@@ -78,8 +78,8 @@ import resource, sys, torch
 sys.path.insert(0, "tests")
 from image_files import saved
 from PIL import Image
-from hidream.model.canvas import open_canvas
-from hidream.model.shape import to_pixels
+from hidream.model.latents.init_image import open_canvas
+from hidream.model.latents.shape import to_pixels
 from hidream.types import ImageRequest, Size
 size = Size(1024, 1024)
 def opened(width, height):

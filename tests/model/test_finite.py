@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from hidream.errors import NotFinite
-from hidream.model import bfloat16
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.finite import broken_weights
 from hidream.model.loading import load
+from hidream.model.network import bfloat16
 from hidream.model.pipeline import generate
-from hidream.model.weights import embedded
 from hidream.types import ImageRequest, LoraUse, Mode, Size, Variant
 
 LAYER = "double_stream_blocks.0.block.attn1.to_out"

@@ -13,15 +13,15 @@ from diffusers import AutoencoderKL
 from live_bytes import LiveBytes, peak_of
 
 from hidream.formats.quantized import Quantized, Scheme, quantize
-from hidream.model import footprint
-from hidream.model.config import TransformerConfig
-from hidream.model.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
-from hidream.model.linear import Linear
-from hidream.model.lora import LowRankChange
-from hidream.model.moe import Gate
-from hidream.model.packed import Packed
-from hidream.model.text import MAX_TOKENS
-from hidream.model.transformer import Transformer
+from hidream.model.memory import footprint
+from hidream.model.memory.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.linear import Linear
+from hidream.model.network.lora import LowRankChange
+from hidream.model.network.moe import Gate
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
+from hidream.model.text.text_encoders import MAX_TOKENS
 from hidream.types import Storage, Variant
 
 NANO = TransformerConfig(

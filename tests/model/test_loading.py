@@ -11,12 +11,12 @@ import torch
 
 from hidream.errors import ConfigurationError
 from hidream.model import loading
-from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.loading import carry_out, load
+from hidream.model.memory.candidates import Hardware, Options, Placement
+from hidream.model.memory.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape
+from hidream.model.memory.plan import Part, Plan, plan
 from hidream.model.pipeline import generate
-from hidream.model.plan import Part, Plan, plan
-from hidream.model.ways import Hardware, Options, Placement
-from hidream.model.weights import embedded
 from hidream.types import ImageRequest, Size, Storage, Variant
 
 CARD = torch.device("cpu:1")  # to torch another device than "cpu", so that parts really move

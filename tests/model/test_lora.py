@@ -17,10 +17,10 @@ from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, Kronecker, LowRank
 from hidream.formats.lora_file import LoraFile, LoraFormat
 from hidream.formats.quantized import Quantized, Scheme
-from hidream.model.linear import Linear
-from hidream.model.lora import HadamardChange, KroneckerChange, changes, layers, load_lora, match, warnings
-from hidream.model.moe import MixtureOfExperts
-from hidream.model.packed import Packed
+from hidream.model.network.linear import Linear
+from hidream.model.network.lora import HadamardChange, KroneckerChange, changes, layers, load_lora, match, warnings
+from hidream.model.network.moe import MixtureOfExperts
+from hidream.model.network.ragged_batch import Packed
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU, MoEGate
 
-from hidream.model import moe
-from hidream.model.linear import everywhere
+from hidream.model.network import moe
+from hidream.model.network.linear import everywhere
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])

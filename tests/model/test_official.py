@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hidream.errors import InvalidInput
-from hidream.model import sampler
-from hidream.model.config import PUBLISHED_TOKENS, RECIPES, official_shift, recipe_of
-from hidream.model.packed import Conditioning, Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import PUBLISHED_TOKENS, RECIPES, official_shift, recipe_of
+from hidream.model.network.ragged_batch import Conditioning, Packed
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
 from hidream.types import Conformance, Sampler, Variant
 
 OFFICIAL = Conformance.OFFICIAL

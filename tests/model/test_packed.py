@@ -9,9 +9,9 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hidream.model.linear import everywhere
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.linear import everywhere
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
 
 SHAPES = ((4, 4), (4, 4), (2, 8), (3, 5), (8, 6))
 PRODUCTS = ("_linear_pointwise", "linear", "matmul", "mm", "addmm", "bmm")

@@ -16,7 +16,7 @@ from hidream.errors import CheckpointError, ConfigurationError, InvalidInput, Mi
 from hidream.model import pipeline
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.model.sampler import schedule
+from hidream.model.sampling.sampler import schedule
 from hidream.types import Conformance, ImageRequest, LoraUse, Prompts, Render, Sampler, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"

@@ -13,12 +13,22 @@ from test_footprint import NANO, encoders, flux_vae
 
 from hidream.errors import ConfigurationError
 from hidream.formats.quantized import Scheme, quantize
-from hidream.model import footprint
-from hidream.model.config import TransformerConfig
-from hidream.model.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, REST, VAE, Encoder, ModelShape
-from hidream.model.plan import CONTEXT_BYTES, Plan, plan
-from hidream.model.transformer import Transformer
-from hidream.model.ways import LOSS, TILE_PX, Hardware, Options, Placement, grades
+from hidream.model.memory import footprint
+from hidream.model.memory.candidates import LOSS, TILE_PX, Hardware, Options, Placement, grades
+from hidream.model.memory.footprint import (
+    BLOCKS,
+    CAPTIONS,
+    ENCODERS,
+    MODULATIONS,
+    PUBLISHED,
+    REST,
+    VAE,
+    Encoder,
+    ModelShape,
+)
+from hidream.model.memory.plan import CONTEXT_BYTES, Plan, plan
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.transformer import Transformer
 from hidream.types import Render, Size, Storage, Variant
 
 DEV = Options.of(Variant.DEV, Size(1024, 1024))

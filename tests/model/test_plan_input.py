@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from hidream.errors import CheckpointError
 from hidream.formats.convert import convert
 from hidream.formats.targets import Format, Wish
-from hidream.model.footprint import BLOCKS, PUBLISHED, VAE, ModelShape
-from hidream.model.inferred import published_config
-from hidream.model.plan import plan
-from hidream.model.plan_input import Asked, lora_values, partial, whole
-from hidream.model.ways import Hardware, Options
-from hidream.model.weights import Checkpoint, config_of_transformer, embedded
+from hidream.model.checkpoint.checkpoint import Checkpoint, config_of_transformer, embedded
+from hidream.model.checkpoint.inferred import published_config
+from hidream.model.memory.candidates import Hardware, Options
+from hidream.model.memory.footprint import BLOCKS, PUBLISHED, VAE, ModelShape
+from hidream.model.memory.plan import plan
+from hidream.model.memory.plan_input import Asked, lora_values, partial, whole
 from hidream.types import LORAS_MAX, Size, Storage, Variant
 
 NANO = embedded(Variant.DEV)

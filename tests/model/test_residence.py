@@ -8,8 +8,8 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from hidream.formats.quantized import Quantized, Scheme
-from hidream.model.linear import Linear
-from hidream.model.residence import visiting
+from hidream.model.memory.offload import visiting
+from hidream.model.network.linear import Linear
 
 ELSEWHERE = torch.device("cpu:1")  # the same memory, yet another device: what is moved there is copied
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_shift
 
-from hidream.model import sampler
-from hidream.model.config import RECIPES, official_shift
+from hidream.model.network.config import RECIPES, official_shift
+from hidream.model.sampling import sampler
 from hidream.types import Sampler, Variant
 
 # HiDream-ai/HiDream-I1 @9b42dd6: what its own schedulers print for inference.py's settings

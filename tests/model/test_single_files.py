@@ -16,12 +16,12 @@ import llama_cpp
 from hidream.errors import CheckpointError
 from hidream.formats.gguf_encoders import LLAMA_ROPE
 from hidream.formats.gguf_file import write_gguf
-from hidream.model.encoders import check_fit, load_encoder, load_tokenizer
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.checkpoint.encoders import check_fit, load_encoder, load_tokenizer
+from hidream.model.latents.autoencoder import load_autoencoder
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.model.text import load_text_encoders
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.text.text_encoders import load_text_encoders
 from hidream.types import ImageRequest, Size, Storage, Variant
 
 CPU, F32 = torch.device("cpu"), torch.float32

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model import sampler
-from hidream.model.config import RECIPES
+from hidream.model.network.config import RECIPES
+from hidream.model.network.transformer import Transformer
 from hidream.model.pipeline import generate
-from hidream.model.sampler import SamplerState, Schedule
-from hidream.model.step_cache import FEWEST, SAVING, SETTLED, SLOPE, History, plan
-from hidream.model.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.model.sampling.sampler import SamplerState, Schedule
+from hidream.model.sampling.step_cache import FEWEST, SAVING, SETTLED, SLOPE, History, plan
 from hidream.types import ImageRequest, Mode, Sampler, Size, Variant
 
 SAVING_MODES = [Mode.BALANCED, Mode.TURBO]

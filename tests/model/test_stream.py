@@ -9,9 +9,9 @@ import tiny
 import torch
 
 from hidream.formats.quantized import Scheme, quantize
-from hidream.model import placing, stream
-from hidream.model.linear import Linear
-from hidream.model.transformer import Transformer
+from hidream.model.memory import phases, streaming
+from hidream.model.network.linear import Linear
+from hidream.model.network.transformer import Transformer
 
 AWAY = torch.device("cpu:1")  # to torch another device than "cpu", so that weights are really copied there
 
@@ -24,8 +24,8 @@ def streamed():
 
 
 def with_streams(model: Transformer, staying: tuple[int, ...] = ()) -> Transformer:
-    placing.blocks_streamed(model, AWAY, staying)
-    placing.conditioning_streamed(model, AWAY)
+    phases.blocks_streamed(model, AWAY, staying)
+    phases.conditioning_streamed(model, AWAY)
     return model
 
 
@@ -45,14 +45,14 @@ def test_quantised_weights_travel_as_they_are():
 
 def test_two_blocks_at_most_are_away(streamed, monkeypatch):
     alive, most = weakref.WeakValueDictionary(), []
-    moved = stream.moved
+    moved = streaming.moved
 
     def counted(value, device):
         copy = moved(value, device)
         alive[id(copy)] = copy
         return copy
 
-    monkeypatch.setattr(stream, "moved", counted)
+    monkeypatch.setattr(streaming, "moved", counted)
     for block in streamed.walks.blocks:
         most.append(sum(tensor.nbytes for tensor in alive.values()))
         assert id(block.attn1.to_q.weight) in alive

@@ -10,8 +10,8 @@ import transformers
 from reference import stock_pipeline
 
 from hidream.errors import CheckpointError
-from hidream.model.prompts import ENCODERS
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.text.prompts import ENCODERS
 from hidream.types import Prompts, Variant
 
 LONG = "a very long prompt with words that nobody has taught it, " * 20

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model.text_cache import TextCache
+from hidream.model.text.cache import TextCache
 from hidream.types import Prompts
 
 ENTRY = torch.arange(4, dtype=torch.float32)

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 
-from hidream.model.config import TransformerConfig
-from hidream.model.moe import MixtureOfExperts
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.moe import MixtureOfExperts
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
 

@@ -18,9 +18,17 @@ from hidream.errors import CheckpointError
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.quantized import NF4_CODE, quantize
 from hidream.formats.safetensors_file import shards
-from hidream.model import weights
+from hidream.model.checkpoint import checkpoint
+from hidream.model.checkpoint.checkpoint import (
+    FIELDS,
+    TOKENIZERS,
+    Checkpoint,
+    Source,
+    embedded,
+    load_transformer,
+    sources,
+)
 from hidream.model.loading import load
-from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, load_transformer, sources
 from hidream.types import Storage, Variant
 
 CPU = torch.device("cpu")
@@ -124,7 +132,7 @@ def as_file(tmp_path, state, metadata=True):
 
 
 def answer(state):
-    """What diffusers' transformer says with these weights, float32."""
+    """What diffusers' transformer says with these checkpoint, float32."""
     model = tiny.reference()
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     return -model(*tiny.inputs(1, 8, 8), return_dict=False)[0]
@@ -416,9 +424,9 @@ def test_llama_may_lie_elsewhere(tmp_path):
 def test_hash_follows_the_content(tmp_path):
     cache, file = tmp_path / "cache" / "hashes.json", tmp_path / "w.safetensors"
     file.write_bytes(b"one")
-    first = weights.weights_hash([file], cache)
-    assert weights.weights_hash([file], None) == weights.weights_hash([file], cache) == first
+    first = checkpoint.weights_hash([file], cache)
+    assert checkpoint.weights_hash([file], None) == checkpoint.weights_hash([file], cache) == first
     file.write_bytes(b"other")
-    assert weights.weights_hash([file], cache) != first
+    assert checkpoint.weights_hash([file], cache) != first
     cache.write_text("{ torn")
-    assert weights.weights_hash([file], cache) == weights.weights_hash([file], None)
+    assert checkpoint.weights_hash([file], cache) == checkpoint.weights_hash([file], None)

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, HiDreamImageTransformer2DModel
 from torch import Tensor
 
-from hidream.model.config import TransformerConfig
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.transformer import Transformer
 
 CONFIG = TransformerConfig(
     num_layers=2,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hidream.engine.runner import segment_tokens
-from hidream.model.footprint import step_bytes
-from hidream.model.loading import Model
+from hidream.model.memory.footprint import step_bytes
+from hidream.model.model import Model
 from hidream.model.pipeline import now
 
 GAIN = 1.2

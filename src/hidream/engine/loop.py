@@ -32,10 +32,10 @@ from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
 from hidream.errors import InvalidInput
 from hidream.images.prepared import Prepared
-from hidream.model.canvas import Canvas
-from hidream.model.loading import Model
+from hidream.model.latents.init_image import Canvas
+from hidream.model.latents.preview import Preview, fit_preview
+from hidream.model.model import Model
 from hidream.model.pipeline import Picture, Sketch, Tick, canvas_sizes, outline
-from hidream.model.preview import Preview, fit_preview
 from hidream.types import ImageRequest, Size
 
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from hidream.engine.request import Work
-from hidream.model.footprint import conditioning_bytes, decode_bytes, decoder_channels, step_bytes, table_bytes
-from hidream.model.loading import Model
-from hidream.model.lora import changes_bytes
-from hidream.model.packed import Packed
+from hidream.model.memory.footprint import conditioning_bytes, decode_bytes, decoder_channels, step_bytes, table_bytes
+from hidream.model.model import Model
+from hidream.model.network.lora import changes_bytes
+from hidream.model.network.ragged_batch import Packed
+from hidream.model.network.transformer import Transformer
 from hidream.model.pipeline import Ask, Drawing, Picture, Sketch, Tick, answer, draw, finish, now
-from hidream.model.text import Encoded
-from hidream.model.transformer import Transformer
+from hidream.model.text.text_encoders import Encoded
 from hidream.types import Timings
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hidream.errors import NotFinite
 from hidream.formats.quantized import Quantized
-from hidream.model.loading import Model
-from hidream.model.residence import held
-from hidream.model.text import SUFFIXES
+from hidream.model.memory.offload import held
+from hidream.model.model import Model
+from hidream.model.text.text_encoders import SUFFIXES
 from hidream.types import ImageRequest
 
 CURE = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"

@@ -6,34 +6,34 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import hidream
 from hidream.errors import CheckpointError, ConfigurationError
-from hidream.model import bfloat16, lora, plan_input, plan_text, products
-from hidream.model.config import NUMBER_MAX
-from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
-from hidream.model.linear import Changes, Linear
-from hidream.model.lora_folder import LoraFolder
-from hidream.model.placing import (
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.checkpoint.lora_folder import LoraFolder
+from hidream.model.latents.autoencoder import Autoencoder, load_autoencoder
+from hidream.model.memory import plan_input, plan_report
+from hidream.model.memory.candidates import Hardware, Placement
+from hidream.model.memory.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
+from hidream.model.memory.phases import (
     Phases,
     autoencoder_in_turn,
     blocks_in_turn,
     blocks_streamed,
     conditioning_streamed,
 )
-from hidream.model.plan import CONTEXT_BYTES, Plan, plan
-from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.text_cache import TextCache
-from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.ways import Hardware, Placement
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.types import LoraUse, Mode, Size, Storage, Variant
+from hidream.model.memory.plan import CONTEXT_BYTES, Plan, plan
+from hidream.model.model import Model
+from hidream.model.network import bfloat16, lora, matmul
+from hidream.model.network.config import NUMBER_MAX
+from hidream.model.network.linear import Linear
+from hidream.model.network.transformer import Transformer
+from hidream.model.text.cache import TextCache
+from hidream.model.text.text_encoders import TextEncoders, load_text_encoders
+from hidream.types import Size, Storage, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -45,52 +45,6 @@ COPIES_SHARE = 1 / 32
 """Of the machine's memory that a transformer on a CPU may take to be copied for speed."""
 TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A loaded checkpoint."""
-
-    variant: Variant
-    versions: str  # with "{mode}" where a version names its mode
-    text: TextEncoders
-    transformer: Transformer
-    vae: Autoencoder
-    best_tokens: int
-    device: torch.device
-    dtype: torch.dtype
-    refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
-    loras: LoraFolder = field(default_factory=LoraFolder)
-    phases: Phases = field(default_factory=Phases)
-    twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
-
-    def transformer_of(self, mode: Mode) -> tuple[Transformer, torch.dtype]:
-        """Return the transformer that draws in a mode, and the type that it computes in."""
-        exact = self.twin is None or mode is Mode.EXACT
-        return (self.transformer, self.dtype) if exact or self.twin is None else (self.twin, torch.bfloat16)
-
-    @property
-    def version(self) -> str:
-        """What pictures are drawn by when nothing is asked: variant, weights, mode, device and type, release."""
-        return self.version_of(Mode.EXACT)
-
-    def version_of(self, mode: Mode) -> str:
-        """The version of this model in a mode: same request, seed and version, same picture."""
-        twin = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
-        return self.versions.format(mode=f"{mode}{twin}")
-
-    @property
-    def token_px(self) -> int:
-        """Pixels that one image token covers, along one side."""
-        return self.vae.factor * self.transformer.config.patch_size
-
-    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> tuple[Changes, tuple[str, ...]]:
-        """What the LoRAs of a request change, for products in `dtype` (the model's own), and what of them is left out.
-
-        Raises InvalidInput on a LoRA that is not known or cannot be used.
-        """
-        named = [(self.loras.named(use.name), use.weight) for use in loras]
-        return lora.changes(named, self.device, dtype or self.dtype), lora.warnings(named)
 
 
 def load(
@@ -146,7 +100,7 @@ def _for_cpu(model: Model) -> Model:
     small = sum(p.nbytes for p in model.transformer.parameters()) < COPIES_SHARE * memory_bytes
     if not small or any(each.weight is None or each.weight.dtype is not torch.float32 for each in linear):
         return model
-    if products.available():
+    if matmul.available():
         model.transformer.lay()
     if not bfloat16.gains():
         return model
@@ -159,8 +113,10 @@ def settle(checkpoint: Checkpoint, asked: plan_input.Asked, device: torch.device
     shape, options = plan_input.whole(checkpoint, asked)
     answer = plan(hardware_of(device, memory_gb), shape, options)
     if not answer.fits:
-        raise ConfigurationError(f"the model does not fit into the memory there is: {plan_text.verdict(answer, shape)}")
-    for reason in plan_text.reasons(answer):
+        raise ConfigurationError(
+            f"the model does not fit into the memory there is: {plan_report.verdict(answer, shape)}"
+        )
+    for reason in plan_report.reasons(answer):
         logger.info("memory_plan %s", reason)
     return answer
 

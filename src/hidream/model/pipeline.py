@@ -22,18 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidream.model import sampler, step_cache
-from hidream.model.canvas import Canvas, cells, open_canvas
-from hidream.model.config import Recipe, recipe_of
 from hidream.model.finite import not_finite
-from hidream.model.linear import Changes
-from hidream.model.loading import Model
-from hidream.model.packed import Conditioning
-from hidream.model.sampler import SamplerState, Schedule
-from hidream.model.shape import Grid, fit, render_grid, to_pixels
-from hidream.model.step_cache import SLOPE, History
-from hidream.model.text import TextEmbeds
-from hidream.model.transformer import Transformer
+from hidream.model.latents.init_image import Canvas, cells, open_canvas
+from hidream.model.latents.shape import Grid, fit, render_grid, to_pixels
+from hidream.model.model import Model
+from hidream.model.network.config import Recipe, recipe_of
+from hidream.model.network.linear import Changes
+from hidream.model.network.ragged_batch import Conditioning
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler, step_cache
+from hidream.model.sampling.sampler import SamplerState, Schedule
+from hidream.model.sampling.step_cache import SLOPE, History
+from hidream.model.text.text_encoders import TextEmbeds
 from hidream.types import ImageRequest, Prompts, Render, Size, Timings
 
 REFINE_ABOVE = 1.2

@@ -22,13 +22,14 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
-from hidream.model.footprint import ModelShape
-from hidream.model.loading import HOST, Model, hardware_of, load, resolve_device
-from hidream.model.plan_input import Asked, partial
-from hidream.model.residence import held
-from hidream.model.ways import HOST_RESERVE_BYTES
-from hidream.model.ways import Options as PlanOptions
-from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
+from hidream.model.checkpoint.checkpoint import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
+from hidream.model.loading import HOST, hardware_of, load, resolve_device
+from hidream.model.memory.candidates import HOST_RESERVE_BYTES
+from hidream.model.memory.candidates import Options as PlanOptions
+from hidream.model.memory.footprint import ModelShape
+from hidream.model.memory.offload import held
+from hidream.model.memory.plan_input import Asked, partial
+from hidream.model.model import Model
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hidream.model.linear import Linear
+from hidream.model.network.linear import Linear
 
 
 @contextmanager

@@ -14,16 +14,16 @@ import torch
 
 from hidream.formats.comfy import Stored
 from hidream.formats.lora_file import values_in
-from hidream.model.assign import settled
-from hidream.model.config import TransformerConfig
-from hidream.model.encoders import check_fit, outline_encoder
-from hidream.model.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
-from hidream.model.lora import layers, wants
-from hidream.model.lora_folder import lora_files
-from hidream.model.transformer import Transformer
-from hidream.model.vae import outline_autoencoder
-from hidream.model.ways import Options
-from hidream.model.weights import FIELDS, Checkpoint, config_of_transformer
+from hidream.model.checkpoint.assign import settled
+from hidream.model.checkpoint.checkpoint import FIELDS, Checkpoint, config_of_transformer
+from hidream.model.checkpoint.encoders import check_fit, outline_encoder
+from hidream.model.checkpoint.lora_folder import lora_files
+from hidream.model.latents.autoencoder import outline_autoencoder
+from hidream.model.memory.candidates import Options
+from hidream.model.memory.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.lora import layers, wants
+from hidream.model.network.transformer import Transformer
 from hidream.types import LORAS_MAX, Size, Storage, Variant
 
 AUTOENCODER_DTYPES = {torch.float16: torch.float32}

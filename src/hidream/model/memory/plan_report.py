@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from hidream.model.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, ModelShape
-from hidream.model.plan import Plan, plan
-from hidream.model.ways import Hardware, Options, Placement
+from hidream.model.memory.candidates import Hardware, Options, Placement
+from hidream.model.memory.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, ModelShape
+from hidream.model.memory.plan import Plan, plan
 from hidream.types import Size, Storage, Variant
 
 CARDS_GB = (8, 12, 16, 24, 32, 48, 80)

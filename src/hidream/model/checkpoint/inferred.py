@@ -17,7 +17,7 @@ from torch import Size
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Kind
 from hidream.formats.gguf_encoders import LLAMA_ROPE, T5_MAX_DISTANCE
-from hidream.model.config import TransformerConfig
+from hidream.model.network.config import TransformerConfig
 
 Shapes = Mapping[str, Size]
 """Shape of each tensor by its name."""

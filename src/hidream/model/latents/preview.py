@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidream.model.shape import to_pixels
-from hidream.model.vae import Autoencoder
+from hidream.model.latents.autoencoder import Autoencoder
+from hidream.model.latents.shape import to_pixels
 
 PICTURES, SHAPES = 8, 6
 """How many pictures the map is fitted to, and shapes on each. With 4 pictures nano's previews lose 1 dB; with 16, or

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Published, class_in
-from hidream.model.assign import Target, assign
-from hidream.model.encoders import check_numbers
-from hidream.model.inferred import autoencoder_config
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.assign import Target, assign
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.checkpoint.encoders import check_numbers
+from hidream.model.checkpoint.inferred import autoencoder_config
 
 LEVELS_MAX = 8
 """Of an autoencoder, each half as large as the one before; FLUX's has four, nano's six."""

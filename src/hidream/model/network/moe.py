@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.linear import NOWHERE, Linear, Spread, changed, everywhere
-from hidream.model.pack import pack
-from hidream.model.products import FUSED, Product, onednn_swiglu, plain
+from hidream.model.network.fused_weights import pack
+from hidream.model.network.linear import NOWHERE, Linear, Spread, changed, everywhere
+from hidream.model.network.matmul import FUSED, Product, onednn_swiglu, plain
 
 MULTIPLE_OF = 256
 """Hidden widths are rounded up to this (models/moe.py, FeedForwardSwiGLU)."""

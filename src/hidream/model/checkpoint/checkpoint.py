@@ -25,15 +25,15 @@ from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
 from hidream.formats.comfy_folder import parts_in
 from hidream.formats.detect import Kind, Published, class_in, config_of, files_of, read, read_json, stated_as
-from hidream.model import products
-from hidream.model.assign import Target, assign, settled
-from hidream.model.config import TransformerConfig
-from hidream.model.inferred import transformer_config
-from hidream.model.linear import Linear
-from hidream.model.transformer import Transformer
+from hidream.model.checkpoint.assign import Target, assign, settled
+from hidream.model.checkpoint.inferred import transformer_config
+from hidream.model.network import matmul
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.linear import Linear
+from hidream.model.network.transformer import Transformer
 from hidream.types import Storage, Variant
 
-NANO = Path(__file__).parent.parent / "nano"
+NANO = Path(__file__).parent.parent.parent / "nano"
 """The model inside this package."""
 LLAMA_HELP = (
     "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: download "
@@ -221,7 +221,7 @@ def load_transformer(
     if _packs(transformer, published.tensors, device, dtype):
         transformer.pack()
     if device.type == "cpu":
-        transformer.compute_on_cpu(onednn=products.available())
+        transformer.compute_on_cpu(onednn=matmul.available())
     return transformer.eval().requires_grad_(False)
 
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from itertools import product
 
 from hidream.errors import ConfigurationError
-from hidream.model.config import RECIPES
+from hidream.model.network.config import RECIPES
 from hidream.types import Render, Size, Storage, Variant
 
 HOST_RESERVE_BYTES = 3_000_000_000

@@ -31,9 +31,9 @@ from torch import Tensor
 from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, LowRank, Outline, tensors_of
 from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, read_lora, some
-from hidream.model.linear import Change, Changes, Linear
-from hidream.model.moe import Gate
-from hidream.model.transformer import Transformer
+from hidream.model.network.linear import Change, Changes, Linear
+from hidream.model.network.moe import Gate
+from hidream.model.network.transformer import Transformer
 
 Layers = Mapping[str, Linear | Gate]
 """What a LoRA can change, by published name."""

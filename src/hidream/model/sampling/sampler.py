@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from hidream.errors import InvalidInput
-from hidream.model.config import TIMESTEPS
+from hidream.model.network.config import TIMESTEPS
 from hidream.types import Conformance, Sampler
 
 OFFICIAL_SPACING_SHIFT = 3.0

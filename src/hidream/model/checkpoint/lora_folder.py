@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput
 from hidream.formats.lora_file import read_lora
-from hidream.model.lora import Layers, Lora, match, wants
+from hidream.model.network.lora import Layers, Lora, match, wants
 
 logger = logging.getLogger(__name__)
 

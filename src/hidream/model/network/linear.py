@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hidream.formats.quantized import Quantized
-from hidream.model.products import Product, laid_out, plain
+from hidream.model.network.matmul import Product, laid_out, plain
 
 
 class Change(Protocol):

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.model.encoders import load_encoder, load_tokenizer
-from hidream.model.prompts import ENCODERS, warnings
-from hidream.model.residence import visiting
-from hidream.model.text_cache import TextCache
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
+from hidream.model.memory.offload import visiting
+from hidream.model.text.cache import TextCache
+from hidream.model.text.prompts import ENCODERS, warnings
 from hidream.types import Prompts, Storage
 
 SUFFIXES = ("", "_2", "_3", "_4")

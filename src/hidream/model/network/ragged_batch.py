@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidream.model.attention import Rope, attend
-from hidream.model.linear import NOWHERE, UNCHANGED, Changes, Spread
+from hidream.model.network.attention import Rope, attend
+from hidream.model.network.linear import NOWHERE, UNCHANGED, Changes, Spread
 
 
 class Conditioning(NamedTuple):

@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from hidream.formats.blocks import DEVICE_CHUNK
-from hidream.model.config import TransformerConfig
-from hidream.model.moe import MULTIPLE_OF
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.moe import MULTIPLE_OF
 from hidream.types import Storage
 
 TEXT_TOKENS = 128

@@ -15,8 +15,8 @@ from torch import Size, Tensor, nn
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import Stored
 from hidream.formats.quantized import Quantized, Scheme, quantize
-from hidream.model.footprint import BITS
-from hidream.model.linear import Linear
+from hidream.model.memory.footprint import BITS
+from hidream.model.network.linear import Linear
 from hidream.types import Storage
 
 KEYS_SHOWN = 5

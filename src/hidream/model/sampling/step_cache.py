@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from hidream.model.sampler import Schedule
+from hidream.model.sampling.sampler import Schedule
 from hidream.types import Mode, Sampler
 
 SAVING: Mapping[Mode, float] = {Mode.EXACT: 1, Mode.BALANCED: 2, Mode.TURBO: 3.5}

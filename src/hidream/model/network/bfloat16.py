@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from hidream.model import products
-from hidream.model.transformer import Transformer
+from hidream.model.network import matmul
+from hidream.model.network.transformer import Transformer
 
 FASTER = 1.3
 """How many times faster products have to be for a twin to be made; what is not a product gains less."""
@@ -25,7 +25,7 @@ ROWS, WIDTH, REPEATS = 256, 1024, 5
 @torch.inference_mode()
 def gains() -> bool:
     """Measure whether this CPU multiplies bfloat16 faster than float32."""
-    if not products.available() or torch.bfloat16 not in products.FUSED:
+    if not matmul.available() or torch.bfloat16 not in matmul.FUSED:
         return False
     x, weight = torch.ones(ROWS, WIDTH), torch.ones(WIDTH, WIDTH)
     slow = _seconds(x, weight, math.inf)
@@ -50,7 +50,7 @@ def _seconds(x: torch.Tensor, weight: torch.Tensor, enough: float) -> float:
     best = math.inf
     for i in range(1 + REPEATS):
         started = time.process_time()
-        products.onednn(x, weight, None)
+        matmul.onednn(x, weight, None)
         taken = time.process_time() - started
         if i or taken > 10 * enough:
             best = min(best, taken)

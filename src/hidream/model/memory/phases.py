@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hidream.model.residence import visiting
-from hidream.model.stream import Stream
-from hidream.model.transformer import DoubleBlock, SingleBlock, Transformer, Walks
-from hidream.model.vae import Autoencoder
+from hidream.model.latents.autoencoder import Autoencoder
+from hidream.model.memory.offload import visiting
+from hidream.model.memory.streaming import Stream
+from hidream.model.network.transformer import DoubleBlock, SingleBlock, Transformer, Walks
 
 Phase = Callable[[], AbstractContextManager[None]]
 

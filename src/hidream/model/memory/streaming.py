@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from hidream.model.residence import held, moved
+from hidream.model.memory.offload import held, moved
 
 M = TypeVar("M", bound=nn.Module)
 

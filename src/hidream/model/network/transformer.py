@@ -37,12 +37,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hidream.model import products
-from hidream.model.attention import Attention, rope_table, rotate
-from hidream.model.config import TransformerConfig
-from hidream.model.linear import NOWHERE, UNCHANGED, Changes, Linear, Spread, everywhere
-from hidream.model.moe import Gate, MixtureOfExperts, SwiGLU
-from hidream.model.packed import Conditioning, Packed
+from hidream.model.network import matmul
+from hidream.model.network.attention import Attention, rope_table, rotate
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.linear import NOWHERE, UNCHANGED, Changes, Linear, Spread, everywhere
+from hidream.model.network.moe import Gate, MixtureOfExperts, SwiGLU
+from hidream.model.network.ragged_batch import Conditioning, Packed
 
 LAYER_NORM_EPS = 1e-6
 TIME_CHANNELS = 256
@@ -315,12 +315,12 @@ class Transformer(nn.Module):
         return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=size, q=size)
 
     def compute_on_cpu(self, onednn: bool) -> None:
-        """Have the experts come one by one, and all float32 products be oneDNN's (`products.py`); not for training."""
+        """Have the experts come one by one, and all float32 products be oneDNN's (`matmul.py`); not for training."""
         for module in self.modules():
             if isinstance(module, MixtureOfExperts):
                 module.apart = True
             if isinstance(module, Linear | Gate | Attention):
-                module.product = products.onednn if onednn else products.plain
+                module.product = matmul.onednn if onednn else matmul.plain
             if isinstance(module, SwiGLU):
                 module.fused = onednn
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from hidream.model import footprint
-from hidream.model.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, REST, VAE, ModelShape, Weights
-from hidream.model.shape import Grid, render_grid
-from hidream.model.ways import Hardware, Options, Placement, Way, ways
+from hidream.model.latents.shape import Grid, render_grid
+from hidream.model.memory import footprint
+from hidream.model.memory.candidates import Hardware, Options, Placement, Way, ways
+from hidream.model.memory.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, REST, VAE, ModelShape, Weights
 from hidream.types import Render, Storage
 
 CONTEXT_BYTES = 600_000_000

@@ -16,10 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Published
-from hidream.model.assign import Target, assign, settled
-from hidream.model.config import TransformerConfig
-from hidream.model.inferred import Shapes, clip_config, llama_config, t5_config
-from hidream.model.weights import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
+from hidream.model.checkpoint.assign import Target, assign, settled
+from hidream.model.checkpoint.checkpoint import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
+from hidream.model.checkpoint.inferred import Shapes, clip_config, llama_config, t5_config
+from hidream.model.network.config import TransformerConfig
 from hidream.types import Storage
 
 CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {

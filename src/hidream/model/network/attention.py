@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.linear import NOWHERE, Linear, Spread, changed
-from hidream.model.pack import pack
-from hidream.model.products import Product, laid_out, plain
+from hidream.model.network.fused_weights import pack
+from hidream.model.network.linear import NOWHERE, Linear, Spread, changed
+from hidream.model.network.matmul import Product, laid_out, plain
 
 ROPE_THETA = 10_000.0
 RMS_EPS = 1e-5
