@@ -29,7 +29,7 @@ from stock import SPEED_UPS, STAGES, Drawn, Seen, SpeedUp, Stock, plain
 
 from hidream.model.loading import load
 from hidream.model.model import Model
-from hidream.model.network.config import RECIPES
+from hidream.model.network.config import SAMPLING_PRESETS
 from hidream.model.pipeline import generate, plan_passes, resolve
 from hidream.outputs.encode import encode
 from hidream.types import ImageFormat, ImageRequest, Size, Variant
@@ -182,7 +182,7 @@ def psnr(picture: np.ndarray, other: np.ndarray) -> float:
 
 def equal(seen: Seen, variant: Variant) -> dict[str, object]:
     """What holds for all sides, for the report."""
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     return {
         "latent": list(seen.latent),
         "text tokens": seen.text_tokens,

@@ -100,7 +100,7 @@ def test_the_plan_is_of_the_file_that_is_named(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert printed.startswith(f"transformer: {file}\n1024*1024, 28 steps")
     assert re.search(r"transformer.blocks +stored +device +0.0 GB", printed)
-    assert re.search(r"text_encoder_3 +compute +in turn +9.5 GB", printed)  # not there: the published one's
+    assert re.search(r"text_encoder_3 +compute +sequential +9.5 GB", printed)  # not there: the published one's
     assert cli.main(["info", "--plan", "--memory", "24", "--variant", "full", "--model", "/nowhere"]) == 1
     assert "/nowhere does not exist" in capsys.readouterr().err
 

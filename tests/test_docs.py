@@ -15,13 +15,13 @@ from hidream import arguments, cli, mcp_server
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
-from hidream.model.network.config import RECIPES
+from hidream.model.network.config import SAMPLING_PRESETS
 from hidream.server.app import create_app
 from hidream.server.metrics import Metrics
 from hidream.server.service import assemble
 from hidream.settings import sources, tables
 from hidream.store.submission import Submission
-from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Mode, Render, Sampler, Storage, Variant
+from hidream.types import LORAS_MAX, STEPS_MAX, Conformance, Mode, Render, Sampler, Variant, WeightFormat
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S
 
 ROOT = Path(__file__).parent.parent
@@ -63,10 +63,10 @@ def test_every_parameter_is_documented_with_its_choices_and_the_variants_own():
     assert {field.name for field in dataclasses.fields(Submission)} <= rows.keys()
     for name, kind in (("sampler", Sampler), ("conformance", Conformance), ("render", Render), ("mode", Mode)):
         assert all(f"`{choice}`" in rows[name] for choice in kind), name
-    for variant, recipe in RECIPES.items():
+    for variant, recipe in SAMPLING_PRESETS.items():
         assert f"{variant.title()} {recipe.steps}" in rows["num_inference_steps"]
         assert f"{variant.title()} {recipe.shift:g}" in rows["shift"]
-    assert f"Full {RECIPES[Variant.FULL].guidance:g}" in rows["guidance_scale"]
+    assert f"Full {SAMPLING_PRESETS[Variant.FULL].guidance:g}" in rows["guidance_scale"]
     assert f"1 to {STEPS_MAX}" in rows["num_inference_steps"]
     assert f"up to {LORAS_MAX}" in rows["loras"]
 
@@ -149,14 +149,14 @@ def test_models_names_every_way_to_name_a_part():
     text = read("docs/MODELS.md")
     used = {flag for typed in commands_of("docs/MODELS.md") for flag in typed if flag.startswith("--")}
     assert {f"--{part.replace('_', '-')}" for part in arguments.PARTS} <= used
-    assert all(f"`{choice}`" in text for kind in (Storage, Conformance, Render, Sampler) for choice in kind)
+    assert all(f"`{choice}`" in text for kind in (WeightFormat, Conformance, Render, Sampler) for choice in kind)
     for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
         assert re.search(rf"\b{kind}\b", text), kind
 
 
 def test_models_names_every_variants_recipe():
     rows = dict(re.findall(r"^\| (Dev|Full|Fast) \| (.+) \|$", read("docs/MODELS.md"), re.MULTILINE))
-    for variant, recipe in RECIPES.items():
+    for variant, recipe in SAMPLING_PRESETS.items():
         steps, guidance, shift, sampler = rows[variant.title()].split(" | ")
         assert (steps, shift, sampler) == (str(recipe.steps), f"{recipe.shift:g}", f"`{recipe.sampler}`")
         assert guidance.split(",")[0] == (f"{recipe.guidance:g}" if recipe.guidance > 1 else "–")

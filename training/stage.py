@@ -185,4 +185,4 @@ def compile_blocks(*transformers: Transformer, backend: str = "inductor") -> Non
 @functools.cache
 def _prefers_bfloat16(device: torch.device) -> bool:
     """Say whether products are computed in bfloat16: on a GPU, and on a CPU that was measured to be faster so."""
-    return device.type == "cuda" or (device.type == "cpu" and bfloat16.gains())
+    return device.type == "cuda" or (device.type == "cpu" and bfloat16.is_faster())

@@ -204,15 +204,18 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
 def _plan(given: argparse.Namespace, config: Settings) -> int:
     import torch
 
-    from hidream.model.loading import resolve_dtype, resolve_storage
     from hidream.model.memory import plan_report
-    from hidream.model.memory.plan_input import Asked
+    from hidream.model.memory.plan_input import PlanRequest
+    from hidream.model.resolve import resolve_dtype, resolve_weight_format
     from hidream.worker.loading import plan_configured
 
     size = Size.parse(given.size)
     device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
-    dtype, storage = resolve_dtype(config.compute.dtype, torch.device(device)), resolve_storage(config.compute.storage)
-    asked = Asked(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
+    dtype, storage = (
+        resolve_dtype(config.compute.dtype, torch.device(device)),
+        resolve_weight_format(config.compute.storage),
+    )
+    asked = PlanRequest(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
     shape, options, parts = plan_configured(asked, config)
     for part in parts:
         print(part)

@@ -92,7 +92,7 @@ class Conformance(StrEnum):
     OFFICIAL = "official"
 
 
-class Storage(StrEnum):
+class WeightFormat(StrEnum):
     """In which type the large matrices are kept; products are always computed in the compute type.
 
     COMPUTE: in the compute type.
@@ -219,7 +219,8 @@ class LoraUse:
 class ImageRequest:
     """One picture: everything that decides its pixels.
 
-    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`model/network/config.py: RECIPES`).
+    `steps`, `guidance`, `shift` and `sampler` of None mean the variant's own (`SAMPLING_PRESETS` in
+    `model/network/config.py`).
     `seed` is the seed that is used: a random one is drawn by whoever makes the request, so that it can be written down
     first.
 

@@ -204,7 +204,9 @@ def test_progress_and_previews(model):
 def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
     """They differ by their seeds; what else differs has a canvas of its own."""
     opened = []
-    monkeypatch.setattr(pipeline, "open_canvas", lambda *given: opened.append(given) or init_image.open_canvas(*given))
+    monkeypatch.setattr(
+        pipeline, "open_init_image", lambda *given: opened.append(given) or init_image.open_init_image(*given)
+    )
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     hole, bare = io.BytesIO(), request(image=None)
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(hole, "PNG")
@@ -223,11 +225,11 @@ def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
 def test_a_canvas_counts_in_the_memory_that_a_request_holds(model):
     image = io.BytesIO()
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(image, "PNG")
-    sketch = pipeline.outline(model, request(image=image.getvalue()))
+    prepared = pipeline.prepare(model, request(image=image.getvalue()))
     runner = Runner(model, overlap=False, together=True, encoding=Lock())
-    bare = dataclasses.replace(sketch, canvas=None)
-    held = runner.work("a", sketch).memory_bytes - runner.work("b", bare).memory_bytes
-    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in sketch.canvas.layers)
+    bare = dataclasses.replace(prepared, init_image=None)
+    held = runner.work("a", prepared).memory_bytes - runner.work("b", bare).memory_bytes
+    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in prepared.init_image.layers)
 
 
 def test_images_that_were_read_elsewhere_give_the_same(model):
@@ -236,9 +238,9 @@ def test_images_that_were_read_elsewhere_give_the_same(model):
     expected = pipeline.generate(model, request(image=image.getvalue()))
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     elsewhere = request(image=b"")
-    prepared = prepare(engine.canvas_sizes(elsewhere), image.getvalue(), None)
+    prepared = prepare(engine.init_image_sizes(elsewhere), image.getvalue(), None)
     for seed in "ab":
-        engine.add(seed, elsewhere, prepared=prepared)
+        engine.add(seed, elsewhere, init_image=prepared)
     assert all(np.array_equal(end.picture.pixels, expected.pixels) for end in drain(engine).values())
 
 
@@ -334,11 +336,11 @@ def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
 
 def test_decoding_in_tiles_needs_less(nano):
     engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
-    sketch = pipeline.outline(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
-    whole = engine._runner.peak_bytes(sketch)
+    prepared = pipeline.prepare(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
+    whole = engine._runner.peak_bytes(prepared)
     nano.vae.tile(512)
     try:
-        assert engine._runner.peak_bytes(sketch) * 4 < whole
+        assert engine._runner.peak_bytes(prepared) * 4 < whole
     finally:
         nano.vae.module.disable_tiling()
 
@@ -407,7 +409,7 @@ def test_what_a_lora_holds_is_counted(model):
     runner, request = Engine(model, Options(tokens=2000, memory_bytes=2**33))._runner, asked(1)
     plain, once, twice = (
         runner.work(
-            "id", pipeline.outline(model, dataclasses.replace(request, mode=Mode.EXACT, loras=loras))
+            "id", pipeline.prepare(model, dataclasses.replace(request, mode=Mode.EXACT, loras=loras))
         ).memory_bytes
         for loras in ((), (LoraUse("glow"),), (LoraUse("glow"),) * 2)
     )

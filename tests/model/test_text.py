@@ -120,7 +120,7 @@ def test_in_turn_only_one_encoder_is_on_the_device(dev, inference):
     home = [places(encoder) for encoder in dev.text.encoders]
     seen = []
     hooks = [encoder.register_forward_pre_hook(lambda *_: seen.append(away())) for encoder in dev.text.encoders]
-    text = dataclasses.replace(dev.text, cache=None, device=ELSEWHERE, in_turn=True)
+    text = dataclasses.replace(dev.text, cache=None, device=ELSEWHERE, sequential_offload=True)
     with torch.inference_mode(inference):
         visited = text.embed(["a frog", "a cat"]).embeds
         for hook in hooks:

@@ -29,7 +29,8 @@ from hidream.model.checkpoint.checkpoint import (
     sources,
 )
 from hidream.model.loading import load
-from hidream.types import Storage, Variant
+from hidream.model.network.kernels import Experts
+from hidream.types import Variant, WeightFormat
 
 CPU = torch.device("cpu")
 
@@ -140,54 +141,54 @@ def answer(state):
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("storage", [None, Storage.COMPUTE, Storage.STORED])
+@pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE, WeightFormat.STORED])
 def test_single_files_of_every_type(folder, prefix, dtype, storage):
     state = {key: tensor.to(dtype) for key, tensor in tiny.reference().state_dict().items()}
     file = as_file(folder, comfy_files.prefixed(state, prefix))
     model = load_transformer(Checkpoint(file), CPU, torch.float32, storage)
     assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state)) <= 1e-5
-    kept = storage is Storage.STORED or (storage is None and dtype is torch.float8_e4m3fn)
+    kept = storage is WeightFormat.STORED or (storage is None and dtype is torch.float8_e4m3fn)
     assert model.blocks[0].attn1.to_q.weight.dtype is (dtype if kept else torch.float32)
     assert model.blocks[0].attn1.q_rms_norm.weight.dtype is torch.float32
     owned = dtype is not torch.float32 and not kept
-    assert bool(model.blocks[0].attn1.packed) is owned  # else packing would copy what is in the file
-    assert model.blocks[0].ff_i.apart
+    assert bool(model.blocks[0].attn1.fused) is owned  # else fusing would copy what is in the file
+    assert model.kernels.experts is Experts.PER_EXPERT
 
 
 @pytest.mark.parametrize(
-    ("dtype", "storage", "at_home", "packs"),
+    ("dtype", "storage", "on_host", "fuses"),
     [
         (torch.float32, None, "nothing", True),
-        (torch.float32, Storage.STORED, "nothing", True),
-        (torch.float32, None, "adaLN_modulation", True),  # which are streamed, and not packed in any case
+        (torch.float32, WeightFormat.STORED, "nothing", True),
+        (torch.float32, None, "adaLN_modulation", True),  # which are streamed, and not fused in any case
         (torch.float32, None, "experts", False),
-        (torch.bfloat16, Storage.STORED, "nothing", False),
+        (torch.bfloat16, WeightFormat.STORED, "nothing", False),
     ],
 )
-def test_packs_what_is_on_a_card_in_the_compute_type(folder, dtype, storage, at_home, packs):
+def test_fuses_what_is_on_a_card_in_the_compute_type(folder, dtype, storage, on_host, fuses):
     card = torch.device("meta")  # any that is not the CPU
     model = load_transformer(
-        Checkpoint(folder), card, dtype, storage, home=lambda name: CPU if at_home in name else card
+        Checkpoint(folder), card, dtype, storage, placed=lambda name: CPU if on_host in name else card
     )
-    assert bool(model.blocks[0].attn1.packed) is packs
-    assert (model.blocks[-1].ff_i.packed is not None) is packs
-    assert not model.blocks[0].ff_i.apart
+    assert bool(model.blocks[0].attn1.fused) is fuses
+    assert (model.blocks[-1].ff_i.fused is not None) is fuses
+    assert model.kernels.experts is Experts.GROUPED
 
 
 def test_what_keeps_its_type_stays_in_the_file(folder):
     file = as_file(folder, tiny.reference().to(torch.bfloat16).state_dict())
-    model = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.STORED)
+    model = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.STORED)
     start, end = mapping(file)
     weights_in_file = [start <= layer.weight.data_ptr() < end for layer in linears(model)]
     assert all(weights_in_file)
     assert len(weights_in_file) > 50
 
-    same = load_transformer(Checkpoint(file), CPU, torch.bfloat16, Storage.STORED)
+    same = load_transformer(Checkpoint(file), CPU, torch.bfloat16, WeightFormat.STORED)
     start, end = mapping(file)
     assert all(start <= parameter.data_ptr() < end for parameter in same.parameters())  # norms and biases too
 
 
-@pytest.mark.parametrize("storage", [Storage.FP8, Storage.INT8, Storage.NF4])
+@pytest.mark.parametrize("storage", [WeightFormat.FP8, WeightFormat.INT8, WeightFormat.NF4])
 def test_quantises_while_loading(folder, storage):
     state = tiny.reference().state_dict()
     file = as_file(folder, state)
@@ -217,11 +218,11 @@ def test_gguf_stays_quantised_unless_asked(folder):
         if layer.quantized is not None
     }
     assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state | expected)) <= 1e-5
-    eight = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.INT8)
+    eight = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.INT8)
     assert eight.blocks[0].attn1.to_q.quantized.scheme == "Q8_0"  # as small already
-    four = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.NF4)
+    four = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.NF4)
     assert four.blocks[0].attn1.to_q.quantized.scheme == "nf4"
-    dense = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.COMPUTE)
+    dense = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.COMPUTE)
     assert dense.blocks[0].attn1.to_q.quantized is None
     assert tiny.relative(dense(*tiny.inputs(1, 8, 8)), model(*tiny.inputs(1, 8, 8))) <= 1e-5
 

@@ -59,10 +59,10 @@ def measure(model: Model) -> Capacity:
 
     def step(segments: int) -> tuple[float, list[Tensor]]:
         """Seconds per token, and the velocities."""
-        packed, best, velocities = model.transformer.lay_out([conditioning] * segments), math.inf, []
+        batch, best, velocities = model.transformer.batch([conditioning] * segments), math.inf, []
         for _ in range(1 + REPEATS):
             started = clock()
-            velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, packed)
+            velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, batch)
             best = min(best, clock() - started)
             if clock() - begun > MEASURE_S:
                 break
@@ -91,7 +91,7 @@ def usable_bytes(model: Model) -> int:
 def memory_for_requests(model: Model, tokens: int) -> int:
     """Bytes that admitted requests may hold, beside the weights and a step of `tokens`; at least one step's worth."""
     free = _free_bytes(model)
-    step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, packed=True)
+    step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, fused=True)
     return max(int(SHARE * free) - step, step)
 
 

@@ -11,7 +11,7 @@ from hidream.model.checkpoint.lora_folder import LoraFolder
 from hidream.model.latents.autoencoder import Autoencoder
 from hidream.model.memory.phases import Phases
 from hidream.model.network import lora
-from hidream.model.network.linear import Changes
+from hidream.model.network.linear import LoraDeltas
 from hidream.model.network.transformer import Transformer
 from hidream.model.text.text_encoders import TextEncoders
 from hidream.types import LoraUse, Mode, Variant
@@ -29,35 +29,38 @@ class Model:
     best_tokens: int
     device: torch.device
     dtype: torch.dtype
-    refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
+    refines: bool = True  # whether it can refine a nearly finished image on grids larger than its best
     loras: LoraFolder = field(default_factory=LoraFolder)
     phases: Phases = field(default_factory=Phases)
-    twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
+    bfloat16_copy: Transformer | None = None  # for all modes except the exact one
 
     def transformer_of(self, mode: Mode) -> tuple[Transformer, torch.dtype]:
-        """Return the transformer that draws in a mode, and the type that it computes in."""
-        exact = self.twin is None or mode is Mode.EXACT
-        return (self.transformer, self.dtype) if exact or self.twin is None else (self.twin, torch.bfloat16)
+        """Return the transformer of a mode, and the type that it computes in."""
+        if self.bfloat16_copy is None or mode is Mode.EXACT:
+            return self.transformer, self.dtype
+        return self.bfloat16_copy, torch.bfloat16
 
     @property
     def version(self) -> str:
-        """What pictures are drawn by when nothing is asked: variant, weights, mode, device and type, release."""
+        """The version of this model in the default mode, which is the exact one."""
         return self.version_of(Mode.EXACT)
 
     def version_of(self, mode: Mode) -> str:
-        """The version of this model in a mode: same request, seed and version, same picture."""
-        twin = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
-        return self.versions.format(mode=f"{mode}{twin}")
+        """The version of this model in a mode: same request, seed and version, same image."""
+        copy = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
+        return self.versions.format(mode=f"{mode}{copy}")
 
     @property
     def token_px(self) -> int:
         """Pixels that one image token covers, along one side."""
         return self.vae.factor * self.transformer.config.patch_size
 
-    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> tuple[Changes, tuple[str, ...]]:
-        """What the LoRAs of a request change, for products in `dtype` (the model's own), and what of them is left out.
+    def lora_deltas(
+        self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None
+    ) -> tuple[LoraDeltas, tuple[str, ...]]:
+        """Return the deltas of a request's LoRAs, in `dtype` (by default the model's), and what of them is left out.
 
         Raises InvalidInput on a LoRA that is not known or cannot be used.
         """
         named = [(self.loras.named(use.name), use.weight) for use in loras]
-        return lora.changes(named, self.device, dtype or self.dtype), lora.warnings(named)
+        return lora.deltas(named, self.device, dtype or self.dtype), lora.warnings(named)

@@ -23,13 +23,15 @@ from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
 from hidream.model.checkpoint.checkpoint import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
-from hidream.model.loading import HOST, hardware_of, load, resolve_device
+from hidream.model.loading import load
 from hidream.model.memory.candidates import HOST_RESERVE_BYTES
 from hidream.model.memory.candidates import Options as PlanOptions
 from hidream.model.memory.footprint import ModelShape
+from hidream.model.memory.hardware import hardware_of
 from hidream.model.memory.offload import held
-from hidream.model.memory.plan_input import Asked, partial
+from hidream.model.memory.plan_input import PlanRequest, partial
 from hidream.model.model import Model
+from hidream.model.resolve import HOST, resolve_device
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
@@ -86,7 +88,7 @@ def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source
     return sources(_checkpoint(variant, settings.models), settings.hash_cache)
 
 
-def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
+def plan_configured(asked: PlanRequest, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
     """Read what the memory plan is asked for a variant's checkpoint, and name the parts that it has.
 
     A part that is missing has the published model's size, in 16 bits; only a checkpoint's transformer must be there.

@@ -13,11 +13,10 @@ import torch
 from torch import Size, Tensor, nn
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy import Stored
-from hidream.formats.quantized import Quantized, Scheme, quantize
+from hidream.formats.quantized import Quantized, Scheme, StoredTensor, quantize
 from hidream.model.memory.footprint import BITS
 from hidream.model.network.linear import Linear
-from hidream.types import Storage
+from hidream.types import WeightFormat
 
 KEYS_SHOWN = 5
 TOLERANCE = 1.1
@@ -29,19 +28,23 @@ class Target:
     """Where a module's tensors go, and in which type.
 
     `storage` is for the matrices of linear layers; all else is brought to `dtype`, in which everything is computed.
-    `home` says by the tensor's name where else than on `device` it lives; quantising is done on `device` all the same.
-    Layers whose names begin with one of `whole` are not quantised, those that end with one of `float32` are kept in it.
+    `placed` says by the tensor's name where it lives if not on `device`; quantising is done on `device` all the same.
+    Layers whose names begin with one of `unquantised` stay so, those that end with one of `float32` are kept in it.
     """
 
     device: torch.device
     dtype: torch.dtype
-    storage: Storage = Storage.COMPUTE
-    home: Callable[[str], torch.device] | None = None
-    whole: tuple[str, ...] = ()
+    storage: WeightFormat = WeightFormat.COMPUTE
+    placed: Callable[[str], torch.device] | None = None
+    unquantised: tuple[str, ...] = ()
     float32: tuple[str, ...] = ()
 
+    def place(self, name: str) -> torch.device:
+        """Return the device on which a tensor lives."""
+        return self.placed(name) if self.placed else self.device
 
-def assign(module: nn.Module, tensors: Mapping[str, Stored], target: Target, where: Path) -> None:
+
+def assign(module: nn.Module, tensors: Mapping[str, StoredTensor], target: Target, where: Path) -> None:
     """Give `module` its tensors. Raises CheckpointError on a key, a shape or a type that does not fit.
 
     An `nn.Linear` whose matrix is not a tensor of the compute type becomes a `Linear`.
@@ -55,17 +58,17 @@ def assign(module: nn.Module, tensors: Mapping[str, Stored], target: Target, whe
         if isinstance(layer, nn.Linear) and leaf == "weight":
             _set_matrix(module, owner, layer, _matrix(owner, tensors[name], target), target.dtype)
             continue
-        value = _dense(tensors[name], _home(owner, target), target.dtype)
+        value = _dense(tensors[name], target.place(owner), target.dtype)
         kept = nn.Parameter(value, requires_grad=False) if leaf in layer._parameters else value
         for alias in shared.get(name, [name]):
             owner, _, leaf = alias.rpartition(".")
             setattr(module.get_submodule(owner), leaf, kept)
 
 
-def settled(storage: Storage | None, tensors: Mapping[str, Stored]) -> Storage:
+def settled(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
     """The storage that was asked for, or else the file's own if it has fewer than 16 bits, or else the compute type."""
     small = any(isinstance(tensor, Quantized) or tensor.element_size() == 1 for tensor in tensors.values())
-    return storage or (Storage.STORED if small else Storage.COMPUTE)
+    return storage or (WeightFormat.STORED if small else WeightFormat.COMPUTE)
 
 
 def _wanted(module: nn.Module) -> dict[str, Size]:
@@ -83,7 +86,7 @@ def _shared(module: nn.Module) -> dict[str, list[str]]:
     return {aliases[0]: aliases for aliases in names.values()}
 
 
-def _check(wanted: Mapping[str, Size], tensors: Mapping[str, Stored], where: Path) -> None:
+def _check(wanted: Mapping[str, Size], tensors: Mapping[str, StoredTensor], where: Path) -> None:
     common = wanted.keys() & tensors.keys()
     problems = [
         ("missing", wanted.keys() - tensors.keys()),
@@ -96,7 +99,7 @@ def _check(wanted: Mapping[str, Size], tensors: Mapping[str, Stored], where: Pat
         raise CheckpointError(f"the weights in {where} do not fit their configuration: keys {'; '.join(texts)}")
 
 
-def _some(keys: set[str], wanted: Mapping[str, Size], tensors: Mapping[str, Stored], what: str) -> str:
+def _some(keys: set[str], wanted: Mapping[str, Size], tensors: Mapping[str, StoredTensor], what: str) -> str:
     """The first few keys, with what is wrong of each."""
     shown = sorted(keys)[:KEYS_SHOWN]
     if what == "of another shape":
@@ -106,42 +109,38 @@ def _some(keys: set[str], wanted: Mapping[str, Size], tensors: Mapping[str, Stor
     return ", ".join(shown) + ", …" * (len(keys) > KEYS_SHOWN)
 
 
-def _is_float(tensor: Stored) -> bool:
+def _is_float(tensor: StoredTensor) -> bool:
     return isinstance(tensor, Quantized) or tensor.dtype.is_floating_point
 
 
-def _type(tensor: Stored) -> str:
+def _type(tensor: StoredTensor) -> str:
     return tensor.scheme if isinstance(tensor, Quantized) else str(tensor.dtype).removeprefix("torch.")
 
 
-def _matrix(layer: str, value: Stored, target: Target) -> Stored:
+def _matrix(layer: str, value: StoredTensor, target: Target) -> StoredTensor:
     """The matrix of a linear layer where it lives, stored as asked."""
-    home = _home(layer, target)
+    place = target.place(layer)
     if layer.endswith(target.float32) and target.float32:
-        return _dense(value, home, torch.float32)
-    if target.storage is Storage.COMPUTE:
-        return _dense(value, home, target.dtype)
-    if target.storage is Storage.STORED or _bits(value) <= BITS[target.storage] * TOLERANCE:
-        return value.to(home)
-    if layer.startswith(target.whole) and target.whole:
-        return _dense(value, home, target.dtype)
-    return quantize(_dense(value, target.device, target.dtype), Scheme(target.storage)).to(home)
+        return _dense(value, place, torch.float32)
+    if target.storage is WeightFormat.COMPUTE:
+        return _dense(value, place, target.dtype)
+    if target.storage is WeightFormat.STORED or _bits(value) <= BITS[target.storage] * TOLERANCE:
+        return value.to(place)
+    if layer.startswith(target.unquantised) and target.unquantised:
+        return _dense(value, place, target.dtype)
+    return quantize(_dense(value, target.device, target.dtype), Scheme(target.storage)).to(place)
 
 
-def _home(name: str, target: Target) -> torch.device:
-    return target.home(name) if target.home else target.device
-
-
-def _bits(value: Stored) -> float:
+def _bits(value: StoredTensor) -> float:
     return 8 * value.nbytes / value.shape.numel()
 
 
-def _dense(value: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _dense(value: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     moved = value.to(device)
     return moved.dense(dtype) if isinstance(moved, Quantized) else moved.to(dtype)
 
 
-def _set_matrix(module: nn.Module, name: str, layer: nn.Linear, weight: Stored, dtype: torch.dtype) -> None:
+def _set_matrix(module: nn.Module, name: str, layer: nn.Linear, weight: StoredTensor, dtype: torch.dtype) -> None:
     if isinstance(weight, Tensor) and (weight.dtype == dtype or isinstance(layer, Linear)):
         layer.weight = nn.Parameter(weight, requires_grad=False)
         return

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy import Stored
 from hidream.formats.comfy_folder import parts_in
 from hidream.formats.detect import Kind, Published, class_in, config_of, files_of, read, read_json, stated_as
+from hidream.formats.quantized import StoredTensor
 from hidream.model.checkpoint.assign import Target, assign, settled
 from hidream.model.checkpoint.inferred import transformer_config
+from hidream.model.memory.footprint import BLOCKS, part_of
 from hidream.model.network import matmul
 from hidream.model.network.config import TransformerConfig
-from hidream.model.network.linear import Linear
+from hidream.model.network.kernels import Weights, choose
 from hidream.model.network.transformer import Transformer
-from hidream.types import Storage, Variant
+from hidream.types import Variant, WeightFormat
 
 NANO = Path(__file__).parent.parent.parent / "nano"
 """The model inside this package."""
@@ -83,8 +84,10 @@ KINDS = {
 }
 """What each part has to be, and the classes that a configuration may name for it."""
 
-WHOLE = ("t_embedder", "p_embedder", "x_embedder", "final_layer")
-"""Layers at both ends, a five-hundredth of the weights, that are not worth a loss."""
+UNQUANTISED = ("t_embedder", "p_embedder", "x_embedder", "final_layer")
+"""Layers at both ends, a five-hundredth of the weights, for which a loss is not worth it."""
+NOT_LINEAR = ("rms_norm.weight", "rms_norm_t.weight", "gate.weight")
+"""Ends of the names of those weights that do not belong to a linear layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,24 +207,31 @@ def load_transformer(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
-    storage: Storage | None = None,
-    home: Callable[[str], torch.device] | None = None,
+    storage: WeightFormat | None = None,
+    placed: Callable[[str], torch.device] | None = None,
+    *,
+    compiled: bool = False,
+    copies_bytes: float = 0,
 ) -> Transformer:
     """Build the transformer and give it the checkpoint's weights.
 
     Without `storage` they are brought to `dtype`, or kept as they are where the file has them in fewer than 16 bits.
-    `home` says by a tensor's name where it lives if not on `device`. Weights that are on `device` in the compute type
-    are packed for speed, but for those in a mapped file, which packing would copy.
+    `placed` says by a tensor's name where it lives if not on `device`. `copies_bytes` is the largest transformer whose
+    weights may be copied for speed. For `compiled`, call `compile_blocks` on the result.
     """
     published = checkpoint.read("transformer")
+    target = Target(device, dtype, settled(storage, published.tensors), placed, unquantised=UNQUANTISED)
+    kernels = choose(
+        device.type,
+        dtype,
+        _weights(published.tensors, target, copies_bytes),
+        onednn=matmul.onednn_available(),
+        compiled=compiled,
+    )
     with torch.device("meta"):
-        transformer = Transformer(config_of_transformer(checkpoint, published))
-    storage = settled(storage, published.tensors)
-    assign(transformer, published.tensors, Target(device, dtype, storage, home, whole=WHOLE), published.path)
-    if _packs(transformer, published.tensors, device, dtype):
-        transformer.pack()
-    if device.type == "cpu":
-        transformer.compute_on_cpu(onednn=matmul.available())
+        transformer = Transformer(config_of_transformer(checkpoint, published), kernels)
+    assign(transformer, published.tensors, target, published.path)
+    transformer.prepare_weights()
     return transformer.eval().requires_grad_(False)
 
 
@@ -286,18 +296,29 @@ def _name(digests: Sequence[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
-def _packs(transformer: Transformer, tensors: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the blocks' matrices, but for those of the modulations, are plain tensors on the device, in no file."""
-    mapped = {tensor.data_ptr() for tensor in tensors.values() if isinstance(tensor, Tensor)}
-    named = [pair for block in transformer.blocks for pair in block.named_modules()]
-    layers = [layer for name, layer in named if isinstance(layer, Linear) and "adaLN" not in name]
-    return all(
-        layer.quantized is None
-        and layer.weight.dtype == dtype
-        and layer.weight.device.type == device.type
-        and (device.type != "cpu" or layer.weight.data_ptr() not in mapped)
-        for layer in layers
+def _weights(tensors: Mapping[str, StoredTensor], target: Target, copies_bytes: float) -> Weights:
+    """Say how a transformer's weights will be stored, which decides how it computes."""
+    matrices = {
+        key: value for key, value in tensors.items() if key.endswith(".weight") and not key.endswith(NOT_LINEAR)
+    }
+    plain = target.storage is WeightFormat.COMPUTE or (
+        target.storage is WeightFormat.STORED and all(_has_type(value, target.dtype) for value in matrices.values())
     )
+    blocks = [key for key in matrices if part_of(key) == BLOCKS]
+    in_blocks = target.storage is WeightFormat.COMPUTE or (
+        target.storage is WeightFormat.STORED and all(_has_type(matrices[key], target.dtype) for key in blocks)
+    )
+    on_device = all(target.place(key).type == target.device.type for key in blocks)
+    total_bytes = sum(value.shape.numel() for value in tensors.values()) * target.dtype.itemsize
+    return Weights(
+        dense=in_blocks and on_device,
+        mapped=any(_has_type(matrices[key], target.dtype) for key in blocks),
+        small=plain and total_bytes < copies_bytes,
+    )
+
+
+def _has_type(value: StoredTensor, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
 
 
 def _is_part(path: Path) -> bool:

@@ -20,7 +20,7 @@ from hidream.model.checkpoint.assign import Target, assign, settled
 from hidream.model.checkpoint.checkpoint import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
 from hidream.model.checkpoint.inferred import Shapes, clip_config, llama_config, t5_config
 from hidream.model.network.config import TransformerConfig
-from hidream.types import Storage
+from hidream.types import WeightFormat
 
 CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
     "text_encoder": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
@@ -46,13 +46,13 @@ WIDTHS = {"text_encoder": 768, "text_encoder_2": 1280}
 
 
 def load_encoder(
-    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, storage: Storage | None = None
+    checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, storage: WeightFormat | None = None
 ) -> Any:  # noqa: ANN401 - transformers is untyped here
     """Load one part, "text_encoder" to "text_encoder_4", computing in `dtype`; Llama without its language head.
 
-    For `storage` see `weights.load_transformer`. Raises CheckpointError when it is missing or does not fit.
+    For `storage` see `checkpoint.load_transformer`. Raises CheckpointError when it is missing or does not fit.
     """
-    encoder, published = outline_encoder(checkpoint, name)
+    encoder, published = open_encoder(checkpoint, name)
     # T5's second products leave the range of float16 (transformers: T5PreTrainedModel._keep_in_fp32_modules)
     precise = (".wo",) if dtype is torch.float16 and name == "text_encoder_3" else ()
     storage = settled(storage, published.tensors)
@@ -61,7 +61,7 @@ def load_encoder(
     return encoder.eval().requires_grad_(False)
 
 
-def outline_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
+def open_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
     """Build one encoder on the meta device, and open its files."""
     kind, config_kind, infer = CLASSES[name]
     stated = checkpoint.config(name)

@@ -89,13 +89,13 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.
 
     A file without configuration is FLUX's autoencoder, in its own names (`ae.safetensors`) or those of diffusers.
     """
-    autoencoder, published = outline_autoencoder(checkpoint)
+    autoencoder, published = open_autoencoder(checkpoint)
     assign(autoencoder.module, published.tensors, Target(device, dtype), published.path)
     autoencoder.module.eval().requires_grad_(False)
     return autoencoder
 
 
-def outline_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
+def open_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
     """Build the autoencoder on the meta device, and open its files."""
     stated = checkpoint.config("vae")
     kind = _class(stated, checkpoint.part("vae")) if stated is not None else diffusers.AutoencoderKL

@@ -1,11 +1,11 @@
-"""The ways to hold a model on a machine, the best first: which part where, in which type.
+"""Placement candidates: the ways to place a model's parts on a machine, each in a weight format, best first.
 
-`ways` enumerates them, `plan.py` adds up what each costs and takes the first that fits. So more memory never leads to a
-worse way, and equal questions have equal answers. Knows no sizes.
+`candidates` enumerates them. `plan.py` adds up the memory of each and takes the first that fits. So more memory never
+leads to a worse placement, and equal input gives equal plans. Knows no sizes.
 
-The order: first the transformer (`grades`), since its weights decide the picture and its place the time; then the
-encoders' types, of which 8 and even 4 bits change little (docs/MEMORY.md); then undivided decoding; then what is
-quickest. On a machine without a graphics card, or with memory that both share, the device's memory is the host's.
+The order: first the transformer (`tiers`), because its weights decide the image and its placement the time; then the
+encoders' weight formats, of which 8 and even 4 bits change little (docs/MEMORY.md); then decoding without tiles; then
+the fastest. On a machine without a graphics card, or whose GPU shares its memory, the device's memory is the host's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from enum import StrEnum
 from itertools import product
 
 from hidream.errors import ConfigurationError
-from hidream.model.network.config import RECIPES
-from hidream.types import Render, Size, Storage, Variant
+from hidream.model.network.config import SAMPLING_PRESETS
+from hidream.types import Render, Size, Variant, WeightFormat
 
 HOST_RESERVE_BYTES = 3_000_000_000
 """What the system, Python and torch's libraries take of the host's memory. An assumption."""
@@ -27,22 +27,22 @@ MPS_SHARE = 0.75
 """What Metal lets the GPU have of the memory (recommendedMaxWorkingSetSize of the larger machines)."""
 TILE_PX = 512
 """Side of the tiles in which a picture is decoded, where it cannot be decoded whole."""
-LOSS = {Storage.COMPUTE: 0, Storage.STORED: 0, Storage.INT8: 1, Storage.FP8: 2, Storage.NF4: 3}
-"""Which storage changes the weights more; STORED changes nothing that the file has."""
+LOSS = {WeightFormat.COMPUTE: 0, WeightFormat.STORED: 0, WeightFormat.INT8: 1, WeightFormat.FP8: 2, WeightFormat.NF4: 3}
+"""Which weight format changes the weights more; STORED changes nothing in the file."""
 
 
 class Placement(StrEnum):
     """Where a part lives.
 
     DEVICE: on the device, always.
-    IN_TURN: in host memory; whole on the device for its phase, and forgotten there when another needs the room. On a
-        CPU: the mapping of its file, whose pages the system takes back.
-    STREAMED: in host memory; comes to the device matrix by matrix or block by block, the next while one computes.
-    HOST: in host memory, and is computed there.
+    SEQUENTIAL: in host memory; copied to the device for its phase, and dropped there when another part needs the
+        memory. On a CPU: the mapping of its file, whose pages the system takes back.
+    STREAMED: in host memory; copied to the device matrix by matrix or block by block, the next while one computes.
+    HOST: in host memory, and computed there.
     """
 
     DEVICE = "device"
-    IN_TURN = "in turn"
+    SEQUENTIAL = "sequential"
     STREAMED = "streamed"
     HOST = "host"
 
@@ -92,14 +92,14 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked for. Without a wish for its storage, a part takes the best that fits ("auto")."""
+    """What the plan is for. A part without a requested weight format takes the best that fits ("auto")."""
 
     size: Size = field(default_factory=lambda: Size(1024, 1024))
     render: Render = Render.NATIVE
     guided: bool = False
     steps: int = 28
-    transformer: Storage | None = None
-    encoders: Storage | None = None  # T5 and Llama; the CLIPs are small and keep 16 bits
+    transformer: WeightFormat | None = None
+    encoders: WeightFormat | None = None  # T5 and Llama; the CLIPs are small and keep 16 bits
     stored_bits: float = 16.0  # bits per value of the transformer's file, for Storage.STORED: 4.5 for Q4_K
     encoder_bits: float = 16.0  # the same for T5's and Llama's files
     fewest_bits: int = 4  # "auto" stores no value in fewer: 16, 8 or 4
@@ -108,51 +108,51 @@ class Options:
     decode_bytes: int | None = None  # the same for the autoencoder; None is as the rest
 
     @classmethod
-    def of(cls, variant: Variant, size: Size, transformer: Storage | None = None, fewest_bits: int = 4) -> Options:
-        """Take a variant's own steps and guidance."""
-        recipe = RECIPES[variant]
+    def of(cls, variant: Variant, size: Size, transformer: WeightFormat | None = None, fewest_bits: int = 4) -> Options:
+        """Make options with a variant's own steps and guidance."""
+        recipe = SAMPLING_PRESETS[variant]
         guided = recipe.guidance > 1
         return cls(size, guided=guided, steps=recipe.steps, transformer=transformer, fewest_bits=fewest_bits)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to hold a model."""
+class Candidate:
+    """One way to place a model."""
 
-    storage: Storage  # of the transformer
+    storage: WeightFormat  # of the transformer
     blocks: Placement
     others: Placement  # of what makes modulations and captions
-    encoders: tuple[Storage, ...]
+    encoders: tuple[WeightFormat, ...]
     text: Placement
     vae: Placement
     tile_px: int | None
 
 
-def ways(hardware: Hardware, options: Options) -> Iterator[Way]:
-    """All ways to hold a model, the best first."""
-    device, in_turn, streamed = Placement.DEVICE, Placement.IN_TURN, Placement.STREAMED
-    for storage, is_streamed in grades(hardware, options):
-        places = [(device, device), (device, streamed), (in_turn, streamed)]
+def candidates(hardware: Hardware, options: Options) -> Iterator[Candidate]:
+    """Yield all placement candidates, best first."""
+    device, sequential_offload, streamed = Placement.DEVICE, Placement.SEQUENTIAL, Placement.STREAMED
+    for storage, is_streamed in tiers(hardware, options):
+        places = [(device, device), (device, streamed), (sequential_offload, streamed)]
         if is_streamed:
             places = [(streamed, streamed)]
         elif not _leaves(hardware, storage):
             places = [(device, device)]
-        vaes = [in_turn] if is_streamed else [device] + [in_turn] * hardware.separate
+        vaes = [sequential_offload] if is_streamed else [device] + [sequential_offload] * hardware.separate
         for (text, encoders), tile_px, (blocks, others), vae in product(
-            _encoder_ways(hardware, options, is_streamed), (None, TILE_PX), places, vaes
+            _encoder_placements(hardware, options, is_streamed), (None, TILE_PX), places, vaes
         ):
-            yield Way(storage, blocks, others, encoders, text, vae, tile_px)
+            yield Candidate(storage, blocks, others, encoders, text, vae, tile_px)
 
 
-def grades(hardware: Hardware, options: Options) -> list[tuple[Storage, bool]]:
-    """Ways to hold the transformer's blocks, the best first: (storage, whether they are streamed).
+def tiers(hardware: Hardware, options: Options) -> list[tuple[WeightFormat, bool]]:
+    """Return the tiers of the transformer's blocks, best first: (weight format, whether they are streamed).
 
     8 bits that stay are taken before 16 bits that are streamed: they change a weight by a hundredth of the spread of
     its row, while streaming brings up to 28 GB to the device in every step. 8 bits that are streamed are taken before
     4 bits that stay, which change it by a tenth. Raises ConfigurationError.
     """
     storages = _storages(hardware, options, options.transformer)
-    found: list[tuple[Storage, bool]] = []
+    found: list[tuple[WeightFormat, bool]] = []
     for storage in storages:
         found.append((storage, False))
         if hardware.separate and (LOSS[storage] or len(storages) == 1):
@@ -160,24 +160,24 @@ def grades(hardware: Hardware, options: Options) -> list[tuple[Storage, bool]]:
     return found
 
 
-def _storages(hardware: Hardware, options: Options, wish: Storage | None) -> list[Storage]:
-    """Types in which a part may be stored, the best first."""
-    if wish is Storage.FP8 and not hardware.fp8:
+def _storages(hardware: Hardware, options: Options, requested: WeightFormat | None) -> list[WeightFormat]:
+    """Return the weight formats that a part may have, best first."""
+    if requested is WeightFormat.FP8 and not hardware.fp8:
         raise ConfigurationError(f"storage fp8 is asked for on {hardware.device}, which has none; accepted: int8, nf4")
-    if wish is not None:
-        return [wish]
-    exact = [Storage.COMPUTE, Storage.STORED] if hardware.device == "cpu" else [Storage.COMPUTE]
-    fewer = ((8, Storage.INT8), (4, Storage.NF4))
+    if requested is not None:
+        return [requested]
+    exact = [WeightFormat.COMPUTE, WeightFormat.STORED] if hardware.device == "cpu" else [WeightFormat.COMPUTE]
+    fewer = ((8, WeightFormat.INT8), (4, WeightFormat.NF4))
     return exact + [storage for bits, storage in fewer if bits >= options.fewest_bits]
 
 
-def _encoder_ways(
+def _encoder_placements(
     hardware: Hardware, options: Options, is_streamed: bool
-) -> list[tuple[Placement, tuple[Storage, ...]]]:
-    """Ways to hold the encoders, the best first; on the host only where not even the smallest takes its turn.
+) -> list[tuple[Placement, tuple[WeightFormat, ...]]]:
+    """Return the placements of the encoders, best first; on the host only if not even the smallest can be offloaded.
 
-    Where blocks are streamed, encoders (and the autoencoder) take turns: the room that they need once a picture, blocks
-    need in every step.
+    Where blocks are streamed, encoders (and the autoencoder) are offloaded: they need their memory once per image,
+    the blocks in every step.
     """
     storages = _storages(hardware, options, options.encoders)
 
@@ -187,20 +187,20 @@ def _encoder_ways(
 
     pairs = sorted(product(range(len(storages)), repeat=2), key=loss)
     types = [(storages[t5], storages[llama]) for t5, llama in pairs]
-    ways = [
+    candidates = [
         (place, each)
         for each in types
-        for place in ((Placement.IN_TURN,) if is_streamed else (Placement.DEVICE, Placement.IN_TURN))
+        for place in ((Placement.SEQUENTIAL,) if is_streamed else (Placement.DEVICE, Placement.SEQUENTIAL))
         if place is Placement.DEVICE or all(_leaves(hardware, storage) for storage in each)
     ]
     if hardware.separate:
-        ways += [(Placement.HOST, each) for each in types]
-    exact = dict.fromkeys(Placement, Storage.COMPUTE)
+        candidates += [(Placement.HOST, each) for each in types]
+    exact = dict.fromkeys(Placement, WeightFormat.COMPUTE)
     if hardware.device == "cpu":
-        exact[Placement.IN_TURN] = Storage.STORED
-    return [(place, (exact[place], exact[place], *each)) for place, each in ways]
+        exact[Placement.SEQUENTIAL] = WeightFormat.STORED
+    return [(place, (exact[place], exact[place], *each)) for place, each in candidates]
 
 
-def _leaves(hardware: Hardware, storage: Storage) -> bool:
-    """Whether a part can give its memory back: on a CPU only as the mapping of a file, which holds no float32."""
-    return hardware.device != "cpu" or storage is not Storage.COMPUTE
+def _leaves(hardware: Hardware, storage: WeightFormat) -> bool:
+    """Whether a part can free its memory: on a CPU only as the mapping of a file, which holds no float32."""
+    return hardware.device != "cpu" or storage is not WeightFormat.COMPUTE

@@ -20,16 +20,16 @@ from torch import nn
 from hidream.formats.blocks import DEVICE_CHUNK
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.moe import MULTIPLE_OF
-from hidream.types import Storage
+from hidream.types import WeightFormat
 
 TEXT_TOKENS = 128
-"""Tokens of one prompt in each encoder (text.MAX_TOKENS)."""
+"""Tokens of one prompt in each encoder (text_encoders.MAX_TOKENS)."""
 
 BLOCKS, MODULATIONS, CAPTIONS, REST = (f"transformer.{name}" for name in ("blocks", "modulations", "captions", "rest"))
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 VAE = "vae"
 
-BITS = {Storage.FP8: 8.02, Storage.INT8: 8.02, Storage.NF4: 4.5}
+BITS = {WeightFormat.FP8: 8.02, WeightFormat.INT8: 8.02, WeightFormat.NF4: 4.5}
 """Bits of a matrix' value with its scales: one of 32 bits for a row of at least 2560, or for a block of 64."""
 
 DECODE_BYTES = 4 * 4 * DEVICE_CHUNK
@@ -44,14 +44,14 @@ class Weights:
     others: int
     largest: int  # values of the largest matrix
 
-    def nbytes(self, storage: Storage, compute_bytes: int, stored_bits: float) -> int:
+    def nbytes(self, storage: WeightFormat, compute_bytes: int, stored_bits: float) -> int:
         """Bytes in `storage`; what is no matrix keeps the type it is computed in."""
-        bits = {Storage.COMPUTE: 8.0 * compute_bytes, Storage.STORED: stored_bits} | BITS
+        bits = {WeightFormat.COMPUTE: 8.0 * compute_bytes, WeightFormat.STORED: stored_bits} | BITS
         return round(self.matrices * bits[storage] / 8) + self.others * compute_bytes
 
-    def dense_bytes(self, storage: Storage, compute_bytes: int) -> int:
+    def dense_bytes(self, storage: WeightFormat, compute_bytes: int) -> int:
         """Temporaries of making the largest matrix dense: its values, and once more times their scale."""
-        if storage is Storage.COMPUTE:
+        if storage is WeightFormat.COMPUTE:
             return 0
         return 2 * self.largest * compute_bytes + DECODE_BYTES
 
@@ -191,30 +191,30 @@ def step_bytes(
     batch: int,
     compute_bytes: int,
     *,
-    packed: bool,
+    fused: bool,
     adapted: bool = False,
-    apart: bool = False,
+    per_expert: bool = False,
 ) -> int:
     """Working memory of one denoising step with `tokens` image tokens, beside weights and conditioning.
 
-    The largest moment lies in a single block's routed experts: rows [T·A, D], their hidden values [T·A, 2F] with the
-    SiLU's and the product's [T·A, F], and nine tensors [T, D] of the attention before them, which are still alive;
-    eleven where q, k and v are views of one. Weights that are not packed are laid side by side for each block: they
-    exist once during the products, and twice while it is done. A LoRA (`adapted`) takes up to three copies more of the
+    The peak lies in a single block's routed experts: rows [T·A, D], their hidden values [T·A, 2F] with the SiLU's and
+    the product's [T·A, F], and nine tensors [T, D] of the attention before them, which are still alive; eleven where q,
+    k and v are views of one. Weights that are not `fused` are concatenated for each block: they exist once during the
+    matrix products, and twice while they are concatenated. A LoRA (`adapted`) takes up to three more copies of the
     hidden values, where it changes experts.
 
-    With the experts `apart`, as on a CPU, nothing lies side by side: beside the rows [T·A, D] there are, if the last
-    expert got every token, the others' answers [T·(A−1), D], its own hidden values, twice [T, F], and two of its
-    matrices where they are not dense; at last five tensors [T·A, D], as answers are put in order, weighted and added.
+    In the `per_expert` loop, as on a CPU, nothing is concatenated: beside the rows [T·A, D] there are, if the last
+    expert got every token, the others' results [T·(A−1), D], its own hidden values, twice [T, F], and two of its
+    matrices where they are not dense; at the end five tensors [T·A, D], as results are reordered, weighted and added.
     """
     t, a, d, f = batch * (tokens + 2 * TEXT_TOKENS), config.num_activated_experts, config.dim, expert_width(config)
-    attention = (11 if packed else 9) * t * d
-    if apart:
-        dense = 0 if packed else 2 * d * f
+    attention = (11 if fused else 9) * t * d
+    if per_expert:
+        dense = 0 if fused else 2 * d * f
         last = t * ((2 * a - 1) * d + 2 * f + (3 * f if adapted else 0)) + dense
         return compute_bytes * (attention + max(last, 5 * t * a * d))
     experts = t * a * (4 * f + d + (6 * f if adapted else 0))
-    stack = 0 if packed else config.num_routed_experts * 3 * d * f
+    stack = 0 if fused else config.num_routed_experts * 3 * d * f
     return compute_bytes * (attention + max(stack + experts, 2 * stack))
 
 

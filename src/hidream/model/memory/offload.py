@@ -1,7 +1,7 @@
-"""A module that lives in host memory and computes on a device: moved in, used, forgotten there.
+"""The offload hook: a module whose weights live in host memory computes on a device with a copy of them.
 
-Nothing is copied back: what a module holds at home (in memory, or as the mapping of a file) stays there untouched while
-the copy works, and is taken up again afterwards. So that several large modules can share a device that holds only one.
+Nothing is copied back: the host copy (in memory, or the mapping of a file) stays as it is while the copy is in use, and
+is put back afterwards. So several large modules can share a device that has room for one.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from hidream.model.network.linear import Linear
 
 
 @contextmanager
-def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let `module` compute on `device` as long as the context lasts; for one thread, without gradients.
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let `module` compute on `device` while the context lasts; for one thread, without gradients.
 
-    Takes parameters, buffers and quantised weights; what is shared within the module is copied once. A module whose
-    tensors are on `device` already stays as it is.
+    Copies parameters, buffers and quantised weights; what is shared within the module is copied once. A module whose
+    tensors are on `device` already is left as it is.
     """
-    home: list[tuple[nn.Module, str, Any]] = []
+    host_copies: list[tuple[nn.Module, str, Any]] = []
     copies: dict[int, Any] = {}
     try:
         for part in module.modules():
             for name, value in held(part):
-                home.append((part, name, value))
+                host_copies.append((part, name, value))
                 if id(value) not in copies:
                     copies[id(value)] = moved(value, device)
                 setattr(part, name, copies[id(value)])
         yield
     finally:
-        for part, name, value in home:
+        for part, name, value in host_copies:
             setattr(part, name, value)
 
 
 def held(part: nn.Module) -> list[tuple[str, Any]]:
-    """Parameters, buffers and quantised weight that one module holds itself, by the name of the attribute."""
+    """Return one module's own parameters, buffers and quantised weight, by the name of the attribute."""
     values: list[tuple[str, Any]] = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
     if isinstance(part, Linear) and part.quantized is not None:
         values.append(("quantized", part.quantized))
@@ -47,7 +47,7 @@ def held(part: nn.Module) -> list[tuple[str, Any]]:
 
 
 def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - a parameter, a buffer or a Quantized
-    """The same on `device`; a parameter without its gradient."""
+    """Return a copy on `device`; of a parameter, without its gradient."""
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to(device), requires_grad=False)
     return value.to(device)

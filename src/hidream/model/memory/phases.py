@@ -1,11 +1,12 @@
-"""Carries out a memory plan (`plan.py`): lets the parts of a model that live in host memory visit the device in time.
+"""Offload hooks: when the parts of a model that live in host memory are on the device.
 
-The loader has put every part where it lives; here is when it moves. A phase of a picture is a context: what visits the
-device for it comes at its beginning, or block by block, and has left at its end.
+The loader has put every part where the plan (`plan.py`) has it. Each phase of a generation is a context: offloaded
+weights are copied to the device when it begins, or block by block, and dropped there when it ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,54 +15,71 @@ import torch
 from torch import nn
 
 from hidream.model.latents.autoencoder import Autoencoder
-from hidream.model.memory.offload import visiting
-from hidream.model.memory.streaming import Stream
-from hidream.model.network.transformer import DoubleBlock, SingleBlock, Transformer, Walks
+from hidream.model.memory.candidates import Placement
+from hidream.model.memory.footprint import BLOCKS, MODULATIONS, VAE
+from hidream.model.memory.offload import on_device
+from hidream.model.memory.plan import Plan
+from hidream.model.memory.streaming import LayerStream
+from hidream.model.network.transformer import DoubleBlock, LayerStreams, SingleBlock, Transformer
 
 Phase = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """What has to be around the phases of a picture; by default nothing, because everything is where it computes."""
+    """The contexts of the phases of a generation; by default none, because all weights are where they compute."""
 
     denoising: Phase = nullcontext
     autoencoding: Phase = nullcontext
 
 
-def blocks_in_turn(transformer: Transformer, device: torch.device) -> Phase:
-    """All blocks on the device while it denoises."""
+def offloaded(plan: Plan, transformer: Transformer, vae: Autoencoder, device: torch.device) -> Phases:
+    """Attach the offload hooks of what a plan has in host memory."""
+    phases = Phases()
+    if plan.part(MODULATIONS).placement is Placement.STREAMED:
+        stream_conditioning(transformer, device)
+    if plan.part(BLOCKS).placement is Placement.STREAMED:
+        phases = dataclasses.replace(phases, denoising=stream_blocks(transformer, device, plan.resident))
+    elif plan.part(BLOCKS).placement is Placement.SEQUENTIAL:
+        phases = dataclasses.replace(phases, denoising=offload_blocks(transformer, device))
+    if plan.part(VAE).placement is Placement.SEQUENTIAL:
+        phases = dataclasses.replace(phases, autoencoding=offload_autoencoder(vae, device))
+    return phases
+
+
+def offload_blocks(transformer: Transformer, device: torch.device) -> Phase:
+    """Sequential offload of the blocks: all of them are on the device during denoising."""
     bodies = nn.ModuleList(part for block in transformer.blocks for part in body(block))
-    return lambda: visiting(bodies, device)
+    return lambda: on_device(bodies, device)
 
 
-def blocks_streamed(transformer: Transformer, device: torch.device, staying: Sequence[int]) -> Phase:
-    """Blocks on the device one by one, in each step; those that are `staying` as long as it denoises."""
-    stream = Stream(transformer.blocks, device, body, staying)
-    transformer.walks = transformer.walks._replace(blocks=stream)
+def stream_blocks(transformer: Transformer, device: torch.device, resident: Sequence[int]) -> Phase:
+    """Stream the blocks in each step; the `resident` ones stay on the device during denoising."""
+    stream = LayerStream(transformer.blocks, device, body, resident)
+    transformer.streams = transformer.streams._replace(blocks=stream)
 
     @contextmanager
     def denoising() -> Iterator[None]:
         try:
             yield
         finally:
-            stream.leave()
+            stream.release()
 
     return denoising
 
 
-def conditioning_streamed(transformer: Transformer, device: torch.device) -> None:
-    """What makes captions and modulations on the device layer by layer, once for each picture."""
-    tables = Stream(transformer.blocks, device, lambda block: (block.adaLN_modulation,))
-    captions = Stream(transformer.caption_projection, device)
-    transformer.walks = Walks(transformer.walks.blocks, tables, captions)
+def stream_conditioning(transformer: Transformer, device: torch.device) -> None:
+    """Stream the layers that compute captions and modulations, once for each image."""
+    tables = LayerStream(transformer.blocks, device, lambda block: (block.adaLN_modulation,))
+    captions = LayerStream(transformer.caption_projection, device)
+    transformer.streams = LayerStreams(transformer.streams.blocks, tables, captions)
 
 
-def autoencoder_in_turn(vae: Autoencoder, device: torch.device) -> Phase:
-    """The autoencoder on the device while it encodes or decodes."""
-    return lambda: visiting(vae.module, device)
+def offload_autoencoder(vae: Autoencoder, device: torch.device) -> Phase:
+    """Sequential offload of the autoencoder: it is on the device while it encodes or decodes."""
+    return lambda: on_device(vae.module, device)
 
 
 def body(block: DoubleBlock | SingleBlock) -> list[nn.Module]:
-    """What of a block is needed in each step: all but the layer that modulates it."""
+    """Return the modules of a block that each step needs: all but the layer that modulates it."""
     return [module for name, module in block.named_children() if name != "adaLN_modulation"]

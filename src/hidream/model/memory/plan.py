@@ -1,10 +1,10 @@
 """The memory plan: where each part of a model lives, in which type, and what that costs; one pure function.
 
-`plan` walks through the ways to hold a model, from the best to the worst (`ways.py`), adds up what each costs in every
-phase of a picture (`footprint.py`) and takes the first that fits. Loads nothing, asks no machine: `Hardware` says what
-there is.
+`plan` goes through the placement candidates, from the best to the worst (`candidates.py`), adds up the memory of each
+in every phase of a generation (`footprint.py`), and takes the first that fits. It loads nothing and does not look at
+the machine: `Hardware` says what there is.
 
-All figures are accounted, not measured: bytes of weights exactly, working memory as the code has it alive at most.
+All figures are computed, not measured: the bytes of the weights exactly, working memory as the most that is alive.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from hidream.model.latents.shape import Grid, render_grid
 from hidream.model.memory import footprint
-from hidream.model.memory.candidates import Hardware, Options, Placement, Way, ways
+from hidream.model.memory.candidates import Candidate, Hardware, Options, Placement, candidates
 from hidream.model.memory.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, REST, VAE, ModelShape, Weights
-from hidream.types import Render, Storage
+from hidream.types import Render, WeightFormat
 
 CONTEXT_BYTES = 600_000_000
 """What CUDA itself takes: context, kernels, cuBLAS' and cuDNN's workspaces. An assumption: 0.3 to 0.6 GB are usual."""
@@ -31,7 +31,7 @@ class Part:
     """One part of the model: what it costs, and where."""
 
     name: str
-    storage: Storage
+    storage: WeightFormat
     placement: Placement
     nbytes: int
 
@@ -46,26 +46,26 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A way to hold the transformer that does not fit, by how much at least."""
+    """A tier that does not fit, and by how many bytes at least."""
 
-    storage: Storage
+    storage: WeightFormat
     streamed: bool
     short_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer, to be carried out by the loader and printed by `plan_text.py`."""
+    """The plan, carried out by `loading.py` and printed by `plan_report.py`."""
 
     hardware: Hardware
     options: Options
     parts: tuple[Part, ...]
     peaks: tuple[Peak, ...]  # in the order of the phases
     host_bytes: int  # in the host's memory, without the reserve
-    staying: tuple[int, ...]  # numbers of the blocks that stay on the device while it denoises
+    resident: tuple[int, ...]  # numbers of the blocks that stay on the device while it denoises
     streamed_bytes: int  # brought to the device in each step
     tile_px: int | None  # side of the tiles for decoding; None decodes whole pictures
-    missed: tuple[Missed, ...] = ()  # the better ways to hold the transformer, which do not fit
+    missed: tuple[Missed, ...] = ()  # the better tiers, which do not fit
 
     def part(self, name: str) -> Part:
         """Find a part by its name."""
@@ -95,26 +95,26 @@ class Plan:
     @property
     def moved_bytes(self) -> int:
         """Bytes brought to the device for one picture whose prompt is new."""
-        once = sum(part.nbytes for part in self.parts if part.placement in (Placement.IN_TURN, Placement.STREAMED))
+        once = sum(part.nbytes for part in self.parts if part.placement in (Placement.SEQUENTIAL, Placement.STREAMED))
         return once + self.streamed_bytes * (self.options.steps - 1)
 
 
 def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
-    """Find the best way to draw on `hardware` what `options` ask for.
+    """Find the best placement on `hardware` for what `options` ask.
 
-    Where nothing fits, the answer is what comes nearest: `Plan.fits` is False, and `plan_text.verdict` says what would.
-    Raises ConfigurationError on a wish that the hardware cannot meet at all.
+    Where nothing fits, the result is what comes nearest: `Plan.fits` is False, and `plan_report.verdict` says what
+    would fit. Raises ConfigurationError on a requested weight format that the hardware cannot have.
     """
     given = _given(hardware, model, options)
-    nearest: dict[tuple[Storage, bool], Plan] = {}
+    nearest: dict[tuple[WeightFormat, bool], Plan] = {}
     fitting = None
-    for way in ways(hardware, options):
-        answer = _account(way, given)
+    for candidate in candidates(hardware, options):
+        answer = _account(candidate, given)
         if answer.fits:
             fitting = answer
             break
-        grade = (way.storage, way.blocks is Placement.STREAMED)
-        nearest[grade] = min(nearest.get(grade, answer), answer, key=lambda plan: plan.shortfall)
+        tier = (candidate.storage, candidate.blocks is Placement.STREAMED)
+        nearest[tier] = min(nearest.get(tier, answer), answer, key=lambda plan: plan.shortfall)
     best = fitting or min(nearest.values(), key=lambda plan: plan.shortfall)
     missed = tuple(
         Missed(storage, streamed, miss.shortfall)
@@ -126,7 +126,7 @@ def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """What is the same in every way."""
+    """What is the same for every candidate."""
 
     hardware: Hardware
     model: ModelShape
@@ -171,102 +171,113 @@ def _given(hardware: Hardware, model: ModelShape, options: Options) -> _Given:
     )
 
 
-def _account(way: Way, given: _Given) -> Plan:
-    """Add up what a way costs in each phase."""
-    hardware, parts = given.hardware, _parts(way, given)
+def _account(candidate: Candidate, given: _Given) -> Plan:
+    """Add up the memory of a candidate in each phase."""
+    hardware, parts = given.hardware, _parts(candidate, given)
     always = sum(part.nbytes for part in parts if part.placement is Placement.DEVICE)
     base = always + (CONTEXT_BYTES if hardware.separate else 0)
-    text, embeds = _encoding(way, given), footprint.embeds_bytes(given.model, given.batch, given.c)
-    on_host = way.text is Placement.HOST
+    text, embeds = _encoding(candidate, given), footprint.embeds_bytes(given.model, given.batch, given.c)
+    on_host = candidate.text is Placement.HOST
 
-    step, blocks = _step(way, given), _block_bytes(way, given)
-    staying, window = tuple(range(len(blocks))), 0
-    if way.blocks is Placement.STREAMED:
+    step, blocks = _step(candidate, given), _block_bytes(candidate, given)
+    resident, window = tuple(range(len(blocks))), 0
+    if candidate.blocks is Placement.STREAMED:
         window = WINDOW * max(blocks)
-        staying = _staying(blocks, hardware.device_budget - base - step - window)
-    stay = sum(blocks[i] for i in staying)
-    come = 0 if way.blocks is Placement.DEVICE else stay + window
+        resident = _resident(blocks, hardware.device_budget - base - step - window)
+    stay = sum(blocks[i] for i in resident)
+    come = 0 if candidate.blocks is Placement.DEVICE else stay + window
     return Plan(
         hardware=hardware,
         options=given.options,
         parts=parts,
         peaks=(
             Peak("text", base + embeds + (0 if on_host else text)),
-            Peak("conditioning", base + embeds + _conditioning(way, given)),
+            Peak("conditioning", base + embeds + _conditioning(candidate, given)),
             Peak("denoising", base + come + step),
-            Peak("decoding", base + _decoding(way, given)),
+            Peak("decoding", base + _decoding(candidate, given)),
         ),
         host_bytes=sum(part.nbytes for part in parts) - always + (text if on_host else 0),
-        staying=staying,
+        resident=resident,
         streamed_bytes=sum(blocks) - stay,
-        tile_px=way.tile_px,
+        tile_px=candidate.tile_px,
     )
 
 
-def _encoding(way: Way, given: _Given) -> int:
-    """Bytes beside what is always there: the encoder that takes most, where they come in turn with its weights."""
+def _encoding(candidate: Candidate, given: _Given) -> int:
+    """Bytes beside what is always there: the encoder that takes most, with its weights where they are offloaded."""
     most = 0
-    for encoder, storage in zip(given.model.encoders, way.encoders, strict=True):
+    for encoder, storage in zip(given.model.encoders, candidate.encoders, strict=True):
         comes = encoder.weights.nbytes(storage, given.c, given.options.encoder_bits)
         working = encoder.working_bytes(given.batch, given.c) + encoder.weights.dense_bytes(storage, given.c)
-        most = max(most, (comes if way.text is Placement.IN_TURN else 0) + round(SLACK * working))
+        most = max(most, (comes if candidate.text is Placement.SEQUENTIAL else 0) + round(SLACK * working))
     return most
 
 
-def _conditioning(way: Way, given: _Given) -> int:
+def _conditioning(candidate: Candidate, given: _Given) -> int:
     """Bytes for projecting the captions and making all steps' modulations, of which the matrices may be streamed."""
     weights = given.weights[MODULATIONS]
-    matrix = Weights(weights.largest, 0, weights.largest).nbytes(way.storage, given.c, given.options.stored_bits)
-    arriving = WINDOW * matrix if way.others is Placement.STREAMED else 0
+    matrix = Weights(weights.largest, 0, weights.largest).nbytes(candidate.storage, given.c, given.options.stored_bits)
+    arriving = WINDOW * matrix if candidate.others is Placement.STREAMED else 0
     # twice: the captions and their norms, and the tables beside what they are cut from
-    return 2 * given.kept + weights.dense_bytes(way.storage, given.c) + arriving
+    return 2 * given.kept + weights.dense_bytes(candidate.storage, given.c) + arriving
 
 
-def _step(way: Way, given: _Given) -> int:
+def _step(candidate: Candidate, given: _Given) -> int:
     """Bytes of one denoising step beside the weights."""
-    packed = way.storage is Storage.COMPUTE and way.blocks is not Placement.STREAMED
+    fused = candidate.storage is WeightFormat.COMPUTE and candidate.blocks is not Placement.STREAMED
     lora = given.options.lora_bytes
     step = footprint.step_bytes(
         given.model.transformer,
         given.tokens,
         given.batch,
         given.c,
-        packed=packed,
+        fused=fused,
         adapted=lora > 0,
-        apart=given.hardware.device == "cpu",
+        per_expert=given.hardware.device == "cpu",
     )
     return round(SLACK * step) + given.kept + lora
 
 
-def _decoding(way: Way, given: _Given) -> int:
-    """Bytes of decoding one picture, whole or in tiles, which are then put together."""
-    vae = given.model.vae.nbytes(Storage.COMPUTE, given.vae_c, 16.0) if way.vae is Placement.IN_TURN else 0
-    pixels = min(way.tile_px**2, given.pixels) if way.tile_px else given.pixels
-    together = 2 * 3 * given.vae_c * given.pixels if way.tile_px else 0
+def _decoding(candidate: Candidate, given: _Given) -> int:
+    """Bytes of decoding one image, whole or in tiles, which are then put together."""
+    vae = (
+        given.model.vae.nbytes(WeightFormat.COMPUTE, given.vae_c, 16.0) if candidate.vae is Placement.SEQUENTIAL else 0
+    )
+    pixels = min(candidate.tile_px**2, given.pixels) if candidate.tile_px else given.pixels
+    together = 2 * 3 * given.vae_c * given.pixels if candidate.tile_px else 0
     decoding = footprint.decode_bytes(given.model.vae_channels, pixels, given.vae_c)
     return vae + given.kept + together + round(SLACK * decoding)
 
 
-def _block_bytes(way: Way, given: _Given) -> list[int]:
-    return [weights.nbytes(way.storage, given.c, given.options.stored_bits) for weights in given.blocks]
+def _block_bytes(candidate: Candidate, given: _Given) -> list[int]:
+    return [weights.nbytes(candidate.storage, given.c, given.options.stored_bits) for weights in given.blocks]
 
 
-def _parts(way: Way, given: _Given) -> tuple[Part, ...]:
+def _parts(candidate: Candidate, given: _Given) -> tuple[Part, ...]:
     """Every part with its bytes."""
-    places = {BLOCKS: way.blocks, MODULATIONS: way.others, CAPTIONS: way.others, REST: Placement.DEVICE}
+    places = {
+        BLOCKS: candidate.blocks,
+        MODULATIONS: candidate.others,
+        CAPTIONS: candidate.others,
+        REST: Placement.DEVICE,
+    }
     transformer = [
-        Part(name, way.storage, places[name], weights.nbytes(way.storage, given.c, given.options.stored_bits))
+        Part(
+            name, candidate.storage, places[name], weights.nbytes(candidate.storage, given.c, given.options.stored_bits)
+        )
         for name, weights in given.weights.items()
     ]
     encoders = [
-        Part(name, storage, way.text, encoder.weights.nbytes(storage, given.c, given.options.encoder_bits))
-        for name, encoder, storage in zip(ENCODERS, given.model.encoders, way.encoders, strict=True)
+        Part(name, storage, candidate.text, encoder.weights.nbytes(storage, given.c, given.options.encoder_bits))
+        for name, encoder, storage in zip(ENCODERS, given.model.encoders, candidate.encoders, strict=True)
     ]
-    vae = Part(VAE, Storage.COMPUTE, way.vae, given.model.vae.nbytes(Storage.COMPUTE, given.vae_c, 16.0))
+    vae = Part(
+        VAE, WeightFormat.COMPUTE, candidate.vae, given.model.vae.nbytes(WeightFormat.COMPUTE, given.vae_c, 16.0)
+    )
     return (*transformer, *encoders, vae)
 
 
-def _staying(blocks: list[int], budget: int) -> tuple[int, ...]:
+def _resident(blocks: list[int], budget: int) -> tuple[int, ...]:
     """Choose as many blocks as fit, evenly spread, so that streaming always has the next one's time to work in."""
     n = len(blocks)
     for count in range(n - 1, 0, -1):

@@ -1,6 +1,6 @@
 """Memory plans in words: the report of one, a table of several, and the tables of docs/MEMORY.md.
 
-GB are 10^9 bytes throughout, as with files; a card is named by what it is sold as (`ways.Hardware.card`).
+GB are 10^9 bytes throughout, as with files; a card is named by what it is sold as (`candidates.Hardware.card`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from hidream.model.memory.candidates import Hardware, Options, Placement
 from hidream.model.memory.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, ModelShape
 from hidream.model.memory.plan import Plan, plan
-from hidream.types import Size, Storage, Variant
+from hidream.types import Size, Variant, WeightFormat
 
 CARDS_GB = (8, 12, 16, 24, 32, 48, 80)
 HOSTS_GB = (16, 32, 48, 64, 96, 128)
@@ -75,9 +75,9 @@ def reasons(answer: Plan) -> Iterator[str]:
     )
     yield f"decoding: {whole}"
     if not answer.hardware.separate:
-        kinds = sorted({p.storage for p in answer.parts if p.placement in (Placement.IN_TURN, Placement.STREAMED)})
+        kinds = sorted({p.storage for p in answer.parts if p.placement in (Placement.SEQUENTIAL, Placement.STREAMED)})
         if answer.hardware.device == "cpu" and kinds:
-            yield f"in turn means mapped: it needs files that are stored so ({', '.join(kinds)}; `hidream convert`)"
+            yield f"sequential means mapped: it needs files that are stored so ({', '.join(kinds)}; `hidream convert`)"
     elif answer.moved_bytes:
         yield f"{_gb(answer.moved_bytes)} go to the device for a picture with a new prompt"
 
@@ -135,8 +135,11 @@ def memory_tables() -> dict[str, str]:
 
 def _storage_rows(dev: Options) -> list[list[str]]:
     """Weigh the transformer in every storage: as a file, and while it denoises at 1024² and stays whole on the card."""
-    kinds = [(storage.value, storage, 16.0) for storage in (Storage.COMPUTE, Storage.FP8, Storage.INT8, Storage.NF4)]
-    kinds += [(name, Storage.STORED, bits) for name, bits in GGUF_BITS.items()]
+    kinds = [
+        (storage.value, storage, 16.0)
+        for storage in (WeightFormat.COMPUTE, WeightFormat.FP8, WeightFormat.INT8, WeightFormat.NF4)
+    ]
+    kinds += [(name, WeightFormat.STORED, bits) for name, bits in GGUF_BITS.items()]
     rows = [["weights", "all", "while denoising", "smallest card", "smallest card, streamed"]]
     for name, storage, bits in kinds:
         options = dataclasses.replace(dev, transformer=storage, stored_bits=bits)
@@ -167,7 +170,7 @@ def _happens(answer: Plan) -> Iterator[str]:
 
 def _place(answer: Plan) -> str:
     if answer.streaming:
-        count = len(answer.staying)
+        count = len(answer.resident)
         return f"streamed: {count} blocks stay, {_gb(answer.streamed_bytes)} come in each step"
     if answer.part(BLOCKS).placement is Placement.DEVICE:
         return "stays"
@@ -177,7 +180,7 @@ def _place(answer: Plan) -> str:
 def _encoder_place(placement: Placement) -> str:
     return {
         Placement.DEVICE: "stay",
-        Placement.IN_TURN: "come one at a time",
+        Placement.SEQUENTIAL: "come one at a time",
         Placement.HOST: "are computed on the host",
     }[placement]
 

@@ -1,6 +1,6 @@
 """Joint attention of image and text tokens, and the rotary positions of the image.
 
-Shapes: T rows, S segments, N tokens that ask and M that are asked in each, D width, H heads, K head dim (D = H·K).
+Shapes: T rows, S segments, N query tokens and M key tokens of each, D width, H heads, K head dim (D = H·K).
 
 Knows no blocks, modulation or residuals. Text tokens stand at position (0, 0, 0), where the rotation is the identity,
 so that only image tokens need one. Parameter names are the published ones (`_t` is the text side of a double block).
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.network.fused_weights import pack
-from hidream.model.network.linear import NOWHERE, Linear, Spread, changed
-from hidream.model.network.matmul import Product, laid_out, plain
+from hidream.model.network.fused_weights import fuse
+from hidream.model.network.kernels import DEFAULT, Kernels
+from hidream.model.network.linear import NO_ADAPTERS, Linear, RowAdapters, with_deltas
+from hidream.model.network.matmul import prepacked_copy
 
 ROPE_THETA = 10_000.0
 RMS_EPS = 1e-5
@@ -50,7 +51,7 @@ def rope_table(grid: tuple[int, int], text_tokens: int, axes: Sequence[int], dev
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turn neighbouring pairs of channels of x [T, H, K] by the rope's angles, in float32."""
+    """Rotate neighbouring pairs of channels of x [T, H, K] by the rope's angles, in float32."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [T, H, K/2] each
     turned = torch.stack((a * rope.cos - b * rope.sin, a * rope.sin + b * rope.cos), dim=-1)
     return turned.flatten(-2).type_as(x)
@@ -70,68 +71,66 @@ class Projection(NamedTuple):
 class Attention(nn.Module):
     """Projections of one block's attention, for the image side and, in a double block, for the text side."""
 
-    def __init__(self, dim: int, heads: int, *, double: bool) -> None:
+    def __init__(self, dim: int, heads: int, kernels: Kernels = DEFAULT, *, double: bool) -> None:
         super().__init__()
-        self.heads = heads
-        for side in ("", "_t") if double else ("",):
+        self.heads, self.matmul = heads, kernels.matmul
+        self.sides = ("", "_t") if double else ("",)
+        for side in self.sides:
             for name in ("to_q", "to_k", "to_v", "to_out"):
-                self.add_module(name + side, Linear(dim, dim))
+                self.add_module(name + side, Linear(dim, dim, matmul=kernels.matmul))
             for name in ("q_rms_norm", "k_rms_norm"):
                 self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
-        self.packed: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D]
-        self.product: Product = plain  # of what is packed
-        self.laid: dict[
-            tuple[str, int], Tensor
-        ] = {}  # side and number of matrices to them as `product` reads them best
+        self.fused: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D] of q, k and v
+        self.prepacked: dict[tuple[str, int], Tensor] = {}  # side and number of last matrices to their prepacked copy
 
     def side(self, side: str) -> Projection:
         """Modules of one side: "" image, "_t" text."""
         names = ("to_q", "to_k", "to_v", "to_out", "q_rms_norm", "k_rms_norm")
         return Projection(*(getattr(self, name + side) for name in names))
 
-    def pack(self) -> None:
-        """Lay q, k and v of each side into one matrix."""
-        for side in ("", "_t") if hasattr(self, "to_q_t") else ("",):
+    def fuse(self) -> None:
+        """Fuse q, k and v of each side."""
+        for side in self.sides:
             p = self.side(side)
-            weight = pack([p.q.weight, p.k.weight, p.v.weight])
-            bias = pack([p.q.bias, p.k.bias, p.v.bias])
-            self.packed[side] = (weight, bias)
+            weight = fuse([p.q.weight, p.k.weight, p.v.weight])
+            bias = fuse([p.q.bias, p.k.bias, p.v.bias])
+            self.fused[side] = (weight, bias)
 
-    def qkv(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> tuple[Tensor, Tensor, Tensor]:
+    def prepack(self) -> None:
+        """Keep prepacked copies of the fused weights: of q, k and v, and of k and v alone."""
+        parts = {(side, n): w[-n * w.shape[1] :] for side, (w, _) in self.fused.items() for n in (2, 3)}
+        self.prepacked = {key: prepacked_copy(weight) for key, weight in parts.items()}
+
+    def qkv(self, x: Tensor, side: str = "", adapters: RowAdapters = NO_ADAPTERS) -> tuple[Tensor, Tensor, Tensor]:
         """Project x [T, D] to q, k and v, each [T, H, K], q and k normalised over the whole width."""
         p = self.side(side)
-        q, k, v = self._project(x, side, (p.q, p.k, p.v), spread)
+        q, k, v = self._project(x, side, (p.q, p.k, p.v), adapters)
         return self._split(_normed(q, p.q_norm)), self._split(_normed(k, p.k_norm)), self._split(v)
 
-    def kv(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
-        """Project x [T, D] to k and v only, for tokens that are looked at but do not look."""
+    def kv(self, x: Tensor, side: str = "", adapters: RowAdapters = NO_ADAPTERS) -> tuple[Tensor, Tensor]:
+        """Project x [T, D] to k and v only, for tokens that are attended to but do not attend."""
         p = self.side(side)
-        k, v = self._project(x, side, (p.k, p.v), spread)
+        k, v = self._project(x, side, (p.k, p.v), adapters)
         return self._split(_normed(k, p.k_norm)), self._split(v)
 
-    def q(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+    def q(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """Project x [T, D] to q [T, H, K] only."""
         p = self.side("")
-        return self._split(_normed(p.q(x, spread), p.q_norm))
+        return self._split(_normed(p.q(x, adapters), p.q_norm))
 
-    def out(self, x: Tensor, side: str = "", spread: Spread = NOWHERE) -> Tensor:
+    def out(self, x: Tensor, side: str = "", adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """Bring attended heads x [T, H, K] back to [T, D]."""
-        return self.side(side).out(x.flatten(-2), spread)
+        return self.side(side).out(x.flatten(-2), adapters)
 
-    def lay(self, laid: bool) -> None:
-        """Keep a copy of what is packed as `product` reads it best, q, k and v or only k and v, or none."""
-        wholes = self.packed.items() if laid else ()
-        parts = {(side, n): weight[-n * weight.shape[1] :] for side, (weight, _) in wholes for n in (2, 3)}
-        self.laid = {of: laid_out(weight) for of, weight in parts.items()}
-
-    def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], spread: Spread) -> list[Tensor]:
-        """Multiply x with each of `layers`, the last ones of q, k, v: in one product where they are packed."""
-        if side not in self.packed:
-            return [layer(x, spread) for layer in layers]
-        weight, bias = (whole[-len(layers) * layers[0].out_features :] for whole in self.packed[side])
-        answers = self.product(x, self.laid.get((side, len(layers)), weight), bias).chunk(len(layers), dim=-1)
-        pairs = zip(layers, answers, strict=True)
-        return [changed(layer.published, x, answer, layer.bias, spread) for layer, answer in pairs]
+    def _project(self, x: Tensor, side: str, layers: tuple[Linear, ...], adapters: RowAdapters) -> list[Tensor]:
+        """Multiply x with each of `layers`, the last ones of q, k, v: in one product where they are fused."""
+        if side not in self.fused:
+            return [layer(x, adapters) for layer in layers]
+        weight, bias = (whole[-len(layers) * layers[0].out_features :] for whole in self.fused[side])
+        weight = self.prepacked.get((side, len(layers)), weight)
+        outputs = self.matmul(x, weight, bias).chunk(len(layers), dim=-1)
+        pairs = zip(layers, outputs, strict=True)
+        return [with_deltas(layer.published, x, output, layer.bias, adapters) for layer, output in pairs]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [T, H, K]

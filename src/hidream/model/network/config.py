@@ -20,7 +20,7 @@ TIMESTEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class SamplingPreset:
     """How a variant is meant to be sampled."""
 
     steps: int
@@ -29,10 +29,10 @@ class Recipe:
     sampler: Sampler
 
 
-RECIPES = {
-    Variant.DEV: Recipe(steps=Variant.DEV.steps, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
-    Variant.FULL: Recipe(steps=Variant.FULL.steps, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
-    Variant.FAST: Recipe(steps=Variant.FAST.steps, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
+SAMPLING_PRESETS = {
+    Variant.DEV: SamplingPreset(steps=Variant.DEV.steps, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
+    Variant.FULL: SamplingPreset(steps=Variant.FULL.steps, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
+    Variant.FAST: SamplingPreset(steps=Variant.FAST.steps, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
 }
 
 NUMBER_MAX = 65_536
@@ -41,18 +41,18 @@ PUBLISHED_TOKENS = 4096
 """Image tokens of the published checkpoints' largest shape: their `max_resolution` of 128 × 128 latent cells."""
 
 
-def recipe_of(
+def sampling_preset(
     variant: Variant,
     conformance: Conformance = Conformance.DIFFUSERS,
     sampler: Sampler | None = None,
     max_tokens: int = PUBLISHED_TOKENS,
-) -> Recipe:
+) -> SamplingPreset:
     """How `variant` is sampled, by the reference that is asked for and with another sampler if one is asked for.
 
     The official pipeline gives UniPC a shift that follows from the model's largest shape, `max_tokens`, and passes
     over its own table's; diffusers has that argument commented out (0.42.1, pipeline_hidream_image.py, line 909).
     """
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     recipe = dataclasses.replace(recipe, sampler=sampler or recipe.sampler)
     if conformance is Conformance.OFFICIAL and recipe.sampler is Sampler.UNIPC:
         return dataclasses.replace(recipe, shift=official_shift(max_tokens))

@@ -1,8 +1,7 @@
-"""Packing: parameters that are multiplied with the same input, laid side by side in one tensor.
+"""Fused weights: parameters that are multiplied with the same input share one tensor.
 
-A packed parameter keeps its published name; it becomes a view into the whole, so that nothing is stored twice and a
-state dict looks as before. Moving a module to another device or type tears the views apart, which is why packing is
-the last step of loading (`weights.py`).
+A fused parameter keeps its published name. It becomes a view of the shared tensor, so that nothing is stored twice and
+a state dict looks as before. Moving a module to another device or type would separate the views: fuse after that.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 
-def pack(parameters: Sequence[Tensor]) -> Tensor:
-    """Lay parameters of shape [n_i, ...] into one tensor [Σ n_i, ...] and make each of them a view into it."""
-    whole = torch.cat([parameter.data for parameter in parameters])
-    parts = whole.split([parameter.shape[0] for parameter in parameters])
+def fuse(parameters: Sequence[Tensor]) -> Tensor:
+    """Concatenate parameters of shape [n_i, ...] to one tensor [Σ n_i, ...] and make each of them a view of it."""
+    fused = torch.cat([parameter.data for parameter in parameters])
+    parts = fused.split([parameter.shape[0] for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part
-    return whole
+    return fused

@@ -1,11 +1,11 @@
-"""A linear layer whose weight may be stored in another type, and to which requests may bring changes.
+"""A linear layer whose weight may be quantised, and to which requests may add LoRA deltas.
 
 Shapes: T rows, I inputs, O outputs.
 
-`weight` is an ordinary parameter of any float type, or `quantized` holds it in fewer bits; either way the product is
-computed in the type of the input, by `product` (`products.py`). A *change* is what a LoRA adds to the layer's answer:
-it travels with the request (`Conditioning.changes`), never on the module, so that two requests may draw with different
-ones, even at once: `Spread` says which of the rows each of them has brought.
+`weight` is an ordinary parameter of any float type, or `quantized` holds it in fewer bits. Either way the product is
+computed in the type of the input, by `matmul` (`matmul.py`). A *delta* is what a LoRA adds to the layer's output. It
+belongs to the request (`Conditioning.deltas`), never to the module, so that two requests may use different LoRAs in one
+batch: the row-to-adapter map, `RowAdapters`, says which rows have which deltas.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from hidream.formats.quantized import Quantized
-from hidream.model.network.matmul import Product, laid_out, plain
+from hidream.model.network.matmul import Matmul, linear, prepacked_copy
 
 
-class Change(Protocol):
-    """A LoRA's change of one linear layer."""
+class LoraDelta(Protocol):
+    """What a LoRA adds to one linear layer."""
 
     def __call__(self, x: Tensor, product: Tensor) -> Tensor:
-        """What is added for inputs x [..., I], where the layer itself, without bias, gives `product` [..., O]."""
+        """Return the delta for inputs x [..., I], where the layer itself, without bias, gives `product` [..., O]."""
 
 
-Changes = Mapping[str, Sequence[Change]]
-"""Changes by the published name of the layer."""
-Spread = tuple[tuple[slice, Changes], ...]
-"""Which rows of a layer's input belong to requests that bring changes."""
+LoraDeltas = Mapping[str, Sequence[LoraDelta]]
+"""Deltas by the published name of the layer."""
+RowAdapters = tuple[tuple[slice, LoraDeltas], ...]
+"""The row-to-adapter map: which rows of a layer's input belong to requests with LoRAs, and their deltas."""
 
-UNCHANGED: Changes = {}
-NOWHERE: Spread = ()
+NO_DELTAS: LoraDeltas = {}
+NO_ADAPTERS: RowAdapters = ()
 
 
-def everywhere(changes: Changes) -> Spread:
-    """All rows belong to one request."""
-    return ((slice(None), changes),) if changes else NOWHERE
+def all_rows(deltas: LoraDeltas) -> RowAdapters:
+    """Map all rows to one request's deltas."""
+    return ((slice(None), deltas),) if deltas else NO_ADAPTERS
 
 
 class Linear(nn.Linear):
@@ -46,27 +46,37 @@ class Linear(nn.Linear):
 
     published = ""  # the layer's name in the published checkpoints
     quantized: Quantized | None = None  # if set, `weight` is None
-    product: Product = staticmethod(plain)
-    laid: Tensor | None = None  # the weight as `product` reads it best
+    prepacked: Tensor | None = None  # a copy of the weight in oneDNN's layout
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        matmul: Matmul = linear,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device)
+        self.matmul = matmul
 
     def reset_parameters(self) -> None:
-        """Draw random weights; on the meta device, from which a file's take over, that would only cost time."""
+        """Draw random weights, but not on the meta device, where a file's weights will take over."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """[..., I] to [..., O]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = self.product(x, self.operand(x.dtype), bias)
-        return changed(self.published, x, y, bias, spread)
+        y = self.matmul(x, self.operand(x.dtype), bias)
+        return with_deltas(self.published, x, y, bias, adapters)
 
     def operand(self, dtype: torch.dtype) -> Tensor:
-        """The weight in `dtype`, or what `product` takes for it."""
-        return self.dense(dtype) if self.laid is None else self.laid
+        """Return what `matmul` multiplies with: the prepacked copy, or the weight in `dtype`."""
+        return self.dense(dtype) if self.prepacked is None else self.prepacked
 
-    def lay(self, laid: bool) -> None:
-        """Keep a copy of the weight as `product` reads it best, or none; for inputs of the weight's type."""
-        self.laid = laid_out(self.weight) if laid else None
+    def prepack(self) -> None:
+        """Keep a copy of the weight in oneDNN's layout; for inputs of the weight's type."""
+        self.prepacked = prepacked_copy(self.weight)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight [O, I] in `dtype`; the weight itself where that is its type."""
@@ -78,15 +88,15 @@ class Linear(nn.Linear):
         self.register_parameter("weight", None)
 
 
-def changed(name: str, x: Tensor, y: Tensor, bias: Tensor | None, spread: Spread) -> Tensor:
-    """Add to y = x·Wᵀ + bias what the requests' changes of the layer `name` say, each on its own rows."""
-    for rows, changes in spread:
-        if name in changes:
+def with_deltas(name: str, x: Tensor, y: Tensor, bias: Tensor | None, adapters: RowAdapters) -> Tensor:
+    """Add to y = x·Wᵀ + bias the requests' deltas of the layer `name`, each on its own rows."""
+    for rows, deltas in adapters:
+        if name in deltas:
             part = y[rows]
             product = part if bias is None else part - bias
             added = part
-            for change in changes[name]:
-                added = added + change(x[rows], product)
+            for delta in deltas[name]:
+                added = added + delta(x[rows], product)
             y = _with_rows(y, rows, added)
     return y
 

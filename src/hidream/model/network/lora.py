@@ -4,7 +4,7 @@ Shapes: I inputs, O outputs, R rank; ⊗ is the Kronecker product, ⊙ multiplie
 
     low rank     ΔW = scale·up·down
     LoKr         ΔW = scale·(left ⊗ right), never built: (left ⊗ right)·x = left·X·rightᵀ with x as a matrix X
-    LoHa         ΔW = scale·(up_1·down_1) ⊙ (up_2·down_2), built for each product, or as low rank: `HadamardChange`
+    LoHa         ΔW = scale·(up_1·down_1) ⊙ (up_2·down_2), built for each product, or as low rank: `HadamardDelta`
     DoRA         W' = gain ⊙ (W + ΔW), with gain = magnitude / norm of the rows (or columns) of W + ΔW
 
 With the weight w that a request gives a LoRA, w·(W' − W)·x is added to W·x: 0 is no LoRA, 1 the LoRA as trained, and
@@ -31,7 +31,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, LowRank, Outline, tensors_of
 from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, read_lora, some
-from hidream.model.network.linear import Change, Changes, Linear
+from hidream.model.network.linear import Linear, LoraDelta, LoraDeltas
 from hidream.model.network.moe import Gate
 from hidream.model.network.transformer import Transformer
 
@@ -74,16 +74,16 @@ class Lora:
 
 def load_lora(path: Path, transformer: Transformer) -> Lora:
     """Read a LoRA for this transformer. Raises CheckpointError, see `read_lora` and `match`."""
-    changed = layers(transformer)
-    return match(read_lora(path, wants(path.stem, changed)), changed)
+    with_deltas = layers(transformer)
+    return match(read_lora(path, wants(path.stem, with_deltas)), with_deltas)
 
 
-def changes(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> Changes:
+def deltas(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> LoraDeltas:
     """Make what LoRAs with weights add to each layer, for `Transformer.condition`; may serve many requests.
 
     Raises InvalidInput for a weight that is not finite, or with which a layer's values are not in `dtype`.
     """
-    made: dict[str, tuple[Change, ...]] = {}
+    made: dict[str, tuple[LoraDelta, ...]] = {}
     for lora, weight in loras:
         if not math.isfinite(weight):
             raise InvalidInput(f"the weight of the LoRA {lora.name} is {weight}; accepted: a finite number")
@@ -100,9 +100,9 @@ def warnings(loras: Sequence[tuple[Lora, float]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def changes_bytes(changes: Changes) -> int:
+def deltas_bytes(deltas: LoraDeltas) -> int:
     """Bytes that a request's changes hold on the device."""
-    made = [change for each in changes.values() for change in each]
+    made = [change for each in deltas.values() for change in each]
     holders = [*made, *(change.inner for change in made if isinstance(change, RowDora | ColumnDora))]
     return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
@@ -153,7 +153,7 @@ def match(file: LoraFile, layers: Layers) -> Lora:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LowRankChange:
+class LowRankDelta:
     """up·down·x, with scale and weight in `up`."""
 
     down: Tensor  # [R, I]
@@ -165,7 +165,7 @@ class LowRankChange:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KroneckerChange:
+class KroneckerDelta:
     """(left ⊗ right)·x, with scale and weight in `left`.
 
     Between both products there are I1·O2 values of a token, about as many as outputs where both sides are factored
@@ -194,7 +194,7 @@ class KroneckerChange:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HadamardChange:
+class HadamardDelta:
     """((up_1·down_1) ⊙ (up_2·down_2))·x, with scale and weight in `up_1`.
 
     Of two products of ranks R1 and R2, the product value by value has rank R1·R2: its factors are all columns of `up_1`
@@ -225,7 +225,7 @@ class HadamardChange:
         return down.to(dtype), up.to(dtype)
 
 
-Plain = LowRankChange | KroneckerChange | HadamardChange
+Plain = LowRankDelta | KroneckerDelta | HadamardDelta
 """ΔW·x times the weight, without a magnitude."""
 
 
@@ -274,11 +274,11 @@ def _product(adapter: Adapter, weight: float, device: torch.device, dtype: torch
         return weight * adapter.scale * matrix.to(device).float()
 
     if isinstance(adapter, LowRank):
-        return LowRankChange(adapter.down.to(device, dtype), scaled(adapter.up).to(dtype))
+        return LowRankDelta(adapter.down.to(device, dtype), scaled(adapter.up).to(dtype))
     if isinstance(adapter, Hadamard):
         down_1, down_2, up_2 = (matrix.to(device) for matrix in (adapter.down_1, adapter.down_2, adapter.up_2))
-        return HadamardChange(down_1, scaled(adapter.up_1), down_2, up_2)
-    return KroneckerChange(scaled(adapter.left).to(dtype), adapter.right.to(device, dtype))
+        return HadamardDelta(down_1, scaled(adapter.up_1), down_2, up_2)
+    return KroneckerDelta(scaled(adapter.left).to(dtype), adapter.right.to(device, dtype))
 
 
 def _check_finite(
@@ -299,7 +299,7 @@ def _check_finite(
 
 
 def _matrices(change: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
-    if isinstance(change, HadamardChange):
+    if isinstance(change, HadamardDelta):
         return list(change.matrices(dtype))
     inner = _matrices(change.inner, dtype) if isinstance(change, RowDora | ColumnDora) else []
     return tensors_of(change) + inner

@@ -2,12 +2,13 @@
 
 Shapes: T tokens (rows of all requests), D width, F hidden width, E experts, A active experts per token.
 
-Each token goes to its A best of E experts; their answers are weighted with the gate's probabilities, which are *not*
-renormalised, and a shared expert's answer is added. Three ways to compute it: `grouped_experts` sorts the tokens by
-expert and multiplies each expert's rows once, with fixed shapes, no host sync and a deterministic sum;
-`dense_experts` is its plain twin, every expert on every token; `MixtureOfExperts.apart` has the experts come one after
-another, each with as many rows as it got, for a CPU, which waits for nobody: nothing has to lie side by side (850 MB of
-a block of the published model in float32), and each expert's products are fused (`products.py`).
+Each token goes to its A best of E experts. Their outputs are weighted with the gate's probabilities, which are *not*
+renormalised, and a shared expert's output is added. There are three implementations (`kernels.Experts`).
+`grouped_experts` sorts the tokens by expert and multiplies each expert's rows once, with fixed shapes, no host sync and
+a deterministic sum. `dense_experts` is its reference implementation: every expert on every token.
+`MixtureOfExperts._per_expert` loops over the experts, each with as many rows as it has, for a CPU, where reading their
+numbers costs nothing: no weights are concatenated (850 MB of a block of the published model in float32), and SwiGLU is
+fused into each expert's matrix products (`matmul.py`).
 Source: HiDream-ai/HiDream-I1 @9b42dd6, models/moe.py.
 """
 
@@ -21,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidream.model.network.fused_weights import pack
-from hidream.model.network.linear import NOWHERE, Linear, Spread, changed, everywhere
-from hidream.model.network.matmul import FUSED, Product, onednn_swiglu, plain
+from hidream.model.network.fused_weights import fuse
+from hidream.model.network.kernels import DEFAULT, Experts, Kernels
+from hidream.model.network.linear import NO_ADAPTERS, Linear, RowAdapters, all_rows, with_deltas
+from hidream.model.network.matmul import ONEDNN_DTYPES, onednn_swiglu
 
 MULTIPLE_OF = 256
 """Hidden widths are rounded up to this (models/moe.py, FeedForwardSwiGLU)."""
@@ -32,40 +34,42 @@ MULTIPLE_OF = 256
 class SwiGLU(nn.Module):
     """w2(silu(w1·x) * w3·x), without biases."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, kernels: Kernels = DEFAULT) -> None:
         super().__init__()
         hidden = -(-int(2 * hidden / 3) // MULTIPLE_OF) * MULTIPLE_OF
-        self.w1 = Linear(dim, hidden, bias=False)
-        self.w2 = Linear(hidden, dim, bias=False)
-        self.w3 = Linear(dim, hidden, bias=False)
-        self.packed: Tensor | None = None  # w1 over w3, [2F, D]
-        self.fused = False  # True multiplies with oneDNN, silu and product within
+        self.kernels = kernels
+        self.w1 = Linear(dim, hidden, bias=False, matmul=kernels.matmul)
+        self.w2 = Linear(hidden, dim, bias=False, matmul=kernels.matmul)
+        self.w3 = Linear(dim, hidden, bias=False, matmul=kernels.matmul)
+        self.fused: Tensor | None = None  # w1 over w3, [2F, D]
 
-    def pack(self) -> None:
-        """Lay w1 and w3 into one matrix."""
-        self.packed = pack([self.w1.weight, self.w3.weight])
+    def fuse(self) -> None:
+        """Fuse w1 and w3."""
+        self.fused = fuse([self.w1.weight, self.w3.weight])
 
-    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """[T, D] to [T, D]."""
-        return self.w2(self._hidden(x, spread), spread)
+        return self.w2(self._hidden(x, adapters), adapters)
 
-    def _hidden(self, x: Tensor, spread: Spread) -> Tensor:
-        if not self.fused or x.dtype not in FUSED:
-            return self._unfused(x, spread)
-        own = [(rows, c) for rows, c in spread if self.w1.published in c or self.w3.published in c]
+    def _hidden(self, x: Tensor, adapters: RowAdapters) -> Tensor:
+        if not self.kernels.onednn or x.dtype not in ONEDNN_DTYPES:
+            return self._hidden_with_deltas(x, adapters)
+        own = [
+            (rows, deltas) for rows, deltas in adapters if self.w1.published in deltas or self.w3.published in deltas
+        ]
         if len(own) == 1 and own[0][0] == slice(None):
-            return self._unfused(x, spread)
+            return self._hidden_with_deltas(x, adapters)
         hidden = onednn_swiglu(x, self.w1.operand(x.dtype), self.w3.operand(x.dtype))
-        for rows, changes in own:
-            hidden[rows] = self._unfused(x[rows], everywhere(changes))
+        for rows, deltas in own:
+            hidden[rows] = self._hidden_with_deltas(x[rows], all_rows(deltas))
         return hidden
 
-    def _unfused(self, x: Tensor, spread: Spread) -> Tensor:
-        if self.packed is None or self.fused:
-            return F.silu(self.w1(x, spread)) * self.w3(x, spread)
-        gate, up = F.linear(x, self.packed).chunk(2, dim=-1)
-        gate = changed(self.w1.published, x, gate, None, spread)
-        return F.silu(gate) * changed(self.w3.published, x, up, None, spread)
+    def _hidden_with_deltas(self, x: Tensor, adapters: RowAdapters) -> Tensor:
+        if self.fused is None or self.kernels.onednn:
+            return F.silu(self.w1(x, adapters)) * self.w3(x, adapters)
+        gate, up = F.linear(x, self.fused).chunk(2, dim=-1)
+        gate = with_deltas(self.w1.published, x, gate, None, adapters)
+        return F.silu(gate) * with_deltas(self.w3.published, x, up, None, adapters)
 
 
 class Gate(nn.Module):
@@ -73,16 +77,16 @@ class Gate(nn.Module):
 
     published = ""  # the gate's name in the published checkpoints
 
-    def __init__(self, dim: int, experts: int, active: int) -> None:
+    def __init__(self, dim: int, experts: int, active: int, kernels: Kernels = DEFAULT) -> None:
         super().__init__()
         self.active = active
-        self.product: Product = plain
+        self.matmul = kernels.matmul
         self.weight = nn.Parameter(torch.randn(experts, dim) / dim**0.5)
         self.imbalance: Tensor | None = None  # of the last call, within `balance_losses`
 
-    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> tuple[Tensor, Tensor]:
         """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
-        logits = changed(self.published, x, self.product(x, self.weight, None), None, spread)
+        logits = with_deltas(self.published, x, self.matmul(x, self.weight, None), None, adapters)
         probability, expert = logits.softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
         return probability, expert
 
@@ -90,60 +94,59 @@ class Gate(nn.Module):
 class MixtureOfExperts(nn.Module):
     """E routed experts of which A see each token, and one expert that sees all."""
 
-    def __init__(self, dim: int, hidden: int, experts: int, active: int) -> None:
+    def __init__(self, dim: int, hidden: int, experts: int, active: int, kernels: Kernels = DEFAULT) -> None:
         super().__init__()
-        self.shared_experts = SwiGLU(dim, hidden // 2)
-        self.experts = nn.ModuleList(SwiGLU(dim, hidden) for _ in range(experts))
-        self.gate = Gate(dim, experts, active)
-        self.grouped = True  # False computes by the plain twin
-        self.apart = False  # True has the experts come one after another; for a CPU
-        self.packed: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
+        self.kernels = kernels
+        self.shared_experts = SwiGLU(dim, hidden // 2, kernels)
+        self.experts = nn.ModuleList(SwiGLU(dim, hidden, kernels) for _ in range(experts))
+        self.gate = Gate(dim, experts, active, kernels)
+        self.fused: tuple[Tensor, Tensor] | None = None  # w1 over w3 [E, 2F, D], w2 [E, D, F]
 
-    def pack(self) -> None:
-        """Lay all experts' first and all their second matrices side by side, and the shared expert's first."""
-        self.shared_experts.pack()
-        first = pack([w.weight for expert in self._routed() for w in (expert.w1, expert.w3)])
-        second = pack([expert.w2.weight for expert in self._routed()])
-        self.packed = (
+    def fuse(self) -> None:
+        """Fuse all routed experts' first and all their second matrices, and the shared expert's first."""
+        self.shared_experts.fuse()
+        first = fuse([w.weight for expert in self._routed() for w in (expert.w1, expert.w3)])
+        second = fuse([expert.w2.weight for expert in self._routed()])
+        self.fused = (
             first.unflatten(0, (len(self.experts), -1)),
             second.unflatten(0, (len(self.experts), -1)),
         )
 
-    def forward(self, x: Tensor, spread: Spread = NOWHERE) -> Tensor:
+    def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """[T, D] to [T, D]."""
-        probability, expert = self.gate(x, spread)
-        if self.apart and not torch.compiler.is_compiling():
-            routed = self._one_by_one(x, probability, expert, spread)
+        probability, expert = self.gate(x, adapters)
+        if self.kernels.experts is Experts.PER_EXPERT and not torch.compiler.is_compiling():
+            routed = self._per_expert(x, probability, expert, adapters)
         else:
-            first, second = self.packed or self._stacked(x.dtype)
-            compute = grouped_experts if self.grouped else dense_experts
-            routed = compute(x, probability, expert, first, second, self._adjust(spread))
-        return routed + self.shared_experts(x, spread)
+            first, second = self.fused or self._stacked(x.dtype)
+            compute = dense_experts if self.kernels.experts is Experts.DENSE else grouped_experts
+            routed = compute(x, probability, expert, first, second, self._adjust(adapters))
+        return routed + self.shared_experts(x, adapters)
 
-    def _one_by_one(self, x: Tensor, probability: Tensor, expert: Tensor, spread: Spread) -> Tensor:
-        """What `grouped_experts` answers, each expert by itself with its own layers."""
+    def _per_expert(self, x: Tensor, probability: Tensor, expert: Tensor, adapters: RowAdapters) -> Tensor:
+        """Compute what `grouped_experts` does in a loop over the experts, each with its own layers."""
         active = expert.shape[1]
         choice = expert.flatten()  # [T·A]
         order = choice.argsort(stable=True)
         token = order // active
         counts = choice.bincount(minlength=len(self.experts)).tolist()
         parts = zip(self._routed(), x[token].split(counts), token.split(counts), strict=True)
-        answers = [routed(rows, _among(own, spread)) for routed, rows, own in parts if own.numel()]
+        outputs = [routed(rows, _among(own, adapters)) for routed, rows, own in parts if own.numel()]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
-        return weighted_sum(torch.cat(answers), back, probability)
+        return weighted_sum(torch.cat(outputs), back, probability)
 
     def _stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         first = [w.dense(dtype) for expert in self._routed() for w in (expert.w1, expert.w3)]
         second = [expert.w2.dense(dtype) for expert in self._routed()]
         return torch.cat(first).unflatten(0, (len(second), -1)), torch.stack(second)
 
-    def _adjust(self, spread: Spread) -> Adjust | None:
-        """Gather what requests change in the routed experts: a function that adjusts a product's rows, or None."""
-        if not spread:
+    def _adjust(self, adapters: RowAdapters) -> Adjust | None:
+        """Return a function that adds the requests' deltas of the routed experts to a product's rows, or None."""
+        if not adapters:
             return None
         names = {w.published for expert in self._routed() for w in (expert.w1, expert.w2, expert.w3)}
-        spread = tuple((rows, changes) for rows, changes in spread if not names.isdisjoint(changes))
-        if not spread:
+        adapters = tuple((rows, deltas) for rows, deltas in adapters if not names.isdisjoint(deltas))
+        if not adapters:
             return None
 
         def adjust(names: tuple[str, ...], x: Tensor, product: Tensor, owner: Tensor, token: Tensor) -> Tensor:
@@ -151,10 +154,10 @@ class MixtureOfExperts(nn.Module):
             for i, name in enumerate(names):
                 for e, expert in enumerate(self._routed()):
                     layer = cast(Linear, getattr(expert, name))
-                    for rows, changes in spread:
-                        with_change = changed(layer.published, x, parts[i], None, ((slice(None), changes),))
+                    for rows, deltas in adapters:
+                        with_delta = with_deltas(layer.published, x, parts[i], None, ((slice(None), deltas),))
                         here = (owner == e) & _within(token, rows)
-                        parts[i] = torch.where(here[:, None], with_change, parts[i])
+                        parts[i] = torch.where(here[:, None], with_delta, parts[i])
             return torch.cat(parts, dim=-1)
 
         return adjust
@@ -191,24 +194,24 @@ def grouped_experts(
     return weighted_sum(rows, back, probability)
 
 
-def weighted_sum(answers: Tensor, back: Tensor, probability: Tensor) -> Tensor:
-    """Bring answers [T·A, D], sorted by expert, back into the order of the tokens, and sum each token's: [T, D]."""
-    return (answers[back].unflatten(0, (-1, probability.shape[1])) * probability[..., None]).sum(1)
+def weighted_sum(outputs: Tensor, back: Tensor, probability: Tensor) -> Tensor:
+    """Bring outputs [T·A, D], sorted by expert, back into the order of the tokens, and sum each token's: [T, D]."""
+    return (outputs[back].unflatten(0, (-1, probability.shape[1])) * probability[..., None]).sum(1)
 
 
 def dense_experts(
     x: Tensor, probability: Tensor, expert: Tensor, first: Tensor, second: Tensor, adjust: Adjust | None = None
 ) -> Tensor:
-    """The same by the definition: every expert on every token, those not chosen weighted with 0."""
+    """The reference implementation: every expert on every token, those not chosen weighted with 0."""
     weight = torch.zeros(x.shape[0], first.shape[0], dtype=x.dtype, device=x.device).scatter(1, expert, probability)
-    answers, token = [], torch.arange(x.shape[0], device=x.device)
+    outputs, token = [], torch.arange(x.shape[0], device=x.device)
     for e, (w13, w2) in enumerate(zip(first, second, strict=True)):
         owner = torch.full((x.shape[0],), e, device=x.device)
         hidden = x @ w13.mT
         hidden = _swish(adjust(("w1", "w3"), x, hidden, owner, token) if adjust else hidden)
-        answer = hidden @ w2.mT
-        answers.append(adjust(("w2",), hidden, answer, owner, token) if adjust else answer)
-    return torch.stack(answers, dim=-1).mul(weight[:, None, :]).sum(-1)
+        output = hidden @ w2.mT
+        outputs.append(adjust(("w2",), hidden, output, owner, token) if adjust else output)
+    return torch.stack(outputs, dim=-1).mul(weight[:, None, :]).sum(-1)
 
 
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -283,16 +286,16 @@ def _within(token: Tensor, rows: slice) -> Tensor:
     return (token >= rows.start) & (token < rows.stop)
 
 
-def _among(token: Tensor, spread: Spread) -> Spread:
-    """Where the rows of `spread` are among some tokens, whose numbers [R] ascend."""
+def _among(token: Tensor, adapters: RowAdapters) -> RowAdapters:
+    """Map the rows of `adapters` to rows among some tokens, whose numbers [R] ascend."""
     found = []
-    for rows, changes in spread:
+    for rows, deltas in adapters:
         if rows == slice(None):
-            found.append((rows, changes))
+            found.append((rows, deltas))
             continue
         start, stop = torch.searchsorted(token, token.new_tensor([rows.start, rows.stop])).tolist()
         if start < stop:
-            found.append((slice(start, stop), changes))
+            found.append((slice(start, stop), deltas))
     return tuple(found)
 
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.model.checkpoint.checkpoint import Checkpoint
 from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
-from hidream.model.memory.offload import visiting
+from hidream.model.memory.offload import on_device
 from hidream.model.text.cache import TextCache
 from hidream.model.text.prompts import ENCODERS, warnings
-from hidream.types import Prompts, Storage
+from hidream.types import Prompts, WeightFormat
 
 SUFFIXES = ("", "_2", "_3", "_4")
 """What the four parts' names end in, in the order CLIP-L, CLIP-G, T5, Llama."""
@@ -35,7 +35,7 @@ CLIP_MAX_TOKENS = 218
 
 
 class TextEmbeds(NamedTuple):
-    """What the encoders say of B prompts."""
+    """The embeddings of B prompts."""
 
     t5: Tensor  # [B, L, D_T5]
     llama: Tensor  # [layers, B, L, D_Llama]
@@ -43,7 +43,7 @@ class TextEmbeds(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The embeddings of B prompts, and what whoever asked for the pictures should know of them."""
+    """The embeddings of B prompts, and warnings for the user."""
 
     embeds: TextEmbeds
     warnings: tuple[str, ...]  # they quote the prompt: for the result, not for a log
@@ -54,9 +54,10 @@ class TextEncoders:
     """Encoders and tokenizers in the order CLIP-L, CLIP-G, T5, Llama.
 
     `device` and `dtype` are where and in which type the embeddings are wanted; None leaves them as the encoders make
-    them. `in_turn` lets each encoder live in host memory and visit `device` only while it encodes, one at a time.
-    `together` encodes the texts of one call in one batch: faster where an encoder waits for its weights, and equal
-    only within the rounding of its products. Both CLIPs must have a position for every token: CheckpointError.
+    them. With `sequential_offload`, each encoder lives in host memory and is on `device` only while it encodes, one at
+    a time. `together` encodes the texts of one call in one batch: faster where an encoder waits for its weights, and
+    equal only within the rounding of its matrix products. Both CLIPs must have a position for every token, else
+    CheckpointError.
 
     `cache` keeps the embeddings of earlier prompts. It may be shared by models whose encoders are the same, as Dev's,
     Full's and Fast's are: `identity` tells the encoders apart (a digest of their weights, and how they are stored).
@@ -66,13 +67,13 @@ class TextEncoders:
     encoders: tuple[Any, Any, Any, Any]
     device: torch.device | None = None
     dtype: torch.dtype | None = None
-    in_turn: bool = False
+    sequential_offload: bool = False
     together: bool = False
     cache: TextCache | None = None
     identity: str = ""
 
     def __post_init__(self) -> None:
-        assert self.device is not None or not self.in_turn, "encoders in turn need a device to visit"
+        assert self.device is not None or not self.sequential_offload, "sequential offload needs a device"
         assert self.identity or self.cache is None, "a cache needs the identity of the encoders"
         for name, encoder, limit in zip(ENCODERS[:2], self.encoders, self.limits, strict=False):
             _check_positions(name, encoder, limit)
@@ -89,15 +90,15 @@ class TextEncoders:
         return clip_tokens, clip_tokens, self.tokens, self.tokens
 
     def embed(self, prompts: Sequence[str | Prompts]) -> Encoded:
-        """Embed B prompts for pictures: from the cache where it has them, each text once, and in turn if so set.
+        """Embed B prompts: from the cache where it has them, each text once, with sequential offload if so set.
 
-        Every text goes through its encoder alone, as in the reference: rounding would otherwise depend on what else is
-        asked for or cached, and with it the picture. So the result is the same to the last bit in all these cases,
-        unless the texts go `together`, in one batch.
+        Every text goes through its encoder alone, as in the reference: otherwise rounding, and with it the image, would
+        depend on the other texts and on the cache. So the result is the same to the last bit in all these cases, unless
+        the texts go `together`, in one batch.
         """
-        asked = [prompt if isinstance(prompt, Prompts) else Prompts(prompt) for prompt in prompts]
-        parts = [self._recall(i, [prompt.each[i] for prompt in asked]) for i in range(len(ENCODERS))]
-        return Encoded(_joined(parts), warnings(asked, self.tokenizers, self.limits))
+        requested = [prompt if isinstance(prompt, Prompts) else Prompts(prompt) for prompt in prompts]
+        parts = [self._recall(i, [prompt.each[i] for prompt in requested]) for i in range(len(ENCODERS))]
+        return Encoded(_joined(parts), warnings(requested, self.tokenizers, self.limits))
 
     def encode(self, prompts: Sequence[str]) -> TextEmbeds:
         """Encode B prompts in one batch where the encoders are: what `embed` does, without its devices and its cache.
@@ -107,29 +108,29 @@ class TextEncoders:
         return _joined([[self._run(i, prompts)] for i in range(len(ENCODERS))])
 
     def _recall(self, i: int, texts: Sequence[str]) -> list[Tensor]:
-        """What encoder `i` says of each text, as `_run` does of one."""
-        at = self.device if self.in_turn and self.device is not None else self.encoders[i].device
+        """Return encoder `i`'s embedding of each text, from the cache if it is there."""
+        at = self.device if self.sequential_offload and self.device is not None else self.encoders[i].device
         keys = {text: (self.identity, ENCODERS[i], self.limits[i], at.type, self.dtype, text) for text in texts}
         known = {text: self.cache.get(key) if self.cache is not None else None for text, key in keys.items()}
         missing = [text for text, value in known.items() if value is None]
         if missing:
-            with visiting(self.encoders[i], at) if self.in_turn else nullcontext():
-                known |= {text: said.to(dtype=self.dtype) for text, said in self._each(i, missing)}
-        said = {text: value.to(self.device or at) for text, value in known.items() if value is not None}
+            with on_device(self.encoders[i], at) if self.sequential_offload else nullcontext():
+                known |= {text: embeds.to(dtype=self.dtype) for text, embeds in self._each(i, missing)}
+        embedded = {text: value.to(self.device or at) for text, value in known.items() if value is not None}
         if self.cache is not None:
             for text in missing:
-                self.cache.put(keys[text], said[text])
-        return [said[text] for text in texts]
+                self.cache.put(keys[text], embedded[text])
+        return [embedded[text] for text in texts]
 
     def _each(self, i: int, texts: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
-        """What encoder `i` says of each of B texts, as `_run` does of one."""
+        """Yield each of B texts with its embedding, as `_run` makes it of one."""
         if not self.together:
             return ((text, self._run(i, [text])) for text in texts)
-        said = self._run(i, texts)
-        return zip(texts, said.split(1, dim=int(ENCODERS[i] == "Llama")), strict=True)
+        embeds = self._run(i, texts)
+        return zip(texts, embeds.split(1, dim=int(ENCODERS[i] == "Llama")), strict=True)
 
     def _run(self, i: int, texts: Sequence[str]) -> Tensor:
-        """What encoder `i` says of B texts: CLIP [B, D], T5 [B, L, D], Llama [layers, B, L, D]."""
+        """Encode B texts with encoder `i`: CLIP [B, D], T5 [B, L, D], Llama [layers, B, L, D]."""
         encoder, batch = self.encoders[i], self._tokenize(i, texts)
         match ENCODERS[i]:
             case "T5":
@@ -155,7 +156,7 @@ class TextEncoders:
 
 
 def _joined(parts: Sequence[Sequence[Tensor]]) -> TextEmbeds:
-    """The embeddings of all prompts from what each encoder says of them."""
+    """Concatenate each encoder's embeddings of all prompts."""
     clip_l, clip_g, t5 = (torch.cat(list(part)) for part in parts[:3])
     return TextEmbeds(t5=t5, llama=torch.cat(list(parts[3]), dim=1), pooled=torch.cat((clip_l, clip_g), dim=-1))
 
@@ -187,9 +188,12 @@ def _check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:  # noq
 
 
 def load_text_encoders(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, storages: Sequence[Storage | None] = (None,) * 4
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    storages: Sequence[WeightFormat | None] = (None,) * 4,
 ) -> TextEncoders:
-    """Load all four, their tokenizers first; for `storages` see `weights.load_transformer`."""
+    """Load all four, their tokenizers first; for `storages` see `checkpoint.load_transformer`."""
     tokenizers = [load_tokenizer(checkpoint, f"tokenizer{suffix}") for suffix in SUFFIXES]
     tokenizers[3].pad_token = tokenizers[3].eos_token  # as the reference does
     encoders = [
