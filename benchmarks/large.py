@@ -25,7 +25,6 @@ from process import fresh, load_average, status_bytes, watched
 from torch import Tensor
 
 from hidream.formats.comfy import StoredTensor
-from hidream.formats.detect import Kind
 from hidream.formats.gguf_file import EXACT, write_gguf
 from hidream.formats.gguf_grids import GGUF_TYPES
 from hidream.formats.quantized import from_blocks
@@ -37,6 +36,7 @@ from hidream.model.network.linear import Linear
 from hidream.model.network.ragged_batch import RaggedBatch
 from hidream.model.network.transformer import Transformer
 from hidream.model.sampling import sampler
+from hidream.parts import Kind
 from hidream.types import Conformance, Variant
 
 GRID = (32, 32)  # tokens of 512 × 512

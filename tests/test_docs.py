@@ -104,7 +104,7 @@ def test_every_error_is_in_the_drawn_tree():
 
 def test_what_architecture_names_exists():
     text = read("ARCHITECTURE.md")
-    for path, name in re.findall(r"`(\w+/\w+)\.(\w+)`", text):
+    for path, name in re.findall(r"`((?:\w+/)+\w+)\.(?!py`)(\w+)`", text):
         source = read(f"src/hidream/{path}.py")
         assert re.search(rf"^ *((async )?def|class) {name}\b|^{name}(: .+)? =", source, re.MULTILINE), f"{path}.{name}"
     assert len(text.splitlines()) <= 200  # a page or three
@@ -148,7 +148,7 @@ def test_commands_are_understood(name):
 def test_models_names_every_way_to_name_a_part():
     text = read("docs/MODELS.md")
     used = {flag for typed in commands_of("docs/MODELS.md") for flag in typed if flag.startswith("--")}
-    assert {f"--{part.replace('_', '-')}" for part in arguments.PARTS} <= used
+    assert {f"--{part.replace('_', '-')}" for part in arguments.MODELS} <= used
     assert all(f"`{choice}`" in text for kind in (WeightFormat, Conformance, Render, Sampler) for choice in kind)
     for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
         assert re.search(rf"\b{kind}\b", text), kind

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
+from hidream.parts import NAMED_ALONE
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
 from hidream.types import DEFAULT_SIZE, SEED_MAX, STRENGTH, Conformance, LoraUse, Mode, Render, Sampler, Variant
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
 GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
 HOST_SMALLEST_GB = 4
 """Host memory that a plan is made for: the system itself takes 3 GB (`model/memory/candidates.HOST_RESERVE_BYTES`)."""
-PARTS = {
-    "llama": "Llama-3.1-8B-Instruct, a folder or a file",
-    "t5": "T5-XXL's encoder, a folder or a file",
-    "clip_l": "HiDream's CLIP-L, a folder or a file",
-    "clip_g": "HiDream's CLIP-G, a folder or a file",
-    "vae": "the autoencoder, a folder or a file",
+MODELS = {part.setting: part.about for part in NAMED_ALONE} | {
     "tokenizers": "folder with some of the four tokenizers, for what the checkpoint lacks",
     "loras": "folder of LoRAs",
 }
@@ -293,7 +289,7 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
         "--model",
         help="the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
     )
-    for part, what in PARTS.items():
+    for part, what in MODELS.items():
         _setting(command, "models", part, what)
     _setting(command, "compute", "device", "torch device (default: auto)")
     _setting(command, "compute", "dtype", "float32, bfloat16 or float16 (default: auto)")

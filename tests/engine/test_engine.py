@@ -174,7 +174,7 @@ def test_abort_takes_effect_within_a_step_and_frees_everything(model):
     engine.step()
     assert engine.abort("a")
     assert not engine.abort("a")
-    assert "a" not in engine._runner._open
+    assert "a" not in engine._runner._running
     assert list(drain(engine)) == ["b"]
     assert len(steps) == 1
     engine.add("a", request())  # the id is free again

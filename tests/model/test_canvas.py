@@ -78,13 +78,13 @@ import resource, sys, torch
 sys.path.insert(0, "tests")
 from image_files import saved
 from PIL import Image
-from hidream.model.latents.init_image import open_canvas
+from hidream.model.latents.init_image import open_init_image
 from hidream.model.latents.shape import to_pixels
 from hidream.types import ImageRequest, Size
 size = Size(1024, 1024)
 def opened(width, height):
     image, mask = saved(Image.new("RGB", (width, height), (200, 3, 4))), saved(Image.new("L", (width, height), 255))
-    layer = open_canvas(ImageRequest("x", size, seed=1, image=image, mask=mask)).at(size)
+    layer = open_init_image(ImageRequest("x", size, seed=1, image=image, mask=mask)).at(size)
     assert (to_pixels(layer.picture) == torch.tensor([200, 3, 4])).all() and layer.mask.all()
 opened(1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

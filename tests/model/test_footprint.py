@@ -240,7 +240,7 @@ def test_tables_and_conditioning_are_what_the_transformer_makes():
     c = model.condition(t5, llama, pooled, (4, 4))
     tables = model.modulations([1.0, 2.0, 3.0], c)
     assert footprint.table_bytes(config, batch, steps, 4) == sum(t.nbytes for t in tables)
-    assert footprint.conditioning_bytes(config, batch, 4) == c.txt.nbytes + c.fresh.nbytes
+    assert footprint.conditioning_bytes(config, batch, 4) == c.txt.nbytes + c.block_txt.nbytes
 
 
 def test_nano_is_measured_from_its_modules():

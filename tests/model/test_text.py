@@ -11,7 +11,7 @@ from reference import stock_pipeline
 
 from hidream.errors import CheckpointError
 from hidream.model.checkpoint.checkpoint import embedded
-from hidream.model.text.prompts import ENCODERS
+from hidream.parts import ENCODERS
 from hidream.types import Prompts, Variant
 
 LONG = "a very long prompt with words that nobody has taught it, " * 20
@@ -93,7 +93,7 @@ def test_what_is_cut_is_told_and_what_fits_is_not(dev):
     assert f"{dev.text.tokens} are read" in warnings[0]
     assert dev.text.embed(["flat style a sailboat in the ocean", ""]).warnings == ()
     all_of_it = " ".join(dev.text.embed([LONG]).warnings)
-    assert all(name in all_of_it for name in ENCODERS)
+    assert all(part.title in all_of_it for part in ENCODERS)
 
 
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same(dev):

@@ -20,8 +20,6 @@ from hidream.formats.quantized import NF4_CODE, quantize
 from hidream.formats.safetensors_file import shards
 from hidream.model.checkpoint import checkpoint
 from hidream.model.checkpoint.checkpoint import (
-    FIELDS,
-    TOKENIZERS,
     Checkpoint,
     Source,
     embedded,
@@ -30,6 +28,7 @@ from hidream.model.checkpoint.checkpoint import (
 )
 from hidream.model.loading import load
 from hidream.model.network.kernels import Experts
+from hidream.parts import PARTS, TOKENIZERS
 from hidream.types import Variant, WeightFormat
 
 CPU = torch.device("cpu")
@@ -301,11 +300,11 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("owned", [(), ("transformer",), (*FIELDS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
+@pytest.mark.parametrize("owned", [(), ("transformer",), (*PARTS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
 @pytest.mark.parametrize("also", [False, True], ids=["only what is named", "whole checkpoints"])
 def test_a_part_comes_from_where_it_was_named_or_from_its_own_folder(tmp_path, owned, also):
     """All 128 combinations of flags, beside a folder `dev` that has everything and lends nothing."""
-    parts = (*FIELDS, *TOKENIZERS)
+    parts = (*PARTS, *TOKENIZERS)
     own = make_folder(tmp_path / "full", owned)
     make_folder(tmp_path / "dev", parts)
     for flag, named in FLAGS.items():
@@ -321,7 +320,7 @@ def make_folder(folder, parts):
     folder.mkdir()
     for name in parts:
         (folder / name).mkdir()
-        file = "model.safetensors" if name in FIELDS else "tokenizer.json"
+        file = "model.safetensors" if name in PARTS else "tokenizer.json"
         (folder / name / file).write_text("{}")
     return folder
 
@@ -382,7 +381,7 @@ def test_the_folder_of_a_transformer_is_a_transformer(tmp_path):
 def test_sources_name_every_part_and_its_content(tmp_path):
     nano, cache = embedded(Variant.FULL), tmp_path / "hashes.json"
     found = sources(nano, cache)
-    assert list(found) == [*FIELDS, *TOKENIZERS]
+    assert list(found) == [*PARTS, *TOKENIZERS]
     assert found["vae"].path == nano.part("vae")
     shutil.copytree(nano.part("vae"), tmp_path / "vae")
     other = sources(Checkpoint(nano.folder, vae=tmp_path / "vae", shared=nano.shared), cache)

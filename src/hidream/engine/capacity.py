@@ -1,8 +1,8 @@
-"""What the machine bears: how many tokens keep it busy, and how much memory requests may hold. Measured, not guessed.
+"""The capacity of the machine, measured: how many tokens keep it busy, and how much memory requests may hold.
 
-A step of few tokens leaves a large device idle; more tokens than keep it busy only make everybody wait for the slowest.
-So the budget of a step is the fewest tokens from which on a token costs hardly less. What is computed for that also
-shows whether a request's bits depend on who else is in its step.
+A step of few tokens leaves a large device idle; more tokens than keep it busy only make all wait for the slowest. So
+the budget of a step is the fewest tokens from which on a token costs hardly less. The measurement also shows whether a
+request's bits depend on the other requests of its step.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,12 @@ from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.quantized import StoredTensor
 from hidream.formats.regular_file import open_regular
 from hidream.formats.safetensors_file import open_safetensors, shards
+from hidream.parts import Kind
 
 GGUF_MAGIC = b"GGUF"
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
 FEW = 3
 NAME_MAX_CHARS = 100
-
-
-class Kind(StrEnum):
-    """What of HiDream-I1 a file may hold."""
-
-    TRANSFORMER = "a HiDream-I1 transformer"
-    CLIP = "a CLIP text encoder"
-    T5 = "a T5 encoder"
-    LLAMA = "a Llama"
-    VAE = "an autoencoder"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hidream.formats.comfy import AUTOENCODER, from_the_other_end, replaced
-from hidream.formats.detect import Kind
 from hidream.formats.quantized import StoredTensor
+from hidream.parts import Kind
 
 FLUX = tuple((ours, theirs) for theirs, ours in AUTOENCODER)
 """Names of diffusers' AutoencoderKL to FLUX's, by pieces."""

@@ -15,9 +15,9 @@ from torch import Size, Tensor
 
 from hidream.errors import ConfigurationError
 from hidream.formats.comfy_scales import MARKER
-from hidream.formats.detect import Kind
 from hidream.formats.quantized import Quantized, Scheme, StoredTensor
 from hidream.formats.safetensors_writer import Piece
+from hidream.parts import Kind
 
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FP8, FP8_SCALED = "fp8", "fp8_scaled"

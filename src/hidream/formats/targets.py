@@ -18,11 +18,12 @@ from torch import Size
 
 from hidream.errors import ConfigurationError
 from hidream.formats import rename
-from hidream.formats.detect import Kind, Published
+from hidream.formats.detect import Published
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized, StoredTensor
 from hidream.formats.retype import FP8, FP8_SCALED, PLAIN, pieces
 from hidream.formats.safetensors_writer import METADATA, Piece, write_safetensors, write_shards
+from hidream.parts import Kind
 from hidream.types import Variant
 
 Config = Mapping[str, Any]

@@ -20,7 +20,7 @@ from hidream.model.memory.footprint import BLOCKS, ENCODERS, VAE, part_of
 from hidream.model.memory.hardware import hardware_of, host_bytes
 from hidream.model.memory.plan import Plan
 from hidream.model.memory.plan_input import AUTOENCODER_DTYPES, PlanRequest, plan_checkpoint
-from hidream.model.model import Model
+from hidream.model.model import Model, Version
 from hidream.model.network import bfloat16, lora
 from hidream.model.network.config import NUMBER_MAX
 from hidream.model.network.transformer import Transformer
@@ -89,7 +89,7 @@ def load_planned(
     stored = f"-{storage}" * (storage is not WeightFormat.COMPUTE)
     return Model(
         variant=request.variant,
-        versions=f"hidream-i1-{request.variant}/{digest}/{{mode}}/{compute}{stored}/{hidream.__version__}",
+        exact_version=Version(request.variant, digest, f"{compute}{stored}", hidream.__version__),
         text=loader.text(digest),
         transformer=transformer,
         vae=vae,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,11 +18,25 @@ from hidream.types import LoraUse, Mode, Variant
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """What decides an image beside its request: same request, seed and version, same image. Prints as one word."""
+
+    variant: Variant
+    weights: str  # twelve hexadecimal digits that name their content
+    compute: str  # device, type, and the weight format unless that is the type
+    release: str
+    mode: str = Mode.EXACT.value  # and "-bfloat16" if its copy computes in that type
+
+    def __str__(self) -> str:
+        return f"hidream-i1-{self.variant}/{self.weights}/{self.mode}/{self.compute}/{self.release}"
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A loaded checkpoint."""
 
     variant: Variant
-    versions: str  # with "{mode}" where a version names its mode
+    exact_version: Version
     text: TextEncoders
     transformer: Transformer
     vae: Autoencoder
@@ -46,9 +60,9 @@ class Model:
         return self.version_of(Mode.EXACT)
 
     def version_of(self, mode: Mode) -> str:
-        """The version of this model in a mode: same request, seed and version, same image."""
+        """The version of this model in a mode."""
         copy = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
-        return self.versions.format(mode=f"{mode}{copy}")
+        return str(replace(self.exact_version, mode=f"{mode}{copy}"))
 
     @property
     def token_px(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, get_type_hints
 
 from hidream.errors import ConfigurationError
+from hidream.parts import NAMED_ALONE
 from hidream.settings.accepted import Between, Like
 from hidream.types import Variant, WeightFormat
 
@@ -65,7 +66,7 @@ class Models:
             raise ConfigurationError(
                 f"no checkpoint is configured for {variant}; accepted: a folder or a file in `[models] {variant}`"
             )
-        named = {name: getattr(self, name) for name in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers")}
+        named = {name: getattr(self, name) for name in (*(part.setting for part in NAMED_ALONE), "tokenizers")}
         return {name: path for name, path in {"folder": wholes.get(variant), **named}.items() if path is not None}
 
 

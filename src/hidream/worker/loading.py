@@ -22,7 +22,7 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
-from hidream.model.checkpoint.checkpoint import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
+from hidream.model.checkpoint.checkpoint import Checkpoint, Source, embedded, sources
 from hidream.model.loading import load
 from hidream.model.memory.candidates import HOST_RESERVE_BYTES
 from hidream.model.memory.candidates import Options as PlanOptions
@@ -32,11 +32,12 @@ from hidream.model.memory.offload import held
 from hidream.model.memory.plan_input import PlanRequest, partial
 from hidream.model.model import Model
 from hidream.model.resolve import HOST, resolve_device
+from hidream.parts import ENCODERS, EVERYTHING, PARTS, TOKENIZERS
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
 
-TEXT_PARTS = tuple(f"{kind}{suffix}" for kind in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3", "_4"))
+TEXT_PARTS = (*(part.name for part in ENCODERS), *TOKENIZERS)
 """What makes embeddings of a prompt; the same eight parts make the same embeddings."""
 FEWER = "accepted: fewer variants in `[worker] serves`, more memory, or a smaller `[compute] storage`"
 
@@ -75,7 +76,7 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
         if not beside:
             raise
         raise ConfigurationError(f"{variant} beside {_named(beside)}: {error.message}; {FEWER}") from error
-    read = sources_configured(variant, settings)
+    read = sources(checkpoint, settings.hash_cache)
     parts = " ".join(f"{name}={source.path}@{source.digest}" for name, source in read.items())
     logger.info("checkpoint variant=%s %s", variant, parts)
     if shared:
@@ -98,8 +99,8 @@ def plan_configured(asked: PlanRequest, settings: Settings) -> tuple[ModelShape,
     checkpoint = Checkpoint(**parts).of_variant(asked.variant)
     if "folder" in parts:
         checkpoint.part("transformer")
-    there = [name for name in (*FIELDS, *TOKENIZERS) if checkpoint.has(name)]
-    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in FIELDS]
+    there = [name for name in EVERYTHING if checkpoint.has(name)]
+    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in PARTS]
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:
@@ -155,7 +156,7 @@ def _texts(checkpoint: Checkpoint) -> list[str]:
 
 def _form(model: Model) -> tuple[object, ...]:
     """What decides how long a step of a model takes."""
-    return model.transformer.config, model.device, model.version.split("/")[3]
+    return model.transformer.config, model.device, model.exact_version.compute
 
 
 def _check_memory(compute: Compute) -> None:

@@ -1,6 +1,6 @@
-"""Tensors of a file into a module that was built on the meta device: checked, moved, and kept in the type asked for.
+"""Gives a module on the meta device the tensors of a file: checked, moved, and in the requested weight format.
 
-Knows modules and storage; neither files nor what the module computes.
+Knows modules and weight formats; neither files nor what the module computes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def assign(module: nn.Module, tensors: Mapping[str, StoredTensor], target: Targe
 
 
 def settled(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
-    """The storage that was asked for, or else the file's own if it has fewer than 16 bits, or else the compute type."""
+    """The requested weight format, or else the file's own if it has fewer than 16 bits, or else the compute type."""
     small = any(isinstance(tensor, Quantized) or tensor.element_size() == 1 for tensor in tensors.values())
     return storage or (WeightFormat.STORED if small else WeightFormat.COMPUTE)
 

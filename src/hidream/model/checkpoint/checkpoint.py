@@ -1,4 +1,4 @@
-"""From published files to the transformer in memory: where each part lies, what its file says, and a name for it all.
+"""From published files to the transformer in memory: where each part lies, what its file states, and its digest.
 
 A part is a folder of the diffusers layout (`transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`)
 or a single file in any format that `formats/detect.py` knows. They may come from one folder, or be named one by one:
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy_folder import parts_in
-from hidream.formats.detect import Kind, Published, class_in, config_of, files_of, read, read_json, stated_as
+from hidream.formats.detect import Published, class_in, config_of, files_of, read, read_json, stated_as
 from hidream.formats.quantized import StoredTensor
 from hidream.model.checkpoint.assign import Target, assign, settled
 from hidream.model.checkpoint.inferred import transformer_config
@@ -32,6 +32,7 @@ from hidream.model.network import matmul
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.kernels import Weights, choose
 from hidream.model.network.transformer import Transformer
+from hidream.parts import EVERYTHING, LLAMA, PARTS, TOKENIZERS, TRANSFORMER
 from hidream.types import Variant, WeightFormat
 
 NANO = Path(__file__).parent.parent.parent / "nano"
@@ -48,42 +49,6 @@ TOKENIZER_HELP = (
     "unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with HIDREAM_MODELS_TOKENIZERS, "
     "`[models] tokenizers` or --tokenizers. What a GGUF file has of one is not read."
 )
-HELP = {
-    "transformer": "It may also be a single file: hidream_i1_*.safetensors of Comfy-Org/HiDream-I1_ComfyUI, or GGUF.",
-    "vae": "Name ae.safetensors or a folder `vae` with HIDREAM_MODELS_VAE, `[models] vae` or --vae.",
-    "text_encoder": "Name clip_l_hidream.safetensors or a folder `text_encoder` with HIDREAM_MODELS_CLIP_L, "
-    "`[models] clip_l` or --clip-l.",
-    "text_encoder_2": "Name clip_g_hidream.safetensors or a folder `text_encoder_2` with HIDREAM_MODELS_CLIP_G, "
-    "`[models] clip_g` or --clip-g.",
-    "text_encoder_3": "Name t5xxl_*.safetensors or a folder `text_encoder_3` with HIDREAM_MODELS_T5, `[models] t5` "
-    "or --t5.",
-    "text_encoder_4": LLAMA_HELP,
-}
-"""What to do about a part that is missing."""
-
-FIELDS = {
-    "transformer": "transformer",
-    "vae": "vae",
-    "text_encoder": "clip_l",
-    "text_encoder_2": "clip_g",
-    "text_encoder_3": "t5",
-    "text_encoder_4": "llama",
-}
-"""The parts that have weights, and the field of `Checkpoint` by which each can be named alone."""
-
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-"""The parts without weights, in the order of the encoders CLIP-L, CLIP-G, T5, Llama."""
-
-KINDS = {
-    "transformer": (Kind.TRANSFORMER, ("HiDreamImageTransformer2DModel",)),
-    "vae": (Kind.VAE, ("AutoencoderKL", "AutoencoderDC")),
-    "text_encoder": (Kind.CLIP, ("CLIPTextModelWithProjection", "CLIPTextModel")),
-    "text_encoder_2": (Kind.CLIP, ("CLIPTextModelWithProjection", "CLIPTextModel")),
-    "text_encoder_3": (Kind.T5, ("T5EncoderModel", "T5ForConditionalGeneration")),
-    "text_encoder_4": (Kind.LLAMA, ("LlamaForCausalLM", "LlamaModel")),
-}
-"""What each part has to be, and the classes that a configuration may name for it."""
-
 UNQUANTISED = ("t_embedder", "p_embedder", "x_embedder", "final_layer")
 """Layers at both ends, a five-hundredth of the weights, for which a loss is not worth it."""
 NOT_LINEAR = ("rms_norm.weight", "rms_norm_t.weight", "gate.weight")
@@ -118,12 +83,12 @@ class Checkpoint:
         return self._tokenizer(name) if name in TOKENIZERS else self._weights(name)
 
     def _weights(self, name: str) -> Path | None:
-        named = getattr(self, FIELDS[name])
+        named = getattr(self, PARTS[name].setting)
         if named is not None:
             found = _within(named, name)
             if not _is_part(found):
                 lacks = f"{found}, named for {name!r}, has no folder {name!r} and no weights of its own"
-                raise CheckpointError(f"{lacks}. {HELP[name]}")
+                raise CheckpointError(f"{lacks}. {_help(name)}")
             return found
         own = self._own(name)
         if own is None and name == "transformer" and self.folder is not None and _is_part(self.folder):
@@ -138,7 +103,7 @@ class Checkpoint:
                 raise CheckpointError(f"{lacks}. {TOKENIZER_HELP}")
             if (self.tokenizers / name).is_dir():
                 return self.tokenizers / name
-        if name == "tokenizer_4" and self.llama is not None:
+        if name == LLAMA.tokenizer and self.llama is not None:
             beside = _within(self.llama, name)
             if any(beside.glob("tokenizer*.json")):
                 return beside
@@ -154,14 +119,14 @@ class Checkpoint:
 
     def of_variant(self, variant: Variant) -> Checkpoint:
         """The same with the parts of a ComfyUI models folder named one by one; any other layout stays as it is."""
-        named = {part: self.part(part) for part, own in FIELDS.items() if getattr(self, own) is not None}
+        named = {part: self.part(part) for part, row in PARTS.items() if getattr(self, row.setting) is not None}
         found = parts_in(self.folder, variant, named) if self.folder else {}
-        fields = {FIELDS.get(part, part): path for part, path in found.items()}
+        fields = {PARTS[part].setting if part in PARTS else part: path for part, path in found.items()}
         return replace(self, **{name: path for name, path in fields.items() if getattr(self, name) is None})
 
     def read(self, name: str) -> Published:
         """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
-        return read(self.part(name), (KINDS[name][0],))
+        return read(self.part(name), (PARTS[name].kind,))
 
     def config(self, name: str) -> dict[str, Any] | None:
         """What one part says of its own numbers; None where it says nothing, as single files mostly do."""
@@ -170,7 +135,7 @@ class Checkpoint:
         if stated is None or path.is_dir():
             return stated
         # beside a single file may lie another part's
-        return stated if class_in(stated) in KINDS[name][1] else None
+        return stated if class_in(stated) in PARTS[name].classes else None
 
     def index(self) -> dict[str, Any]:
         """`model_index.json` beside the transformer or in the folder, or what the transformer's metadata has of it."""
@@ -183,7 +148,7 @@ class Checkpoint:
 
     def weight_files(self) -> list[Path]:
         """Every file of weights that decides the picture."""
-        return [file for name in FIELDS for file in files_of(self.part(name))]
+        return [file for name in PARTS for file in files_of(self.part(name))]
 
     def _missing(self, name: str) -> str:
         if self.folder is None:
@@ -194,8 +159,8 @@ class Checkpoint:
             what = f"{self.folder} is a single file, which has no {name!r}"
         else:
             what = f"{self.folder} has no folder {name!r}; accepted: the diffusers layout"
-        from_llama = name == "tokenizer_4" and self.llama is None
-        return f"{what}. {LLAMA_HELP if from_llama else HELP.get(name, TOKENIZER_HELP)}"
+        from_llama = name == LLAMA.tokenizer and self.llama is None
+        return f"{what}. {LLAMA_HELP if from_llama else _help(name)}"
 
 
 def embedded(variant: Variant, nano: Path = NANO) -> Checkpoint:
@@ -259,9 +224,9 @@ def sources(checkpoint: Checkpoint, cache: Path | None) -> dict[str, Source]:
     Raises CheckpointError when a part is missing.
     """
     found = {}
-    for name in (*FIELDS, *TOKENIZERS):
+    for name in EVERYTHING:
         path = checkpoint.part(name)
-        files = files_of(path) if name in FIELDS else sorted(file for file in path.iterdir() if file.is_file())
+        files = files_of(path) if name in PARTS else sorted(file for file in path.iterdir() if file.is_file())
         found[name] = Source(path, _name(digests(files, cache)))
     return found
 
@@ -321,6 +286,19 @@ def _has_type(value: StoredTensor, dtype: torch.dtype) -> bool:
     return isinstance(value, Tensor) and value.dtype == dtype
 
 
+def _help(name: str) -> str:
+    """Say what to do about a part that is missing."""
+    if name in TOKENIZERS:
+        return TOKENIZER_HELP
+    part = PARTS[name]
+    if part is TRANSFORMER:
+        return "It may also be a single file: hidream_i1_*.safetensors of Comfy-Org/HiDream-I1_ComfyUI, or GGUF."
+    if part is LLAMA:
+        return LLAMA_HELP
+    named = f"HIDREAM_MODELS_{part.setting.upper()}, `[models] {part.setting}` or {part.flag}"
+    return f"Name {part.comfy_published} or a folder `{name}` with {named}."
+
+
 def _is_part(path: Path) -> bool:
     """Whether a path is one part by itself: a file, or a folder with weights right in it."""
     return path.is_file() or any(each.suffix in (".safetensors", ".gguf") for each in path.glob("*.*"))
@@ -329,7 +307,7 @@ def _is_part(path: Path) -> bool:
 def _within(path: Path, name: str) -> Path:
     """A path that was given for one part: the part itself, or a folder that has it under its own name."""
     if not path.exists():
-        help_text = f". {LLAMA_HELP}" if name.endswith("_4") else "; accepted: a folder or a file"
+        help_text = f". {LLAMA_HELP}" if name in (LLAMA.name, LLAMA.tokenizer) else "; accepted: a folder or a file"
         raise CheckpointError(f"{path}, named for {name!r}, does not exist{help_text}")
     return path / name if (path / name).is_dir() else path
 

@@ -20,13 +20,13 @@ from hidream.model.checkpoint.assign import Target, assign, settled
 from hidream.model.checkpoint.checkpoint import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
 from hidream.model.checkpoint.inferred import Shapes, clip_config, llama_config, t5_config
 from hidream.model.network.config import TransformerConfig
+from hidream.parts import CLIP_G, CLIP_L, LLAMA, PARTS, T5, Kind
 from hidream.types import WeightFormat
 
-CLASSES: dict[str, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
-    "text_encoder": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
-    "text_encoder_2": (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
-    "text_encoder_3": (transformers.T5EncoderModel, transformers.T5Config, t5_config),
-    "text_encoder_4": (transformers.LlamaModel, transformers.LlamaConfig, llama_config),
+CLASSES: dict[Kind, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
+    Kind.CLIP: (transformers.CLIPTextModelWithProjection, transformers.CLIPTextConfig, clip_config),
+    Kind.T5: (transformers.T5EncoderModel, transformers.T5Config, t5_config),
+    Kind.LLAMA: (transformers.LlamaModel, transformers.LlamaConfig, llama_config),
 }
 """Class, class of its configuration, and where that comes from when no file states it."""
 
@@ -41,9 +41,6 @@ LAYERS = ("num_hidden_layers", "num_layers", "num_decoder_layers")
 CONFIG_NUMBER_MAX = 2**31
 CONFIG_LIST_MAX = 4096
 
-WIDTHS = {"text_encoder": 768, "text_encoder_2": 1280}
-"""CLIP-L's and CLIP-G's, which are easily mistaken for one another."""
-
 
 def load_encoder(
     checkpoint: Checkpoint, name: str, device: torch.device, dtype: torch.dtype, storage: WeightFormat | None = None
@@ -54,7 +51,7 @@ def load_encoder(
     """
     encoder, published = open_encoder(checkpoint, name)
     # T5's second products leave the range of float16 (transformers: T5PreTrainedModel._keep_in_fp32_modules)
-    precise = (".wo",) if dtype is torch.float16 and name == "text_encoder_3" else ()
+    precise = (".wo",) if dtype is torch.float16 and name == T5.name else ()
     storage = settled(storage, published.tensors)
     assign(encoder, published.tensors, Target(device, dtype, storage, float32=precise), published.path)
     _make_buffers(encoder, device)
@@ -63,7 +60,7 @@ def load_encoder(
 
 def open_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
     """Build one encoder on the meta device, and open its files."""
-    kind, config_kind, infer = CLASSES[name]
+    kind, config_kind, infer = CLASSES[PARTS[name].kind]
     stated = checkpoint.config(name)
     published = checkpoint.read(name)
     values = stated or infer({key: tensor.shape for key, tensor in published.tensors.items()})
@@ -89,7 +86,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
         raise
     except BaseException as error:  # nothing narrower: the package tokenizers raises just this, and panics as the other
         files = sorted(file.name for file in folder.glob("*"))[:FILES_SHOWN]
-        help_text = LLAMA_HELP if name == "tokenizer_4" else TOKENIZER_HELP
+        help_text = LLAMA_HELP if name == LLAMA.tokenizer else TOKENIZER_HELP
         raise CheckpointError(
             f"the tokenizer in {folder} cannot be loaded: torn or not whole ({', '.join(files) or 'empty'}); "
             f"accepted: tokenizer.json and tokenizer_config.json as published. {help_text}"
@@ -142,13 +139,13 @@ def _why(error: Exception) -> str:
 
 
 def _check_width(name: str, config: dict[str, Any], path: Path) -> None:
-    """Refuse CLIP-L in CLIP-G's place and the other way round; widths that are neither's are a small model's."""
-    width = config.get("hidden_size")
-    if name in WIDTHS and width in WIDTHS.values() and width != WIDTHS[name]:
-        is_large = width == WIDTHS["text_encoder_2"]
+    """Refuse CLIP-L in CLIP-G's place and vice versa, which are easily mistaken; other widths are a small model's."""
+    expected = PARTS[name]
+    found = next((clip for clip in (CLIP_L, CLIP_G) if clip.width == config.get("hidden_size")), None)
+    if expected.kind is Kind.CLIP and found not in (None, expected):
         raise CheckpointError(
-            f"{path} is {'CLIP-G' if is_large else 'CLIP-L'}, {width} wide; accepted as {name!r}: "
-            f"{'CLIP-L' if is_large else 'CLIP-G'}, {WIDTHS[name]} wide"
+            f"{path} is {found.title}, {found.width} wide; "
+            f"accepted as {name!r}: {expected.title}, {expected.width} wide"
         )
 
 

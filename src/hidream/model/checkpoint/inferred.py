@@ -15,19 +15,18 @@ from typing import Any
 from torch import Size
 
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Kind
 from hidream.formats.gguf_encoders import LLAMA_ROPE, T5_MAX_DISTANCE
 from hidream.model.network.config import TransformerConfig
+from hidream.parts import CLIP_G, CLIP_L, Kind
 
 Shapes = Mapping[str, Size]
 """Shape of each tensor by its name."""
 
 DIM = 2560
 """Width of HiDream-I1 (transformer/config.json: 20 heads of 128 channels)."""
-CLIP_WIDTHS = {768: "quick_gelu", 1280: "gelu"}
-"""CLIP-L and CLIP-G with their activations (ComfyUI, comfy/sd1_clip_config.json and clip_config_bigg.json)."""
+CLIP_ACTIVATIONS = {CLIP_L.width: "quick_gelu", CLIP_G.width: "gelu"}
+"""Activations of CLIP-L and CLIP-G by width (ComfyUI, comfy/sd1_clip_config.json and clip_config_bigg.json)."""
 CLIP_HEAD_DIM = 64
-STOCK_CLIP_POSITIONS = 77
 LLAMA_VOCABULARY, LLAMA_WIDTH, LLAMA_HEAD_DIM = 128256, 4096, 128
 LLAMA_MAX_POSITIONS = 131072
 FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
@@ -65,7 +64,7 @@ def transformer_config(shapes: Shapes) -> TransformerConfig:
 def clip_config(shapes: Shapes) -> dict[str, Any]:
     """`text_encoder/config.json` or `text_encoder_2/config.json`, by the width."""
     vocabulary, width = _shape(shapes, "text_model.embeddings.token_embedding.weight")
-    if width not in CLIP_WIDTHS:
+    if width not in CLIP_ACTIVATIONS:
         raise CheckpointError(f"the CLIP is {width} wide; accepted: 768 (clip_l_hidream) or 1280 (clip_g_hidream)")
     return {
         "architectures": ["CLIPTextModelWithProjection"],
@@ -76,7 +75,7 @@ def clip_config(shapes: Shapes) -> dict[str, Any]:
         "num_hidden_layers": count(shapes, "text_model.encoder.layers"),
         "num_attention_heads": width // CLIP_HEAD_DIM,
         "max_position_embeddings": _shape(shapes, "text_model.embeddings.position_embedding.weight")[0],
-        "hidden_act": CLIP_WIDTHS[width],
+        "hidden_act": CLIP_ACTIVATIONS[width],
         "eos_token_id": vocabulary - 1,  # CLIP's last token, 49407, at whose place the text is pooled
     }
 

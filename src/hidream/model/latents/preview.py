@@ -51,7 +51,7 @@ class Preview:
 
 @torch.no_grad()
 def fit_preview(vae: Autoencoder) -> Preview:
-    """Fit the map to an autoencoder, which has to be where it computes (`placing.Phases.autoencoding`).
+    """Fit the map to an autoencoder, which has to be where it computes (`phases.Phases.autoencoding`).
 
     Takes 0.5 s of a CPU for nano's, 6 s for FLUX's. Equal weights give equal maps, and no random generator but its own
     is touched. On final latents of eight of nano's pictures the preview is 24.4 dB from the mean colours of what they

@@ -100,7 +100,7 @@ class Options:
     steps: int = 28
     transformer: WeightFormat | None = None
     encoders: WeightFormat | None = None  # T5 and Llama; the CLIPs are small and keep 16 bits
-    stored_bits: float = 16.0  # bits per value of the transformer's file, for Storage.STORED: 4.5 for Q4_K
+    stored_bits: float = 16.0  # bits per value of the transformer's file, for WeightFormat.STORED: 4.5 for Q4_K
     encoder_bits: float = 16.0  # the same for T5's and Llama's files
     fewest_bits: int = 4  # "auto" stores no value in fewer: 16, 8 or 4
     lora_bytes: int = 0  # of the LoRAs of one request

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from hidream import parts
 from hidream.formats.blocks import DEVICE_CHUNK
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.moe import MULTIPLE_OF
@@ -26,8 +27,8 @@ TEXT_TOKENS = 128
 """Tokens of one prompt in each encoder (text_encoders.MAX_TOKENS)."""
 
 BLOCKS, MODULATIONS, CAPTIONS, REST = (f"transformer.{name}" for name in ("blocks", "modulations", "captions", "rest"))
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
-VAE = "vae"
+ENCODERS = tuple(part.name for part in parts.ENCODERS)
+VAE = parts.VAE.name
 
 BITS = {WeightFormat.FP8: 8.02, WeightFormat.INT8: 8.02, WeightFormat.NF4: 4.5}
 """Bits of a matrix' value with its scales: one of 32 bits for a row of at least 2560, or for a block of 64."""

@@ -17,7 +17,7 @@ from hidream.errors import ConfigurationError
 from hidream.formats.lora_file import values_in
 from hidream.formats.quantized import StoredTensor
 from hidream.model.checkpoint.assign import settled
-from hidream.model.checkpoint.checkpoint import FIELDS, Checkpoint, config_of_transformer
+from hidream.model.checkpoint.checkpoint import Checkpoint, config_of_transformer
 from hidream.model.checkpoint.encoders import check_fit, open_encoder
 from hidream.model.checkpoint.lora_folder import lora_files
 from hidream.model.latents.autoencoder import open_autoencoder
@@ -28,6 +28,7 @@ from hidream.model.memory.plan import Plan, plan
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.lora import layers, wants
 from hidream.model.network.transformer import Transformer
+from hidream.parts import PARTS
 from hidream.types import LORAS_MAX, Size, Variant, WeightFormat
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def plan_checkpoint(checkpoint: Checkpoint, request: PlanRequest, hardware: Hard
 
 def complete(checkpoint: Checkpoint, request: PlanRequest) -> tuple[ModelShape, Options]:
     """Read a checkpoint that must have all parts. Raises CheckpointError as `partial` does, and when one is missing."""
-    for name in FIELDS:
+    for name in PARTS:
         checkpoint.part(name)
     return partial(checkpoint, request)
 

@@ -1,4 +1,4 @@
-"""LoRA: a file's adapters to changes of a model's linear layers.
+"""LoRA: a file's adapters to deltas of a model's linear layers.
 
 Shapes: I inputs, O outputs, R rank; ⊗ is the Kronecker product, ⊙ multiplies value by value, or rows or columns.
 
@@ -8,11 +8,11 @@ Shapes: I inputs, O outputs, R rank; ⊗ is the Kronecker product, ⊙ multiplie
     DoRA         W' = gain ⊙ (W + ΔW), with gain = magnitude / norm of the rows (or columns) of W + ΔW
 
 With the weight w that a request gives a LoRA, w·(W' − W)·x is added to W·x: 0 is no LoRA, 1 the LoRA as trained, and
-several LoRAs are the sum of what each adds alone. That is PEFT's answer for low rank, LoKr and LoHa; for DoRA it is
+several LoRAs are the sum of what each adds alone. That is what PEFT does for low rank, LoKr and LoHa. For DoRA it is
 ComfyUI's `strength`, since PEFT at weight 0 would still apply the magnitude. The norm is of W + ΔW, as in training with
-PEFT, LyCORIS and OneTrainer, on the axis that the magnitude's shape tells.
+PEFT, LyCORIS and OneTrainer, along the axis that the magnitude's shape gives.
 
-Changes belong to a request and are made from weights that stay as they are, quantised or not (`linear.py`). Knows no
+Deltas belong to a request; the model's weights stay as they are, quantised or not (`linear.py`). Knows no
 files (`formats/lora_file.py`, `lora_folder.py`) and no requests.
 Source: arXiv 2106.09685, 2402.09353 (equation 5), 2309.14859 (sections 3.2 and 3.3); peft 0.21.2, tuners/lora/dora.py.
 """
@@ -36,14 +36,14 @@ from hidream.model.network.moe import Gate
 from hidream.model.network.transformer import Transformer
 
 Layers = Mapping[str, Linear | Gate]
-"""What a LoRA can change, by published name."""
+"""The layers that a LoRA can change, by published name."""
 BETWEEN = 4
-"""How many times a layer's inputs or outputs a token may have between both products of a LoKr."""
+"""The most values of a token between both products of a LoKr, in multiples of the layer's inputs or outputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """What a LoRA does to one layer."""
+class LayerAdapter:
+    """A LoRA's adapter of one layer."""
 
     layer: Linear | Gate
     adapter: Adapter
@@ -56,18 +56,18 @@ class Lora:
 
     name: str
     format: LoraFormat
-    parts: Mapping[str, Part]  # by published name
+    parts: Mapping[str, LayerAdapter]  # by published name
     layers: int  # of the file, those among them that the model does not have
     notes: tuple[str, ...]  # what of the file is left out
 
     @property
     def report(self) -> str:
-        """How much of the file is used."""
+        """A sentence about how much of the file is used."""
         return "; ".join((f"{self.format}, {len(self.parts)} of {self.layers} layers matched", *self.notes))
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes that it holds."""
         holders = [holder for part in self.parts.values() for holder in (part, part.adapter)]
         return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
@@ -79,7 +79,7 @@ def load_lora(path: Path, transformer: Transformer) -> Lora:
 
 
 def deltas(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> LoraDeltas:
-    """Make what LoRAs with weights add to each layer, for `Transformer.condition`; may serve many requests.
+    """Make the deltas of LoRAs with weights, for `Transformer.condition`; they may serve many requests.
 
     Raises InvalidInput for a weight that is not finite, or with which a layer's values are not in `dtype`.
     """
@@ -87,33 +87,33 @@ def deltas(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: tor
     for lora, weight in loras:
         if not math.isfinite(weight):
             raise InvalidInput(f"the weight of the LoRA {lora.name} is {weight}; accepted: a finite number")
-        own = {name: _change(part, weight, device, dtype) for name, part in lora.parts.items() if weight}
+        own = {name: _delta(part, weight, device, dtype) for name, part in lora.parts.items() if weight}
         _check_finite(lora, weight, own, dtype)
-        for name, change in own.items():
-            made[name] = (*made.get(name, ()), change)
+        for name, delta in own.items():
+            made[name] = (*made.get(name, ()), delta)
     return made
 
 
 def warnings(loras: Sequence[tuple[Lora, float]]) -> tuple[str, ...]:
-    """Say of each LoRA that changes anything what of its file is left out."""
+    """Return a warning for each LoRA of which some layers are left out."""
     texts = [f"the LoRA {lora.name} is used in part: {'; '.join(lora.notes)}" for lora, w in loras if w and lora.notes]
     return tuple(dict.fromkeys(texts))
 
 
 def deltas_bytes(deltas: LoraDeltas) -> int:
-    """Bytes that a request's changes hold on the device."""
-    made = [change for each in deltas.values() for change in each]
-    holders = [*made, *(change.inner for change in made if isinstance(change, RowDora | ColumnDora))]
+    """Bytes that a request's deltas hold on the device."""
+    made = [delta for each in deltas.values() for delta in each]
+    holders = [*made, *(delta.inner for delta in made if isinstance(delta, RowDora | ColumnDora))]
     return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
 
 def layers(transformer: Transformer) -> Layers:
-    """Everything that a LoRA can change."""
+    """Return the layers that a LoRA can change."""
     return {m.published: m for m in transformer.modules() if isinstance(m, Linear | Gate)}
 
 
 def wants(lora: str, layers: Layers) -> Wants:
-    """Which layers of a file are to be read: those of the model, whose shape they must have before they are made."""
+    """Return which layers of a file to read: those of the model, whose shape is checked before they are made."""
     names = _by_underscores(layers)
 
     def wanted(key: str, outline: Outline) -> bool:
@@ -130,7 +130,7 @@ def match(file: LoraFile, layers: Layers) -> Lora:
 
     Raises CheckpointError when there are none, when one has another shape, or when a name says more than one.
     """
-    found: dict[str, Part] = {}
+    found: dict[str, LayerAdapter] = {}
     missing = [*file.others]
     names = _by_underscores(layers)
     for key, adapter in file.adapters.items():
@@ -178,7 +178,7 @@ class KroneckerDelta:
 
     @property
     def left_first(self) -> bool:
-        """Whether the order is turned."""
+        """Whether `left` is multiplied first."""
         (o1, i1), (o2, i2) = self.left.shape, self.right.shape
         return i1 * o2 > BETWEEN * max(o1 * o2, i1 * i2)
 
@@ -256,7 +256,7 @@ class ColumnDora:
         return F.linear(self.more * x, _dense(self.layer, x.dtype)) + self.inner(self.gain * x, product)
 
 
-def _change(part: Part, weight: float, device: torch.device, dtype: torch.dtype) -> Plain | RowDora | ColumnDora:
+def _delta(part: LayerAdapter, weight: float, device: torch.device, dtype: torch.dtype) -> Plain | RowDora | ColumnDora:
     if part.gain is None:
         return _product(part.adapter, weight, device, dtype)
     gain = part.gain.flatten().to(device)
@@ -288,7 +288,7 @@ def _check_finite(
     if not made:
         return
     # the norm: where squares overflow, an RMSNorm makes zeros of what follows, and no value is infinite in the end
-    norms = [torch.stack([t.float().norm().isfinite() for t in _matrices(change, dtype)]) for change in made.values()]
+    norms = [torch.stack([t.float().norm().isfinite() for t in _matrices(delta, dtype)]) for delta in made.values()]
     finite = [each.all() for each in norms]
     for name, fits in zip(made, torch.stack(finite).tolist(), strict=True):
         if not fits:
@@ -298,16 +298,16 @@ def _check_finite(
             )
 
 
-def _matrices(change: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
-    if isinstance(change, HadamardDelta):
-        return list(change.matrices(dtype))
-    inner = _matrices(change.inner, dtype) if isinstance(change, RowDora | ColumnDora) else []
-    return tensors_of(change) + inner
+def _matrices(delta: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
+    if isinstance(delta, HadamardDelta):
+        return list(delta.matrices(dtype))
+    inner = _matrices(delta.inner, dtype) if isinstance(delta, RowDora | ColumnDora) else []
+    return tensors_of(delta) + inner
 
 
-def _part(lora: str, name: str, layer: Linear | Gate, adapter: Adapter) -> Part:
+def _part(lora: str, name: str, layer: Linear | Gate, adapter: Adapter) -> LayerAdapter:
     _check_shape(lora, name, adapter.shape, layer)
-    return Part(layer, adapter, _gain(name, layer, adapter))
+    return LayerAdapter(layer, adapter, _gain(name, layer, adapter))
 
 
 def _check_shape(lora: str, name: str, made_for: tuple[int, int], layer: Linear | Gate) -> None:

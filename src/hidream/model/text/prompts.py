@@ -14,9 +14,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hidream.parts import ENCODERS
 from hidream.types import Prompts
 
-ENCODERS = ("CLIP-L", "CLIP-G", "T5", "Llama")
 WORDS_SHOWN, CHARS_SHOWN = 6, 60
 WORD_MAX_CHARS = 30
 """Longest word that is named whole when it is cut in its middle (some scripts have no spaces)."""
@@ -48,9 +48,9 @@ def warnings(prompts: Sequence[Prompts], tokenizers: Sequence[Any], limits: Sequ
     texts: dict[str, None] = {}
     for prompt in prompts:
         cuts: dict[Cut, list[str]] = {}
-        for name, tokenizer, limit, text in zip(ENCODERS, tokenizers, limits, prompt.each, strict=True):
+        for part, tokenizer, limit, text in zip(ENCODERS, tokenizers, limits, prompt.each, strict=True):
             if cut := cut_of(tokenizer, text, limit):
-                cuts.setdefault(cut, []).append(name)
+                cuts.setdefault(cut, []).append(part.title)
         texts |= dict.fromkeys(_sentence(names, cut) for cut, names in cuts.items())
     return tuple(texts)
 

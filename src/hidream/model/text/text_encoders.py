@@ -23,11 +23,10 @@ from hidream.model.checkpoint.checkpoint import Checkpoint
 from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
 from hidream.model.memory.offload import on_device
 from hidream.model.text.cache import TextCache
-from hidream.model.text.prompts import ENCODERS, warnings
+from hidream.model.text.prompts import warnings
+from hidream.parts import ENCODERS, LLAMA, T5
 from hidream.types import Prompts, WeightFormat
 
-SUFFIXES = ("", "_2", "_3", "_4")
-"""What the four parts' names end in, in the order CLIP-L, CLIP-G, T5, Llama."""
 MAX_TOKENS = 128
 """Tokens per prompt that the model was trained with (the reference's max_sequence_length)."""
 CLIP_MAX_TOKENS = 218
@@ -75,8 +74,8 @@ class TextEncoders:
     def __post_init__(self) -> None:
         assert self.device is not None or not self.sequential_offload, "sequential offload needs a device"
         assert self.identity or self.cache is None, "a cache needs the identity of the encoders"
-        for name, encoder, limit in zip(ENCODERS[:2], self.encoders, self.limits, strict=False):
-            _check_positions(name, encoder, limit)
+        for part, encoder, limit in zip(ENCODERS[:2], self.encoders, self.limits, strict=False):
+            _check_positions(part.title, encoder, limit)
 
     @property
     def tokens(self) -> int:
@@ -110,7 +109,7 @@ class TextEncoders:
     def _recall(self, i: int, texts: Sequence[str]) -> list[Tensor]:
         """Return encoder `i`'s embedding of each text, from the cache if it is there."""
         at = self.device if self.sequential_offload and self.device is not None else self.encoders[i].device
-        keys = {text: (self.identity, ENCODERS[i], self.limits[i], at.type, self.dtype, text) for text in texts}
+        keys = {text: (self.identity, ENCODERS[i].title, self.limits[i], at.type, self.dtype, text) for text in texts}
         known = {text: self.cache.get(key) if self.cache is not None else None for text, key in keys.items()}
         missing = [text for text, value in known.items() if value is None]
         if missing:
@@ -127,19 +126,17 @@ class TextEncoders:
         if not self.together:
             return ((text, self._run(i, [text])) for text in texts)
         embeds = self._run(i, texts)
-        return zip(texts, embeds.split(1, dim=int(ENCODERS[i] == "Llama")), strict=True)
+        return zip(texts, embeds.split(1, dim=int(ENCODERS[i] is LLAMA)), strict=True)
 
     def _run(self, i: int, texts: Sequence[str]) -> Tensor:
         """Encode B texts with encoder `i`: CLIP [B, D], T5 [B, L, D], Llama [layers, B, L, D]."""
         encoder, batch = self.encoders[i], self._tokenize(i, texts)
-        match ENCODERS[i]:
-            case "T5":
-                return encoder(**batch).last_hidden_state
-            case "Llama":
-                states = encoder(**batch, output_hidden_states=True, use_cache=False).hidden_states
-                return torch.stack(states[1:])  # the first is the embedding's output
-            case _:
-                return encoder(batch["input_ids"]).text_embeds
+        if ENCODERS[i] is T5:
+            return encoder(**batch).last_hidden_state
+        if ENCODERS[i] is LLAMA:
+            states = encoder(**batch, output_hidden_states=True, use_cache=False).hidden_states
+            return torch.stack(states[1:])  # the first is the embedding's output
+        return encoder(batch["input_ids"]).text_embeds
 
     def _tokenize(self, i: int, texts: Sequence[str]) -> dict[str, Tensor]:
         # on the right, as trained, whatever the tokenizer's file says: copies of Llama's that pad on the left are about
@@ -194,14 +191,14 @@ def load_text_encoders(
     storages: Sequence[WeightFormat | None] = (None,) * 4,
 ) -> TextEncoders:
     """Load all four, their tokenizers first; for `storages` see `checkpoint.load_transformer`."""
-    tokenizers = [load_tokenizer(checkpoint, f"tokenizer{suffix}") for suffix in SUFFIXES]
+    tokenizers = [load_tokenizer(checkpoint, part.tokenizer) for part in ENCODERS]
     tokenizers[3].pad_token = tokenizers[3].eos_token  # as the reference does
     encoders = [
-        load_encoder(checkpoint, f"text_encoder{suffix}", device, dtype, storage)
-        for suffix, storage in zip(SUFFIXES, storages, strict=True)
+        load_encoder(checkpoint, part.name, device, dtype, storage)
+        for part, storage in zip(ENCODERS, storages, strict=True)
     ]
-    for name, tokenizer, encoder in zip(ENCODERS, tokenizers, encoders, strict=True):
-        _check_tokenizer(name, tokenizer, encoder.config.vocab_size)
+    for part, tokenizer, encoder in zip(ENCODERS, tokenizers, encoders, strict=True):
+        _check_tokenizer(part.title, tokenizer, encoder.config.vocab_size)
     return TextEncoders(
         tokenizers=(tokenizers[0], tokenizers[1], tokenizers[2], tokenizers[3]),
         encoders=(encoders[0], encoders[1], encoders[2], encoders[3]),
