@@ -201,7 +201,14 @@ FLAGS = {
     "info": ["memory", "host", "size", "bits"],
     "convert": ["to", "type", "shard-size"],
 }
-SETTINGS = ["device", "dtype", "storage", "memory-gb", "threads", *(part.replace("_", "-") for part in arguments.PARTS)]
+SETTINGS = [
+    "device",
+    "dtype",
+    "storage",
+    "memory-gb",
+    "threads",
+    *(part.replace("_", "-") for part in arguments.MODELS),
+]
 TYPED = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["", " ", "0", "-1", "7", "0.5", "1e400", "nan", "-inf", "9" * 400, "a" * 5000, "x:99", "x:y", "x:1", ":", "../..",
      "9*9", "512*512", "x.png", "no/x.png", "a.gguf", "fp8", "cpu", "cuda:0", "int3", "5GB", "12,", "1,2", "4"]

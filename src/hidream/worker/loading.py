@@ -53,11 +53,11 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
     `settings.Models.parts` and `model/loading.load` do, and when too little memory is left.
     """
     models, compute = settings.models, settings.compute
-    checkpoint = _checkpoint(variant, models)
+    checkpoint, *others = (_checkpoint(each, models) for each in (variant, *(model.variant for model in beside)))
     _check_memory(compute)
     if compute.threads:
         torch.set_num_threads(compute.threads)
-    shared = [each for each in beside if _texts(_checkpoint(each.variant, models)) == _texts(checkpoint)]
+    shared = [model for model, other in zip(beside, others, strict=True) if _texts(other) == _texts(checkpoint)]
     try:
         model = load(
             variant,
