@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from hidream.model.config import TransformerConfig
-from hidream.model.moe import MULTIPLE_OF
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.moe import MULTIPLE_OF
 
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
 """Sides of the square matrices: from here on larger ones are not faster (measured on two AMD cores; a GPU by size)."""

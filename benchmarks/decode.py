@@ -31,13 +31,15 @@ from PIL import Image
 from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor
 
-from hidream.model.loading import Model, load, resolve_device, resolve_dtype
-from hidream.model.packed import Packed
-from hidream.model.pipeline import Ask, answer, draw, outline
-from hidream.model.preview import fit_preview
-from hidream.model.shape import fit, to_pixels
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.latents.preview import fit_preview
+from hidream.model.latents.shape import fit, to_pixels
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.pipeline import ModelEvaluation, denoise, prepare, resume
+from hidream.model.resolve import resolve_device, resolve_dtype
 from hidream.outputs.encode import encode
 from hidream.request import ImageRequest
 from hidream.types import ImageFormat, Size, Variant
@@ -191,22 +193,22 @@ def files(model: Model, rounds: int, clock: Clock) -> list[Row]:
     formats = {ImageFormat.PNG: PNGS, ImageFormat.JPEG: JPEGS, ImageFormat.WEBP: WEBPS, ImageFormat.AVIF: AVIFS}
     rows: list[Row] = []
     for what, side, pictures in cases:
-        for output_format, ways in formats.items():
-            seconds = interleaved(writers(pictures, output_format, ways), rounds, warm_up=0, clock=clock)
-            base = seconds[next(iter(ways))]
+        for output_format, candidates in formats.items():
+            seconds = interleaved(writers(pictures, output_format, candidates), rounds, warm_up=0, clock=clock)
+            base = seconds[next(iter(candidates))]
             for way, series in seconds.items():
-                result = judged(pictures, output_format, ways[way])
+                result = judged(pictures, output_format, candidates[way])
                 rows.append(row_of(f"{output_format}, {what}", f"{side}²", way, series, base, result))
     return rows
 
 
 def writers(
-    pictures: list[np.ndarray], output_format: ImageFormat, ways: Mapping[str, dict[str, Any]]
+    pictures: list[np.ndarray], output_format: ImageFormat, candidates: Mapping[str, dict[str, Any]]
 ) -> dict[str, Callable[[], object]]:
     """Write one picture after the other, round by round: a function for each way."""
     images = [Image.fromarray(pixels) for pixels in pictures]
-    turns = {way: itertools.cycle(images) for way in ways}
-    return {way: lambda way=way: saved(next(turns[way]), output_format, ways[way]) for way in ways}
+    turns = {way: itertools.cycle(images) for way in candidates}
+    return {way: lambda way=way: saved(next(turns[way]), output_format, candidates[way]) for way in candidates}
 
 
 def judged(pictures: list[np.ndarray], output_format: ImageFormat, options: dict[str, Any]) -> str:
@@ -228,12 +230,12 @@ def saved(image: Image.Image, output_format: ImageFormat, options: dict[str, Any
 def previews(model: Model, rounds: int, clock: Clock) -> list[Row]:
     fitted = fit_preview(model.vae)
     seen = [estimates(model, prompt) for prompt in PROMPTS]
-    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.draw(seen[0][-1])}
+    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.denoise(seen[0][-1])}
     seconds = interleaved(sides, rounds, clock=clock)
     rows = [row_of("previews, nano", "16²", "fit", seconds["fit"], seconds["fit"])]
     for step in STEPS:
         latents = [x0[step - 1] for x0 in seen]
-        ours = np.stack([fitted.draw(x0) for x0 in latents]).astype(float)
+        ours = np.stack([fitted.denoise(x0) for x0 in latents]).astype(float)
         theirs = np.stack([pooled(model, x0) for x0 in latents])
         psnr = np.mean([psnr_db(*pair) for pair in zip(ours, theirs, strict=True)])
         unexplained = ((ours - theirs) ** 2).sum() / ((theirs - theirs.mean((0, 1, 2))) ** 2).sum()
@@ -245,12 +247,14 @@ def previews(model: Model, rounds: int, clock: Clock) -> list[Row]:
 def estimates(model: Model, prompt: str) -> list[Tensor]:
     """Draw a prompt with its place in PROMPTS as the seed: what the model takes the picture to be after each step."""
     seen: list[Tensor] = []
-    sketch = outline(model, ImageRequest(prompt, Size(1024, 1024), PROMPTS.index(prompt)))
-    drawing = draw(model, sketch, model.text.embed(sketch.prompts).embeds, lambda _done, x0: seen.append(x0.clone()))
-    said: Ask | Tensor = next(drawing)
-    while isinstance(said, Ask):
-        (velocity,) = model.transformer.velocity([said.latent], [said.modulation], Packed.of([said.conditioning]))
-        said = answer(drawing, velocity)
+    prepared = prepare(model, ImageRequest(prompt, Size(1024, 1024), PROMPTS.index(prompt)))
+    drawing = denoise(
+        model, prepared, model.text.embed(prepared.prompts).embeds, lambda _done, x0: seen.append(x0.clone())
+    )
+    said: ModelEvaluation | Tensor = next(drawing)
+    while isinstance(said, ModelEvaluation):
+        (velocity,) = model.transformer.velocity([said.latent], [said.modulation], RaggedBatch.of([said.conditioning]))
+        said = resume(drawing, velocity)
     return seen
 
 

@@ -24,20 +24,20 @@ from measure import report
 from process import fresh, load_average, status_bytes, watched
 from torch import Tensor
 
-from hidream.formats.comfy import Stored
-from hidream.formats.detect import Kind
+from hidream.formats.comfy import StoredTensor
 from hidream.formats.gguf_file import EXACT, write_gguf
 from hidream.formats.gguf_grids import GGUF_TYPES
 from hidream.formats.quantized import from_blocks
 from hidream.formats.retype import pieces
 from hidream.formats.safetensors_writer import METADATA, write_safetensors
-from hidream.model import sampler
-from hidream.model.config import RECIPES, TransformerConfig
-from hidream.model.linear import Linear
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, load_transformer
-from hidream.types import Conformance, Variant
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.linear import Linear
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.parts import Kind
+from hidream.types import SAMPLING_PRESETS, Conformance, Variant
 
 GRID = (32, 32)  # tokens of 512 × 512
 TEXT_TOKENS, LLAMA_LAYERS = 128, 32
@@ -93,8 +93,8 @@ def write(file: Path, kind: str) -> None:
 def tensors(
     shapes: dict[str, torch.Size],
     bank_of: Callable[[int, int], Tensor],
-    view: Callable[[Tensor, torch.Size, int], Stored],
-) -> dict[str, Stored]:
+    view: Callable[[Tensor, torch.Size, int], StoredTensor],
+) -> dict[str, StoredTensor]:
     """Random weights that keep a signal's variance; each matrix is a view of its width's bank, from a place of its own.
 
     What is no matrix of a linear layer: biases of 0.02, norms of 1, and the gates that choose the experts.
@@ -102,7 +102,7 @@ def tensors(
     matrices = {name: s for name, s in shapes.items() if len(s) == 2 and not name.endswith(EXACT)}
     largest = max(shape.numel() for shape in matrices.values()) + SLACK
     banks = {width: bank_of(largest, width) for width in {shape[1] for shape in matrices.values()}}
-    made: dict[str, Stored] = {}
+    made: dict[str, StoredTensor] = {}
     for name, shape in shapes.items():
         if name in matrices:
             made[name] = view(banks[shape[1]], shape, int(torch.randint(SLACK, ())))
@@ -122,7 +122,7 @@ def blocks_bank(values: int, width: int) -> Tensor:
     return bank
 
 
-def q4_0(bank: Tensor, shape: torch.Size, start: int) -> Stored:
+def q4_0(bank: Tensor, shape: torch.Size, start: int) -> StoredTensor:
     """Cut a matrix from a bank of blocks."""
     values = GGUF_TYPES["Q4_0"].values
     first = start // values
@@ -135,7 +135,7 @@ def fp8_bank(values: int, width: int) -> Tensor:
     return torch.randn(values).mul_(width**-0.5).to(E4M3)
 
 
-def fp8(bank: Tensor, shape: torch.Size, start: int) -> Stored:
+def fp8(bank: Tensor, shape: torch.Size, start: int) -> StoredTensor:
     """Cut a matrix from a bank of values."""
     return bank[start : start + shape.numel()].view(shape)
 
@@ -152,14 +152,14 @@ def measure(file: Path) -> dict[str, Any]:
     t5 = torch.randn(1, TEXT_TOKENS, config.caption_channels[0])
     llama = torch.randn(LLAMA_LAYERS, 1, TEXT_TOKENS, config.caption_channels[1])
     latent = torch.randn(1, config.in_channels, GRID[0] * config.patch_size, GRID[1] * config.patch_size)
-    recipe = RECIPES[Variant.DEV]
+    recipe = SAMPLING_PRESETS[Variant.DEV]
     times = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, Conformance.DIFFUSERS).timesteps
     with phase("condition"):
         c = transformer.condition(t5, llama, torch.randn(1, config.text_emb_dim), GRID)
     with phase(f"modulations of {len(times)} steps"):
         modulations = transformer.modulations(times, c)
     with phase("one step"):
-        velocity = transformer.velocity([latent], [modulations[0]], Packed.of([c]))[0]
+        velocity = transformer.velocity([latent], [modulations[0]], RaggedBatch.of([c]))[0]
     seconds, cpu_seconds = dequantising(transformer)
     rows.append({"phase": "  of which dequantising", "s": seconds, "CPU s": cpu_seconds, **dict.fromkeys(MEMORY, "–")})
     assert velocity.shape == latent.shape, f"the answer has the shape {list(velocity.shape)}"

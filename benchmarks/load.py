@@ -25,7 +25,8 @@ from measure import report
 
 from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
-from hidream.model.loading import Model, load
+from hidream.model.loading import load
+from hidream.model.model import Model
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest
 from hidream.types import Render, Size, Variant

@@ -24,11 +24,11 @@ from measure import Spread, ratio, report
 from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor, nn
 
-from hidream.model.config import TransformerConfig
-from hidream.model.loading import DTYPES
-from hidream.model.residence import held
-from hidream.model.weights import Checkpoint, load_transformer
-from hidream.types import Storage
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
+from hidream.model.memory.offload import held
+from hidream.model.network.config import TransformerConfig
+from hidream.model.resolve import DTYPES
+from hidream.types import WeightFormat
 
 CONFIG = TransformerConfig(num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
 PAGE_BYTES = 4096
@@ -41,11 +41,11 @@ def theirs(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def stored(folder: Path, dtype: torch.dtype) -> nn.Module:
-    return load_transformer(Checkpoint(folder), CPU, dtype, Storage.STORED)
+    return load_transformer(Checkpoint(folder), CPU, dtype, WeightFormat.STORED)
 
 
 def compute(folder: Path, dtype: torch.dtype) -> nn.Module:
-    return load_transformer(Checkpoint(folder), CPU, dtype, Storage.COMPUTE)
+    return load_transformer(Checkpoint(folder), CPU, dtype, WeightFormat.COMPUTE)
 
 
 SIDES: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {

@@ -25,11 +25,11 @@ from measure import Spread, ratio, report
 from PIL import Image
 from torch import Tensor
 
-from hidream.model.config import RECIPES
-from hidream.model.loading import Model, load
-from hidream.model.pipeline import generate, outline
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.pipeline import generate, prepare
 from hidream.request import ImageRequest
-from hidream.types import Mode, Size, Variant
+from hidream.types import SAMPLING_PRESETS, Mode, Size, Variant
 
 OBJECTS = ("fox", "red apple", "rocket", "house", "panda", "sailboat", "strawberry", "robot", "owl", "car", "star")
 STYLES = ("flat style", "3d render", "cartoon", "minimal", "glossy 3d")
@@ -82,7 +82,7 @@ def loaded(variant: Variant, checkpoint: Path | None) -> Model:
 
 def requests(variant: Variant, count: int) -> list[ImageRequest]:
     """Prompts of several kinds (one object or two, small or big, in a scene or on a ground), each with its own seed."""
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     settings = {"steps": recipe.steps, "guidance": recipe.guidance, "shift": recipe.shift}
     return [ImageRequest(prompt(i), SIZE, FIRST_SEED + i, **settings) for i in range(count)]
 
@@ -110,7 +110,7 @@ def run(model: Model, asked: list[ImageRequest]) -> dict[Mode, list[Run]]:
         exact = None
         for mode in Mode:
             request = dataclasses.replace(request, mode=mode)
-            calls = sum(sum(each.asked) for each in outline(model, request).passes)
+            calls = sum(sum(each.asked) for each in prepare(model, request).passes)
             picture = generate(model, request)
             exact = picture.pixels if exact is None else exact
             lost = None if mode is Mode.EXACT else loss(picture.pixels, exact)
@@ -126,7 +126,7 @@ def row(variant: Variant, mode: Mode, runs: dict[Mode, list[Run]]) -> dict[str, 
     return {
         "variant": variant,
         "mode": mode,
-        "steps": RECIPES[variant].steps,
+        "steps": SAMPLING_PRESETS[variant].steps,
         "calls": statistics.median(calls),
         "total ms": str(Spread.of(list(total))).strip(),
         "ratio": ratio(list(exact_total), list(total)),

@@ -27,12 +27,12 @@ from measure import Spread, ratio, report
 from process import load_average
 from stock import SPEED_UPS, STAGES, Drawn, Seen, SpeedUp, Stock, plain
 
-from hidream.model.config import RECIPES
-from hidream.model.loading import Model, load
+from hidream.model.loading import load
+from hidream.model.model import Model
 from hidream.model.pipeline import generate, plan_passes, resolve
 from hidream.outputs.encode import encode
 from hidream.request import ImageRequest
-from hidream.types import ImageFormat, Size, Variant
+from hidream.types import SAMPLING_PRESETS, ImageFormat, Size, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
 SEED = 7
@@ -182,7 +182,7 @@ def psnr(picture: np.ndarray, other: np.ndarray) -> float:
 
 def equal(seen: Seen, variant: Variant) -> dict[str, object]:
     """What holds for all sides, for the report."""
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     return {
         "latent": list(seen.latent),
         "text tokens": seen.text_tokens,

@@ -32,11 +32,10 @@ from diffusers import (
 )
 from PIL import Image
 
-from hidream.model.config import RECIPES, Recipe
-from hidream.model.loading import Model
-from hidream.model.weights import NANO
+from hidream.model.checkpoint.checkpoint import NANO
+from hidream.model.model import Model
 from hidream.request import ImageRequest
-from hidream.types import Sampler, Variant
+from hidream.types import SAMPLING_PRESETS, Sampler, SamplingPreset, Variant
 
 STAGES = ("text", "denoise", "decode", "png")
 BLOCK = r"(double|single)_stream_blocks\.\d+"
@@ -69,27 +68,27 @@ class Cacheable(HiDreamImageTransformer2DModel, CacheMixin):
 class SpeedUp:
     """One way to make the stock pipeline faster."""
 
-    apply: Callable[[Any, Recipe], None]  # to its transformer
+    apply: Callable[[Any, SamplingPreset], None]  # to its transformer
     kind: type[HiDreamImageTransformer2DModel] = HiDreamImageTransformer2DModel
     lossy: bool = False
     compiles: bool = False
 
 
-def plain(transformer: Any, recipe: Recipe) -> None:
+def plain(transformer: Any, recipe: SamplingPreset) -> None:
     """Leave it as it is."""
 
 
-def compiled(transformer: Any, recipe: Recipe) -> None:
+def compiled(transformer: Any, recipe: SamplingPreset) -> None:
     """torch.compile the whole transformer; its `compile_repeated_blocks` names no blocks and raises (0.42.1)."""
     transformer.compile()
 
 
-def first_block_cached(transformer: Any, recipe: Recipe) -> None:
+def first_block_cached(transformer: Any, recipe: SamplingPreset) -> None:
     """Skip all blocks but the first where its answer has hardly changed."""
     transformer.enable_cache(FirstBlockCacheConfig())
 
 
-def taylor_cached(interval: int, transformer: Any, recipe: Recipe) -> None:
+def taylor_cached(interval: int, transformer: Any, recipe: SamplingPreset) -> None:
     """Ask each block every `interval`-th step only and predict it in between.
 
     By its last answer where every step brings fresh noise (a line through the last two was 3 to 8 dB worse), else by
@@ -117,7 +116,7 @@ class Stock:
     def __init__(self, variant: Variant, model: Model, speed_up: SpeedUp) -> None:
         shared, own = NANO / Variant.DEV, NANO / variant
         scheduler = UniPCMultistepScheduler if variant is Variant.FULL else FlowMatchLCMScheduler
-        self.recipe, self.text_tokens = RECIPES[variant], model.text.tokens
+        self.recipe, self.text_tokens = SAMPLING_PRESETS[variant], model.text.tokens
         self.pipeline = HiDreamImagePipeline.from_pretrained(
             shared,
             transformer=speed_up.kind.from_pretrained(own / "transformer", dtype=model.dtype),

@@ -37,11 +37,11 @@ from measure import Spread, interleaved, ratio, report
 from process import load_average
 from torch import Tensor, nn
 
-from hidream.model.config import TransformerConfig
-from hidream.model.loading import resolve_device, resolve_dtype
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, embedded, load_transformer
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
+from hidream.model.resolve import resolve_device, resolve_dtype
 from hidream.types import Variant
 
 WIDE = TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1))
@@ -208,7 +208,7 @@ def sides_of(case: Case, x: Inputs) -> dict[str, Callable[[], Tensor]]:
 def step_of(case: Case, x: Inputs, padded: bool) -> Callable[[], Tensor]:
     """Prepare prompt and time, as for a picture; what is left is one step."""
     c = case.peers.ours.condition(*x.text, case.grid, padded=padded)
-    modulation, packed = case.peers.ours.modulations([TIMESTEP], c)[0], Packed.of([c])
+    modulation, packed = case.peers.ours.modulations([TIMESTEP], c)[0], RaggedBatch.of([c])
     return lambda: case.peers.ours.velocity([x.latent], [modulation], packed)[0]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hidream.formats.safetensors_file import shards
-from hidream.model.weights import Checkpoint, embedded
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
 from hidream.types import Variant
 
 E4M3_MAX = 448.0

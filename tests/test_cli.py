@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from hidream import arguments, cli
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.settings import sources
 from hidream.store import keys
 from hidream.store.database import Database
@@ -106,7 +106,7 @@ def test_the_plan_is_of_the_file_that_is_named(capsys, tmp_path):
     printed = capsys.readouterr().out
     assert printed.startswith(f"transformer: {file}\n1024*1024, 28 steps")
     assert re.search(r"transformer.blocks +stored +device +0.0 GB", printed)
-    assert re.search(r"text_encoder_3 +compute +in turn +9.5 GB", printed)  # not there: the published one's
+    assert re.search(r"text_encoder_3 +compute +sequential +9.5 GB", printed)  # not there: the published one's
     assert cli.main(["info", "--plan", "--memory", "24", "--variant", "full", "--model", "/nowhere"]) == 1
     assert "/nowhere does not exist" in capsys.readouterr().err
 
@@ -223,7 +223,14 @@ FLAGS = {
     "info": ["memory", "host", "size", "bits"],
     "convert": ["to", "type", "shard-size"],
 }
-SETTINGS = ["device", "dtype", "storage", "memory-gb", "threads", *(part.replace("_", "-") for part in arguments.PARTS)]
+SETTINGS = [
+    "device",
+    "dtype",
+    "storage",
+    "memory-gb",
+    "threads",
+    *(part.replace("_", "-") for part in arguments.MODELS),
+]
 TYPED = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["", " ", "0", "-1", "7", "0.5", "1e400", "nan", "-inf", "9" * 400, "a" * 5000, "x:99", "x:y", "x:1", ":", "../..",
      "9*9", "512*512", "x.png", "no/x.png", "a.gguf", "fp8", "cpu", "cuda:0", "int3", "5GB", "12,", "1,2", "4"]

@@ -15,14 +15,13 @@ from hidream import arguments, cli, mcp_server
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
-from hidream.model.config import RECIPES
 from hidream.server.app import create_app
 from hidream.server.metrics import Metrics
 from hidream.server.parameter_tables import filled
 from hidream.server.parameters import WIRE
 from hidream.server.service import assemble
 from hidream.settings import sources, tables
-from hidream.types import STEPS_MAX, Conformance, Render, Sampler, Storage, Variant
+from hidream.types import SAMPLING_PRESETS, STEPS_MAX, Conformance, Render, Sampler, Variant, WeightFormat
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S
 
 ROOT = Path(__file__).parent.parent
@@ -64,10 +63,12 @@ def test_the_tables_of_parameters_are_those_of_what_is_declared():
     assert filled(page) == page, "run `make tables`"
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE))
     assert {parameter.name for parameter in WIRE} <= rows.keys()
-    for variant, recipe in RECIPES.items():
+    for variant, recipe in SAMPLING_PRESETS.items():
         assert f"{variant.title()} {recipe.steps}" in rows["num_inference_steps"]
         assert re.search(rf"{variant.title()}( and \w+)* {recipe.shift:g}", rows["shift"])
-    assert rows["guidance_scale"].startswith(f"Full {RECIPES[Variant.FULL].guidance:g} | a number from 0 to 30; ")
+    assert rows["guidance_scale"].startswith(
+        f"Full {SAMPLING_PRESETS[Variant.FULL].guidance:g} | a number from 0 to 30; "
+    )
     assert f"1 to {STEPS_MAX}" in rows["num_inference_steps"]
     assert rows["mode"].startswith("`exact` | `exact`, `balanced`, `turbo`; ")
 
@@ -156,15 +157,15 @@ def test_commands_are_understood(name):
 def test_models_names_every_way_to_name_a_part():
     text = read("docs/MODELS.md")
     used = {flag for typed in commands_of("docs/MODELS.md") for flag in typed if flag.startswith("--")}
-    assert {f"--{part.replace('_', '-')}" for part in arguments.PARTS} <= used
-    assert all(f"`{choice}`" in text for kind in (Storage, Conformance, Render, Sampler) for choice in kind)
+    assert {f"--{part.replace('_', '-')}" for part in arguments.MODELS} <= used
+    assert all(f"`{choice}`" in text for kind in (WeightFormat, Conformance, Render, Sampler) for choice in kind)
     for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
         assert re.search(rf"\b{kind}\b", text), kind
 
 
 def test_models_names_every_variants_recipe():
     rows = dict(re.findall(r"^\| (Dev|Full|Fast) \| (.+) \|$", read("docs/MODELS.md"), re.MULTILINE))
-    for variant, recipe in RECIPES.items():
+    for variant, recipe in SAMPLING_PRESETS.items():
         steps, guidance, shift, sampler = rows[variant.title()].split(" | ")
         assert (steps, shift, sampler) == (str(recipe.steps), f"{recipe.shift:g}", f"`{recipe.sampler}`")
         assert guidance.split(",")[0] == (f"{recipe.guidance:g}" if recipe.guidance > 1 else "–")

@@ -21,7 +21,7 @@ from torch import Tensor
 import recipe
 from compose import Sprites, compose
 from concepts import load_concepts
-from hidream.model.shape import Grid
+from hidream.model.latents.shape import Grid
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, done

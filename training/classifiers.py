@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import recipe
 from compose import Sprites, compose
 from concepts import Concepts, load_concepts
-from hidream.model.shape import Grid
+from hidream.model.latents.shape import Grid
 from latents import draw_grid, draw_scenes, shapes
 from muon import Optimisers, rise_and_fall
 from questions import TokenReader, heads, loss_of, token_truths, truths

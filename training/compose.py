@@ -29,7 +29,7 @@ from torch import Tensor
 from backgrounds import DRAWS, draw_backgrounds
 from captions import caption
 from concepts import Concepts, load_concepts
-from hidream.model.shape import Grid
+from hidream.model.latents.shape import Grid
 from placement import Placement, place
 from scenes import Scene, Split, draw_scene
 from sprites import SPRITES_FILE

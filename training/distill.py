@@ -19,12 +19,12 @@ from torch import Tensor
 import folders
 import pretrain
 import recipe
-from hidream.model import sampler
-from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, load_transformer
-from hidream.types import Variant
+from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
+from hidream.model.network.config import TIMESTEPS
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.model.text.text_encoders import TextEncoders, load_text_encoders
+from hidream.types import SAMPLING_PRESETS, Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, compile_blocks, done, quick
@@ -40,7 +40,7 @@ class Distillation:
     ) -> None:
         self.teacher, self.student, self.text = teacher, student, text
         self.guidance, self.object_weights = config.distill[variant].guidance, config.pretrain.object_weights
-        own = RECIPES[variant]
+        own = SAMPLING_PRESETS[variant]
         self.sigmas = torch.tensor(sampler.schedule(own.sampler, own.steps, own.shift).sigmas[:-1])
 
     def loss(self, batch: Batch, dice: Dice) -> Tensor:
@@ -73,7 +73,7 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     settings = config.distill[variant]
     full = Checkpoint(runs / "pretrain" / "full")
     start = full if variant is Variant.DEV else Checkpoint(runs / "dev" / "dev")
-    teacher, student = (_unpacked(load_transformer(c, device, torch.float32)) for c in (full, start))
+    teacher, student = (_separated(load_transformer(c, device, torch.float32)) for c in (full, start))
     student.requires_grad_(True)
     text = load_text_encoders(Checkpoint(runs / "text"), device, torch.float32)
     work = Distillation(teacher, student, text, config, variant)
@@ -95,8 +95,8 @@ def train(config: recipe.Recipe, variant: Variant, runs: Path, folder: Path, dev
     stage.finish()
 
 
-def _unpacked(transformer: Transformer) -> Transformer:
-    """Give every parameter storage of its own again: packed ones are views, which gradients do not reach."""
+def _separated(transformer: Transformer) -> Transformer:
+    """Give every parameter storage of its own again: fused ones are views, which gradients do not reach."""
     plain = Transformer(transformer.config).to(next(transformer.parameters()).device)
     plain.load_state_dict(transformer.state_dict())
     return plain.eval().requires_grad_(False)

@@ -30,11 +30,11 @@ import recipe
 from captions import caption
 from compose import Sprites, compose
 from concepts import Concepts, load_concepts
-from hidream.model.shape import Grid
-from hidream.model.text import TextEmbeds, TextEncoders
-from hidream.model.transformer import norm
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.latents.shape import Grid
+from hidream.model.network.transformer import norm
+from hidream.model.text.text_encoders import TextEmbeds, TextEncoders
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
 from placement import place

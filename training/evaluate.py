@@ -28,9 +28,10 @@ import classifiers
 from captions import plain_caption
 from compose import Sprites
 from concepts import Concepts, load_concepts
-from hidream.model.loading import Model, load
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.loading import load
+from hidream.model.model import Model
 from hidream.model.pipeline import generate
-from hidream.model.weights import embedded
 from hidream.request import ImageRequest
 from hidream.types import Mode, Size, Variant
 from latents import shapes

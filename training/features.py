@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from hidream.model.transformer import Transformer
+from hidream.model.network.transformer import Transformer
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 
-from hidream.model.config import RECIPES, Sampler
-from hidream.model.transformer import Transformer
-from hidream.types import Variant
+from hidream.model.network.config import Sampler
+from hidream.model.network.transformer import Transformer
+from hidream.types import SAMPLING_PRESETS, Variant
 from stage import arguments
 
 SAMPLE_SIZE = 16
@@ -50,7 +50,7 @@ def save_variant(transformer: Transformer, variant: Variant, folder: Path) -> No
 
 def scheduler_of(variant: Variant) -> diffusers.SchedulerMixin:
     """Make the diffusers scheduler that samples as our recipe does."""
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     if recipe.sampler is Sampler.FLASH:
         return diffusers.FlowMatchLCMScheduler(shift=recipe.shift)
     return diffusers.UniPCMultistepScheduler(

@@ -19,9 +19,9 @@ import recipe
 from captions import caption
 from compose import Sprites, compose
 from concepts import Concepts, load_concepts
-from hidream.model.shape import Grid, render_grid
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.latents.autoencoder import Autoencoder, load_autoencoder
+from hidream.model.latents.shape import Grid, render_grid
 from hidream.types import Render, Size
 from questions import token_truths
 from scenes import Scene, Split, draw_scene

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from hidream.model.shape import Grid
+from hidream.model.latents.shape import Grid
 from scenes import Extent, Layout, Scene
 
 SIZES = {Extent.SMALL: 2, Extent.NORMAL: 4, Extent.BIG: 6}

@@ -26,12 +26,12 @@ import folders
 import recipe
 from concepts import load_concepts
 from features import image_tokens
-from hidream.model.config import RECIPES, TIMESTEPS
-from hidream.model.moe import balance_losses
-from hidream.model.text import load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint
-from hidream.types import Variant
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.network.config import TIMESTEPS
+from hidream.model.network.moe import balance_losses
+from hidream.model.network.transformer import Transformer
+from hidream.model.text.text_encoders import load_text_encoders
+from hidream.types import SAMPLING_PRESETS, Variant
 from latents import Batch, latents_of
 from muon import Optimisers, rise_and_fall
 from placement import PARTS, SIZES, part_of
@@ -103,7 +103,7 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
         batch = source.batch(dice, settings.batch, step)
         captions = ["" if dice.uniform() < settings.caption_dropout else said for said in batch.captions]
         noise = torch.randn(batch.latent.shape, generator=dice.generator).to(device)
-        sigma = draw_sigmas(len(captions), RECIPES[Variant.FULL].shift, dice.generator).to(device)
+        sigma = draw_sigmas(len(captions), SAMPLING_PRESETS[Variant.FULL].shift, dice.generator).to(device)
         level = sigma[:, None, None, None]
         mixed = (1 - level) * batch.latent + level * noise
         watched = image_tokens(transformer, *batch.shown.shape)

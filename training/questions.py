@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concepts import Concepts
-from hidream.model.shape import Grid
-from hidream.model.transformer import norm
+from hidream.model.latents.shape import Grid
+from hidream.model.network.transformer import norm
 from placement import PARTS, part_of, place
 from scenes import Layout, Scene
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hidream.model.config import TransformerConfig
+from hidream.model.network.config import TransformerConfig
 from hidream.types import Variant
 from scenes import Extent
 

@@ -19,8 +19,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import recipe
-from hidream.model import bfloat16
-from hidream.model.transformer import Transformer
+from hidream.model.network import bfloat16
+from hidream.model.network.transformer import Transformer
 from recipe import Run
 
 RUNS = Path(__file__).parent / "runs"
@@ -185,4 +185,4 @@ def compile_blocks(*transformers: Transformer, backend: str = "inductor") -> Non
 @functools.cache
 def _prefers_bfloat16(device: torch.device) -> bool:
     """Say whether products are computed in bfloat16: on a GPU, and on a CPU that was measured to be faster so."""
-    return device.type == "cuda" or (device.type == "cpu" and bfloat16.gains())
+    return device.type == "cuda" or (device.type == "cpu" and bfloat16.is_faster())

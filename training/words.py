@@ -27,8 +27,9 @@ import encoders
 import recipe
 from captions import caption
 from concepts import Concepts, load_concepts
-from hidream.model.text import SUFFIXES, TextEncoders, load_text_encoders
-from hidream.model.weights import Checkpoint
+from hidream.model.checkpoint.checkpoint import Checkpoint
+from hidream.model.text.text_encoders import TextEncoders, load_text_encoders
+from hidream.parts import TOKENIZERS
 from latents import draw_scenes
 from muon import Optimisers, rise_and_fall
 from scenes import Scene
@@ -183,8 +184,8 @@ def train(config: recipe.Recipe, runs: Path, folder: Path, device: torch.device)
         optimiser.step(torch.stack(list(losses.values())).sum())
         stage.report(**losses)
     encoders.save_encoders(student.encoders, folder)
-    for suffix in SUFFIXES:
-        shutil.copytree(runs / "encoders" / f"tokenizer{suffix}", folder / f"tokenizer{suffix}", dirs_exist_ok=True)
+    for name in TOKENIZERS:
+        shutil.copytree(runs / "encoders" / name, folder / name, dirs_exist_ok=True)
     stage.finish()
 
 

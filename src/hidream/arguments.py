@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hidream import __version__
 from hidream.errors import InvalidInput
 from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole, in_words
+from hidream.parts import NAMED_ALONE
 from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
@@ -27,13 +28,8 @@ if TYPE_CHECKING:
 
 GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
 HOST_SMALLEST_GB = 4
-"""Host memory that a plan is made for: the system itself takes 3 GB of it (`model/ways.HOST_RESERVE_BYTES`)."""
-PARTS = {
-    "llama": "Llama-3.1-8B-Instruct, a folder or a file",
-    "t5": "T5-XXL's encoder, a folder or a file",
-    "clip_l": "HiDream's CLIP-L, a folder or a file",
-    "clip_g": "HiDream's CLIP-G, a folder or a file",
-    "vae": "the autoencoder, a folder or a file",
+"""Host memory that a plan is made for: the system itself takes 3 GB (`model/memory/candidates.HOST_RESERVE_BYTES`)."""
+MODELS = {part.setting: part.about for part in NAMED_ALONE} | {
     "tokenizers": "folder with some of the four tokenizers, for what the checkpoint lacks",
     "loras": "folder of LoRAs",
 }
@@ -287,7 +283,7 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
         "--model",
         help="the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
     )
-    for part, what in PARTS.items():
+    for part, what in MODELS.items():
         _setting(command, "models", part, what)
     _setting(command, "compute", "device", "torch device (default: auto)")
     _setting(command, "compute", "dtype", "float32, bfloat16 or float16 (default: auto)")

@@ -174,19 +174,22 @@ def _info(given: argparse.Namespace, config: Settings) -> int:
 def _plan(given: argparse.Namespace, config: Settings) -> int:
     import torch
 
-    from hidream.model import plan_text
-    from hidream.model.loading import resolve_dtype, resolve_storage
-    from hidream.model.plan_input import Asked
+    from hidream.model.memory import plan_report
+    from hidream.model.memory.plan_input import PlanRequest
+    from hidream.model.resolve import resolve_dtype, resolve_weight_format
     from hidream.worker.loading import plan_configured
 
     size = Size.parse(given.size)
     device = config.compute.device if config.compute.device in ("cpu", "mps") else "cuda"
-    dtype, storage = resolve_dtype(config.compute.dtype, torch.device(device)), resolve_storage(config.compute.storage)
-    asked = Asked(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
+    dtype, storage = (
+        resolve_dtype(config.compute.dtype, torch.device(device)),
+        resolve_weight_format(config.compute.storage),
+    )
+    asked = PlanRequest(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
     shape, options, parts = plan_configured(asked, config)
     for part in parts:
         print(part)
-    print(plan_text.tell(given.memory, given.host, options, device, shape))
+    print(plan_report.tell(given.memory, given.host, options, device, shape))
     return 0
 
 
@@ -196,7 +199,7 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
 
     from hidream.formats.convert import convert, format_of
     from hidream.formats.targets import Format, Wish
-    from hidream.model.inferred import published_config
+    from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
     wish = Wish(to, given.type, given.shard_size, given.force, given.variant)

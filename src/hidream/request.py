@@ -217,8 +217,9 @@ class ImageRequest:
     unless `server/parameters` has another one for a version. The database row stores this object, and the worker passes
     it to the model, once for each image. The model ignores the fields that control the delivery of images.
 
-    `steps`, `guidance`, `shift` and `sampler` of None mean the preset of the variant (`PRESETS`). `seed` is the seed
-    that is used. The caller chooses a random one before it makes the request, so that the seed can be stored first.
+    `steps`, `guidance`, `shift` and `sampler` of None mean the preset of the variant (`SAMPLING_PRESETS`). `seed` is
+    the seed that is used. The caller chooses a random one before it makes the request, so that the seed can be stored
+    first.
 
     `image` is the content of the init image. In a request from a client it is the name of an upload, and it is empty if
     the pixels are passed beside the request. The same holds for `mask`. `strength` is the share of the steps that are

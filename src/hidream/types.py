@@ -52,7 +52,7 @@ class Variant(StrEnum):
     @property
     def steps(self) -> int:
         """Steps that an image takes unless its request says another number."""
-        return PRESETS[self].steps
+        return SAMPLING_PRESETS[self].steps
 
 
 MODELS = {f"wavespeed-ai/hidream-i1-{variant}": variant for variant in Variant}
@@ -77,7 +77,7 @@ class Render(StrEnum):
 
 
 class Sampler(StrEnum):
-    """How noise becomes a picture; `model/sampler.py` holds their steps.
+    """How noise becomes a picture; `model/sampling/sampler.py` holds their steps.
 
     FLASH: predict the picture, noise it afresh (Dev and Fast).
     UNIPC: a multistep solver of second order (Full).
@@ -99,13 +99,13 @@ class SamplingPreset:
     sampler: Sampler
 
 
-PRESETS = {
+SAMPLING_PRESETS = {
     Variant.DEV: SamplingPreset(steps=28, guidance=0.0, shift=6.0, sampler=Sampler.FLASH),
     Variant.FULL: SamplingPreset(steps=50, guidance=5.0, shift=3.0, sampler=Sampler.UNIPC),
     Variant.FAST: SamplingPreset(steps=16, guidance=0.0, shift=3.0, sampler=Sampler.FLASH),
 }
 """What a request's `steps`, `guidance`, `shift` and `sampler` are where it names none."""
-USUAL_STEPS = PRESETS[Variant.DEV].steps
+USUAL_STEPS = SAMPLING_PRESETS[Variant.DEV].steps
 """Steps of the unit in which work is told to people, and of a task whose model is not known here."""
 
 
@@ -116,7 +116,7 @@ class Conformance(StrEnum):
     OFFICIAL = "official"
 
 
-class Storage(StrEnum):
+class WeightFormat(StrEnum):
     """In which type the large matrices are kept; products are always computed in the compute type.
 
     COMPUTE: in the compute type.
@@ -132,7 +132,7 @@ class Storage(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a picture may lose for speed; `model/step_cache.py` has the numbers, docs/PERFORMANCE.md what they cost.
+    """What a picture may lose for speed: numbers in `model/sampling/step_cache.py`, their cost in docs/PERFORMANCE.md.
 
     EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for a picture that is nearly the same.
     """

@@ -19,10 +19,10 @@ import torch
 from attack import hostile
 from attack.bystander import Bystander, balance, quiet_p95_s, small_image
 from attack.installation import MODEL, Site, forget_peak
-from hidream.model.plan import plan
-from hidream.model.plan_input import Asked, whole
-from hidream.model.ways import Hardware
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.memory.candidates import Hardware
+from hidream.model.memory.plan import plan
+from hidream.model.memory.plan_input import Asked, whole
 from hidream.types import Size, Storage, Variant
 
 API_MB = 400

@@ -10,9 +10,10 @@ from arithmetic import peak_flops, peak_products, peak_rates, step_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hidream.model.config import TransformerConfig
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
 
 TINY = TransformerConfig(
     num_layers=2,
@@ -29,14 +30,14 @@ TINY = TransformerConfig(
 @torch.inference_mode()
 def counted_by_torch(config: TransformerConfig, grid: tuple[int, int], text_tokens: int) -> int:
     torch.manual_seed(0)
-    model = Transformer(config).eval()
-    model.compute_on_cpu(onednn=False)  # torch's counter knows none of oneDNN's operators
+    kernels = Kernels(experts=Experts.PER_EXPERT)  # torch's counter knows none of oneDNN's operators
+    model = Transformer(config, kernels).eval()
     t5, llama = config.caption_channels
     layers = max(config.llama_layers) + 1
     text = (torch.randn(1, text_tokens, t5), torch.randn(layers, 1, text_tokens, llama), torch.randn(1, 24))
     c = model.condition(*text, grid)
     latent = torch.randn(1, config.in_channels, grid[0] * 2, grid[1] * 2)
-    modulation, packed = model.modulation(torch.tensor([500.0]), c), Packed.of([c])
+    modulation, packed = model.modulation(torch.tensor([500.0]), c), RaggedBatch.of([c])
     # attention on a CPU is counted only as the two products that it is by definition
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.velocity([latent], [modulation], packed)

@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from hidream.model import bfloat16
-from hidream.model.config import TransformerConfig
-from hidream.model.loading import Model, load
-from hidream.model.transformer import Transformer
+from hidream.model.loading import load
+from hidream.model.model import Model
+from hidream.model.network import bfloat16
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.transformer import Transformer
 from hidream.types import Variant
 
 
@@ -32,15 +34,14 @@ def small(nano) -> Model:
         llama_layers=(0, 1, 2),
     )
     transformer = random_transformer(config)
-    return dataclasses.replace(nano, transformer=transformer, refines=True, twin=bfloat16.twin(transformer))
+    return dataclasses.replace(nano, transformer=transformer, refines=True, bfloat16_copy=bfloat16.copy_of(transformer))
 
 
 def random_transformer(config: TransformerConfig) -> Transformer:
     torch.manual_seed(0)
-    transformer = Transformer(config).eval().requires_grad_(False)
+    kernels = Kernels(onednn=True, experts=Experts.PER_EXPERT, fused=True, prepacked=True)
+    transformer = Transformer(config, kernels).eval().requires_grad_(False)
     for parameter in transformer.parameters():
         parameter.normal_(std=0.08)
-    transformer.pack()
-    transformer.compute_on_cpu(onednn=True)
-    transformer.lay()
+    transformer.prepare_weights()
     return transformer

@@ -43,9 +43,9 @@ class Entry:
 class Ledger:
     """A scheduler, and judgement on whatever it answers: an AssertionError says what was wrong."""
 
-    def __init__(self, policy: Policy, limits: Limits, ageing: float = 1.0, head_start: int = 0) -> None:
-        self.scheduler = Scheduler(policy, limits, ageing, head_start)
-        self.policy, self.limits, self.head_start = policy, limits, head_start
+    def __init__(self, policy: Policy, limits: Limits, ageing: float = 1.0, priority_weight: int = 0) -> None:
+        self.scheduler = Scheduler(policy, limits, ageing, priority_weight)
+        self.policy, self.limits, self.priority_weight = policy, limits, priority_weight
         self.ageing = Fraction(ageing) if policy is Policy.SRPT else Fraction(1)
         self.present: dict[str, Entry] = {}
         self.clock = 0
@@ -157,7 +157,7 @@ class Ledger:
         return shortest if self.led == "shortest" else None
 
     def short_key(self, entry: Entry) -> tuple[int, int]:
-        return entry.remaining - entry.work.priority * self.head_start, entry.number
+        return entry.remaining - entry.work.priority * self.priority_weight, entry.number
 
     def judge_absence(self, entry: Entry, chosen: list[Entry], leader: Entry | None) -> None:
         """Only those before it may leave it out, and only so often; and who leads, whose tokens are counted apart."""
@@ -175,12 +175,12 @@ class Ledger:
 
     def key(self, entry: Entry) -> tuple[Fraction, int]:
         remaining = entry.remaining if self.policy is Policy.SRPT else 0
-        return remaining + self.ageing * entry.arrived - entry.work.priority * self.head_start, entry.number
+        return remaining + self.ageing * entry.arrived - entry.work.priority * self.priority_weight, entry.number
 
     def may_be_before(self, other: Entry, entry: Entry) -> bool:
         """Whether patience allows that `other` goes before `entry` at any time."""
         own = sum(entry.work.steps) if self.policy is Policy.SRPT else 0
-        patience = (own + (other.work.priority - entry.work.priority) * self.head_start) / self.ageing
+        patience = (own + (other.work.priority - entry.work.priority) * self.priority_weight) / self.ageing
         return other.number < entry.number or other.arrived - entry.arrived < patience
 
     def may_run(self, entry: Entry, ranked: list[Entry]) -> bool:

@@ -22,12 +22,13 @@ from hidream.engine.request import Policy
 from hidream.engine.runner import LATENTS, Runner
 from hidream.errors import InvalidInput, NotFinite
 from hidream.images.prepared import prepare
-from hidream.model import canvas, pipeline
-from hidream.model.footprint import TEXT_TOKENS
-from hidream.model.loading import Model
-from hidream.model.lora import layers
-from hidream.model.lora_folder import LoraFolder
-from hidream.model.placing import Phases
+from hidream.model import pipeline
+from hidream.model.checkpoint.lora_folder import LoraFolder
+from hidream.model.latents import init_image
+from hidream.model.memory.footprint import TEXT_TOKENS
+from hidream.model.memory.phases import Phases
+from hidream.model.model import Model
+from hidream.model.network.lora import layers
 from hidream.request import ImageRequest, LoraUse
 from hidream.types import Mode, Render, Sampler, Size, Variant
 
@@ -180,7 +181,7 @@ def test_abort_takes_effect_within_a_step_and_frees_everything(model):
     engine.step()
     assert engine.abort("a")
     assert not engine.abort("a")
-    assert "a" not in engine._runner._open
+    assert "a" not in engine._runner._running
     assert list(drain(engine)) == ["b"]
     assert len(steps) == 1
     engine.add("a", request())  # the id is free again
@@ -210,7 +211,9 @@ def test_progress_and_previews(model):
 def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
     """They differ by their seeds; what else differs has a canvas of its own."""
     opened = []
-    monkeypatch.setattr(pipeline, "open_canvas", lambda *given: opened.append(given) or canvas.open_canvas(*given))
+    monkeypatch.setattr(
+        pipeline, "open_init_image", lambda *given: opened.append(given) or init_image.open_init_image(*given)
+    )
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     hole, bare = io.BytesIO(), request(image=None)
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(hole, "PNG")
@@ -229,11 +232,11 @@ def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
 def test_a_canvas_counts_in_the_memory_that_a_request_holds(model):
     image = io.BytesIO()
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(image, "PNG")
-    sketch = pipeline.outline(model, request(image=image.getvalue()))
+    prepared = pipeline.prepare(model, request(image=image.getvalue()))
     runner = Runner(model, overlap=False, together=True, encoding=Lock())
-    bare = dataclasses.replace(sketch, canvas=None)
-    held = runner.work("a", sketch).memory_bytes - runner.work("b", bare).memory_bytes
-    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in sketch.canvas.layers)
+    bare = dataclasses.replace(prepared, init_image=None)
+    held = runner.work("a", prepared).memory_bytes - runner.work("b", bare).memory_bytes
+    assert held == sum(size.width * size.height * (3 * 4 + 1 + 4) for size in prepared.init_image.layers)
 
 
 def test_images_that_were_read_elsewhere_give_the_same(model):
@@ -242,9 +245,9 @@ def test_images_that_were_read_elsewhere_give_the_same(model):
     expected = pipeline.generate(model, request(image=image.getvalue()))
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     elsewhere = request(image=b"")
-    prepared = prepare(engine.canvas_sizes(elsewhere), image.getvalue(), None)
+    prepared = prepare(engine.init_image_sizes(elsewhere), image.getvalue(), None)
     for seed in "ab":
-        engine.add(seed, elsewhere, prepared=prepared)
+        engine.add(seed, elsewhere, init_image=prepared)
     assert all(np.array_equal(end.picture.pixels, expected.pixels) for end in drain(engine).values())
 
 
@@ -340,11 +343,11 @@ def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
 
 def test_decoding_in_tiles_needs_less(nano):
     engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
-    sketch = pipeline.outline(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
-    whole = engine._runner.peak_bytes(sketch)
+    prepared = pipeline.prepare(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
+    whole = engine._runner.peak_bytes(prepared)
     nano.vae.tile(512)
     try:
-        assert engine._runner.peak_bytes(sketch) * 4 < whole
+        assert engine._runner.peak_bytes(prepared) * 4 < whole
     finally:
         nano.vae.module.disable_tiling()
 
@@ -414,16 +417,17 @@ def test_an_image_that_is_not_finite_fails_alone(model, alone, tmp_path):
     ids=str,
 )
 def test_a_request_counts_as_the_tokens_it_computes_and_the_bytes_it_holds(model, changes):
-    sketch = pipeline.outline(model, request(**changes))
+    prepared = pipeline.prepare(model, request(**changes))
     runner = Runner(model, overlap=False, together=True, encoding=Lock())
-    work, computed, held = runner.work("a", sketch), [], {}
-    assert not runner.begin({"a": (sketch, lambda *_: None)})
+    work, computed, held = runner.work("a", prepared), [], {}
+    assert not runner.begin({"a": (prepared, lambda *_: None)})
     while "a" in runner._open:
         ask = runner._open["a"].ask
         kept = ask.conditioning
         computed.append(kept.txt.shape[0] * sum(kept.tokens))
         wide = model.dtype.itemsize // ask.latent.itemsize  # a mode may compute in half of what is counted
-        text_bytes = (kept.txt.nbytes + kept.fresh.nbytes) * TEXT_TOKENS // model.text.tokens  # as if it were longest
+        measured = kept.txt.nbytes + kept.block_txt.nbytes
+        text_bytes = measured * TEXT_TOKENS // model.text.tokens  # as if it were longest
         held[kept.tokens] = wide * text_bytes + LATENTS * 4 * ask.latent[0].numel()
         held[len(computed)] = wide * ask.modulation.nbytes
         assert not runner.step(["a"])[1]
@@ -436,7 +440,7 @@ def test_what_a_lora_holds_is_counted(model):
     runner, request = Engine(model, Options(tokens=2000, memory_bytes=2**33))._runner, asked(1)
     plain, once, twice = (
         runner.work(
-            "id", pipeline.outline(model, dataclasses.replace(request, mode=Mode.EXACT, loras=loras))
+            "id", pipeline.prepare(model, dataclasses.replace(request, mode=Mode.EXACT, loras=loras))
         ).memory_bytes
         for loras in ((), (LoraUse("glow"),), (LoraUse("glow"),) * 2)
     )

@@ -47,10 +47,10 @@ class AnyCalls(RuleBasedStateMachine):
         policy=st.sampled_from(Policy),
         limits=st.builds(Limits, st.integers(1, 50), st.integers(3, 20), st.none() | st.integers(1, 4)),
         ageing=st.sampled_from(simulation.AGEINGS),
-        head_start=st.sampled_from((0, 10, 100)),
+        priority_weight=st.sampled_from((0, 10, 100)),
     )
-    def start(self, policy, limits, ageing, head_start):
-        self.ledger = Ledger(policy, limits, ageing, head_start)
+    def start(self, policy, limits, ageing, priority_weight):
+        self.ledger = Ledger(policy, limits, ageing, priority_weight)
         self.batch = None
 
     @rule(
@@ -161,15 +161,15 @@ def test_a_small_newcomer_is_held_up_by_one_step_of_a_huge_request_whenever_it_c
     assert [id_ for id_ in ledger.ended if id_ != "small"] == [f"huge {number}" for number in range(4)]
 
 
-@pytest.mark.parametrize("head_start", [0, 60, 240, 1200])
-def test_a_priority_goes_first_but_not_for_ever(head_start):
-    scheduler = Scheduler(Policy.FIFO, Limits(100, AMPLE), 1, head_start)
-    assert stream(scheduler, priority=1) == head_start + 300
+@pytest.mark.parametrize("priority_weight", [0, 60, 240, 1200])
+def test_a_priority_goes_first_but_not_for_ever(priority_weight):
+    scheduler = Scheduler(Policy.FIFO, Limits(100, AMPLE), 1, priority_weight)
+    assert stream(scheduler, priority=1) == priority_weight + 300
 
 
 @pytest.mark.parametrize("policy", Policy)
 def test_higher_priorities_go_first(policy):
-    ledger = Ledger(policy, Limits(10, AMPLE), head_start=1000)
+    ledger = Ledger(policy, Limits(10, AMPLE), priority_weight=1000)
     for priority in (0, 2, -1, 1):
         ledger.add(Work(str(priority), (10, 10), 1, priority))
     ledger.drain()

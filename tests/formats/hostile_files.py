@@ -35,14 +35,14 @@ from hidream.formats.detect import config_of, outline, read
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.lora_file import read_lora
 from hidream.formats.targets import Wish
-from hidream.model.encoders import load_encoder, load_tokenizer
-from hidream.model.inferred import published_config
-from hidream.model.lora import changes, layers, match, wants
-from hidream.model.lora_folder import LoraFolder
-from hidream.model.plan_input import Asked, lora_values, partial
-from hidream.model.text import _check_tokenizer
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
+from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
+from hidream.model.checkpoint.inferred import published_config
+from hidream.model.checkpoint.lora_folder import LoraFolder
+from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.memory.plan_input import Asked, lora_values, partial
+from hidream.model.network.lora import changes, layers, match, wants
+from hidream.model.text.text_encoders import _check_tokenizer
 from hidream.types import Size, Variant
 
 SECONDS = 5.0
@@ -285,7 +285,7 @@ class Loras:
         return path
 
     def open(self, path: Path) -> None:
-        from hidream.model.config import TransformerConfig
+        from hidream.model.network.config import TransformerConfig
 
         attempt(lora_values, path, TransformerConfig.from_json(self.config))
         attempt(read_lora, path / "it.safetensors")

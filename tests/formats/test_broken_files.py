@@ -19,10 +19,11 @@ from test_gguf_encoders import llama, t5
 import llama_cpp
 from hidream.errors import CheckpointError
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.detect import Kind, config_of, outline, read
+from hidream.formats.detect import config_of, outline, read
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.json_object import object_of
-from hidream.model.inferred import published_config
+from hidream.model.checkpoint.inferred import published_config
+from hidream.parts import Kind
 
 NAME = "encoder.block.0.layer.0.SelfAttention.q.weight"
 DEEP = "[" * 100_000

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy_folder import FOLDERS, parts_in, root_of
+from hidream.formats.comfy_folder import parts_in, root_of
+from hidream.parts import PARTS
 from hidream.types import Variant
 
 TRANSFORMER = {
@@ -102,7 +103,7 @@ def test_older_folders_and_folders_within_are_looked_into(tmp_path):
         older = {"diffusion_models": "unet/hidream/new", "text_encoders": "clip/hidream", "vae": "vae/flux"}
         kind, file = name.split("/")
         hollow(tmp_path / older[kind] / file, shapes)
-        assert FOLDERS[part]
+        assert PARTS[part].comfy_folders
     assert parts_in(tmp_path, Variant.DEV, {}).keys() == PUBLISHED.keys()
 
 

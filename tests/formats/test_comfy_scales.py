@@ -15,8 +15,8 @@ from hidream.formats.convert import convert
 from hidream.formats.detect import read
 from hidream.formats.quantized import Quantized
 from hidream.formats.targets import Format, Wish
-from hidream.model.inferred import published_config
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.checkpoint.inferred import published_config
 from hidream.types import Variant
 
 ONE = torch.ones(2, 2)

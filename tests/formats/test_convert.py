@@ -29,8 +29,8 @@ from hidream.formats.quantized import GGUF_WRITABLE, Quantized
 from hidream.formats.retype import is_matrix
 from hidream.formats.safetensors_file import shards
 from hidream.formats.targets import Format, Wish
-from hidream.model.inferred import published_config
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.checkpoint.inferred import published_config
 from hidream.types import Variant
 
 NANO = embedded(Variant.DEV).folder

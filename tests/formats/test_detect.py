@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Kind, config_of, read
+from hidream.formats.detect import config_of, read
 from hidream.formats.gguf_file import write_gguf
+from hidream.parts import Kind
 
 ONE = torch.ones(2, 2)
 MARKS = {

@@ -14,10 +14,11 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 import llama_cpp
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Kind, config_of, read
+from hidream.formats.detect import config_of, read
 from hidream.formats.gguf_encoders import LLAMA_ROPE, renamed
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.quantized import Quantized, from_blocks
+from hidream.parts import Kind
 
 HEADS = {"llama.attention.head_count": 4, "llama.attention.head_count_kv": 2}
 WIDE = {**LLAMA_ROPE, "original_max_position_embeddings": 64}

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from test_hostile_files import ARRAY, STRING, UINT8, array, entry, gguf_file, safetensors_file, stated
 
 from hidream import cli
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.types import Variant
 
 COMMANDS = (

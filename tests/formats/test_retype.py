@@ -11,9 +11,9 @@ import comfy_files
 from hidream.errors import ConfigurationError
 from hidream.formats import rename
 from hidream.formats.comfy import autoencoder_names, llama_names
-from hidream.formats.detect import Kind
 from hidream.formats.quantized import Quantized, quantize
 from hidream.formats.retype import is_matrix, pieces
+from hidream.parts import Kind
 
 E4M3 = torch.float8_e4m3fn
 SIXTEEN = (torch.float32, torch.bfloat16, torch.float16)

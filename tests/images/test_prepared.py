@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hidream.images import prepared
-from hidream.model.shape import fit
+from hidream.model.latents.shape import fit
 from hidream.types import Size
 
 SOURCES = [(640, 360), (360, 640), (1000, 667), (256, 256), (37, 100), (2000, 1), (1, 900), (8192, 100), (2999, 3000)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hidream.model.loading import Model, load
+from hidream.model.loading import load
+from hidream.model.model import Model
 from hidream.types import Variant
 
 

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hidream.model.config import PUBLISHED_TOKENS, RECIPES
-from hidream.types import Sampler, Variant
+from hidream.model.network.config import PUBLISHED_TOKENS
+from hidream.types import SAMPLING_PRESETS, Sampler, Variant
 
 RECORDING = Path(__file__).parent / "fixtures" / "official.safetensors"
 NOISE_SEED = 7
@@ -145,7 +145,7 @@ def sample(official: SimpleNamespace, inputs: Mapping[str, Tensor], run: Run) ->
         scheduler = make_scheduler(official, run.sampler, run.shift)
         scheduler.set_timesteps(run.steps)
     else:
-        scheduler = make_scheduler(official, run.sampler, RECIPES[Variant.FULL].shift)
+        scheduler = make_scheduler(official, run.sampler, SAMPLING_PRESETS[Variant.FULL].shift)
         shift = run.shift or math.exp(official.calculate_shift(PUBLISHED_TOKENS))
         scheduler.set_timesteps(run.steps, shift=shift)
     torch.manual_seed(NOISE_SEED)  # their steps draw from the global generator
@@ -167,7 +167,7 @@ def run_start(inputs: Mapping[str, Tensor]) -> Tensor:
 
 def draw(official: SimpleNamespace, inputs: Mapping[str, Tensor], loop: Loop) -> dict[str, Tensor]:
     """Let their pipeline draw: its times, how often it called the transformer, the first answer, the last latent."""
-    recipe = RECIPES[loop.variant]
+    recipe = SAMPLING_PRESETS[loop.variant]
     pipeline = make_pipeline(official, recipe.sampler, recipe.shift)
     calls: list[Tensor] = []
     pipeline.transformer.register_forward_hook(lambda _module, _inputs, output: calls.append(output[0]))

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.types import Variant
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from diffusers.models.transformers.transformer_hidream_image import HiDreamImageEmbedND, apply_rope
 
-from hidream.model.attention import Rope, attend, rope_table, rotate
+from hidream.model.network.attention import Rope, attend, rope_table, rotate
 
 
 def test_rotation_equals_diffusers():

@@ -1,4 +1,4 @@
-"""The twin in bfloat16: near the transformer, sharing what it can, and only where it was measured to be faster."""
+"""The copy in bfloat16: near the transformer, sharing what it can, and only where it was measured to be faster."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import pytest
 import tiny
 import torch
 
-from hidream.model import bfloat16, products
-from hidream.model.lora import layers
+from hidream.model.network import bfloat16, matmul
+from hidream.model.network.lora import layers
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest
 from hidream.types import Mode, Size
 
 
-def test_the_twin_answers_nearly_the_same():
+def test_the_copy_answers_nearly_the_same():
     model = tiny.ours(tiny.reference())
     x = tiny.inputs(1, 8, 8)
-    twin = bfloat16.twin(model)
+    copy = bfloat16.copy_of(model)
     with torch.inference_mode():
         exact = model(*x)
-        rough = twin(*(value.bfloat16() if i != 1 else value for i, value in enumerate(x)))
+        rough = copy(*(value.bfloat16() if i != 1 else value for i, value in enumerate(x)))
     assert rough.dtype is torch.bfloat16
     assert (rough.float() - exact).norm() < 0.05 * exact.norm()
-    assert layers(twin).keys() == layers(model).keys()  # LoRAs find what they change
+    assert layers(copy).keys() == layers(model).keys()  # LoRAs find what they change
 
 
 def test_weights_in_bfloat16_are_shared():
-    model = tiny.ours(tiny.reference(), pack=False).bfloat16()
-    twin = bfloat16.twin(model)
-    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    model = tiny.ours(tiny.reference(), kernels=tiny.SEPARATE).bfloat16()
+    copy = bfloat16.copy_of(model)
+    pairs = zip(model.parameters(), copy.parameters(), strict=True)
     assert all(own.data_ptr() == other.data_ptr() for own, other in pairs)
 
 
@@ -47,10 +47,10 @@ def test_it_is_measured(monkeypatch, slow_s, faster):
         clock[0] += 0.01 if x.dtype is torch.float32 else slow_s
         return x
 
-    monkeypatch.setattr(products, "FUSED", (torch.float32, torch.bfloat16))
-    monkeypatch.setattr(products, "onednn", multiply)
+    monkeypatch.setattr(matmul, "ONEDNN_DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(matmul, "onednn", multiply)
     monkeypatch.setattr(bfloat16.time, "process_time", lambda: clock[0])
-    assert bfloat16.gains() is faster
+    assert bfloat16.is_faster() is faster
 
 
 @pytest.mark.integration
@@ -65,11 +65,13 @@ def test_a_cpu_without_avx512_draws_all_the_same(tmp_path):
 
 
 def test_only_modes_that_may_lose_something_use_it(dev):
-    able = dataclasses.replace(dev, twin=bfloat16.twin(dev.transformer))
+    able = dataclasses.replace(dev, bfloat16_copy=bfloat16.copy_of(dev.transformer))
     asked = ImageRequest("a cat", Size(256, 256), 1, steps=4)
     assert (generate(able, asked).pixels == generate(dev, asked).pixels).all()
     turbo = dataclasses.replace(asked, mode=Mode.TURBO)
-    alike = abs(generate(able, turbo).pixels.astype(int) - generate(dataclasses.replace(dev, twin=None), turbo).pixels)
+    alike = abs(
+        generate(able, turbo).pixels.astype(int) - generate(dataclasses.replace(dev, bfloat16_copy=None), turbo).pixels
+    )
     assert 0 < alike.mean() < 4
-    assert able.version_of(Mode.EXACT) == dataclasses.replace(dev, twin=None).version_of(Mode.EXACT)
+    assert able.version_of(Mode.EXACT) == dataclasses.replace(dev, bfloat16_copy=None).version_of(Mode.EXACT)
     assert "/turbo-bfloat16/" in able.version_of(Mode.TURBO)

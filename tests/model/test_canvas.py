@@ -11,8 +11,8 @@ import torch
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.model.canvas import FEATHER_PX, Canvas, Layer, cells, open_canvas
-from hidream.model.shape import to_pixels
+from hidream.model.latents.init_image import FEATHER_PX, InitImage, Layer, cells, open_init_image
+from hidream.model.latents.shape import to_pixels
 from hidream.request import ImageRequest
 from hidream.types import Size
 from image_files import P3, rgb_profile, saved, srgb_curve
@@ -20,9 +20,9 @@ from image_files import P3, rgb_profile, saved, srgb_curve
 SIZE = Size(256, 256)
 
 
-def canvas(image: Image.Image, mask: Image.Image | None = None, size: Size = SIZE, **options: object) -> Canvas:
+def init_image(image: Image.Image, mask: Image.Image | None = None, size: Size = SIZE, **options: object) -> InitImage:
     data = None if mask is None else saved(mask)
-    opened = open_canvas(ImageRequest("x", size, seed=1, image=saved(image, **options), mask=data), [Size(64, 96)])
+    opened = open_init_image(ImageRequest("x", size, seed=1, image=saved(image, **options), mask=data), [Size(64, 96)])
     assert opened is not None
     return opened
 
@@ -66,12 +66,12 @@ def test_it_is_what_pillow_scales_whole_and_cuts_then(source, size):
     whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (whole.width - size.width) // 2, (whole.height - size.height) // 2
     theirs = np.asarray(whole.crop((left, top, left + size.width, top + size.height))).astype(int)
-    assert np.abs(to_pixels(canvas(image, size=size).at(size).picture).numpy() - theirs).max() <= 1
+    assert np.abs(to_pixels(init_image(image, size=size).at(size).picture).numpy() - theirs).max() <= 1
 
 
 def test_of_its_own_size_it_is_itself():
     image = photo(256, 256)
-    assert np.array_equal(to_pixels(canvas(image).at(SIZE).picture).numpy(), np.asarray(image))
+    assert np.array_equal(to_pixels(init_image(image).at(SIZE).picture).numpy(), np.asarray(image))
 
 
 EXTREME = """
@@ -79,14 +79,14 @@ import resource, sys, torch
 sys.path.insert(0, "tests")
 from image_files import saved
 from PIL import Image
-from hidream.model.canvas import open_canvas
-from hidream.model.shape import to_pixels
+from hidream.model.latents.init_image import open_init_image
+from hidream.model.latents.shape import to_pixels
 from hidream.request import ImageRequest
 from hidream.types import Size
 size = Size(1024, 1024)
 def opened(width, height):
     image, mask = saved(Image.new("RGB", (width, height), (200, 3, 4))), saved(Image.new("L", (width, height), 255))
-    layer = open_canvas(ImageRequest("x", size, seed=1, image=image, mask=mask)).at(size)
+    layer = open_init_image(ImageRequest("x", size, seed=1, image=image, mask=mask)).at(size)
     assert (to_pixels(layer.picture) == torch.tensor([200, 3, 4])).all() and layer.mask.all()
 opened(1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -104,7 +104,7 @@ def test_memory_grows_with_the_output_and_not_with_what_is_cut_off():
 
 
 def test_nothing_is_kept_but_the_sizes_that_are_needed():
-    opened = canvas(photo(1000, 1000), half(0, 255).resize((1000, 1000)))
+    opened = init_image(photo(1000, 1000), half(0, 255).resize((1000, 1000)))
     assert set(opened.layers) == {SIZE, Size(64, 96)}
     layer = opened.at(Size(64, 96))
     assert (layer.picture.shape, layer.mask.shape) == ((3, 96, 64), (1, 96, 64))
@@ -115,7 +115,7 @@ def test_nothing_is_kept_but_the_sizes_that_are_needed():
 
 @pytest.mark.parametrize(("left", "right"), [(0, 255), (127, 128), (255, 0)])
 def test_a_mask_is_light_where_the_image_may_change(left, right):
-    opened = canvas(photo(256, 256), half(left, right))
+    opened = init_image(photo(256, 256), half(left, right))
     assert all(may_change(layer) == (left >= 128, right >= 128) for layer in opened.layers.values())
     assert not opened.warnings
 
@@ -124,24 +124,24 @@ def test_a_mask_is_light_where_the_image_may_change(left, right):
 def test_a_mask_of_16_bits_is_read_as_one_of_8(dark):
     mask = np.full((256, 256), dark, np.uint16)
     mask[:, 128:] = 40000
-    assert may_change(canvas(photo(256, 256), Image.fromarray(mask)).at(SIZE)) == (False, True)
+    assert may_change(init_image(photo(256, 256), Image.fromarray(mask)).at(SIZE)) == (False, True)
 
 
 def test_a_mask_is_read_by_its_numbers_whatever_its_profile():
     mask, profile = half(100, 150).convert("RGB"), rgb_profile(P3, srgb_curve())
     request = ImageRequest("x", SIZE, seed=1, image=saved(photo(256, 256)), mask=saved(mask, icc_profile=profile))
-    assert may_change(open_canvas(request).at(SIZE)) == (False, True)
+    assert may_change(open_init_image(request).at(SIZE)) == (False, True)
 
 
 def test_an_opaque_image_without_a_mask_may_change_everywhere():
-    opened = canvas(Image.new("RGBA", (256, 256), (9, 9, 9, 255)))
+    opened = init_image(Image.new("RGBA", (256, 256), (9, 9, 9, 255)))
     assert opened.at(SIZE).mask is None
     assert not opened.warnings
 
 
 @pytest.mark.parametrize("there", [0, 127])
 def test_what_is_transparent_in_an_image_without_a_mask_may_change(there):
-    opened = canvas(holed((200, 60, 40), there))
+    opened = init_image(holed((200, 60, 40), there))
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
     assert said == (
@@ -153,7 +153,7 @@ def test_what_is_transparent_in_an_image_without_a_mask_may_change(there):
 
 
 def test_an_image_that_is_nowhere_transparent_by_half_may_change_everywhere():
-    opened = canvas(holed((200, 60, 40), 128))
+    opened = init_image(holed((200, 60, 40), 128))
     assert opened.at(SIZE).mask is None
     assert opened.warnings == (
         "image is translucent, and nowhere by half: it is laid on white, and all of it may change",
@@ -161,20 +161,20 @@ def test_an_image_that_is_nowhere_transparent_by_half_may_change_everywhere():
 
 
 def test_a_mask_counts_more_than_the_images_own_transparency():
-    opened = canvas(holed((200, 60, 40)), half(0, 255))
+    opened = init_image(holed((200, 60, 40)), half(0, 255))
     assert may_change(opened.at(SIZE)) == (False, True)
     assert to_pixels(opened.at(SIZE).picture)[0, 0].tolist() == [255] * 3
     assert not opened.warnings
 
 
 def test_a_mask_with_a_hole_may_change_there():
-    opened = canvas(photo(256, 256), holed((0, 0, 0)))
+    opened = init_image(photo(256, 256), holed((0, 0, 0)))
     assert may_change(opened.at(SIZE)) == (True, False)
     assert not opened.warnings
 
 
 def test_a_mask_with_a_hole_and_light_says_which_of_them_was_taken():
-    opened = canvas(photo(256, 256), holed((255, 255, 255)))
+    opened = init_image(photo(256, 256), holed((255, 255, 255)))
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
     assert said.startswith("mask has transparent parts and light ones: the transparent ones may change, and no others;")
@@ -184,7 +184,7 @@ def test_a_mask_with_a_hole_and_light_says_which_of_them_was_taken():
 def test_a_mask_that_is_nowhere_transparent_is_read_by_its_light(alpha):
     mask = half(0, 255).convert("RGB")
     mask.putalpha(alpha)
-    assert may_change(canvas(photo(256, 256), mask).at(SIZE)) == (False, True)
+    assert may_change(init_image(photo(256, 256), mask).at(SIZE)) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_mask_that_is_nowhere_transparent_is_read_by_its_light(alpha):
     ],
 )
 def test_a_mask_that_leaves_nothing_to_change_says_so(mask):
-    opened = canvas(photo(256, 256), mask)
+    opened = init_image(photo(256, 256), mask)
     assert not opened.at(SIZE).mask.any()
     (said,) = opened.warnings
     assert said.startswith("the mask leaves nothing of the image to change;")
@@ -207,7 +207,7 @@ def test_a_mask_that_leaves_nothing_to_change_says_so(mask):
 def test_so_does_one_that_is_white_only_where_the_image_is_cut_off():
     mask = Image.new("L", (512, 256))
     mask.paste(255, (0, 0, 100, 256))
-    assert any("nothing" in said for said in canvas(photo(512, 256), mask).warnings)
+    assert any("nothing" in said for said in init_image(photo(512, 256), mask).warnings)
 
 
 def test_both_are_turned_upright_before_they_are_compared():
@@ -218,10 +218,10 @@ def test_both_are_turned_upright_before_they_are_compared():
     lying = saved(mask.transpose(Image.Transpose.ROTATE_90), exif=exif)
     for image in (saved(Image.new("RGB", (128, 64)), "JPEG", exif=exif), saved(Image.new("RGB", (64, 128)))):
         for given in (lying, saved(mask)):
-            opened = open_canvas(ImageRequest("x", Size(64, 128), seed=1, image=image, mask=given))
+            opened = open_init_image(ImageRequest("x", Size(64, 128), seed=1, image=image, mask=given))
             assert may_change(opened.at(Size(64, 128))) == (False, True)
     with pytest.raises(InvalidInput, match=r"^mask is 128\*64 pixels and image 64\*128; accepted: equal sizes$"):
-        canvas(Image.new("RGB", (64, 128)), Image.new("L", (128, 64)))
+        init_image(Image.new("RGB", (64, 128)), Image.new("L", (128, 64)))
 
 
 # --- what comes back -------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_both_are_turned_upright_before_they_are_compared():
 def test_what_stays_is_the_image_and_the_seam_lies_within_the_mask():
     image = photo(256, 256)
     drawn = torch.full((3, 256, 256), -1.0)
-    kept = to_pixels(canvas(image, half(0, 255)).at(SIZE).keep(drawn)).numpy()
+    kept = to_pixels(init_image(image, half(0, 255)).at(SIZE).blend(drawn)).numpy()
     assert np.array_equal(kept[:, :128], np.asarray(image)[:, :128])
     assert (kept[:, 128 + FEATHER_PX :] == 0).all()
     seam = kept[:, 128 : 128 + FEATHER_PX].astype(float).mean(axis=(0, 2))
@@ -270,19 +270,19 @@ def test_no_white_is_left_around_what_stays_of_an_image_with_a_hole():
     image.paste((*red, 100), (100, 0, 120, 256))
     image.paste((*red, 200), (120, 0, 140, 256))
     image.paste((*red, 255), (140, 0, 256, 256))
-    kept = to_pixels(canvas(image).at(SIZE).keep(black)).numpy()
+    kept = to_pixels(init_image(image).at(SIZE).blend(black)).numpy()
     assert (kept[..., 1:] <= 1).all()
     assert np.abs(kept[0, [10, 99, 139, 140, 255], 0].astype(int) - [0, 0, 200, 255, 255]).max() <= 1
     assert (kept[:, 140:] == red).all()
 
 
 def test_what_a_mask_protects_is_white_where_it_is_transparent():
-    kept = to_pixels(canvas(holed((200, 60, 40)), half(0, 255)).at(SIZE).keep(torch.full((3, 256, 256), -1.0)))
+    kept = to_pixels(init_image(holed((200, 60, 40)), half(0, 255)).at(SIZE).blend(torch.full((3, 256, 256), -1.0)))
     assert (kept[:, :128] == 255).all()
 
 
 def test_a_warning_about_colours_is_among_the_others():
-    opened = canvas(holed((200, 60, 40)), icc_profile=b"garbage" * 50)
+    opened = init_image(holed((200, 60, 40)), icc_profile=b"garbage" * 50)
     assert [said.split()[:4] for said in opened.warnings] == [
         ["image", "has", "a", "colour"],
         ["image", "has", "transparent", "parts"],

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from hidream.errors import CheckpointError
-from hidream.model.config import TransformerConfig
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.network.config import TransformerConfig
 from hidream.types import Variant
 
 NANO = json.loads((embedded(Variant.DEV).folder / "transformer" / "config.json").read_text())

@@ -18,12 +18,12 @@ from hidream.formats.convert import convert, format_of
 from hidream.formats.detect import read
 from hidream.formats.quantized import Quantized
 from hidream.formats.targets import Format, Wish
-from hidream.model.inferred import published_config
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
+from hidream.model.checkpoint.inferred import published_config
+from hidream.model.latents.autoencoder import load_autoencoder
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.model.text import load_text_encoders
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer
+from hidream.model.text.text_encoders import load_text_encoders
 from hidream.request import ImageRequest
 from hidream.types import Size, Variant
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hidream.errors import CheckpointError
-from hidream.model.encoders import load_encoder, load_tokenizer
-from hidream.model.weights import Checkpoint, embedded
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
+from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
 from hidream.types import Variant
 
 NANO = embedded(Variant.DEV).folder

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from hidream.errors import NotFinite
-from hidream.model import bfloat16
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.finite import broken_weights
 from hidream.model.loading import load
+from hidream.model.network import bfloat16
 from hidream.model.pipeline import generate
-from hidream.model.weights import embedded
 from hidream.request import ImageRequest, LoraUse
 from hidream.types import Mode, Size, Variant
 
@@ -112,6 +112,8 @@ def test_float16_is_named_where_it_ends(tmp_path):
 
 
 def test_other_modes_name_their_own_type(model):
-    with_copy = dataclasses.replace(model, twin=bfloat16.twin(model.transformer))  # whether it is faster here or not
+    with_copy = dataclasses.replace(
+        model, bfloat16_copy=bfloat16.copy_of(model.transformer)
+    )  # whether it is faster here or not
     with pytest.raises(NotFinite, match="computed in bfloat16; with the LoRAs glare"):
         generate(with_copy, asked(mode=Mode.TURBO, loras=(LoraUse("glare", 10),)))

@@ -13,16 +13,17 @@ from diffusers import AutoencoderKL
 from live_bytes import LiveBytes, peak_of
 
 from hidream.formats.quantized import Quantized, Scheme, quantize
-from hidream.model import footprint
-from hidream.model.config import TransformerConfig
-from hidream.model.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
-from hidream.model.linear import Linear
-from hidream.model.lora import LowRankChange
-from hidream.model.moe import Gate
-from hidream.model.packed import Packed
-from hidream.model.text import MAX_TOKENS
-from hidream.model.transformer import Transformer
-from hidream.types import Storage, Variant
+from hidream.model.memory import footprint
+from hidream.model.memory.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.linear import Linear
+from hidream.model.network.lora import LowRankDelta
+from hidream.model.network.moe import Gate
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
+from hidream.model.text.text_encoders import MAX_TOKENS
+from hidream.types import Variant, WeightFormat
 
 NANO = TransformerConfig(
     num_layers=2,
@@ -114,7 +115,7 @@ def test_the_published_parts_are_those_of_the_published_configurations():
     assert TEXT_TOKENS == MAX_TOKENS
 
 
-@pytest.mark.parametrize("storage", [Storage.FP8, Storage.INT8, Storage.NF4])
+@pytest.mark.parametrize("storage", [WeightFormat.FP8, WeightFormat.INT8, WeightFormat.NF4])
 def test_stored_bits_are_those_of_the_quantiser(storage):
     matrix = torch.randn(256, 2560)
     stored = quantize(matrix, Scheme(storage)).nbytes
@@ -123,14 +124,14 @@ def test_stored_bits_are_those_of_the_quantiser(storage):
     assert accounted <= stored * 1.01
 
 
-def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, packed: bool) -> int:
+def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, fused: bool) -> int:
     """Bytes of one step of real width, with few blocks, as real code has them alive."""
     config = dataclasses.replace(TransformerConfig(), num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
 
     def build() -> Transformer:
-        model = Transformer(config)
-        if packed:
-            model.pack()
+        model = Transformer(config, Kernels(fused=fused))
+        model.prepare_weights()
+        if fused:
             return model
         for layer in (m for m in model.modules() if isinstance(m, Linear)):
             parts = {
@@ -145,13 +146,13 @@ def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, packed: bool) -> i
         side = int(tokens**0.5)
         c = model.condition(made(batch, 128, 4096), made(3, batch, 128, 4096), made(batch, 2048), (side, side))
         latent = made(batch, 16, 2 * side, 2 * side)
-        return functools.partial(model.velocity, [latent], model.modulations([1.0], c)[:1], Packed.of([c]))
+        return functools.partial(model.velocity, [latent], model.modulations([1.0], c)[:1], RaggedBatch.of([c]))
 
     return peak_of(build, prepare, dtype)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "batch", "dtype", "packed"),
+    ("tokens", "batch", "dtype", "fused"),
     [
         (4096, 1, torch.bfloat16, True),
         (4096, 1, torch.bfloat16, False),
@@ -160,9 +161,9 @@ def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, packed: bool) -> i
         pytest.param(1024, 1, torch.float32, False, marks=pytest.mark.long),
     ],
 )
-def test_a_step_takes_what_the_code_has_alive(tokens, batch, dtype, packed):
-    traced = step_peak(tokens, batch, dtype, packed=packed)
-    accounted = footprint.step_bytes(TransformerConfig(), tokens, batch, dtype.itemsize, packed=packed)
+def test_a_step_takes_what_the_code_has_alive(tokens, batch, dtype, fused):
+    traced = step_peak(tokens, batch, dtype, fused=fused)
+    accounted = footprint.step_bytes(TransformerConfig(), tokens, batch, dtype.itemsize, fused=fused)
     assert accounted == pytest.approx(traced, rel=0.03)
 
 
@@ -171,45 +172,44 @@ NARROW = dataclasses.replace(
 )
 
 
-def step_peak_on_cpu(side: int, *, packed: bool, adapted: bool) -> int:
+def step_peak_on_cpu(side: int, *, fused: bool, adapted: bool) -> int:
     """Bytes of one step as a CPU computes it, with every token sent to the same experts.
 
     Not with fake tensors: how many rows each expert gets is known only when it is computed.
     """
-    model = Transformer(NARROW).eval().requires_grad_(False)
+    kernels = Kernels(onednn=True, experts=Experts.PER_EXPERT, fused=fused)
+    model = Transformer(NARROW, kernels).eval().requires_grad_(False)
     for gate in (m for m in model.modules() if isinstance(m, Gate)):
         gate.weight.zero_()
     linear = [m for m in model.modules() if isinstance(m, Linear)]
-    if packed:
-        model.pack()
-    else:
+    model.prepare_weights()
+    if not fused:
         for layer in linear:
             layer.store(quantize(layer.weight, Scheme.INT8))
-    model.compute_on_cpu(onednn=True)
     change = {
-        m.published: [LowRankChange(torch.randn(2, m.in_features), torch.randn(m.out_features, 2))] for m in linear
+        m.published: [LowRankDelta(torch.randn(2, m.in_features), torch.randn(m.out_features, 2))] for m in linear
     }
     with torch.inference_mode():
         t5, llama, pooled = torch.randn(1, 128, 128), torch.randn(3, 1, 128, 128), torch.randn(1, 128)
-        c = model.condition(t5, llama, pooled, (side, side), changes=change if adapted else {})
+        c = model.condition(t5, llama, pooled, (side, side), deltas=change if adapted else {})
         latent = torch.randn(1, 16, 2 * side, 2 * side)
-        modulations, layout = model.modulations([1.0], c), Packed.of([c])
+        modulations, layout = model.modulations([1.0], c), RaggedBatch.of([c])
         with LiveBytes() as live:
             model.velocity([latent], modulations, layout)
     return live.peak
 
 
 @pytest.mark.parametrize("side", [16, 32])
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_step_on_a_cpu_takes_what_the_code_has_alive(side, packed):
-    traced = step_peak_on_cpu(side, packed=packed, adapted=False)
-    assert footprint.step_bytes(NARROW, side**2, 1, 4, packed=packed, apart=True) == pytest.approx(traced, rel=0.04)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_on_a_cpu_takes_what_the_code_has_alive(side, fused):
+    traced = step_peak_on_cpu(side, fused=fused, adapted=False)
+    assert footprint.step_bytes(NARROW, side**2, 1, 4, fused=fused, per_expert=True) == pytest.approx(traced, rel=0.04)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_step_on_a_cpu_takes_at_most_what_is_accounted_for_a_lora(packed):
-    traced = step_peak_on_cpu(32, packed=packed, adapted=True)
-    accounted = footprint.step_bytes(NARROW, 32**2, 1, 4, packed=packed, adapted=True, apart=True)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_on_a_cpu_takes_at_most_what_is_accounted_for_a_lora(fused):
+    traced = step_peak_on_cpu(32, fused=fused, adapted=True)
+    accounted = footprint.step_bytes(NARROW, 32**2, 1, 4, fused=fused, adapted=True, per_expert=True)
     assert traced <= accounted <= 1.25 * traced
 
 
@@ -240,7 +240,7 @@ def test_tables_and_conditioning_are_what_the_transformer_makes():
     c = model.condition(t5, llama, pooled, (4, 4))
     tables = model.modulations([1.0, 2.0, 3.0], c)
     assert footprint.table_bytes(config, batch, steps, 4) == sum(t.nbytes for t in tables)
-    assert footprint.conditioning_bytes(config, batch, 4) == c.txt.nbytes + c.fresh.nbytes
+    assert footprint.conditioning_bytes(config, batch, 4) == c.txt.nbytes + c.block_txt.nbytes
 
 
 def test_nano_is_measured_from_its_modules():

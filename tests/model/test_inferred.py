@@ -12,9 +12,15 @@ import transformers
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy import t5_names
-from hidream.model.config import TransformerConfig
-from hidream.model.inferred import autoencoder_config, clip_config, llama_config, t5_config, transformer_config
-from hidream.model.transformer import Transformer
+from hidream.model.checkpoint.inferred import (
+    autoencoder_config,
+    clip_config,
+    llama_config,
+    t5_config,
+    transformer_config,
+)
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.transformer import Transformer
 
 LLAMA = {  # config.json of Llama-3.1-8B-Instruct
     "hidden_size": 4096,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hidream.model.linear import Linear
+from hidream.model.network.linear import Linear
 
 
 def test_begins_with_the_weights_of_torchs_own():

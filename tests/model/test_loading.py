@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from hidream.errors import ConfigurationError
-from hidream.model import loading
-from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape
-from hidream.model.loading import carry_out, load
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.loading import load, load_planned
+from hidream.model.memory import plan_input
+from hidream.model.memory.candidates import Hardware, Options, Placement
+from hidream.model.memory.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape
+from hidream.model.memory.plan import Part, Plan, plan
+from hidream.model.memory.plan_input import PlanRequest
 from hidream.model.pipeline import generate
-from hidream.model.plan import Part, Plan, plan
-from hidream.model.ways import Hardware, Options, Placement
-from hidream.model.weights import embedded
 from hidream.request import ImageRequest
-from hidream.types import Size, Storage, Variant
+from hidream.types import Size, Variant, WeightFormat
 
 CARD = torch.device("cpu:1")  # to torch another device than "cpu", so that parts really move
 REQUEST = ImageRequest("cartoon a fox in the snow", Size(256, 256), seed=4, steps=2)
-D, TURN, STREAM, HOST = Placement.DEVICE, Placement.IN_TURN, Placement.STREAMED, Placement.HOST
+PLANNED = PlanRequest(Variant.DEV, Size(512, 512), None, torch.float32)
+D, TURN, STREAM, HOST = Placement.DEVICE, Placement.SEQUENTIAL, Placement.STREAMED, Placement.HOST
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ def placed(base: Plan, places: dict[str, Placement], **changes: object) -> Plan:
         (dict.fromkeys(ENCODERS, TURN), {}, []),
         (dict.fromkeys(ENCODERS, HOST), {}, []),
         ({BLOCKS: TURN, MODULATIONS: STREAM, "transformer.captions": STREAM, VAE: TURN}, {}, None),
-        ({BLOCKS: STREAM, MODULATIONS: STREAM, "transformer.captions": STREAM}, {"staying": (0, 3)}, [0, 3]),
+        ({BLOCKS: STREAM, MODULATIONS: STREAM, "transformer.captions": STREAM}, {"resident": (0, 3)}, [0, 3]),
     ],
 )
 def test_every_placement_draws_the_same_picture(dev, roomy, places, changes, away):
     answer = placed(roomy, places, **changes)
-    model = carry_out(answer, embedded(Variant.DEV), Variant.DEV, CARD, torch.float32, None, "digest")
+    model = load_planned(answer, embedded(Variant.DEV), PLANNED, CARD, "digest", compiled=False)
     weights = [lambda block=block: block.attn1.to_q.weight for block in model.transformer.blocks]
     home = [weight() for weight in weights]
     away = list(range(len(home))) if away is None else away  # None: every block
@@ -62,13 +64,13 @@ def test_every_placement_draws_the_same_picture(dev, roomy, places, changes, awa
     expected = generate(dev, REQUEST).pixels
     for _ in range(2):  # what came has gone home again
         difference = np.abs(generate(model, REQUEST, on_step).pixels.astype(float) - expected)
-        assert difference.max() <= 1  # of 255: unpacked products round differently
+        assert difference.max() <= 1  # of 255: matrix products of separate weights round differently
         assert all(weight() is at_home for weight, at_home in zip(weights, home, strict=True))
 
 
 def test_tiles_draw_nearly_the_same_picture(dev, roomy):
     answer = dataclasses.replace(roomy, tile_px=128)
-    model = carry_out(answer, embedded(Variant.DEV), Variant.DEV, CARD, torch.float32, None, "digest")
+    model = load_planned(answer, embedded(Variant.DEV), PLANNED, CARD, "digest", compiled=False)
     difference = np.abs(generate(model, REQUEST).pixels.astype(float) - generate(dev, REQUEST).pixels)
     assert 0 < difference.mean() < 5  # of 255, at the seams
 
@@ -79,7 +81,7 @@ def test_too_little_memory_is_said_with_what_would_do():
 
 
 def test_the_plan_is_logged_with_its_reasons(caplog):
-    with caplog.at_level(logging.INFO, loading.logger.name):
+    with caplog.at_level(logging.INFO, plan_input.logger.name):
         load(Variant.DEV)
     assert "transformer in compute" in caplog.text
 
@@ -90,4 +92,4 @@ def test_storage_is_part_of_the_version(dev):
     assert model.version.split("/")[1] == dev.version.split("/")[1]
     with pytest.raises(ConfigurationError, match="int3"):
         load(Variant.DEV, storage="int3")
-    assert model.transformer.blocks[0].attn1.to_q.quantized.scheme == Storage.INT8
+    assert model.transformer.blocks[0].attn1.to_q.quantized.scheme == WeightFormat.INT8

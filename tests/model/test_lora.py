@@ -17,10 +17,10 @@ from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, Kronecker, LowRank
 from hidream.formats.lora_file import LoraFile, LoraFormat
 from hidream.formats.quantized import Quantized, Scheme
-from hidream.model.linear import Linear
-from hidream.model.lora import HadamardChange, KroneckerChange, changes, layers, load_lora, match, warnings
-from hidream.model.moe import MixtureOfExperts
-from hidream.model.packed import Packed
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.linear import Linear
+from hidream.model.network.lora import HadamardDelta, KroneckerDelta, deltas, layers, load_lora, match, warnings
+from hidream.model.network.ragged_batch import RaggedBatch
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def theirs(reference):
 @torch.no_grad()
 def ours(model, *loras):
     latent, timestep, *text = INPUTS
-    c = model.condition(*text, (4, 4), changes=changes(loras, CPU, torch.float32))
+    c = model.condition(*text, (4, 4), deltas=deltas(loras, CPU, torch.float32))
     return model.velocity_at(latent, timestep, c)
 
 
@@ -96,18 +96,15 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_peft_folders(name, base, model, saved):
     folder, expected = saved[name]
-    for mine in (model, tiny.ours(base, pack=False)):
+    for mine in (model, tiny.ours(base, kernels=tiny.SEPARATE)):
         result = ours(mine, (load_lora(folder, mine), 1.0))
         assert tiny.relative(result, expected) <= TOLERANCE
     assert tiny.relative(ours(model), expected) > 1e-2
 
 
-def test_experts_by_the_plain_twin(base, saved):
+def test_experts_by_the_reference_implementation(base, saved):
     folder, expected = saved["every layer, several ranks"]
-    mine = tiny.ours(base)
-    for module in mine.modules():
-        if isinstance(module, MixtureOfExperts):
-            module.grouped = False
+    mine = tiny.ours(base, kernels=Kernels(fused=True, experts=Experts.DENSE))
     lora = load_lora(folder, mine)
     assert "double_stream_blocks.1.block.ff_i.experts.2.w1" in lora.parts
     assert tiny.relative(ours(mine, (lora, 1.0)), expected) <= TOLERANCE
@@ -299,7 +296,7 @@ def test_the_weight_of_dora_goes_from_none_to_all(columns, monkeypatch, tmp_path
 
 def quantised(base, scheme: Scheme, *, store: bool):
     """Our transformer with every linear weight in 8 bits, or with what those bits stand for."""
-    model = tiny.ours(base, pack=False)
+    model = tiny.ours(base, kernels=tiny.SEPARATE)
     for layer in model.modules():
         if isinstance(layer, Linear):
             top = layer.weight.abs().amax(dim=1, keepdim=True)
@@ -311,9 +308,7 @@ def quantised(base, scheme: Scheme, *, store: bool):
                 layer.store(weight)
             else:
                 layer.weight.data = weight.dense(torch.float32)
-    if not store:
-        model.pack()
-    return model
+    return model if store else model.copy_with(tiny.FUSED)
 
 
 @pytest.mark.parametrize("scheme", [Scheme.INT8, Scheme.FP8])
@@ -332,10 +327,10 @@ def test_two_requests_do_not_disturb_each_other(model, saved):
     loras = [(load_lora(saved[name][0], model), 1.0) for name in ("plain", "dora")]
     alone = [ours(model), ours(model, loras[0]), ours(model, loras[1])]
     latent, timestep, *text = INPUTS
-    requests = [model.condition(*text, (4, 4), changes=changes(of, CPU, torch.float32)) for of in ([], *zip(loras))]
+    requests = [model.condition(*text, (4, 4), deltas=deltas(of, CPU, torch.float32)) for of in ([], *zip(loras))]
     modulations = [model.modulation(timestep, c) for c in requests]
     for c, modulation, expected in zip(requests, modulations, alone, strict=True):
-        assert torch.equal(model.velocity([latent], [modulation], Packed.of([c]))[0], expected)
+        assert torch.equal(model.velocity([latent], [modulation], RaggedBatch.of([c]))[0], expected)
     assert not torch.equal(alone[0], alone[1])
 
 
@@ -344,10 +339,9 @@ def test_bfloat16_is_as_near_as_pefts(name, base, saved, tmp_path):
     folder, exact = saved[name]
     latent, timestep, *text = (INPUTS[0].bfloat16(), INPUTS[1], *(tensor.bfloat16() for tensor in INPUTS[2:]))
     peft = peft_folder(tmp_path, CONFIGS[name]).bfloat16()
-    mine = tiny.ours(base, pack=False).bfloat16()
-    mine.pack()
+    mine = tiny.ours(base, kernels=tiny.SEPARATE).bfloat16().copy_with(tiny.FUSED)
     with torch.no_grad():
-        c = mine.condition(*text, (4, 4), changes=changes([(load_lora(folder, mine), 1.0)], CPU, torch.bfloat16))
+        c = mine.condition(*text, (4, 4), deltas=deltas([(load_lora(folder, mine), 1.0)], CPU, torch.bfloat16))
         result = mine.velocity_at(latent, timestep, c)
         reference = -peft(latent, timestep, *text, return_dict=False)[0]
     assert (result - exact).norm() <= 1.2 * (reference - exact).norm()
@@ -368,11 +362,11 @@ def test_a_step_is_still_one_graph(model, saved, monkeypatch, tmp_path):
     compiled = torch.compile(model.velocity, fullgraph=True, backend="eager")
     for stance, weight in (("default", 1.0), ("fail_on_recompile", 0.6)):  # one graph for all weights of a LoRA
         weighted = [(lora, weight * w) for lora, w in loras]
-        c = model.condition(*text, (4, 4), changes=changes(weighted, CPU, torch.float32))
+        c = model.condition(*text, (4, 4), deltas=deltas(weighted, CPU, torch.float32))
         modulation = model.modulation(timestep, c)
         with torch.compiler.set_stance(stance):
-            result = compiled([latent], [modulation], Packed.of([c]))[0]
-        torch.testing.assert_close(result, model.velocity([latent], [modulation], Packed.of([c]))[0])
+            result = compiled([latent], [modulation], RaggedBatch.of([c]))[0]
+        torch.testing.assert_close(result, model.velocity([latent], [modulation], RaggedBatch.of([c]))[0])
 
 
 def low_rank(outputs: int, inputs: int, **more) -> LowRank:
@@ -429,7 +423,7 @@ def test_a_row_of_zeros_stays_one():
     layer = Linear(4, 3, bias=False)
     layer.weight.data[1] = 0
     adapter = LowRank(torch.ones(2, 4), torch.tensor([[1.0, 1.0], [0, 0], [1, 1]]), 1.0, torch.ones(3, 1))
-    made = changes([(match(file_of(layer=adapter), {"layer": layer}), 1.0)], CPU, torch.float16)
+    made = deltas([(match(file_of(layer=adapter), {"layer": layer}), 1.0)], CPU, torch.float16)
     x = torch.ones(1, 4, dtype=torch.float16)
     added = made["layer"][0](x, layer.half()(x))
     assert added[0, 1] == 0
@@ -440,7 +434,7 @@ def test_a_row_of_zeros_stays_one():
 def test_weights_are_numbers(weight, model):
     lora = match(file_of(**{"x_embedder.proj": low_rank(128, 64)}), layers(model))
     with pytest.raises(InvalidInput, match=f"style is {weight}; accepted"):
-        changes([(lora, weight)], CPU, torch.float32)
+        deltas([(lora, weight)], CPU, torch.float32)
 
 
 MILLION = torch.full((4, 4), 1e6)
@@ -478,15 +472,15 @@ def test_a_scale_beyond_the_compute_type_is_refused(adapter: Adapter, dtype, wei
     layer.weight.data.fill_(0.5)
     lora = match(file_of(layer=adapter), {"layer": layer})
     if fits:
-        assert layer.weight.shape == changes([(lora, weight)], CPU, dtype)["layer"][0](
+        assert layer.weight.shape == deltas([(lora, weight)], CPU, dtype)["layer"][0](
             torch.zeros(4, 4, dtype=dtype), torch.zeros(4, 4, dtype=dtype)
         ).shape  # fmt: skip
         return
     name = str(dtype).removeprefix("torch.")
     message = f"loras gives 'style' the scale {weight:g}, .* layer layer is not finite in {name}; accepted: a smaller"
     with pytest.raises(InvalidInput, match=message):
-        changes([(lora, weight)], CPU, dtype)
-    assert changes([(lora, 0.0)], CPU, dtype) == {}
+        deltas([(lora, weight)], CPU, dtype)
+    assert deltas([(lora, 0.0)], CPU, dtype) == {}
 
 
 @pytest.mark.parametrize("magnitude", [torch.ones(4, 1), torch.ones(1, 4)])
@@ -499,7 +493,7 @@ def test_dora_over_values_without_a_norm_is_refused(magnitude):
 @pytest.mark.parametrize(("rank", "built"), [(1, 2), (2, 1), (9, 1)])
 def test_loha_is_multiplied_the_cheaper_way(rank, built):
     up, down = torch.randn(2, 6, rank), torch.randn(2, rank, 6)
-    change = HadamardChange(down[0], up[0], down[1], up[1])
+    change = HadamardDelta(down[0], up[0], down[1], up[1])
     x = torch.randn(3, 6)
     assert len(change.matrices(torch.float32)) == built
     torch.testing.assert_close(change(x, x), x @ ((up[0] @ down[0]) * (up[1] @ down[1])).mT)
@@ -512,18 +506,18 @@ def test_the_scale_is_multiplied_before_anything_is_rounded(stored):
     for kind, given in ((LowRank, matrices[:2]), (Kronecker, [m[:2, :2] for m in matrices[:2]]), (Hadamard, matrices)):
         adapter = kind(*given, 1.0)
         lora = match(file_of(layer=adapter), {"layer": Linear(4, 4, bias=False)})
-        added = changes([(lora, factor)], CPU, torch.float32)["layer"][0](x, x)
+        added = deltas([(lora, factor)], CPU, torch.float32)["layer"][0](x, x)
         torch.testing.assert_close(added, factor * x @ adapter.delta().mT, rtol=1e-6, atol=0)
 
 
 def test_a_lokr_whose_sides_are_a_row_and_a_column_takes_no_more_than_another():
     """256 × 4096 between both products, for each token, from a file of 17 KB."""
     left, right = torch.randn(1, 4096), torch.randn(256, 1)
-    change = KroneckerChange(left, right)
+    change = KroneckerDelta(left, right)
     assert change.left_first
     x = torch.randn(2, 3, 4096)
     torch.testing.assert_close(change(x, x), x @ torch.kron(left, right).T, atol=1e-3, rtol=1e-4)
-    usual = KroneckerChange(torch.randn(4, 5), torch.randn(64, 51))  # as trainers factor 256 and 255
+    usual = KroneckerDelta(torch.randn(4, 5), torch.randn(64, 51))  # as trainers factor 256 and 255
     assert not usual.left_first
     x = torch.randn(2, 3, 255)
     torch.testing.assert_close(usual(x, x), x @ torch.kron(usual.left, usual.right).T, atol=1e-3, rtol=1e-4)

@@ -16,11 +16,11 @@ from safetensors.torch import save, save_file
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput
 from hidream.formats.lora_file import read_lora
-from hidream.model import lora_folder
-from hidream.model.linear import Linear
+from hidream.model.checkpoint import lora_folder
+from hidream.model.checkpoint.lora_folder import LoraFolder
 from hidream.model.loading import load
-from hidream.model.lora import Lora
-from hidream.model.lora_folder import LoraFolder
+from hidream.model.network.linear import Linear
+from hidream.model.network.lora import Lora
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest, LoraUse
 from hidream.types import Size, Variant
@@ -53,7 +53,7 @@ def test_a_request_names_what_the_folder_has(tmp_path, caplog):
     }
     save_file(half, tmp_path / "ink.safetensors")
     (tmp_path / "notes.txt").write_text("passed over")
-    with caplog.at_level(logging.INFO, "hidream.model.lora_folder"):
+    with caplog.at_level(logging.INFO, "hidream.model.checkpoint.lora_folder"):
         model = load(Variant.DEV, device="cpu", loras=tmp_path)
     left_out = "1 of its 2 layers are not in this model (transformer.transformer_blocks.7.to_q)"
     said = [record.getMessage() for record in caplog.records]

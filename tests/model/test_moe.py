@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwardSwiGLU, MoEGate
 
-from hidream.model import moe
-from hidream.model.linear import everywhere
+from hidream.model.network import moe
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.linear import all_rows
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])
@@ -63,12 +64,15 @@ def test_one_after_another_equals_diffusers_and_the_stack(tokens):
     theirs.load_state_dict(layer.state_dict())
     for name, module in layer.named_modules():
         module.published = name
-    x, changes = torch.randn(tokens, 16), {"experts.2.w1": [lambda x, y: y.tanh()], "experts.1.w2": [lambda x, y: y]}
-    stacked, changed = layer(x), layer(x, everywhere(changes))
-    layer.apart = True
-    torch.testing.assert_close(layer(x), theirs(x[None])[0])
-    torch.testing.assert_close(layer(x), stacked)
-    torch.testing.assert_close(layer(x, everywhere(changes)), changed)
+    x, deltas = torch.randn(tokens, 16), {"experts.2.w1": [lambda x, y: y.tanh()], "experts.1.w2": [lambda x, y: y]}
+    stacked, changed = layer(x), layer(x, all_rows(deltas))
+    looped = moe.MixtureOfExperts(16, 64, 4, 2, Kernels(experts=Experts.PER_EXPERT)).requires_grad_(False)
+    looped.load_state_dict(layer.state_dict())
+    for name, module in looped.named_modules():
+        module.published = name
+    torch.testing.assert_close(looped(x), theirs(x[None])[0])
+    torch.testing.assert_close(looped(x), stacked)
+    torch.testing.assert_close(looped(x, all_rows(deltas)), changed)
 
 
 def test_result_of_a_token_does_not_depend_on_the_others():
@@ -84,10 +88,10 @@ def test_gradients_reach_every_chosen_expert():
     x = torch.randn(30, 16)
     layer(x).square().sum().backward()
     grouped = [p.grad.clone() for p in layer.parameters()]
-    layer.zero_grad()
-    layer.grouped = False
-    layer(x).square().sum().backward()
-    for ours, plain in zip(grouped, (p.grad for p in layer.parameters()), strict=True):
+    dense = moe.MixtureOfExperts(16, 64, 4, 2, Kernels(experts=Experts.DENSE))
+    dense.load_state_dict(layer.state_dict())
+    dense(x).square().sum().backward()
+    for ours, plain in zip(grouped, (p.grad for p in dense.parameters()), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 

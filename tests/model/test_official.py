@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hidream.errors import InvalidInput
-from hidream.model import sampler
-from hidream.model.config import PUBLISHED_TOKENS, RECIPES, official_shift, recipe_of
-from hidream.model.packed import Conditioning, Packed
-from hidream.model.transformer import Transformer
-from hidream.types import Conformance, Sampler, Variant
+from hidream.model.network.config import PUBLISHED_TOKENS, official_shift, sampling_preset
+from hidream.model.network.ragged_batch import Conditioning, RaggedBatch
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.types import SAMPLING_PRESETS, Conformance, Sampler, Variant
 
 OFFICIAL = Conformance.OFFICIAL
 ONE_CALL = 1e-5  # of the output's largest value, float32
@@ -45,21 +45,21 @@ def model() -> Transformer:
 
 def conditioned(model: Transformer, recorded: dict[str, Tensor], loop: Loop) -> Conditioning:
     """Both prompts if the variant is guided, else the positive one."""
-    first = 0 if RECIPES[loop.variant].guidance > 1 else 1
+    first = 0 if SAMPLING_PRESETS[loop.variant].guidance > 1 else 1
     t5, llama, pooled = recorded["t5"][first:], recorded["llama"][:, first:], recorded["pooled"][first:]
     return model.condition(t5, llama, pooled, (loop.height // 2, loop.width // 2), padded=True)
 
 
 def draw(model: Transformer, recorded: dict[str, Tensor], loop: Loop, conformance: Conformance) -> tuple[Tensor, int]:
     """Last latent, and how often the model was asked: the loop of `pipeline.generate`."""
-    recipe = recipe_of(loop.variant, conformance, max_tokens=model.config.max_tokens)
+    recipe = sampling_preset(loop.variant, conformance, max_tokens=model.config.max_tokens)
     schedule = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, conformance)
     state = sampler.SamplerState(schedule, sampler.generator_of(NOISE_SEED))
     c = conditioned(model, recorded, loop)
     x = recorded[loop.shape]
     for i, modulation in enumerate(model.modulations(schedule.timesteps, c)):
         latent = x.expand(c.pooled.shape[0], -1, -1, -1)
-        velocity = model.velocity([latent], [modulation], Packed.of([c]))[0]
+        velocity = model.velocity([latent], [modulation], RaggedBatch.of([c]))[0]
         if recipe.guidance > 1:
             negative, positive = velocity.chunk(2)
             velocity = negative + recipe.guidance * (positive - negative)
@@ -96,7 +96,7 @@ def test_picture_equals_the_official_pipeline(model, recorded, loop):
     """With one call less where the official last call is thrown away."""
     ours, calls = draw(model, recorded, loop, OFFICIAL)
     assert tiny.relative(ours, recorded[f"{loop}.latent"]) <= WHOLE_LOOP
-    wasted = 1 if RECIPES[loop.variant].sampler is Sampler.FLASH else 0
+    wasted = 1 if SAMPLING_PRESETS[loop.variant].sampler is Sampler.FLASH else 0
     assert calls == int(recorded[f"{loop}.calls"]) - wasted
 
 
@@ -118,22 +118,22 @@ def test_sampler_equals_the_official_scheduler(recorded, run):
 @pytest.mark.parametrize("run", [RUNS[1], RUNS[4]], ids=str)
 def test_conformance_matters(recorded, run):
     """Diffusers' Fast and Full end elsewhere, so the tests above do test it."""
-    shift = RECIPES[Variant.FAST if run.sampler is Sampler.FLASH else Variant.FULL].shift
+    shift = SAMPLING_PRESETS[Variant.FAST if run.sampler is Sampler.FLASH else Variant.FULL].shift
     end = follow(run, sampler.schedule(run.sampler, run.steps, shift), run_start(recorded))
     assert tiny.relative(end, recorded[f"{run}.x"]) > 10 * SAMPLER
 
 
 def test_the_official_recipe_is_diffusers_but_for_the_shift_of_unipc():
     for variant in Variant:
-        assert recipe_of(variant) == RECIPES[variant]
-        official = recipe_of(variant, OFFICIAL)
+        assert sampling_preset(variant) == SAMPLING_PRESETS[variant]
+        official = sampling_preset(variant, OFFICIAL)
         if variant is Variant.FULL:
             assert official.shift == pytest.approx(3.158, abs=1e-3)
-            official = dataclasses.replace(official, shift=RECIPES[variant].shift)
-        assert official == RECIPES[variant]
-    assert recipe_of(Variant.FULL, OFFICIAL, Sampler.FLASH).shift == RECIPES[Variant.FULL].shift
-    assert recipe_of(Variant.DEV, sampler=Sampler.EULER) == dataclasses.replace(
-        RECIPES[Variant.DEV], sampler=Sampler.EULER
+            official = dataclasses.replace(official, shift=SAMPLING_PRESETS[variant].shift)
+        assert official == SAMPLING_PRESETS[variant]
+    assert sampling_preset(Variant.FULL, OFFICIAL, Sampler.FLASH).shift == SAMPLING_PRESETS[Variant.FULL].shift
+    assert sampling_preset(Variant.DEV, sampler=Sampler.EULER) == dataclasses.replace(
+        SAMPLING_PRESETS[Variant.DEV], sampler=Sampler.EULER
     )
 
 

@@ -9,39 +9,41 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hidream.model.linear import everywhere
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.linear import all_rows
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
 
 SHAPES = ((4, 4), (4, 4), (2, 8), (3, 5), (8, 6))
 PRODUCTS = ("_linear_pointwise", "linear", "matmul", "mm", "addmm", "bmm")
 
 
-@pytest.fixture(scope="module", params=["laid out", "as it is"])
+@pytest.fixture(scope="module", params=["prepacked", "as it is"])
 def model(request) -> Transformer:
-    model = tiny.ours(tiny.reference())
-    model.compute_on_cpu(onednn=True)
-    model.lay(request.param == "laid out")
-    return model
+    return tiny.ours(tiny.reference(), kernels=on_cpu(prepacked=request.param == "prepacked"))
 
 
-def requests(model: Transformer, shapes=SHAPES, padded=(False,) * 5, changes=({},) * 5, prompts=(1, 2, 1, 1, 2)):
+def on_cpu(*, prepacked: bool) -> Kernels:
+    return Kernels(onednn=True, experts=Experts.PER_EXPERT, fused=True, prepacked=prepacked)
+
+
+def requests(model: Transformer, shapes=SHAPES, padded=(False,) * 5, deltas=({},) * 5, prompts=(1, 2, 1, 1, 2)):
     """Latents, conditionings and modulations of requests of all kinds: sizes, guidance, padding, LoRAs, times."""
     found = []
     for i, (rows, columns) in enumerate(shapes):
         latent, _, *text = tiny.inputs(prompts[i], 2 * rows, 2 * columns, tokens=16 if i != 3 else 9, seed=i)
-        c = model.condition(*text, (rows, columns), padded=padded[i], changes=changes[i])
+        c = model.condition(*text, (rows, columns), padded=padded[i], deltas=deltas[i])
         found.append((latent, c, model.modulation(torch.full((prompts[i],), 900.0 - 100 * i), c)))
     return found
 
 
 def together(model: Transformer, batch):
     latents, conditionings, modulations = zip(*batch, strict=True)
-    return model.velocity(latents, modulations, Packed.of(conditionings))
+    return model.velocity(latents, modulations, RaggedBatch.of(conditionings))
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("kind", ["plain", "padded", "with changes"])
+@pytest.mark.parametrize("kind", ["plain", "padded", "with LoRAs"])
 def test_each_request_gets_what_it_gets_alone(model, kind):
     g = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 128, generator=g), torch.randn(128, 2, generator=g)
@@ -53,19 +55,19 @@ def test_each_request_gets_what_it_gets_alone(model, kind):
     batch = requests(
         model,
         padded=(False, False, True, True, False) if kind == "padded" else (False,) * 5,
-        changes=(low_rank, {}, {}, low_rank, {}) if kind == "with changes" else ({},) * 5,
+        deltas=(low_rank, {}, {}, low_rank, {}) if kind == "with LoRAs" else ({},) * 5,
     )
     alone = [together(model, [request])[0] for request in batch]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 1], [2, 2, 2, 0]):
         for i, answer in zip(order, together(model, [batch[i] for i in order]), strict=True):
             assert torch.equal(answer, alone[i])
-    if kind == "with changes":
+    if kind == "with LoRAs":
         assert not torch.equal(alone[0], together(model, requests(model))[0])
 
 
 @torch.inference_mode()
 def test_unpacked_and_stacked_experts_give_the_same(model):
-    plain = tiny.ours(tiny.reference(), pack=False)
+    plain = tiny.ours(tiny.reference(), kernels=tiny.SEPARATE)
     batch = requests(plain)
     for fast, slow in zip(together(model, batch), together(plain, batch), strict=True):
         assert tiny.relative(fast, slow) <= 1e-5
@@ -75,10 +77,9 @@ def test_unpacked_and_stacked_experts_give_the_same(model):
 def test_a_layout_for_the_cpu_changes_no_bits(model):
     batch = requests(model)
     before = together(model, batch)
-    laid = bool(model.blocks[0].attn1.laid)
-    model.lay(not laid)
-    after = together(model, batch)
-    model.lay(laid)
+    other = tiny.ours(tiny.reference(), kernels=on_cpu(prepacked=not model.kernels.prepacked))
+    assert bool(other.blocks[0].attn1.prepacked) is not bool(model.blocks[0].attn1.prepacked)
+    after = together(other, batch)
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
@@ -99,7 +100,7 @@ def test_an_indexed_layout_is_the_same_in_other_words(model):
     for padded in ((False,) * 5, (False, False, True, True, False)):
         batch = requests(model, padded=padded)
         latents, conditionings, modulations = zip(*batch, strict=True)
-        indexed = model.velocity(latents, modulations, Packed.of(conditionings, indexed=True))
+        indexed = model.velocity(latents, modulations, RaggedBatch.of(conditionings, indexed=True))
         for fast, plain in zip(indexed, together(model, batch), strict=True):
             assert tiny.relative(fast, plain) <= 1e-5
 
@@ -109,14 +110,14 @@ def test_an_indexed_layout_is_the_same_in_other_words(model):
     "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.integration])]
 )
 def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
-    compiled = tiny.ours(tiny.reference())
+    compiled = tiny.ours(tiny.reference(), kernels=Kernels(fused=True, compiled=True))
     compiled.compile_blocks(backend)
     batch = requests(compiled)
     latents, conditionings, modulations = zip(*batch, strict=True)
 
     def velocities(which):
         pick = [[series[i] for i in which] for series in (latents, modulations, conditionings)]
-        return compiled.velocity(pick[0], pick[1], compiled.lay_out(pick[2]))
+        return compiled.velocity(pick[0], pick[1], compiled.batch(pick[2]))
 
     plain = together(tiny.ours(tiny.reference()), batch)
     velocities([0])  # one segment is a graph of its own,
@@ -138,13 +139,13 @@ def test_a_batch_of_equal_shapes_attends_at_once(model):
 
 def test_changes_are_spread_over_their_own_requests_rows(model):
     ink, none = {"final_layer.linear": [lambda x, y: y]}, {}
-    alone, without, *_ = (Packed.of([c]) for _, c, _ in requests(model, changes=(ink, none, none, none, none)))
-    assert alone.img.spread == everywhere(ink) == ((slice(None), ink),)
-    assert without.img.spread == everywhere(none) == ()
-    batch = requests(model, shapes=((4, 4), (3, 5)), prompts=(1, 2), changes=(none, ink))
-    mixed = Packed.of([c for _, c, _ in batch])
-    assert mixed.img.spread == ((slice(16, 16 + 2 * 15), ink),)
-    assert mixed.both.spread == ((slice(48, 48 + 2 * 47), ink),)  # each with two texts of 16
+    alone, without, *_ = (RaggedBatch.of([c]) for _, c, _ in requests(model, deltas=(ink, none, none, none, none)))
+    assert alone.img.adapters == all_rows(ink) == ((slice(None), ink),)
+    assert without.img.adapters == all_rows(none) == ()
+    batch = requests(model, shapes=((4, 4), (3, 5)), prompts=(1, 2), deltas=(none, ink))
+    mixed = RaggedBatch.of([c for _, c, _ in batch])
+    assert mixed.img.adapters == ((slice(16, 16 + 2 * 15), ink),)
+    assert mixed.both.adapters == ((slice(48, 48 + 2 * 47), ink),)  # each with two texts of 16
 
 
 class Counting(TorchDispatchMode):

@@ -16,7 +16,7 @@ from hidream.errors import CheckpointError, ConfigurationError, InvalidInput, Mi
 from hidream.model import pipeline
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.model.sampler import schedule
+from hidream.model.sampling.sampler import schedule
 from hidream.request import ImageRequest, LoraUse, Prompts
 from hidream.types import Conformance, Render, Sampler, Size, Variant
 

@@ -13,13 +13,23 @@ from test_footprint import NANO, encoders, flux_vae
 
 from hidream.errors import ConfigurationError
 from hidream.formats.quantized import Scheme, quantize
-from hidream.model import footprint
-from hidream.model.config import TransformerConfig
-from hidream.model.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, REST, VAE, Encoder, ModelShape
-from hidream.model.plan import CONTEXT_BYTES, Plan, plan
-from hidream.model.transformer import Transformer
-from hidream.model.ways import LOSS, TILE_PX, Hardware, Options, Placement, grades
-from hidream.types import Render, Size, Storage, Variant
+from hidream.model.memory import footprint
+from hidream.model.memory.candidates import LOSS, TILE_PX, Hardware, Options, Placement, tiers
+from hidream.model.memory.footprint import (
+    BLOCKS,
+    CAPTIONS,
+    ENCODERS,
+    MODULATIONS,
+    PUBLISHED,
+    REST,
+    VAE,
+    Encoder,
+    ModelShape,
+)
+from hidream.model.memory.plan import CONTEXT_BYTES, Plan, plan
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.transformer import Transformer
+from hidream.types import Render, Size, Variant, WeightFormat
 
 DEV = Options.of(Variant.DEV, Size(1024, 1024))
 NANO_SHAPE = ModelShape(
@@ -47,8 +57,8 @@ def test_dev_in_16_gb_denoises_without_leaving_the_card(real):
     assert answer.fits
     assert not answer.streaming
     assert answer.streamed_bytes == 0
-    assert len(answer.staying) == 48
-    assert answer.part(BLOCKS).storage is Storage.INT8
+    assert len(answer.resident) == 48
+    assert answer.part(BLOCKS).storage is WeightFormat.INT8
     # its blocks are all there, as the meta modules weigh them, and leave room for a step
     with torch.device("meta"):
         blocks = sum(v.numel() for k, v in Transformer(TransformerConfig()).named_parameters() if is_block(k))
@@ -66,12 +76,12 @@ def test_dev_in_12_gb_streams_and_in_8_gb_slowly(real):
     assert twelve.streaming
     assert eight.streaming
     assert 0 < twelve.streamed_bytes < eight.streamed_bytes
-    assert len(twelve.staying) > len(eight.staying) > 0
+    assert len(twelve.resident) > len(eight.resident) > 0
     assert twelve.moved_bytes < eight.moved_bytes
 
 
 def test_dev_in_12_gb_stays_on_the_card_with_a_file_of_4_bits(real):
-    options = dataclasses.replace(DEV, transformer=Storage.STORED, stored_bits=4.5)
+    options = dataclasses.replace(DEV, transformer=WeightFormat.STORED, stored_bits=4.5)
     answer = plan(Hardware.card(12, 64), real, options)
     assert answer.fits
     assert not answer.streaming
@@ -84,9 +94,9 @@ def test_larger_cards_lose_less_and_move_less(real):
         assert answer.fits
         places[gb] = (answer.part(BLOCKS).storage, answer.part(BLOCKS).placement, answer.part(ENCODERS[3]).placement)
     assert places == {
-        24: (Storage.INT8, Placement.IN_TURN, Placement.IN_TURN),
-        48: (Storage.COMPUTE, Placement.DEVICE, Placement.IN_TURN),
-        80: (Storage.COMPUTE, Placement.DEVICE, Placement.DEVICE),
+        24: (WeightFormat.INT8, Placement.SEQUENTIAL, Placement.SEQUENTIAL),
+        48: (WeightFormat.COMPUTE, Placement.DEVICE, Placement.SEQUENTIAL),
+        80: (WeightFormat.COMPUTE, Placement.DEVICE, Placement.DEVICE),
     }
     everything = plan(Hardware.card(80, 64), real, DEV)
     assert sum(part.nbytes for part in everything.parts) == pytest.approx(60.5e9, rel=0.01)
@@ -106,19 +116,19 @@ def test_the_host_limits_too(real):
 def test_without_a_card_24_gb_hold_8_bits(real):
     answer = plan(Hardware.cpu(24), real, Options.of(Variant.DEV, Size(512, 512)))
     assert answer.fits
-    assert answer.part(BLOCKS).storage is Storage.INT8
-    assert {part.storage for part in answer.parts if part.placement is Placement.IN_TURN} == {
-        Storage.INT8,
-        Storage.STORED,
+    assert answer.part(BLOCKS).storage is WeightFormat.INT8
+    assert {part.storage for part in answer.parts if part.placement is Placement.SEQUENTIAL} == {
+        WeightFormat.INT8,
+        WeightFormat.STORED,
     }, "what is mapped from a file is in the file's type"
-    assert plan(Hardware.cpu(32), real, DEV).part(BLOCKS).storage is Storage.STORED
+    assert plan(Hardware.cpu(32), real, DEV).part(BLOCKS).storage is WeightFormat.STORED
 
 
 def test_metal_has_no_fp8(real):
     mac = Hardware("mps", 0, 64 * 2**30, fp8=False)
     assert plan(mac, real, DEV).fits
     with pytest.raises(ConfigurationError, match="fp8 is asked for on mps"):
-        plan(mac, real, dataclasses.replace(DEV, transformer=Storage.FP8))
+        plan(mac, real, dataclasses.replace(DEV, transformer=WeightFormat.FP8))
 
 
 def test_guidance_size_and_loras_take_more(real):
@@ -144,7 +154,7 @@ def test_the_references_pad_token_and_tiles_that_are_put_together_take_their_par
 
 
 def test_nano_fits_anywhere():
-    assert plan(Hardware.card(2, 8), NANO_SHAPE, DEV).part(BLOCKS).storage is Storage.COMPUTE
+    assert plan(Hardware.card(2, 8), NANO_SHAPE, DEV).part(BLOCKS).storage is WeightFormat.COMPUTE
     answer = plan(Hardware.cpu(8), NANO_SHAPE, DEV)
     assert {part.placement for part in answer.parts} == {Placement.DEVICE}
     assert answer.fits
@@ -164,17 +174,17 @@ def test_the_order_of_storages_is_that_of_their_errors(scheme):
     error = float((quantize(matrix, scheme).dense(torch.float32) - matrix).norm() / matrix.norm())
     expected = {Scheme.INT8: 0.008, Scheme.FP8: 0.026, Scheme.NF4: 0.09}  # docs/MEMORY.md: 1, 3 and 9 %
     assert error == pytest.approx(expected[scheme], rel=0.15)
-    assert sorted(expected, key=expected.__getitem__) == sorted(expected, key=lambda s: LOSS[Storage(s)])
+    assert sorted(expected, key=expected.__getitem__) == sorted(expected, key=lambda s: LOSS[WeightFormat(s)])
 
 
 def rank(answer: Plan) -> tuple[int, tuple[bool, int]]:
     """How far down the list of ways a plan stands: the transformer, then the encoders, which lose rather than crawl."""
     if not answer.fits:
         return 99, (True, 99)
-    grade = (answer.part(BLOCKS).storage, answer.streaming)
+    tier = (answer.part(BLOCKS).storage, answer.streaming)
     crawl = answer.part(ENCODERS[0]).placement is Placement.HOST
     loss = sum(LOSS[answer.part(name).storage] for name in ENCODERS)
-    return grades(answer.hardware, answer.options).index(grade), (crawl, loss)
+    return tiers(answer.hardware, answer.options).index(tier), (crawl, loss)
 
 
 GIGABYTES = st.floats(2, 100)
@@ -183,7 +193,7 @@ OPTIONS = st.builds(
     size=st.sampled_from([Size(512, 512), Size(1024, 1024), Size(1536, 1024), Size(1536, 1536)]),
     guided=st.booleans(),
     fewest_bits=st.sampled_from([16, 8, 4]),
-    transformer=st.sampled_from([None, None, *Storage]),
+    transformer=st.sampled_from([None, None, *WeightFormat]),
     lora_bytes=st.sampled_from([0, 300_000_000]),
 )
 
@@ -228,11 +238,11 @@ def test_every_plan_is_whole_and_keeps_its_word(hardware, options):
     if hardware.separate:
         fits &= answer.host_bytes <= hardware.host_budget
     assert answer.fits == fits
-    order, taken = grades(hardware, options), (answer.part(BLOCKS).storage, answer.streaming)
+    order, taken = tiers(hardware, options), (answer.part(BLOCKS).storage, answer.streaming)
     missed = [(each.storage, each.streamed) for each in answer.missed]
     assert missed == (order[: order.index(taken)] if fits else order), "what was missed is what is better"
     assert all(each.short_bytes > 0 for each in answer.missed)
-    stay, blocks = answer.staying, footprint.block_weights(PUBLISHED.transformer)
+    stay, blocks = answer.resident, footprint.block_weights(PUBLISHED.transformer)
     kept = sum(blocks[i].nbytes(answer.part(BLOCKS).storage, hardware.compute_bytes, options.stored_bits) for i in stay)
     assert answer.part(BLOCKS).nbytes == pytest.approx(kept + answer.streamed_bytes, abs=48)
     assert answer.streaming or len(stay) == len(blocks)

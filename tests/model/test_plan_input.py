@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from hidream.errors import CheckpointError
 from hidream.formats.convert import convert
 from hidream.formats.targets import Format, Wish
-from hidream.model.footprint import BLOCKS, PUBLISHED, VAE, ModelShape
-from hidream.model.inferred import published_config
-from hidream.model.plan import plan
-from hidream.model.plan_input import Asked, lora_values, partial, whole
-from hidream.model.ways import Hardware, Options
-from hidream.model.weights import Checkpoint, config_of_transformer, embedded
-from hidream.types import LORAS_MAX, Size, Storage, Variant
+from hidream.model.checkpoint.checkpoint import Checkpoint, config_of_transformer, embedded
+from hidream.model.checkpoint.inferred import published_config
+from hidream.model.memory.candidates import Hardware, Options
+from hidream.model.memory.footprint import BLOCKS, PUBLISHED, VAE, ModelShape
+from hidream.model.memory.plan import plan
+from hidream.model.memory.plan_input import PlanRequest, complete, lora_values, partial
+from hidream.types import LORAS_MAX, Size, Variant, WeightFormat
 
 NANO = embedded(Variant.DEV)
-ASKED = Asked(Variant.DEV, Size(1024, 1024), None, torch.float32)
+ASKED = PlanRequest(Variant.DEV, Size(1024, 1024), None, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def quantised(tmp_path_factory) -> Path:
 
 
 def test_a_whole_checkpoint_is_measured_as_its_modules_are(dev):
-    shape, options = whole(NANO, ASKED)
+    shape, options = complete(NANO, ASKED)
     assert shape == ModelShape.of(dev.transformer.config, dev.text.encoders, dev.vae.module, dev.vae.factor)
     assert (options.compute_bytes, options.decode_bytes, options.lora_bytes) == (4, 4, 0)
 
@@ -44,11 +44,11 @@ def test_the_file_that_is_named_is_planned(quantised):
     shape, options = partial(Checkpoint(quantised), ASKED)
     assert shape == dataclasses.replace(PUBLISHED, transformer=shape.transformer)
     assert shape.transformer.dim == 192
-    assert (options.transformer, options.encoders) == (Storage.STORED, None)
+    assert (options.transformer, options.encoders) == (WeightFormat.STORED, None)
     assert options.stored_bits == pytest.approx(9, abs=0.5)  # 8.5, and small tensors that stay whole
     assert options.encoder_bits == 16
     with pytest.raises(CheckpointError, match="has no 'vae'"):
-        whole(Checkpoint(quantised), ASKED)
+        complete(Checkpoint(quantised), ASKED)
 
 
 def test_without_any_file_the_published_model_is_planned():
@@ -91,4 +91,4 @@ def test_as_many_loras_as_a_request_may_name_are_reserved_for(tmp_path):
     assert lora_values(tmp_path, config) == expected
     assert lora_values(None, config) == 0
     asked = dataclasses.replace(ASKED, loras=tmp_path, dtype=torch.bfloat16)
-    assert whole(NANO, asked)[1].lora_bytes == 2 * expected
+    assert complete(NANO, asked)[1].lora_bytes == 2 * expected

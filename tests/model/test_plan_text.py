@@ -9,10 +9,10 @@ import gguf
 import pytest
 
 from hidream import cli
-from hidream.model.footprint import PUBLISHED
-from hidream.model.plan import plan
-from hidream.model.plan_text import GGUF_BITS, memory_tables, reasons, report, verdict
-from hidream.model.ways import Hardware, Options
+from hidream.model.memory.candidates import Hardware, Options
+from hidream.model.memory.footprint import PUBLISHED
+from hidream.model.memory.plan import plan
+from hidream.model.memory.plan_report import GGUF_BITS, memory_tables, reasons, report, verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "MEMORY.md"
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hidream.model.latents.autoencoder import Autoencoder
+from hidream.model.latents.preview import fit_preview, synthetic_pictures
 from hidream.model.pipeline import generate
-from hidream.model.preview import fit_preview, synthetic_pictures
-from hidream.model.vae import Autoencoder
 from hidream.request import ImageRequest
 from hidream.types import Size
 

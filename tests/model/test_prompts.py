@@ -11,7 +11,7 @@ from reference import stock_pipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hidream.model.prompts import cut_of, warnings
+from hidream.model.text.prompts import cut_of, warnings
 from hidream.request import Prompts
 from hidream.types import Variant
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from hidream.formats.quantized import Quantized, Scheme
-from hidream.model.linear import Linear
-from hidream.model.residence import visiting
+from hidream.model.memory.offload import on_device
+from hidream.model.network.linear import Linear
 
 ELSEWHERE = torch.device("cpu:1")  # the same memory, yet another device: what is moved there is copied
 
@@ -38,7 +38,7 @@ def places(part):
 def test_computes_the_same_with_other_memory(inference):
     part, x = Part(), torch.randn(3, 8)
     home, expected = places(part), part(x)
-    with torch.inference_mode(inference), visiting(part, ELSEWHERE):
+    with torch.inference_mode(inference), on_device(part, ELSEWHERE):
         assert not set(places(part)) & set(home)
         assert part.first.weight is part.second.weight
         assert torch.equal(part(x), expected)
@@ -49,7 +49,7 @@ def test_computes_the_same_with_other_memory(inference):
 def test_comes_home_from_an_error():
     part = Part()
     home, weight = places(part), part.first.weight
-    with pytest.raises(ZeroDivisionError), visiting(part, ELSEWHERE):
+    with pytest.raises(ZeroDivisionError), on_device(part, ELSEWHERE):
         raise ZeroDivisionError
     assert places(part) == home
     assert part.first.weight is weight
@@ -64,7 +64,7 @@ def test_comes_home_when_it_comes_only_half_the_way():
     part = Part()
     home, light = places(part), part.eighth.quantized
     part.eighth.quantized = Quantized(Scheme.INT8, {"data": Heavy()}, light.shape)
-    with pytest.raises(torch.OutOfMemoryError), visiting(part, ELSEWHERE):
+    with pytest.raises(torch.OutOfMemoryError), on_device(part, ELSEWHERE):
         raise AssertionError("never here")
     part.eighth.quantized = light
     assert places(part) == home
@@ -73,7 +73,7 @@ def test_comes_home_when_it_comes_only_half_the_way():
 def test_where_it_is_already_nothing_is_copied():
     part = Part()
     home = places(part)
-    with visiting(part, torch.device("cpu")):
+    with on_device(part, torch.device("cpu")):
         assert places(part) == home
 
 
@@ -82,7 +82,7 @@ def test_an_encoder_of_transformers_keeps_what_it_ties():
     encoder.requires_grad_(False)
     ids = torch.arange(8)[None]
     expected = encoder(ids).last_hidden_state
-    with visiting(encoder, ELSEWHERE):
+    with on_device(encoder, ELSEWHERE):
         assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
         assert torch.equal(encoder(ids).last_hidden_state, expected)
     assert encoder.shared.weight is encoder.encoder.embed_tokens.weight

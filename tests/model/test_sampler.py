@@ -9,9 +9,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_shift
 
-from hidream.model import sampler
-from hidream.model.config import RECIPES, official_shift
-from hidream.types import Conformance, Sampler, Variant
+from hidream.model.network.config import official_shift
+from hidream.model.sampling import sampler
+from hidream.types import SAMPLING_PRESETS, Conformance, Sampler, Variant
 
 # HiDream-ai/HiDream-I1 @9b42dd6: what its own schedulers print for inference.py's settings
 OFFICIAL = {
@@ -29,7 +29,7 @@ def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", OFFICIAL)
 def test_flash_times_are_the_official_ones(variant):
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     ours = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift).timesteps
     official = [float(t) for t in OFFICIAL[variant].split()]
     assert len(ours) == len(official)

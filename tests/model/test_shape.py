@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model.shape import BICUBIC_REACH, SPARE, Grid, fit, middle, render_grid, to_pixels
+from hidream.model.latents.shape import BICUBIC_REACH, SPARE, Grid, fit, middle, render_grid, to_pixels
 from hidream.types import Render, Size
 
 sides = st.integers(256, 1536)

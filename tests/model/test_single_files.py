@@ -16,14 +16,14 @@ import llama_cpp
 from hidream.errors import CheckpointError
 from hidream.formats.gguf_encoders import LLAMA_ROPE
 from hidream.formats.gguf_file import write_gguf
-from hidream.model.encoders import check_fit, load_encoder, load_tokenizer
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.checkpoint.encoders import check_fit, load_encoder, load_tokenizer
+from hidream.model.latents.autoencoder import load_autoencoder
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
-from hidream.model.text import load_text_encoders
-from hidream.model.vae import load_autoencoder
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.text.text_encoders import load_text_encoders
 from hidream.request import ImageRequest
-from hidream.types import Size, Storage, Variant
+from hidream.types import Size, Variant, WeightFormat
 
 CPU, F32 = torch.device("cpu"), torch.float32
 REQUEST = ImageRequest("flat style a fox in the snow", Size(256, 256), seed=7, steps=2)
@@ -43,7 +43,7 @@ def loaded(dev, checkpoint, storage=None):
     )
 
 
-@pytest.mark.parametrize("storage", [None, Storage.STORED])
+@pytest.mark.parametrize("storage", [None, WeightFormat.STORED])
 def test_comfys_files_draw_the_same_picture(dev, comfy, storage):
     pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels.astype(int)
     difference = np.abs(pixels - generate(dev, REQUEST).pixels).max()
@@ -64,7 +64,7 @@ def test_gguf_draws_the_same_picture(dev, comfy, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder", "llama"])
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("storage", [None, Storage.COMPUTE])
+@pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE])
 def test_encoders_of_llama_cpp_answer_as_those_they_were_made_of(tmp_path, architecture, kind, storage):
     part, field = ("text_encoder_4", "llama") if architecture == "llama" else ("text_encoder_3", "t5")
     original = load_encoder(embedded(Variant.DEV), part, CPU, F32)
@@ -119,7 +119,7 @@ def test_gguf_encoders_draw_the_same_picture_also_from_a_models_folder(dev, tmp_
 
 def test_eight_bits_draw_nearly_the_same_picture(dev):
     exact = generate(dev, REQUEST).pixels.astype(float)
-    model = dataclasses.replace(dev, transformer=load_transformer(embedded(Variant.DEV), CPU, F32, Storage.INT8))
+    model = dataclasses.replace(dev, transformer=load_transformer(embedded(Variant.DEV), CPU, F32, WeightFormat.INT8))
     difference = np.abs(generate(model, REQUEST).pixels - exact)
     assert 0 < difference.mean() < 4  # of 255
 
@@ -146,7 +146,7 @@ def test_the_name_of_the_weights_follows_every_file(comfy, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["text_encoder_3", "text_encoder_4"])
-@pytest.mark.parametrize("storage", [None, Storage.COMPUTE])
+@pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE])
 def test_scaled_fp8_encoders(dev, tmp_path, part, storage):
     published = comfy_files.scaled_fp8(comfy_files.tensors_of(part))
     file = comfy_files.write(tmp_path / "scaled.safetensors", published, comfy_files.config_of(part))
@@ -172,8 +172,8 @@ def test_scaled_fp8_encoders(dev, tmp_path, part, storage):
 def test_encoders_kept_in_another_type_compute_in_ours(dtype):
     """T5 turns its inputs into the type of its last product's weight, if it is a parameter: it must not be one."""
     nano = embedded(Variant.DEV)
-    stored = load_encoder(nano, "text_encoder_3", CPU, dtype, Storage.STORED)
-    plain = load_encoder(nano, "text_encoder_3", CPU, dtype, Storage.COMPUTE)
+    stored = load_encoder(nano, "text_encoder_3", CPU, dtype, WeightFormat.STORED)
+    plain = load_encoder(nano, "text_encoder_3", CPU, dtype, WeightFormat.COMPUTE)
     tokens = torch.arange(4, 20)[None]
     with torch.no_grad():
         ours, theirs = stored(tokens).last_hidden_state, plain(tokens).last_hidden_state

@@ -11,21 +11,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model import sampler
-from hidream.model.config import RECIPES
+from hidream.model.network.transformer import Transformer
 from hidream.model.pipeline import generate
-from hidream.model.sampler import SamplerState, Schedule
-from hidream.model.step_cache import FEWEST, SAVING, SETTLED, SLOPE, History, plan
-from hidream.model.transformer import Transformer
+from hidream.model.sampling import sampler
+from hidream.model.sampling.sampler import SamplerState, Schedule
+from hidream.model.sampling.step_cache import FEWEST, SAVING, SETTLED, SLOPE, History, plan
 from hidream.request import ImageRequest
-from hidream.types import Mode, Sampler, Size, Variant
+from hidream.types import SAMPLING_PRESETS, Mode, Sampler, Size, Variant
 
 SAVING_MODES = [Mode.BALANCED, Mode.TURBO]
 NANO_TOKENS = 64
 
 
 def schedule_of(variant: Variant) -> Schedule:
-    recipe = RECIPES[variant]
+    recipe = SAMPLING_PRESETS[variant]
     return sampler.schedule(recipe.sampler, recipe.steps, recipe.shift)
 
 
@@ -43,7 +42,7 @@ def levels(asked: tuple[bool, ...], schedule: Schedule) -> list[float]:
 @pytest.mark.parametrize("tokens", [NANO_TOKENS, 1024, 4096])
 def test_calls_of_the_variants(variant, calls, tokens):
     schedule = schedule_of(variant)
-    assert tuple(sum(plan(mode, RECIPES[variant].sampler, schedule, tokens)) for mode in Mode) == calls
+    assert tuple(sum(plan(mode, SAMPLING_PRESETS[variant].sampler, schedule, tokens)) for mode in Mode) == calls
 
 
 schedules = st.builds(
@@ -78,7 +77,7 @@ def test_any_schedule_gets_a_sensible_plan(drawn, tokens):
 def test_the_last_steps_that_matter_are_asked(variant, mode):
     schedule = schedule_of(variant)
     unsettled = [sigma for sigma in schedule.sigmas[:-1] if sigma >= SETTLED]
-    assert levels(plan(mode, RECIPES[variant].sampler, schedule, NANO_TOKENS), schedule)[-1] == unsettled[-1]
+    assert levels(plan(mode, SAMPLING_PRESETS[variant].sampler, schedule, NANO_TOKENS), schedule)[-1] == unsettled[-1]
 
 
 @pytest.mark.parametrize("mode", SAVING_MODES)

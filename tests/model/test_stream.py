@@ -9,9 +9,9 @@ import tiny
 import torch
 
 from hidream.formats.quantized import Scheme, quantize
-from hidream.model import placing, stream
-from hidream.model.linear import Linear
-from hidream.model.transformer import Transformer
+from hidream.model.memory import phases, streaming
+from hidream.model.network.linear import Linear
+from hidream.model.network.transformer import Transformer
 
 AWAY = torch.device("cpu:1")  # to torch another device than "cpu", so that weights are really copied there
 
@@ -19,23 +19,23 @@ AWAY = torch.device("cpu:1")  # to torch another device than "cpu", so that weig
 @pytest.fixture
 def streamed():
     """A transformer of which everything that can be streamed is."""
-    model = tiny.ours(tiny.reference(), pack=False)
+    model = tiny.ours(tiny.reference(), kernels=tiny.SEPARATE)
     return with_streams(model)
 
 
-def with_streams(model: Transformer, staying: tuple[int, ...] = ()) -> Transformer:
-    placing.blocks_streamed(model, AWAY, staying)
-    placing.conditioning_streamed(model, AWAY)
+def with_streams(model: Transformer, resident: tuple[int, ...] = ()) -> Transformer:
+    phases.stream_blocks(model, AWAY, resident)
+    phases.stream_conditioning(model, AWAY)
     return model
 
 
 def test_streaming_changes_nothing(streamed):
     x = tiny.inputs(2, 16, 24)
-    assert torch.equal(streamed(*x, padded=True), tiny.ours(tiny.reference(), pack=False)(*x, padded=True))
+    assert torch.equal(streamed(*x, padded=True), tiny.ours(tiny.reference(), kernels=tiny.SEPARATE)(*x, padded=True))
 
 
 def test_quantised_weights_travel_as_they_are():
-    plain, travelling = (tiny.ours(tiny.reference(), pack=False) for _ in range(2))
+    plain, travelling = (tiny.ours(tiny.reference(), kernels=tiny.SEPARATE) for _ in range(2))
     for model in (plain, travelling):
         for layer in [m for m in model.modules() if isinstance(m, Linear)]:
             layer.store(quantize(layer.weight.data, Scheme.INT8))
@@ -45,15 +45,15 @@ def test_quantised_weights_travel_as_they_are():
 
 def test_two_blocks_at_most_are_away(streamed, monkeypatch):
     alive, most = weakref.WeakValueDictionary(), []
-    moved = stream.moved
+    moved = streaming.moved
 
     def counted(value, device):
         copy = moved(value, device)
         alive[id(copy)] = copy
         return copy
 
-    monkeypatch.setattr(stream, "moved", counted)
-    for block in streamed.walks.blocks:
+    monkeypatch.setattr(streaming, "moved", counted)
+    for block in streamed.streams.blocks:
         most.append(sum(tensor.nbytes for tensor in alive.values()))
         assert id(block.attn1.to_q.weight) in alive
     sizes = [sum(p.nbytes for n, p in b.named_parameters() if "adaLN" not in n) for b in streamed.blocks]
@@ -63,22 +63,22 @@ def test_two_blocks_at_most_are_away(streamed, monkeypatch):
 
 
 def test_some_stay_until_they_leave():
-    model = with_streams(tiny.ours(tiny.reference(), pack=False), staying=(1, 3))
+    model = with_streams(tiny.ours(tiny.reference(), kernels=tiny.SEPARATE), resident=(1, 3))
     x, home = tiny.inputs(1, 8, 8), [block.attn1.to_q.weight for block in model.blocks]
-    expected = tiny.ours(tiny.reference(), pack=False)(*x)
+    expected = tiny.ours(tiny.reference(), kernels=tiny.SEPARATE)(*x)
     for _ in range(2):
         assert torch.equal(model(*x), expected)
         assert [b.attn1.to_q.weight is h for b, h in zip(model.blocks, home, strict=True)] == [1, 0, 1, 0, 1]
-    model.walks.blocks.leave()
+    model.streams.blocks.release()
     assert all(b.attn1.to_q.weight is h for b, h in zip(model.blocks, home, strict=True))
 
 
 def test_home_is_as_it_was_even_after_an_error(streamed):
     before = {name: value.data_ptr() for name, value in streamed.named_parameters()}
     with pytest.raises(RuntimeError, match="in the middle"):
-        for i, _ in enumerate(streamed.walks.blocks):
+        for i, _ in enumerate(streamed.streams.blocks):
             if i == 2:
                 raise RuntimeError("in the middle")
-    for _ in streamed.walks.blocks:
+    for _ in streamed.streams.blocks:
         pass
     assert {name: value.data_ptr() for name, value in streamed.named_parameters()} == before

@@ -12,8 +12,8 @@ from reference import stock_pipeline
 from tokenizers import Regex, normalizers
 
 from hidream.errors import CheckpointError
-from hidream.model.prompts import ENCODERS
-from hidream.model.weights import embedded
+from hidream.model.checkpoint.checkpoint import embedded
+from hidream.parts import ENCODERS
 from hidream.request import Prompts
 from hidream.types import Variant
 
@@ -96,7 +96,7 @@ def test_what_is_cut_is_told_and_what_fits_is_not(dev):
     assert f"{dev.text.tokens} are read" in warnings[0]
     assert dev.text.embed(["flat style a sailboat in the ocean", ""]).warnings == ()
     all_of_it = " ".join(dev.text.embed([LONG]).warnings)
-    assert all(name in all_of_it for name in ENCODERS)
+    assert all(part.title in all_of_it for part in ENCODERS)
 
 
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same(dev):
@@ -134,7 +134,7 @@ def test_in_turn_only_one_encoder_is_on_the_device(dev, inference):
     home = [places(encoder) for encoder in dev.text.encoders]
     seen = []
     hooks = [encoder.register_forward_pre_hook(lambda *_: seen.append(away())) for encoder in dev.text.encoders]
-    text = dataclasses.replace(dev.text, cache=None, device=ELSEWHERE, in_turn=True)
+    text = dataclasses.replace(dev.text, cache=None, device=ELSEWHERE, sequential_offload=True)
     with torch.inference_mode(inference):
         visited = text.embed(["a frog", "a cat"]).embeds
         for hook in hooks:

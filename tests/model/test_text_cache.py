@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model.text_cache import TextCache
+from hidream.model.text.cache import TextCache
 from hidream.request import Prompts
 
 ENTRY = torch.arange(4, dtype=torch.float32)
@@ -115,7 +115,7 @@ def test_without_a_cache_equal_texts_are_encoded_once(dev, calls):
 
 
 def test_a_cached_prompt_moves_no_encoder(cached, calls):
-    text = dataclasses.replace(cached, device=torch.device("cpu:1"), in_turn=True)
+    text = dataclasses.replace(cached, device=torch.device("cpu:1"), sequential_offload=True)
     first = text.embed(["a frog"]).embeds
     encoder = dataclasses.replace(text, encoders=(*text.encoders[:3], _Immovable(text.encoders[3])))
     assert identical(encoder.embed(["a frog"]).embeds, first)

@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 
-from hidream.model.config import TransformerConfig
-from hidream.model.moe import MixtureOfExperts
-from hidream.model.packed import Packed
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.ragged_batch import RaggedBatch
+from hidream.model.network.transformer import Transformer
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
 
@@ -21,15 +21,15 @@ def reference():
     return tiny.reference()
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     ("batch", "height", "width"),
     [(1, 16, 16), (2, 16, 16), (1, 32, 32), (1, 2, 2), (1, 16, 24), (2, 24, 12), (1, 20, 8), (1, 4, 32)],
 )
-def test_equals_diffusers(reference, packed, batch, height, width):
+def test_equals_diffusers(reference, fused, batch, height, width):
     latent, *rest = tiny.inputs(batch, height, width)
     theirs = -reference(latent, *rest, return_dict=False)[0]
-    ours = tiny.ours(reference, pack=packed)(latent, *rest, padded=True)
+    ours = tiny.ours(reference, kernels=Kernels(fused=fused))(latent, *rest, padded=True)
     assert tiny.relative(ours, theirs) <= TOLERANCE
 
 
@@ -41,20 +41,20 @@ def test_padding_changes_what_is_not_square(reference):
 
 def test_parameter_names_are_the_published_ones(reference):
     published = {key: value.shape for key, value in reference.state_dict().items()}
-    for pack in (False, True):
-        assert {k: v.shape for k, v in tiny.ours(reference, pack=pack).state_dict().items()} == published
+    for kernels in (tiny.SEPARATE, tiny.FUSED):
+        assert {k: v.shape for k, v in tiny.ours(reference, kernels=kernels).state_dict().items()} == published
 
 
-def test_packing_stores_nothing_twice(reference):
+def test_fused_weights_store_nothing_twice(reference):
     model = tiny.ours(reference)
-    packed = [m.packed for m in model.modules() if getattr(m, "packed", None) is not None]
-    wholes = torch.utils._pytree.tree_leaves(packed)
+    fused = [m.fused for m in model.modules() if getattr(m, "fused", None) is not None]
+    wholes = torch.utils._pytree.tree_leaves(fused)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in (*wholes, *model.parameters())}
     assert len(wholes) > 20
     assert sum(storages.values()) == sum(p.nbytes for p in model.parameters())
     for block in (model.double_stream_blocks[0]["block"], model.single_stream_blocks[0]["block"]):
         block.ff_i.experts[3].w3.weight.fill_(5)
-        assert (block.ff_i.packed[0][3].chunk(2)[1] == 5).all()
+        assert (block.ff_i.fused[0][3].chunk(2)[1] == 5).all()
 
 
 def test_real_configuration_has_the_published_number_of_parameters():
@@ -64,13 +64,10 @@ def test_real_configuration_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24)])
-def test_grouped_experts_equal_their_plain_twin(reference, height, width):
-    model, x = tiny.ours(reference), tiny.inputs(2, height, width)
-    fast = model(*x)
-    for module in model.modules():
-        if isinstance(module, MixtureOfExperts):
-            module.grouped = False
-    assert tiny.relative(fast, model(*x)) <= TOLERANCE
+def test_grouped_experts_equal_their_reference_implementation(reference, height, width):
+    x = tiny.inputs(2, height, width)
+    dense = tiny.ours(reference, kernels=Kernels(fused=True, experts=Experts.DENSE))
+    assert tiny.relative(tiny.ours(reference)(*x), dense(*x)) <= TOLERANCE
 
 
 def test_condition_once_equals_one_call(reference):
@@ -86,7 +83,7 @@ def test_all_modulations_at_once_equal_one_by_one(reference):
     c, times = model.condition(*text, (8, 12)), [999.0, 500.5, 0.25]
     for time, modulation in zip(times, model.modulations(times, c), strict=True):
         alone = model.velocity_at(latent, torch.full((2,), time), c)
-        assert tiny.relative(model.velocity([latent], [modulation], Packed.of([c]))[0], alone) <= TOLERANCE
+        assert tiny.relative(model.velocity([latent], [modulation], RaggedBatch.of([c]))[0], alone) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -95,8 +92,7 @@ def test_all_modulations_at_once_equal_one_by_one(reference):
 @pytest.mark.integration
 def test_compiles_to_one_graph_and_equals_eager(padded, dtype, tolerance):
     config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
-    model = tiny.ours(tiny.reference(config), config, pack=False).to(dtype)
-    model.pack()
+    model = tiny.ours(tiny.reference(config), config, kernels=tiny.SEPARATE).copy_with(tiny.FUSED, dtype)
     latent, time, *text = tiny.inputs(1, 8, 12)
     x = (latent.to(dtype), time, *(value.to(dtype) for value in text))
     compiled = torch.compile(model, fullgraph=True)
@@ -107,8 +103,7 @@ def test_bfloat16_stays_close(reference):
     """bf16-safe: rotary angles, norms and softmax do not lose what bf16 has."""
     x = tiny.inputs(1, 8, 8)
     exact = tiny.ours(reference)(*x)
-    low = tiny.ours(reference, pack=False).to(torch.bfloat16)
-    low.pack()
+    low = tiny.ours(reference, kernels=tiny.SEPARATE).copy_with(tiny.FUSED, torch.bfloat16)
     rough = low(*(value.to(torch.bfloat16) if i != 1 else value for i, value in enumerate(x)))
     assert rough.dtype is torch.bfloat16
     assert (rough.float() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt() < 0.05

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
 from hidream.errors import CheckpointError
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
+from hidream.model.latents.autoencoder import Autoencoder, load_autoencoder
+from hidream.model.memory.candidates import TILE_PX
 from hidream.model.pipeline import generate
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.ways import TILE_PX
-from hidream.model.weights import Checkpoint, embedded
 from hidream.request import ImageRequest
 from hidream.types import Size, Variant
 

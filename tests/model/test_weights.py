@@ -19,10 +19,18 @@ from hidream.errors import CheckpointError
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.quantized import NF4_CODE, quantize
 from hidream.formats.safetensors_file import shards
-from hidream.model import weights
+from hidream.model.checkpoint import checkpoint
+from hidream.model.checkpoint.checkpoint import (
+    Checkpoint,
+    Source,
+    embedded,
+    load_transformer,
+    sources,
+)
 from hidream.model.loading import load
-from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, load_transformer, sources
-from hidream.types import Storage, Variant
+from hidream.model.network.kernels import Experts
+from hidream.parts import PARTS, TOKENIZERS
+from hidream.types import Variant, WeightFormat
 
 CPU = torch.device("cpu")
 
@@ -125,7 +133,7 @@ def as_file(tmp_path, state, metadata=True):
 
 
 def answer(state):
-    """What diffusers' transformer says with these weights, float32."""
+    """What diffusers' transformer says with these checkpoint, float32."""
     model = tiny.reference()
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
     return -model(*tiny.inputs(1, 8, 8), return_dict=False)[0]
@@ -133,54 +141,54 @@ def answer(state):
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("storage", [None, Storage.COMPUTE, Storage.STORED])
+@pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE, WeightFormat.STORED])
 def test_single_files_of_every_type(folder, prefix, dtype, storage):
     state = {key: tensor.to(dtype) for key, tensor in tiny.reference().state_dict().items()}
     file = as_file(folder, comfy_files.prefixed(state, prefix))
     model = load_transformer(Checkpoint(file), CPU, torch.float32, storage)
     assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state)) <= 1e-5
-    kept = storage is Storage.STORED or (storage is None and dtype is torch.float8_e4m3fn)
+    kept = storage is WeightFormat.STORED or (storage is None and dtype is torch.float8_e4m3fn)
     assert model.blocks[0].attn1.to_q.weight.dtype is (dtype if kept else torch.float32)
     assert model.blocks[0].attn1.q_rms_norm.weight.dtype is torch.float32
     owned = dtype is not torch.float32 and not kept
-    assert bool(model.blocks[0].attn1.packed) is owned  # else packing would copy what is in the file
-    assert model.blocks[0].ff_i.apart
+    assert bool(model.blocks[0].attn1.fused) is owned  # else fusing would copy what is in the file
+    assert model.kernels.experts is Experts.PER_EXPERT
 
 
 @pytest.mark.parametrize(
-    ("dtype", "storage", "at_home", "packs"),
+    ("dtype", "storage", "on_host", "fuses"),
     [
         (torch.float32, None, "nothing", True),
-        (torch.float32, Storage.STORED, "nothing", True),
-        (torch.float32, None, "adaLN_modulation", True),  # which are streamed, and not packed in any case
+        (torch.float32, WeightFormat.STORED, "nothing", True),
+        (torch.float32, None, "adaLN_modulation", True),  # which are streamed, and not fused in any case
         (torch.float32, None, "experts", False),
-        (torch.bfloat16, Storage.STORED, "nothing", False),
+        (torch.bfloat16, WeightFormat.STORED, "nothing", False),
     ],
 )
-def test_packs_what_is_on_a_card_in_the_compute_type(folder, dtype, storage, at_home, packs):
+def test_fuses_what_is_on_a_card_in_the_compute_type(folder, dtype, storage, on_host, fuses):
     card = torch.device("meta")  # any that is not the CPU
     model = load_transformer(
-        Checkpoint(folder), card, dtype, storage, home=lambda name: CPU if at_home in name else card
+        Checkpoint(folder), card, dtype, storage, placed=lambda name: CPU if on_host in name else card
     )
-    assert bool(model.blocks[0].attn1.packed) is packs
-    assert (model.blocks[-1].ff_i.packed is not None) is packs
-    assert not model.blocks[0].ff_i.apart
+    assert bool(model.blocks[0].attn1.fused) is fuses
+    assert (model.blocks[-1].ff_i.fused is not None) is fuses
+    assert model.kernels.experts is Experts.GROUPED
 
 
 def test_what_keeps_its_type_stays_in_the_file(folder):
     file = as_file(folder, tiny.reference().to(torch.bfloat16).state_dict())
-    model = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.STORED)
+    model = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.STORED)
     start, end = mapping(file)
     weights_in_file = [start <= layer.weight.data_ptr() < end for layer in linears(model)]
     assert all(weights_in_file)
     assert len(weights_in_file) > 50
 
-    same = load_transformer(Checkpoint(file), CPU, torch.bfloat16, Storage.STORED)
+    same = load_transformer(Checkpoint(file), CPU, torch.bfloat16, WeightFormat.STORED)
     start, end = mapping(file)
     assert all(start <= parameter.data_ptr() < end for parameter in same.parameters())  # norms and biases too
 
 
-@pytest.mark.parametrize("storage", [Storage.FP8, Storage.INT8, Storage.NF4])
+@pytest.mark.parametrize("storage", [WeightFormat.FP8, WeightFormat.INT8, WeightFormat.NF4])
 def test_quantises_while_loading(folder, storage):
     state = tiny.reference().state_dict()
     file = as_file(folder, state)
@@ -210,11 +218,11 @@ def test_gguf_stays_quantised_unless_asked(folder):
         if layer.quantized is not None
     }
     assert tiny.relative(model(*tiny.inputs(1, 8, 8)), answer(state | expected)) <= 1e-5
-    eight = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.INT8)
+    eight = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.INT8)
     assert eight.blocks[0].attn1.to_q.quantized.scheme == "Q8_0"  # as small already
-    four = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.NF4)
+    four = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.NF4)
     assert four.blocks[0].attn1.to_q.quantized.scheme == "nf4"
-    dense = load_transformer(Checkpoint(file), CPU, torch.float32, Storage.COMPUTE)
+    dense = load_transformer(Checkpoint(file), CPU, torch.float32, WeightFormat.COMPUTE)
     assert dense.blocks[0].attn1.to_q.quantized is None
     assert tiny.relative(dense(*tiny.inputs(1, 8, 8)), model(*tiny.inputs(1, 8, 8))) <= 1e-5
 
@@ -293,11 +301,11 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("owned", [(), ("transformer",), (*FIELDS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
+@pytest.mark.parametrize("owned", [(), ("transformer",), (*PARTS, *TOKENIZERS)], ids=["nothing", "transformer", "all"])
 @pytest.mark.parametrize("also", [False, True], ids=["only what is named", "whole checkpoints"])
 def test_a_part_comes_from_where_it_was_named_or_from_its_own_folder(tmp_path, owned, also):
     """All 128 combinations of flags, beside a folder `dev` that has everything and lends nothing."""
-    parts = (*FIELDS, *TOKENIZERS)
+    parts = (*PARTS, *TOKENIZERS)
     own = make_folder(tmp_path / "full", owned)
     make_folder(tmp_path / "dev", parts)
     for flag, named in FLAGS.items():
@@ -313,7 +321,7 @@ def make_folder(folder, parts):
     folder.mkdir()
     for name in parts:
         (folder / name).mkdir()
-        file = "model.safetensors" if name in FIELDS else "tokenizer.json"
+        file = "model.safetensors" if name in PARTS else "tokenizer.json"
         (folder / name / file).write_text("{}")
     return folder
 
@@ -374,7 +382,7 @@ def test_the_folder_of_a_transformer_is_a_transformer(tmp_path):
 def test_sources_name_every_part_and_its_content(tmp_path):
     nano, cache = embedded(Variant.FULL), tmp_path / "hashes.json"
     found = sources(nano, cache)
-    assert list(found) == [*FIELDS, *TOKENIZERS]
+    assert list(found) == [*PARTS, *TOKENIZERS]
     assert found["vae"].path == nano.part("vae")
     shutil.copytree(nano.part("vae"), tmp_path / "vae")
     other = sources(Checkpoint(nano.folder, vae=tmp_path / "vae", shared=nano.shared), cache)
@@ -417,24 +425,24 @@ def test_llama_may_lie_elsewhere(tmp_path):
 def test_hash_follows_the_content(tmp_path):
     cache, file = tmp_path / "cache" / "hashes.json", tmp_path / "w.safetensors"
     file.write_bytes(b"one")
-    first = weights.weights_hash([file], cache)
-    assert weights.weights_hash([file], None) == weights.weights_hash([file], cache) == first
+    first = checkpoint.weights_hash([file], cache)
+    assert checkpoint.weights_hash([file], None) == checkpoint.weights_hash([file], cache) == first
     file.write_bytes(b"other")
-    assert weights.weights_hash([file], cache) != first
+    assert checkpoint.weights_hash([file], cache) != first
     cache.write_text("{ torn")
-    assert weights.weights_hash([file], cache) == weights.weights_hash([file], None)
+    assert checkpoint.weights_hash([file], cache) == checkpoint.weights_hash([file], None)
 
 
 def test_what_was_hashed_is_not_read_again_while_it_is_unchanged(tmp_path):
     """The cache is by path, size and time of change: a file with all three of another counts as the other."""
     cache, file = tmp_path / "hashes.json", tmp_path / "w.safetensors"
     file.write_bytes(b"one")
-    first, stat = weights.weights_hash([file], cache), file.stat()
+    first, stat = checkpoint.weights_hash([file], cache), file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert weights.weights_hash([file], cache) == first != weights.weights_hash([file], None)
+    assert checkpoint.weights_hash([file], cache) == first != checkpoint.weights_hash([file], None)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert weights.weights_hash([file], cache) == weights.weights_hash([file], None)
+    assert checkpoint.weights_hash([file], cache) == checkpoint.weights_hash([file], None)
 
 
 def test_a_checkpoint_without_an_index_states_nothing(folder):

@@ -8,9 +8,11 @@ import torch
 from diffusers import AutoencoderKL, HiDreamImageTransformer2DModel
 from torch import Tensor
 
-from hidream.model.config import TransformerConfig
-from hidream.model.transformer import Transformer
+from hidream.model.network.config import TransformerConfig
+from hidream.model.network.kernels import Kernels
+from hidream.model.network.transformer import Transformer
 
+FUSED, SEPARATE = Kernels(fused=True), Kernels()
 CONFIG = TransformerConfig(
     num_layers=2,
     num_single_layers=3,
@@ -34,12 +36,13 @@ def reference(config: TransformerConfig = CONFIG, seed: int = 0) -> HiDreamImage
     return model
 
 
-def ours(of: HiDreamImageTransformer2DModel, config: TransformerConfig = CONFIG, pack: bool = True) -> Transformer:
+def ours(
+    of: HiDreamImageTransformer2DModel, config: TransformerConfig = CONFIG, kernels: Kernels = FUSED
+) -> Transformer:
     """Our transformer with the reference's weights."""
-    model = Transformer(config).eval().requires_grad_(False)
+    model = Transformer(config, kernels).eval().requires_grad_(False)
     model.load_state_dict(of.state_dict())
-    if pack:
-        model.pack()
+    model.prepare_weights()
     return model
 
 

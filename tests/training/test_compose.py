@@ -10,7 +10,7 @@ import torch
 
 from compose import Sprites, compose, paste_at_once, paste_one_by_one, sheet
 from concepts import load_concepts
-from hidream.model.shape import Grid
+from hidream.model.latents.shape import Grid
 from placement import place
 from scenes import Extent, Layout, Scene, Split, draw_scene
 from sprites import VISIBLE

@@ -30,13 +30,13 @@ import stage
 import words
 from concepts import load_concepts
 from features import image_tokens
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
+from hidream.model.latents.shape import Grid
 from hidream.model.loading import load
-from hidream.model.moe import balance_losses
+from hidream.model.network.moe import balance_losses
+from hidream.model.network.transformer import Transformer
 from hidream.model.pipeline import generate
-from hidream.model.shape import Grid
-from hidream.model.text import load_text_encoders
-from hidream.model.transformer import Transformer
-from hidream.model.weights import Checkpoint, embedded
+from hidream.model.text.text_encoders import load_text_encoders
 from hidream.request import ImageRequest
 from hidream.types import Mode, Size, Variant
 from questions import token_truths

@@ -16,7 +16,7 @@ STEPS = 4
 
 
 @dataclass(frozen=True)
-class Picture:
+class GeneratedImage:
     pixels: np.ndarray
     timings: Timings
     warnings: tuple[str, ...] = ()
@@ -25,7 +25,7 @@ class Picture:
 @dataclass(frozen=True)
 class Outcome:
     id: str
-    picture: Picture | None
+    picture: GeneratedImage | None
     error: Exception | None
 
 
@@ -65,13 +65,13 @@ class Painter:
     def seeds(self):
         return [request.seed for request in self.requests]
 
-    def canvas_sizes(self, request):
+    def init_image_sizes(self, request):
         return [request.size]
 
-    def add(self, id, request, on_progress=None, *, wants_preview=None, prepared=None):  # noqa: A002
+    def add(self, id, request, on_progress=None, *, wants_preview=None, init_image=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
-        self.prepared.append(prepared)
+        self.prepared.append(init_image)
         if request.seed in self.refused:
             raise self.refused[request.seed]
         self.here[id] = request, on_progress, wants_preview, [0]
@@ -112,4 +112,4 @@ class Painter:
         if request.seed in self.bad:
             return Outcome(id_, None, self.bad[request.seed])
         pixels = np.full((request.size.height, request.size.width, 3), request.seed % 256, np.uint8)
-        return Outcome(id_, Picture(pixels, Timings(0.1, 0.2, 0.3), self.warnings), None)
+        return Outcome(id_, GeneratedImage(pixels, Timings(0.1, 0.2, 0.3), self.warnings), None)

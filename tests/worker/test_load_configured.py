@@ -12,10 +12,11 @@ import torch
 import hidream
 from hidream.engine import capacity
 from hidream.errors import ConfigurationError
-from hidream.model.loading import DTYPES, HOST, hardware_of
+from hidream.model.memory.hardware import hardware_of
+from hidream.model.resolve import DTYPES, HOST
 from hidream.settings import sources
 from hidream.settings.tables import Compute, Engine, Models, Settings, Worker
-from hidream.types import Storage, Variant
+from hidream.types import Variant, WeightFormat
 from hidream.worker import loading
 from hidream.worker.loading import engines_of, load_configured, load_served, served, sources_configured
 
@@ -59,7 +60,7 @@ def test_a_part_that_is_named_beside_the_embedded_model_is_used(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "names"), [("dtype", ["auto", *DTYPES]), ("storage", ["auto", *Storage]), ("device", ["auto", "cpu"])]
+    ("key", "names"), [("dtype", ["auto", *DTYPES]), ("storage", ["auto", *WeightFormat]), ("device", ["auto", "cpu"])]
 )
 def test_settings_accept_what_the_model_does(key, names):
     for name in names:

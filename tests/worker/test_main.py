@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hidream.errors import ConfigurationError
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.pipeline import generate
-from hidream.model.weights import embedded
 from hidream.request import ImageRequest
 from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
 from hidream.types import Mode, Size, Variant

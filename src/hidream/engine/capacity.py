@@ -1,8 +1,8 @@
-"""What the machine bears: how many tokens keep it busy, and how much memory requests may hold. Measured, not guessed.
+"""The capacity of the machine, measured: how many tokens keep it busy, and how much memory requests may hold.
 
-A step of few tokens leaves a large device idle; more tokens than keep it busy only make everybody wait for the slowest.
-So the budget of a step is the fewest tokens from which on a token costs hardly less. What is computed for that also
-shows whether a request's bits depend on who else is in its step.
+A step of few tokens leaves a large device idle; more tokens than keep it busy only make all wait for the slowest. So
+the budget of a step is the fewest tokens from which on a token costs hardly less. The measurement also shows whether a
+request's bits depend on the other requests of its step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hidream.engine.runner import segment_tokens
-from hidream.model.footprint import step_bytes
-from hidream.model.loading import Model
+from hidream.model.memory.footprint import step_bytes
+from hidream.model.model import Model
 from hidream.model.pipeline import now
 
 GAIN = 1.2
@@ -59,10 +59,10 @@ def measure(model: Model) -> Capacity:
 
     def step(segments: int) -> tuple[float, list[Tensor]]:
         """Seconds per token, and the velocities."""
-        packed, best, velocities = model.transformer.lay_out([conditioning] * segments), math.inf, []
+        batch, best, velocities = model.transformer.batch([conditioning] * segments), math.inf, []
         for _ in range(1 + REPEATS):
             started = clock()
-            velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, packed)
+            velocities = model.transformer.velocity([latent] * segments, [modulation] * segments, batch)
             best = min(best, clock() - started)
             if clock() - begun > MEASURE_S:
                 break
@@ -91,7 +91,7 @@ def usable_bytes(model: Model) -> int:
 def memory_for_requests(model: Model, tokens: int) -> int:
     """Bytes that admitted requests may hold, beside the weights and a step of `tokens`; at least one step's worth."""
     free = _free_bytes(model)
-    step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, packed=True)
+    step = step_bytes(model.transformer.config, tokens, 1, model.dtype.itemsize, fused=True)
     return max(int(SHARE * free) - step, step)
 
 

@@ -1,4 +1,4 @@
-"""The engine: add requests and abort them at any time, call `step` again and again, take the finished pictures.
+"""The engine: add and abort requests at any time, call `step` repeatedly, and collect the finished images.
 
     engine = Engine(model, Options())
     engine.add("a", ImageRequest("a cat", Size(512, 512), seed=1))
@@ -6,12 +6,12 @@
         for outcome in engine.step():
             ...
 
-One step is one call of the transformer for as many requests as the scheduler lets take part. What a request gets does
-not depend on who else does: on a CPU its picture is that of `pipeline.generate` to the last bit (`packed.py` says
-why), on other devices to the rounding of their products.
+One step is one call of the transformer for the requests that the scheduler chooses. A request's image does not depend
+on the others: on a CPU it is that of `pipeline.generate` to the last bit (`matmul.py` says why), on other devices to
+the rounding of their matrix products.
 
-Knows no clients, files or threads: all of it is for the one thread that owns the model; the worker's bridge is how
-others reach it.
+Knows no clients, files or threads. An engine belongs to the one thread that owns the model; other threads reach it
+through the worker's bridge.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from hidream.engine.runner import Runner
 from hidream.engine.scheduler import Scheduler
 from hidream.errors import InvalidInput
 from hidream.images.prepared import Prepared
-from hidream.model.canvas import Canvas
-from hidream.model.loading import Model
-from hidream.model.pipeline import Picture, Sketch, Tick, canvas_sizes, outline
-from hidream.model.preview import Preview, fit_preview
+from hidream.model.latents.init_image import InitImage
+from hidream.model.latents.preview import Preview, fit_preview
+from hidream.model.model import Model
+from hidream.model.pipeline import AfterStep, GeneratedImage, PreparedRequest, init_image_sizes, prepare
 from hidream.request import ImageRequest
 from hidream.types import Size
 
@@ -44,14 +44,14 @@ from hidream.types import Size
 class Options:
     """How an engine works.
 
-    `tokens` of a step and `memory_bytes` for requests are measured when they are 0. `together` computes a step's
-    requests in one go; None means on a CPU only if that was measured to keep their bits (a CPU without oneDNN may not),
-    and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only. `expected` is for
-    how many waiting requests texts are encoded ahead, where that overlaps.
+    `tokens` of a step and `memory_bytes` for requests are measured when they are 0. `together` computes the requests of
+    a step as one batch; None means on a CPU only if a measurement shows that batching keeps their bits (without oneDNN
+    it may not), and always elsewhere, where no batch keeps them. `overlap` of None means on a CUDA device only.
+    `expected` is the number of waiting requests whose texts are encoded ahead, where that overlaps.
 
-    For several engines in one process: `share` is this one's of the memory that is measured; `measured` is what another
-    one has found with a model of equal form, and need not be found again; engines whose models share text encoders
-    share `encoding`, because encoders and tokenizers are for one thread at a time.
+    For several engines in one process: `share` is this engine's share of the measured memory. `measured` is what
+    another engine has measured with a model of the same shape. Engines whose models share text encoders share
+    `encoding`, because encoders and tokenizers are for one thread at a time.
     """
 
     policy: Policy = Policy.SRPT
@@ -59,7 +59,7 @@ class Options:
     memory_bytes: int = 0
     requests: int | None = None
     ageing: float = 0.1
-    head_start: int = 115_000  # what a 1024² picture of the published model takes: 28 steps of 4,096 tokens
+    priority_weight: int = 115_000  # tokens per level: a 1024² image of the published model, 28 steps of 4,096
     together: bool | None = None
     overlap: bool | None = None
     expected: int = 4
@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is: steps done and in all, and perhaps a small picture [h, w, 3] of what it will show."""
+    """A request's progress: steps done, steps in all, and a preview [h, w, 3] or None."""
 
     id: str
     done: int
@@ -79,30 +79,30 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Called on the engine's thread after each step of a request; what it raises ends the request."""
+"""Called on the engine's thread after each step of a request; an exception ends the request."""
 WantsPreview = Callable[[int], bool]
-"""Asked there with the number of steps done, but for the last, whether the progress shall have a preview."""
+"""Called there with the number of steps done, except after the last: whether to make a preview."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request's end: its picture, or what went wrong."""
+    """A finished request: its image, or its error."""
 
     id: str
-    picture: Picture | None
+    picture: GeneratedImage | None
     error: Exception | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Active:
     """A request that is here."""
 
-    sketch: Sketch
-    tick: Tick
+    prepared: PreparedRequest
+    after_step: AfterStep
 
 
 class Engine:
-    """Draws many requests with one model."""
+    """Generates the images of many requests with one model."""
 
     def __init__(self, model: Model, options: Options | None = None) -> None:
         self._model, options = model, options or Options()
@@ -116,11 +116,11 @@ class Engine:
         memory_bytes = options.memory_bytes or int(options.share * memory_for_requests(model, tokens))
         self._usable_bytes = usable_bytes(model)
         self.limits = Limits(tokens, memory_bytes, options.requests)
-        self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.head_start)
+        self._scheduler = Scheduler(options.policy, self.limits, options.ageing, options.priority_weight)
         self._runner = Runner(model, overlap, together, options.encoding)
         self._expected = options.expected
-        self._asked: dict[str, _Asked] = {}
-        self._finishing: dict[str, Future[Picture]] = {}
+        self._active: dict[str, _Active] = {}
+        self._finishing: dict[str, Future[GeneratedImage]] = {}
         self._preview: Preview | None = None
 
     def add(
@@ -131,89 +131,91 @@ class Engine:
         *,
         priority: int = 0,
         wants_preview: WantsPreview | None = None,
-        prepared: Prepared | None = None,
+        init_image: Prepared | None = None,
     ) -> None:
-        """Let a request wait for its turn; `prepared` is its image at `canvas_sizes`, read elsewhere.
+        """Enqueue a request; `init_image` is its image at `init_image_sizes`, decoded elsewhere.
 
         `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
-        InvalidInput on an id that is here already, on what `pipeline.outline` cannot use, and on a size for which
-        there is not enough memory even if nobody else is here.
+        InvalidInput on an id that is in use, on what `pipeline.prepare` cannot use, and on a size for which there is
+        not enough memory even without other requests.
         """
-        sketch = self._outline(request, prepared)
-        work = self._runner.work(id, sketch, priority)
-        needed = work.memory_bytes + self._runner.peak_bytes(sketch)
+        prepared = self._prepare(request, init_image)
+        work = self._runner.work(id, prepared, priority)
+        needed = work.memory_bytes + self._runner.peak_bytes(prepared)
         self._check_memory(request.size, needed)
         self._scheduler.add(dataclasses.replace(work, memory_bytes=self._counted_bytes(work.memory_bytes, needed)))
-        self._asked[id] = _Asked(sketch, self._tick(id, sketch, on_progress, wants_preview))
+        self._active[id] = _Active(prepared, self._after_step(id, prepared, on_progress, wants_preview))
         if self._scheduler.waiting <= self._expected:
-            self._runner.expect(sketch)
+            self._runner.expect(prepared)
 
-    def canvas_sizes(self, request: ImageRequest) -> frozenset[Size]:
-        """Say at which sizes a request needs its image; may be asked from any thread."""
-        return canvas_sizes(self._model, request)
+    def init_image_sizes(self, request: ImageRequest) -> frozenset[Size]:
+        """Return the sizes at which a request needs its init image; may be called from any thread."""
+        return init_image_sizes(self._model, request)
 
     def abort(self, id: str) -> bool:  # noqa: A002 - what it is
-        """Forget a request and free what it holds; whether there was one. A picture that is being decoded is lost."""
+        """Forget a request and free its memory; return whether it was here. An image that is being decoded is lost."""
         self._scheduler.abort(id)
         self._runner.drop(id)
         self._finishing.pop(id, None)
-        return self._asked.pop(id, None) is not None
+        return self._active.pop(id, None) is not None
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has anything to do."""
-        return bool(self._asked)
+        """Whether there are requests."""
+        return bool(self._active)
 
     @property
     def waiting(self) -> int:
-        """Requests that have not begun."""
+        """Number of requests that have not begun."""
         return self._scheduler.waiting
 
     @torch.inference_mode()
     def step(self) -> list[Outcome]:
-        """Take one step of those whose turn it is; return the requests that came to an end."""
+        """Take one step of the requests that the scheduler chooses; return those that are finished."""
         batch = self._scheduler.batch()
-        failed = self._runner.begin({id_: (self._asked[id_].sketch, self._asked[id_].tick) for id_ in batch.admitted})
+        failed = self._runner.begin(
+            {id_: (self._active[id_].prepared, self._active[id_].after_step) for id_ in batch.admitted}
+        )
         ids = [id_ for id_ in batch.ids if id_ not in failed]
         if ids:
             finishing, errors = self._runner.step(ids)
             self._finishing |= finishing
             failed |= errors
         elif self._finishing:
-            next(iter(self._finishing.values())).exception()  # nothing else to do than to wait for it
+            next(iter(self._finishing.values())).exception()  # nothing else to do but wait for it
         for id_ in failed:
             self._scheduler.abort(id_)
         self._scheduler.advance(batch)
         return [self._end(id_, None, error) for id_, error in failed.items()] + self._finished()
 
     def rest(self) -> None:
-        """Let the device go until the next step: what visits it for denoising leaves, and another engine may use it."""
+        """Release the device until the next step: offloaded weights leave it, and another engine may use it."""
         self._runner.rest()
 
     def close(self) -> None:
-        """Give up whatever is here."""
-        for id_ in list(self._asked):
+        """Abort all requests."""
+        for id_ in list(self._active):
             self.abort(id_)
         self._runner.close()
 
-    def _outline(self, request: ImageRequest, prepared: Prepared | None) -> Sketch:
-        """Settle a request; one that is here and differs by its seed alone, as a task's images do, lends its canvas."""
-        if prepared is not None:
-            return outline(self._model, request, Canvas.of(prepared))
-        sketches = (asked.sketch for asked in self._asked.values())
-        alike = (each for each in sketches if dataclasses.replace(each.request, seed=request.seed) == request)
-        return outline(self._model, request, next((each.canvas for each in alike), None))
+    def _prepare(self, request: ImageRequest, init_image: Prepared | None) -> PreparedRequest:
+        """Prepare a request. It shares the init image of one that differs only in its seed, as a task's images do."""
+        if init_image is not None:
+            return prepare(self._model, request, InitImage.of(init_image))
+        active = (each.prepared for each in self._active.values())
+        alike = (each for each in active if dataclasses.replace(each.request, seed=request.seed) == request)
+        return prepare(self._model, request, next((each.init_image for each in alike), None))
 
     def _counted_bytes(self, memory_bytes: int, needed: int) -> int:
-        """What a request counts for: one larger than the memory for requests is not refused, but has all of it.
+        """Return the memory that a request counts for: one larger than the limit is not refused, but counts as all.
 
-        It leaves the reserve to others only if the machine has that beside what it really needs.
+        It leaves the reserve to others only if the machine has that in addition to what the request really needs.
         """
         beside = self.limits.reserve_bytes if needed + self.limits.reserve_bytes <= self._usable_bytes else 0
         return min(memory_bytes, self.limits.memory_bytes - beside)
 
     def _check_memory(self, size: Size, needed: int) -> None:
-        """Refuse what has never had room since the start. Raises InvalidInput."""
+        """Raise InvalidInput on a request that needs more memory than has ever been free."""
         if needed > self._usable_bytes:
             self._usable_bytes = max(self._usable_bytes, usable_bytes(self._model))
         if needed > self._usable_bytes:
@@ -232,21 +234,21 @@ class Engine:
             outcomes.append(self._end(id_, None if error else future.result(), error))
         return outcomes
 
-    def _end(self, id_: str, picture: Picture | None, error: Exception | None) -> Outcome:
-        del self._asked[id_]
+    def _end(self, id_: str, picture: GeneratedImage | None, error: Exception | None) -> Outcome:
+        del self._active[id_]
         return Outcome(id_, picture, error)
 
-    def _tick(
-        self, id_: str, sketch: Sketch, on_progress: OnProgress | None, wants_preview: WantsPreview | None
-    ) -> Tick:
-        """Make the function that a drawing calls after each step."""
+    def _after_step(
+        self, id_: str, prepared: PreparedRequest, on_progress: OnProgress | None, wants_preview: WantsPreview | None
+    ) -> AfterStep:
+        """Make the function that is called after each step of a request."""
 
-        def tick(done: int, x0: Tensor) -> None:
+        def after_step(done: int, x0: Tensor) -> None:
             if on_progress is not None:
-                wanted = wants_preview is not None and done < sketch.steps and wants_preview(done)
-                on_progress(Progress(id_, done, sketch.steps, self._draw_preview(x0) if wanted else None))
+                wanted = wants_preview is not None and done < prepared.steps and wants_preview(done)
+                on_progress(Progress(id_, done, prepared.steps, self._draw_preview(x0) if wanted else None))
 
-        return tick
+        return after_step
 
     def _draw_preview(self, x0: Tensor) -> np.ndarray:
         if self._preview is None:

@@ -1,48 +1,49 @@
-"""Who takes part in the next step: plain Python without tensors, the same answers to the same calls.
+"""Chooses the requests of the next step: plain Python without tensors, the same results for the same calls.
 
-Knows a request as a list of token counts (`request.Work`), not what it draws. The loop calls `batch`, lets the runner
-compute that step, calls `advance`, and adds and aborts requests in between. Time is the *work clock*, the tokens that
-were computed so far: no wall clock and no chance, so that every schedule can be repeated.
+Knows a request as a list of token counts (`request.Work`), not its content. The loop calls `batch`, lets the runner
+compute that step, and calls `advance`; in between it adds and aborts requests. Time is the *token clock*, the number of
+tokens computed so far. There is no wall clock and no chance, so that every schedule can be repeated.
 
-**Order.** Each request has a key; a smaller key goes first, equal ones in the order of arrival:
+**Order.** Each request has a key. A smaller key goes first, equal keys in the order of arrival:
 
-    fifo    key =             arrived           − priority · head_start
-    srpt    key = remaining + ageing · arrived  − priority · head_start
+    fifo    key =             arrived           − priority · priority_weight
+    srpt    key = remaining + ageing · arrived  − priority · priority_weight
 
-`arrived` is the clock when the request came, `remaining` its tokens that are still to be computed. To age would be to
-take `ageing · (clock − arrived)` from the key of everyone who is here. As `ageing · clock` is the same for all of them,
-it is left out: a request ages by standing still, while newcomers start with a larger `arrived`. So time changes no key;
-only who was computed moves, and only forward.
+`arrived` is the token clock when the request came, `remaining` its tokens that are still to be computed. Ageing would
+subtract `ageing · (clock − arrived)` from the key of every request that is here. As `ageing · clock` is the same for
+all of them, it is left out: the key of a waiting request stays, and newcomers start with a larger `arrived`. So time
+changes no key; only computing a request changes its key, and only forward.
 
-**Patience.** Whoever arrives later than r by its patience or more, in tokens of the clock, never has a smaller key:
+**Overtaking bound.** A request that arrives later than r by r's overtaking bound or more, in tokens of the clock, never
+has a smaller key:
 
-    fifo    patience of r =                   (priority of the newcomer − r's) · head_start
-    srpt    patience of r = (r's tokens in all + (priority of the newcomer − r's) · head_start) / ageing
+    fifo    bound of r = (priority of the newcomer − r's) · priority_weight
+    srpt    bound of r = (r's tokens in all + (priority of the newcomer − r's) · priority_weight) / ageing
 
-For a newcomer is before r only while `ageing · (its arrival − r's)` is less than what r has left over it, plus the
-difference of their priorities in head starts. With `ageing` 0.1, r is overtaken by its equals only if they come while
-the engine computes ten times r's own work; in fifo never. Patience is finite, so nobody starves. How much *work* comes
-within it is up to the clients: a burst of small requests at one moment is served before a large one.
+For a newcomer goes before r only while `ageing · (its arrival − r's)` is less than what r has left more than it, plus
+the weighted difference of their priorities. With `ageing` 0.1, requests of equal priority overtake r only if they come
+while the engine computes ten times r's own work; in fifo never. The bound is finite, so no request starves. How much
+*work* arrives within it is up to the clients: a burst of small requests at one moment is served before a large one.
 
-**Halves.** A large request whose patience is over, or that is nearly done after having waited for its equals, would
-hold a small newcomer up for all that it has left. So, in srpt, where the first by key and the *shortest* (the smallest
-key without its age) are not the same, they lead steps by turns: whoever has had fewer tokens by leading, since they
-parted, leads the next. So of what is computed meanwhile the first has half, but for one step, and so has the shortest;
-it too must be admitted already, or fit into the memory as is said below.
+**Halves.** A large request whose overtaking bound is over, or that is nearly done after having waited for others, would
+delay a small newcomer by all that it has left. So, in srpt, where the first by key and the *shortest* (the smallest key
+without its age) are not the same, they lead steps alternately: the one that has had fewer tokens by leading, since the
+two became different, leads the next step. So the first gets half of what is computed meanwhile, up to one step, and so
+does the shortest. It too must be admitted already, or fit into the memory as described below.
 
-**A step** is filled in this order, behind who leads it: the first request takes part even if it is larger than the
-budget (it is alone then), each further one if its next tokens still fit. So a request is left out only because those
-before it leave no room. If those have `A` tokens to compute (all that was here when r came, and what came within r's
-patience), then r is left out of at most A / (budget − r's largest step + 1) steps, or of A steps if it is larger than
-the budget; waiting for memory comes on top, and so do steps that the shortest leads.
+**A step** is filled in this order, after its leader: the first request takes part even if it is larger than the budget
+(it is alone then), each further one if its next tokens still fit. So a request is left out only because those before it
+leave no room. If those have `A` tokens to compute (all that was here when r came, and what came within r's overtaking
+bound), then r is left out of at most A / (budget − r's largest step + 1) steps, or of A steps if it is larger than the
+budget. Waiting for memory comes on top, and so do steps that the shortest leads.
 
 **Memory** and places are given when a request is first computed, kept while it is paused, and promised in the order of
-keys: one that waits is admitted only if it fits beside all admitted ones *and all that wait before it*. So nobody takes
-memory that someone before it is waiting for, and the search ends where the memory does. Admitted ones go on meanwhile,
-and what they free is the first one's. Whoever is not first of all, admitted ones included, leaves a reserve free
-(`Limits`): a small newcomer, which srpt puts before all others, then finds memory, though paused ones have all the
-rest. One so large that it needs the reserve itself gets it when it is first of all, and the admitted ones have ended:
-nobody is admitted behind it meanwhile, and before it only who comes within its patience.
+keys: a waiting request is admitted only if it fits beside all admitted ones *and all that wait before it*. So no
+request takes memory that one before it is waiting for, and the search ends where the memory does. Admitted ones go on
+meanwhile, and what they free goes to the first. All but the first of all, admitted ones included, leave a reserve free
+(`Limits`): a small newcomer, which srpt puts before all others, then finds memory, though paused requests have all the
+rest. A request so large that it needs the reserve itself gets it when it is first of all and the admitted ones have
+ended: nothing is admitted behind it meanwhile, and before it only what comes within its overtaking bound.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from hidream.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: the ids that take part, in order; those of them that are new, to be prepared; their tokens in all."""
+    """One step: the ids that take part, in order; those of them that are new; their tokens in all."""
 
     ids: tuple[str, ...]
     admitted: tuple[str, ...]
@@ -69,19 +70,19 @@ class Batch:
 
 
 class Scheduler:
-    """The queue of one engine; `add` and `abort` at any time, `batch` and `advance` in turn.
+    """The queue of one engine; `add` and `abort` at any time, `batch` and `advance` alternately.
 
-    `ageing` is how many tokens of remaining work a request makes up for per token that the engine computes meanwhile
-    (srpt only); `head_start` is what one level of priority is worth, in tokens.
+    `ageing` is the number of tokens of remaining work that a waiting request gains per token that the engine computes
+    (srpt only); `priority_weight` is the worth of one level of priority, in tokens.
     """
 
-    def __init__(self, policy: Policy, limits: Limits, ageing: float, head_start: int) -> None:
+    def __init__(self, policy: Policy, limits: Limits, ageing: float, priority_weight: int) -> None:
         assert ageing > 0, f"ageing is {ageing}; without it large requests starve"
-        assert head_start >= 0, f"head_start is {head_start}; priorities would be turned round"
+        assert priority_weight >= 0, f"head_start is {priority_weight}; priorities would be reversed"
         self._limits = limits
         self._shortest_first = policy is Policy.SRPT
         self._ageing = ageing if self._shortest_first else 1
-        self._head_start = head_start
+        self._head_start = priority_weight
         self._clock = 0
         self._arrivals = 0
         self._requests: dict[str, _Request] = {}
@@ -94,7 +95,7 @@ class Scheduler:
         self._batch: tuple[Batch, list[_Request], _Led] | None = None
 
     def add(self, work: Work) -> None:
-        """Let a request wait for its first step.
+        """Enqueue a request.
 
         Raises InvalidInput if a request of that id is still here, or if it could never be admitted.
         """
@@ -113,14 +114,14 @@ class Scheduler:
         insort(self._waiting_short, self._short(request))
 
     def abort(self, id: str) -> bool:  # noqa: A002 - what it is
-        """Forget a request at once and free what it holds; whether there was one."""
+        """Forget a request at once and free what it holds; return whether it was here."""
         request = self._requests.get(id)
         if request is not None:
             self._leave(request)
         return request is not None
 
     def batch(self) -> Batch:
-        """Choose the next step and admit whoever is new in it; empty only if no request is here.
+        """Choose the next step and admit the new requests in it; empty only if no request is here.
 
         A step that failed counts as not done if `batch` is called again instead of `advance`.
         """
@@ -138,7 +139,7 @@ class Scheduler:
                 chosen.append(request)
                 room -= request.tokens
             if self._waiting_tokens and room < self._waiting_tokens[0]:
-                admissible.close()  # nobody who waits fits any more: do not look through thousands
+                admissible.close()  # no waiting request fits any more: do not look through thousands
         new = [request for request in chosen if request.work.id not in self._admitted]
         for request in new:
             self._admit(request)
@@ -147,9 +148,9 @@ class Scheduler:
         return batch
 
     def advance(self, batch: Batch) -> tuple[str, ...]:
-        """Count the step as done; the ids whose last step it was, which are gone with that.
+        """Count the step as done; return the ids whose last step it was, which are removed.
 
-        `batch` is the latest. Whoever was aborted since it was made is passed over, also if its id came back.
+        `batch` is the latest. Requests aborted since it was made are skipped, also if their id is in use again.
         """
         assert self._batch is not None, "a step was done that nobody had asked for"
         latest, chosen, led = self._batch
@@ -158,7 +159,7 @@ class Scheduler:
         self._clock += batch.tokens
         if led is _Led.BY_SHORTEST:
             self._lead -= batch.tokens
-        else:  # together, the first pays what it is owed; what the shortest is owed is forgotten
+        else:  # together, the first pays what it owes; what the shortest owes is forgotten
             lead = self._lead + batch.tokens
             self._lead = lead if led is _Led.BY_FIRST else min(lead, 0)
         computed = [request for request in chosen if self._requests.get(request.work.id) is request]
@@ -172,22 +173,22 @@ class Scheduler:
 
     @property
     def clock(self) -> int:
-        """Tokens that were computed since the start."""
+        """The token clock: tokens computed since the start."""
         return self._clock
 
     @property
     def remaining(self) -> int:
-        """Tokens that are still to be computed for all requests together."""
+        """Tokens still to be computed, of all requests."""
         return sum(request.remaining for request in self._requests.values())
 
     @property
     def waiting(self) -> int:
-        """How many requests have not begun."""
+        """Number of requests that have not begun."""
         return len(self._waiting)
 
     @property
     def admitted(self) -> int:
-        """How many requests have begun, paused ones among them."""
+        """Number of requests that have begun, including paused ones."""
         return len(self._admitted)
 
     def _place(self, request: _Request) -> _Place:
@@ -196,12 +197,12 @@ class Scheduler:
         return _Place(key, request.number, request.work.id)
 
     def _short(self, request: _Request) -> _Place:
-        """Where a request would stand if it had come just now."""
+        """Return the place that a request would have if it had arrived just now."""
         key = request.remaining - request.work.priority * self._head_start
         return _Place(key, request.number, request.work.id)
 
     def _leader(self, running: Sequence[_Place]) -> tuple[_Request | None, _Led]:
-        """Say whether the shortest leads the next step, then who that is; and if it is another than the first."""
+        """Return the shortest request if it leads the next step, and who leads."""
         if not self._shortest_first:
             return None, _Led.TOGETHER
         shortest = min((self._short(self._requests[place.id]) for place in running), default=None)
@@ -217,11 +218,11 @@ class Scheduler:
         return self._requests[shortest.id], _Led.BY_SHORTEST
 
     def _running(self) -> list[_Place]:
-        """The admitted, in order."""
+        """Return the admitted requests, in order."""
         return sorted(self._place(request) for request in self._admitted.values())
 
     def _admissible(self, running: Sequence[_Place]) -> Generator[_Place, None, None]:
-        """Those that wait, in order, as far as memory and places suffice for each and all before it."""
+        """Yield the waiting requests, in order, as far as memory and places suffice for each and all before it."""
         memory = self._memory_free
         limits = self._limits
         for count, place in enumerate(self._waiting, len(running) + 1):
@@ -252,7 +253,7 @@ class Scheduler:
 
 
 class _Led(Enum):
-    """By whom a step is led."""
+    """Who leads a step."""
 
     TOGETHER = auto()  # the first is the shortest
     BY_FIRST = auto()
@@ -260,7 +261,7 @@ class _Led(Enum):
 
 
 class _Place(NamedTuple):
-    """Where a request stands: compared by key, then by number of arrival; no two are equal."""
+    """A request's place in the order: compared by key, then by number of arrival; no two are equal."""
 
     key: float
     number: int
@@ -269,7 +270,7 @@ class _Place(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A request that is here, and how far it is."""
+    """A request and its progress."""
 
     work: Work
     number: int

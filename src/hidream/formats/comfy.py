@@ -12,10 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from hidream.formats.quantized import Quantized
-
-Stored = Tensor | Quantized
-"""A tensor as a file has it."""
+from hidream.formats.quantized import StoredTensor
 
 PREFIXES = (
     "model.diffusion_model.",
@@ -30,7 +27,7 @@ PREFIXES = (
 """What stands before every name in files that were cut out of, or saved as, a whole checkpoint."""
 
 
-def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Take off what stands before every name."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
@@ -38,10 +35,10 @@ def without_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return dict(tensors)
 
 
-def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def clip_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """CLIP's text side in the names of transformers, also from OpenCLIP's (`transformer.resblocks.0.ln_1.weight`)."""
     tensors = {_renamed(OPEN_CLIP, name): tensor for name, tensor in tensors.items()}
-    named: dict[str, Stored] = {}
+    named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         if name in CLIP_LEFT_OUT or name.endswith("position_ids"):
             continue
@@ -58,7 +55,7 @@ def clip_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return named
 
 
-def t5_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def t5_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """T5's encoder: the embedding under one name, without decoder, head and the tokenizer that some files carry."""
     named = {name: tensor for name, tensor in tensors.items() if name.startswith(("encoder.", "shared."))}
     embedding = named.pop("encoder.embed_tokens.weight", None)
@@ -67,7 +64,7 @@ def t5_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return named
 
 
-def llama_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def llama_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Llama without its language head, and without the `model.` that files with a head have."""
     left_out = ("lm_head.", "tekken_model", "tokenizer")
     return {
@@ -77,12 +74,12 @@ def llama_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     }
 
 
-def autoencoder_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def autoencoder_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """FLUX's autoencoder in the names of diffusers; one that has them already stays as it is."""
     levels = {match[1] for name in tensors if (match := re.match(r"decoder\.up\.(\d+)\.", name))}
     if not levels:
         return dict(tensors)
-    named: dict[str, Stored] = {}
+    named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
         new = replaced(AUTOENCODER, from_the_other_end(name, len(levels)))
         is_product = ".attentions." in new and isinstance(tensor, Tensor) and tensor.dim() == 4

@@ -20,43 +20,16 @@ from pathlib import Path
 from torch import Size
 
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Kind, Published, outline
+from hidream.formats.detect import Published, outline
+from hidream.parts import CLIP_G, CLIP_L, ENCODERS, LLAMA, PARTS, T5, TRANSFORMER, VAE, Kind
 from hidream.types import Variant
 
 ROOTS = ("", "split_files", "models")
 """Where in a folder the layout may begin."""
-TRANSFORMERS, ENCODERS, AUTOENCODERS = ("diffusion_models", "unet"), ("text_encoders", "clip"), ("vae",)
 ENDINGS = (".safetensors", ".sft", ".gguf")
 TOKENIZERS = "tokenizers"
-FOLDERS = {
-    "transformer": TRANSFORMERS,
-    "text_encoder": ENCODERS,
-    "text_encoder_2": ENCODERS,
-    "text_encoder_3": ENCODERS,
-    "text_encoder_4": ENCODERS,
-    "vae": AUTOENCODERS,
-}
-"""The parts, and where each lies."""
-FLAGS = {
-    "transformer": "--model",
-    "text_encoder": "--clip-l",
-    "text_encoder_2": "--clip-g",
-    "text_encoder_3": "--t5",
-    "text_encoder_4": "--llama",
-    "vae": "--vae",
-}
-"""By what each is named where several would do."""
-PUBLISHED = {
-    "transformer": "hidream_i1_{dev,full,fast}_*.safetensors",
-    "text_encoder": "clip_l_hidream.safetensors",
-    "text_encoder_2": "clip_g_hidream.safetensors",
-    "text_encoder_3": "t5xxl_*.safetensors",
-    "text_encoder_4": "llama_3.1_8b_instruct_*.safetensors",
-    "vae": "ae.safetensors",
-}
-"""What each is called in Comfy-Org/HiDream-I1_ComfyUI."""
-CLIPS = {"text_encoder": (768, "clip_l"), "text_encoder_2": (1280, "clip_g")}
-"""Width of both CLIPs, and what stands in their names."""
+SEARCHED = (TRANSFORMER, *ENCODERS, VAE)
+"""The parts, in the order in which they are looked for."""
 STOCK_CLIP_POSITIONS = 77
 """Of CLIPs that were not trained anew for HiDream-I1."""
 PUBLISHED_LLAMA = (128256, 4096)
@@ -83,10 +56,12 @@ class _Widths:
 def root_of(path: Path) -> Path | None:
     """Where the layout begins in a folder, or around a transformer's file; None: it is another layout."""
     if path.is_file():
-        return next((folder.parent for folder in path.absolute().parents if folder.name in TRANSFORMERS), None)
+        return next(
+            (folder.parent for folder in path.absolute().parents if folder.name in TRANSFORMER.comfy_folders), None
+        )
     if (path / "model_index.json").is_file() or (path / "transformer").is_dir():
         return None
-    folders = (*TRANSFORMERS, *ENCODERS)
+    folders = (*TRANSFORMER.comfy_folders, *LLAMA.comfy_folders)
     return next((path / root for root in ROOTS if any((path / root / name).is_dir() for name in folders)), None)
 
 
@@ -97,15 +72,15 @@ def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path], *, 
     none does in a folder that is to be `whole`; a transformer there must be.
     """
     root = root_of(path)
-    if root is None or named.keys() >= FOLDERS.keys():
+    if root is None or named.keys() >= PARTS.keys():
         return {}
     found = {} if path.is_dir() else {"transformer": path}
     if "transformer" not in found | dict(named):
         found["transformer"] = _transformer(root, variant)
-    if found.keys() | named.keys() == FOLDERS.keys():
+    if found.keys() | named.keys() == PARTS.keys():
         return found | _tokenizers(root)
     parts, others = _scan(root, _widths({**found, **named}["transformer"]))
-    for part in FOLDERS:
+    for part in (each.name for each in SEARCHED):
         files = parts.get(part, [])
         if part in found or part in named or (not files and (path.is_file() or not whole)):
             continue
@@ -118,7 +93,7 @@ def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path], *, 
 def _transformer(root: Path, variant: Variant | None) -> Path:
     """The transformer that is named as the variant's, or the only one that is not named as another's."""
     files, others = [], {}
-    for file, published in _opened(root, TRANSFORMERS):
+    for file, published in _opened(root, TRANSFORMER.comfy_folders):
         if isinstance(published, str) or published.kind is not Kind.TRANSFORMER:
             others[file] = published if isinstance(published, str) else f"it holds {published.kind}"
         elif EDITING in _words(file):
@@ -137,7 +112,7 @@ def _scan(root: Path, widths: _Widths) -> tuple[dict[str, list[Path]], dict[Path
     """The files that would do for each part but the transformer, and the others with the reason why not."""
     parts: dict[str, list[Path]] = {}
     others: dict[Path, str] = {}
-    for file, published in _opened(root, (*ENCODERS, *AUTOENCODERS)):
+    for file, published in _opened(root, (*LLAMA.comfy_folders, *VAE.comfy_folders)):
         part = None if isinstance(published, str) else _part_of(published, widths)
         if part is not None:
             parts.setdefault(part, []).append(file)
@@ -155,11 +130,11 @@ def _part_of(published: Published, widths: _Widths) -> str | None:
                 return _clip(published.path, shapes, widths)
             case Kind.T5:  # UMT5 has positions in every block
                 fits = shapes["shared.weight"][1] == widths.t5 and POSITIONS.format(1) not in shapes
-                return "text_encoder_3" if fits else None
+                return T5.name if fits else None
             case Kind.LLAMA:
                 size = tuple(shapes["embed_tokens.weight"])
                 fits = size[1] == widths.llama and (size[1] != PUBLISHED_LLAMA[1] or size == PUBLISHED_LLAMA)
-                return "text_encoder_4" if fits else None
+                return LLAMA.name if fits else None
             case Kind.VAE:
                 kernel = shapes["decoder.conv_in.weight"]
                 return "vae" if len(kernel) == 4 and kernel[1] == widths.latent else None
@@ -174,8 +149,9 @@ def _clip(file: Path, shapes: Shapes, widths: _Widths) -> str | None:
     positions, width = shapes["text_model.embeddings.position_embedding.weight"]
     if positions == STOCK_CLIP_POSITIONS:
         return None
-    is_published = widths.pooled == sum(own for own, _ in CLIPS.values())
-    fits = [part for part, (own, name) in CLIPS.items() if (width == own if is_published else name in file.stem)]
+    is_published = widths.pooled == CLIP_L.width + CLIP_G.width
+    clips = (CLIP_L, CLIP_G)
+    fits = [clip.name for clip in clips if (width == clip.width if is_published else clip.setting in file.stem)]
     return fits[0] if fits else None
 
 
@@ -236,14 +212,17 @@ def _not_one(
 ) -> str:
     """What is wrong where not exactly one file would do for a part."""
     what = f"{part} of {variant}" if variant else part
-    where = " or ".join(f"{folder}/" for folder in FOLDERS[part])
+    where = " or ".join(f"{folder}/" for folder in PARTS[part].comfy_folders)
     if files:
         shown = ", ".join(str(file.relative_to(root)) for file in files)
-        flag = "--variant" if part == "transformer" and variant is None else FLAGS[part]
+        flag = "--variant" if part == "transformer" and variant is None else PARTS[part].flag
         return f"{root} has {len(files)} files for the {what}: {shown}; accepted: one, named with {flag}"
-    passed = [f"{file.relative_to(root)} ({why})" for file, why in others.items() if _under(file, root, FOLDERS[part])]
+    row = PARTS[part]
+    passed = [
+        f"{file.relative_to(root)} ({why})" for file, why in others.items() if _under(file, root, row.comfy_folders)
+    ]
     shown = f"; passed over: {', '.join(passed)}" if passed else ""
-    return f"{root} has no {what} in {where}{shown}; accepted: {PUBLISHED[part]}, or its path in {FLAGS[part]}"
+    return f"{root} has no {what} in {where}{shown}; accepted: {row.comfy_published}, or its path in {row.flag}"
 
 
 def _under(file: Path, root: Path, folders: Sequence[str]) -> bool:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy import Stored
 from hidream.formats.json_object import object_of
-from hidream.formats.quantized import Quantized, Scheme
+from hidream.formats.quantized import Quantized, Scheme, StoredTensor
 
 SCALES = (".scale_weight", ".weight_scale")
 """A matrix's scale, in the older and the newer of Comfy's spellings."""
@@ -59,7 +58,7 @@ def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
         ) from error
 
 
-def with_scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
+def with_scales(tensors: Mapping[str, StoredTensor], path: str) -> dict[str, StoredTensor]:
     """Join each matrix with its scale; a file without scales stays as it is.
 
     Raises CheckpointError on a quantisation that is more than a matrix times a scale, on a matrix without its scale and
@@ -77,9 +76,9 @@ def with_scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
     }
 
 
-def _scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
+def _scales(tensors: Mapping[str, StoredTensor], path: str) -> dict[str, StoredTensor]:
     """The scale of each matrix, by the matrix's name."""
-    scales: dict[str, Stored] = {}
+    scales: dict[str, StoredTensor] = {}
     for key, scale in tensors.items():
         name = next((key.removesuffix(ending) + ".weight" for ending in SCALES if key.endswith(ending)), None)
         if name in scales:
@@ -89,7 +88,7 @@ def _scales(tensors: Mapping[str, Stored], path: str) -> dict[str, Stored]:
     return scales
 
 
-def _check_complete(tensors: Mapping[str, Stored], scales: Collection[str], path: str) -> None:
+def _check_complete(tensors: Mapping[str, StoredTensor], scales: Collection[str], path: str) -> None:
     wanted = {name.removesuffix(STATED) + ".weight" for name in tensors if name.endswith(STATED)}
     if any(name == MARKER or name.endswith((*SCALES, *LEFT_OUT)) for name in tensors):
         wanted |= {name for name, tensor in tensors.items() if _is_in_eight_bits(name, tensor)}
@@ -104,14 +103,14 @@ def _check_complete(tensors: Mapping[str, Stored], scales: Collection[str], path
             )
 
 
-def _is_in_eight_bits(name: str, tensor: Stored) -> bool:
+def _is_in_eight_bits(name: str, tensor: StoredTensor) -> bool:
     """Whether a tensor of a scaled file means nothing without its scale."""
     if not isinstance(tensor, Tensor) or name.endswith(NEVER_SCALED):
         return False
     return tensor.dim() > 1 and tensor.dtype in QUANTIZED_AS
 
 
-def _scaled(name: str, tensor: Stored, scale: Stored, path: str) -> Quantized:
+def _scaled(name: str, tensor: StoredTensor, scale: StoredTensor, path: str) -> Quantized:
     if not isinstance(tensor, Tensor) or not isinstance(scale, Tensor) or tensor.dtype not in QUANTIZED_AS:
         kind = str(tensor.dtype) if isinstance(tensor, Tensor) else tensor.scheme
         raise CheckpointError(

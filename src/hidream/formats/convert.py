@@ -17,10 +17,11 @@ from pathlib import Path
 
 from hidream.errors import ConfigurationError
 from hidream.formats.comfy_folder import TOKENIZERS, parts_in, root_of
-from hidream.formats.detect import Kind, Published, class_in, config_of, read, read_json, stated_as
+from hidream.formats.detect import Published, class_in, config_of, read, read_json, stated_as
 from hidream.formats.retype import PLAIN
 from hidream.formats.targets import Config, Format, Infer, Wish, settled_type, write
 from hidream.formats.whole_files import appearing, check_free, copying
+from hidream.parts import ENCODERS, PARTS, TRANSFORMER, VAE, Kind
 from hidream.types import Variant
 
 OnBytes = Callable[[Path, int, int], None]
@@ -32,34 +33,8 @@ WHOLE = "model_index.json"
 """Makes a folder of diffusers a whole model."""
 CARRIED = {"model_index": WHOLE, "scheduler": "scheduler/scheduler_config.json"}
 """What else a whole model says of itself: in the metadata of a transformer's file, and in a folder of diffusers."""
-LIBRARIES = {
-    "transformer": ("diffusers", "HiDreamImageTransformer2DModel"),
-    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "text_encoder_3": ("transformers", "T5EncoderModel"),
-    "text_encoder_4": ("transformers", "LlamaForCausalLM"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
-"""What `model_index.json` says of the published parts."""
-CLASSES = {
-    Kind.TRANSFORMER: "HiDreamImageTransformer2DModel",
-    Kind.CLIP: "CLIPText",
-    Kind.T5: "T5",
-    Kind.LLAMA: "Llama",
-    Kind.VAE: "Autoencoder",
-}
-"""How the class begins that a part's configuration names."""
-COMFY_PLACES = {
-    "transformer": "diffusion_models/{}.safetensors",
-    "text_encoder": "text_encoders/clip_l_hidream.safetensors",
-    "text_encoder_2": "text_encoders/clip_g_hidream.safetensors",
-    "text_encoder_3": "text_encoders/t5xxl.safetensors",
-    "text_encoder_4": "text_encoders/llama_3.1_8b_instruct.safetensors",
-    "vae": "vae/ae.safetensors",
-}
-"""The parts of a whole folder with weights, and where ComfyUI looks for them."""
-LARGE = ("transformer", "text_encoder_3", "text_encoder_4")
-"""Parts that are worth fewer than 16 bits."""
+WRITTEN = (TRANSFORMER, *ENCODERS, VAE)
+"""The parts of a whole model, in the order in which they are written."""
 COMPANIONS = (".json", ".model", ".txt", ".jinja")
 """Endings of small files beside weights, such as a tokenizer's."""
 
@@ -125,7 +100,7 @@ def _whole(source: Path, variant: Variant | None) -> _Whole | None:
     if variant is not None and not is_comfy:
         raise ConfigurationError(f"variant is {variant}, and {source} is no ComfyUI models folder; accepted: none")
     if source.is_dir() and (source / WHOLE).is_file():
-        parts = {name: source / name for name in COMFY_PLACES if (source / name).is_dir()}
+        parts = {name: source / name for name in (each.name for each in WRITTEN) if (source / name).is_dir()}
         found = {key: read_json(source / name) for key, name in CARRIED.items() if (source / name).is_file()}
         return _Whole(source.resolve().name, parts, _small_in(source), found)
     if not is_comfy:
@@ -133,7 +108,10 @@ def _whole(source: Path, variant: Variant | None) -> _Whole | None:
     parts = parts_in(source, variant, {}, whole=False)  # the official folders have no Llama
     tokenizers = parts.pop(TOKENIZERS, None)
     stated: Mapping[str, Config] = {
-        "model_index": {"_class_name": "HiDreamImagePipeline", **LIBRARIES},
+        "model_index": {
+            "_class_name": "HiDreamImagePipeline",
+            **{part.name: (part.library, part.classes[0]) for part in WRITTEN},
+        },
         **_carried(parts["transformer"]),
     }
     return _Whole(parts["transformer"].stem, parts, _small_in(tokenizers) if tokenizers else {}, stated)
@@ -153,8 +131,8 @@ def _parts(whole: _Whole, target: Path, wish: Wish) -> list[_Job]:
     for name, source in whole.parts.items():
         own, path = wish, target / name
         if wish.to is Format.COMFY:
-            path = target / COMFY_PLACES[name].format(whole.name)
-            own = wish if name in LARGE or wish.type in PLAIN else replace(wish, type=None)
+            path = target / PARTS[name].comfy_file.format(whole.name)
+            own = wish if PARTS[name].large or wish.type in PLAIN else replace(wish, type=None)
         elif wish.to is Format.GGUF and name == "transformer":
             path = target / name / "transformer.gguf"
         elif wish.to is Format.GGUF:
@@ -187,7 +165,7 @@ def _config(published: Published) -> Config | None:
     stated = config_of(published.path)
     if stated is None:
         return None
-    if published.path.is_file() and not class_in(stated).startswith(CLASSES[published.kind]):
+    if published.path.is_file() and not class_in(stated).startswith(_family(published.kind)):
         return None
     return {key: value for key, value in stated.items() if key != "quantization_config"}
 
@@ -210,7 +188,7 @@ def _small(whole: _Whole, target: Path, to: Format) -> dict[Path, Path]:
     """Small files that are copied because no part brings them along: where to, and where from."""
     if to is Format.COMFY:
         return {target / TOKENIZERS / name: file for name, file in whole.small.items() if name.startswith("tokenizer")}
-    written = COMFY_PLACES.keys() - ({"transformer"} if to is Format.GGUF else set())
+    written = PARTS.keys() - ({TRANSFORMER.name} if to is Format.GGUF else set())
     stated = CARRIED.values()
     return {
         target / name: file
@@ -225,3 +203,8 @@ def _write_stated(whole: _Whole, target: Path) -> None:
         if key in whole.stated:
             with appearing(target / CARRIED[key]) as path:
                 path.write_text(json.dumps(whole.stated[key], indent=2) + "\n")
+
+
+def _family(kind: Kind) -> str:
+    """How the class begins that the configuration of such a part names."""
+    return next(part.family for part in WRITTEN if part.kind is kind)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,18 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.comfy import Stored
 from hidream.formats.comfy_scales import stated_in, with_scales
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.json_object import object_of, read_object, why
+from hidream.formats.quantized import StoredTensor
 from hidream.formats.regular_file import open_regular
 from hidream.formats.safetensors_file import open_safetensors, shards
+from hidream.parts import Kind
 
 GGUF_MAGIC = b"GGUF"
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
 FEW = 3
 NAME_MAX_CHARS = 100
-
-
-class Kind(StrEnum):
-    """What of HiDream-I1 a file may hold."""
-
-    TRANSFORMER = "a HiDream-I1 transformer"
-    CLIP = "a CLIP text encoder"
-    T5 = "a T5 encoder"
-    LLAMA = "a Llama"
-    VAE = "an autoencoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +38,7 @@ class Published:
 
     path: Path
     kind: Kind
-    tensors: dict[str, Stored]  # views of the mapped files
+    tensors: dict[str, StoredTensor]  # views of the mapped files
 
 
 def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
@@ -132,7 +122,7 @@ MARKS: dict[Kind, tuple[str, ...]] = {
 }
 """How the names of each kind begin."""
 
-NAMES: dict[Kind, Callable[[Mapping[str, Stored]], dict[str, Stored]]] = {
+NAMES: dict[Kind, Callable[[Mapping[str, StoredTensor]], dict[str, StoredTensor]]] = {
     Kind.TRANSFORMER: dict,
     Kind.CLIP: comfy.clip_names,
     Kind.T5: comfy.t5_names,
@@ -166,7 +156,7 @@ FOREIGN = (
 """Part of a name, and what has it; the first that fits."""
 
 
-def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, ...]) -> Published:
+def _published(path: Path, tensors: Mapping[str, StoredTensor], accepted: tuple[Kind, ...]) -> Published:
     kind = kind_of(tensors)
     if kind is None or kind not in accepted:
         found = kind or looks_like(tensors)
@@ -180,7 +170,7 @@ def _published(path: Path, tensors: Mapping[str, Stored], accepted: tuple[Kind, 
         raise CheckpointError(f"{path} has the names of {kind}, but not its shapes; accepted: a whole one") from error
 
 
-def _open(path: Path) -> dict[str, Stored]:
+def _open(path: Path) -> dict[str, StoredTensor]:
     if not os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers where it may not look
         raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
     if not path.is_file() and not path.is_dir():

@@ -18,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hidream.formats.quantized import Quantized
-
-Stored = Tensor | Quantized
+from hidream.formats.quantized import Quantized, StoredTensor
 
 T5, LLAMA = ("t5", "t5encoder"), "llama"
 ARCHITECTURES = (*T5, LLAMA)
@@ -67,7 +65,9 @@ LLAMA_ROPE = {
 """Llama-3.1-8B-Instruct, config.json: rope_scaling and rope_theta."""
 
 
-def renamed(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def renamed(
+    architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     """The tensors of an encoder as transformers has them. Raises KeyError, TypeError, ValueError on wrong numbers."""
     rules = LLAMA_NAMES if architecture == LLAMA else T5_NAMES
     named = {_renamed(rules, name): tensor for name, tensor in tensors.items() if name != ROPE_FACTORS}
@@ -80,12 +80,12 @@ def renamed(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str
     return named
 
 
-def config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+def config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """`config.json` of an encoder. Raises as `renamed` does."""
     return _llama(metadata, tensors) if architecture == LLAMA else _t5(architecture, metadata, tensors)
 
 
-def _t5(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+def _t5(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     buckets, heads = _size(tensors, "enc.blk.0.attn_rel_b.weight")
     vocabulary, width = _size(tensors, "token_embd.weight")
     return {
@@ -103,7 +103,7 @@ def _t5(architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, St
     }
 
 
-def _llama(metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+def _llama(metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     vocabulary, width = _size(tensors, "token_embd.weight")
     heads = _int(metadata, HEADS)
     head_dim, left = divmod(_size(tensors, "blk.0.attn_q.weight")[0], heads)
@@ -125,7 +125,7 @@ def _llama(metadata: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[s
     }
 
 
-def _rope(metadata: Mapping[str, Any], table: Stored | None, head_dim: int) -> dict[str, Any]:
+def _rope(metadata: Mapping[str, Any], table: StoredTensor | None, head_dim: int) -> dict[str, Any]:
     """Llama's rotation in transformers' words: plain, linear, Llama-3.1's own, or with a factor for each frequency."""
     base = _float(metadata, "llama.rope.freq_base", 10000.0)
     turned = metadata.get("llama.rope.dimension_count", head_dim)
@@ -167,7 +167,7 @@ def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> Sequence[float]:
     return [1 / ((1 - s) / factor + s) for s in smooth]
 
 
-def _halves(value: Stored, heads: int) -> Stored:
+def _halves(value: StoredTensor, heads: int) -> StoredTensor:
     """Rows of pairs side by side, as llama.cpp has them, to all firsts of a head and then all seconds."""
     rows = torch.arange(value.shape[0]).view(heads, -1, 2).mT.flatten()
     if isinstance(value, Tensor):
@@ -182,7 +182,7 @@ def _renamed(rules: Sequence[tuple[str, str]], name: str) -> str:
     return name
 
 
-def _size(tensors: Mapping[str, Stored], name: str) -> tuple[int, int]:
+def _size(tensors: Mapping[str, StoredTensor], name: str) -> tuple[int, int]:
     shape = tensors[name].shape
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"{name} has the shape {list(shape)}, not two dimensions")

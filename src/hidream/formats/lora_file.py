@@ -12,9 +12,9 @@
 | `.lora_magnitude_vector` or `.dora_scale` beside them     | DoRA                                           |
 
 PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. Knows files and keys; what the parts
-of a layer are, `adapters.py` knows, and which layers a model has, `model/lora.py`, which is asked by the shapes in the
-header: of layers that it does not want nothing is read. The others are read into memory rather than mapped, because the
-file may be replaced while a request uses it.
+of a layer are, `adapters.py` knows, and which layers a model has, `model/network/lora.py`, which is asked by the shapes
+in the header: of layers that it does not want nothing is read. The others are read into memory rather than mapped,
+because the file may be replaced while a request uses it.
 """
 
 from __future__ import annotations

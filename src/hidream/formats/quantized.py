@@ -82,6 +82,10 @@ class Quantized:
         return DENSE[self.scheme](self.parts, self.shape, dtype)
 
 
+StoredTensor = Tensor | Quantized
+"""A tensor as a file has it."""
+
+
 def quantize(matrix: Tensor, scheme: str) -> Quantized:
     """Store a matrix [O, I] of any float type in fewer bits, on its device (GGUF's types: on the CPU).
 

@@ -14,11 +14,10 @@ import torch
 from torch import Size, Tensor
 
 from hidream.errors import ConfigurationError
-from hidream.formats.comfy import Stored
 from hidream.formats.comfy_scales import MARKER
-from hidream.formats.detect import Kind
-from hidream.formats.quantized import Quantized, Scheme
+from hidream.formats.quantized import Quantized, Scheme, StoredTensor
 from hidream.formats.safetensors_writer import Piece
+from hidream.parts import Kind
 
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FP8, FP8_SCALED = "fp8", "fp8_scaled"
@@ -36,7 +35,9 @@ WHOLE: dict[Kind, tuple[str, ...]] = {
 transformer's ends, a five-hundredth of it. ComfyUI before convert_old_quants casts those ends to plain fp8."""
 
 
-def pieces(tensors: Mapping[str, Stored], kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> list[Piece]:
+def pieces(
+    tensors: Mapping[str, StoredTensor], kind: Kind, wish: str | None, held: Collection[torch.dtype]
+) -> list[Piece]:
     """Say how each tensor is written in the type `wish`: one of PLAIN, FP8, FP8_SCALED, or None for as it is stored.
 
     `held` are the types that the target can hold; matrices with one scale count as E4M3. What is made raises
@@ -54,7 +55,7 @@ def is_matrix(name: str, shape: Size, kind: Kind) -> bool:
     return len(shape) == 2 and name.endswith(".weight") and not any(mark in name for mark in WHOLE.get(kind, ()))
 
 
-def _piece(name: str, value: Stored, kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> Piece:
+def _piece(name: str, value: StoredTensor, kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> Piece:
     if wish in PLAIN:
         return _single(name, value, PLAIN[wish])
     may = is_matrix(name, value.shape, kind)
@@ -67,11 +68,11 @@ def _piece(name: str, value: Stored, kind: Kind, wish: str | None, held: Collect
     return _single(name, value, value.dtype if isinstance(value, Tensor) and value.dtype in kept else PUBLISHED)
 
 
-def _single(name: str, value: Stored, dtype: torch.dtype) -> Piece:
+def _single(name: str, value: StoredTensor, dtype: torch.dtype) -> Piece:
     return Piece({name: (dtype, value.shape)}, lambda: {name: _dense(name, value, dtype)})
 
 
-def _dense(name: str, value: Stored, dtype: torch.dtype) -> Tensor:
+def _dense(name: str, value: StoredTensor, dtype: torch.dtype) -> Tensor:
     if isinstance(value, Tensor) and value.dtype == dtype:
         return value
     if dtype == E4M3:
@@ -83,14 +84,14 @@ def _dense(name: str, value: Stored, dtype: torch.dtype) -> Tensor:
     return made
 
 
-def _scaled(name: str, value: Stored) -> Piece:
+def _scaled(name: str, value: StoredTensor) -> Piece:
     """A matrix in eight bits and its scale, one for the whole: what ComfyUI reads."""
     scale_name = name.removesuffix("weight") + "scale_weight"
     layout = {name: (E4M3, value.shape), scale_name: (torch.float32, Size())}
     return Piece(layout, partial(_with_scale, name, scale_name, value))
 
 
-def _with_scale(name: str, scale_name: str, value: Stored) -> dict[str, Tensor]:
+def _with_scale(name: str, scale_name: str, value: StoredTensor) -> dict[str, Tensor]:
     if isinstance(value, Quantized) and _has_one_scale(value):
         return {name: value.parts["data"], scale_name: value.parts["scale"].float()}
     matrix = _float32(value)
@@ -100,11 +101,11 @@ def _with_scale(name: str, scale_name: str, value: Stored) -> dict[str, Tensor]:
     return {name: (matrix / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(E4M3), scale_name: scale}
 
 
-def _has_one_scale(value: Stored) -> bool:
+def _has_one_scale(value: StoredTensor) -> bool:
     if isinstance(value, Tensor) or value.scheme != Scheme.FP8 or value.parts["data"].dtype != E4M3:
         return False
     return value.parts["scale"].ndim == 0 if "scale" in value.parts else False
 
 
-def _float32(value: Stored) -> Tensor:
+def _float32(value: StoredTensor) -> Tensor:
     return value.dense(torch.float32) if isinstance(value, Quantized) else value.float()

@@ -18,12 +18,12 @@ from torch import Size
 
 from hidream.errors import ConfigurationError
 from hidream.formats import rename
-from hidream.formats.comfy import Stored
-from hidream.formats.detect import Kind, Published
+from hidream.formats.detect import Published
 from hidream.formats.gguf_file import write_gguf
-from hidream.formats.quantized import GGUF_WRITABLE, Quantized
+from hidream.formats.quantized import GGUF_WRITABLE, Quantized, StoredTensor
 from hidream.formats.retype import FP8, FP8_SCALED, PLAIN, pieces
 from hidream.formats.safetensors_writer import METADATA, Piece, write_safetensors, write_shards
+from hidream.parts import Kind
 from hidream.types import Variant
 
 Config = Mapping[str, Any]
@@ -183,7 +183,7 @@ def _commonest(published: Published) -> str:
     return kind
 
 
-def _type(value: Stored) -> str:
+def _type(value: StoredTensor) -> str:
     if isinstance(value, Quantized):
         return str(value.scheme)
     names = {dtype: name for name, dtype in PLAIN.items()}

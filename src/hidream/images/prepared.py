@@ -2,7 +2,7 @@
 
 Cut before anything is scaled, and scaled one channel after the other, some rows at a time, so that no more than a few
 megabytes are ever of the file's size and of four bytes a pixel. What comes out takes no more memory than the output,
-however large the file is. `model/shape.fit` does the same to what the model has drawn, in torch.
+however large the file is. `model/latents/shape.fit` does the same to what the model has drawn, in torch.
 
     H, W  height and width of a size
 """

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hidream.errors import NotFinite
 from hidream.formats.quantized import Quantized
-from hidream.model.loading import Model
-from hidream.model.residence import held
-from hidream.model.text import SUFFIXES
+from hidream.model.memory.offload import held
+from hidream.model.model import Model
+from hidream.parts import ENCODERS
 from hidream.request import ImageRequest
 
 CURE = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"
@@ -36,7 +36,7 @@ def not_finite(model: Model, request: ImageRequest, where: str) -> NotFinite:
 
 def broken_weights(model: Model) -> str | None:
     """Name the first weight of a model that holds a value that is not finite, by its part and its key; else None."""
-    encoders = {f"text_encoder{suffix}": each for suffix, each in zip(SUFFIXES, model.text.encoders, strict=True)}
+    encoders = {part.name: each for part, each in zip(ENCODERS, model.text.encoders, strict=True)}
     parts: Mapping[str, nn.Module] = {"transformer": model.transformer, "vae": model.vae.module, **encoders}
     return next((f"{part}: {key}" for part, module in parts.items() for key in _broken(module)), None)
 

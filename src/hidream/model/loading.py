@@ -1,97 +1,42 @@
-"""From a user's files to a model that draws: settles device and type, loads every part, names the version."""
+"""From a user's files to a model: settles device and type, plans the memory, loads every part to its place."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import hidream
 from hidream.errors import CheckpointError, ConfigurationError
-from hidream.model import bfloat16, lora, plan_input, plan_text, products
-from hidream.model.config import NUMBER_MAX
-from hidream.model.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, part_of
-from hidream.model.linear import Changes, Linear
-from hidream.model.lora_folder import LoraFolder
-from hidream.model.placing import (
-    Phases,
-    autoencoder_in_turn,
-    blocks_in_turn,
-    blocks_streamed,
-    conditioning_streamed,
-)
-from hidream.model.plan import CONTEXT_BYTES, Plan, plan
-from hidream.model.text import TextEncoders, load_text_encoders
-from hidream.model.text_cache import TextCache
-from hidream.model.transformer import Transformer
-from hidream.model.vae import Autoencoder, load_autoencoder
-from hidream.model.ways import Hardware, Placement
-from hidream.model.weights import Checkpoint, embedded, load_transformer, weights_hash
-from hidream.request import LoraUse
-from hidream.types import Mode, Size, Storage, Variant
+from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer, weights_hash
+from hidream.model.checkpoint.lora_folder import LoraFolder
+from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.memory import phases
+from hidream.model.memory.candidates import Placement
+from hidream.model.memory.footprint import BLOCKS, ENCODERS, VAE, part_of
+from hidream.model.memory.hardware import hardware_of, host_bytes
+from hidream.model.memory.plan import Plan
+from hidream.model.memory.plan_input import AUTOENCODER_DTYPES, PlanRequest, plan_checkpoint
+from hidream.model.model import Model, Version
+from hidream.model.network import bfloat16, lora
+from hidream.model.network.config import NUMBER_MAX
+from hidream.model.network.transformer import Transformer
+from hidream.model.resolve import HOST, resolve_device, resolve_dtype, resolve_weight_format
+from hidream.model.text.cache import TextCache
+from hidream.model.text.text_encoders import TextEncoders, load_text_encoders
+from hidream.types import Size, Variant, WeightFormat
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HOST = torch.device("cpu")
 PLANNED_SIZE = Size(1024, 1024)
-"""What the memory is planned for. Larger sizes take more while they are drawn: `hidream info --plan --size` tells."""
+"""What the memory is planned for. Larger sizes take more while they run: `hidream info --plan --size` says so."""
 COPIES_SHARE = 1 / 32
-"""Of the machine's memory that a transformer on a CPU may take to be copied for speed."""
+"""The largest share of the machine's memory of a transformer on a CPU whose weights are copied for speed."""
 TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A loaded checkpoint."""
-
-    variant: Variant
-    versions: str  # with "{mode}" where a version names its mode
-    text: TextEncoders
-    transformer: Transformer
-    vae: Autoencoder
-    best_tokens: int
-    device: torch.device
-    dtype: torch.dtype
-    refines: bool = True  # whether it draws well on grids larger than its best, from a picture that is nearly done
-    loras: LoraFolder = field(default_factory=LoraFolder)
-    phases: Phases = field(default_factory=Phases)
-    twin: Transformer | None = None  # in bfloat16, for all modes but the exact one
-
-    def transformer_of(self, mode: Mode) -> tuple[Transformer, torch.dtype]:
-        """Return the transformer that draws in a mode, and the type that it computes in."""
-        exact = self.twin is None or mode is Mode.EXACT
-        return (self.transformer, self.dtype) if exact or self.twin is None else (self.twin, torch.bfloat16)
-
-    @property
-    def version(self) -> str:
-        """What pictures are drawn by when nothing is asked: variant, weights, mode, device and type, release."""
-        return self.version_of(Mode.EXACT)
-
-    def version_of(self, mode: Mode) -> str:
-        """The version of this model in a mode: same request, seed and version, same picture."""
-        twin = "-bfloat16" * (self.transformer_of(mode)[0] is not self.transformer)
-        return self.versions.format(mode=f"{mode}{twin}")
-
-    @property
-    def token_px(self) -> int:
-        """Pixels that one image token covers, along one side."""
-        return self.vae.factor * self.transformer.config.patch_size
-
-    def changes(self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None) -> tuple[Changes, tuple[str, ...]]:
-        """What the LoRAs of a request change, for products in `dtype` (the model's own), and what of them is left out.
-
-        Raises InvalidInput on a LoRA that is not known or cannot be used.
-        """
-        named = [(self.loras.named(use.name), use.weight) for use in loras]
-        return lora.changes(named, self.device, dtype or self.dtype), lora.warnings(named)
 
 
 def load(
@@ -108,9 +53,9 @@ def load(
 ) -> Model:
     """Load a checkpoint, or a path to one in any format of docs/MODELS.md; without either the embedded nano.
 
-    Where each part lives, and in which type, follows from the memory there is (`plan.py`): `memory_gb` limits the
-    device's; `storage` names a `types.Storage` for the large matrices, instead of "auto". `loras` is a folder whose
-    LoRAs requests may name (`lora_folder.py`). `hash_cache` is a file that remembers the digests of large weights.
+    Where each part lives, and in which weight format, follows from the memory there is (`plan.py`): `memory_gb` limits
+    the device's; `storage` names a `types.WeightFormat` for the large matrices, instead of "auto". `loras` is a folder
+    whose LoRAs requests may name (`lora_folder.py`). `hash_cache` is a file that keeps the digests of large weights.
     `compiled` has torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are
     streamed.
 
@@ -124,151 +69,100 @@ def load(
     checkpoint = checkpoint.of_variant(variant)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    asked = plan_input.Asked(variant, PLANNED_SIZE, resolve_storage(storage), kind, loras)
-    plan = settle(checkpoint, asked, where, memory_gb)
-    model = carry_out(
-        plan, checkpoint, variant, where, kind, loras, weights_hash(checkpoint.weight_files(), hash_cache)
-    )
-    stay = plan.part(BLOCKS).placement is Placement.DEVICE or where == HOST
-    if compiled and not stay:
-        raise ConfigurationError("compiled is on, and the blocks do not stay on the device; accepted: off, or auto")
-    if compiled or (compiled is None and where.type == "cuda" and stay):
-        model.transformer.compile_blocks()
-    return _for_cpu(model) if where == HOST and kind is torch.float32 and not compiled else model
+    request = PlanRequest(variant, PLANNED_SIZE, resolve_weight_format(storage), kind, loras)
+    plan = plan_checkpoint(checkpoint, request, hardware_of(where, memory_gb))
+    digest = weights_hash(checkpoint.weight_files(), hash_cache)
+    return load_planned(plan, checkpoint, request, where, digest, compiled=_is_compiled(compiled, plan, where))
 
 
-def _for_cpu(model: Model) -> Model:
-    """Lay a small model's matrices out for the CPU, and add a twin in bfloat16 where that is faster.
-
-    Both are copies of the weights, so both are for models that take little of the memory; quantised ones have none.
-    """
-    linear = [module for module in model.transformer.modules() if isinstance(module, Linear)]
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    small = sum(p.nbytes for p in model.transformer.parameters()) < COPIES_SHARE * memory_bytes
-    if not small or any(each.weight is None or each.weight.dtype is not torch.float32 for each in linear):
-        return model
-    if products.available():
-        model.transformer.lay()
-    if not bfloat16.gains():
-        return model
-    logger.info("bfloat16_twin this CPU multiplies bfloat16 faster: for the modes balanced and turbo")
-    return dataclasses.replace(model, twin=bfloat16.twin(model.transformer))
-
-
-def settle(checkpoint: Checkpoint, asked: plan_input.Asked, device: torch.device, memory_gb: float) -> Plan:
-    """Plan where the parts of a checkpoint live on this machine. Raises ConfigurationError when nothing fits."""
-    shape, options = plan_input.whole(checkpoint, asked)
-    answer = plan(hardware_of(device, memory_gb), shape, options)
-    if not answer.fits:
-        raise ConfigurationError(f"the model does not fit into the memory there is: {plan_text.verdict(answer, shape)}")
-    for reason in plan_text.reasons(answer):
-        logger.info("memory_plan %s", reason)
-    return answer
-
-
-def carry_out(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    variant: Variant,
-    device: torch.device,
-    dtype: torch.dtype,
-    loras: Path | None,
-    digest: str,
+def load_planned(
+    plan: Plan, checkpoint: Checkpoint, request: PlanRequest, device: torch.device, digest: str, *, compiled: bool
 ) -> Model:
-    """Load every part to where the plan has it, and let it come to the device when it is needed."""
-
-    def home(name: str) -> torch.device:
-        return device if plan.part(name).placement is Placement.DEVICE else HOST
-
-    storage = plan.part(BLOCKS).storage
-    transformer = load_transformer(checkpoint, device, dtype, storage, lambda key: home(part_of(key)))
-    vae = load_autoencoder(checkpoint, home(VAE), plan_input.AUTOENCODER_DTYPES.get(dtype, dtype))
+    """Load every part of a checkpoint to where the plan has it; `digest` names its weights."""
+    loader = _Loader(plan, checkpoint, device, request.dtype)
+    transformer = loader.transformer(compiled)
+    vae = load_autoencoder(checkpoint, loader.place(VAE), AUTOENCODER_DTYPES.get(request.dtype, request.dtype))
     if plan.tile_px:
         vae.tile(plan.tile_px)
-    compute = f"{device.type}-{str(dtype).removeprefix('torch.')}" + f"-{storage}" * (storage is not Storage.COMPUTE)
+    storage = plan.part(BLOCKS).storage
+    compute = f"{device.type}-{str(request.dtype).removeprefix('torch.')}"
+    stored = f"-{storage}" * (storage is not WeightFormat.COMPUTE)
     return Model(
-        variant=variant,
-        versions=f"hidream-i1-{variant}/{digest}/{{mode}}/{compute}/{hidream.__version__}",
-        text=_text(plan, checkpoint, home(ENCODERS[0]), device, dtype, digest),
+        variant=request.variant,
+        exact_version=Version(request.variant, digest, f"{compute}{stored}", hidream.__version__),
+        text=loader.text(digest),
         transformer=transformer,
         vae=vae,
         best_tokens=_best_tokens(checkpoint, transformer),
         device=device,
-        dtype=dtype,
+        dtype=request.dtype,
         refines=checkpoint.index().get("_refines", True),
-        loras=LoraFolder(loras, lora.layers(transformer)),
-        phases=_phases(plan, transformer, vae, device) if device != HOST else Phases(),
+        loras=LoraFolder(request.loras, lora.layers(transformer)),
+        phases=phases.offloaded(plan, transformer, vae, device) if device != HOST else phases.Phases(),
+        bfloat16_copy=_bfloat16_copy(transformer),
     )
 
 
-def _text(
-    plan: Plan, checkpoint: Checkpoint, home: torch.device, device: torch.device, dtype: torch.dtype, digest: str
-) -> TextEncoders:
-    """Load the encoders. What the host computes is kept as its file has it rather than blown up to float32."""
-    on_host = plan.part(ENCODERS[0]).placement is Placement.HOST
-    storages = [plan.part(name).storage for name in ENCODERS]
-    if on_host:
-        storages = [Storage.STORED if storage is Storage.COMPUTE else storage for storage in storages]
-    return dataclasses.replace(
-        load_text_encoders(checkpoint, home, torch.float32 if on_host else dtype, storages),
-        device=device,
-        dtype=dtype,
-        in_turn=plan.part(ENCODERS[0]).placement is Placement.IN_TURN and device != HOST,
-        cache=TextCache(TEXT_CACHE_BYTES, HOST),
-        identity=digest,
-    )
+def _is_compiled(compiled: bool | None, plan: Plan, device: torch.device) -> bool:
+    """Settle whether the blocks are compiled. Raises ConfigurationError where they cannot be."""
+    stay = plan.part(BLOCKS).placement is Placement.DEVICE or device == HOST
+    if compiled and not stay:
+        raise ConfigurationError("compiled is on, and the blocks do not stay on the device; accepted: off, or auto")
+    return device.type == "cuda" and stay if compiled is None else compiled
 
 
-def _phases(plan: Plan, transformer: Transformer, vae: Autoencoder, device: torch.device) -> Phases:
-    """Let what lives in host memory visit the device."""
-    phases = Phases()
-    if plan.part(MODULATIONS).placement is Placement.STREAMED:
-        conditioning_streamed(transformer, device)
-    if plan.part(BLOCKS).placement is Placement.STREAMED:
-        phases = dataclasses.replace(phases, denoising=blocks_streamed(transformer, device, plan.staying))
-    elif plan.part(BLOCKS).placement is Placement.IN_TURN:
-        phases = dataclasses.replace(phases, denoising=blocks_in_turn(transformer, device))
-    if plan.part(VAE).placement is Placement.IN_TURN:
-        phases = dataclasses.replace(phases, autoencoding=autoencoder_in_turn(vae, device))
-    return phases
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads single parts of a checkpoint as a plan has them."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype
+
+    def place(self, name: str) -> torch.device:
+        """Return the device on which a part lives, by the plan's name of it."""
+        return self.device if self.plan.part(name).placement is Placement.DEVICE else HOST
+
+    def transformer(self, compiled: bool) -> Transformer:
+        """Load the transformer. On a CPU, a small one may keep copies of its weights, for speed."""
+        transformer = load_transformer(
+            self.checkpoint,
+            self.device,
+            self.dtype,
+            self.plan.part(BLOCKS).storage,
+            lambda key: self.place(part_of(key)),
+            compiled=compiled,
+            copies_bytes=COPIES_SHARE * host_bytes() if self.device == HOST else 0,
+        )
+        if compiled:
+            transformer.compile_blocks()
+        return transformer
+
+    def text(self, digest: str) -> TextEncoders:
+        """Load the encoders. Those that the host computes keep their file's format rather than take up float32."""
+        placement = self.plan.part(ENCODERS[0]).placement
+        storages = [self.plan.part(name).storage for name in ENCODERS]
+        dtype = self.dtype
+        if placement is Placement.HOST:
+            dtype = torch.float32
+            storages = [WeightFormat.STORED if each is WeightFormat.COMPUTE else each for each in storages]
+        return dataclasses.replace(
+            load_text_encoders(self.checkpoint, self.place(ENCODERS[0]), dtype, storages),
+            device=self.device,
+            dtype=self.dtype,
+            sequential_offload=placement is Placement.SEQUENTIAL and self.device != HOST,
+            cache=TextCache(TEXT_CACHE_BYTES, HOST),
+            identity=digest,
+        )
 
 
-def hardware_of(device: torch.device, memory_gb: float) -> Hardware:
-    """Ask this machine what there is; `memory_gb` (10^9 bytes) limits the device's memory, or the machine's own."""
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = round(memory_gb * 1e9) or sys.maxsize
-    if device.type in ("cpu", "mps"):
-        return Hardware(device.type, 0, min(host_bytes, limit), fp8=device.type == "cpu")
-    free, _total = torch.cuda.mem_get_info(device)
-    return Hardware(device.type, min(free + CONTEXT_BYTES, limit), host_bytes)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Settle "auto". Raises ConfigurationError on a device that torch does not know or this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigurationError(f"the device {name!r} cannot be used: {error}") from error
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Settle "auto": float32 on a CPU, where 16-bit arithmetic may be a hundred times slower, else bfloat16."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    if name not in DTYPES:
-        raise ConfigurationError(f"the dtype {name!r} is not known; accepted: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def resolve_storage(name: str) -> Storage | None:
-    """Settle a storage by its name; None is "auto"."""
-    if name != "auto" and name not in list(Storage):
-        raise ConfigurationError(f"the storage {name!r} is not known; accepted: auto, {', '.join(Storage)}")
-    return None if name == "auto" else Storage(name)
+def _bfloat16_copy(transformer: Transformer) -> Transformer | None:
+    """Copy a transformer whose weights may be copied, if this CPU multiplies bfloat16 faster."""
+    if not transformer.kernels.prepacked or not bfloat16.is_faster():
+        return None
+    logger.info("bfloat16_copy this CPU multiplies bfloat16 faster: for the modes balanced and turbo")
+    return bfloat16.copy_of(transformer)
 
 
 def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:

@@ -1,12 +1,13 @@
-"""The readable specification: `generate` is one prompt to one picture.
+"""The readable specification: `generate` turns one prompt into one image.
 
-Everything that decides the pixels is in the request; every random number comes from its seed, drawn on the CPU so that
-a seed means the same noise on any device. Knows no queue, no HTTP and no files but those that a request brings along.
+Everything that decides the pixels is in the request. Every random number comes from the request's seed and is drawn on
+the CPU, so that a seed means the same noise on any device. This file knows no queue, no HTTP, and no files but those
+that a request brings along.
 
-A picture is drawn in one pass, or in two: small, then enlarged and refined. A pass starts from noise alone, or from a
-latent that is noised to the level from which its steps lead down. `draw` is all of that but for the transformer: it
-*asks* for a velocity and waits until it gets one. `generate` answers each question at once; the engine lets many
-drawings ask together.
+An image takes one pass, or two: a small one first, which is then enlarged and refined. A pass starts from noise alone,
+or from a latent that is noised to the level at which its steps begin. `denoise` is all of that except the transformer:
+it yields a `ModelEvaluation` and waits for the velocity. `generate` computes each velocity at once; the engine batches
+the evaluations of many requests.
 """
 
 from __future__ import annotations
@@ -22,35 +23,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hidream.model import sampler, step_cache
-from hidream.model.canvas import Canvas, cells, open_canvas
-from hidream.model.config import Recipe, recipe_of
 from hidream.model.finite import not_finite
-from hidream.model.linear import Changes
-from hidream.model.loading import Model
-from hidream.model.packed import Conditioning
-from hidream.model.sampler import SamplerState, Schedule
-from hidream.model.shape import Grid, fit, render_grid, to_pixels
-from hidream.model.step_cache import SLOPE, History
-from hidream.model.text import TextEmbeds
-from hidream.model.transformer import Transformer
+from hidream.model.latents.init_image import InitImage, cells, open_init_image
+from hidream.model.latents.shape import Grid, fit, render_grid, to_pixels
+from hidream.model.model import Model
+from hidream.model.network.config import sampling_preset
+from hidream.model.network.linear import LoraDeltas
+from hidream.model.network.ragged_batch import Conditioning
+from hidream.model.network.transformer import Transformer
+from hidream.model.sampling import sampler, step_cache
+from hidream.model.sampling.sampler import SamplerState, Schedule
+from hidream.model.sampling.step_cache import SLOPE, History
+from hidream.model.text.text_encoders import TextEmbeds
 from hidream.request import ImageRequest, Prompts
-from hidream.types import Render, Size, Timings
+from hidream.types import Render, SamplingPreset, Size, Timings
 
 REFINE_ABOVE = 1.2
 """Times the best area from which a size is refined by default; up to there enlarging costs nothing that is seen."""
 REFINE_FROM = 0.6
-"""Noise level at which the second pass begins: the layout of the first stays, details are drawn anew."""
+"""Noise level at which the second pass begins: the layout of the first pass stays, details are generated anew."""
 
 OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all) after each step; whatever it raises ends the picture."""
-Keep = Callable[[Tensor, float], Tensor]
-"""Brings the latent x at noise level σ back to what must not change."""
+"""Called with (steps done, steps in all) after each step; whatever it raises ends the generation."""
+Blend = Callable[[Tensor, float], Tensor]
+"""Inpainting: resets the part of latent x that must not change to the init image at noise level σ."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished picture: uint8 pixels [height, width, 3], where the time went, and what its user should know."""
+class GeneratedImage:
+    """A finished image: uint8 pixels [height, width, 3], where the time went, and what its user should know."""
 
     pixels: np.ndarray
     timings: Timings
@@ -59,43 +60,44 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One run of the sampler, and which of its steps ask the model."""
+    """One run of the sampler, and which of its steps evaluate the model."""
 
     grid: Grid
     schedule: Schedule
-    asked: tuple[bool, ...]
+    evaluated: tuple[bool, ...]
 
     @property
-    def asked_times(self) -> list[float]:
-        """Model times of the steps that ask."""
-        return [time for time, asked in zip(self.schedule.timesteps, self.asked, strict=True) if asked]
+    def evaluated_times(self) -> list[float]:
+        """Model times of the steps that evaluate the model."""
+        pairs = zip(self.schedule.timesteps, self.evaluated, strict=True)
+        return [time for time, evaluated in pairs if evaluated]
 
 
 @dataclass(frozen=True, slots=True)
-class Sketch:
-    """What is settled of a picture before anything is computed."""
+class PreparedRequest:
+    """A request with everything settled that can be settled before anything is computed."""
 
     request: ImageRequest
-    recipe: Recipe
+    preset: SamplingPreset
     passes: tuple[Pass, ...]
-    canvas: Canvas | None
-    changes: Changes
-    warnings: tuple[str, ...]  # what whoever asked should know before anything is computed
+    init_image: InitImage | None
+    deltas: LoraDeltas
+    warnings: tuple[str, ...]  # for the user, before anything is computed
 
     @property
     def prompts(self) -> list[str | Prompts]:
-        """What the text encoders are asked: the negative prompt first, if the recipe is guided."""
-        guided = self.recipe.guidance > 1
+        """The prompts to encode: the negative prompt first, if the preset has guidance."""
+        guided = self.preset.guidance > 1
         return [self.request.negative_prompt, self.request.prompt] if guided else [self.request.prompt]
 
     @property
     def steps(self) -> int:
-        """Steps of all passes, those that do not ask the model among them."""
+        """Steps of all passes, including those that do not evaluate the model."""
         return sum(each.schedule.steps for each in self.passes)
 
 
-class Ask(NamedTuple):
-    """A drawing's question to a transformer: the velocity of `latent` [B, C, h, w]; B is 2 with guidance."""
+class ModelEvaluation(NamedTuple):
+    """One call of a transformer: it is to return the velocity of `latent` [B, C, h, w]; B is 2 with guidance."""
 
     transformer: Transformer
     latent: Tensor
@@ -103,108 +105,109 @@ class Ask(NamedTuple):
     conditioning: Conditioning
 
 
-Drawing = Generator[Ask, Tensor, Tensor]
-"""Asks for velocities [B, C, h, w] until the picture is drawn; then returns its latent [1, C, h', w']."""
-Tick = Callable[[int, Tensor], None]
-"""Called after each step with the steps done and what the model takes the picture to be, [1, C, h, w]."""
+Denoising = Generator[ModelEvaluation, Tensor, Tensor]
+"""Yields model evaluations, takes their velocities [B, C, h, w], and returns the final latent [1, C, h', w']."""
+AfterStep = Callable[[int, Tensor], None]
+"""Called after each step with the steps done and the current estimate of the final latent, [1, C, h, w]."""
 
 
 @torch.inference_mode()
-def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None) -> Picture:
-    """Draw `request.prompt` at exactly `request.size`.
+def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
+    """Generate an image of `request.prompt` at exactly `request.size`.
 
-    The figure of the reference's pipeline (diffusers 0.42.1, pipeline_hidream_image.py) with its two promises kept:
-    the size that was asked, and one picture for one seed. Raises InvalidInput on files and LoRAs that cannot be used,
-    NotFinite as `finish` does, and whatever `on_step` raises.
+    Follows the reference pipeline (diffusers 0.42.1, pipeline_hidream_image.py), and keeps two promises of it: the
+    requested size, and one image for one seed. Raises InvalidInput on files and LoRAs that cannot be used, NotFinite
+    as `finish` does, and whatever `on_step` raises.
     """
-    sketch = outline(model, request)
+    prepared = prepare(model, request)
     started = now(model.device)
-    text = model.text.embed(sketch.prompts)
+    text = model.text.embed(prepared.prompts)
     embedded = now(model.device)
 
-    def tick(done: int, _x0: Tensor) -> None:
+    def after_step(done: int, _x0: Tensor) -> None:
         if on_step:
-            on_step(done, sketch.steps)
+            on_step(done, prepared.steps)
 
-    drawing = draw(model, sketch, text.embeds, tick)
-    said: Ask | Tensor = next(drawing)
+    denoising = denoise(model, prepared, text.embeds, after_step)
+    current: ModelEvaluation | Tensor = next(denoising)
     with model.phases.denoising():
-        while isinstance(said, Ask):
-            packed = said.transformer.lay_out([said.conditioning])
-            (velocity,) = said.transformer.velocity([said.latent], [said.modulation], packed)
-            said = answer(drawing, velocity)
+        while isinstance(current, ModelEvaluation):
+            batch = current.transformer.batch([current.conditioning])
+            (velocity,) = current.transformer.velocity([current.latent], [current.modulation], batch)
+            current = resume(denoising, velocity)
     denoised = now(model.device)
 
-    pixels = finish(model, sketch, said)
+    pixels = finish(model, prepared, current)
     done = now(model.device)
     timings = Timings(embedded - started, denoised - embedded, done - denoised)
-    return Picture(pixels, timings, sketch.warnings + text.warnings)
+    return GeneratedImage(pixels, timings, prepared.warnings + text.warnings)
 
 
-def outline(model: Model, request: ImageRequest, canvas: Canvas | None = None) -> Sketch:
+def prepare(model: Model, request: ImageRequest, init_image: InitImage | None = None) -> PreparedRequest:
     """Settle what can be settled before anything is computed.
 
-    `canvas` is what was prepared for the request, or that of an equal one; without it, the request's files are read.
-    Raises InvalidInput on files that are no pictures, and on LoRAs that cannot be used.
+    `init_image` is the request's image, decoded elsewhere, or that of an equal request; without it, the request's
+    files are read here. Raises InvalidInput on files that are no images, and on LoRAs that cannot be used.
     """
-    recipe = resolve(model, request)
-    passes = plan_passes(model, request, recipe)
+    preset = resolve(model, request)
+    passes = plan_passes(model, request, preset)
     _, dtype = model.transformer_of(request.mode)
-    canvas = canvas or open_canvas(request, _sizes(model, passes))
-    changes, left_out = model.changes(request.loras, dtype)
-    warnings = left_out if canvas is None else canvas.warnings + left_out
-    return Sketch(request, recipe, passes, canvas, changes, warnings)
+    init_image = init_image or open_init_image(request, _sizes(model, passes))
+    deltas, left_out = model.lora_deltas(request.loras, dtype)
+    warnings = left_out if init_image is None else init_image.warnings + left_out
+    return PreparedRequest(request, preset, passes, init_image, deltas, warnings)
 
 
-def canvas_sizes(model: Model, request: ImageRequest) -> frozenset[Size]:
-    """Say at which sizes a request needs its image; reads numbers of the model only, and so from any thread."""
+def init_image_sizes(model: Model, request: ImageRequest) -> frozenset[Size]:
+    """Return the sizes at which a request needs its init image; may be called from any thread."""
     return frozenset({request.size, *_sizes(model, plan_passes(model, request, resolve(model, request)))})
 
 
-def draw(model: Model, sketch: Sketch, text: TextEmbeds, tick: Tick) -> Drawing:
-    """Lead noise to a picture, one question to the transformer at a time.
+def denoise(model: Model, prepared: PreparedRequest, text: TextEmbeds, after_step: AfterStep) -> Denoising:
+    """Denoise a request's latent, one model evaluation at a time.
 
-    Everything that only one request needs is computed here; all of it happens while the drawing is resumed. To be
-    resumed within `torch.inference_mode`; the first `next`, which may use the autoencoder, outside of the phase of
-    denoising.
+    Everything that only one request needs is computed here, while the generator is resumed. Resume it within
+    `torch.inference_mode`; call the first `next`, which may use the autoencoder, outside the denoising phase.
     """
-    request, recipe, canvas = sketch.request, sketch.recipe, sketch.canvas
+    request, preset, init_image = prepared.request, prepared.preset, prepared.init_image
     transformer, dtype = model.transformer_of(request.mode)
     text = TextEmbeds(*(embeds.to(dtype) for embeds in text))
     generator, x0, done = sampler.generator_of(request.seed), None, 0
-    laid = [None if canvas is None else lay(model, canvas, each.grid) for each in sketch.passes]
-    for each, given in zip(sketch.passes, laid, strict=True):
+    encoded = [None if init_image is None else encode(model, init_image, each.grid) for each in prepared.passes]
+    for each, init_latent in zip(prepared.passes, encoded, strict=True):
         conditioning = transformer.condition(
-            *text, each.grid, padded=request.render is Render.REFERENCE, changes=sketch.changes
+            *text, each.grid, padded=request.render is Render.REFERENCE, deltas=prepared.deltas
         )
-        modulations = iter(transformer.modulations(each.asked_times, conditioning))
+        modulations = iter(transformer.modulations(each.evaluated_times, conditioning))
         noise = initial_noise(model, each.grid, generator)
-        start = given if x0 is None else enlarge(x0, noise)
-        keep = _keep_nothing if canvas is None or given is None else keeping(model, canvas, each.grid, given, noise)
+        start = init_latent if x0 is None else enlarge(x0, noise)
+        blend: Blend = _no_blend
+        if init_image is not None and init_latent is not None:
+            blend = inpainting_blend(model, init_image, each.grid, init_latent, noise)
         x = noised(start, noise, each.schedule)
         sigmas = each.schedule.sigmas
-        state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[recipe.sampler])
-        for i, asked in enumerate(each.asked):
-            if asked:
+        state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[preset.sampler])
+        for i, evaluated in enumerate(each.evaluated):
+            if evaluated:
                 latent = x.to(dtype).expand(text.pooled.shape[0], -1, -1, -1)
-                said = yield Ask(transformer, latent, next(modulations), conditioning)
-                velocity = guided(said.float(), recipe.guidance)
+                velocity = yield ModelEvaluation(transformer, latent, next(modulations), conditioning)
+                velocity = guided(velocity.float(), preset.guidance)
                 history.note(x - sigmas[i] * velocity, i)
             else:
                 velocity = history.velocity(x, i)
-            x, state = sampler.step(recipe.sampler, x, velocity, state, i)
-            x = keep(x, sigmas[i + 1])
+            x, state = sampler.step(preset.sampler, x, velocity, state, i)
+            x = blend(x, sigmas[i + 1])
             done += 1
-            tick(done, history.estimate(i))
+            after_step(done, history.estimate(i))
         x0 = x
     assert x0 is not None, "there is at least one pass"
     return x0
 
 
-def answer(drawing: Drawing, velocity: Tensor) -> Ask | Tensor:
-    """Let a drawing go on: to its next question, or to its end, the latent."""
+def resume(denoising: Denoising, velocity: Tensor) -> ModelEvaluation | Tensor:
+    """Resume with a velocity: return the next model evaluation or, at the end, the latent."""
     try:
-        return drawing.send(velocity)
+        return denoising.send(velocity)
     except StopIteration as end:
         latent: Tensor = end.value
         return latent
@@ -219,50 +222,52 @@ def guided(velocity: Tensor, guidance: float) -> Tensor:
 
 
 @torch.inference_mode()
-def finish(model: Model, sketch: Sketch, x0: Tensor) -> np.ndarray:
-    """Decode a drawing's latent and bring the picture to the size that was asked: uint8 pixels [height, width, 3].
+def finish(model: Model, prepared: PreparedRequest, x0: Tensor) -> np.ndarray:
+    """Decode the final latent and bring the image to the requested size: uint8 pixels [height, width, 3].
 
     Raises NotFinite where the latent or the pixels are not finite numbers, which would be delivered as black.
     """
-    size, canvas = sketch.request.size, sketch.canvas
+    size, init_image = prepared.request.size, prepared.init_image
     with model.phases.autoencoding():
         decoded = model.vae.decode(x0)[0].float()
         finite = torch.stack((torch.isfinite(x0).all(), torch.isfinite(decoded).all()))
-        drawn = fit(decoded, size)
-    pixels = to_pixels(drawn if canvas is None else canvas.at(size).keep(drawn)).cpu().numpy()
+        generated = fit(decoded, size)
+    blended = generated if init_image is None else init_image.at(size).blend(generated)
+    pixels = to_pixels(blended).cpu().numpy()
     latent_finite, pixels_finite = finite.tolist()  # after the copy above, which has waited for the device
     if not (latent_finite and pixels_finite):
-        raise not_finite(model, sketch.request, "pixels" if latent_finite else "latents")
+        raise not_finite(model, prepared.request, "pixels" if latent_finite else "latents")
     return pixels
 
 
-def resolve(model: Model, request: ImageRequest) -> Recipe:
-    """Return the variant's recipe with what the request says otherwise."""
-    recipe = recipe_of(model.variant, request.conformance, request.sampler, model.transformer.config.max_tokens)
-    asked: dict[str, Any] = {"steps": request.steps, "guidance": request.guidance, "shift": request.shift}
-    return dataclasses.replace(recipe, **{name: value for name, value in asked.items() if value is not None})
+def resolve(model: Model, request: ImageRequest) -> SamplingPreset:
+    """Return the variant's sampling preset, with the request's own values in place of its."""
+    preset = sampling_preset(model.variant, request.conformance, request.sampler, model.transformer.config.max_tokens)
+    own: dict[str, Any] = {"steps": request.steps, "guidance": request.guidance, "shift": request.shift}
+    return dataclasses.replace(preset, **{name: value for name, value in own.items() if value is not None})
 
 
-def plan_passes(model: Model, request: ImageRequest, recipe: Recipe) -> tuple[Pass, ...]:
-    """Settle grids, noise levels and questions: one pass, or a second one that refines on the size's own grid."""
+def plan_passes(model: Model, request: ImageRequest, preset: SamplingPreset) -> tuple[Pass, ...]:
+    """Settle grids, noise levels and evaluations: one pass, or a second one that refines on the size's own grid."""
 
     def grid(render: Render) -> Grid:
         return render_grid(request.size, render, model.token_px, model.best_tokens, model.transformer.config.max_tokens)
 
     def one(grid: Grid, schedule: Schedule) -> Pass:
-        return Pass(grid, schedule, step_cache.plan(request.mode, recipe.sampler, schedule, grid.rows * grid.columns))
+        tokens = grid.rows * grid.columns
+        return Pass(grid, schedule, step_cache.plan(request.mode, preset.sampler, schedule, tokens))
 
-    whole = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, request.conformance)
+    complete = sampler.schedule(preset.sampler, preset.steps, preset.shift, request.conformance)
     share = 1.0 if request.image is None else request.strength
-    first = one(grid(request.render), _tail(whole, whole.steps - max(1, int(whole.steps * share))))
+    first = one(grid(request.render), _tail(complete, complete.steps - max(1, int(complete.steps * share))))
     native = grid(Render.NATIVE)
     larger = native.rows * native.columns / (first.grid.rows * first.grid.columns)
     refines = request.render is Render.REFINE and larger > 1
     refines |= request.render is Render.BEST and larger > REFINE_ABOVE and model.refines
     if not refines:
         return (first,)
-    below = sum(sigma > REFINE_FROM for sigma in whole.sigmas[:-1])
-    return first, one(native, _tail(whole, min(below, whole.steps - 1)))
+    below = sum(sigma > REFINE_FROM for sigma in complete.sigmas[:-1])
+    return first, one(native, _tail(complete, min(below, complete.steps - 1)))
 
 
 def _sizes(model: Model, passes: Iterable[Pass]) -> Iterator[Size]:
@@ -287,32 +292,32 @@ def enlarge(x0: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x0, like.shape[-2:], mode="bicubic")
 
 
-def lay(model: Model, canvas: Canvas, grid: Grid) -> Tensor:
-    """Encode the canvas for a grid: its latent [1, C, h, w], float32."""
-    picture = canvas.at(size_of(model, grid)).picture
+def encode(model: Model, init_image: InitImage, grid: Grid) -> Tensor:
+    """Encode the init image for a grid: its latent [1, C, h, w], float32."""
+    picture = init_image.at(size_of(model, grid)).picture
     with model.phases.autoencoding():
         return model.vae.encode(picture[None].to(model.device)).float()
 
 
 def size_of(model: Model, grid: Grid) -> Size:
-    """Return what the model draws on a grid, in pixels."""
+    """Return the size of the image that the model generates on a grid, in pixels."""
     return Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
 
 
-def keeping(model: Model, canvas: Canvas, grid: Grid, given: Tensor, noise: Tensor) -> Keep:
-    """Make the function that sets what lies outside the canvas's mask back to `given`, at any noise level."""
-    fitting = canvas.at(size_of(model, grid)).mask
-    if fitting is None:
-        return _keep_nothing
-    mask = cells(fitting, *given.shape[-2:]).to(given.device)
+def inpainting_blend(model: Model, init_image: InitImage, grid: Grid, init_latent: Tensor, noise: Tensor) -> Blend:
+    """Make the function that resets what lies outside the mask to `init_latent`, at any noise level."""
+    mask = init_image.at(size_of(model, grid)).mask
+    if mask is None:
+        return _no_blend
+    changes = cells(mask, *init_latent.shape[-2:]).to(init_latent.device)
 
-    def keep(x: Tensor, sigma: float) -> Tensor:
-        return torch.where(mask > 0, x, (1 - sigma) * given + sigma * noise)
+    def blend(x: Tensor, sigma: float) -> Tensor:
+        return torch.where(changes > 0, x, (1 - sigma) * init_latent + sigma * noise)
 
-    return keep
+    return blend
 
 
-def _keep_nothing(x: Tensor, sigma: float) -> Tensor:
+def _no_blend(x: Tensor, sigma: float) -> Tensor:
     return x
 
 
@@ -322,7 +327,7 @@ def _tail(schedule: Schedule, start: int) -> Schedule:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done all that it was told."""
+    """Seconds on a clock, once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

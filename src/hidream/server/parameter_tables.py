@@ -16,7 +16,7 @@ from typing import Any
 from hidream.parameter import Choice, Kind, Parameter
 from hidream.request import Dimensions, Loras
 from hidream.server.parameters import V2, V3, WIRE, Api, Ratio, Sides
-from hidream.types import PRESETS, SamplingPreset, Variant
+from hidream.types import SAMPLING_PRESETS, SamplingPreset, Variant
 
 _PRESET_FIELDS = {field.name for field in dataclasses.fields(SamplingPreset)}
 
@@ -49,7 +49,9 @@ def _of_variants(parameter: Parameter) -> str:
     by_value: dict[str, list[str]] = {}
     for variant in Variant:
         if variant.guided or not parameter.guided:
-            by_value.setdefault(_value(getattr(PRESETS[variant], parameter.attribute)), []).append(variant.title())
+            by_value.setdefault(_value(getattr(SAMPLING_PRESETS[variant], parameter.attribute)), []).append(
+                variant.title()
+            )
     return ", ".join(f"{' and '.join(variants)} {value}" for value, variants in by_value.items())
 
 

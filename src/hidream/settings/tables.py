@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, get_type_hints
 
 from hidream.errors import ConfigurationError
+from hidream.parts import NAMED_ALONE
 from hidream.settings.accepted import Between, Like
-from hidream.types import Storage, Variant
+from hidream.types import Variant, WeightFormat
 
 DAY_S = 86_400
 """The longest time that a setting may name: a request or a task that is older is not waited for by anybody."""
@@ -65,7 +66,7 @@ class Models:
             raise ConfigurationError(
                 f"no checkpoint is configured for {variant}; accepted: a folder or a file in `[models] {variant}`"
             )
-        named = {name: getattr(self, name) for name in ("llama", "t5", "clip_l", "clip_g", "vae", "tokenizers")}
+        named = {name: getattr(self, name) for name in (*(part.setting for part in NAMED_ALONE), "tokenizers")}
         return {name: path for name, path in {"folder": wholes.get(variant), **named}.items() if path is not None}
 
 
@@ -79,7 +80,7 @@ class Compute:
     """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
     compiled: Annotated[str, Like("auto|on|off", "auto, on or off")] = "auto"
     """Whether torch.compile makes the transformer's blocks; auto is on for cuda, unless the blocks are streamed."""
-    storage: Annotated[str, Like("|".join(("auto", *Storage)), ", ".join(("auto", *Storage)))] = "auto"
+    storage: Annotated[str, Like("|".join(("auto", *WeightFormat)), ", ".join(("auto", *WeightFormat)))] = "auto"
     """compute, stored, fp8, int8 or nf4: how the large matrices are kept; auto takes what fits best."""
     memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # below 1, CUDA itself takes most
     """GB of the device that may be used; 0 is what it has."""

@@ -36,7 +36,7 @@ from hidream.worker.failure import reason
 if TYPE_CHECKING:
     from hidream.engine.loop import OnProgress, Outcome, WantsPreview
     from hidream.images.prepared import Prepared
-    from hidream.model.pipeline import Picture
+    from hidream.model.pipeline import GeneratedImage
 
 T = TypeVar("T")
 
@@ -56,11 +56,11 @@ class Drawer(Protocol):
         on_progress: OnProgress | None = None,
         *,
         wants_preview: WantsPreview | None = None,
-        prepared: Prepared | None = None,
+        init_image: Prepared | None = None,
     ) -> None:
-        """Let a request wait for its turn; `prepared` is its image at `canvas_sizes`."""
+        """Enqueue a request; `init_image` is its image at `init_image_sizes`."""
 
-    def canvas_sizes(self, request: ImageRequest) -> Collection[Size]:
+    def init_image_sizes(self, request: ImageRequest) -> Collection[Size]:
         """Say at which sizes a request needs its image; this alone is for any thread."""
 
     def abort(self, id: str) -> bool:  # noqa: A002
@@ -89,7 +89,7 @@ class _Asked:
     """Whom a request was given to, and who waits for its end."""
 
     model: str
-    answer: asyncio.Future[Picture]
+    answer: asyncio.Future[GeneratedImage]
     loop: asyncio.AbstractEventLoop
 
 
@@ -143,14 +143,14 @@ class Bridge:
         given_up: asyncio.Event,
         listener: Listener | None = None,
         prepared: Prepared | None = None,
-    ) -> Picture:
+    ) -> GeneratedImage:
         """Let a model's engine draw a picture, together with whatever else it has; no two requests may have one id.
 
         Raises what the engine reports of the request; TaskFailed when the engine itself has failed; Interrupted as soon
         as `given_up` is set, and the engine forgets the request before its next step.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Picture] = loop.create_future()
+        answer: asyncio.Future[GeneratedImage] = loop.create_future()
         self._tell(lambda: self._add(id, request, listener, _Asked(model, answer, loop), prepared))
         try:
             ended = await _ends_before(given_up, answer)
@@ -162,9 +162,9 @@ class Bridge:
             raise Interrupted("the picture was given up before it was finished")
         return answer.result()
 
-    def canvas_sizes(self, model: str, request: ImageRequest) -> list[Size]:
+    def init_image_sizes(self, model: str, request: ImageRequest) -> list[Size]:
         """Say at which sizes a model needs a request's image."""
-        return list(self._engines[model].canvas_sizes(request))
+        return list(self._engines[model].init_image_sizes(request))
 
     async def close(self) -> None:
         """Let the engines give up whatever they have, and the thread end; returns when all have."""
@@ -186,7 +186,7 @@ class Bridge:
         assert id_ not in self._asked, f"{id_!r} is being drawn already"
         on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
         try:
-            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview, prepared=prepared)
+            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview, init_image=prepared)
         except Exception as error:  # the edge of a request
             _tell_loop(asked, None, error)
             return
@@ -259,7 +259,7 @@ async def _ends_before(given_up: asyncio.Event, work: asyncio.Future[Any]) -> bo
     return work.done()
 
 
-def _tell_loop(asked: _Asked, picture: Picture | None, error: Exception | None) -> None:
+def _tell_loop(asked: _Asked, picture: GeneratedImage | None, error: Exception | None) -> None:
     """Bring a request's end to the loop, from the thread."""
 
     def settle() -> None:

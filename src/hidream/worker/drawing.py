@@ -129,7 +129,7 @@ async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageReques
         return None
     image = partial(_upload, tools.uploads, "image", task.input.image)
     mask = partial(_upload, tools.uploads, "mask", task.input.mask) if isinstance(task.input.mask, str) else None
-    sizes = bridge.canvas_sizes(task.model, request)
+    sizes = bridge.init_image_sizes(task.model, request)
     read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
     return await _unless(given_up, outlast(read, given_up, "read_image"))
 

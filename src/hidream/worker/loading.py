@@ -22,18 +22,22 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
-from hidream.model.footprint import ModelShape
-from hidream.model.loading import HOST, Model, hardware_of, load, resolve_device
-from hidream.model.plan_input import Asked, partial
-from hidream.model.residence import held
-from hidream.model.ways import HOST_RESERVE_BYTES
-from hidream.model.ways import Options as PlanOptions
-from hidream.model.weights import FIELDS, TOKENIZERS, Checkpoint, Source, embedded, sources
+from hidream.model.checkpoint.checkpoint import Checkpoint, Source, embedded, sources
+from hidream.model.loading import load
+from hidream.model.memory.candidates import HOST_RESERVE_BYTES
+from hidream.model.memory.candidates import Options as PlanOptions
+from hidream.model.memory.footprint import ModelShape
+from hidream.model.memory.hardware import hardware_of
+from hidream.model.memory.offload import held
+from hidream.model.memory.plan_input import PlanRequest, partial
+from hidream.model.model import Model
+from hidream.model.resolve import HOST, resolve_device
+from hidream.parts import ENCODERS, EVERYTHING, PARTS, TOKENIZERS
 from hidream.settings.tables import Compute, Models, Settings
 from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
 
-TEXT_PARTS = tuple(f"{kind}{suffix}" for kind in ("text_encoder", "tokenizer") for suffix in ("", "_2", "_3", "_4"))
+TEXT_PARTS = (*(part.name for part in ENCODERS), *TOKENIZERS)
 """What makes embeddings of a prompt; the same eight parts make the same embeddings."""
 FEWER = "accepted: fewer variants in `[worker] serves`, more memory, or a smaller `[compute] storage`"
 
@@ -49,11 +53,11 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
     `settings.Models.parts` and `model/loading.load` do, and when too little memory is left.
     """
     models, compute = settings.models, settings.compute
-    checkpoint = _checkpoint(variant, models)
+    checkpoint, *others = (_checkpoint(each, models) for each in (variant, *(model.variant for model in beside)))
     _check_memory(compute)
     if compute.threads:
         torch.set_num_threads(compute.threads)
-    shared = [each for each in beside if _texts(_checkpoint(each.variant, models)) == _texts(checkpoint)]
+    shared = [model for model, other in zip(beside, others, strict=True) if _texts(other) == _texts(checkpoint)]
     try:
         model = load(
             variant,
@@ -72,7 +76,7 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
         if not beside:
             raise
         raise ConfigurationError(f"{variant} beside {_named(beside)}: {error.message}; {FEWER}") from error
-    read = sources_configured(variant, settings)
+    read = sources(checkpoint, settings.hash_cache)
     parts = " ".join(f"{name}={source.path}@{source.digest}" for name, source in read.items())
     logger.info("checkpoint variant=%s %s", variant, parts)
     if shared:
@@ -85,7 +89,7 @@ def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source
     return sources(_checkpoint(variant, settings.models), settings.hash_cache)
 
 
-def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
+def plan_configured(asked: PlanRequest, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
     """Read what the memory plan is asked for a variant's checkpoint, and name the parts that it has.
 
     A part that is missing has the published model's size, in 16 bits; only a checkpoint's transformer must be there.
@@ -95,8 +99,8 @@ def plan_configured(asked: Asked, settings: Settings) -> tuple[ModelShape, PlanO
     checkpoint = Checkpoint(**parts).of_variant(asked.variant)
     if "folder" in parts:
         checkpoint.part("transformer")
-    there = [name for name in (*FIELDS, *TOKENIZERS) if checkpoint.has(name)]
-    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in FIELDS]
+    there = [name for name in EVERYTHING if checkpoint.has(name)]
+    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in PARTS]
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:
@@ -152,7 +156,7 @@ def _texts(checkpoint: Checkpoint) -> list[str]:
 
 def _form(model: Model) -> tuple[object, ...]:
     """What decides how long a step of a model takes."""
-    return model.transformer.config, model.device, model.version.split("/")[3]
+    return model.transformer.config, model.device, model.exact_version.compute
 
 
 def _check_memory(compute: Compute) -> None:

@@ -32,7 +32,7 @@ from hidream.worker.outage import outlast
 
 if TYPE_CHECKING:
     from hidream.engine.loop import Engine
-    from hidream.model.loading import Model
+    from hidream.model.model import Model
     from hidream.safety.image import ImageChecker
 
 NAMES = {variant: name for name, variant in MODELS.items()}

@@ -1,0 +1,1 @@
+"""From published files to modules with weights. Start reading in `checkpoint.py`."""

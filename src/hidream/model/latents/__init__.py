@@ -1,0 +1,1 @@
+"""Between pixels and latents: the autoencoder, previews, sizes, images to start from."""

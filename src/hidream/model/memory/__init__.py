@@ -1,0 +1,1 @@
+"""Where the parts of a model live, what that costs, and when they move. Start reading in `plan.py`."""

@@ -1,0 +1,69 @@
+"""What of a prompt the four encoders do not read, and how it is told.
+
+Length policy: every encoder reads what the model was trained with, 128 tokens, and what goes beyond is left out where
+the reference leaves it out, but never silently. All four are cut at the same length because that is what was measured
+best: with T5 above 128 pictures wash out and end as noise (HiDream-I1#33, ComfyUI#7620 and #7622), with Llama at 256
+the validation loss rises a little (diffusion-pipe, docs/supported_models.md), and 218 tokens in all are "not tested"
+by the model's makers (HiDream-I1#18). Who needs more words spends them where they count: Llama carries nearly all the
+weight, and each encoder may be given a prompt of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hidream.parts import ENCODERS
+from hidream.request import Prompts
+
+WORDS_SHOWN, CHARS_SHOWN = 6, 60
+WORD_MAX_CHARS = 30
+"""Longest word that is named whole when it is cut in its middle (some scripts have no spaces)."""
+
+
+class Cut(NamedTuple):
+    """What an encoder did not read of a prompt."""
+
+    limit: int  # tokens that it read
+    tokens: int  # tokens that there are
+    words: str  # the first words it did not read
+
+
+def cut_of(tokenizer: Any, text: str, limit: int) -> Cut | None:  # noqa: ANN401 - transformers is untyped here
+    """Say what is lost of `text` when it is cut at `limit` tokens; None when nothing but white space is."""
+    tokens = len(tokenizer(text, verbose=False)["input_ids"])  # verbose=False: it would warn of the length itself
+    if tokens <= limit:
+        return None
+    read = tokenizer(text, max_length=limit, truncation=True, return_offsets_mapping=True)["offset_mapping"]
+    words = _from_word(text, max(end for _, end in read)).split()
+    if not words:
+        return None
+    shown = " ".join(words[:WORDS_SHOWN])[:CHARS_SHOWN]
+    return Cut(limit, tokens, shown)
+
+
+def warnings(prompts: Sequence[Prompts], tokenizers: Sequence[Any], limits: Sequence[int]) -> tuple[str, ...]:
+    """Say of each prompt which encoders do not read all of it. The texts quote the prompt: not for a log."""
+    texts: dict[str, None] = {}
+    for prompt in prompts:
+        cuts: dict[Cut, list[str]] = {}
+        for part, tokenizer, limit, text in zip(ENCODERS, tokenizers, limits, prompt.each, strict=True):
+            if cut := cut_of(tokenizer, text, limit):
+                cuts.setdefault(cut, []).append(part.title)
+        texts |= dict.fromkeys(_sentence(names, cut) for cut, names in cuts.items())
+    return tuple(texts)
+
+
+def _sentence(names: list[str], cut: Cut) -> str:
+    return (
+        f"the prompt is too long for {', '.join(names)}: {cut.tokens} tokens, of which {cut.limit} are read; "
+        f"left out from {cut.words!r} on"
+    )
+
+
+def _from_word(text: str, start: int) -> str:
+    """What follows `start`, with the whole of the word that is cut there."""
+    if re.match(r"\w", text[start:]) and (head := re.search(rf"\b\w{{1,{WORD_MAX_CHARS}}}$", text[:start])):
+        start = head.start()
+    return text[start:]
