@@ -145,7 +145,7 @@ async def fill(url: str, id_: str) -> None:
         "status": sa.case((waits, Status.CREATED), else_=Status.COMPLETED),
         "started_ms": sa.case((waits, None), else_=P.c.created_ms),
         "finished_ms": sa.case((waits, None), else_=P.c.created_ms),
-        "turn": P.c.turn + numbers.c.n * P.c.work,
+        "virtual_start": P.c.virtual_start + numbers.c.n * P.c.work,
     }
     columns = (new.get(column.name, column).label(column.name) for column in P.columns)
     copied = sa.select(*columns).select_from(sa.join(P, numbers, P.c.id == id_))

@@ -11,7 +11,7 @@ import pytest
 from hidream import arguments
 from hidream.request import LoraUse
 from hidream.settings import sources, tables
-from hidream.store.keys import USUAL, Limits, Scope
+from hidream.store.keys import DEFAULT_SCOPES, Limits, Scope
 from hidream.types import Variant
 
 KEYS = ["keys create", "keys limit", "keys list", "keys revoke", "keys rotate"]
@@ -118,7 +118,7 @@ def test_a_keys_scopes_and_limits_are_read():
     assert (given.scopes, given.tasks_max, given.requests_per_minute) == (("read", "admin"), 3, 0)
     assert parsed("keys", "create").scopes == ("submit", "read")
     assert set(arguments.SCOPES) == set(Scope)
-    assert set(parsed("keys", "create").scopes) == USUAL
+    assert set(parsed("keys", "create").scopes) == DEFAULT_SCOPES
     assert list(arguments.LIMITS) == [field.name for field in dataclasses.fields(Limits)]
 
 

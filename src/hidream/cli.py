@@ -107,9 +107,9 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
     request = ImageRequest(**asked, output_format=output_format)
 
     _let_threads_sleep()
-    from hidream.worker.main import all_of_it_stays
+    from hidream.worker.main import gc_frozen
 
-    with all_of_it_stays():
+    with gc_frozen():
         from tqdm import tqdm
 
         from hidream.model.pipeline import generate
@@ -252,7 +252,7 @@ def _keys_create(given: argparse.Namespace, config: Settings) -> int:
 def _keys_list(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
-    for key in _in_store(config, keys.listed):
+    for key in _in_store(config, keys.list_keys):
         revoked = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "valid"
         scopes, limits = ",".join(sorted(key.scopes)), _limits(key.limits)
         print(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {scopes:11}  {limits:9}  {key.name}")
@@ -279,7 +279,7 @@ def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
         raise InvalidInput(
             "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
         )
-    _in_store(config, lambda database: keys.limit(database, given.id, changed, actor=_actor()))
+    _in_store(config, lambda database: keys.set_limits(database, given.id, changed, actor=_actor()))
     said = (f"{most or 'any number of'} {arguments.LIMITS[name]}" for name, most in changed.items())
     print(f"changed {given.id}: {', '.join(said)}")
     return 0
@@ -349,10 +349,10 @@ def _keys_erase(given: argparse.Namespace, config: Settings) -> int:
 
 
 def _audit(given: argparse.Namespace, config: Settings) -> int:
-    from hidream.store import acts
+    from hidream.store import audit_log
 
     since_ms = 0 if given.since is None else round((time.time() - given.since) * 1000)
-    for act in _in_store(config, lambda database: acts.listed(database, since_ms)):
+    for act in _in_store(config, lambda database: audit_log.entries(database, since_ms)):
         at = datetime.fromtimestamp(act.at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         told = {"at": at, "actor": act.actor, "act": act.act, "subject": act.subject, "details": act.details}
         details = " ".join(f"{name}={json.dumps(value)}" for name, value in act.details.items())

@@ -10,13 +10,13 @@
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
     ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
-    ├── StorageUnavailable            5003   503  yes    the folder or bucket of files is away, too slow or full
+    ├── ObjectStoreUnavailable            5003   503  yes    the folder or bucket of files is away, too slow or full
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
     ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
-    ├── StoreUnavailable              5003   503  yes    the database does not answer, or its disk is full
-    │   └── StoreGone                 5003   503  yes    the database's file was deleted or replaced under us
+    ├── DatabaseUnavailable              5003   503  yes    the database does not answer, or its disk is full
+    │   └── DatabaseGone                 5003   503  yes    the database's file was deleted or replaced under us
     ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
@@ -116,7 +116,7 @@ class PromptRefused(HiDreamError):
     http_status = 200
 
 
-class StorageUnavailable(HiDreamError):
+class ObjectStoreUnavailable(HiDreamError):
     """The folder or bucket of files cannot be reached, is too slow or is full; the same call may succeed later."""
 
     code = 5003
@@ -159,7 +159,7 @@ class TaskFailed(HiDreamError):
     retryable = True
 
 
-class StoreUnavailable(HiDreamError):
+class DatabaseUnavailable(HiDreamError):
     """The database does not answer, or its disk is full."""
 
     code = 5003
@@ -168,7 +168,7 @@ class StoreUnavailable(HiDreamError):
     retry_after_s = 2
 
 
-class StoreGone(StoreUnavailable):
+class DatabaseGone(DatabaseUnavailable):
     """The database's file was deleted or replaced while it was in use: this process writes to nowhere, and ends."""
 
     exit_status: ClassVar[int] = 74

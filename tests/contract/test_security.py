@@ -28,7 +28,7 @@ from hidream.server.app import create_app
 from hidream.server.guesses import BURST
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Store
-from hidream.store import figures, keys
+from hidream.store import keys, task_metrics
 from hidream.store.database import Database
 from soak.fleet import KEY, MODEL, Fleet, until
 
@@ -215,7 +215,7 @@ def settled_tree(fleet):
 
     async def unfinished():
         async with Database.open(f"sqlite+aiosqlite:///{fleet.home}/hidream.db") as database:
-            return await figures.unfinished(database)
+            return await task_metrics.unfinished(database)
 
     until(lambda: not asyncio.run(unfinished()))
     return tree(fleet.home)

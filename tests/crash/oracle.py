@@ -11,7 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 from PIL import Image
 
-from hidream.store.deliveries import State
+from hidream.store.outbox import DeliveryState
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import DELIVERIES, METADATA, PREVIEWS
 
@@ -131,7 +131,7 @@ async def _webhooks(database, found, received):
         made[row.prediction_id].append(row)
     for tag, task in ((tag, task) for tag, tasks in found.items() for task in tasks if task.webhook):
         told = [each for each in received if each["prediction"] == task.id and each["answer"] == 200]
-        if not told or [row.state for row in made[task.id]] != [State.DELIVERED]:
+        if not told or [row.state for row in made[task.id]] != [DeliveryState.DELIVERED]:
             wrong.append(f"{tag}: its webhook was received {len(told)} times, and its rows are {made[task.id]}")
         if {each["webhook"] for each in told} - {row.id for row in made[task.id]}:
             wrong.append(f"{tag}: its webhook came under several ids")

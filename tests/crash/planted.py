@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import sqlalchemy as sa
 
-from hidream.store import deliveries, predictions
+from hidream.store import outbox, predictions
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
@@ -15,7 +15,7 @@ from hidream.worker import loop
 
 def early_commit():
     """The row says completed, and then the files are written."""
-    late, real_draw, real_complete = {}, loop.draw, predictions.complete
+    late, real_draw, real_complete = {}, loop.generate, predictions.complete
 
     class Later:
         def __init__(self, place):
@@ -35,7 +35,7 @@ def early_commit():
                 await place.write(name, data)
         return done
 
-    loop.draw, predictions.complete = draw, complete
+    loop.generate, predictions.complete = draw, complete
 
 
 def missing_fence():
@@ -52,7 +52,7 @@ def missing_fence():
 
 def lost_webhook():
     """The webhook that an end owes is written down in a transaction of its own, after the one that ends the task."""
-    real_owe, real_leave = deliveries.owe, predictions._leave_processing
+    real_owe, real_leave = outbox.add, predictions._leave_processing
     later = ContextVar("later", default=None)
 
     async def owe(connection, these, now):
@@ -71,7 +71,7 @@ def lost_webhook():
         return done
 
     predictions._leave_processing = leave
-    deliveries.owe = owe
+    outbox.add = owe
 
 
 def double_claim():

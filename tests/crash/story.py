@@ -30,19 +30,19 @@ from hidream.server.service import assemble
 from hidream.server.webhook_loop import WebhookLoop
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import acts, deliveries, figures, history, keys, predictions, uploads, webhook_secrets, workers
-from hidream.store.admission import Asked, Repeat
-from hidream.store.belongings import KINDS, pages
+from hidream.store import audit_log, history, keys, outbox, predictions, task_metrics, uploads, webhook_secrets, workers
+from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.database import Database
-from hidream.store.deliveries import State
+from hidream.store.key_data import KEY_TABLES, pages
 from hidream.store.keys import Limits
-from hidream.store.predictions import Room
+from hidream.store.outbox import DeliveryState
+from hidream.store.predictions import Capacity
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
 from hidream.worker import loop
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
+from hidream.worker.generation import Tools
 
 MODEL, NOBODYS = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1")}
@@ -121,7 +121,7 @@ class Memory:
 def hurry():
     """Shorten the pauses of the loops, none of which is what is tested; a file may be an orphan at once."""
     sweep.ORPHAN_AGE = timedelta(seconds=-2)
-    loop.LOOK_S = 0.03
+    loop.PROGRESS_S = 0.03
     webhook_loop.REST_S = 0.01
     webhook_loop.PER_HOST_MAX, webhook_loop.BUSY_S = 2, 0.001
     webhook_loop.sending.DELAYS_S = (0, *(0.001,) * 10)
@@ -190,10 +190,10 @@ class Story:
         third = await self.memory.once("third key", self.third_key)
         await keys.rotate(database, third)
         spare, _ = await keys.create(database, "spare")
-        assert await keys.take_back(database, spare.id)
+        assert await keys.delete_unused(database, spare.id)
         await self.webhook_secret(third)
         await keys.revoke(database, third)
-        assert any(key.id == third and key.revoked_ms for key in await keys.listed(database))
+        assert any(key.id == third and key.revoked_ms for key in await keys.list_keys(database))
         await self.submit("old", refusal=PromptRefused("no"))
         await self.memory.once("stale upload", self.upload)
         if self.first:
@@ -243,7 +243,7 @@ class Story:
     async def stall(self):
         """Have a worker take a task and fall silent."""
         await self.submit("stalled", webhook=True)
-        room = Room(tasks=1, work=2**62, beside_others=False)
+        room = Capacity(tasks=1, work=2**62, has_tasks=False)
         (stale,) = await predictions.claim(self.database, [MODEL], "w0", VERSIONS, 15, room)
         self.clock.jump(16)
         assert await predictions.recover(self.database, 3) == 1
@@ -265,11 +265,11 @@ class Story:
         submission = ImageRequest(tag, Size(64, 64), SEEDS[tag], False, True, False, ImageFormat.PNG, image=image)
         submission = dataclasses.replace(submission, num_images=num_images)
         target = f"{self.hook}/{tag}" if webhook else ""
-        repeat, key = Repeat(f"key of {tag}", "digest"), self.keys[SEEDS[tag] // 10 % 2]
-        asked = Asked(key, model, submission, "http://test", target, repeat, refusal)
+        idempotency, key = IdempotencyRecord(f"key of {tag}", "digest"), self.keys[SEEDS[tag] // 10 % 2]
+        asked = NewTask(key, model, submission, "http://test", target, idempotency, refusal)
 
         async def post():
-            return (await self.service.intake.repeated(asked) or await self.service.intake.submit(asked)).id
+            return (await self.service.enqueuer.existing(asked) or await self.service.enqueuer.submit(asked)).id
 
         one, other = await asyncio.gather(post(), post())
         if one != other:
@@ -292,13 +292,13 @@ class Story:
         painter = Painter(bad={SEEDS["bad"]: TaskFailed("no picture")}, pace_s=0.05)
         self.gate = [*getattr(self, "gate", []), painter.go_on]
         stopping, bridge = asyncio.Event(), Bridge()
-        bridge.drive({MODEL: painter})
+        bridge.set_engines({MODEL: painter})
         tools = Tools(lambda pixels: False, self.service.outputs, self.service.uploads, VERSIONS)
         worker = Worker(name, [MODEL], "v1")
         database = self.workers_databases[i]
 
         async def work():
-            await loop.Loop(database, bridge, worker, tools, self.settings.worker).run(stopping)
+            await loop.WorkerLoop(database, bridge, worker, tools, self.settings.worker).run(stopping)
             await bridge.close()
 
         working = asyncio.create_task(work())
@@ -318,7 +318,7 @@ class Story:
             for say in (
                 predictions.fail(self.database, stale, 1500, "late"),
                 predictions.complete(self.database, stale, [False], 1),
-                predictions.hand_back(self.database, stale),
+                predictions.requeue(self.database, stale),
             ):
                 if await say:
                     self.memory.complain("what a lost worker said has counted")
@@ -330,8 +330,8 @@ class Story:
         seen = None
         async with self.service.progress.watching(self.id(tag)):
             while seen is None or not seen.prediction.status.final:
-                seen = await self.service.progress.after(self.id(tag), seen, 10)
-        await self.service.endings.settled(self.id("pair"), self.key("pair"), 20)
+                seen = await self.service.progress.next_view(self.id(tag), seen, 10)
+        await self.service.completion_waiter.wait(self.id("pair"), self.key("pair"), 20)
 
     async def restart(self, workers):
         """Stop all workers while one draws, and start another, which finishes what they hand back."""
@@ -359,15 +359,15 @@ class Story:
         """Look around, have a webhook sent again, delete, sweep."""
         database, key_id = self.database, self.key("plain")
         plain = await history.get(database, self.id("plain"), key_id)
-        await history.line(database, MODEL)
-        await history.listed(database, key_id, history.Query())
-        await figures.unfinished(database)
-        await figures.webhooks_owed(database)
-        await figures.Ends(database).new()
+        await history.queue_snapshot(database, MODEL)
+        await history.list_predictions(database, key_id, history.Query())
+        await task_metrics.unfinished(database)
+        await task_metrics.pending_webhooks(database)
+        await task_metrics.FinishedFeed(database).new()
         await workers.ready(database, 60)
-        owed = await deliveries.listed(database, plain.id, key_id)
+        owed = await outbox.list_deliveries(database, plain.id, key_id)
         if len(owed) == 1:
-            await self.memory.once("replay", lambda: deliveries.replay(database, owed[0].id, plain.id, key_id))
+            await self.memory.once("replay", lambda: outbox.replay(database, owed[0].id, plain.id, key_id))
         else:
             self.memory.complain(f"{len(owed)} webhooks are known of a task that owes one")
         await self.until(self.all_told)
@@ -384,17 +384,17 @@ class Story:
         """Have a key that was used write out what is kept of it, and be forgotten."""
         key = await self.memory.once("leaving key", self.leaving_key)
         outputs, uploads = self.service.outputs, self.service.uploads
-        begun = any(act.act == "keys erase" for act in await acts.listed(self.database, subject=key))
+        begun = any(act.act == "keys erase" for act in await audit_log.entries(self.database, subject=key))
         out = self.settings.home / f"all of {key} {len(list(self.settings.home.glob('all of *')))}.zip"
         written = await export(self.database, outputs, uploads, key, out, "me@here")
         if not (begun or written["files"]):
             self.memory.complain(f"an export has {written}")
         await erase(self.database, outputs, uploads, key, "me@here", known_s=0)
-        for name in KINDS:
-            async for rows in pages(self.database, KINDS[name], key):
+        for name in KEY_TABLES:
+            async for rows in pages(self.database, KEY_TABLES[name], key):
                 if name != "acts":
                     self.memory.complain(f"{len(rows)} {name} were left of a key that was erased")
-        if not any(act.act == "keys erased" for act in await acts.listed(self.database, subject=key)):
+        if not any(act.act == "keys erased" for act in await audit_log.entries(self.database, subject=key)):
             self.memory.complain("nobody knows that a key was erased")
 
     async def leaving_key(self):
@@ -404,15 +404,15 @@ class Story:
         async with self.service.uploads.part() as part:
             await part.write(_picture())
             await self.service.pictures.keep(key, "image", part, "c.png")
-        await keys.limit(self.database, key.id, {"images_max": 4})
+        await keys.set_limits(self.database, key.id, {"images_max": 4})
         submission = ImageRequest("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
-        asked = Asked(key, "wavespeed-ai/hidream-i1-full", submission, "http://test")
+        asked = NewTask(key, "wavespeed-ai/hidream-i1-full", submission, "http://test")
 
         async def bring():
             return asked
 
-        await self.service.intake.submit_with(asked, bring)
-        if not await keys.valid(self.database, {keys.digest_of("secret of leaving", "")}):
+        await self.service.enqueuer.submit_with(asked, bring)
+        if not await keys.valid_digests(self.database, {keys.digest_of("secret of leaving", "")}):
             self.memory.complain("a key that was registered is not valid")
         return key.id
 
@@ -441,7 +441,7 @@ class Story:
         return not await oracle.look(self.database, unfinished.where(PREDICTIONS.c.model == MODEL))
 
     async def all_told(self):
-        owed = sa.select(DELIVERIES.c.id).where(DELIVERIES.c.state == State.WAITING)
+        owed = sa.select(DELIVERIES.c.id).where(DELIVERIES.c.state == DeliveryState.WAITING)
         return not await oracle.look(self.database, owed)
 
 

@@ -16,18 +16,18 @@ from hidream.server.service import assemble
 from hidream.server.webhook_loop import LEASE_S, WebhookLoop
 from hidream.settings.tables import Settings, Webhooks
 from hidream.settings.tables import Worker as Limits
-from hidream.store import deliveries, history, keys, predictions
-from hidream.store.admission import Asked
+from hidream.store import history, keys, outbox, predictions
+from hidream.store.admission import NewTask
 from hidream.store.database import Database
-from hidream.store.deliveries import State
-from hidream.store.predictions import Room
+from hidream.store.outbox import DeliveryState
+from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
 from hidream.webhooks.delivery import ATTEMPTS_MAX
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
-from hidream.worker.loop import Loop
+from hidream.worker.generation import Tools
+from hidream.worker.loop import WorkerLoop
 from webhooks.receiver import Receiver, hangs, says
 from worker.painter import Painter
 
@@ -55,17 +55,17 @@ class Place:
 
     async def submit(self, webhook="", seed=7):
         submission = replace(SUBMISSION, seed=seed)
-        return await self.service.intake.submit(Asked(self.key, MODEL, submission, "http://here", webhook))
+        return await self.service.enqueuer.submit(NewTask(self.key, MODEL, submission, "http://here", webhook))
 
     async def end(self, task):
         """Do what a worker does."""
-        room = Room(1, 10**12, beside_others=False)
+        room = Capacity(1, 10**12, has_tasks=False)
         (claimed,) = await predictions.claim(self.database, [MODEL], "host:1", VERSIONS, 15, room)
         assert claimed.id == task.id
         assert await predictions.complete(self.database, claimed, [False], 100)
 
     async def owed(self, task):
-        (found,) = await deliveries.listed(self.database, task.id, self.key.id)
+        (found,) = await outbox.list_deliveries(self.database, task.id, self.key.id)
         return found
 
     async def status(self, task):
@@ -80,12 +80,12 @@ class Place:
     @asynccontextmanager
     async def worker(self, name, painter, tasks_max=8):
         bridge, stopping = Bridge(), asyncio.Event()
-        bridge.drive({MODEL: painter})
+        bridge.set_engines({MODEL: painter})
         tools = Tools(lambda _: False, self.service.outputs, self.service.uploads, VERSIONS)
         async with Database.open(self.service.settings.database_url, self.clock) as database:
             worker = Worker(name, [MODEL], "v1")
             running = asyncio.create_task(
-                Loop(database, bridge, worker, tools, Limits(lease_s=2.0, tasks_max=tasks_max)).run(stopping)
+                WorkerLoop(database, bridge, worker, tools, Limits(lease_s=2.0, tasks_max=tasks_max)).run(stopping)
             )
             try:
                 yield
@@ -136,7 +136,7 @@ def test_a_receiver_that_fails_eight_times_is_told_at_the_ninth(tmp_path):
             for attempt in range(1, 9):
                 await tried(here, task, attempt)
                 owed = await here.owed(task)
-                assert (owed.state, owed.attempts, owed.status_code) == (State.WAITING, attempt, 500)
+                assert (owed.state, owed.attempts, owed.status_code) == (DeliveryState.WAITING, attempt, 500)
                 assert len(receiver.received) == attempt
                 here.clock.now_s = owed.due_ms / 1000 - 1  # and a second before its time nothing is sent
                 async with delivering(here):
@@ -145,7 +145,7 @@ def test_a_receiver_that_fails_eight_times_is_told_at_the_ninth(tmp_path):
                 here.clock.now_s += 1.001
             receiver.behaviour = says(200)
             await tried(here, task, 9)
-            assert (await here.owed(task)).state is State.DELIVERED
+            assert (await here.owed(task)).state is DeliveryState.DELIVERED
             assert len(receiver.received) == 9 < ATTEMPTS_MAX
             assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
             assert len({got.body for got in receiver.received}) == 1
@@ -184,7 +184,7 @@ def test_hanging_and_redirecting_receivers_keep_no_task_from_its_end(tmp_path):
                     return [(await here.owed(task)).status_code for task in tasks[5:]] == [302] * 5
 
                 await until(refused)
-            assert {(await here.owed(task)).state for task in tasks} == {State.WAITING}
+            assert {(await here.owed(task)).state for task in tasks} == {DeliveryState.WAITING}
 
     asyncio.run(scenario())
 
@@ -222,7 +222,7 @@ def test_a_clock_that_jumps_while_a_task_is_drawn(tmp_path, jump_s):
 
 
 async def everyone_is_told(here, *tasks):
-    return [(await here.owed(task)).state for task in tasks] == [State.DELIVERED] * len(tasks)
+    return [(await here.owed(task)).state for task in tasks] == [DeliveryState.DELIVERED] * len(tasks)
 
 
 def test_a_clock_that_was_set_back_holds_up_no_fresh_task_and_no_turn(tmp_path):

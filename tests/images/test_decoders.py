@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hidream.errors import InvalidInput, NotFound, StorageUnavailable
+from hidream.errors import InvalidInput, NotFound, ObjectStoreUnavailable
 from hidream.images.answers import LOOK, PREPARE, Answer, NoAnswer
 from hidream.images.decoders import Decoders
 from hidream.images.prepared import prepare
@@ -264,7 +264,7 @@ def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
             decoders.close()
             return PHOTO
 
-        with pytest.raises(StorageUnavailable, match="the process stops"):
+        with pytest.raises(ObjectStoreUnavailable, match="the process stops"):
             await decoders.look("key", "image", read)
         assert not zygotes()
 
@@ -293,9 +293,9 @@ def test_closing_ends_what_is_read_and_what_waits():
         started = time.monotonic()
         decoders.close()
         for end in await asyncio.gather(*asking, return_exceptions=True):
-            assert isinstance(end, StorageUnavailable)
+            assert isinstance(end, ObjectStoreUnavailable)
         assert time.monotonic() - started < 1
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             await decoders.look("key", "image", PHOTO)
         assert not zygotes()
 

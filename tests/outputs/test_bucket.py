@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import draw_name
 from hidream.outputs.bucket import SIGNED_MAX_S, Bucket
 from hidream.outputs.place import Namespace
@@ -120,7 +120,7 @@ async def errors_of(place):
     begun = time.monotonic()
     results = await asyncio.gather(*(call() for call in calls(place).values()), return_exceptions=True)
     took_s = time.monotonic() - begun
-    assert [type(result) for result in results] == [StorageUnavailable] * len(results), results
+    assert [type(result) for result in results] == [ObjectStoreUnavailable] * len(results), results
     return dict(zip(calls(place), [result.message for result in results], strict=True)), took_s
 
 
@@ -166,7 +166,7 @@ def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
         await anext(stretch)
         own_s3.pause()
         begun = time.monotonic()
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             [chunk async for chunk in stretch]
         assert time.monotonic() - begun < QUICK_S + 3
         own_s3.go_on()
@@ -215,10 +215,10 @@ def test_an_answer_that_is_cut_off_is_never_a_shorter_file(s3, failing):
 
     async def scenario(endpoint):
         place = bucket(s3.access(endpoint=endpoint, timeout_s=QUICK_S))
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             await place.read(NAME)
         about, chunks = await place.open(NAME)
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             [chunk async for chunk in chunks(0, about.size_bytes)]
 
     asyncio.run(failing([cut], scenario))
@@ -248,12 +248,12 @@ def test_a_store_that_says_no_is_said_at_the_start(s3):
     for reason, place in refused.items():
         with pytest.raises(ConfigurationError, match=f"answers {reason}; accepted: a bucket that exists"):
             asyncio.run(place.check())
-        with pytest.raises(StorageUnavailable, match=reason):
+        with pytest.raises(ObjectStoreUnavailable, match=reason):
             asyncio.run(place.write(NAME, b"data"))
 
 
 def test_a_bucket_that_is_not_there_is_no_missing_file(s3):
-    with pytest.raises(StorageUnavailable, match="404 NoSuchBucket"):
+    with pytest.raises(ObjectStoreUnavailable, match="404 NoSuchBucket"):
         asyncio.run(bucket(s3.access(), name="no-such-bucket").read(NAME))
 
 

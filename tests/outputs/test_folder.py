@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.place import CHUNK_BYTES, Namespace
@@ -54,7 +54,10 @@ def full_disk(after_bytes):
 def test_a_full_disk_is_said_and_leaves_what_was(tmp_path):
     folder = folder_at(tmp_path)
     asyncio.run(folder.write(NAME, b"first"))
-    with full_disk(1000), pytest.raises(StorageUnavailable, match="cannot be written now: File too large; try again"):
+    with (
+        full_disk(1000),
+        pytest.raises(ObjectStoreUnavailable, match="cannot be written now: File too large; try again"),
+    ):
         asyncio.run(folder.write(NAME, b"x" * 5000))
     assert files_of(folder) == [NAME]
     assert asyncio.run(folder.read(NAME)) == b"first"
@@ -64,7 +67,7 @@ def test_an_error_does_not_say_the_name_or_the_path(tmp_path):
     folder = folder_at(tmp_path)
     (folder.path / NAME).mkdir(parents=True)
     for ask in (folder.read(NAME), folder.write(NAME, b"data"), folder.delete([NAME])):
-        with pytest.raises(StorageUnavailable) as caught:
+        with pytest.raises(ObjectStoreUnavailable) as caught:
             asyncio.run(ask)
         assert NAME not in caught.value.message
         assert str(tmp_path) not in caught.value.message
@@ -136,7 +139,7 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
         stretch = chunks(0, about.size_bytes)
         assert await anext(stretch) == b"x" * CHUNK_BYTES
         await folder.write(NAME, b"less")
-        with pytest.raises(StorageUnavailable, match="shorter"):
+        with pytest.raises(ObjectStoreUnavailable, match="shorter"):
             await anext(stretch)
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hidream.errors import NotFound, StorageUnavailable
+from hidream.errors import NotFound, ObjectStoreUnavailable
 from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.place import Namespace
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_is_said(tmp_path):
         async with folder.part() as part:
             part._file.close()
             part._file = full
-            with pytest.raises(StorageUnavailable, match="cannot be written now: No space left") as raised:
+            with pytest.raises(ObjectStoreUnavailable, match="cannot be written now: No space left") as raised:
                 await part.write(b"x" * 1_000_000)
             assert str(tmp_path) not in raised.value.message
 

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from hidream.errors import NotFound, StorageUnavailable
+from hidream.errors import NotFound, ObjectStoreUnavailable
 from hidream.file_names import MEDIA_TYPES, draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.location import open_place
@@ -54,7 +54,7 @@ class Downloads:
     async def _answer(self, request):
         try:
             served = await serve(self.place, request.path_params["name"], request.method, request.headers)
-        except (NotFound, StorageUnavailable) as error:
+        except (NotFound, ObjectStoreUnavailable) as error:
             return Response(error.message, error.http_status)
         return StreamingResponse(served.body, served.status, served.headers)
 

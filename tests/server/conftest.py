@@ -15,7 +15,7 @@ from hidream.server.service import Service, assemble
 from hidream.settings.tables import Server, Settings, Webhooks
 from hidream.store import keys, predictions
 from hidream.store.database import Database
-from hidream.store.predictions import Room
+from hidream.store.predictions import Capacity
 from hidream.types import MODELS, Mode
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -50,12 +50,12 @@ class Api:
 
     async def key(self, *scopes, **limits):
         """Make another key; the headers that carry it."""
-        _, secret = await keys.create(self.database, "other", scopes or keys.USUAL, keys.Limits(**limits))
+        _, secret = await keys.create(self.database, "other", scopes or keys.DEFAULT_SCOPES, keys.Limits(**limits))
         return {"Authorization": f"Bearer {secret}"}
 
     async def claim(self):
         """Take the task whose turn it is, as a worker does; None if there is none."""
-        room = Room(tasks=1, work=2**62, beside_others=False)
+        room = Capacity(tasks=1, work=2**62, has_tasks=False)
         tasks = await predictions.claim(self.database, list(MODELS), "host:1", VERSIONS, 15, room)
         return tasks[0] if tasks else None
 

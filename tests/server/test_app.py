@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read_is_a_503_that_tells_no_path(with_api):
 def test_a_database_that_is_away_is_a_503_that_says_when_to_come_back(with_api, monkeypatch):
     async def scenario(api):
         def away(*_, **__):
-            raise StoreUnavailable("the database does not answer: away")
+            raise DatabaseUnavailable("the database does not answer: away")
 
         monkeypatch.setattr(api.database, "write", away)
         for answer in (await api.submit(prompt="a"), await api.post("/v1/images/generations", prompt="a")):

@@ -230,7 +230,7 @@ def test_long_texts_that_nobody_takes_end_before_anything_is_waited_for(with_api
         sync = asyncio.create_task(api.submit(prompt="a", enable_sync_mode=True, unknown=text))
         images = asyncio.create_task(api.post("/v1/images/generations", prompt="a", n=1, unknown=text))
         async with asyncio.timeout(20):
-            while len(api.service.endings._waiting) < 2:
+            while len(api.service.completion_waiter._waiting) < 2:
                 await asyncio.sleep(0.005)
             assert (parts(api), bodies._total) == ([], 0)
             for _ in range(2):

@@ -10,12 +10,12 @@ from served import served, told
 from hidream.server.routes import events
 from hidream.server.routes.events import Known
 from hidream.store import predictions
-from hidream.store.predictions import Step
+from hidream.store.predictions import StepReport
 from hidream.types import Status
 
 
 async def report(api, task, step, preview=None):
-    await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(step, 28, preview)})
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(step, 28, preview)})
 
 
 class Reader:

@@ -9,16 +9,25 @@ import zipfile
 import pytest
 import sqlalchemy as sa
 
-from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound, ObjectStoreUnavailable
 from hidream.outputs.location import open_place
 from hidream.request import ImageRequest
 from hidream.server import erasure, sweep
 from hidream.server.erasure import erase
 from hidream.server.export import export
-from hidream.store import acts, belongings, keys, predictions
-from hidream.store.admission import Asked
-from hidream.store.predictions import Step
-from hidream.store.schema import DELIVERIES, KEYS, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS, UPLOADS
+from hidream.store import audit_log, key_data, keys, predictions
+from hidream.store.admission import NewTask
+from hidream.store.predictions import StepReport
+from hidream.store.schema import (
+    DELIVERIES,
+    IDEMPOTENCY_RECORDS,
+    KEYS,
+    METADATA,
+    PREDICTIONS,
+    PREVIEWS,
+    UPLOADS,
+    VIRTUAL_STARTS,
+)
 from hidream.types import MODELS, ImageFormat, Size
 from s3_server import S3Server
 
@@ -27,7 +36,7 @@ HOOK = "?webhook=https%3A%2F%2Fexample.com%2Fhook"
 
 async def used(api, picture):
     """Use a key for all that leaves something behind: a finished task of two images, one that is drawn, an upload."""
-    (key,) = [key for key in await keys.listed(api.database) if key.name == "test"]
+    (key,) = [key for key in await keys.list_keys(api.database) if key.name == "test"]
     done = await api.submit(query=HOOK, headers={"Idempotency-Key": "once"}, prompt="Ada's ein Füchslein", num_images=2)
     await api.draw()
     failed = await api.submit(prompt="another")
@@ -36,7 +45,7 @@ async def used(api, picture):
     upload = await api.client.post("/api/v3/media/upload/binary", files=form, headers=api.bearer)
     drawn = await api.submit(prompt="a third")
     task = await api.claim()
-    await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(1, 2, b"a preview")})
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(1, 2, b"a preview")})
     waiting = await api.submit(prompt="a fourth")
     for answer in (done, failed, upload, drawn, waiting):
         assert answer.status_code == 200, answer.text
@@ -69,7 +78,7 @@ def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(with_api
         files = await exported(api, key, tmp_path / name)
         rows = {
             name: [json.loads(line) for line in files[f"{name}.jsonl"].splitlines()]
-            for name in belongings.KINDS
+            for name in key_data.KEY_TABLES
             if name != "previews"
         }
         assert [row["input"]["prompt"] for row in rows["predictions"]] == [
@@ -115,14 +124,14 @@ def test_what_lies_in_a_bucket_is_written_out_and_erased(with_api, picture, tmp_
 
 
 def test_an_export_goes_page_by_page_and_says_what_is_missing(with_api, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(belongings, "PAGE", 3)
+    monkeypatch.setattr(key_data, "PAGE", 3)
 
     async def scenario(api):
         for n in range(7):
             await api.submit(query=HOOK, prompt=f"house {n}")
             task = await api.draw()
         await api.service.outputs.delete([task.output_name])
-        (key,) = await keys.listed(api.database)
+        (key,) = await keys.list_keys(api.database)
         files = await exported(api, key, tmp_path / "all")
         assert files["predictions.jsonl"].count(b"\n") == files["deliveries.jsonl"].count(b"\n") == 7
         assert len([path for path in files if path.startswith("outputs/")]) == 6
@@ -135,7 +144,7 @@ def test_an_export_that_cannot_be_made_leaves_nothing(with_api, tmp_path):
     async def scenario(api):
         await api.submit(prompt="a house")
         await api.draw()
-        (key,) = await keys.listed(api.database)
+        (key,) = await keys.list_keys(api.database)
         service, out = api.service, tmp_path / "out.zip"
         with pytest.raises(NotFound, match="there is no key 'nobody'"):
             await export(api.database, service.outputs, service.uploads, "nobody", out, "me@here")
@@ -144,10 +153,10 @@ def test_an_export_that_cannot_be_made_leaves_nothing(with_api, tmp_path):
             await export(api.database, service.outputs, service.uploads, key.id, out, "me@here")
         assert out.read_bytes() == b"mine"
         for name in ("new.zip", "new"):
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(ObjectStoreUnavailable):
                 await export(api.database, Away(service.outputs), service.uploads, key.id, tmp_path / name, "me@here")
         assert not list(tmp_path.glob("new*"))
-        assert [act.act for act in await acts.listed(api.database)].count("keys export") == 2  # what was begun
+        assert [act.act for act in await audit_log.entries(api.database)].count("keys export") == 2  # what was begun
 
     with_api(scenario)
 
@@ -161,7 +170,7 @@ class Away:
     def __getattr__(self, name):
         self.calls -= 1
         if self.calls < 0:
-            raise StorageUnavailable("away")
+            raise ObjectStoreUnavailable("away")
         return getattr(self.place, name)
 
 
@@ -170,7 +179,7 @@ async def left(api, key):
     counts = {}
     async with api.database.read() as connection:
         mine = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.key_id == key.id)
-        for table in (PREDICTIONS, REPEATS, TURNS, UPLOADS, DELIVERIES, PREVIEWS):
+        for table in (PREDICTIONS, IDEMPOTENCY_RECORDS, VIRTUAL_STARTS, UPLOADS, DELIVERIES, PREVIEWS):
             owned = table.c.key_id == key.id if "key_id" in table.c else table.c.prediction_id.in_(mine)
             counts[table.name] = (await connection.execute(sa.select(sa.func.count()).where(owned))).scalar_one()
     return {name: count for name, count in counts.items() if count}
@@ -202,8 +211,8 @@ def test_an_erasure_leaves_nothing_but_that_the_key_was_there(with_api, picture,
         # a worker that draws on
         await service.outputs.write(task.output_name, b"late")
         assert not await predictions.complete(api.database, task, [False], 1)
-        assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(2, 2, b"x")})
-        told = [(act.act, act.actor, act.details) for act in await acts.listed(api.database, subject=key.id)]
+        assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(2, 2, b"x")})
+        told = [(act.act, act.actor, act.details) for act in await audit_log.entries(api.database, subject=key.id)]
         assert ("keys erase", "me@here", {}) in told
         assert ("keys erased", "me@here", {"predictions": 4, "uploads": 1}) in told
 
@@ -211,25 +220,25 @@ def test_an_erasure_leaves_nothing_but_that_the_key_was_there(with_api, picture,
 
 
 def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(with_api, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(belongings, "PAGE", 1)
+    monkeypatch.setattr(key_data, "PAGE", 1)
 
     async def scenario(api):
         key, _ = await used(api, picture)
         service = api.service
         for calls in range(3):
-            with pytest.raises(StorageUnavailable):
+            with pytest.raises(ObjectStoreUnavailable):
                 away = Away(service.outputs, calls)
                 await erase(api.database, away, service.uploads, key.id, "me@here", known_s=0)
             assert await keys.find(api.database, api.secret) is None
-        real = belongings.forget
+        real = key_data.purge
 
         async def forget(*_):
-            raise StoreUnavailable("away")
+            raise DatabaseUnavailable("away")
 
-        monkeypatch.setattr(belongings, "forget", forget)
-        with pytest.raises(StoreUnavailable):
+        monkeypatch.setattr(key_data, "purge", forget)
+        with pytest.raises(DatabaseUnavailable):
             await erase(api.database, service.outputs, service.uploads, key.id, "me@here", known_s=0)
-        monkeypatch.setattr(belongings, "forget", real)
+        monkeypatch.setattr(key_data, "purge", real)
         assert (await left(api, key))["predictions"]
         await erase(api.database, service.outputs, service.uploads, key.id, "me@here", known_s=0)
         assert await left(api, key) == {}
@@ -243,21 +252,21 @@ def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
 ):
     async def scenario(api):
         key, _ = await used(api, picture)
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(ObjectStoreUnavailable):
             await erase(api.database, Away(api.service.outputs), api.service.uploads, key.id, "me@here", known_s=0)
         await sweep.Sweep(api.service).once()
         assert (await left(api, key))["predictions"]  # somebody may be at it
-        monkeypatch.setattr(belongings, "ERASING_MS", -1)
+        monkeypatch.setattr(key_data, "ERASING_MS", -1)
         await sweep.Sweep(api.service).once()
         assert await left(api, key) == {}
         late = ImageRequest("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
-        await api.service.intake.submit(Asked(key, next(iter(MODELS)), late))
+        await api.service.enqueuer.submit(NewTask(key, next(iter(MODELS)), late))
         await sweep.Sweep(api.service).once()
         assert await left(api, key) == {}
-        told = [act.actor for act in await acts.listed(api.database, subject=key.id) if act.act == "keys erased"]
+        told = [act.actor for act in await audit_log.entries(api.database, subject=key.id) if act.act == "keys erased"]
         assert told == ["hidream", "hidream"]
         await sweep.Sweep(api.service).once()
-        assert len([act for act in await acts.listed(api.database) if act.act == "keys erased"]) == 2
+        assert len([act for act in await audit_log.entries(api.database) if act.act == "keys erased"]) == 2
 
     with_api(scenario)
 
@@ -266,12 +275,12 @@ def test_a_server_that_still_knows_the_key_lets_nothing_in_that_stays(with_api, 
     """A request that came in the second for which a key is remembered is erased too."""
 
     async def scenario(api):
-        (key,) = await keys.listed(api.database)
+        (key,) = await keys.list_keys(api.database)
         assert (await api.submit(prompt="before")).status_code == 200
         erasing = asyncio.create_task(
             erase(api.database, api.service.outputs, api.service.uploads, key.id, "me@here", erasure.KNOWN_S)
         )
-        while (await keys.listed(api.database))[0].revoked_ms is None:
+        while (await keys.list_keys(api.database))[0].revoked_ms is None:
             await asyncio.sleep(0.005)
         assert (await api.submit(prompt="meanwhile")).status_code in (200, 401)
         await erasing

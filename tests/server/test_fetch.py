@@ -15,8 +15,8 @@ from fetching import fetched
 from hidream.errors import InvalidInput
 from hidream.server.fetch import Rules
 from hidream.server.webhook_loop import WebhookLoop
-from hidream.store import deliveries, keys
-from hidream.store.deliveries import State
+from hidream.store import keys, outbox
+from hidream.store.outbox import DeliveryState
 from hidream.webhooks import network
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
@@ -174,9 +174,11 @@ def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api
     monkeypatch.setattr(network.httpcore, "default_ssl_context", reading)
 
     async def told(api, data):
-        key = (await keys.listed(api.database))[0]
+        key = (await keys.list_keys(api.database))[0]
         async with asyncio.timeout(20):
-            while (await deliveries.listed(api.database, data["id"], key.id))[0].state is not State.DELIVERED:
+            while (await outbox.list_deliveries(api.database, data["id"], key.id))[
+                0
+            ].state is not DeliveryState.DELIVERED:
                 await asyncio.sleep(0.01)
 
     async def scenario(api):

@@ -194,16 +194,16 @@ def test_an_error_inside_ends_a_turn():
 @pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.long)])
 def test_listings_whose_clients_left_cost_no_query_and_hold_up_no_other_key(with_api, monkeypatch, count):
     asked = []
-    listed = history.listed
+    listed = history.list_predictions
 
     async def noted(database, key_id, query):
         asked.append(key_id)
         return await listed(database, key_id, query)
 
-    monkeypatch.setattr(history, "listed", noted)
+    monkeypatch.setattr(history, "list_predictions", noted)
 
     async def scenario(api):
-        (key,), gate, other = await keys.listed(api.database), api.service.gate, await api.key()
+        (key,), gate, other = await keys.list_keys(api.database), api.service.gate, await api.key()
         body = json.dumps({"page_size": 100})
         head = f"Host: x\r\nAuthorization: Bearer {api.secret}\r\nContent-Type: application/json\r\n"
         listing = f"POST /api/v3/predictions HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n{body}"

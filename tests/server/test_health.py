@@ -8,9 +8,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.store import predictions, workers
-from hidream.store.predictions import Step
+from hidream.store.predictions import StepReport
 from hidream.store.workers import Worker
 from hidream.types import MODELS
 
@@ -99,7 +99,7 @@ def test_workers_for_what_is_not_offered_make_nothing_ready(with_api):
 def test_not_ready_says_that_the_database_is_away(with_api, monkeypatch):
     async def scenario(api):
         async def away(*_):
-            raise StoreUnavailable("the database does not answer: gone")
+            raise DatabaseUnavailable("the database does not answer: gone")
 
         monkeypatch.setattr(workers, "ready", away)
         answer = await api.client.get("/readyz")
@@ -116,7 +116,7 @@ def test_figures_of_tasks(with_api):
         for size in ("512*512", "512*512", "1536*1024"):
             await api.submit(prompt="a house", size=size)
         task = await api.claim()
-        await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(28, 28)})
+        await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(28, 28)})
         assert await predictions.complete(api.database, task, [False], 1500)
         await api.fail(1405, "no")
         dev = 'model="wavespeed-ai/hidream-i1-dev"'
@@ -189,7 +189,7 @@ def test_the_alert_of_the_docs_sees_a_model_that_waits_in_vain(with_api):
         assert 10 <= oldest < 60
         assert alarmed(expression, series) == set()
         api.database.now_ms = lambda: now + 70_000
-        await workers.beat(api.database, WORKER.id)
+        await workers.heartbeat(api.database, WORKER.id)
         assert alarmed(expression, await series_of(api)) == {(("model", FULL),)}
         await workers.register(api.database, Worker("host:2", [FULL], "v"))
         assert alarmed(expression, await series_of(api)) == set()

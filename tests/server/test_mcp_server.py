@@ -89,9 +89,11 @@ def test_a_picture_that_nobody_waits_for_is_cancelled(with_api, monkeypatch):
             async with Client(mcp_server.build(caller)) as client:
                 late = await client.call_tool("generate", {"prompt": "a fox"})
             assert (late.is_error, "not finished within 0.3 seconds" in late.content[0].text) == (True, True)
-            key = (await keys.listed(api.database))[0]
-            _, (prediction,) = await history.listed(api.database, key.id, history.Query())
-            ended = await api.service.endings.settled(prediction.id, key.id, 20)  # it does not wait for that for long
+            key = (await keys.list_keys(api.database))[0]
+            _, (prediction,) = await history.list_predictions(api.database, key.id, history.Query())
+            ended = await api.service.completion_waiter.wait(
+                prediction.id, key.id, 20
+            )  # it does not wait for that for long
             assert ended.status is Status.CANCELLED
 
     with_api(scenario)

@@ -54,7 +54,7 @@ def test_a_revoked_or_rotated_keys_streams_polls_and_waits_end(with_api, end):
             assert "revoked, or has another secret" in answers[0].json()["message"]
             assert answers[2].json()["error"]["code"] == "invalid_api_key"
             assert (await beside).status_code == 404
-            _, found = await history.listed(api.database, key.id, history.Query())
+            _, found = await history.list_predictions(api.database, key.id, history.Query())
             assert sorted((task.input.prompt, task.status) for task in found) == [
                 ("a", "created"),
                 ("b", "created"),
@@ -82,10 +82,10 @@ def test_long_polls_and_sync_waits_end_when_their_clients_hang_up_and_the_tasks_
                     _, writer = await asyncio.open_connection(host, port)
                     writer.write(line.encode())
                     writers.append(writer)
-                await until(lambda: len(api.service.endings._waiting) == 2)
+                await until(lambda: len(api.service.completion_waiter._waiting) == 2)
                 for writer in writers:
                     writer.close()
-                await until(lambda: not api.service.endings._waiting)
+                await until(lambda: not api.service.completion_waiter._waiting)
                 await until(lambda: caplog.text.count("status=499") == 2)
                 listed = (await client.post("/api/v3/predictions", json={})).json()["data"]["items"]
         assert [item["status"] for item in listed] == ["created", "created"]
@@ -95,13 +95,13 @@ def test_long_polls_and_sync_waits_end_when_their_clients_hang_up_and_the_tasks_
 
 def test_keys_that_wait_are_looked_up_together_and_only_after_something_was_written(tmp_path, monkeypatch):
     asked = []
-    look = keys.valid
+    look = keys.valid_digests
 
     async def valid(database, digests):
         asked.append(list(digests))
         return await look(database, digests)
 
-    monkeypatch.setattr(keys, "valid", valid)
+    monkeypatch.setattr(keys, "valid_digests", valid)
 
     async def scenario():
         async with Database.open(f"sqlite+aiosqlite:///{tmp_path}/hidream.db") as database:

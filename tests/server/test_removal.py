@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import StorageUnavailable
+from hidream.errors import ObjectStoreUnavailable
 from hidream.outputs.folder import Folder
 from hidream.outputs.place import Namespace
 from hidream.server import removal
@@ -33,7 +33,7 @@ def test_the_files_of_a_deleted_prediction_are_gone_at_once(with_api):
 
 class Away(Folder):
     async def delete(self, names):
-        raise StorageUnavailable("away")
+        raise ObjectStoreUnavailable("away")
 
 
 class Hangs(Folder):
@@ -51,7 +51,7 @@ def test_what_cannot_be_removed_is_left_to_the_sweep(with_api, monkeypatch, capl
         client = api.client._transport.app.state
         client.service = replace(api.service, outputs=kind(api.settings.home, Namespace.OUTPUTS))
         assert (await api.delete(f"/api/v3/predictions/{task.id}")).status_code == 200
-        assert "files_left count=1" in caplog.text
+        assert "file_removal_failed count=1" in caplog.text
         client.service = api.service
         assert await Sweep(api.service).once() == 1
         assert (await api.client.get(f"/outputs/{task.output_name}")).status_code == 404

@@ -1,8 +1,8 @@
 """Webhooks that are owed: seen, and sent once more."""
 
-from hidream.store import deliveries
-from hidream.store.deliveries import State
+from hidream.store import outbox
 from hidream.store.keys import Scope
+from hidream.store.outbox import DeliveryState
 
 
 async def owed(api):
@@ -27,8 +27,8 @@ def test_deliveries_are_listed(with_api):
         }
         assert delivery["next_attempt_at"] == delivery["created_at"]
 
-        (claimed,) = await deliveries.claim(api.database, 1, 60)
-        await deliveries.settle(api.database, claimed, State.GIVEN_UP, 500, "the receiver answered 500")
+        (claimed,) = await outbox.claim(api.database, 1, 60)
+        await outbox.record_attempt(api.database, claimed, DeliveryState.GIVEN_UP, 500, "the receiver answered 500")
         (after,) = (await api.get(f"/api/v2/predictions/{id_}/webhooks")).json()["data"]
         assert (after["state"], after["attempts"], after["status_code"]) == ("given_up", 1, 500)
         assert (after["error"], after["next_attempt_at"]) == ("the receiver answered 500", None)
@@ -39,11 +39,11 @@ def test_deliveries_are_listed(with_api):
 def test_a_delivery_is_replayed_under_its_id(with_api):
     async def scenario(api):
         id_, delivery = await owed(api)
-        (claimed,) = await deliveries.claim(api.database, 1, 60)
-        await deliveries.settle(api.database, claimed, State.DELIVERED, 200, "")
+        (claimed,) = await outbox.claim(api.database, 1, 60)
+        await outbox.record_attempt(api.database, claimed, DeliveryState.DELIVERED, 200, "")
         answer = await api.post(f"/api/v3/predictions/{id_}/webhooks/{delivery['id']}/replay")
         assert answer.json()["data"] == {"id": delivery["id"], "state": "waiting"}
-        (again,) = await deliveries.claim(api.database, 1, 60)
+        (again,) = await outbox.claim(api.database, 1, 60)
         assert (again.id, again.attempts) == (delivery["id"], 1)
 
     with_api(scenario)

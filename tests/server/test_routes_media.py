@@ -147,7 +147,7 @@ def test_what_a_revoked_key_has_announced_is_a_404(with_api, picture):
         tickets = [(await api.post("/api/v3/media/uploads", filename="a", size=len(data))).json()["data"] for _ in "ab"]
         urls = [ticket["upload"]["url"] for ticket in tickets]
         assert (await api.client.put(urls[0], content=data)).status_code == 200
-        (key,) = await keys.listed(api.database)
+        (key,) = await keys.list_keys(api.database)
         await keys.revoke(api.database, key.id)
         for url in urls:
             answer = await api.client.put(url, content=data)

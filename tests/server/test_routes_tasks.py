@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.request import LoraUse
 from hidream.server.waiting import FRESH_S
 from hidream.store import history, keys, predictions, workers
@@ -249,7 +249,7 @@ def test_without_a_known_key_it_is_a_401_before_anything_is_read(with_api, heade
 def test_a_revoked_key_is_a_401(with_api):
     async def scenario(api):
         assert (await api.submit(prompt="a house")).status_code == 200
-        (key,) = await keys.listed(api.database)
+        (key,) = await keys.list_keys(api.database)
         await keys.revoke(api.database, key.id)
         await asyncio.sleep(1)  # keyring.REMEMBERED_S
         assert (await api.submit(prompt="a house")).status_code == 401
@@ -371,7 +371,7 @@ def test_an_estimate_has_no_reason_and_is_none_once_nobody_serves_the_model(with
         queue = (await api.get(waiting)).json()["data"]["queue"]
         assert (queue["workers"], queue["reason"]) == (1, None)
         assert queue["estimated_seconds"] >= 0
-        await workers.leave(api.database, "host:1")
+        await workers.deregister(api.database, "host:1")
         now += FRESH_S
         queue = (await api.get(waiting)).json()["data"]["queue"]
         assert (queue["workers"], queue["estimated_seconds"]) == (0, None)
@@ -382,7 +382,7 @@ def test_an_estimate_has_no_reason_and_is_none_once_nobody_serves_the_model(with
 def test_a_database_that_goes_away_behind_the_commit_makes_no_error_of_a_submission(with_api, monkeypatch):
     async def scenario(api):
         async def away(*_):
-            raise StoreUnavailable("the database does not answer: gone")
+            raise DatabaseUnavailable("the database does not answer: gone")
 
         monkeypatch.setattr(workers, "ready", away)
         answer = await api.submit(prompt="a house")
@@ -796,7 +796,9 @@ def test_all_that_was_asked_reaches_the_worker(with_api):
         await api.submit(prompt="a", aspect_ratio="16:9", num_images=4, output_quality=80, strength=0.5)
         asked = (await api.claim()).input
         assert (asked.size, asked.num_images, asked.output_quality, asked.strength) == (Size(1360, 768), 4, 80, 0.5)
-        total, (known,) = await history.listed(api.database, (await keys.listed(api.database))[0].id, history.Query())
+        total, (known,) = await history.list_predictions(
+            api.database, (await keys.list_keys(api.database))[0].id, history.Query()
+        )
         assert (total, known.pixels) == (1, 4 * 1360 * 768)
 
     with_api(scenario)

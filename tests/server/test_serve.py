@@ -122,7 +122,7 @@ def test_another_pepper_than_the_keys_is_refused_at_the_start(tmp_path):
 def keys_of(settings):
     async def listed():
         async with Database.open(settings.database_url) as database:
-            return await keys.listed(database)
+            return await keys.list_keys(database)
 
     return asyncio.run(listed())
 

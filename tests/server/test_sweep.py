@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import StorageUnavailable
+from hidream.errors import ObjectStoreUnavailable
 from hidream.file_names import draw_name, first_of
 from hidream.outputs.folder import Folder
 from hidream.outputs.place import Namespace
@@ -75,7 +75,7 @@ def test_uploads_go_too(with_api):
         _, task = await drawn(api)
         name = draw_name(ImageFormat.PNG)
         await api.service.uploads.write(name, b"picture")
-        await uploads.announce(
+        await uploads.create(
             api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True)
         )
         await Sweep(api.service).once()
@@ -176,7 +176,7 @@ def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
         class Away(Folder):
             async def delete(self, names):
                 if next(away, False):
-                    raise StorageUnavailable("away")
+                    raise ObjectStoreUnavailable("away")
                 await super().delete(names)
 
         place = Away(api.settings.home, Namespace.OUTPUTS)

@@ -23,14 +23,14 @@ def test_a_task_that_nobody_serves_fails_within_its_time(with_api):
         for each in apis:
             each.database.changes.stop()
         await asyncio.gather(*running)
-        await workers.beat(apis[0].database, "host:1")
+        await workers.heartbeat(apis[0].database, "host:1")
         assert (await apis[0].get(f"/api/v3/predictions/{served['id']}")).status_code == 200
 
     with_api(scenario, instances=2, unserved_s=1.0)
 
 
 def test_many_fail_in_turns(with_api, monkeypatch):
-    monkeypatch.setattr("hidream.store.predictions.ABANDONED_TOGETHER", 2)
+    monkeypatch.setattr("hidream.store.predictions.ABANDON_BATCH", 2)
 
     async def scenario(api):
         for _ in range(5):

@@ -16,14 +16,14 @@ def test_the_line_is_looked_at_once_for_all(with_api, monkeypatch):
     async def scenario(api):
         for _ in range(5):
             await api.submit(prompt="a")
-        total, tasks = await history.listed(api.database, (await api.claim()).key_id, history.Query())
-        clock, looked, line = Clock(), [], history.line
+        total, tasks = await history.list_predictions(api.database, (await api.claim()).key_id, history.Query())
+        clock, looked, line = Clock(), [], history.queue_snapshot
 
         async def counted(*given):
             looked.append(given)
             return await line(*given)
 
-        monkeypatch.setattr(history, "line", counted)
+        monkeypatch.setattr(history, "queue_snapshot", counted)
         waiting = Waiting(api.database, clock)
         still = [task for task in tasks if task.status == "created"]
         assert total == len(still) + 1 == 5
@@ -32,7 +32,7 @@ def test_the_line_is_looked_at_once_for_all(with_api, monkeypatch):
         assert len(looked) == 1
 
         await api.submit(prompt="b")
-        newest = (await history.listed(api.database, still[0].key_id, history.Query()))[1][0]
+        newest = (await history.list_predictions(api.database, still[0].key_id, history.Query()))[1][0]
         assert (await waiting.place(newest)).before == 4, "it came since"
         await api.claim()
         assert [(await waiting.place(newest)).before for _ in range(2)] == [4, 4], "as it was seen, and once"
@@ -50,8 +50,8 @@ def test_the_estimate_is_the_stores(with_api):
             await api.submit(prompt="a")
         done = await api.draw()
         await api.claim()
-        _, tasks = await history.listed(api.database, done.key_id, history.Query(status="created"))
-        line = await history.line(api.database, tasks[0].model)
+        _, tasks = await history.list_predictions(api.database, done.key_id, history.Query(status="created"))
+        line = await history.queue_snapshot(api.database, tasks[0].model)
         assert await Waiting(api.database).place(tasks[0]) == line.place(tasks[0])
 
     with_api(scenario)
@@ -71,7 +71,7 @@ def test_who_serves_a_model_is_looked_at_once_for_all(with_api, monkeypatch):
             await workers.register(api.database, Worker(f"host:{number}", ["m", "m", f"n{number}"], "v"))
         assert [await serving.workers(model) for model in ("m", "n1", "n2", "n3")] == [2, 1, 1, 0]
         assert len(looked) == 1
-        await workers.leave(api.database, "host:1")
+        await workers.deregister(api.database, "host:1")
         assert await serving.workers("m") == 2
         clock.now += FRESH_S
         assert [await serving.workers(model) for model in ("m", "n1")] == [1, 0]

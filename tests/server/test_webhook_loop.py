@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.server import webhook_loop
 from hidream.server.webhook_loop import WebhookLoop
-from hidream.store import deliveries, keys, predictions, webhook_secrets
-from hidream.store.deliveries import State
+from hidream.store import keys, outbox, predictions, webhook_secrets
+from hidream.store.outbox import DeliveryState
 from hidream.webhooks import delivery, signature
 from hidream.webhooks.delivery import Courier
 from webhooks.receiver import Receiver, hangs, says
@@ -43,10 +43,10 @@ async def submit(api, receiver, path="/hook", **body):
 
 async def settled(api, data, *states):
     """Wait for the one delivery of a task to be in one of these states after an attempt."""
-    key = (await keys.listed(api.database))[0]
+    key = (await keys.list_keys(api.database))[0]
 
     async def look():
-        found = await deliveries.listed(api.database, data["id"], key.id)
+        found = await outbox.list_deliveries(api.database, data["id"], key.id)
         return found and found[0].state in states and found[0].error is not None and found[0].attempts and found[0]
 
     return await until(look)
@@ -58,7 +58,7 @@ def test_a_finished_task_is_told_and_signed(with_api):
             running = await deliver(api)
             data = await submit(api, receiver, seed=5)
             await api.draw()
-            done = await settled(api, data, State.DELIVERED)
+            done = await settled(api, data, DeliveryState.DELIVERED)
             assert (done.attempts, done.status_code, done.error) == (1, 200, "")
             (got,) = receiver.received
             told = json.loads(got.body)
@@ -67,7 +67,7 @@ def test_a_finished_task_is_told_and_signed(with_api):
             assert told == result
             assert (asked["prompt"], asked["seed"]) == ("a house", 5)
             assert told["outputs"][0].startswith("http://test/outputs/")
-            key = (await keys.listed(api.database))[0]
+            key = (await keys.list_keys(api.database))[0]
             secret = (await webhook_secrets.get(api.database, key.id, "unused")).secret
             assert signature.verify(secret, got.headers, got.body, time.time())
             assert got.headers["webhook-id"] == done.id
@@ -89,7 +89,7 @@ def test_one_that_fails_is_tried_again_under_the_same_id(with_api, monkeypatch):
             running = await deliver(api)
             data = await submit(api, receiver)
             await api.fail(1405, "no")
-            done = await settled(api, data, State.DELIVERED)
+            done = await settled(api, data, DeliveryState.DELIVERED)
             assert (done.attempts, done.status_code) == (3, 200)
             assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
             assert len({got.body for got in receiver.received}) == 1
@@ -108,7 +108,7 @@ def test_after_the_last_attempt_it_is_given_up(with_api, monkeypatch):
             running = await deliver(api)
             data = await submit(api, receiver)
             await api.draw()
-            done = await settled(api, data, State.GIVEN_UP)
+            done = await settled(api, data, DeliveryState.GIVEN_UP)
             assert (done.attempts, done.status_code, len(receiver.received)) == (2, 500, 2)
             await leave(api, running)
 
@@ -121,13 +121,13 @@ def test_a_target_that_is_not_public_is_not_called(with_api):
             data = await submit(api, receiver)
             running = await deliver(api, Courier())  # as after the operator has taken it off the list
             await api.draw()
-            done = await settled(api, data, State.WAITING)
+            done = await settled(api, data, DeliveryState.WAITING)
             await until(lambda: _error_of(api, data))
             assert (done.attempts, receiver.connections) == (1, 0)
             await leave(api, running)
 
     async def _error_of(api, data):
-        return (await settled(api, data, State.WAITING)).error
+        return (await settled(api, data, DeliveryState.WAITING)).error
 
     with_api(scenario, allowed=LOCAL)
 
@@ -143,7 +143,7 @@ def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
             running = await deliver(api, Courier(allowed=api.service.allowed, total_s=60))
             data = await submit(api, well)
             await api.draw()
-            await settled(api, data, State.DELIVERED)  # long before any of them is given up
+            await settled(api, data, DeliveryState.DELIVERED)  # long before any of them is given up
             assert stuck.connections <= webhook_loop.PER_HOST_MAX // 2
         await leave(api, running)
 
@@ -157,11 +157,11 @@ def test_a_claim_that_died_is_taken_up(with_api, monkeypatch):
         async with Receiver(says(200)) as receiver:
             data = await submit(api, receiver)
             await api.draw()
-            (dead,) = await deliveries.claim(api.database, 10, 0.5)
+            (dead,) = await outbox.claim(api.database, 10, 0.5)
             running = await deliver(api)
-            done = await settled(api, data, State.DELIVERED)
+            done = await settled(api, data, DeliveryState.DELIVERED)
             assert (done.attempts, len(receiver.received)) == (2, 1)
-            assert not await deliveries.settle(api.database, dead, State.GIVEN_UP, None, "late")
+            assert not await outbox.record_attempt(api.database, dead, DeliveryState.GIVEN_UP, None, "late")
             await leave(api, running)
 
     with_api(scenario, allowed=LOCAL)
@@ -176,7 +176,7 @@ def test_two_processes_deliver_each_once(with_api):
                 tasks.append(await submit(one, receiver))
                 await one.draw()
             for data in tasks:
-                await settled(one, data, State.DELIVERED)
+                await settled(one, data, DeliveryState.DELIVERED)
             assert len(receiver.received) == 12
             await leave(one, running[0])
             await leave(other, running[1])
@@ -189,10 +189,10 @@ def test_a_deleted_task_is_not_told(with_api):
         async with Receiver(says(200)) as receiver:
             data = await submit(api, receiver)
             await api.draw()
-            key = (await keys.listed(api.database))[0]
+            key = (await keys.list_keys(api.database))[0]
             assert len(await predictions.delete(api.database, [data["id"]], key.id)) == 1
             running = await deliver(api)
-            done = await settled(api, data, State.GIVEN_UP)
+            done = await settled(api, data, DeliveryState.GIVEN_UP)
             assert (done.error, receiver.connections) == ("the prediction was deleted", 0)
             await leave(api, running)
 
@@ -201,28 +201,28 @@ def test_a_deleted_task_is_not_told(with_api):
 
 def test_a_database_that_is_away_ends_nothing(with_api, monkeypatch):
     monkeypatch.setattr(webhook_loop, "PAUSE_S", 0.05)
-    real_claim, real_settle = deliveries.claim, deliveries.settle
+    real_claim, real_settle = outbox.claim, outbox.record_attempt
     away = iter([True] * 6)
 
     async def claim(*args):
         if next(away, False):
-            raise StoreUnavailable("away")
+            raise DatabaseUnavailable("away")
         return await real_claim(*args)
 
     async def settle(*args):
         if next(away, False):
-            raise StoreUnavailable("away")
+            raise DatabaseUnavailable("away")
         return await real_settle(*args)
 
-    monkeypatch.setattr(deliveries, "claim", claim)
-    monkeypatch.setattr(deliveries, "settle", settle)
+    monkeypatch.setattr(outbox, "claim", claim)
+    monkeypatch.setattr(outbox, "record_attempt", settle)
 
     async def scenario(api):
         async with Receiver(says(200)) as receiver:
             running = await deliver(api)
             data = await submit(api, receiver)
             await api.draw()
-            assert (await settled(api, data, State.DELIVERED)).attempts == 1
+            assert (await settled(api, data, DeliveryState.DELIVERED)).attempts == 1
             assert len(receiver.received) == 1
             await leave(api, running)
 
@@ -247,6 +247,6 @@ def test_on_leaving_what_is_on_its_way_arrives(with_api, allowed):
             api.database.changes.stop()
             async with asyncio.timeout(10):
                 await running
-            assert (await settled(api, data, State.DELIVERED)).status_code == 200
+            assert (await settled(api, data, DeliveryState.DELIVERED)).status_code == 200
 
     with_api(scenario, allowed=allowed)

@@ -9,7 +9,7 @@ from hidream.errors import PromptRefused
 from hidream.request import ImageRequest
 from hidream.server.webhook_loop import PER_HOST_MAX, WebhookLoop
 from hidream.store import keys
-from hidream.store.admission import Asked
+from hidream.store.admission import NewTask
 from hidream.types import ImageFormat, Size
 from hidream.webhooks.delivery import TOTAL_S, Courier
 from webhooks.receiver import Receiver, hangs, says
@@ -21,8 +21,8 @@ LOCAL = "127.0.0.0/8"
 
 async def owe(api, key, url):
     """Have a task of a key end, and its webhook owed."""
-    asked = Asked(key, MODEL, SUBMISSION, "http://test", url, refusal=PromptRefused("no"))
-    await api.service.intake.submit(asked)
+    asked = NewTask(key, MODEL, SUBMISSION, "http://test", url, refusal=PromptRefused("no"))
+    await api.service.enqueuer.submit(asked)
 
 
 async def seconds_of_others(api, well, count):

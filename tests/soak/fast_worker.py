@@ -11,7 +11,7 @@ import signal
 import sys
 
 from hidream import logs
-from hidream.errors import StoreGone, TaskFailed
+from hidream.errors import DatabaseGone, TaskFailed
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
 from hidream.settings import sources
@@ -19,10 +19,10 @@ from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Size
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
-from hidream.worker.loop import Loop
-from hidream.worker.main import leave_when_gone
-from hidream.worker.outage import outlast
+from hidream.worker.generation import Tools
+from hidream.worker.loop import WorkerLoop
+from hidream.worker.main import stop_when_gone
+from hidream.worker.retry import retry_unavailable
 from worker.painter import Painter
 
 SIDE_PX = 16
@@ -59,7 +59,7 @@ async def main(config):
     painter.go_on.set()
     bridge = Bridge()
     names = list(MODELS)
-    bridge.drive(dict.fromkeys(names, painter))
+    bridge.set_engines(dict.fromkeys(names, painter))
     tools = Tools(
         flagged=lambda _pixels: False,
         outputs=open_configured(config, Namespace.OUTPUTS),
@@ -67,12 +67,14 @@ async def main(config):
         versions=dict.fromkeys(names, dict.fromkeys(Mode, "fast-worker-1")),
     )
     async with Database.open(config.database_url) as database:
-        leaving = asyncio.create_task(leave_when_gone(database, stopping))
-        await outlast(tools.outputs.check, stopping, "check")
-        await Loop(database, bridge, Worker(worker_id(os.getpid()), names, "fast"), tools, config.worker).run(stopping)
+        leaving = asyncio.create_task(stop_when_gone(database, stopping))
+        await retry_unavailable(tools.outputs.check, stopping, "check")
+        await WorkerLoop(database, bridge, Worker(worker_id(os.getpid()), names, "fast"), tools, config.worker).run(
+            stopping
+        )
         leaving.cancel()
     await bridge.close()
-    return StoreGone.exit_status if database.gone.is_set() else 0
+    return DatabaseGone.exit_status if database.gone.is_set() else 0
 
 
 if __name__ == "__main__":

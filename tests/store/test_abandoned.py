@@ -1,8 +1,8 @@
 """Tasks for a model that nobody serves: how long they wait, and who keeps them waiting."""
 
-from asking import MODEL, OTHER, claim, new_key, submit
+from store_calls import MODEL, OTHER, claim, new_key, submit
 
-from hidream.store import deliveries, history, predictions, workers
+from hidream.store import history, outbox, predictions, workers
 from hidream.store.workers import Worker
 from hidream.types import Status
 
@@ -25,7 +25,7 @@ def test_a_task_that_nobody_serves_fails_with_its_reason_and_owes_its_webhook(in
         failed = await history.get(database, task.id, key.id)
         assert (failed.status, failed.code, failed.finished_ms) == (Status.FAILED, 1405, database.now_ms())
         assert failed.error == "no worker that serves its model was seen for 3600 seconds"
-        assert len(await deliveries.listed(database, task.id, key.id)) == 1
+        assert len(await outbox.list_deliveries(database, task.id, key.id)) == 1
         assert await state(database, young) is Status.CREATED
         assert await predictions.abandon(database, AN_HOUR) == 0
 
@@ -38,13 +38,13 @@ def test_whoever_serves_it_begins_the_time_anew_also_one_that_has_left(in_databa
         await workers.register(database, Worker("host:1", [MODEL], "v1"))
         clock.now += AN_HOUR / 2
         await workers.register(database, Worker("host:2", [MODEL, OTHER], "v1"))
-        await workers.leave(database, "host:2")
+        await workers.deregister(database, "host:2")
         assert [worker.id for worker in await workers.ready(database, AN_HOUR)] == ["host:1"]
         clock.now += AN_HOUR - 1
         assert await predictions.abandon(database, AN_HOUR) == 0
         assert await state(database, task) is Status.CREATED
         clock.now += 1
-        await workers.beat(database, "host:1")
+        await workers.heartbeat(database, "host:1")
         assert await predictions.abandon(database, AN_HOUR) == 1
 
     in_database(scenario)
@@ -57,7 +57,7 @@ def test_what_is_served_or_drawn_is_left_alone(in_database, clock):
         assert await claim(database, models=[OTHER])
         await workers.register(database, Worker("host:1", [MODEL], "v1"))
         clock.now += 10 * AN_HOUR
-        await workers.beat(database, "host:1")
+        await workers.heartbeat(database, "host:1")
         assert await predictions.abandon(database, AN_HOUR) == 0
         assert [await state(database, each) for each in (served, drawn)] == [Status.CREATED, Status.PROCESSING]
 

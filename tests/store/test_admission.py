@@ -4,15 +4,15 @@ import asyncio
 import dataclasses
 
 import pytest
-from asking import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
+from store_calls import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
 
 from hidream.errors import Forbidden, PromptRefused, TooMany
 from hidream.store import history, predictions, retention
-from hidream.store.admission import Asked, Queue, Repeat
-from hidream.store.intake import Intake
+from hidream.store.admission import IdempotencyRecord, NewTask, QueueLimits
+from hidream.store.enqueue import Enqueuer
 from hidream.types import Size, Status
 
-REPEAT = Repeat("once", "hash")
+IDEMPOTENCY = IdempotencyRecord("once", "hash")
 
 
 def test_the_queue_has_an_end(in_database):
@@ -57,12 +57,12 @@ def test_a_key_has_its_share_of_the_queue_and_no_more(in_database):
 @pytest.mark.parametrize(
     ("queue", "of_one_key", "last_places"),
     [
-        (Queue(1000, 0.5), 500, 100),
-        (Queue(1000, 1.0), 1000, 100),
-        (Queue(100, 0.29), 29, 10),
-        (Queue(9, 0.5), 4, 0),
-        (Queue(1, 0.01), 1, 0),
-        (Queue(10**9, 1), 10**9, 10**8),
+        (QueueLimits(1000, 0.5), 500, 100),
+        (QueueLimits(1000, 1.0), 1000, 100),
+        (QueueLimits(100, 0.29), 29, 10),
+        (QueueLimits(9, 0.5), 4, 0),
+        (QueueLimits(1, 0.01), 1, 0),
+        (QueueLimits(10**9, 1), 10**9, 10**8),
     ],
 )
 def test_shares_are_whole_tasks_and_at_least_one(queue, of_one_key, last_places):
@@ -95,13 +95,13 @@ def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(in_database, lim
     async def scenario(database):
         key, task = await new_key(database, **limits), dataclasses.replace(SUBMISSION, **said)
         with pytest.raises(Forbidden) as caught:
-            await submit(database, key, task, repeat=REPEAT)
+            await submit(database, key, task, idempotency=IDEMPOTENCY)
         assert words in caught.value.message
         assert not caught.value.retryable
         with pytest.raises(Forbidden):
-            await Intake(database, 10).submit_with(Asked(key, MODEL, task), asyncio.Event().wait)
+            await Enqueuer(database, 10).submit_with(NewTask(key, MODEL, task), asyncio.Event().wait)
         small = dataclasses.replace(SUBMISSION, size=Size(256, 256), steps=4)
-        assert (await submit(database, key, small, repeat=REPEAT)).status is Status.CREATED
+        assert (await submit(database, key, small, idempotency=IDEMPOTENCY)).status is Status.CREATED
 
     in_database(scenario)
 
@@ -127,11 +127,11 @@ def test_a_key_may_use_so_much_work_a_day(in_database, clock):
 
 def test_a_thousand_tasks_of_one_key_leave_the_next_keys_first_one_accepted(in_database):
     async def scenario(database):
-        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000, 0.5)
-        asked = (intake.submit(Asked(busy, MODEL, SUBMISSION)) for _ in range(1000))
+        busy, late, enqueuer = await new_key(database), await new_key(database), Enqueuer(database, 1000, 0.5)
+        asked = (enqueuer.submit(NewTask(busy, MODEL, SUBMISSION)) for _ in range(1000))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert sum(isinstance(answer, TooMany) for answer in answers) == 500
-        assert (await intake.submit(Asked(late, MODEL, SUBMISSION))).status is Status.CREATED
+        assert (await enqueuer.submit(NewTask(late, MODEL, SUBMISSION))).status is Status.CREATED
 
     in_database(scenario)
 
@@ -158,8 +158,8 @@ def test_a_key_may_make_so_many_requests_a_minute(in_database, clock):
 
 def test_what_waits_is_told_right_within_one_transaction(in_database):
     async def scenario(database):
-        key, intake = await new_key(database, requests_per_minute=2), Intake(database, 1000)
-        asked = [intake.submit(Asked(key, "m", SUBMISSION)) for _ in range(5)]
+        key, enqueuer = await new_key(database, requests_per_minute=2), Enqueuer(database, 1000)
+        asked = [enqueuer.submit(NewTask(key, "m", SUBMISSION)) for _ in range(5)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, TooMany)]
         assert [answer.retry_after_s for answer in refused] == [60] * 3
@@ -190,7 +190,7 @@ def test_a_key_may_draw_so_many_pixels_a_day_even_if_it_deletes_them(in_database
         for prediction in made:
             await predictions.cancel(database, prediction.id, key.id)
         await predictions.delete(database, [prediction.id for prediction in made], key.id)
-        await retention.forget(database, await retention.remains(database, 0))
+        await retention.purge(database, await retention.purgeable(database, 0))
         with pytest.raises(TooMany, match="pixels a day") as caught:
             await submit(database, key, small)
         assert caught.value.retry_after_s == 23 * 3600
@@ -202,10 +202,10 @@ def test_a_key_may_draw_so_many_pixels_a_day_even_if_it_deletes_them(in_database
 
 def test_one_key_with_many_tasks_does_not_hold_up_anothers_first(in_database, clock):
     async def scenario(database):
-        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000)
-        await asyncio.gather(*(intake.submit(Asked(busy, "m", SUBMISSION)) for _ in range(300)))
+        busy, late, enqueuer = await new_key(database), await new_key(database), Enqueuer(database, 1000)
+        await asyncio.gather(*(enqueuer.submit(NewTask(busy, "m", SUBMISSION)) for _ in range(300)))
         clock.now += 1
-        first = await intake.submit(Asked(late, "m", SUBMISSION))
-        assert (await history.line(database, first.model)).place(first).before <= 1
+        first = await enqueuer.submit(NewTask(late, "m", SUBMISSION))
+        assert (await history.queue_snapshot(database, first.model)).place(first).before <= 1
 
     in_database(scenario)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import sqlalchemy as sa
-from asking import MODEL, OTHER, SUBMISSION, VERSIONS
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,19 +17,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from plain import DAY_MS, Plain, Task
+from reference_store import DAY_MS, Plain, Task
+from store_calls import MODEL, OTHER, SUBMISSION, VERSIONS
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import admission, deliveries, history, keys, predictions, progress, retention, workers
-from hidream.store.admission import Asked, Repeat
+from hidream.store import admission, history, keys, outbox, predictions, progress, retention, workers
+from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.database import Database
-from hidream.store.deliveries import State
+from hidream.store.enqueue import Enqueuer
 from hidream.store.history import Query
-from hidream.store.intake import Intake
 from hidream.store.keys import Key, Limits
+from hidream.store.outbox import DeliveryState
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import MOVES, Reserve, Room, Step
-from hidream.store.schema import DELIVERIES, METADATA, PREDICTIONS, PREVIEWS, REPEATS, TURNS
+from hidream.store.predictions import TRANSITIONS, Capacity, ReserveCapacity, StepReport
+from hidream.store.schema import DELIVERIES, IDEMPOTENCY_RECORDS, METADATA, PREDICTIONS, PREVIEWS, VIRTUAL_STARTS
 from hidream.store.workers import Worker
 from hidream.types import Mode, Size, Status
 
@@ -62,7 +62,7 @@ ANY = st.integers(0, 1000)
 """Which of those that there are, counted round and round."""
 
 ROW = [f.name for f in dataclasses.fields(Task) if f.name not in ("number", "key", "input", "has_files")]
-ARROWS = {(source, target) for sources, target in MOVES.values() for source in sources}
+ARROWS = {(source, target) for sources, target in TRANSITIONS.values() for source in sources}
 
 
 @dataclass
@@ -70,12 +70,12 @@ class Real:
     """One database, and by which ids it knows what the plain store numbers."""
 
     database: Database
-    intake: Intake
+    enqueuer: Enqueuer
     keys: list[Key] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     delivery_ids: dict[int, str] = field(default_factory=dict)
     claims: list[Prediction] = field(default_factory=list)
-    sent: list[deliveries.Delivery] = field(default_factory=list)
+    sent: list[outbox.Delivery] = field(default_factory=list)
 
     def number(self, id_):
         return self.ids.index(id_)
@@ -87,13 +87,15 @@ class Real:
         self.keys = [(await keys.create(self.database, "test", limits=limits))[0] for limits in LIMITS]
         self.ids, self.delivery_ids, self.claims, self.sent = [], {}, [], []
 
-    async def submit(self, key, model, submission, webhook, refused, repeat):
-        asked = Asked(self.keys[key], model, submission, "http://here", webhook)
+    async def submit(self, key, model, submission, webhook, refused, idempotency):
+        asked = NewTask(self.keys[key], model, submission, "http://here", webhook)
         asked = dataclasses.replace(
-            asked, repeat=repeat and Repeat(*repeat), refusal=PromptRefused("no") if refused else None
+            asked,
+            idempotency=idempotency and IdempotencyRecord(*idempotency),
+            refusal=PromptRefused("no") if refused else None,
         )
         try:
-            prediction = await self.intake.submit(asked)
+            prediction = await self.enqueuer.submit(asked)
         except (TooMany, Forbidden, Conflict) as error:
             return type(error).__name__, error.retry_after_s
         if prediction.id not in self.ids:
@@ -101,13 +103,13 @@ class Real:
         return "task", self.number(prediction.id)
 
     async def claim(self, models, worker, lease_ms, *room):
-        tasks = await predictions.claim(self.database, models, worker, VERSIONS, lease_ms / 1000, Room(*room))
+        tasks = await predictions.claim(self.database, models, worker, VERSIONS, lease_ms / 1000, Capacity(*room))
         self.claims += tasks
         return [(self.number(task.id), task.attempt) for task in tasks]
 
-    async def claim_beside(self, models, worker, lease_ms, tasks, work, without_keys):
-        reserve = Reserve(tasks, work, frozenset(self.keys[key].id for key in without_keys))
-        taken = await predictions.claim_beside(self.database, models, worker, VERSIONS, lease_ms / 1000, reserve)
+    async def claim_beside(self, models, worker, lease_ms, tasks, work, excluded_keys):
+        reserve = ReserveCapacity(tasks, work, frozenset(self.keys[key].id for key in excluded_keys))
+        taken = await predictions.claim_reserve(self.database, models, worker, VERSIONS, lease_ms / 1000, reserve)
         self.claims += taken
         return [(self.number(task.id), task.attempt) for task in taken]
 
@@ -118,7 +120,7 @@ class Real:
         return self._held(await predictions.renew(self.database, worker, lease_ms / 1000))
 
     async def report(self, worker, steps):
-        said = {(self.ids[number], attempt): Step(*step) for (number, attempt), step in steps.items()}
+        said = {(self.ids[number], attempt): StepReport(*step) for (number, attempt), step in steps.items()}
         return self._held(await predictions.report(self.database, worker, said))
 
     async def watch(self, number, for_ms):
@@ -133,14 +135,14 @@ class Real:
     async def fail(self, number, attempt, *said):
         return await predictions.fail(self.database, self._claimed(number, attempt), *said)
 
-    async def hand_back(self, number, attempt, suspected):
-        return await predictions.hand_back(self.database, self._claimed(number, attempt), suspected=suspected)
+    async def requeue(self, number, attempt, quarantined):
+        return await predictions.requeue(self.database, self._claimed(number, attempt), quarantined=quarantined)
 
     async def register(self, worker, models):
         await workers.register(self.database, Worker(worker, models, "v1"))
 
     async def beat(self, worker):
-        await workers.beat(self.database, worker)
+        await workers.heartbeat(self.database, worker)
 
     async def abandon(self, unserved_ms):
         return await predictions.abandon(self.database, unserved_ms / 1000)
@@ -158,22 +160,24 @@ class Real:
         return await retention.expire(self.database, older_than_ms)
 
     async def sweep(self):
-        remains = await retention.remains(self.database, 0)
-        await retention.forget(self.database, remains)
+        remains = await retention.purgeable(self.database, 0)
+        await retention.purge(self.database, remains)
         return {self.number(task.id) for task in remains.predictions}
 
     async def claim_deliveries(self, lease_ms):
-        found = await deliveries.claim(self.database, 100, lease_ms / 1000)
+        found = await outbox.claim(self.database, 100, lease_ms / 1000)
         self.sent += found
         return {self.number(d.prediction_id): plain_delivery(self.number(d.prediction_id), d) for d in found}
 
     async def settle(self, claimed, state, status_code, error, again_in_ms):
         mine = next(d for d in self.sent if plain_delivery(self.number(d.prediction_id), d) == claimed)
-        return await deliveries.settle(self.database, mine, State(state), status_code, error, again_in_ms / 1000)
+        return await outbox.record_attempt(
+            self.database, mine, DeliveryState(state), status_code, error, again_in_ms / 1000
+        )
 
     async def replay(self, number, key):
         id_ = self.delivery_ids.get(number, "none")
-        return await deliveries.replay(self.database, id_, self.ids[number], self.keys[key].id)
+        return await outbox.replay(self.database, id_, self.ids[number], self.keys[key].id)
 
     async def get(self, number, key):
         found = await history.get(self.database, self.ids[number], self.keys[key].id)
@@ -181,17 +185,17 @@ class Real:
 
     async def listed(self, key, page, page_size, model, status, after_ms):
         query = Query(page, page_size, after_ms, None, model, status)
-        count, found = await history.listed(self.database, self.keys[key].id, query)
+        count, found = await history.list_predictions(self.database, self.keys[key].id, query)
         return count, [self.number(task.id) for task in found]
 
     async def before(self, number):
         async with self.database.read() as connection:
             row = await connection.execute(sa.select(*predictions.COLUMNS).where(PREDICTIONS.c.id == self.ids[number]))
         task = Prediction.of_row(row.one())
-        return (await history.line(self.database, task.model)).place(task).before
+        return (await history.queue_snapshot(self.database, task.model)).place(task).before
 
     async def ended(self):
-        return {self.number(id_) for id_ in await history.ended(self.database, self.ids)}
+        return {self.number(id_) for id_ in await history.finished(self.database, self.ids)}
 
     async def rows(self):
         """All tables, in the plain store's words."""
@@ -199,8 +203,8 @@ class Real:
             tasks = (await connection.execute(sa.select(PREDICTIONS))).mappings().all()
             owed = (await connection.execute(sa.select(DELIVERIES))).mappings().all()
             previews = (await connection.execute(sa.select(PREVIEWS))).all()
-            repeats = (await connection.execute(sa.select(REPEATS))).mappings().all()
-            turns = {key_id: turn for key_id, turn in await connection.execute(sa.select(TURNS))}  # noqa: C416
+            repeats = (await connection.execute(sa.select(IDEMPOTENCY_RECORDS))).mappings().all()
+            turns = {key_id: turn for key_id, turn in await connection.execute(sa.select(VIRTUAL_STARTS))}  # noqa: C416
         key = {key.id: i for i, key in enumerate(self.keys)}
         assert len({row["prediction_id"] for row in owed}) == len(owed), "one end owes one webhook"
         self.delivery_ids = {self.number(row["prediction_id"]): row["id"] for row in owed}
@@ -228,7 +232,7 @@ class Real:
 
 
 def plain_delivery(number, found):
-    from plain import Delivery
+    from reference_store import Delivery
 
     get = found.get if hasattr(found, "get") else lambda name: getattr(found, name)
     names = [f.name for f in dataclasses.fields(Delivery) if f.name != "number"]
@@ -303,10 +307,10 @@ class Store(RuleBasedStateMachine):
         submission=INPUTS,
         webhook=st.sampled_from(["", "https://hook"]),
         refused=st.sampled_from([False] * 5 + [True]),
-        repeat=st.none() | st.tuples(st.sampled_from("abc"), st.sampled_from("xxy")),
+        idempotency=st.none() | st.tuples(st.sampled_from("abc"), st.sampled_from("xxy")),
     )
-    def submit(self, key, model, submission, webhook, refused, repeat):
-        self.do("submit", key, model, submission, webhook, refused, repeat)
+    def submit(self, key, model, submission, webhook, refused, idempotency):
+        self.do("submit", key, model, submission, webhook, refused, idempotency)
 
     @rule(key=KEYS, model=MODELS, submission=INPUTS)
     def submit_more(self, key, model, submission):
@@ -317,21 +321,21 @@ class Store(RuleBasedStateMachine):
         worker=WORKERS,
         tasks=st.integers(1, 5),
         work=st.integers(1, 6),
-        beside_others=st.booleans(),
+        has_tasks=st.booleans(),
         reserved=st.booleans(),
     )
-    def claim(self, models, worker, tasks, work, beside_others, reserved):
-        self.claims += self.do("claim", models, worker, LEASE_S * 1000, tasks, work * WORK, beside_others, reserved)
+    def claim(self, models, worker, tasks, work, has_tasks, reserved):
+        self.claims += self.do("claim", models, worker, LEASE_S * 1000, tasks, work * WORK, has_tasks, reserved)
 
     @rule(
         models=st.sampled_from([[MODEL], [OTHER], [MODEL, OTHER]]),
         worker=WORKERS,
         tasks=st.integers(1, 3),
         work=st.integers(1, 6),
-        without_keys=st.frozensets(KEYS, max_size=2),
+        excluded_keys=st.frozensets(KEYS, max_size=2),
     )
-    def claim_beside(self, models, worker, tasks, work, without_keys):
-        self.claims += self.do("claim_beside", models, worker, LEASE_S * 1000, tasks, work * WORK, without_keys)
+    def claim_beside(self, models, worker, tasks, work, excluded_keys):
+        self.claims += self.do("claim_beside", models, worker, LEASE_S * 1000, tasks, work * WORK, excluded_keys)
 
     @rule(worker=WORKERS)
     def renew(self, worker):
@@ -359,9 +363,9 @@ class Store(RuleBasedStateMachine):
         self.do("fail", *self.claims[-1 - which % len(self.claims)], 1405, "no")
 
     @precondition(lambda self: self.claims)
-    @rule(which=ANY, suspected=st.booleans())
-    def hand_back(self, which, suspected):
-        self.do("hand_back", *self.claims[-1 - which % len(self.claims)], suspected)
+    @rule(which=ANY, quarantined=st.booleans())
+    def requeue(self, which, quarantined):
+        self.do("requeue", *self.claims[-1 - which % len(self.claims)], quarantined)
 
     @rule(worker=WORKERS, models=st.sampled_from([[MODEL], [OTHER], [MODEL, OTHER]]))
     def register(self, worker, models):
@@ -384,7 +388,7 @@ class Store(RuleBasedStateMachine):
     def lose_and_claim_again(self, worker):
         self.tick((LEASE_S + 1) * 1000)
         self.do("recover", None)
-        self.claim([MODEL, OTHER], worker, 5, 10 * QUEUE_MAX, beside_others=False, reserved=False)
+        self.claim([MODEL, OTHER], worker, 5, 10 * QUEUE_MAX, has_tasks=False, reserved=False)
 
     def stale(self):
         """Claims of tasks that somebody else has now."""
@@ -392,7 +396,7 @@ class Store(RuleBasedStateMachine):
         return [(number, attempt) for number, attempt in self.claims if attempt < of.get(number, 0)]
 
     @precondition(stale)
-    @rule(which=ANY, move=st.sampled_from(["complete", "fail", "hand_back", "report"]))
+    @rule(which=ANY, move=st.sampled_from(["complete", "fail", "requeue", "report"]))
     def come_too_late(self, which, move):
         stale = self.stale()
         claim = stale[which % len(stale)]
@@ -400,7 +404,7 @@ class Store(RuleBasedStateMachine):
             worker = self.plain.tasks[claim[0]].worker_id
             assert self.do("report", worker, {claim: (3, 28, b"late")}) == set()
         else:
-            said = {"complete": ((True,), 9, ()), "fail": (1405, "late"), "hand_back": (True,)}
+            said = {"complete": ((True,), 9, ()), "fail": (1405, "late"), "requeue": (True,)}
             assert self.do(move, *claim, *said[move]) is False
 
     @precondition(lambda self: self.plain.made)
@@ -426,7 +430,7 @@ class Store(RuleBasedStateMachine):
         self.sent += self.do("claim_deliveries", 3000).values()
 
     @precondition(lambda self: self.sent)
-    @rule(which=ANY, state=st.sampled_from(list(State)), again_in_ms=st.sampled_from([0, 4000]))
+    @rule(which=ANY, state=st.sampled_from(list(DeliveryState)), again_in_ms=st.sampled_from([0, 4000]))
     def settle(self, which, state, again_in_ms):
         self.do("settle", self.sent[-1 - which % len(self.sent)], state.value, 500, "HTTP 500", again_in_ms)
 
@@ -528,7 +532,7 @@ def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
     with asyncio.Runner() as runner:
         openings = [runner.run(opened(url)) for url in urls]
         try:
-            reals = [Real(database, Intake(database, QUEUE_MAX, QUEUE_SHARE)) for _, database in openings]
+            reals = [Real(database, Enqueuer(database, QUEUE_MAX, QUEUE_SHARE)) for _, database in openings]
             how = settings(
                 max_examples=examples,
                 stateful_step_count=50,
@@ -553,12 +557,12 @@ def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_u
         assert named <= {name for name, worked in steps if worked} | {"watch", "register", "beat"}, (
             "every operation has done something"
         )
-        fenced = {"complete", "fail", "hand_back", "settle", "report", "cancel", "replay"}
+        fenced = {"complete", "fail", "requeue", "settle", "report", "cancel", "replay"}
         assert fenced <= {name for name, worked in steps if not worked}, "and every one that may be refused, was"
 
 
 async def without_its_attempt(database, task, move, **values):
-    statement = predictions._moved(move).where(PREDICTIONS.c.id == task.id)
+    statement = predictions._transition(move).where(PREDICTIONS.c.id == task.id)
     async with database.write() as connection:
         statement = statement.values(worker_id=None, lease_until_ms=None, **values)
         return await predictions._end(connection, statement, database.now_ms()) == 1

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 import hidream.store
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.store import database as database_file
 from hidream.store import keys
 from hidream.store.database import Database
@@ -49,7 +49,7 @@ def test_a_check_that_hangs_is_not_waited_for_nor_begun_twice(in_database, monke
 
         object.__setattr__(database._backend, "check", hangs)
         for _ in range(3):
-            with pytest.raises(StoreUnavailable, match="takes too long"):
+            with pytest.raises(DatabaseUnavailable, match="takes too long"):
                 await database.check()
         answer.set()
         assert checks == [1]
@@ -72,11 +72,11 @@ def test_while_another_process_holds_the_lock_one_reads_on_and_all_who_write_wai
                 began = time.monotonic()
                 writing = [asyncio.create_task(keys.create(database, f"{i}")) for i in range(20)]
                 for _ in range(20):
-                    assert len(await keys.listed(database)) == 1
-                with pytest.raises(StoreUnavailable, match="locked"):
+                    assert len(await keys.list_keys(database)) == 1
+                with pytest.raises(DatabaseUnavailable, match="locked"):
                     await database.check()
                 answers = await asyncio.gather(*writing, return_exceptions=True)
-                assert {type(answer) for answer in answers} == {StoreUnavailable}
+                assert {type(answer) for answer in answers} == {DatabaseUnavailable}
                 assert time.monotonic() - began < 5, "not twenty times half a second"
                 other.execute("ROLLBACK")
             await keys.create(database, "after")
@@ -90,11 +90,11 @@ def test_what_a_write_has_found_stays_wrong_until_something_is_on_the_disk_again
     async def scenario():
         async with Database.open(sqlite_url) as database:
             await database.check()
-            committed = database.changes.now()
+            committed = database.changes.version()
             database._write_failed = True
             database._checked_until = 0
             await database.check()
-            assert database.changes.now() != committed, "it has committed"
+            assert database.changes.version() != committed, "it has committed"
             assert not database._write_failed
 
     asyncio.run(scenario())
@@ -110,9 +110,9 @@ def test_a_server_that_takes_no_writes_is_not_ready(postgres):
                 name = (await connection.execute(sa.text("SELECT current_database()"))).scalar_one()
                 await connection.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
         async with Database.open(url) as database:
-            with pytest.raises(StoreUnavailable, match="takes no writes"):
+            with pytest.raises(DatabaseUnavailable, match="takes no writes"):
                 await database.check()
-            with pytest.raises(StoreUnavailable, match="read-only"):
+            with pytest.raises(DatabaseUnavailable, match="read-only"):
                 await keys.create(database, "x")
 
     asyncio.run(scenario())
@@ -123,7 +123,7 @@ def test_a_lock_that_is_held_on_postgresql_is_found_out_within_seconds(postgres)
         async with Database.open(postgres.url()) as database, database._backend.writer.begin() as connection:
             await connection.execute(database._backend.lock)
             began = time.monotonic()
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(DatabaseUnavailable):
                 await database.check()
             assert time.monotonic() - began < 5
 

@@ -20,7 +20,7 @@ def test_a_write_that_raises_leaves_nothing(in_database):
                 for id_ in "ab":
                     row = {"id": id_, "name": "", "hash": "the same", "created_ms": 0}
                     await connection.execute(sa.insert(KEYS).values(row))
-        return await keys.listed(database)
+        return await keys.list_keys(database)
 
     assert in_database(scenario) == []
 
@@ -30,10 +30,10 @@ def test_work_beside_the_callers_ends_before_the_database_is_closed(in_database)
 
     async def scenario(database):
         async def work():
-            await database.changes.since(database.changes.now(), 60)
-            ended.append(await keys.listed(database))
+            await database.changes.wait_after(database.changes.version(), 60)
+            ended.append(await keys.list_keys(database))
 
-        database.beside(work())
+        database.run_in_background(work())
         await asyncio.sleep(0)
 
     in_database(scenario)
@@ -56,7 +56,7 @@ asyncio.run(main())
 
     async def count():
         async with Database.open(new_url) as database:
-            return len(await keys.listed(database))
+            return len(await keys.list_keys(database))
 
     assert asyncio.run(count()) == 4
 

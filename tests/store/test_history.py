@@ -1,10 +1,10 @@
 """Looking: each key sees its own, newest first; who waits is told its place."""
 
 import pytest
-from asking import MODEL, OTHER, claim_one, new_key, submit
+from store_calls import MODEL, OTHER, claim_one, new_key, submit
 
 from hidream.store import history, predictions
-from hidream.store.history import Place, Query
+from hidream.store.history import Query, QueuePosition
 from hidream.types import Status
 
 
@@ -14,7 +14,7 @@ def test_another_key_sees_nothing(in_database):
         prediction = await submit(database, mine)
         assert await history.get(database, prediction.id, theirs.id) is None
         assert await history.get(database, "0" * 32, mine.id) is None
-        assert await history.listed(database, theirs.id, Query()) == (0, [])
+        assert await history.list_predictions(database, theirs.id, Query()) == (0, [])
 
     in_database(scenario)
 
@@ -24,8 +24,8 @@ def test_ended_tells_those_that_have(in_database):
         key = await new_key(database)
         waiting, done = await submit(database, key), await submit(database, key)
         await predictions.cancel(database, done.id, key.id)
-        assert (await history.ended(database, {waiting.id, done.id})).keys() == {done.id}
-        assert await history.ended(database, []) == {}
+        assert (await history.finished(database, {waiting.id, done.id})).keys() == {done.id}
+        assert await history.finished(database, []) == {}
 
     in_database(scenario)
 
@@ -42,7 +42,7 @@ def test_a_list_has_pages_and_conditions(in_database, clock):
         await predictions.cancel(database, made[1].id, key.id)
 
         async def listed(**conditions):
-            total, found = await history.listed(database, key.id, Query(**conditions))
+            total, found = await history.list_predictions(database, key.id, Query(**conditions))
             return total, [made.index(next(m for m in made if m.id == p.id)) for p in found]
 
         assert await listed() == (6, [6, 5, 4, 3, 2, 1])
@@ -66,8 +66,8 @@ def test_what_waits_has_a_place_and_when_work_was_done_a_time(in_database, clock
             tasks.append(await submit(database, key))
             clock.now += 1
         await submit(database, key, model=OTHER)
-        line = await history.line(database, tasks[0].model)
-        assert [line.place(task) for task in tasks] == [Place(i, None) for i in range(6)]
+        line = await history.queue_snapshot(database, tasks[0].model)
+        assert [line.place(task) for task in tasks] == [QueuePosition(i, None) for i in range(6)]
         clock.now += 3600  # they were made long before the first is done
         for _ in range(2):
             task = await claim_one(database)
@@ -75,11 +75,13 @@ def test_what_waits_has_a_place_and_when_work_was_done_a_time(in_database, clock
             await predictions.complete(database, task, [False], 1)
         await claim_one(database)
         for i, task in enumerate(tasks[3:]):
-            place = (await history.line(database, task.model)).place(task)
+            place = (await history.queue_snapshot(database, task.model)).place(task)
             assert place.before == i
             assert place.seconds == pytest.approx((i + 1.5) * 10), "those before, half of what is drawn, and itself"
         clock.now += history.RECENT_MS / 1000 + 1
-        assert (await history.line(database, tasks[5].model)).place(tasks[5]).seconds is None, "nobody knows any more"
+        assert (await history.queue_snapshot(database, tasks[5].model)).place(tasks[5]).seconds is None, (
+            "nobody knows any more"
+        )
 
     in_database(scenario)
 
@@ -88,13 +90,13 @@ def test_who_comes_since_the_line_was_seen_is_put_where_it_belongs(in_database, 
     async def scenario(database):
         busy, quiet = await new_key(database), await new_key(database)
         tasks = [await submit(database, busy) for _ in range(3)]
-        line = await history.line(database, tasks[0].model)
+        line = await history.queue_snapshot(database, tasks[0].model)
         clock.now += 1
         last, first = await submit(database, busy), await submit(database, quiet)
         for _ in range(2):
             assert line.place(last).before in (3, 4), "once it is known that another one came, that one counts"
             assert line.place(first).before == 1, "behind the busy key's first"
-        fresh = await history.line(database, tasks[0].model)
+        fresh = await history.queue_snapshot(database, tasks[0].model)
         assert [line.place(task) for task in (*tasks, last, first)] == [
             fresh.place(task) for task in (*tasks, last, first)
         ]

@@ -6,7 +6,7 @@ import statistics
 import time
 
 import sqlalchemy as sa
-from asking import ENDLESS, MODEL, OTHER, claim, claim_beside, new_key, submit
+from store_calls import ENDLESS, MODEL, OTHER, claim, claim_reserve, new_key, submit
 
 from hidream.store import history, predictions, retention
 from hidream.store.database import Database
@@ -35,7 +35,7 @@ async def fill(database, finished=FINISHED, waiting=WAITING):
         "created_ms": ms,
         "started_ms": sa.case((waits, None), else_=ms + 1000),
         "finished_ms": sa.case((waits, None), else_=ms + 2000),
-        "turn": n.c.n * P.c.work,
+        "virtual_start": n.c.n * P.c.work,
     }
     copied = sa.select(*(new.get(column.name, column) for column in P.columns)).select_from(sa.join(P, n, sa.true()))
     async with database.write() as connection:
@@ -68,7 +68,7 @@ async def explained(connection, statement, parameters):
 
 async def last_in_the_queue(database):
     async with database.read() as connection:
-        waiting = sa.select(P.c.id, P.c.key_id).where(P.c.status == Status.CREATED).order_by(P.c.turn.desc())
+        waiting = sa.select(P.c.id, P.c.key_id).where(P.c.status == Status.CREATED).order_by(P.c.virtual_start.desc())
         return await history.get(database, *(await connection.execute(waiting.limit(1))).one())
 
 
@@ -97,10 +97,10 @@ def test_a_claim_is_quick_while_a_hundred_thousand_wait(url):
                 await connection.execute(sa.text("ANALYZE" if url.startswith("sqlite") else "VACUUM ANALYZE"))
             asked = {
                 "one": lambda: claim(database),
-                "none fits": lambda: claim(database, tasks=8, work=1, beside_others=True),
-                "beside": lambda: claim_beside(database, tasks=4, without=made[:3]),
-                "beside: too little": lambda: claim_beside(database, tasks=4, work=1),
-                "beside: no key": lambda: claim_beside(database, tasks=4, work=ENDLESS, without=made),
+                "none fits": lambda: claim(database, tasks=8, work=1, has_tasks=True),
+                "beside": lambda: claim_reserve(database, tasks=4, without=made[:3]),
+                "beside: too little": lambda: claim_reserve(database, tasks=4, work=1),
+                "beside: no key": lambda: claim_reserve(database, tasks=4, work=ENDLESS, without=made),
             }
             medians = {name: await median_ms(ask) for name, ask in asked.items()}
             assert max(medians.values()) < 100, medians  # 2 to 25 on SQLite, on a busy machine; reading all takes 250
@@ -119,12 +119,12 @@ async def check(database, made):
     asked = {
         "submit": lambda: submit(database, made[0], queue_max=10**6),
         "claim": lambda: claim(database, tasks=8),
-        "claim beside": lambda: claim_beside(database, tasks=4, without=made[:3]),
+        "claim beside": lambda: claim_reserve(database, tasks=4, without=made[:3]),
         "claim of none": lambda: claim(database, models=["nothing"]),
         "get": lambda: history.get(database, last.id, last.key_id),
-        "listed": lambda: history.listed(database, made[1].id, Query()),
-        "listed by state": lambda: history.listed(database, made[1].id, Query(status=Status.FAILED)),
-        "ended": lambda: history.ended(database, [last.id]),
+        "listed": lambda: history.list_predictions(database, made[1].id, Query()),
+        "listed by state": lambda: history.list_predictions(database, made[1].id, Query(status=Status.FAILED)),
+        "ended": lambda: history.finished(database, [last.id]),
         "renew": lambda: predictions.renew(database, "w1", 15),
         "recover": lambda: predictions.recover(database, 3, "w1"),
     }
@@ -153,7 +153,7 @@ def test_what_is_to_be_removed_is_found_by_itself(url):
     async def scenario():
         async with Database.open(url) as database:
             statements = Statements(database)
-            await retention.remains(database, 0)
+            await retention.purgeable(database, 0)
             async with database.read() as connection:
                 if url.startswith("postgresql"):
                     await connection.execute(sa.text("SET enable_seqscan = off"))

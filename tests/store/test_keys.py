@@ -5,7 +5,7 @@ import re
 
 import pytest
 import sqlalchemy as sa
-from asking import submit
+from store_calls import submit
 
 from hidream.errors import ConfigurationError, NotFound
 from hidream.store import keys
@@ -44,9 +44,9 @@ def test_a_revoked_key_is_listed_but_not_found(in_database):
         key, secret = await keys.create(database, "old")
         kept, _ = await keys.create(database, "new")
         await keys.revoke(database, key.id)
-        first = await keys.listed(database)
+        first = await keys.list_keys(database)
         await keys.revoke(database, key.id)
-        assert await keys.listed(database) == first, "the time of the first revocation stays"
+        assert await keys.list_keys(database) == first, "the time of the first revocation stays"
         assert {listed.id for listed in first if listed.revoked_ms is None} == {kept.id}
         assert await keys.find(database, secret) is None
 
@@ -65,7 +65,7 @@ def test_the_operators_own_key_is_registered_once_and_stays_revoked(in_database)
     async def scenario(database):
         for _ in range(2):
             await keys.register(database, "HIDREAM_API_KEY", "päss wörd")
-        (key,) = await keys.listed(database)
+        (key,) = await keys.list_keys(database)
         assert await keys.find(database, "päss wörd") == key
         await keys.revoke(database, key.id)
         await keys.register(database, "HIDREAM_API_KEY", "päss wörd")
@@ -96,12 +96,12 @@ def test_limits_of_a_key_can_be_changed(in_database):
     async def scenario(database):
         key, secret = await keys.create(database, "robot", limits=Limits(tasks_max=4, steps_max=30))
         beside, _ = await keys.create(database, "beside")
-        await keys.limit(database, key.id, {"steps_max": 0, "work_per_day": 9})
+        await keys.set_limits(database, key.id, {"steps_max": 0, "work_per_day": 9})
         changed = (await keys.find(database, secret)).limits
         assert changed == Limits(tasks_max=4, steps_max=0, work_per_day=9)
-        assert next(each for each in await keys.listed(database) if each.id == beside.id) == beside
+        assert next(each for each in await keys.list_keys(database) if each.id == beside.id) == beside
         with pytest.raises(NotFound):
-            await keys.limit(database, "nobody", {"steps_max": 1})
+            await keys.set_limits(database, "nobody", {"steps_max": 1})
 
     in_database(scenario)
 
@@ -110,11 +110,11 @@ def test_a_digest_is_valid_until_its_secret_is_not(in_database):
     async def scenario(database):
         made = [await keys.create(database, name, pepper="salt") for name in ("kept", "revoked", "rotated")]
         digests = [keys.digest_of(secret, "salt") for _, secret in made]
-        assert await keys.valid(database, [*digests, "unknown"]) == set(digests)
+        assert await keys.valid_digests(database, [*digests, "unknown"]) == set(digests)
         await keys.revoke(database, made[1][0].id)
         await keys.rotate(database, made[2][0].id, pepper="salt")
-        assert await keys.valid(database, digests) == {digests[0]}
-        assert await keys.valid(database, []) == set()
+        assert await keys.valid_digests(database, digests) == {digests[0]}
+        assert await keys.valid_digests(database, []) == set()
 
     in_database(scenario)
 
@@ -125,7 +125,7 @@ def test_keys_are_listed_the_oldest_first(in_database, clock):
         for name in names:
             await keys.create(database, name)
             clock.now += 1
-        assert [key.name for key in await keys.listed(database)] == names
+        assert [key.name for key in await keys.list_keys(database)] == names
 
     in_database(scenario)
 
@@ -164,7 +164,7 @@ def test_another_pepper_is_refused_until_the_keys_of_the_first_are_revoked(in_da
         key, _ = await keys.create(database, "mine", pepper=mine)
         await keys.register(database, "chosen", "chosen by the operator", pepper=mine)
         await keys.check_pepper(database, mine)
-        before = await keys.listed(database)
+        before = await keys.list_keys(database)
         for refused in (
             keys.check_pepper(database, other),
             keys.create(database, "new", pepper=other),
@@ -178,7 +178,7 @@ def test_another_pepper_is_refused_until_the_keys_of_the_first_are_revoked(in_da
             assert "`hidream keys revoke ID`" in raised.value.message
             assert not any(pepper in raised.value.message for pepper in PEPPERS if pepper)
             assert ("accepted: that pepper" in raised.value.message) is (mine != "")
-        assert await keys.listed(database) == before
+        assert await keys.list_keys(database) == before
         for each in before:
             await keys.revoke(database, each.id)
         await keys.check_pepper(database, other)
@@ -215,7 +215,7 @@ def test_the_operators_key_of_an_older_release_tells_its_pepper_at_the_start(in_
         async with database.write() as connection:
             await connection.execute(sa.update(KEYS).values(pepper_check=None))
         await keys.register(database, "HIDREAM_API_KEY", "x", pepper=PEPPERS[1])
-        assert len(await keys.listed(database)) == 1
+        assert len(await keys.list_keys(database)) == 1
         with pytest.raises(ConfigurationError, match="key_pepper"):
             await keys.check_pepper(database, PEPPERS[2])
 
@@ -248,10 +248,10 @@ def test_a_key_is_taken_back_unless_it_was_used(in_database):
         used, secret = await keys.create(database, "used")
         await submit(database, used)
         unused, forgotten = await keys.create(database, "unused")
-        assert not await keys.take_back(database, used.id)
-        assert await keys.take_back(database, unused.id)
-        assert not await keys.take_back(database, unused.id)
-        assert await keys.listed(database) == [used]
+        assert not await keys.delete_unused(database, used.id)
+        assert await keys.delete_unused(database, unused.id)
+        assert not await keys.delete_unused(database, unused.id)
+        assert await keys.list_keys(database) == [used]
         assert await keys.find(database, secret) == used
         assert await keys.find(database, forgotten) is None
 

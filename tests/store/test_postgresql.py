@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 import sqlalchemy as sa
-from asking import claim_one, heard, new_key, submit
+from store_calls import claim_one, listener_ready, new_key, submit
 
-from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseUnavailable
 from hidream.store import backend, history, keys, postgresql, predictions
+from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
-from hidream.store.endings import Endings
 from hidream.types import Status
 
 
@@ -53,7 +53,7 @@ def test_a_database_that_does_not_exist_is_refused_without_its_password(postgres
 
 def test_a_server_that_does_not_answer_is_no_fault_of_the_configuration(postgres):
     url = postgres.url().replace(f":{postgres.port}/", ":1/")
-    with pytest.raises(StoreUnavailable, match="the database does not answer"):
+    with pytest.raises(DatabaseUnavailable, match="the database does not answer"):
         opened(url)
 
 
@@ -61,8 +61,8 @@ async def until_it_answers(database):
     async with asyncio.timeout(60):
         while True:
             try:
-                return await keys.listed(database)
-            except StoreUnavailable:
+                return await keys.list_keys(database)
+            except DatabaseUnavailable:
                 await asyncio.sleep(0.05)
 
 
@@ -71,9 +71,9 @@ def test_it_may_go_away_and_come_back(postgres):
         async with Database.open(postgres.url()) as database:
             key = await new_key(database)
             task = await submit(database, key)
-            endings = Endings(database)
-            waiter = asyncio.create_task(endings.settled(task.id, key.id, 600))
-            while endings._watcher is None:  # until it has looked
+            completion_waiter = CompletionWaiter(database)
+            waiter = asyncio.create_task(completion_waiter.wait(task.id, key.id, 600))
+            while completion_waiter._watcher is None:  # until it has looked
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(postgres.stop, "immediate")
             try:
@@ -84,7 +84,7 @@ def test_it_may_go_away_and_come_back(postgres):
                 ):
                     for _ in range(postgresql.CONNECTIONS):  # more than once, as all connections are lost
                         async with at_most(30):
-                            with pytest.raises(StoreUnavailable):
+                            with pytest.raises(DatabaseUnavailable):
                                 await attempt()
             finally:
                 await asyncio.to_thread(postgres.start)
@@ -95,9 +95,9 @@ def test_it_may_go_away_and_come_back(postgres):
             async with asyncio.timeout(60):
                 assert (await waiter).status is Status.COMPLETED
             await asyncio.sleep(2 * postgresql.RECONNECT_S)  # the listener has come back
-            seen = database.changes.now()
+            seen = database.changes.version()
             async with at_most(60), Database.open(postgres_url(database)) as other:
-                waiting = asyncio.create_task(database.changes.since(seen, 300))
+                waiting = asyncio.create_task(database.changes.wait_after(seen, 300))
                 await keys.create(other, "other")
                 await waiting
 
@@ -117,9 +117,9 @@ def test_a_server_that_hangs_is_not_waited_for(postgres, monkeypatch):
         async with Database.open(url) as database:
             key = await new_key(database)
             with postgres.paused():
-                for attempt in (lambda: keys.listed(database), lambda: submit(database, key)):
+                for attempt in (lambda: keys.list_keys(database), lambda: submit(database, key)):
                     async with at_most(30):
-                        with pytest.raises(StoreUnavailable):
+                        with pytest.raises(DatabaseUnavailable):
                             await attempt()
             await until_it_answers(database)
             await submit(database, key)
@@ -132,12 +132,12 @@ def test_a_commit_is_heard_at_once(postgres):
 
     async def scenario():
         async with Database.open(url) as here, Database.open(url) as there:
-            await heard(here)
-            await heard(there)
+            await listener_ready(here)
+            await listener_ready(there)
             times = []
             for _ in range(20):
-                seen = here.changes.now()
-                waiting = asyncio.create_task(here.changes.since(seen, 30))
+                seen = here.changes.version()
+                waiting = asyncio.create_task(here.changes.wait_after(seen, 30))
                 started = time.monotonic()
                 await keys.create(there, "other")
                 await waiting
@@ -153,11 +153,11 @@ def test_a_url_may_say_more_than_the_host(postgres):
     async def scenario():
         url = f"{postgres.url()}?ssl=disable"
         async with Database.open(url) as here, Database.open(url) as there:
-            await heard(here)
-            seen = here.changes.now()
+            await listener_ready(here)
+            seen = here.changes.version()
             await keys.create(there, "other")
             async with asyncio.timeout(60):
-                await here.changes.since(seen, 300)
+                await here.changes.wait_after(seen, 300)
 
     asyncio.run(scenario())
 
@@ -170,8 +170,8 @@ def test_a_process_that_hangs_in_a_transaction_keeps_nobody_out_for_ever(postgre
             key = await new_key(works)
             monkeypatch.setattr(postgresql, "IDLE_S", 1.0)
             async with Database.open(url) as hangs:
-                with pytest.raises(StoreUnavailable):
-                    async with hangs.write(alone=True):
+                with pytest.raises(DatabaseUnavailable):
+                    async with hangs.write(exclusive=True):
                         async with asyncio.timeout(5):
                             assert await submit(works, key)
 
@@ -185,7 +185,7 @@ def test_who_waits_for_the_lock_keeps_no_connection_from_others(postgres):
     async def scenario():
         async with Database.open(url) as holds, Database.open(url) as database:
             key = await new_key(database)
-            async with holds.write(alone=True):
+            async with holds.write(exclusive=True):
                 waiting = [asyncio.create_task(keys.create(database, f"{i}")) for i in range(30)]
                 while database._backend.writer.pool.checkedout() == 0:
                     await asyncio.sleep(0.01)
@@ -205,11 +205,11 @@ def test_who_has_waited_behind_one_that_got_no_lock_gets_none(postgres, monkeypa
 
     async def scenario():
         async with Database.open(url) as holds, Database.open(url) as database:
-            async with holds.write(alone=True):
+            async with holds.write(exclusive=True):
                 made = (keys.create(database, f"{i}") for i in range(60))
                 async with at_most(30):
                     answers = await asyncio.gather(*made, return_exceptions=True)
-                assert {type(answer) for answer in answers} == {StoreUnavailable}
+                assert {type(answer) for answer in answers} == {DatabaseUnavailable}
             await keys.create(database, "after")
 
     asyncio.run(scenario())

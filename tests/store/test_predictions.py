@@ -4,18 +4,18 @@ import dataclasses
 
 import pytest
 import sqlalchemy as sa
-from asking import MODEL, OTHER, SUBMISSION, claim, claim_beside, claim_one, new_key, submit
+from store_calls import MODEL, OTHER, SUBMISSION, claim, claim_one, claim_reserve, new_key, submit
 
 from hidream.errors import PromptRefused
-from hidream.store import deliveries, history, predictions, progress
-from hidream.store.predictions import MOVES, Held, Step
+from hidream.store import history, outbox, predictions, progress
+from hidream.store.predictions import TRANSITIONS, Lease, StepReport
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Mode, Status
 from previews import preview
 
 
 def test_the_table_of_moves_is_the_diagram():
-    arrows = {(source, target) for sources, target in MOVES.values() for source in sources}
+    arrows = {(source, target) for sources, target in TRANSITIONS.values() for source in sources}
     assert not [arrow for arrow in arrows if arrow[0].final and arrow[1] is not Status.DELETED]
     assert {target for _, target in arrows} | {Status.CREATED} == set(Status)
 
@@ -64,7 +64,7 @@ def test_the_warnings_of_the_request_stay_before_those_of_the_worker(in_database
             prediction = await submit(database, key, warnings=("seeed is not known",))
             assert prediction.warnings == ("seeed is not known",)
             task = await claim_one(database)
-            assert await predictions.hand_back(database, task)
+            assert await predictions.requeue(database, task)
             task = await claim_one(database)
             if ends:
                 assert await predictions.complete(database, task, [False], 1, ["the prompt is too long"])
@@ -87,7 +87,7 @@ def test_who_has_lost_a_task_can_change_nothing(in_database, clock):
         before = await history.get(database, prediction.id, key.id)
         assert not await predictions.complete(database, stale, [True], 1)
         assert not await predictions.fail(database, stale, 1405, "too late")
-        assert not await predictions.hand_back(database, stale)
+        assert not await predictions.requeue(database, stale)
         assert await predictions.renew(database, "w1", 5) == set()
         assert await history.get(database, prediction.id, key.id) == before
         assert await predictions.complete(database, fresh, [False], 1)
@@ -102,7 +102,7 @@ def test_a_renewed_lease_is_kept(in_database, clock):
         task = await claim_one(database, "w1", lease_s=5)
         for _ in range(3):
             clock.now += 4
-            assert await predictions.renew(database, "w1", 5) == {Held(task.id, 1, watched=False)}
+            assert await predictions.renew(database, "w1", 5) == {Lease(task.id, 1, watched=False)}
             assert await predictions.recover(database, workers_max=3) == 0
 
     in_database(scenario)
@@ -113,9 +113,9 @@ def test_what_is_handed_back_starts_from_its_beginning(in_database, clock):
         key = await new_key(database)
         prediction = await submit(database, key)
         task = await claim_one(database)
-        await predictions.report(database, "w1", {(task.id, task.attempt): Step(3, 4, None)})
+        await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(3, 4, None)})
         assert (await history.get(database, prediction.id, key.id)).step == 3
-        assert await predictions.hand_back(database, task)
+        assert await predictions.requeue(database, task)
         waiting = await history.get(database, prediction.id, key.id)
         assert (waiting.status, waiting.step, waiting.started_ms) == (Status.CREATED, 0, None)
 
@@ -141,7 +141,7 @@ def test_handing_back_costs_no_chance_but_losing_workers_does(in_database, clock
         key = await new_key(database)
         prediction = await submit(database, key)
         for _ in range(5):
-            assert await predictions.hand_back(database, await claim_one(database))
+            assert await predictions.requeue(database, await claim_one(database))
         for _ in range(2):
             await claim(database, "crasher")
             assert await predictions.recover(database, 3, lost_worker_id="crasher") == 1
@@ -184,15 +184,15 @@ def test_what_is_suspected_is_claimed_alone_and_not_passed_over(in_database, clo
         for _ in range(2):
             await submit(database, key)
             clock.now += 1
-        handed_back = await claim_one(database)
-        assert await predictions.hand_back(database, handed_back, suspected=True)
-        assert await claim(database, beside_others=True) == []
-        (suspected,) = await claim(database, tasks=2)
-        assert (suspected.id, suspected.workers_lost, suspected.attempt) == (handed_back.id, 1, 2)
-        fine = await claim_one(database, beside_others=True)
+        requeued = await claim_one(database)
+        assert await predictions.requeue(database, requeued, quarantined=True)
+        assert await claim(database, has_tasks=True) == []
+        (quarantined,) = await claim(database, tasks=2)
+        assert (quarantined.id, quarantined.workers_lost, quarantined.attempt) == (requeued.id, 1, 2)
+        fine = await claim_one(database, has_tasks=True)
         assert fine.workers_lost == 0
         assert await predictions.recover(database, 3, lost_worker_id="w1") == 2
-        assert await claim(database, beside_others=True) == []
+        assert await claim(database, has_tasks=True) == []
         assert await claim(database)
 
     in_database(scenario)
@@ -205,7 +205,7 @@ def test_there_is_room_for_so_many_tasks_of_so_much_work_but_always_for_one(in_d
         for _ in range(7):
             await submit(database, key)
             clock.now += 1
-        assert await claim(database, tasks=4, work=work - 1, beside_others=True) == []
+        assert await claim(database, tasks=4, work=work - 1, has_tasks=True) == []
         assert len(await claim(database, tasks=4, work=work - 1)) == 1
         assert len(await claim(database, tasks=4, work=3 * work)) == 3
         assert len(await claim(database, tasks=2)) == 2
@@ -222,7 +222,9 @@ def test_the_turn_that_is_served_moves_with_the_claims(in_database, clock):
         for _ in range(3):
             clock.now += 1
             await claim_one(database)
-        assert (await submit(database, late)).turn == 2 * SUBMISSION.work(MODEL), "no turns are saved up by waiting"
+        assert (await submit(database, late)).virtual_start == 2 * SUBMISSION.work(MODEL), (
+            "no turns are saved up by waiting"
+        )
         order = [(await claim_one(database)).key_id for _ in range(4)]
         assert late.id in order[:2], "nine others do not go first"
 
@@ -242,11 +244,11 @@ def test_a_reserve_is_for_one_small_task_of_each_key_that_has_none(in_database, 
         for key in (huge, busy, busy, late):
             clock.now += 1
             small.append(await submit(database, key, SMALL))
-        taken = await claim_beside(database, tasks=4, without=[huge])
+        taken = await claim_reserve(database, tasks=4, without=[huge])
         assert [task.id for task in taken] == [small[1].id, small[3].id]
         assert (taken[0].attempt, taken[0].version, taken[0].status) == (1, "v1-exact", Status.PROCESSING)
-        assert await claim_beside(database, tasks=4, without=[huge, busy, late]) == []
-        assert await claim_beside(database, without=[huge, busy], models=[OTHER]) == []
+        assert await claim_reserve(database, tasks=4, without=[huge, busy, late]) == []
+        assert await claim_reserve(database, without=[huge, busy], models=[OTHER]) == []
         assert [task.id for task in await claim(database, tasks=9)] == [small[2].id, waits.id, small[0].id]
 
     in_database(scenario)
@@ -260,9 +262,9 @@ def test_nothing_takes_more_than_half_of_what_is_left_of_a_reserve(in_database, 
             submitted.append((await submit(database, await new_key(database), asked)).id)
             clock.now += 1
         work = 16 * SUBMISSION.pixels
-        assert [t.id for t in await claim_beside(database, tasks=9, work=work)] == [submitted[i] for i in (1, 3, 4, 5)]
-        assert await claim_beside(database, tasks=9, work=SUBMISSION.pixels) == []
-        assert [t.id for t in await claim_beside(database, work=work)] == [submitted[2]]
+        assert [t.id for t in await claim_reserve(database, tasks=9, work=work)] == [submitted[i] for i in (1, 3, 4, 5)]
+        assert await claim_reserve(database, tasks=9, work=SUBMISSION.pixels) == []
+        assert [t.id for t in await claim_reserve(database, work=work)] == [submitted[2]]
 
     in_database(scenario)
 
@@ -278,8 +280,8 @@ def test_what_is_passed_over_keeps_its_place(in_database, clock):
         clock.now += 1
         for _ in range(5):
             await submit(database, small, SMALL)
-            assert await claim(database, work=HUGE.work(MODEL) - 1, beside_others=True) == []
-            assert len(await claim_beside(database, without=[huge], work=2 * SMALL.work(MODEL))) == 1
+            assert await claim(database, work=HUGE.work(MODEL) - 1, has_tasks=True) == []
+            assert len(await claim_reserve(database, without=[huge], work=2 * SMALL.work(MODEL))) == 1
         assert (await claim_one(database)).id == waits.id
 
     in_database(scenario)
@@ -288,14 +290,14 @@ def test_what_is_passed_over_keeps_its_place(in_database, clock):
 def test_what_is_suspected_is_not_taken_into_a_reserve_nor_waited_for(in_database, clock):
     async def scenario(database):
         first, second = await new_key(database), await new_key(database)
-        suspected = await submit(database, first, SMALL)
-        assert await predictions.hand_back(database, await claim_one(database), suspected=True)
+        quarantined = await submit(database, first, SMALL)
+        assert await predictions.requeue(database, await claim_one(database), quarantined=True)
         clock.now += 1
         fine = await submit(database, second, SMALL)
-        assert await claim(database, tasks=8, beside_others=True) == []
-        assert [task.id for task in await claim_beside(database, tasks=8)] == [fine.id]
+        assert await claim(database, tasks=8, has_tasks=True) == []
+        assert [task.id for task in await claim_reserve(database, tasks=8)] == [fine.id]
         assert await claim(database, tasks=8, reserved=True) == [], "not beside what is in a reserve either"
-        assert (await claim_one(database)).id == suspected.id
+        assert (await claim_one(database)).id == quarantined.id
 
     in_database(scenario)
 
@@ -308,7 +310,7 @@ def test_a_key_with_a_hundred_small_tasks_does_not_hold_up_another_ones_single_o
         assert {task.key_id for task in await claim(database, tasks=8)} == {busy.id}
         clock.now += 1
         single = await submit(database, late, SMALL)
-        (beside,) = await claim_beside(database, tasks=4, without=[busy])
+        (beside,) = await claim_reserve(database, tasks=4, without=[busy])
         assert beside.id == single.id, "at once"
         clock.now += 1
         another = await submit(database, late, SMALL)
@@ -338,19 +340,19 @@ def test_what_a_worker_says_of_its_drawings_is_seen(in_database, clock):
         await submit(database, key)
         task = await claim_one(database)
         mine = (task.id, task.attempt)
-        assert await predictions.report(database, "w1", {mine: Step(3, 28)}) == {Held(*mine, watched=False)}
+        assert await predictions.report(database, "w1", {mine: StepReport(3, 28)}) == {Lease(*mine, watched=False)}
         await progress.watch(database, [task.id], 10)
-        assert await predictions.renew(database, "w1", 15) == {Held(*mine, watched=True)}
-        await predictions.report(database, "w1", {mine: Step(4, 28, b"four")})
+        assert await predictions.renew(database, "w1", 15) == {Lease(*mine, watched=True)}
+        await predictions.report(database, "w1", {mine: StepReport(4, 28, b"four")})
         assert await preview(database, task.id) == (4, b"four")
-        await predictions.report(database, "w1", {mine: Step(5, 28, b"five")})
+        await predictions.report(database, "w1", {mine: StepReport(5, 28, b"five")})
         assert await preview(database, task.id) == (5, b"five")
         clock.now += 11
-        assert await predictions.report(database, "w1", {mine: Step(6, 28)}) == {Held(*mine, watched=False)}
+        assert await predictions.report(database, "w1", {mine: StepReport(6, 28)}) == {Lease(*mine, watched=False)}
         seen = await history.get(database, task.id, key.id)
         assert (seen.step, seen.steps) == (6, 28)
         for worker, attempt in (("w2", 1), ("w1", 2), ("w1", 0)):
-            assert await predictions.report(database, worker, {(task.id, attempt): Step(9, 28, b"no")}) == set()
+            assert await predictions.report(database, worker, {(task.id, attempt): StepReport(9, 28, b"no")}) == set()
         assert await history.get(database, task.id, key.id) == seen
         await predictions.complete(database, task, [False], 1)
         assert await preview(database, task.id) is None
@@ -372,7 +374,7 @@ def test_a_cancelled_task_is_nobodys(in_database):
         assert await predictions.renew(database, "w1", 15) == set()
         assert not await predictions.complete(database, task, [False], 1)
         assert await claim(database) == []
-        assert len(await deliveries.listed(database, waiting.id, key.id)) == 1
+        assert len(await outbox.list_deliveries(database, waiting.id, key.id)) == 1
 
     in_database(scenario)
 

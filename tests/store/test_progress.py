@@ -5,33 +5,33 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from asking import SUBMISSION, claim_one, new_key, quiet, submit
+from store_calls import SUBMISSION, claim_one, new_key, no_statements, submit
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.store import history, predictions
-from hidream.store.predictions import Step
-from hidream.store.progress import Progress, View, watch
+from hidream.store.predictions import StepReport
+from hidream.store.progress import ProgressWatcher, TaskView, watch
 from hidream.types import Status
 
 
 async def report(database, task, step, preview=None):
-    return await predictions.report(database, "w1", {(task.id, task.attempt): Step(step, 28, preview)})
+    return await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(step, 28, preview)})
 
 
 async def see(progress, id_, seen, wanted):
     """Wait for a view of which `wanted` is true."""
     async with asyncio.timeout(60):
         while not wanted(seen):
-            seen = await progress.after(id_, seen, 5)
+            seen = await progress.next_view(id_, seen, 5)
     return seen
 
 
 def test_a_task_is_seen_from_its_claim_to_its_end(in_database):
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 60)
+            seen = await progress.next_view(prediction.id, None, 60)
             assert seen.prediction == prediction
             task = await claim_one(database)
             seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status is Status.PROCESSING)
@@ -54,13 +54,13 @@ def test_a_task_is_seen_from_its_claim_to_its_end(in_database):
 
 def test_a_task_that_begins_again_begins_again(in_database):
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
             task = await claim_one(database)
             await report(database, task, 9, b"old")
             seen = await see(progress, prediction.id, None, lambda v: v and v.preview)
-            await predictions.hand_back(database, task)
+            await predictions.requeue(database, task)
             await claim_one(database)
             seen = await see(progress, prediction.id, seen, lambda v: v.prediction.attempt == 2)
             assert (seen.step, seen.prediction.status) == (0, Status.PROCESSING)
@@ -70,28 +70,28 @@ def test_a_task_that_begins_again_begins_again(in_database):
 
 def test_a_deleted_task_is_gone_for_those_who_watch(in_database):
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id), progress.watching("0" * 32):
-            assert await progress.after("0" * 32, View(prediction, 0, 0), 60) is None
+            assert await progress.next_view("0" * 32, TaskView(prediction, 0, 0), 60) is None
             await predictions.cancel(database, prediction.id, prediction.key_id)
             seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
             assert seen.prediction.status is Status.CANCELLED
         await predictions.delete(database, [prediction.id], prediction.key_id)
         async with progress.watching(prediction.id):
-            assert await progress.after(prediction.id, seen, 60) is None
+            assert await progress.next_view(prediction.id, seen, 60) is None
 
     in_database(scenario)
 
 
 def test_nothing_new_is_what_was_seen(in_database):
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 60)
-            assert await progress.after(prediction.id, seen, 0.1) is seen
-            waiting = asyncio.create_task(progress.after(prediction.id, seen, 300))
+            seen = await progress.next_view(prediction.id, None, 60)
+            assert await progress.next_view(prediction.id, seen, 0.1) is seen
+            waiting = asyncio.create_task(progress.next_view(prediction.id, seen, 300))
             await asyncio.sleep(0.05)
             database.changes.stop()
             async with asyncio.timeout(60):
@@ -102,10 +102,10 @@ def test_nothing_new_is_what_was_seen(in_database):
 
 
 def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
-    monkeypatch.setattr("hidream.store.progress.LINGER_S", 60.0)  # until then only a change makes it look
+    monkeypatch.setattr("hidream.store.progress.POLL_S", 60.0)  # until then only a change makes it look
 
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         key = await new_key(database)
         tasks = [await submit(database, key, replace(SUBMISSION, seed=seed)) for seed in range(5)]
         statements = []
@@ -120,8 +120,8 @@ def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
         claimed = [await claim_one(database) for _ in tasks]
         while len(progress._asked) < len(tasks):  # until it has seen that they are drawn
             await asyncio.sleep(0.01)
-        await quiet(statements)
-        await predictions.report(database, "w1", {(task.id, 1): Step(5, 28) for task in claimed})
+        await no_statements(statements)
+        await predictions.report(database, "w1", {(task.id, 1): StepReport(5, 28) for task in claimed})
         await asyncio.gather(*following)
         asked = [statement for statement in statements if "previews" in statement]
         assert len(asked) <= 2, asked
@@ -133,18 +133,18 @@ def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
 
 def test_a_database_that_is_away_is_an_error_and_not_a_wait(in_database):
     async def scenario(database):
-        progress = Progress(database)
+        progress = ProgressWatcher(database)
         prediction = await submit(database, await new_key(database))
         async with progress.watching(prediction.id):
-            seen = await progress.after(prediction.id, None, 60)
+            seen = await progress.next_view(prediction.id, None, 60)
 
             async def away():
-                raise StoreUnavailable("away")
+                raise DatabaseUnavailable("away")
 
             progress._look = away
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(DatabaseUnavailable):
                 async with asyncio.timeout(60):
-                    await progress.after(prediction.id, seen, 300)
+                    await progress.next_view(prediction.id, seen, 300)
 
     in_database(scenario)
 

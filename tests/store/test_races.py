@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
-from asking import MODEL, SUBMISSION, claim, claim_one, new_key, submit
+from store_calls import MODEL, SUBMISSION, claim, claim_one, new_key, submit
 
 from hidream.errors import TooMany
-from hidream.store import deliveries, history, predictions
-from hidream.store.admission import Asked, Repeat
+from hidream.store import history, outbox, predictions
+from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.database import Database
-from hidream.store.intake import Intake
+from hidream.store.enqueue import Enqueuer
 from hidream.types import Status
 
 
@@ -28,14 +28,14 @@ def in_two(url, clock):
 
 
 async def all_of(database, key):
-    return (await history.listed(database, key.id, history.Query(page_size=1000)))[1]
+    return (await history.list_predictions(database, key.id, history.Query(page_size=1000)))[1]
 
 
 def test_64_equal_posts_make_one_task(in_two):
     async def scenario(one, two):
         key = await new_key(one, tasks_max=1)
-        intakes = [Intake(one, 1000), Intake(two, 1000)]
-        asked = Asked(key, MODEL, SUBMISSION, repeat=Repeat("once", "hash"))
+        intakes = [Enqueuer(one, 1000), Enqueuer(two, 1000)]
+        asked = NewTask(key, MODEL, SUBMISSION, idempotency=IdempotencyRecord("once", "hash"))
         answers = await asyncio.gather(*(intakes[i % 2].submit(asked) for i in range(64)))
         assert len({answer.id for answer in answers}) == 1
         assert len(await all_of(one, key)) == 1
@@ -46,8 +46,8 @@ def test_64_equal_posts_make_one_task(in_two):
 def test_64_equal_posts_one_by_one_make_one_task(in_two):
     async def scenario(one, two):
         key = await new_key(one)
-        asked = Asked(key, MODEL, SUBMISSION, repeat=Repeat("once", "hash"))
-        answers = await asyncio.gather(*(Intake((one, two)[i % 2], 1000).submit(asked) for i in range(64)))
+        asked = NewTask(key, MODEL, SUBMISSION, idempotency=IdempotencyRecord("once", "hash"))
+        answers = await asyncio.gather(*(Enqueuer((one, two)[i % 2], 1000).submit(asked) for i in range(64)))
         assert len({answer.id for answer in answers}) == 1
 
     in_two(scenario)
@@ -84,8 +84,8 @@ def test_of_a_crowd_nobody_takes_more_than_its_share_nor_a_last_place(in_two):
 
 def test_no_two_workers_get_the_same_task(in_two):
     async def scenario(one, two):
-        key, intake = await new_key(one), Intake(one, 1000)
-        await asyncio.gather(*(intake.submit(Asked(key, MODEL, SUBMISSION)) for _ in range(60)))
+        key, enqueuer = await new_key(one), Enqueuer(one, 1000)
+        await asyncio.gather(*(enqueuer.submit(NewTask(key, MODEL, SUBMISSION)) for _ in range(60)))
         found = []
 
         async def work(worker):
@@ -112,7 +112,7 @@ def test_of_cancelling_and_completing_one_wins(in_two):
             assert cancelled != completed
             status = (await history.get(one, prediction.id, key.id)).status
             assert status is (Status.CANCELLED if cancelled else Status.COMPLETED)
-            assert len(await deliveries.listed(one, prediction.id, key.id)) == 1
+            assert len(await outbox.list_deliveries(one, prediction.id, key.id)) == 1
 
     in_two(scenario)
 
@@ -130,15 +130,15 @@ def test_of_recovering_and_completing_one_wins(in_two, clock):
             assert recovered + again + completed == 1
             status = (await history.get(one, prediction.id, key.id)).status
             assert status is (Status.COMPLETED if completed else Status.FAILED)
-            assert len(await deliveries.listed(one, prediction.id, key.id)) == 1
+            assert len(await outbox.list_deliveries(one, prediction.id, key.id)) == 1
 
     in_two(scenario)
 
 
 def test_workers_and_sweepers_do_not_lock_each_other_out(in_two, clock):
     async def scenario(one, two):
-        key, intake = await new_key(one), Intake(one, 1000)
-        submitted = await asyncio.gather(*(intake.submit(Asked(key, MODEL, SUBMISSION)) for _ in range(40)))
+        key, enqueuer = await new_key(one), Enqueuer(one, 1000)
+        submitted = await asyncio.gather(*(enqueuer.submit(NewTask(key, MODEL, SUBMISSION)) for _ in range(40)))
         completed = []
 
         async def work(database, worker):
@@ -161,13 +161,13 @@ def test_workers_and_sweepers_do_not_lock_each_other_out(in_two, clock):
 
 def test_a_delivery_is_claimed_once_at_a_time(in_two):
     async def scenario(one, two):
-        key, intake = await new_key(one), Intake(one, 1000)
-        asked = Asked(key, MODEL, SUBMISSION, webhook="https://hook")
-        for prediction in await asyncio.gather(*(intake.submit(asked) for _ in range(20))):
+        key, enqueuer = await new_key(one), Enqueuer(one, 1000)
+        asked = NewTask(key, MODEL, SUBMISSION, webhook="https://hook")
+        for prediction in await asyncio.gather(*(enqueuer.submit(asked) for _ in range(20))):
             await predictions.cancel(one, prediction.id, key.id)
-        claimed = await asyncio.gather(*(deliveries.claim((one, two)[i % 2], 4, 30) for i in range(10)))
+        claimed = await asyncio.gather(*(outbox.claim((one, two)[i % 2], 4, 30) for i in range(10)))
         ids = [delivery.id for found in claimed for delivery in found]
-        ids += [delivery.id for delivery in await deliveries.claim(one, 100, 30)]
+        ids += [delivery.id for delivery in await outbox.claim(one, 100, 30)]
         assert len(ids) == len(set(ids)) == 20
 
     in_two(scenario)

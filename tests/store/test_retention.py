@@ -1,11 +1,11 @@
 """What is old is deleted; of what is deleted the files go first, then the rows, and what hangs on them."""
 
 import sqlalchemy as sa
-from asking import claim_one, new_key, submit
+from store_calls import claim_one, new_key, submit
 
 from hidream.store import history, predictions, retention, uploads
-from hidream.store.admission import DAY_MS, Repeat
-from hidream.store.predictions import Step
+from hidream.store.admission import DAY_MS, IdempotencyRecord
+from hidream.store.predictions import StepReport
 from hidream.store.schema import METADATA
 from hidream.store.uploads import Upload
 
@@ -35,22 +35,24 @@ def test_what_is_old_and_finished_is_deleted(in_database, clock):
 def test_of_what_is_deleted_nothing_remains_after_a_day(in_database, clock):
     async def scenario(database):
         key = await new_key(database)
-        prediction = await submit(database, key, webhook="https://hook", repeat=Repeat("once", "hash"))
+        prediction = await submit(database, key, webhook="https://hook", idempotency=IdempotencyRecord("once", "hash"))
         task = await claim_one(database)
-        await predictions.report(database, "w1", {(task.id, 1): Step(1, 2, b"jpeg")})
+        await predictions.report(database, "w1", {(task.id, 1): StepReport(1, 2, b"jpeg")})
         await predictions.complete(database, task, [False], 1)
-        assert (await retention.remains(database, 0)).predictions == []
+        assert (await retention.purgeable(database, 0)).predictions == []
         await predictions.delete(database, [prediction.id], key.id)
-        remains = await retention.remains(database, 0)
+        remains = await retention.purgeable(database, 0)
         assert remains.output_names == [prediction.output_name]
-        assert await retention.remains(database, 0) == remains, "as long as nobody says that the files are gone"
-        await retention.forget(database, remains)
-        assert (await retention.remains(database, 0)).predictions == []
-        assert (await submit(database, key, repeat=Repeat("once", "hash"))).id == prediction.id, "it is remembered"
+        assert await retention.purgeable(database, 0) == remains, "as long as nobody says that the files are gone"
+        await retention.purge(database, remains)
+        assert (await retention.purgeable(database, 0)).predictions == []
+        assert (await submit(database, key, idempotency=IdempotencyRecord("once", "hash"))).id == prediction.id, (
+            "it is remembered"
+        )
         clock.now += DAY_MS / 1000
-        remains = await retention.remains(database, 0)
+        remains = await retention.purgeable(database, 0)
         assert ([p.id for p in remains.predictions], remains.output_names) == ([prediction.id], [])
-        await retention.forget(database, remains)
+        await retention.purge(database, remains)
         left = await counts(database)
         assert [left[name] for name in ("predictions", "deliveries", "previews", "repeats")] == [0] * 4
 
@@ -64,7 +66,7 @@ def test_forgetting_is_not_deleting(in_database, clock):
         await predictions.cancel(database, prediction.id, key.id)
         kept = await history.get(database, prediction.id, key.id)
         clock.now += DAY_MS / 1000
-        await retention.forget(database, retention.Remains([kept], []))
+        await retention.purge(database, retention.Purgeable([kept], []))
         assert await history.get(database, prediction.id, key.id) == kept
 
     in_database(scenario)
@@ -74,10 +76,10 @@ def test_old_uploads_are_named_and_forgotten(in_database):
     async def scenario(database):
         key = await new_key(database)
         for name, created_ms in (("old", 1), ("new", 2)):
-            await uploads.announce(database, Upload(name, key.id, "a.png", "image/png", 3, created_ms, stored=True))
-        remains = await retention.remains(database, uploads_older_than_ms=2)
+            await uploads.create(database, Upload(name, key.id, "a.png", "image/png", 3, created_ms, stored=True))
+        remains = await retention.purgeable(database, uploads_older_than_ms=2)
         assert remains.uploads == ["old"]
-        await retention.forget(database, remains)
+        await retention.purge(database, remains)
         assert await uploads.get(database, "old") is None
         assert await uploads.get(database, "new")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseUnavailable
 from hidream.store import keys, sqlite
 from hidream.store.database import Database
 
@@ -70,7 +70,7 @@ def test_a_database_that_is_locked_for_long_is_no_fault_of_the_configuration(tmp
     opened(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreUnavailable, match="database is locked"):
+        with pytest.raises(DatabaseUnavailable, match="database is locked"):
             opened(path)
 
 
@@ -81,12 +81,12 @@ def test_a_write_that_waits_too_long_says_so_and_the_next_one_works(sqlite_url, 
         async with Database.open(sqlite_url) as database:
             with closing(sqlite3.connect(tmp_path / "hidream.db", isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                with pytest.raises(StoreUnavailable, match="database is locked"):
+                with pytest.raises(DatabaseUnavailable, match="database is locked"):
                     await keys.create(database, "one")
-                assert await keys.listed(database) == []
+                assert await keys.list_keys(database) == []
                 other.execute("ROLLBACK")
             await keys.create(database, "two")
-            return [key.name for key in await keys.listed(database)]
+            return [key.name for key in await keys.list_keys(database)]
 
     assert asyncio.run(scenario()) == ["two"]
 
@@ -98,9 +98,9 @@ def test_a_full_disk_says_so(sqlite_url):
                 pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
                 for _ in range(sqlite.CONNECTIONS):
                     await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-            with pytest.raises(StoreUnavailable, match="database or disk is full"):
+            with pytest.raises(DatabaseUnavailable, match="database or disk is full"):
                 for _ in range(1000):
                     await keys.create(database, "x" * 200)
-            assert await keys.listed(database)
+            assert await keys.list_keys(database)
 
     asyncio.run(scenario())

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from hidream.errors import Conflict, NotFound
-from hidream.store import acts, keys, webhook_secrets
+from hidream.store import audit_log, keys, webhook_secrets
 from hidream.store.webhook_secrets import WebhookSecrets
 
 DAY_MS = 86_400_000
@@ -39,7 +39,7 @@ def test_two_sign_during_the_overlap_and_the_new_one_after_it(in_database, clock
         clock.now += 86_400
         assert await webhook_secrets.get(database, key.id, "later") == WebhookSecrets("new")
         assert (await webhook_secrets.rotate(database, key.id, "third", DAY_MS)).secret == "new"
-        told = [(act.act, act.actor, act.details) for act in (await acts.listed(database, subject=key.id))[1:]]
+        told = [(act.act, act.actor, act.details) for act in (await audit_log.entries(database, subject=key.id))[1:]]
         assert told[0] == ("keys rotate-webhook", "me@here", {"overlap_s": 86_400})
         assert not {"old", "new"} & set(str(told).split("'"))
 
@@ -60,7 +60,9 @@ def test_a_rotation_can_be_ended_and_made_at_once(in_database, clock):
         with pytest.raises(NotFound, match="there is no key 'nobody'"):
             await webhook_secrets.rotate(database, "nobody", "x", 0)
         assert not await webhook_secrets.retire(database, "nobody")
-        rotations = [act for act in await acts.listed(database, subject=key.id) if act.act == "keys rotate-webhook"]
+        rotations = [
+            act for act in await audit_log.entries(database, subject=key.id) if act.act == "keys rotate-webhook"
+        ]
         overlaps_s = sorted(act.details["overlap_s"] for act in rotations)
         assert overlaps_s == [0, 0, 86_400, 86_400], "the first overlaps none, the last was made at once"
 

@@ -12,9 +12,9 @@ def test_a_worker_is_ready_while_it_is_seen(in_database, clock):
         assert await workers.ready(database, 15) == [worker]
         clock.now += 16
         assert await workers.ready(database, 15) == []
-        await workers.beat(database, worker.id)
+        await workers.heartbeat(database, worker.id)
         assert await workers.ready(database, 15) == [worker]
-        await workers.leave(database, worker.id)
+        await workers.deregister(database, worker.id)
         assert await workers.ready(database, 15) == []
 
     in_database(scenario)

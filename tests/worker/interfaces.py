@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from hidream.outputs.place import Place
     from hidream.store.database import Database
-    from hidream.worker.bridge import Drawer
+    from hidream.worker.bridge import ImageEngine
 
 
-def drawers(painter: Painter, fast: FastPainter) -> tuple[Drawer, ...]:
+def drawers(painter: Painter, fast: FastPainter) -> tuple[ImageEngine, ...]:
     """Return what draws without a model."""
     return painter, fast
 

@@ -10,7 +10,7 @@ from painter import STEPS, Painter
 from hidream.errors import Interrupted, InvalidInput, TaskFailed
 from hidream.request import ImageRequest
 from hidream.types import Size
-from hidream.worker.bridge import Bridge, Listener
+from hidream.worker.bridge import Bridge, StepCallbacks
 
 
 def test_what_the_function_returns_or_raises_comes_back():
@@ -36,10 +36,10 @@ def test_everything_runs_on_the_same_other_thread():
 
 def test_giving_up_does_not_wait_for_the_thread(until):
     async def scenario():
-        bridge, given_up, released = Bridge(), asyncio.Event(), threading.Event()
-        running = asyncio.create_task(bridge.run(released.wait, given_up))
+        bridge, aborted, released = Bridge(), asyncio.Event(), threading.Event()
+        running = asyncio.create_task(bridge.run(released.wait, aborted))
         await asyncio.sleep(0)
-        given_up.set()
+        aborted.set()
         with pytest.raises(Interrupted):
             await running
         assert bridge.busy
@@ -51,15 +51,15 @@ def test_giving_up_does_not_wait_for_the_thread(until):
 
 def test_an_error_after_giving_up_disturbs_nobody(until, caplog):
     async def scenario():
-        bridge, given_up, released = Bridge(), asyncio.Event(), threading.Event()
+        bridge, aborted, released = Bridge(), asyncio.Event(), threading.Event()
 
         def fail_later():
             released.wait()
             raise ValueError("too late")
 
-        running = asyncio.create_task(bridge.run(fail_later, given_up))
+        running = asyncio.create_task(bridge.run(fail_later, aborted))
         await asyncio.sleep(0)
-        given_up.set()
+        aborted.set()
         with pytest.raises(Interrupted):
             await running
         released.set()
@@ -83,10 +83,10 @@ def drawing(painter):
     def run(scenario, clock=time.perf_counter):
         async def main():
             bridge, never = Bridge(clock), asyncio.Event()
-            bridge.drive({"dev": painter})
+            bridge.set_engines({"dev": painter})
 
-            def draw(seed, given_up=never, listener=None, model="dev"):
-                return asyncio.create_task(bridge.draw(model, str(seed), request(seed), given_up, listener))
+            def draw(seed, aborted=never, listener=None, model="dev"):
+                return asyncio.create_task(bridge.generate(model, str(seed), request(seed), aborted, listener))
 
             await scenario(bridge, draw)
 
@@ -123,7 +123,7 @@ def test_pictures_are_drawn_together_on_one_other_thread(drawing, painter, until
 def test_progress_is_told(drawing):
     async def scenario(bridge, draw):
         said = []
-        await draw(1, listener=Listener(said.append, lambda done: done == 2))
+        await draw(1, listener=StepCallbacks(said.append, lambda done: done == 2))
         assert [(each.id, each.done, each.total) for each in said] == [("1", i, STEPS) for i in range(1, STEPS + 1)]
         assert [each.preview is not None for each in said] == [False, True, False, False]
 
@@ -133,12 +133,12 @@ def test_progress_is_told(drawing):
 def test_whoever_is_given_up_leaves_between_two_steps(drawing, painter, until):
     async def scenario(bridge, draw):
         painter.go_on.clear()
-        given_up = asyncio.Event()
-        tasks = [draw(1, given_up)]
+        aborted = asyncio.Event()
+        tasks = [draw(1, aborted)]
         await until(painter.painting.is_set)
         tasks.append(draw(2))
         await asyncio.sleep(0)
-        given_up.set()
+        aborted.set()
         with pytest.raises(Interrupted):
             await tasks[0]
         assert not painter.go_on.is_set(), "it did not wait for the step"
@@ -238,7 +238,7 @@ def test_engines_take_steps_in_turn(drawing, painter, until):
     clock.timed("full", other, 1.0, order)
 
     async def scenario(bridge, draw):
-        bridge.drive({"dev": painter, "fast": Painter(), "full": other})
+        bridge.set_engines({"dev": painter, "fast": Painter(), "full": other})
         pictures = await within_a_step(painter, until, draw, (2, "dev"), (3, "full"))
         assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
         await until(lambda: not bridge.busy)
@@ -259,7 +259,7 @@ def test_an_engine_of_small_steps_has_as_much_time_as_one_of_huge_ones(drawing, 
     clock.timed("full", other, 1.0, order)
 
     async def scenario(bridge, draw):
-        bridge.drive({"dev": painter, "full": other})
+        bridge.set_engines({"dev": painter, "full": other})
         await within_a_step(painter, until, draw, (2, "full"))
 
     drawing(scenario, clock)
@@ -273,7 +273,7 @@ def test_an_engine_that_rested_has_no_time_saved_up(drawing, painter, until):
     clock.timed("full", other, 3.0, order)
 
     async def scenario(bridge, draw):
-        bridge.drive({"dev": painter, "full": other})
+        bridge.set_engines({"dev": painter, "full": other})
         await draw(2)
         await within_a_step(painter, until, draw, (3, "full"))
 
@@ -286,7 +286,7 @@ def test_an_engine_that_fails_does_so_alone(drawing, painter, caplog):
     other.go_on.set()
 
     async def scenario(bridge, draw):
-        bridge.drive({"dev": painter, "full": other})
+        bridge.set_engines({"dev": painter, "full": other})
         for _ in range(2):
             answers = await asyncio.gather(draw(1), draw(2, model="full"), return_exceptions=True)
             assert answers[0].pixels.max() == 1
@@ -305,10 +305,10 @@ def test_an_engine_that_cannot_forget_is_broken(drawing, painter, until):
 
     async def scenario(bridge, draw):
         painter.go_on.clear()
-        given_up = asyncio.Event()
-        task = draw(1, given_up)
+        aborted = asyncio.Event()
+        task = draw(1, aborted)
         await until(painter.painting.is_set)
-        given_up.set()
+        aborted.set()
         with pytest.raises(Interrupted):
             await task
         painter.go_on.set()

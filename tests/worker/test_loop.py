@@ -14,25 +14,25 @@ import sqlalchemy as sa
 from painter import STEPS, Painter
 from PIL import Image
 
-from hidream.errors import InvalidInput, StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, InvalidInput, ObjectStoreUnavailable
 from hidream.file_names import draw_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.place import Namespace
 from hidream.request import ImageRequest, LoraUse
 from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, predictions, progress, workers
-from hidream.store.admission import Asked
+from hidream.store.admission import NewTask
+from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
-from hidream.store.endings import Endings
-from hidream.store.intake import Intake
-from hidream.store.predictions import Room
+from hidream.store.enqueue import Enqueuer
+from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import SEED_MAX, Conformance, ImageFormat, Mode, Render, Sampler, Size, Status
 from hidream.worker import loop as loop_file
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
-from hidream.worker.loop import Loop
+from hidream.worker.generation import Tools
+from hidream.worker.loop import WorkerLoop
 from image_files import progressive_jpeg, saved
 from previews import preview
 
@@ -40,7 +40,7 @@ MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
 TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
-ROOM = Room(1, 10**12, beside_others=False)
+ROOM = Capacity(1, 10**12, has_tasks=False)
 
 
 class Flaky(Database):
@@ -55,7 +55,7 @@ class Flaky(Database):
             yield connection
         if self.deaf:
             self.deaf = False
-            raise StoreUnavailable("the answer was lost")
+            raise DatabaseUnavailable("the answer was lost")
 
     @asynccontextmanager
     async def read(self):
@@ -65,7 +65,7 @@ class Flaky(Database):
 
     def _check(self):
         if self.away:
-            raise StoreUnavailable("away")
+            raise DatabaseUnavailable("away")
 
 
 class Slow(Folder):
@@ -77,7 +77,7 @@ class Slow(Folder):
     async def write(self, name, data):
         Slow.tries += 1
         if not Slow.there.is_set():
-            raise StorageUnavailable("the bucket cannot be written to now")
+            raise ObjectStoreUnavailable("the bucket cannot be written to now")
         await super().write(name, data)
 
 
@@ -88,18 +88,18 @@ class Studio:
         self.database = database
         self.key = key
         self.tools = tools
-        self.intake = Intake(database, 100)
+        self.enqueuer = Enqueuer(database, 100)
         self.stopping = asyncio.Event()
         self.bridge = Bridge()
-        self.bridge.drive(painters)
-        self.loop = Loop(database, self.bridge, ME, tools, limits)
+        self.bridge.set_engines(painters)
+        self.loop = WorkerLoop(database, self.bridge, ME, tools, limits)
 
     async def submit(self, seed=7, checker=True, output_format=ImageFormat.PNG, model=MODEL, key=None, **extras):
         asked = ImageRequest("a house", Size(64, 48), seed, False, checker, False, output_format, **extras)
-        return await self.intake.submit(Asked(key or self.key, model, asked))
+        return await self.enqueuer.submit(NewTask(key or self.key, model, asked))
 
     async def end_of(self, prediction):
-        return await Endings(self.database).settled(prediction.id, prediction.key_id, 20)
+        return await CompletionWaiter(self.database).wait(prediction.id, prediction.key_id, 20)
 
     async def ends_of(self, predictions):
         return [await self.end_of(prediction) for prediction in predictions]
@@ -522,13 +522,13 @@ def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painter, unt
             cancelled, other = [await s.submit(seed=seed, num_images=2) for seed in (1, 5)]
             await until(lambda: len(s.loop._jobs) == 2 and painter.painting.is_set())
             (job,) = (job for job in s.loop._jobs.values() if job.task.id == cancelled.id)
-            look, looks = s.loop._look, []
-            s.loop._look = lambda: looks.append(1) or look()
+            look, looks = s.loop._report_progress, []
+            s.loop._report_progress = lambda: looks.append(1) or look()
             assert await predictions.cancel(s.database, cancelled.id, s.key.id)
             looks.clear()
-            await until(job.given_up.is_set)
+            await until(job.aborted.is_set)
             assert len(looks) <= 1, "the next look finds it"
-            assert loop_file.LOOK_S < 1
+            assert loop_file.PROGRESS_S < 1
             await until(lambda: len(s.loop._jobs) == 1)
             painter.go_on.set()
             assert (await s.end_of(other)).status is Status.COMPLETED
@@ -597,7 +597,7 @@ def test_progress_is_written_down_and_previews_while_somebody_watches(studio, pa
 
 
 def test_nobody_watches_so_no_previews_are_drawn(studio, painter):
-    painter.pace_s = 1.5 * loop_file.LOOK_S
+    painter.pace_s = 1.5 * loop_file.PROGRESS_S
 
     async def scenario():
         async with studio() as s:
@@ -622,7 +622,9 @@ def test_while_the_database_is_away_drawings_go_on_and_nothing_is_drawn_twice(st
             await until(lambda: len(s.loop._jobs) == 2 and painter.painting.is_set())
             s.database.away = True
             painter.go_on.set()
-            await until(lambda: caplog.text.count("unavailable what=say") >= 2 and s.loop._away_at > 0)
+            await until(
+                lambda: caplog.text.count("unavailable what=record_outcome") >= 2 and s.loop._unavailable_at > 0
+            )
             clock.now += 31  # the leases have ended
             assert len(s.loop._jobs) == 2, "what they are is known here only"
             s.database.away = False
@@ -638,7 +640,7 @@ def test_when_another_worker_was_faster_after_an_outage_its_picture_counts(
     studio, painter, until, url, caplog, monkeypatch
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(loop_file, "LOOK_S", 600)  # it does not give up before it has said what it has
+    monkeypatch.setattr(loop_file, "PROGRESS_S", 600)  # it does not give up before it has said what it has
 
     async def scenario():
         painter.go_on.clear()
@@ -668,7 +670,7 @@ def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypa
         tasks = await claim(*arguments)
         if tasks and not lost:
             lost.extend(tasks)
-            raise StoreUnavailable("the answer was lost")
+            raise DatabaseUnavailable("the answer was lost")
         return tasks
 
     monkeypatch.setattr(predictions, "claim", claim_once_in_vain)
@@ -679,7 +681,7 @@ def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypa
             assert (done.status, done.attempt, done.workers_lost) == (Status.COMPLETED, 2, 0)
 
     asyncio.run(scenario())
-    assert "task_found" in caplog.text
+    assert "orphaned_lease_found" in caplog.text
 
 
 def test_an_end_whose_answer_was_lost_is_said_again_and_counts_once(studio, painter, until):
@@ -688,7 +690,7 @@ def test_an_end_whose_answer_was_lost_is_said_again_and_counts_once(studio, pain
         async with studio(lease_s=600) as s:
             task = await s.submit()
             await until(painter.painting.is_set)
-            await asyncio.sleep(2 * loop_file.LOOK_S)  # no report is under way
+            await asyncio.sleep(2 * loop_file.PROGRESS_S)  # no report is under way
             s.database.deaf = True
             painter.go_on.set()
             done = await s.end_of(task)
@@ -718,7 +720,7 @@ def test_a_place_for_files_that_is_away_is_waited_for(studio, painter, until):
 
 
 def test_told_to_stop_it_does_not_wait_for_a_database_that_is_away(studio, painter, until, monkeypatch):
-    monkeypatch.setattr(loop_file, "PARTING_S", 0.3)
+    monkeypatch.setattr(loop_file, "SHUTDOWN_RETRY_S", 0.3)
 
     async def scenario():
         painter.go_on.clear()
@@ -742,7 +744,7 @@ def test_on_postgresql_a_commit_wakes_it_and_a_cancel_reaches_it(studio, painter
         at = postgres.url()
         async with studio(at=at, lease_s=600) as s, Database.open(at) as elsewhere:
             await until(lambda: s.loop._claims >= 2)
-            s.intake = Intake(elsewhere, 100)
+            s.enqueuer = Enqueuer(elsewhere, 100)
             waits = []
             for seed in range(3):
                 await asyncio.sleep(0.2)
@@ -846,17 +848,17 @@ def test_what_is_suspected_waits_for_what_is_beside_and_is_drawn_alone(studio, p
         painter.go_on.clear()
         async with studio(tasks_max=1) as s:
             other = (await keys.create(s.database, "other"))[0]
-            suspected = await s.submit(seed=1)
+            quarantined = await s.submit(seed=1)
             await until(painter.painting.is_set)
             await s.submit(seed=2)
             small = await s.submit(seed=3, key=other)
             await until(lambda: len(s.loop._jobs) == 2)
-            (held,) = [claim for claim in s.loop._jobs if claim[0] == suspected.id]
-            await predictions.hand_back(s.database, predictions.Held(*held, watched=False), suspected=True)
+            (held,) = [claim for claim in s.loop._jobs if claim[0] == quarantined.id]
+            await predictions.requeue(s.database, predictions.Lease(*held, watched=False), quarantined=True)
             later = await s.submit(seed=4, key=other)
             painter.together.clear()
             painter.go_on.set()
-            await s.ends_of([small, suspected, later])
+            await s.ends_of([small, quarantined, later])
 
     asyncio.run(scenario())
     assert [step for step in painter.together if 1 in step][-STEPS:] == [{1}] * STEPS
@@ -936,8 +938,8 @@ from hidream.store.workers import Worker, worker_id
 from hidream.outputs.folder import Folder
 from hidream.types import Mode
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
-from hidream.worker.loop import Loop
+from hidream.worker.generation import Tools
+from hidream.worker.loop import WorkerLoop
 
 url, model, folder, wanted = sys.argv[1:]
 
@@ -955,12 +957,12 @@ async def main():
     async with Database.open(url) as database:
         bridge, painter, stopping = Bridge(), Killer(), asyncio.Event()
         painter.go_on.set()
-        bridge.drive({model: painter})
+        bridge.set_engines({model: painter})
         asyncio.get_running_loop().add_reader(0, stopping.set)
         me = Worker(worker_id(os.getpid()), [model], "v1")
         outputs, uploads = Folder(Path(folder), "outputs"), Folder(Path(folder), "uploads")
         tools = Tools(lambda pixels: False, outputs, uploads, {model: dict.fromkeys(Mode, "v1")})
-        await Loop(database, bridge, me, tools, Limits()).run(stopping)
+        await WorkerLoop(database, bridge, me, tools, Limits()).run(stopping)
 
 asyncio.run(main())
 """
@@ -978,7 +980,7 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
             stdin=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent,
         )
-        while process.returncode is None and (await history.ended(database, ids)).keys() < ids:
+        while process.returncode is None and (await history.finished(database, ids)).keys() < ids:
             await asyncio.sleep(0.01)
         process.stdin.close()
         status = await process.wait()
@@ -988,12 +990,12 @@ def test_a_task_that_kills_its_worker_takes_no_other_with_it(tmp_path, url):
     async def scenario():
         async with Database.open(url) as database, asyncio.timeout(120):
             key, _ = await keys.create(database, "test")
-            submitted, intake = [], Intake(database, 100)
+            submitted, enqueuer = [], Enqueuer(database, 100)
             for seed in seeds:
                 asked = ImageRequest("a house", Size(64, 48), seed, False, False, False, ImageFormat.PNG)
-                submitted.append(await intake.submit(Asked(key, MODEL, asked)))
+                submitted.append(await enqueuer.submit(NewTask(key, MODEL, asked)))
             ids, ends = {prediction.id for prediction in submitted}, []
-            while (await history.ended(database, ids)).keys() < ids:
+            while (await history.finished(database, ids)).keys() < ids:
                 ends.append(await live(database, ids, wanted=1 if ends else len(seeds)))
             assert ends == [9] * attempts_max + [0]
             done = [await history.get(database, prediction.id, key.id) for prediction in submitted]

@@ -15,7 +15,7 @@ from hidream.request import ImageRequest
 from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
 from hidream.types import Mode, Size, Variant
 from hidream.worker.bridge import Bridge
-from hidream.worker.main import NAMES, _load, _versions, all_of_it_stays, run
+from hidream.worker.main import NAMES, _load, _versions, gc_frozen, run
 
 
 @pytest.mark.parametrize("wrong", ["checkpoint", "memory", "variant", "place"])
@@ -50,9 +50,9 @@ def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
         for engine in loaded.engines.values():
             limits = engine.limits
             assert (limits.tokens, limits.memory_bytes, limits.requests) == (5000, 250_000_000, 3)
-        bridge.drive({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
+        bridge.set_engines({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
         drawn = await asyncio.gather(
-            *(bridge.draw(NAMES[variant], str(i), each, never) for i, (variant, each) in enumerate(asked))
+            *(bridge.generate(NAMES[variant], str(i), each, never) for i, (variant, each) in enumerate(asked))
         )
         await bridge.close()
         return loaded, drawn
@@ -74,7 +74,7 @@ def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
 def test_what_is_loaded_is_never_looked_through():
     gc.unfreeze()
     try:
-        with pytest.raises(ZeroDivisionError), all_of_it_stays():
+        with pytest.raises(ZeroDivisionError), gc_frozen():
             assert not gc.isenabled()
             raise ZeroDivisionError
         assert gc.isenabled()

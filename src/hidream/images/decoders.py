@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hidream.errors import InvalidInput, StorageUnavailable
+from hidream.errors import InvalidInput, ObjectStoreUnavailable
 from hidream.images.answers import LOOK, NO_MEMORY, PREPARE, STATUS, Answer, Limits, NoAnswer
 from hidream.images.structure import ACCEPTED
 from hidream.types import ImageFormat, Size
@@ -45,7 +45,7 @@ File = bytes | Path | Callable[[], Awaitable[bytes]]
 class Decoders:
     """The processes of one asking process; they are started when they are first needed, and end with this object.
 
-    Every call names whose file it is: a `key` has one job at a time. Raises StorageUnavailable once it is closed, or
+    Every call names whose file it is: a `key` has one job at a time. Raises ObjectStoreUnavailable once it is closed, or
     where no process can be had, and what reading the file raises.
     """
 
@@ -97,7 +97,7 @@ class Decoders:
             self._leave(key, process)
         if self._closed:
             raise _stopping(field)
-        raise StorageUnavailable(f"{field} cannot be read now: no process can be had for it; try again later")
+        raise ObjectStoreUnavailable(f"{field} cannot be read now: no process can be had for it; try again later")
 
     async def _turn(self, key: str) -> _Zygote:
         """Wait for a process that is free, and for the key's turn."""
@@ -260,5 +260,5 @@ def _damaged(field: str) -> InvalidInput:
     return InvalidInput(f"{field} cannot be read: the file is damaged; {ACCEPTED}")
 
 
-def _stopping(field: str) -> StorageUnavailable:
-    return StorageUnavailable(f"{field} cannot be read now: the process stops; try again later")
+def _stopping(field: str) -> ObjectStoreUnavailable:
+    return ObjectStoreUnavailable(f"{field} cannot be read now: the process stops; try again later")

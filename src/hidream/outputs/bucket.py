@@ -30,7 +30,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import CACHE_CONTROL, format_of, is_name, media_type_of
 from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
@@ -94,7 +94,7 @@ class Bucket:
         self._signer = _store(bucket, key_prefix, access, access.public_endpoint or access.endpoint)
 
     async def check(self) -> None:
-        """Write an object, list, and delete it. Raises ConfigurationError, or StorageUnavailable."""
+        """Write an object, list, and delete it. Raises ConfigurationError, or ObjectStoreUnavailable."""
         async with self._asked("cannot be used", starting=True):
             await obstore.put_async(self._store, _PROBE, b"hidream", use_multipart=False)
             await _next(obstore.list(self._store, chunk_size=1))
@@ -175,7 +175,7 @@ class Bucket:
             async with self._asked("cannot be read"):
                 chunk = await _next(stream)
             if not chunk:
-                raise StorageUnavailable("the bucket gave less of a file than it has; try again")
+                raise ObjectStoreUnavailable("the bucket gave less of a file than it has; try again")
             wanted = chunk[max(start - at, 0) : stop - at]
             at += len(chunk)
             if wanted:
@@ -200,7 +200,7 @@ class Bucket:
                     f"the bucket {self._bucket!r} {failed}: {answer.reason}; accepted: a bucket that exists, its "
                     "region, and keys that may put, get, list and delete its objects"
                 ) from error
-            raise StorageUnavailable(f"the bucket {failed} now: {answer.reason}; try again later") from error
+            raise ObjectStoreUnavailable(f"the bucket {failed} now: {answer.reason}; try again later") from error
 
 
 @contextlib.contextmanager
@@ -209,7 +209,7 @@ def _reported(done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
+        raise ObjectStoreUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hidream.errors import ConfigurationError, NotFound, StorageUnavailable
+from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import format_of, is_name
 from hidream.outputs.part import Part, part_in
 from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
@@ -116,7 +116,7 @@ def _reported(done: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFound("there is no such file") from error
     except OSError as error:
-        raise StorageUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
+        raise ObjectStoreUnavailable(f"a file cannot be {done} now: {error.strerror}; try again later") from error
 
 
 async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
@@ -124,7 +124,7 @@ async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
         with _reported("read"):
             chunk = await asyncio.to_thread(_stretch, path, start, min(CHUNK_BYTES, stop - start))
         if not chunk:
-            raise StorageUnavailable("a file has become shorter while it was read; try again")
+            raise ObjectStoreUnavailable("a file has become shorter while it was read; try again")
         yield chunk
         start += len(chunk)
 

@@ -34,17 +34,17 @@ class Part:
     size_bytes: int = 0
 
     async def write(self, data: bytes | bytearray) -> None:
-        """Append. Raises StorageUnavailable."""
+        """Append. Raises ObjectStoreUnavailable."""
         with self._reported("written"):
             await asyncio.to_thread(self.append, data)
 
     async def written(self, do: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call in a thread what appends by itself. Raises what it raises, and StorageUnavailable for its OSErrors."""
+        """Call in a thread what appends by itself. Raises what it raises, and ObjectStoreUnavailable for its OSErrors."""
         with self._reported("written"):
             await asyncio.to_thread(do, *args, **kwargs)
 
     async def flush(self) -> None:
-        """Let whoever opens `path` see all that was written. Raises StorageUnavailable."""
+        """Let whoever opens `path` see all that was written. Raises ObjectStoreUnavailable."""
         with self._reported("written"):
             await asyncio.to_thread(self._file.flush)
 
@@ -56,7 +56,7 @@ class Part:
 
 @asynccontextmanager
 async def part_in(folder: Path, reported: Reported) -> AsyncIterator[Part]:
-    """Begin a file in a folder that is there. Raises StorageUnavailable."""
+    """Begin a file in a folder that is there. Raises ObjectStoreUnavailable."""
     with reported("written"):
         part = await asyncio.to_thread(_begun, folder, reported)
     try:

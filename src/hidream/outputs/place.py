@@ -1,7 +1,7 @@
 """Where files lie: what a folder (`folder`) and a bucket (`bucket`) both can do. `location.open_place` opens one.
 
 A place holds one namespace, so that a sweep of pictures never sees an upload. It knows names and bytes; neither who
-asked, nor for how long a file is kept. Errors are NotFound, and StorageUnavailable for all that may pass: whoever
+asked, nor for how long a file is kept. Errors are NotFound, and ObjectStoreUnavailable for all that may pass: whoever
 gets that one may try again, because every call here can be repeated.
 """
 

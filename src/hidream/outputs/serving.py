@@ -30,7 +30,7 @@ async def serve(place: Place, name: str, method: str, asked: Mapping[str, str]) 
     """Answer a GET or HEAD of a file; `asked` are the request's headers, their names in lower case or in any.
 
     The first bytes are read before this returns: what cannot be read is an error and not half an answer. Raises
-    NotFound, StorageUnavailable.
+    NotFound, ObjectStoreUnavailable.
     """
     media_type = media_type_of(name)
     if method == "HEAD":

@@ -26,7 +26,7 @@ from hidream.server import inline as inline_files
 from hidream.server.inline import Inline
 from hidream.server.parameters import Api
 from hidream.store.history import RECENT_MS
-from hidream.store.history import Place as QueuePlace
+from hidream.store.history import QueuePosition as QueuePlace
 from hidream.store.prediction import Prediction
 from hidream.types import Status
 
@@ -46,7 +46,7 @@ def success(data: object, headers: Mapping[str, str] | None = None) -> JSONRespo
 
 
 async def delivery(data: object, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer 200 with data in which pictures may stand whole. Raises NotFound, StorageUnavailable."""
+    """Answer 200 with data in which pictures may stand whole. Raises NotFound, ObjectStoreUnavailable."""
     return await inline_files.answer(_envelope(data), headers)
 
 
@@ -61,7 +61,7 @@ async def prediction_data(
 ) -> dict[str, Any]:
     """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
 
-    With `inline` false the outputs are URLs even if the task asked for base64. Raises StorageUnavailable, and NotFound
+    With `inline` false the outputs are URLs even if the task asked for base64. Raises ObjectStoreUnavailable, and NotFound
     when base64 was asked for and the file is gone. What may have base64 is written by `delivery`.
     """
     completed = prediction.status is Status.COMPLETED

@@ -71,7 +71,7 @@ async def read_file(request: Request, field: str, part: Part, max_bytes: int) ->
 
 
 async def read_into(request: Request, part: Part, max_bytes: int) -> None:
-    """Read what comes into a part. Raises BodyTooLarge, StorageUnavailable."""
+    """Read what comes into a part. Raises BodyTooLarge, ObjectStoreUnavailable."""
     async with aclosing(_pieces(request, max_bytes)) as pieces:
         async for piece in pieces:
             await part.write(piece)

@@ -12,7 +12,7 @@ from collections import Counter
 
 from hidream.outputs.place import Place
 from hidream.server.keyring import REMEMBERED_S
-from hidream.store import belongings, predictions
+from hidream.store import key_data, predictions
 from hidream.store.database import Database
 
 KNOWN_S = 2 * REMEMBERED_S
@@ -24,22 +24,22 @@ async def erase(
 ) -> Counter[str]:
     """Revoke a key and erase what is kept of it; say how much that was.
 
-    Raises NotFound if there is no such key, StoreUnavailable and StorageUnavailable: then it is to be begun again.
+    Raises NotFound if there is no such key, DatabaseUnavailable and ObjectStoreUnavailable: then it is to be begun again.
     """
     erased: Counter[str] = Counter(predictions=0, uploads=0)
-    await belongings.begin_erasure(database, key_id, actor)
+    await key_data.begin_erasure(database, key_id, actor)
     await asyncio.sleep(known_s)
-    while ids := await belongings.unfinished(database, key_id):
+    while ids := await key_data.unfinished(database, key_id):
         for id_ in ids:
             await predictions.cancel(database, id_, key_id)
     while True:
-        found = await belongings.remains(database, key_id)
+        found = await key_data.purgeable(database, key_id)
         if not (found.predictions or found.uploads):
             break
         await predictions.delete(database, [prediction.id for prediction in found.predictions], key_id)  # hides them
         await outputs.delete(found.output_names)
         await uploads.delete(found.uploads)
-        await belongings.forget(database, found)
+        await key_data.purge(database, found)
         erased.update(predictions=len(found.predictions), uploads=len(found.uploads))
-    await belongings.end_erasure(database, key_id, actor, **erased)
+    await key_data.end_erasure(database, key_id, actor, **erased)
     return erased

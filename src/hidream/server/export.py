@@ -24,9 +24,9 @@ from typing import IO
 
 from hidream.errors import InvalidInput, NotFound
 from hidream.outputs.place import Namespace, Place
-from hidream.store import acts, belongings
-from hidream.store.belongings import KINDS, Row
+from hidream.store import audit_log, key_data
 from hidream.store.database import Database
+from hidream.store.key_data import KEY_TABLES, Row
 from hidream.store.prediction import Prediction
 from hidream.types import Status
 
@@ -59,25 +59,25 @@ class _Export:
 
     async def table(self, name: str) -> None:
         with self.open(f"{name}.jsonl", True) as file:
-            async for rows in belongings.pages(self.database, KINDS[name], self.key_id):
+            async for rows in key_data.pages(self.database, KEY_TABLES[name], self.key_id):
                 for row in rows:
                     file.write(_json(row) + b"\n")
                 self.written[name] += len(rows)
 
     async def previews(self) -> None:
-        async for rows in belongings.pages(self.database, KINDS["previews"], self.key_id):
+        async for rows in key_data.pages(self.database, KEY_TABLES["previews"], self.key_id):
             for row in rows:
                 self.whole(f"previews/{row['prediction_id']}.jpg", row["picture"])
 
     async def outputs(self, place: Place) -> None:
-        async for rows in belongings.pages(self.database, KINDS["predictions"], self.key_id):
+        async for rows in key_data.pages(self.database, KEY_TABLES["predictions"], self.key_id):
             for row in rows:
                 task = Prediction.of_row([row[name] for name in Prediction.__slots__])
                 for name in task.output_names if task.output_name else ():
                     await self.file(place, f"{Namespace.OUTPUTS}/{name}", is_sure=task.status == Status.COMPLETED)
 
     async def uploads(self, place: Place) -> None:
-        async for rows in belongings.pages(self.database, KINDS["uploads"], self.key_id):
+        async for rows in key_data.pages(self.database, KEY_TABLES["uploads"], self.key_id):
             for row in rows:
                 await self.file(place, f"{Namespace.UPLOADS}/{row['name']}", is_sure=row["stored"])
 
@@ -106,16 +106,16 @@ async def export(
     That somebody has begun to do so stands in the audit log, also where it was not finished.
 
     Says how much that was: rows by table, `files`, and `missing`. Raises NotFound if there is no such key, InvalidInput
-    if `out` cannot be made, StoreUnavailable and StorageUnavailable; then nothing is left of it.
+    if `out` cannot be made, DatabaseUnavailable and ObjectStoreUnavailable; then nothing is left of it.
     """
-    key = await belongings.of_key(database, key_id)
+    key = await key_data.key_row(database, key_id)
     with _archive(out) as opened:
-        await acts.write(database, actor, "keys export", key_id)
+        await audit_log.append(database, actor, "keys export", key_id)
         job = _Export(database, key_id, opened)
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(database.now_ms() / 1000))
         job.whole("README.txt", README.format(id=key_id, now=now).encode())
         job.whole("key.json", _json(key))
-        for name in KINDS:
+        for name in KEY_TABLES:
             if name != "previews":
                 await job.table(name)
         await job.previews()

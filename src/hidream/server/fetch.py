@@ -42,7 +42,7 @@ class Rules:
 async def fetch(field: str, url: str, rules: Rules, part: Part) -> None:
     """Fetch a file into a part.
 
-    Raises InvalidInput, which names the request's field, whatever goes wrong there, and StorageUnavailable.
+    Raises InvalidInput, which names the request's field, whatever goes wrong there, and ObjectStoreUnavailable.
     """
     try:
         async with asyncio.timeout(rules.total_s):

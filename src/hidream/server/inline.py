@@ -33,11 +33,11 @@ class Inline:
 
     @classmethod
     async def of(cls, place: Place, name: str) -> Inline:
-        """Find a file. Raises NotFound, StorageUnavailable."""
+        """Find a file. Raises NotFound, ObjectStoreUnavailable."""
         return cls(place, name, (await place.about(name)).size_bytes)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Read it, and write it as base64. Raises NotFound, StorageUnavailable."""
+        """Read it, and write it as base64. Raises NotFound, ObjectStoreUnavailable."""
         _, chunks = await self.place.open(self.name)
         rest = b""
         async for chunk in chunks(0, self.size_bytes):
@@ -72,7 +72,7 @@ class Pieces:
         return sum(map(len, self.texts)) + sum(4 * -(-file.size_bytes // 3) for file in self.files)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give the pieces, each of PIECE_BYTES but the texts. Raises NotFound, StorageUnavailable."""
+        """Give the pieces, each of PIECE_BYTES but the texts. Raises NotFound, ObjectStoreUnavailable."""
         first, *others = self.texts
         yield first
         for file, text in zip(self.files, others, strict=True):
@@ -85,7 +85,7 @@ async def answer(content: object, headers: Mapping[str, str] | None = None) -> R
     """Answer 200 with JSON, the same bytes as of a JSONResponse.
 
     The first file's begin is read before this returns: what cannot be read is an error, and not half an answer. Raises
-    NotFound, StorageUnavailable.
+    NotFound, ObjectStoreUnavailable.
     """
     body = Pieces(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if not body.files:

@@ -54,14 +54,14 @@ class LongText(OverlongText):
         return self._part.size_bytes
 
     async def add(self, data: bytes) -> None:
-        """Append. Raises StorageUnavailable."""
+        """Append. Raises ObjectStoreUnavailable."""
         if len(self.head) < HEAD_CHARS:
             self.head += data[:HEAD_CHARS].decode("ascii")
         self._hash.update(data)
         await self._part.write(data)
 
     async def end(self) -> None:
-        """Let it be read from its file. Raises StorageUnavailable."""
+        """Let it be read from its file. Raises ObjectStoreUnavailable."""
         await self._part.flush()
 
     async def close(self) -> None:

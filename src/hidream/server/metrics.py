@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from hidream import __version__
-from hidream.store import figures, workers
+from hidream.store import task_metrics, workers
 from hidream.store.database import Database
-from hidream.store.figures import End, Ends, SizeClass, Unfinished
+from hidream.store.task_metrics import FinishedFeed, FinishedTask, SizeClass, UnfinishedCount
 from hidream.types import MODELS, Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,7 +37,7 @@ class Metrics:
     def __init__(self, database: Database, worker_seen_s: float) -> None:
         self._database = database
         self._worker_seen_s = worker_seen_s
-        self._ends: Ends | None = None
+        self._ends: FinishedFeed | None = None
         self._asking = asyncio.Lock()
         self._registry = registry = CollectorRegistry()
         task, sized = ("model", "status", "code"), ("model", "size")
@@ -97,10 +97,10 @@ class Metrics:
 
     async def begin(self) -> None:
         """Count what ends from now on."""
-        self._ends = self._ends or Ends(self._database)
+        self._ends = self._ends or FinishedFeed(self._database)
 
     async def text(self) -> bytes:
-        """Give all figures. Raises StoreUnavailable."""
+        """Give all figures. Raises DatabaseUnavailable."""
         async with self._asking:
             await self.begin()
             assert self._ends is not None, "begun"
@@ -110,7 +110,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     async def _look(self) -> None:
-        unfinished = await figures.unfinished(self._database)
+        unfinished = await task_metrics.unfinished(self._database)
         for model in MODELS:
             for size in SizeClass:
                 for status in (Status.CREATED, Status.PROCESSING):
@@ -118,19 +118,19 @@ class Metrics:
         for each in unfinished:
             if each.model in MODELS:
                 self._queue.labels(each.model, each.size, each.status).set(each.count)
-        serving = workers.serving(await workers.ready(self._database, self._worker_seen_s))
+        serving = workers.count_by_model(await workers.ready(self._database, self._worker_seen_s))
         for model in MODELS:
             self._workers.labels(model).set(serving[model])
             self._oldest.labels(model).set(self._age_s(model, unfinished))
-        self._owed.set(await figures.webhooks_owed(self._database))
+        self._owed.set(await task_metrics.pending_webhooks(self._database))
 
-    def _age_s(self, model: str, unfinished: Sequence[Unfinished]) -> float:
+    def _age_s(self, model: str, unfinished: Sequence[UnfinishedCount]) -> float:
         """Tell since when the oldest task of a model waits; 0 if none does. Another machine's clock may be ahead."""
         now = self._database.now_ms()
         waiting = [each for each in unfinished if each.model == model and each.status is Status.CREATED]
         return max([0, *(now - each.oldest_ms for each in waiting)]) / 1000
 
-    def _count(self, end: End) -> None:
+    def _count(self, end: FinishedTask) -> None:
         model = end.model if end.model in MODELS else "other"  # of a release that had more
         self._tasks.labels(model, end.status, end.code).inc()
         self._total.labels(model, end.size).observe(end.total_ms / 1000)

@@ -13,7 +13,7 @@ from hidream import __version__
 from hidream.file_names import PATTERN
 from hidream.server import openai_parameters, schema
 from hidream.server.parameters import V2, V3
-from hidream.store.deliveries import State
+from hidream.store.outbox import DeliveryState
 from hidream.store.webhook_secrets import OVERLAP_MAX_HOURS
 from hidream.types import FORMATS, READABLE, Status, Variant
 
@@ -88,7 +88,7 @@ def _predictions() -> Json:
     result = _operation("Read a task.", prediction, parameters=[_VERSION, id_, wait], errors=(422,))
     ended = _envelope(_object(id=_TEXT, status={"enum": [Status.CANCELLED, Status.DELETED]}))
     count = _envelope(_object(deleted_count=_WHOLE))
-    replayed = _envelope(_object(id=_TEXT, state={"enum": list(State)}))
+    replayed = _envelope(_object(id=_TEXT, state={"enum": list(DeliveryState)}))
     deliveries = _envelope({"type": "array", "items": _delivery()})
     ids = _object(ids={"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 500})
     root, one = "/api/{api}/predictions", "/api/{api}/predictions/{prediction_id}"
@@ -330,7 +330,7 @@ def _delivery() -> Json:
     return _object(
         id=_TEXT,
         url=_TEXT,
-        state={"enum": list(State)},
+        state={"enum": list(DeliveryState)},
         attempts=_WHOLE,
         status_code={"type": ["integer", "null"]},
         error=_TEXT,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from hidream.errors import InvalidInput, NotFound, StorageUnavailable, StoreUnavailable, TooMany
+from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound, ObjectStoreUnavailable, TooMany
 from hidream.file_names import MEDIA_TYPES, draw_name, is_name
 from hidream.images.decoders import Decoders, File
 from hidream.outputs.part import Part
@@ -72,13 +72,13 @@ class Pictures:
     async def take(self, key: Key, field: str, given: str | LongText) -> str:
         """Take in what a request says under `field`; return the name of the upload.
 
-        Raises InvalidInput, TooMany, StorageUnavailable.
+        Raises InvalidInput, TooMany, ObjectStoreUnavailable.
         """
         if isinstance(given, str):
             ours = _OURS.fullmatch(given)
             if ours and (known := await self.find(ours[1])) is not None:
                 return known.name
-        await uploads.check(self._database, key, within_submission=True)
+        await uploads.check(self._database, key, within_request=True)
         if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
             async with self._fetches.turn(key.id), self._place.part() as part:
                 await fetch(field, given, self._rules, part)
@@ -88,21 +88,21 @@ class Pictures:
             return (await self._kept(key, field, part)).name
 
     async def keep(self, key: Key, field: str, part: Part, filename: str) -> Upload:
-        """Look at a picture that was uploaded, and keep it. Raises InvalidInput, TooMany, StorageUnavailable."""
+        """Look at a picture that was uploaded, and keep it. Raises InvalidInput, TooMany, ObjectStoreUnavailable."""
         return await self._kept(key, field, part, filename)
 
     async def announce(self, key: Key, filename: str, image_format: ImageFormat, size: int) -> Upload:
         """Draw the name of a picture that is to come. Raises TooMany."""
         name, now = draw_name(image_format), self._database.now_ms()
         upload = Upload(name, key.id, _shown(filename) or UNNAMED, MEDIA_TYPES[image_format], size, now, stored=False)
-        await uploads.announce(self._database, upload, key.limits)
+        await uploads.create(self._database, upload, key.limits)
         return upload
 
     @asynccontextmanager
     async def filling(self, name: str, address: str = "") -> AsyncIterator[tuple[Upload, Part]]:
         """Begin to bring the picture that was announced under a name: one at a time does, of a key's so many.
 
-        Raises NotFound when none was announced, TooMany, StorageUnavailable.
+        Raises NotFound when none was announced, TooMany, ObjectStoreUnavailable.
         """
         async with self._lookups.turn(address):
             first = await self._announced(name)
@@ -127,11 +127,11 @@ class Pictures:
         try:
             async with asyncio.timeout(ADOPTING_S):
                 await self._place.adopt(name, part)
-            stored = await uploads.store(self._database, name, claim, MEDIA_TYPES[image_format], part.size_bytes)
+            stored = await uploads.mark_stored(self._database, name, claim, MEDIA_TYPES[image_format], part.size_bytes)
         except TimeoutError as error:  # it may come into its place yet: the claim is kept
-            raise StorageUnavailable("the file cannot be put into its place now; try again later") from error
-        except (StorageUnavailable, StoreUnavailable):
-            with suppress(StoreUnavailable):
+            raise ObjectStoreUnavailable("the file cannot be put into its place now; try again later") from error
+        except (ObjectStoreUnavailable, DatabaseUnavailable):
+            with suppress(DatabaseUnavailable):
                 await uploads.release(self._database, name, claim, announced.media_type)
             raise
         if not stored and await uploads.get(self._database, name) is None:
@@ -158,13 +158,13 @@ class Pictures:
         """Keep a picture; one without a filename came within a submission, which is counted itself."""
         image_format = await self._looked(key.id, field, part)
         name, now = draw_name(image_format), self._database.now_ms()
-        shown = uploads.WITHIN if filename is None else _shown(filename) or UNNAMED
+        shown = uploads.INLINE if filename is None else _shown(filename) or UNNAMED
         upload = Upload(name, key.id, shown, MEDIA_TYPES[image_format], part.size_bytes, now, stored=True)
         await self._place.adopt(name, part)
         try:
-            await uploads.announce(self._database, upload, key.limits, within_submission=filename is None)
+            await uploads.create(self._database, upload, key.limits, within_request=filename is None)
         except BaseException:  # nobody has been told its name, and a row that was written after all goes unused
-            with suppress(StorageUnavailable):
+            with suppress(ObjectStoreUnavailable):
                 await self._place.delete([name])
             raise
         return upload
@@ -204,14 +204,14 @@ class Pictures:
         return upload if upload and upload.stored else None
 
     async def look(self, field: str, file: File, key_id: str) -> ImageFormat:
-        """See that this is a picture: its bytes, or where they lie. Raises InvalidInput, StorageUnavailable.
+        """See that this is a picture: its bytes, or where they lie. Raises InvalidInput, ObjectStoreUnavailable.
 
         Of one key, one picture is looked at after the other.
         """
         return await self._decoders.look(key_id, field, file)
 
     async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
-        """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, StorageUnavailable."""
+        """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, ObjectStoreUnavailable."""
         return await self._decoders.shown_size(key_id, field, partial(self._place.read, name))
 
     def stop(self) -> None:

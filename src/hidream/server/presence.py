@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
-from hidream.errors import StoreUnavailable, Unauthorized
+from hidream.errors import DatabaseUnavailable, Unauthorized
 from hidream.store import keys
 from hidream.store.database import Database
 
@@ -39,7 +39,7 @@ class Validity:
         self._fresh |= digest not in self._watched
         self._watched.setdefault(digest, set()).add(revoked)
         if self._watcher is None or self._watcher.done():
-            self._watcher = self._database.beside(self._watch())
+            self._watcher = self._database.run_in_background(self._watch())
         try:
             yield revoked
         finally:
@@ -51,17 +51,17 @@ class Validity:
     async def _watch(self) -> None:
         changes = self._database.changes
         while self._watched and not changes.stopped:
-            seen, self._fresh = changes.now(), False
+            seen, self._fresh = changes.version(), False
             await self._look()
             await asyncio.sleep(LOOK_S)
-            while self._watched and not (changes.stopped or self._fresh or changes.now() != seen):  # noqa: ASYNC110 - others'
+            while self._watched and not (changes.stopped or self._fresh or changes.version() != seen):  # noqa: ASYNC110 - others'
                 await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
         digests = list(self._watched)
         try:
-            valid = await keys.valid(self._database, digests)
-        except StoreUnavailable:  # nobody knows: it is asked again
+            valid = await keys.valid_digests(self._database, digests)
+        except DatabaseUnavailable:  # nobody knows: it is asked again
             return
         for digest in digests:
             if digest not in valid:

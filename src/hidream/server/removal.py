@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from hidream.errors import StorageUnavailable
+from hidream.errors import ObjectStoreUnavailable
 from hidream.outputs.place import Place
 from hidream.store.prediction import Prediction
 
@@ -27,5 +27,5 @@ async def remove_files(outputs: Place, deleted: Sequence[Prediction]) -> None:
     try:
         async with asyncio.timeout(WITHIN_S):
             await outputs.delete(names)
-    except (StorageUnavailable, TimeoutError) as error:
-        logger.warning("files_left count=%d error=%s", len(names), error or "time-out")
+    except (ObjectStoreUnavailable, TimeoutError) as error:
+        logger.warning("file_removal_failed count=%d error=%s", len(names), error or "time-out")

@@ -21,7 +21,7 @@ from typing import Any, cast
 import uvicorn
 
 from hidream import systemd
-from hidream.errors import ConfigurationError, StorageUnavailable, StoreGone, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseGone, DatabaseUnavailable, ObjectStoreUnavailable
 from hidream.server import background, memory, tracing
 from hidream.server.app import create_app
 from hidream.server.connections import Connections
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings, *, with_worker: bool) -> int:
     """Serve until told to stop by SIGTERM or SIGINT.
 
-    The exit status is 0, 1 if no worker can be had any more, or that of StoreGone.
+    The exit status is 0, 1 if no worker can be had any more, or that of DatabaseGone.
 
     Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
     """
@@ -77,7 +77,7 @@ async def _run_on_database(settings: Settings, with_worker: bool) -> int:
                     _say(f"API key (shown once): {secret}")
                 workers = await _serve(service, server, listener, with_worker)
                 if database.gone.is_set():
-                    return StoreGone.exit_status
+                    return DatabaseGone.exit_status
                 if workers == 1:
                     raise ConfigurationError("the worker cannot start; the log above says why")
     return int(workers > 0)
@@ -116,7 +116,7 @@ def _check_key(api_key: str) -> None:
 async def _check_places(service: Service) -> None:
     """See that files can be written where they are to lie; a store that is only away may come back."""
     for place in (service.outputs, service.uploads):
-        with contextlib.suppress(StorageUnavailable):
+        with contextlib.suppress(ObjectStoreUnavailable):
             await place.check()
 
 
@@ -139,7 +139,7 @@ async def _first_key(settings: Settings, database: Database) -> AsyncIterator[st
     pepper = settings.store.key_pepper
     if settings.api_key:
         await keys.register(database, "HIDREAM_API_KEY", settings.api_key, pepper=pepper)
-    known = await keys.listed(database)
+    known = await keys.list_keys(database)
     if known:
         await keys.check_pepper(database, pepper)  # behind the look at the keys: another process may just make one
         _remind(known)
@@ -149,8 +149,8 @@ async def _first_key(settings: Settings, database: Database) -> AsyncIterator[st
     try:
         yield secret
     except BaseException:
-        with contextlib.suppress(StoreUnavailable):
-            if await keys.take_back(database, key.id):
+        with contextlib.suppress(DatabaseUnavailable):
+            if await keys.delete_unused(database, key.id):
                 logger.warning("first_key_void id=%s because=%s", key.id, "the start failed; the next shows another")
         raise
 

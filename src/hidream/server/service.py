@@ -23,11 +23,11 @@ from hidream.server.presence import Validity
 from hidream.server.reading import Reads, Streams
 from hidream.server.waiting import Serving, Waiting
 from hidream.settings.tables import Settings
+from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
-from hidream.store.endings import Endings
-from hidream.store.intake import Intake
+from hidream.store.enqueue import Enqueuer
 from hidream.store.keys import Key, Scope
-from hidream.store.progress import Progress
+from hidream.store.progress import ProgressWatcher
 from hidream.types import Variant
 from hidream.webhooks.network import Trust
 from hidream.webhooks.targets import Allowed
@@ -49,8 +49,8 @@ class Service:
 
     settings: Settings
     database: Database
-    intake: Intake
-    endings: Endings
+    enqueuer: Enqueuer
+    completion_waiter: CompletionWaiter
     waiting: Waiting
     serving: Serving
     keyring: Keyring
@@ -64,7 +64,7 @@ class Service:
     models: dict[str, Variant]
     allowed: Allowed
     tls: Trust
-    progress: Progress
+    progress: ProgressWatcher
     metrics: Metrics
     disk: Disk
     bodies: Gate
@@ -79,8 +79,8 @@ def assemble(settings: Settings, database: Database) -> Service:
     return Service(
         settings=settings,
         database=database,
-        intake=Intake(database, settings.server.queue_max, settings.server.queue_share),
-        endings=Endings(database),
+        enqueuer=Enqueuer(database, settings.server.queue_max, settings.server.queue_share),
+        completion_waiter=CompletionWaiter(database),
         waiting=Waiting(database),
         serving=Serving(database, settings.worker.lease_s),
         keyring=Keyring(database, settings.store.key_pepper),
@@ -94,7 +94,7 @@ def assemble(settings: Settings, database: Database) -> Service:
         models=catalogue.served(settings.models),
         allowed=allowed,
         tls=tls,
-        progress=Progress(database),
+        progress=ProgressWatcher(database),
         metrics=Metrics(database, settings.worker.lease_s),
         disk=Disk(folders_of(settings.database_url, uploads), settings.store.free_min_mb),
         bodies=bodies,

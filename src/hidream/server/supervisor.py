@@ -1,7 +1,7 @@
 """The worker beside the server: started with it, started again when it dies, and ended with it.
 
 The worker's standard input is a socket to here, so that it ends even when this process is killed, and can say once a
-second that it lives (`worker/pulse.py`). When it dies, its tasks are put back into the queue at once instead of when
+second that it lives (`worker/heartbeat.py`). When it dies, its tasks are put back into the queue at once instead of when
 their leases end. One that says nothing any more is killed: it may hold the database's lock, for which all others wait.
 """
 
@@ -15,7 +15,7 @@ import sys
 from asyncio.subprocess import Process
 from dataclasses import dataclass, field
 
-from hidream.errors import ConfigurationError, StoreGone, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseGone, DatabaseUnavailable
 from hidream.settings.sources import to_environ
 from hidream.settings.tables import Settings
 from hidream.store import predictions, workers
@@ -76,7 +76,7 @@ async def keep_worker(settings: Settings, database: Database) -> int:
     """
     clock = asyncio.get_running_loop().time
     starts = deaths = 0
-    while not database.find_it_gone():
+    while not database.check_file():
         starts += 1
         started = clock()
         child = await _start(settings)
@@ -90,7 +90,7 @@ async def keep_worker(settings: Settings, database: Database) -> int:
         watching.cancel()
         child.close()
         logger.warning("worker_died pid=%d status=%d", child.process.pid, status)
-        if status == StoreGone.exit_status and database.find_it_gone():
+        if status == DatabaseGone.exit_status and database.check_file():
             break
         await _bury(settings, database, child.process.pid)
         if status == ConfigurationError.exit_status:
@@ -142,7 +142,7 @@ async def _watch(child: Child, settings: Settings, database: Database) -> None:
 async def _writable(database: Database) -> bool:
     try:
         await database.check()
-    except StoreUnavailable:
+    except DatabaseUnavailable:
         return False
     return True
 
@@ -163,6 +163,6 @@ async def _bury(settings: Settings, database: Database, pid: int) -> None:
     lost = workers.worker_id(pid)
     try:
         await predictions.recover(database, settings.worker.attempts_max, lost)
-        await workers.leave(database, lost)
-    except StoreUnavailable as error:  # the leases will say the same, a little later
+        await workers.deregister(database, lost)
+    except DatabaseUnavailable as error:  # the leases will say the same, a little later
         logger.warning("worker_not_buried pid=%d error=%s", pid, error.message)

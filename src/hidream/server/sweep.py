@@ -13,12 +13,12 @@ import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
-from hidream.errors import StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, ObjectStoreUnavailable
 from hidream.file_names import first_of
 from hidream.outputs.place import Place
 from hidream.server.erasure import erase
 from hidream.server.service import Service
-from hidream.store import acts, belongings, retention
+from hidream.store import audit_log, key_data, retention
 
 EVERY_S = 600.0
 """Pause between two sweeps: what was deleted is gone within a quarter of an hour."""
@@ -56,29 +56,29 @@ class Sweep:
                 if clock() >= orphans_at:
                     orphans_at = clock() + ORPHANS_EVERY_S
                     await self.orphans()
-            except (StoreUnavailable, StorageUnavailable) as error:
+            except (DatabaseUnavailable, ObjectStoreUnavailable) as error:
                 logger.warning("sweep_failed error=%s", error.message)
             await self._rest(EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 - processes need not sweep together
 
     async def once(self) -> int:
-        """Remove all that is too old or was deleted; say how many predictions. Raises Store- and StorageUnavailable."""
+        """Remove all that is too old or was deleted; say how many predictions. Raises Store- and ObjectStoreUnavailable."""
         database = self._service.database
         kept_ms = round(self._service.settings.store.retention_days * DAY_MS)
         now = database.now_ms()
         while kept_ms and await retention.expire(database, now - kept_ms):  # noqa: ASYNC110 - a batch each time
             await asyncio.sleep(BREATH_S)
-        await acts.forget(database)
-        for key_id in await belongings.half_erased(database):
-            await erase(database, self._service.outputs, self._service.uploads, key_id, acts.SELF, known_s=0)
+        await audit_log.purge(database)
+        for key_id in await key_data.unfinished_erasures(database):
+            await erase(database, self._service.outputs, self._service.uploads, key_id, audit_log.SYSTEM, known_s=0)
         removed = 0
         while not database.changes.stopped:
             uploads_before = now - max(kept_ms, UPLOAD_KEPT_MS) if kept_ms else 0
-            found = await retention.remains(database, uploads_before, now - UNUSED_KEPT_MS)
+            found = await retention.purgeable(database, uploads_before, now - UNUSED_KEPT_MS)
             if not (found.predictions or found.uploads):
                 break
             await self._service.outputs.delete(found.output_names)
             await self._service.uploads.delete(found.uploads)
-            await retention.forget(database, found)
+            await retention.purge(database, found)
             removed += len(found.predictions)
             self._service.metrics.swept("predictions", len(found.predictions))
             self._service.metrics.swept("uploads", len(found.uploads))
@@ -88,11 +88,11 @@ class Sweep:
         return removed
 
     async def orphans(self) -> int:
-        """Remove old files that no row speaks of; say how many. Raises Store- and StorageUnavailable."""
+        """Remove old files that no row speaks of; say how many. Raises Store- and ObjectStoreUnavailable."""
         removed = 0
         for place in (self._service.outputs, self._service.uploads):
             async for page in _pages(place, datetime.now(UTC) - ORPHAN_AGE):
-                names = await retention.unknown(self._service.database, page, first_of)
+                names = await retention.unreferenced(self._service.database, page, first_of)
                 await place.delete(names)
                 removed += len(names)
         self._service.metrics.swept("orphans", removed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.server.service import Service
 from hidream.store import predictions
 
@@ -34,14 +34,14 @@ class Unserved:
         while not changes.stopped:
             try:
                 await self.once()
-            except StoreUnavailable as error:
+            except DatabaseUnavailable as error:
                 logger.warning("unserved_failed error=%s", error.message)
             again = clock() + every_s
             while not changes.stopped and clock() < again:  # noqa: ASYNC110 - `stop` tells nobody
                 await asyncio.sleep(min(1.0, max(again - clock(), 0)))
 
     async def once(self) -> int:
-        """Fail all that have waited for too long; say how many. Raises StoreUnavailable."""
+        """Fail all that have waited for too long; say how many. Raises DatabaseUnavailable."""
         failed = 0
         while some := await predictions.abandon(self._service.database, self._service.settings.server.unserved_s):
             failed += some

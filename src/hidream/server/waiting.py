@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hidream.store import history, workers
 from hidream.store.database import Database
-from hidream.store.history import Line, Place
+from hidream.store.history import QueuePosition, QueueSnapshot
 from hidream.store.prediction import Prediction
 
 FRESH_S = 1.0
@@ -24,7 +24,7 @@ SHARE = 0.02
 class _Seen:
     """The line of a model as it was seen last, and until when that is good enough."""
 
-    line: Line | None = None
+    line: QueueSnapshot | None = None
     until: float = 0.0
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -37,18 +37,18 @@ class Waiting:
         self._clock = clock
         self._seen: dict[str, _Seen] = defaultdict(_Seen)
 
-    async def place(self, prediction: Prediction) -> Place:
+    async def place(self, prediction: Prediction) -> QueuePosition:
         """Say where a task stands that waits; one that came since the line was seen is put where it belongs in it."""
         seen = self._seen[prediction.model]
         if (line := seen.line) is None or self._clock() >= seen.until:
             line = await self._look(seen, prediction.model)
         return line.place(prediction)
 
-    async def _look(self, seen: _Seen, model: str) -> Line:
+    async def _look(self, seen: _Seen, model: str) -> QueueSnapshot:
         async with seen.looking:
             began = self._clock()
             if seen.line is None or began >= seen.until:  # else somebody has looked meanwhile
-                seen.line = await history.line(self._database, model)
+                seen.line = await history.queue_snapshot(self._database, model)
                 now = self._clock()
                 seen.until = now + max(FRESH_S, (now - began) / SHARE)
             return seen.line
@@ -74,5 +74,5 @@ class Serving:
     async def _count(self) -> None:
         async with self._counting:
             if self._clock() >= self._until:  # else somebody has counted meanwhile
-                self._counted = workers.serving(await workers.ready(self._database, self.seen_s))
+                self._counted = workers.count_by_model(await workers.ready(self._database, self.seen_s))
                 self._until = self._clock() + FRESH_S

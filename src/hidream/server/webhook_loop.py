@@ -1,7 +1,7 @@
 """Delivers what is owed: claims webhooks that are due, sends each, and writes down how that ended.
 
 Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself; no key has more than its
-share at a time (`store/deliveries`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out:
+share at a time (`store/outbox`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out:
 another one then delivers it, under the same id.
 """
 
@@ -15,12 +15,12 @@ from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from hidream.errors import HiDreamError, StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, HiDreamError, ObjectStoreUnavailable
 from hidream.server.answers import input_data, prediction_data
 from hidream.server.parameters import V3
 from hidream.server.service import Service
-from hidream.store import deliveries, history, webhook_secrets
-from hidream.store.deliveries import Delivery, State
+from hidream.store import history, outbox, webhook_secrets
+from hidream.store.outbox import Delivery, DeliveryState
 from hidream.store.prediction import Prediction
 from hidream.webhooks import delivery as sending
 from hidream.webhooks.delivery import Attempt, Courier
@@ -57,11 +57,11 @@ class WebhookLoop:
         """Deliver until this process is about to leave, then see those to their end that have begun."""
         changes = self._service.database.changes
         while not changes.stopped:
-            seen = changes.now()
+            seen = changes.version()
             self._ended.clear()
             try:
                 wait_s = await self._begin_due()
-            except StoreUnavailable as error:
+            except DatabaseUnavailable as error:
                 logger.warning("webhooks_wait error=%s", error.message)
                 wait_s = PAUSE_S
             await asyncio.sleep(REST_S)
@@ -77,7 +77,7 @@ class WebhookLoop:
         hosts = Counter(_host(delivery) for delivery in self._running.values())
         of_keys = Counter((_host(delivery), delivery.key_id) for delivery in self._running.values())
         too_many = []
-        for claimed in await deliveries.claim(database, room, LEASE_S, self._of_keys()):
+        for claimed in await outbox.claim(database, room, LEASE_S, self._of_keys()):
             host = _host(claimed)
             if of_keys[host, claimed.key_id] >= PER_HOST_MAX - hosts[host]:
                 too_many.append(claimed)
@@ -87,8 +87,8 @@ class WebhookLoop:
             task = asyncio.create_task(self._deliver(claimed))
             self._running[task] = claimed
             task.add_done_callback(self._over)
-        await deliveries.put_off(database, too_many, BUSY_S)
-        due_ms = await deliveries.next_due_ms(database, self._room(), self._of_keys())
+        await outbox.postpone(database, too_many, BUSY_S)
+        due_ms = await outbox.next_due_ms(database, self._room(), self._of_keys())
         return LOOK_S if due_ms is None else min(LOOK_S, max(0.0, (due_ms - database.now_ms()) / 1000))
 
     def _room(self) -> int:
@@ -106,7 +106,7 @@ class WebhookLoop:
         """Wait until a delivery has ended, or unless there is no room, something was committed or is due."""
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._ended.wait())]
         if self._room() > 0:
-            waits.append(asyncio.create_task(self._service.database.changes.since(seen, wait_s, REST_S)))
+            waits.append(asyncio.create_task(self._service.database.changes.wait_after(seen, wait_s, REST_S)))
         await asyncio.wait(waits, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
@@ -119,25 +119,27 @@ class WebhookLoop:
             logger.exception("webhook_raised id=%s delivery=%s", claimed.prediction_id, claimed.id)
             attempt = Attempt(None, f"the attempt failed: {type(error).__name__}", 0)
         if attempt is None:
-            await self._write(claimed, State.GIVEN_UP, None, "the prediction was deleted")
+            await self._write(claimed, DeliveryState.GIVEN_UP, None, "the prediction was deleted")
             return
         if attempt.delivered:
-            await self._settle(claimed, attempt, State.DELIVERED, 0)
+            await self._settle(claimed, attempt, DeliveryState.DELIVERED, 0)
         elif claimed.attempts >= sending.ATTEMPTS_MAX:
-            await self._settle(claimed, attempt, State.GIVEN_UP, 0)
+            await self._settle(claimed, attempt, DeliveryState.GIVEN_UP, 0)
         else:
-            await self._settle(claimed, attempt, State.WAITING, sending.wait_s(claimed.attempts, claimed.id, attempt))
+            await self._settle(
+                claimed, attempt, DeliveryState.WAITING, sending.wait_s(claimed.attempts, claimed.id, attempt)
+            )
 
     async def _attempt(self, claimed: Delivery) -> Attempt | None:
         """Send it once; None if there is nothing to tell any more."""
         database = self._service.database
         try:
-            prediction = await history.of_delivery(database, claimed.prediction_id)
+            prediction = await history.get_for_webhook(database, claimed.prediction_id)
             if prediction is None:
                 return None
             signed = await webhook_secrets.get(database, prediction.key_id, new_secret())
             body = await self._body(prediction)
-        except (StoreUnavailable, StorageUnavailable) as error:
+        except (DatabaseUnavailable, ObjectStoreUnavailable) as error:
             return Attempt(None, f"{UNSENT}: {error.message}", 0)
         sent = sending.Delivery(claimed.id, claimed.url, signed.secret, body, signed.next)
         return await sending.deliver(self._courier, sent)
@@ -148,8 +150,12 @@ class WebhookLoop:
         data = await prediction_data(prediction, V3, url, self._service.outputs, inline=False)
         return json.dumps(data | {"input": input_data(prediction.input, url)}, ensure_ascii=False).encode()
 
-    async def _settle(self, claimed: Delivery, attempt: Attempt, state: State, again_in_s: float) -> None:
-        result = {State.DELIVERED: "delivered", State.GIVEN_UP: "given_up", State.WAITING: "failed"}[state]
+    async def _settle(self, claimed: Delivery, attempt: Attempt, state: DeliveryState, again_in_s: float) -> None:
+        result = {
+            DeliveryState.DELIVERED: "delivered",
+            DeliveryState.GIVEN_UP: "given_up",
+            DeliveryState.WAITING: "failed",
+        }[state]
         self._service.metrics.webhook(result, attempt.duration_ms / 1000)
         line = "webhook_sent id=%s delivery=%s attempt=%d result=%s status=%s ms=%d"
         told = (claimed.prediction_id, claimed.id, claimed.attempts, result, attempt.status, attempt.duration_ms)
@@ -157,13 +163,13 @@ class WebhookLoop:
         await self._write(claimed, state, attempt.status, attempt.error, again_in_s)
 
     async def _write(
-        self, claimed: Delivery, state: State, status: int | None, error: str, again_in_s: float = 0
+        self, claimed: Delivery, state: DeliveryState, status: int | None, error: str, again_in_s: float = 0
     ) -> None:
         """Write down how it ended, and insist for as long as the claim lasts: else it would be sent once more."""
         until = time.monotonic() + LEASE_S
         while True:
             try:
-                await deliveries.settle(self._service.database, claimed, state, status, error, again_in_s)
+                await outbox.record_attempt(self._service.database, claimed, state, status, error, again_in_s)
             except HiDreamError as failure:
                 if time.monotonic() >= until or self._service.database.changes.stopped:
                     logger.warning("webhook_unsettled id=%s error=%s", claimed.prediction_id, failure.message)

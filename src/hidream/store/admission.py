@@ -23,21 +23,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
 from hidream.file_names import draw_name
 from hidream.request import ImageRequest
-from hidream.store import deliveries, uploads
+from hidream.store import outbox, uploads
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import COLUMNS, Prediction, writable
-from hidream.store.predictions import SERVING
+from hidream.store.predictions import VIRTUAL_TIME
+from hidream.store.schema import IDEMPOTENCY_RECORDS, VIRTUAL_STARTS
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import REPEATS, TURNS
 from hidream.types import Status
 
 RETRY_AFTER_S = 5
 """What a client that finds the queue full is told to wait."""
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
-REMEMBERED_MS = DAY_MS
+IDEMPOTENCY_MS = DAY_MS
 """How long an Idempotency-Key is remembered."""
-LAST_PLACES = 0.1
+NEW_KEY_SHARE = 0.1
 """Of the queue, what is kept for keys that have no unfinished task: whatever others do, their first one is taken in."""
 
 # The statements are made once: to make one takes as long as to execute it.
@@ -47,16 +47,18 @@ _COUNTS = (
     .where(P.c.status.in_(_UNFINISHED))
     .group_by(P.c.key_id)
 )
-_NEXT = sa.select(sa.literal_column("0"), TURNS.c.key_id, TURNS.c.next).where(
-    TURNS.c.key_id.in_(sa.bindparam("key_ids", expanding=True))
+_NEXT = sa.select(sa.literal_column("0"), VIRTUAL_STARTS.c.key_id, VIRTUAL_STARTS.c.next).where(
+    VIRTUAL_STARTS.c.key_id.in_(sa.bindparam("key_ids", expanding=True))
 )
 _COUNTS_AND_TURNS = sa.union_all(_COUNTS, _NEXT)
-_TASKS_MADE, _REPEATS_MADE, _KEYS_MADE = sa.insert(P), sa.insert(REPEATS), sa.insert(TURNS)
-_TURNS_MOVED = sa.update(TURNS).where(TURNS.c.key_id == sa.bindparam("id")).values(next=sa.bindparam("turn"))
+_TASKS_MADE, _REPEATS_MADE, _KEYS_MADE = sa.insert(P), sa.insert(IDEMPOTENCY_RECORDS), sa.insert(VIRTUAL_STARTS)
+_TURNS_MOVED = (
+    sa.update(VIRTUAL_STARTS).where(VIRTUAL_STARTS.c.key_id == sa.bindparam("id")).values(next=sa.bindparam("turn"))
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class IdempotencyRecord:
     """What tells that a request was sent before: the client's Idempotency-Key, and a digest of the request."""
 
     idempotency_key: str
@@ -64,7 +66,7 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NewTask:
     """A task to be taken in; one with a `refusal` is written down as failed.
 
     `warnings` are what its user should know already; whatever the worker has to add follows them.
@@ -75,7 +77,7 @@ class Asked:
     submission: ImageRequest
     base_url: str = ""
     webhook: str = ""
-    repeat: Repeat | None = None
+    idempotency: IdempotencyRecord | None = None
     refusal: PromptRefused | None = None
     warnings: tuple[str, ...] = ()
 
@@ -86,7 +88,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueLimits:
     """How many unfinished tasks there may be: `most` of all keys, and `share` of that of one key."""
 
     most: int
@@ -100,7 +102,7 @@ class Queue:
     @property
     def last_places(self) -> int:
         """How many of all are for keys that have none."""
-        return int(self.most * LAST_PLACES)
+        return int(self.most * NEW_KEY_SHARE)
 
 
 @dataclass(slots=True)
@@ -123,7 +125,7 @@ class Admission:
     now: int
     unfinished: int
     serving: int | None
-    turns: dict[str, int]
+    virtual_starts: dict[str, int]
     usage: dict[str, _Usage]
     known_keys: frozenset[str]
     made: dict[tuple[str, str], tuple[str, Prediction]] = field(default_factory=dict)
@@ -132,40 +134,42 @@ class Admission:
     repeats: list[dict[str, object]] = field(default_factory=list)
 
     @classmethod
-    async def opened(cls, database: Database, connection: AsyncConnection, batch: Sequence[Asked]) -> Admission:
+    async def opened(cls, database: Database, connection: AsyncConnection, batch: Sequence[NewTask]) -> Admission:
         """Read all that limits and turns need."""
         now = database.now_ms()
         key_ids = {asked.key.id for asked in batch}
         unfinished: dict[str, int] = {}
-        turn: dict[str, int] = {}
-        found = await connection.execute(_COUNTS_AND_TURNS, {"key_ids": [*key_ids, SERVING]})
+        virtual_start: dict[str, int] = {}
+        found = await connection.execute(_COUNTS_AND_TURNS, {"key_ids": [*key_ids, VIRTUAL_TIME]})
         for is_count, key_id, number in found:
-            (unfinished if is_count else turn)[key_id] = number
+            (unfinished if is_count else virtual_start)[key_id] = number
         usage = {key_id: _Usage(now, now, unfinished.get(key_id, 0)) for key_id in key_ids}
         limits = {asked.key.id: asked.key.limits for asked in batch}
         await _add_usage(connection, usage, limits, now)
         by_bytes = [key_id for key_id, may in limits.items() if may.bytes_max]
-        for key_id, kept in (await uploads.kept_bytes(database, connection, by_bytes)).items():
+        for key_id, kept in (await uploads.stored_bytes(database, connection, by_bytes)).items():
             usage[key_id].kept_bytes = kept
-        known = frozenset(turn)
+        known = frozenset(virtual_start)
         gone = await uploads.withdrawn(connection, {name for asked in batch for name in _uploads_of(asked.submission)})
-        return cls(now, sum(unfinished.values()), turn.pop(SERVING, None), turn, usage, known, gone=gone)
+        return cls(
+            now, sum(unfinished.values()), virtual_start.pop(VIRTUAL_TIME, None), virtual_start, usage, known, gone=gone
+        )
 
-    async def look_for_repeats(self, connection: AsyncConnection, batch: Sequence[Asked]) -> None:
+    async def look_for_repeats(self, connection: AsyncConnection, batch: Sequence[NewTask]) -> None:
         """Read what the batch's Idempotency-Keys have made."""
         self.made = await _made(connection, batch, self.now)
 
-    def repeated(self, asked: Asked) -> Prediction | None:
+    def existing(self, asked: NewTask) -> Prediction | None:
         """Find the task that the same request has made. Raises Conflict."""
-        if asked.repeat is None:
+        if asked.idempotency is None:
             return None
-        found = self.made.get((asked.key.id, asked.repeat.idempotency_key))
+        found = self.made.get((asked.key.id, asked.idempotency.idempotency_key))
         if found is None:
             return None
         body_hash, prediction = found
-        if body_hash != asked.repeat.body_hash:
+        if body_hash != asked.idempotency.body_hash:
             raise Conflict(
-                f"Idempotency-Key {asked.repeat.idempotency_key!r:.100} was sent with another request in the last 24 "
+                f"Idempotency-Key {asked.idempotency.idempotency_key!r:.100} was sent with another request in the last 24 "
                 "hours; accepted: the same request again, or a new key"
             )
         return prediction
@@ -178,17 +182,17 @@ class Admission:
                 usage.unfinished += count
                 usage.last_minute += count
 
-    def check(self, asked: Asked, queue: Queue) -> None:
+    def check(self, asked: NewTask, queue: QueueLimits) -> None:
         """Raise Forbidden where the key may never have such a task, TooMany where it may not now, InvalidInput."""
         usage, may = self.usage[asked.key.id], asked.key.limits
         _check_task(asked, may)
         if asked.refusal is None:
             self._check_queue(usage, queue)
             if not self.gone.isdisjoint(_uploads_of(asked.submission)):
-                raise uploads.gone()
+                raise uploads.gone_error()
         self._check_usage(asked, usage, may)
 
-    def take(self, asked: Asked, queue: Queue) -> Prediction:
+    def take(self, asked: NewTask, queue: QueueLimits) -> Prediction:
         """Make a task. Raises Forbidden, TooMany, and InvalidInput when an upload is no longer there."""
         self.check(asked, queue)
         usage, prediction = self.usage[asked.key.id], self._made(asked)
@@ -199,10 +203,10 @@ class Admission:
             usage.pixels += prediction.pixels
             usage.work += prediction.work
         usage.last_minute += 1
-        if asked.repeat is not None:
-            key = (asked.key.id, asked.repeat.idempotency_key)
-            self.made[key] = asked.repeat.body_hash, prediction
-            row = dataclasses.asdict(asked.repeat) | {"key_id": asked.key.id, "prediction_id": prediction.id}
+        if asked.idempotency is not None:
+            key = (asked.key.id, asked.idempotency.idempotency_key)
+            self.made[key] = asked.idempotency.body_hash, prediction
+            row = dataclasses.asdict(asked.idempotency) | {"key_id": asked.key.id, "prediction_id": prediction.id}
             self.repeats.append(row | {"created_ms": self.now})
         return prediction
 
@@ -211,20 +215,28 @@ class Admission:
         if not self.predictions:
             return
         await connection.execute(_TASKS_MADE, [prediction.to_row() for prediction in self.predictions])
-        await uploads.use(connection, {name for p in self.predictions for name in _uploads_of(p.input)}, self.now)
+        await uploads.mark_used(connection, {name for p in self.predictions for name in _uploads_of(p.input)}, self.now)
         owed = [(p.id, p.key_id, p.webhook) for p in self.predictions if p.status.final and p.webhook]
-        await deliveries.owe(connection, owed, self.now)
+        await outbox.add(connection, owed, self.now)
         if self.repeats:
             await connection.execute(_REPEATS_MADE, self.repeats)
-        turns = dict(self.turns) | ({SERVING: 0} if self.serving is None else {})
-        new = [{"key_id": key_id, "next": turn} for key_id, turn in turns.items() if key_id not in self.known_keys]
-        old = [{"id": key_id, "turn": turn} for key_id, turn in turns.items() if key_id in self.known_keys]
+        virtual_starts = dict(self.virtual_starts) | ({VIRTUAL_TIME: 0} if self.serving is None else {})
+        new = [
+            {"key_id": key_id, "next": virtual_start}
+            for key_id, virtual_start in virtual_starts.items()
+            if key_id not in self.known_keys
+        ]
+        old = [
+            {"id": key_id, "turn": virtual_start}
+            for key_id, virtual_start in virtual_starts.items()
+            if key_id in self.known_keys
+        ]
         if new:
             await connection.execute(_KEYS_MADE, new)
         if old:
             await connection.execute(_TURNS_MOVED, old)
 
-    def _check_queue(self, usage: _Usage, queue: Queue) -> None:
+    def _check_queue(self, usage: _Usage, queue: QueueLimits) -> None:
         if self.unfinished >= queue.most:
             raise TooMany(f"{self.unfinished} tasks wait, as many as are allowed; try again later", RETRY_AFTER_S)
         if usage.unfinished >= queue.of_one_key:
@@ -238,7 +250,7 @@ class Admission:
                 RETRY_AFTER_S,
             )
 
-    def _check_usage(self, asked: Asked, usage: _Usage, may: Limits) -> None:
+    def _check_usage(self, asked: NewTask, usage: _Usage, may: Limits) -> None:
         if may.requests_per_minute and usage.last_minute >= may.requests_per_minute:
             wait_s = _until(usage.minute_since_ms + MINUTE_MS, self.now)
             raise TooMany(f"this key may make {may.requests_per_minute} requests a minute; try again later", wait_s)
@@ -258,11 +270,11 @@ class Admission:
             )
         uploads.check_bytes(may, usage.kept_bytes)
 
-    def _made(self, asked: Asked) -> Prediction:
+    def _made(self, asked: NewTask) -> Prediction:
         refusal, submission = asked.refusal, asked.submission
-        turn = max(self.turns.get(asked.key.id, 0), self.serving or 0)
+        virtual_start = max(self.virtual_starts.get(asked.key.id, 0), self.serving or 0)
         if refusal is None:
-            self.turns[asked.key.id] = turn + asked.work
+            self.virtual_starts[asked.key.id] = virtual_start + asked.work
         return Prediction(
             id=uuid.uuid4().hex,
             key_id=asked.key.id,
@@ -283,7 +295,7 @@ class Admission:
             workers_lost=0,
             pixels=0 if refusal else submission.pixels,
             work=0 if refusal else asked.work,
-            turn=turn,
+            virtual_start=virtual_start,
             base_url=asked.base_url,
             webhook=asked.webhook,
             step=0,
@@ -313,7 +325,7 @@ async def _add_usage(
             of_key.pixels, of_key.work, of_key.day_since_ms = int(pixels), int(work), since
 
 
-def _check_task(asked: Asked, may: Limits) -> None:
+def _check_task(asked: NewTask, may: Limits) -> None:
     """Raise Forbidden where a task is larger than its key may ever have."""
     said, steps = asked.submission, asked.submission.steps_of(asked.model)
     pixels = said.size.width * said.size.height
@@ -344,17 +356,19 @@ def _made_after(sums: sa.Select[Any], key_ids: Sequence[str], after_ms: int) -> 
 
 
 async def _made(
-    connection: AsyncConnection, batch: Sequence[Asked], now: int
+    connection: AsyncConnection, batch: Sequence[NewTask], now: int
 ) -> dict[tuple[str, str], tuple[str, Prediction]]:
     """What the batch's Idempotency-Keys have made, with the digest of the request that did; forgets old ones."""
-    asked = [(a.key.id, a.repeat.idempotency_key) for a in batch if a.repeat]
+    asked = [(a.key.id, a.idempotency.idempotency_key) for a in batch if a.idempotency]
     if not asked:
         return {}
-    await connection.execute(sa.delete(REPEATS).where(REPEATS.c.created_ms <= now - REMEMBERED_MS))
-    name = sa.tuple_(REPEATS.c.key_id, REPEATS.c.idempotency_key)
+    await connection.execute(
+        sa.delete(IDEMPOTENCY_RECORDS).where(IDEMPOTENCY_RECORDS.c.created_ms <= now - IDEMPOTENCY_MS)
+    )
+    name = sa.tuple_(IDEMPOTENCY_RECORDS.c.key_id, IDEMPOTENCY_RECORDS.c.idempotency_key)
     wanted = (
-        sa.select(REPEATS.c.idempotency_key, REPEATS.c.body_hash, *COLUMNS)
-        .join(P, P.c.id == REPEATS.c.prediction_id)
+        sa.select(IDEMPOTENCY_RECORDS.c.idempotency_key, IDEMPOTENCY_RECORDS.c.body_hash, *COLUMNS)
+        .join(P, P.c.id == IDEMPOTENCY_RECORDS.c.prediction_id)
         .where(name.in_(asked))
     )
     found = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hidream.errors import ConfigurationError, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseUnavailable
 from hidream.store.changes import Changes
 
 CHANGED = "changed"
@@ -65,24 +65,24 @@ def migrate(connection: sa.Connection) -> None:
 
 
 @contextmanager
-def of_ours(url: sa.URL, accepted: str) -> Iterator[None]:
+def wrap_open_errors(url: sa.URL, accepted: str) -> Iterator[None]:
     """Say what is wrong with a database that cannot be opened or migrated.
 
-    Raises ConfigurationError, or StoreUnavailable where that passes by itself.
+    Raises ConfigurationError, or DatabaseUnavailable where that passes by itself.
     """
     from alembic.util import CommandError
 
     try:
         yield
     except (sa.exc.DBAPIError, OSError) as error:
-        if passes(error):
+        if is_transient(error):
             raise unavailable(error) from error
-        raise refused(url, getattr(error, "orig", error), accepted) from error
+        raise url_error(url, getattr(error, "orig", error), accepted) from error
     except CommandError as error:  # it names a step that is not known here
-        raise refused(url, error, accepted) from error
+        raise url_error(url, error, accepted) from error
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether an error is no fault of what was asked: the database is away, full, or locked for too long."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, sa.exc.TimeoutError | OSError)
@@ -91,7 +91,7 @@ def passes(error: Exception) -> bool:
     return error.connection_invalidated or passing
 
 
-def waited_in_vain(error: BaseException) -> bool:
+def is_timeout(error: BaseException) -> bool:
     """Whether a lock, or the database itself, was waited for until the time was up."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, TimeoutError | sa.exc.TimeoutError)
@@ -115,19 +115,19 @@ def reason(error: Exception) -> str:
         return text
     code, state = _codes(error)
     kind = getattr(orig, "sqlite_errorname", "") or state
-    if passes(error) or code:
+    if is_transient(error) or code:
         return f"{text} ({kind})" if code else text
     return f"{type(orig).__name__} {kind}".strip()  # asyncpg quotes arguments, and PostgreSQL rows
 
 
-def unavailable(error: Exception) -> StoreUnavailable:
+def unavailable(error: Exception) -> DatabaseUnavailable:
     """Make the error that says so."""
-    return StoreUnavailable(f"the database does not answer: {reason(error)}")
+    return DatabaseUnavailable(f"the database does not answer: {reason(error)}")
 
 
-def damaged(error: Exception) -> StoreUnavailable:
+def damaged(error: Exception) -> DatabaseUnavailable:
     """Make the error of a database that cannot be trusted any more."""
-    return StoreUnavailable(
+    return DatabaseUnavailable(
         f"the database is damaged: {reason(error)}; docs/OPERATIONS.md says how to restore a backup"
     )
 
@@ -138,19 +138,19 @@ def _codes(error: Exception) -> tuple[int, str]:
     return getattr(orig, "sqlite_errorcode", 0) & 0xFF, getattr(orig, "sqlstate", None) or ""
 
 
-def refused(url: sa.URL, why: object, accepted: str) -> ConfigurationError:
+def url_error(url: sa.URL, why: object, accepted: str) -> ConfigurationError:
     """Make the error that names a database's URL, without its password."""
-    return ConfigurationError(f"the database URL is {shown(url)}: {why}; accepted: {accepted}")
+    return ConfigurationError(f"the database URL is {redacted(url)}: {why}; accepted: {accepted}")
 
 
 def missing(url: sa.URL) -> ConfigurationError:
     """Make the error of a database that is not to be made, and is not there."""
     return ConfigurationError(
-        f"there is no database of this server at {shown(url)}; accepted: the HIDREAM_HOME, or the "
+        f"there is no database of this server at {redacted(url)}; accepted: the HIDREAM_HOME, or the "
         "HIDREAM_STORE_DATABASE_URL, that the server runs with, after its first start or `hidream keys create`"
     )
 
 
-def shown(url: sa.URL) -> str:
+def redacted(url: sa.URL) -> str:
     """Write a URL without its password."""
     return url.render_as_string(hide_password=True)

@@ -20,10 +20,10 @@ class Changes:
     """
 
     def __init__(self, read_version: Callable[[], int]) -> None:
-        self.now = read_version
+        self.version = read_version
         self.stopped = False
 
-    async def since(self, seen: int, timeout_s: float, poll_s: float = POLL_S) -> None:
+    async def wait_after(self, seen: int, timeout_s: float, poll_s: float = POLL_S) -> None:
         """Return once something was committed after `now()` said `seen`, after `timeout_s`, or on `stop`.
 
         Who is in no hurry says so by a longer `poll_s`: reading costs little, but waking up for it hundreds of times a
@@ -31,7 +31,7 @@ class Changes:
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout_s
-        while not self.stopped and self.now() == seen and clock() < deadline:  # noqa: ASYNC110 - other processes
+        while not self.stopped and self.version() == seen and clock() < deadline:  # noqa: ASYNC110 - other processes
             await asyncio.sleep(poll_s)
 
     def stop(self) -> None:

@@ -18,24 +18,24 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import ConfigurationError, StoreGone, StoreUnavailable
+from hidream.errors import ConfigurationError, DatabaseGone, DatabaseUnavailable
 from hidream.store import postgresql, sqlite
 from hidream.store.backend import (
     CHANGED,
     Backend,
     damaged,
     is_damaged,
-    passes,
+    is_timeout,
+    is_transient,
     reason,
-    shown,
+    redacted,
     unavailable,
-    waited_in_vain,
 )
-from hidream.store.sums import Sums
+from hidream.store.cached_sums import CachedSums
 
-KINDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
+BACKENDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
 
-LOOK_S = 1.0
+FILE_CHECK_S = 1.0
 """How often one looks whether the database's file is still the one that was opened; each write looks too."""
 CHECKED_S = 1.0
 """For how long the answer of a check is good: health checks cost nothing, however many there are."""
@@ -55,16 +55,16 @@ class Database:
         self._clock = clock
         self.changes = backend.changes
         self.gone = asyncio.Event()
-        self.sums = Sums(self.now_ms)
+        self.cached_sums = CachedSums(self.now_ms)
         self._backend = backend
         self._writing = asyncio.Lock()
-        self._in_vain = 0  # how often one that was in turn has waited in vain
+        self._timeouts = 0  # how often one that was in turn has waited in vain
         self._write_failed = False
-        self._damaged: StoreUnavailable | None = None
+        self._damaged: DatabaseUnavailable | None = None
         self._gone = ""
         self._checking: asyncio.Task[str] | None = None
         self._checked_until = -math.inf
-        self._beside: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
     @asynccontextmanager
@@ -75,75 +75,75 @@ class Database:
 
         One that is not there, or is empty, is made, unless `make` is false.
         Raises ConfigurationError on a URL that is not accepted, on a database that is none of ours, and on one that is
-        not to be made; StoreUnavailable on one that does not answer.
+        not to be made; DatabaseUnavailable on one that does not answer.
         """
         parsed = _parsed(url)
-        async with KINDS[parsed.drivername](parsed, make) as backend:
+        async with BACKENDS[parsed.drivername](parsed, make) as backend:
             database = cls(backend, clock)
-            looking = asyncio.create_task(database._look())
+            looking = asyncio.create_task(database._watch_file())
             try:
                 yield database
             finally:
                 looking.cancel()
                 backend.changes.stop()
                 checking = [database._checking] if database._checking else []
-                await asyncio.gather(looking, *checking, *database._beside, return_exceptions=True)
+                await asyncio.gather(looking, *checking, *database._background, return_exceptions=True)
 
     def now_ms(self) -> int:
         """Read the clock that all times are written down by."""
         return round(self._clock() * 1000)
 
-    def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run work that outlives whoever asked for it; it must end soon after `changes.stop()`.
 
         The database is closed when it has ended: a connection in use cannot be.
         """
         task = asyncio.create_task(work)
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
         return task
 
     @asynccontextmanager
-    async def write(self, *, alone: bool = False, quiet: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, exclusive: bool = False, quiet: bool = False) -> AsyncIterator[AsyncConnection]:
         """Open a transaction that may write; it commits at the end of the block unless that raises.
 
         Nothing but the database may be waited for within the block: others wait for its end. `alone` lets no other
         such transaction run meanwhile, in any process. One that changed nothing wakes nobody who waits for changes, and
         neither does one that is `quiet`, where that can be avoided.
-        Raises StoreUnavailable when the database does not answer.
+        Raises DatabaseUnavailable when the database does not answer.
         """
         backend = self._backend
         self._refuse_if_gone()
         try:
-            with self._telling():
-                async with self._in_turn(alone), backend.writer.begin() as connection:
-                    if alone and backend.lock is not None:
+            with self._wrap_errors():
+                async with self._write_slot(exclusive), backend.writer.begin() as connection:
+                    if exclusive and backend.lock is not None:
                         await connection.execute(backend.lock)
                     yield connection
                     if backend.announce is not None and not quiet and connection.info[CHANGED]:
                         await connection.execute(backend.announce)
-            self.find_it_gone()
+            self.check_file()
             self._refuse_if_gone()  # what was committed is nowhere, and nobody must be told that it is
-        except StoreUnavailable:
+        except DatabaseUnavailable:
             self._write_failed = True
             raise
         self._write_failed = False
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection that only reads. Raises StoreUnavailable when the database does not answer."""
+        """Open a connection that only reads. Raises DatabaseUnavailable when the database does not answer."""
         self._refuse_if_gone()
-        with self._telling():
+        with self._wrap_errors():
             async with self._backend.reader.connect() as connection:
                 yield connection
 
     async def check(self) -> None:
-        """See that what is written now would be stored, in CHECK_S at the most. Raises StoreUnavailable.
+        """See that what is written now would be stored, in CHECK_S at the most. Raises DatabaseUnavailable.
 
         All who ask within CHECKED_S get the same answer. What a write has found to be wrong stays wrong until a write,
         or a check that commits, has gone well.
         """
-        self.find_it_gone()
+        self.check_file()
         self._refuse_if_gone()
         if self._damaged is not None:
             raise self._damaged
@@ -152,11 +152,11 @@ class Database:
             checking = self._checking = asyncio.create_task(self._probe())
         await asyncio.wait([checking], timeout=CHECK_S)
         if not checking.done():
-            raise StoreUnavailable("the database does not answer: a check of it takes too long")
+            raise DatabaseUnavailable("the database does not answer: a check of it takes too long")
         if why := checking.result():
-            raise StoreUnavailable(why)
+            raise DatabaseUnavailable(why)
 
-    def find_it_gone(self) -> bool:
+    def check_file(self) -> bool:
         """Look now whether the database's file is another one, and say so; all who use it are told."""
         if not self._gone and (what := self._backend.gone()):
             self._gone = what
@@ -167,19 +167,19 @@ class Database:
 
     def _refuse_if_gone(self) -> None:
         if self._gone:
-            raise StoreGone(f"the database is gone: {self._gone}")
+            raise DatabaseGone(f"the database is gone: {self._gone}")
 
-    async def _look(self) -> None:
-        while not self.find_it_gone():  # noqa: ASYNC110 - nobody tells of it
-            await asyncio.sleep(LOOK_S)
+    async def _watch_file(self) -> None:
+        while not self.check_file():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(FILE_CHECK_S)
 
     async def _probe(self) -> str:
         """Say what is wrong; empty if nothing is."""
         durably = self._write_failed
         try:
-            with self._telling():
+            with self._wrap_errors():
                 await self._backend.check(durably)
-        except StoreUnavailable as error:
+        except DatabaseUnavailable as error:
             return error.message
         finally:
             self._checked_until = self._now() + CHECKED_S
@@ -190,26 +190,26 @@ class Database:
         return asyncio.get_running_loop().time()
 
     @asynccontextmanager
-    async def _in_turn(self, alone: bool) -> AsyncIterator[None]:
+    async def _write_slot(self, exclusive: bool) -> AsyncIterator[None]:
         """Let those of this process write in the order in which they came, where that is one after the other anyway.
 
         Who has waited behind one that waited in vain does so too: it would wait for as long once more.
         """
-        if not (self._backend.one_writer or (alone and self._backend.lock is not None)):
+        if not (self._backend.one_writer or (exclusive and self._backend.lock is not None)):
             yield
             return
-        in_vain = self._in_vain
+        in_vain = self._timeouts
         async with self._writing:
-            if self._in_vain != in_vain:
-                raise StoreUnavailable("the database does not answer: it has been locked, or away, for too long")
+            if self._timeouts != in_vain:
+                raise DatabaseUnavailable("the database does not answer: it has been locked, or away, for too long")
             try:
                 yield
             except (sa.exc.SQLAlchemyError, OSError) as error:
-                self._in_vain += waited_in_vain(error)
+                self._timeouts += is_timeout(error)
                 raise
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         """Make an error of ours of what a database raises: that it is away, full, damaged, or locked for too long.
 
         What is left is a fault of ours. Its text may quote prompts, and so may SQLAlchemy's: neither goes further.
@@ -221,7 +221,7 @@ class Database:
                 self._damaged = damaged(error)
                 logger.error("database_damaged error=%s", reason(error))
                 raise self._damaged from None
-            if passes(error) or isinstance(error, sa.exc.OperationalError):
+            if is_transient(error) or isinstance(error, sa.exc.OperationalError):
                 raise unavailable(error) from error
             if isinstance(error, sa.exc.StatementError):
                 raise RuntimeError(f"the database has refused a statement: {reason(error)}") from None
@@ -233,9 +233,9 @@ def _parsed(url: str) -> sa.URL:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise ConfigurationError(f"the database URL is not one that SQLAlchemy reads: {error}") from error
-    if parsed.drivername not in KINDS:
+    if parsed.drivername not in BACKENDS:
         raise ConfigurationError(
-            f"the database URL is {shown(parsed)}; accepted: {sqlite.DRIVER}:///FILE, "
+            f"the database URL is {redacted(parsed)}; accepted: {sqlite.DRIVER}:///FILE, "
             f"{postgresql.DRIVER}://USER:PASSWORD@HOST/DATABASE"
         )
     return parsed

@@ -35,7 +35,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """Where a task stands: how many go before it, and in how many seconds it may be done; None if nobody can say."""
 
     before: int
@@ -50,21 +50,21 @@ async def get(database: Database, prediction_id: str, key_id: str) -> Prediction
     return Prediction.of_row(row) if row else None
 
 
-async def of_delivery(database: Database, prediction_id: str) -> Prediction | None:
+async def get_for_webhook(database: Database, prediction_id: str) -> Prediction | None:
     """Look up the prediction that a webhook is about, whosever it is; None if it was deleted."""
     async with database.read() as connection:
         row = (await connection.execute(sa.select(*COLUMNS).where(P.c.id == prediction_id, _SHOWN))).first()
     return Prediction.of_row(row) if row else None
 
 
-async def ended(database: Database, prediction_ids: Collection[str]) -> dict[str, Prediction]:
+async def finished(database: Database, prediction_ids: Collection[str]) -> dict[str, Prediction]:
     """Look up, by their ids, those of these tasks that have come to their end; also if they were deleted since."""
     wanted = sa.select(*COLUMNS).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
     async with database.read() as connection:
         return {row.id: Prediction.of_row(row) for row in (await connection.execute(wanted)).all()}
 
 
-async def listed(database: Database, key_id: str, query: Query) -> tuple[int, list[Prediction]]:
+async def list_predictions(database: Database, key_id: str, query: Query) -> tuple[int, list[Prediction]]:
     """List a page of a key's predictions, and count all that would be listed."""
     conditions = [P.c.key_id == key_id, _SHOWN]
     if query.created_after_ms is not None:
@@ -89,49 +89,49 @@ async def listed(database: Database, key_id: str, query: Query) -> tuple[int, li
     return total, [Prediction.of_row(row) for row in rows]
 
 
-Turn = tuple[int, int, str]
+QueueOrder = tuple[int, int, str]
 """What the queue is sorted by: turn, time of submission in ms, id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class QueueSnapshot:
     """All tasks that wait for a model, in their order; `work[i]` is what the first `i` of them cost together.
 
     `begun` is the work that is being drawn; `s_per_work` how long a piece of work took lately, None if nobody can say.
     `newcomers` are tasks that came since, with what each costs, as far as somebody has asked for their places.
     """
 
-    order: Sequence[Turn]
+    order: Sequence[QueueOrder]
     work: Sequence[int]
     begun: int
     s_per_work: float | None
-    newcomers: list[tuple[Turn, int]] = field(default_factory=list)
+    newcomers: list[tuple[QueueOrder, int]] = field(default_factory=list)
 
-    def place(self, prediction: Prediction) -> Place:
+    def place(self, prediction: Prediction) -> QueuePosition:
         """Say where a task that waits stands; one that is not in the line joins it."""
-        turn = prediction.turn, prediction.created_ms, prediction.id
-        at = bisect_left(self.order, turn)
-        if at == len(self.order) or self.order[at] != turn:
-            newcomer = turn, prediction.work
+        virtual_start = prediction.virtual_start, prediction.created_ms, prediction.id
+        at = bisect_left(self.order, virtual_start)
+        if at == len(self.order) or self.order[at] != virtual_start:
+            newcomer = virtual_start, prediction.work
             here = bisect_left(self.newcomers, newcomer)
             if self.newcomers[here : here + 1] != [newcomer]:
                 self.newcomers.insert(here, newcomer)
-        came = bisect_left(self.newcomers, (turn, 0))
+        came = bisect_left(self.newcomers, (virtual_start, 0))
         if self.s_per_work is None:
-            return Place(at + came, None)
+            return QueuePosition(at + came, None)
         work = self.work[at] + sum(work for _, work in self.newcomers[:came]) + prediction.work
-        return Place(at + came, round((work + self.begun / 2) * self.s_per_work, 1))
+        return QueuePosition(at + came, round((work + self.begun / 2) * self.s_per_work, 1))
 
 
-async def line(database: Database, model: str) -> Line:
+async def queue_snapshot(database: Database, model: str) -> QueueSnapshot:
     """Look at all that wait for a model, and at how fast work of its model was done lately."""
-    waiting = sa.select(P.c.turn, P.c.created_ms, P.c.id, P.c.work)
+    waiting = sa.select(P.c.virtual_start, P.c.created_ms, P.c.id, P.c.work)
     waiting = waiting.where(P.c.status == Status.CREATED, P.c.model == model)
     async with database.read() as connection:
-        rows = (await connection.execute(waiting.order_by(P.c.turn, P.c.created_ms, P.c.id))).all()
+        rows = (await connection.execute(waiting.order_by(P.c.virtual_start, P.c.created_ms, P.c.id))).all()
         begun, s_per_work = await _pace(connection, model, database.now_ms())
     work = [0, *accumulate(row.work for row in rows)]
-    return Line([(row.turn, row.created_ms, row.id) for row in rows], work, begun, s_per_work)
+    return QueueSnapshot([(row.virtual_start, row.created_ms, row.id) for row in rows], work, begun, s_per_work)
 
 
 async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int, float | None]:

@@ -25,10 +25,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import ConfigurationError, NotFound, StoreUnavailable
-from hidream.store import acts
+from hidream.errors import ConfigurationError, DatabaseUnavailable, NotFound
+from hidream.store import audit_log
 from hidream.store.database import Database
-from hidream.store.schema import KEYS, PREDICTIONS, REPEATS, UPLOADS
+from hidream.store.schema import IDEMPOTENCY_RECORDS, KEYS, PREDICTIONS, UPLOADS
 
 PREFIX = "hd_"
 _CHECKED = "\0which pepper"
@@ -44,7 +44,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-USUAL = frozenset((Scope.SUBMIT, Scope.READ))
+DEFAULT_SCOPES = frozenset((Scope.SUBMIT, Scope.READ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Key:
     name: str
     created_ms: int
     revoked_ms: int | None
-    scopes: frozenset[Scope] = USUAL
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: Limits = Limits()
 
     def may(self, scope: Scope) -> bool:
@@ -95,11 +95,11 @@ _COLUMNS = (
 async def create(
     database: Database,
     name: str,
-    scopes: Iterable[Scope] = USUAL,
+    scopes: Iterable[Scope] = DEFAULT_SCOPES,
     limits: Limits = Limits(),
     *,
     pepper: str = "",
-    actor: str = acts.SELF,
+    actor: str = audit_log.SYSTEM,
 ) -> tuple[Key, str]:
     """Make a key; the second part is its secret, which cannot be had again. `actor` is for the audit log.
 
@@ -107,19 +107,21 @@ async def create(
     """
     secret = PREFIX + secrets.token_urlsafe(32)
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset(scopes), limits)
-    async with database.write(alone=True) as connection:
+    async with database.write(exclusive=True) as connection:
         await _refuse_another(connection, pepper)
         await _add(connection, key, secret, pepper, actor, "keys create")
     return key, secret
 
 
-async def register(database: Database, name: str, secret: str, *, pepper: str = "", actor: str = acts.SELF) -> None:
+async def register(
+    database: Database, name: str, secret: str, *, pepper: str = "", actor: str = audit_log.SYSTEM
+) -> None:
     """See that `secret`, chosen by the operator, is a key that may do everything; one that was revoked stays so.
 
     Raises ConfigurationError as `check_pepper` does.
     """
     key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset((Scope.ADMIN,)))
-    async with database.write(alone=True) as connection:
+    async with database.write(exclusive=True) as connection:
         await _refuse_another(connection, pepper)
         if (await connection.execute(_say_pepper(digest_of(secret, pepper), pepper))).rowcount == 0:
             await _add(connection, key, secret, pepper, actor, "keys register")
@@ -140,63 +142,65 @@ async def find(database: Database, secret: str, *, pepper: str = "") -> Key | No
     if row is None:
         return None
     if row.pepper_check is None:
-        with contextlib.suppress(StoreUnavailable):  # then it is said at the next use
+        with contextlib.suppress(DatabaseUnavailable):  # then it is said at the next use
             async with database.write(quiet=True) as connection:
                 await connection.execute(_say_pepper(digest, pepper))
     return _key(row[:-1])
 
 
-async def listed(database: Database) -> list[Key]:
+async def list_keys(database: Database) -> list[Key]:
     """List all keys, revoked ones included, oldest first."""
     async with database.read() as connection:
         rows = await connection.execute(sa.select(*_COLUMNS).order_by(KEYS.c.created_ms, KEYS.c.id))
     return [_key(row) for row in rows]
 
 
-async def limit(database: Database, key_id: str, limits: Mapping[str, int], *, actor: str = acts.SELF) -> None:
+async def set_limits(
+    database: Database, key_id: str, limits: Mapping[str, int], *, actor: str = audit_log.SYSTEM
+) -> None:
     """Change some limits of a key, by their names in Limits; raises NotFound if there is no such key."""
     assert set(limits) <= set(Limits.__slots__), f"{sorted(limits)} are not all limits"
     async with database.write() as connection:
         await _change(connection, key_id, **limits)
-        await acts.note(connection, database.now_ms(), actor, "keys limit", key_id, **limits)
+        await audit_log.record(connection, database.now_ms(), actor, "keys limit", key_id, **limits)
 
 
-async def valid(database: Database, digests: Collection[str]) -> set[str]:
+async def valid_digests(database: Database, digests: Collection[str]) -> set[str]:
     """Say which of these digests are still a valid key's: a key that was revoked has none, a rotated one another."""
     wanted = sa.select(KEYS.c.hash).where(KEYS.c.hash.in_(digests), KEYS.c.revoked_ms.is_(None))
     async with database.read() as connection:
         return set((await connection.execute(wanted)).scalars())
 
 
-async def revoke(database: Database, key_id: str, *, actor: str = acts.SELF) -> None:
+async def revoke(database: Database, key_id: str, *, actor: str = audit_log.SYSTEM) -> None:
     """Make a key worthless from now on; raises NotFound if there is no such key."""
     now = database.now_ms()
     async with database.write() as connection:
         await _change(connection, key_id, revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, now))
-        await acts.note(connection, now, actor, "keys revoke", key_id)
+        await audit_log.record(connection, now, actor, "keys revoke", key_id)
 
 
-async def take_back(database: Database, key_id: str) -> bool:
+async def delete_unused(database: Database, key_id: str) -> bool:
     """Forget a key that was never used for anything that is kept; False if it was."""
-    used = [sa.exists().where(table.c.key_id == key_id) for table in (PREDICTIONS, REPEATS, UPLOADS)]
+    used = [sa.exists().where(table.c.key_id == key_id) for table in (PREDICTIONS, IDEMPOTENCY_RECORDS, UPLOADS)]
     unused = sa.delete(KEYS).where(KEYS.c.id == key_id, ~sa.or_(*used))
     async with database.write() as connection:
         taken = (await connection.execute(unused)).rowcount > 0
         if taken:
-            await acts.note(connection, database.now_ms(), acts.SELF, "keys take back", key_id)
+            await audit_log.record(connection, database.now_ms(), audit_log.SYSTEM, "keys take back", key_id)
         return taken
 
 
-async def rotate(database: Database, key_id: str, *, pepper: str = "", actor: str = acts.SELF) -> str:
+async def rotate(database: Database, key_id: str, *, pepper: str = "", actor: str = audit_log.SYSTEM) -> str:
     """Give a key a new secret, and return it; the old one is worthless.
 
     Raises NotFound if there is no such key, and ConfigurationError as `check_pepper` does.
     """
     secret = PREFIX + secrets.token_urlsafe(32)
-    async with database.write(alone=True) as connection:
+    async with database.write(exclusive=True) as connection:
         await _refuse_another(connection, pepper)
         await _change(connection, key_id, **_hashes(secret, pepper))
-        await acts.note(connection, database.now_ms(), actor, "keys rotate", key_id)
+        await audit_log.record(connection, database.now_ms(), actor, "keys rotate", key_id)
     return secret
 
 
@@ -204,17 +208,17 @@ async def _add(connection: AsyncConnection, key: Key, secret: str, pepper: str, 
     """Write a key down, and that it was made; not its name, which may be a person's."""
     await connection.execute(_insert(key, secret, pepper))
     limits = {name: most for name, most in dataclasses.asdict(key.limits).items() if most}
-    await acts.note(connection, key.created_ms, actor, act, key.id, scopes=sorted(key.scopes), limits=limits)
+    await audit_log.record(connection, key.created_ms, actor, act, key.id, scopes=sorted(key.scopes), limits=limits)
 
 
-def unknown(key_id: str) -> NotFound:
+def unknown_key(key_id: str) -> NotFound:
     """Say that there is no such key."""
     return NotFound(f"there is no key {key_id!r}; `hidream keys list` shows those that there are")
 
 
 async def _change(connection: AsyncConnection, key_id: str, **values: object) -> None:
     if (await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(**values))).rowcount == 0:
-        raise unknown(key_id)
+        raise unknown_key(key_id)
 
 
 async def _refuse_another(connection: AsyncConnection, pepper: str) -> None:

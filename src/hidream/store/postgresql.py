@@ -18,8 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from hidream.errors import ConfigurationError, StoreUnavailable
-from hidream.store.backend import CHANGED, Backend, migrate, missing, of_ours, reason
+from hidream.errors import ConfigurationError, DatabaseUnavailable
+from hidream.store.backend import CHANGED, Backend, migrate, missing, reason, wrap_open_errors
 from hidream.store.changes import Changes
 
 DRIVER = "postgresql+asyncpg"
@@ -99,7 +99,7 @@ async def _check(engine: AsyncEngine) -> None:
     async with engine.connect() as connection, connection.begin() as transaction:
         read_only, _ = (await connection.execute(_CHECK)).one()
         if read_only == "on":
-            raise StoreUnavailable("the database takes no writes: it is a standby, or was made read-only")
+            raise DatabaseUnavailable("the database takes no writes: it is a standby, or was made read-only")
         await connection.execute(_LOCK)
         await transaction.rollback()
 
@@ -118,7 +118,7 @@ async def _migrate(url: sa.URL, make: bool) -> None:
     """Bring the tables to the newest step; of several processes that start at once, one does it, and may take long."""
     engine = _engine(url, None, 1)
     try:
-        with of_ours(url, ACCEPTED):
+        with wrap_open_errors(url, ACCEPTED):
             async with engine.begin() as connection:
                 await connection.execute(_LOCK)
                 if not make and (await connection.execute(_TABLES)).scalar() is None:

@@ -41,7 +41,7 @@ class Prediction:
     workers_lost: int
     pixels: int
     work: int
-    turn: int
+    virtual_start: int
     base_url: str
     webhook: str
     step: int

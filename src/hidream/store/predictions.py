@@ -43,27 +43,27 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.errors import TaskFailed
-from hidream.store import deliveries
+from hidream.store import outbox
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import PREVIEWS, TURNS, WORKERS
+from hidream.store.schema import PREVIEWS, VIRTUAL_STARTS, WORKERS
 from hidream.types import Mode, Status
 
-MOVES: Mapping[str, tuple[tuple[Status, ...], Status]] = {
+TRANSITIONS: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "claim": ((Status.CREATED,), Status.PROCESSING),
     "complete": ((Status.PROCESSING,), Status.COMPLETED),
     "fail": ((Status.PROCESSING,), Status.FAILED),
-    "hand_back": ((Status.PROCESSING,), Status.CREATED),
+    "requeue": ((Status.PROCESSING,), Status.CREATED),
     "abandon": ((Status.CREATED,), Status.FAILED),
     "cancel": ((Status.CREATED, Status.PROCESSING), Status.CANCELLED),
     "delete": ((Status.COMPLETED, Status.FAILED, Status.CANCELLED), Status.DELETED),
 }
 """From which states each move leads, and to which."""
 
-ABANDONED_TOGETHER = 500
+ABANDON_BATCH = 500
 """Tasks that one transaction fails: more would hold up those who submit."""
-SERVING = ""
+VIRTUAL_TIME = ""
 """The row of `turns` that says which turn is being served."""
 LOOK_AHEAD = 1000
 """Tasks from the head of the queue among which a reserve looks for one that fits: a millisecond's worth of index. A key
@@ -71,29 +71,29 @@ that has nothing anywhere stands behind no more than one task of each other key,
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """How much a worker can take: so many tasks, of so much work in all, but always one; and if it has others.
 
-    `beside_others` is about those in this room; `reserved`, whether there are any in its reserve.
+    `has_tasks` is about those in this room; `reserved`, whether there are any in its reserve.
     """
 
     tasks: int
     work: int
-    beside_others: bool
+    has_tasks: bool
     reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Reserve:
+class ReserveCapacity:
     """How much a worker can take beside its room: so many tasks, of so much work, of other keys than these."""
 
     tasks: int
     work: int
-    without_keys: frozenset[str]
+    excluded_keys: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Lease:
     """A task that a worker holds: its claim, and whether somebody watches it being drawn."""
 
     id: str
@@ -102,7 +102,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepReport:
     """How far a drawing is, and perhaps the bytes of a small picture of it."""
 
     step: int
@@ -111,7 +111,7 @@ class Step:
 
 
 async def claim(
-    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, room: Room
+    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, room: Capacity
 ) -> list[Prediction]:
     """Take the tasks whose turn it is, of those that wait for one of `models`, for `lease_s` seconds.
 
@@ -121,39 +121,50 @@ async def claim(
     first = (
         sa.select(*_CLAIMED)
         .where(*_waits_for(models))
-        .order_by(*_LINE)
+        .order_by(*_QUEUE_ORDER)
         .limit(room.tasks)
         .with_for_update(skip_locked=True)
     )
     async with database.read() as connection:  # most of the time none is to be had, and that is no reason to write
-        line = sa.select(P.c.work, P.c.workers_lost).where(*_waits_for(models)).order_by(*_LINE).limit(room.tasks)
+        line = (
+            sa.select(P.c.work, P.c.workers_lost).where(*_waits_for(models)).order_by(*_QUEUE_ORDER).limit(room.tasks)
+        )
         if not _fitting((await connection.execute(line)).all(), room):
             return []
     async with database.write() as connection:
         chosen = _fitting((await connection.execute(first)).all(), room)
         if not chosen:
             return []
-        tasks = await _take(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
-        served = max(row.turn for row in chosen)
-        serving = sa.update(TURNS).where(TURNS.c.key_id == SERVING, TURNS.c.next < served).values(next=served)
+        tasks = await _claim_rows(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
+        served = max(row.virtual_start for row in chosen)
+        serving = (
+            sa.update(VIRTUAL_STARTS)
+            .where(VIRTUAL_STARTS.c.key_id == VIRTUAL_TIME, VIRTUAL_STARTS.c.next < served)
+            .values(next=served)
+        )
         await connection.execute(serving)
     return tasks
 
 
-async def claim_beside(
-    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, reserve: Reserve
+async def claim_reserve(
+    database: Database,
+    models: Sequence[str],
+    worker_id: str,
+    versions: Versions,
+    lease_s: float,
+    reserve: ReserveCapacity,
 ) -> list[Prediction]:
     """Take what fits into a reserve, though it is not its turn yet; as `claim` does otherwise.
 
     For a worker whose room has tasks, and none that is suspected. What is suspected is not taken, and not waited for.
     """
-    ahead = sa.select(*_LINE, P.c.key_id, P.c.work).where(*_waits_for(models)).order_by(*_LINE)
+    ahead = sa.select(*_QUEUE_ORDER, P.c.key_id, P.c.work).where(*_waits_for(models)).order_by(*_QUEUE_ORDER)
     line = ahead.limit(LOOK_AHEAD).subquery()  # the index has all of it
     wanted = (
         sa.select(line.c.id, line.c.key_id, line.c.work)
         .join(P, P.c.id == line.c.id)
-        .where(line.c.work <= reserve.work // 2, line.c.key_id.not_in(reserve.without_keys), P.c.workers_lost == 0)
-        .order_by(line.c.turn, line.c.created_ms, line.c.id)
+        .where(line.c.work <= reserve.work // 2, line.c.key_id.not_in(reserve.excluded_keys), P.c.workers_lost == 0)
+        .order_by(line.c.virtual_start, line.c.created_ms, line.c.id)
     )
     async with database.read() as connection:
         ids = _reserved((await connection.execute(wanted)).all(), reserve)
@@ -164,10 +175,10 @@ async def claim_beside(
         chosen = (await connection.execute(still.with_for_update(skip_locked=True))).all()
         if not chosen:
             return []
-        return await _take(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
+        return await _claim_rows(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
 
 
-async def renew(database: Database, worker_id: str, lease_s: float) -> set[Held]:
+async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease]:
     """Lengthen the leases of all tasks that this worker holds, and say which."""
     now = database.now_ms()
     statement = (
@@ -178,13 +189,13 @@ async def renew(database: Database, worker_id: str, lease_s: float) -> set[Held]
     )
     async with database.write(quiet=True) as connection:
         rows = (await connection.execute(statement)).all()
-    return {Held(row.id, row.attempt, row.watched_until_ms > now) for row in rows}
+    return {Lease(row.id, row.attempt, row.watched_until_ms > now) for row in rows}
 
 
-async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], Step]) -> set[Held]:
+async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], StepReport]) -> set[Lease]:
     """Write down how far drawings are, by id and attempt; say which of the worker's are still its own, and watched."""
     now = database.now_ms()
-    held: set[Held] = set()
+    held: set[Lease] = set()
     async with database.write() as connection:
         for (id_, attempt), at in steps.items():
             statement = (
@@ -197,7 +208,7 @@ async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, i
             watched_until_ms = (await connection.execute(statement)).scalar()
             if watched_until_ms is None:
                 continue
-            held.add(Held(id_, attempt, watched_until_ms > now))
+            held.add(Lease(id_, attempt, watched_until_ms > now))
             if at.preview is not None:
                 await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id == id_))
                 row = {"prediction_id": id_, "step": at.step, "picture": at.preview}
@@ -228,13 +239,13 @@ async def fail(database: Database, task: Prediction, code: int, error: str) -> b
     return await _leave_processing(database, task, "fail", **values, finished_ms=database.now_ms())
 
 
-async def hand_back(database: Database, task: Prediction | Held, *, suspected: bool = False) -> bool:
+async def requeue(database: Database, task: Prediction | Lease, *, quarantined: bool = False) -> bool:
     """Put a claimed task back to its place in the queue; False if the task is no longer this claim's.
 
     It is `suspected` if something went wrong that may be its doing, as if it had lost its worker.
     """
-    lost = P.c.workers_lost + int(suspected)
-    return await _leave_processing(database, task, "hand_back", started_ms=None, step=0, workers_lost=lost)
+    lost = P.c.workers_lost + int(quarantined)
+    return await _leave_processing(database, task, "requeue", started_ms=None, step=0, workers_lost=lost)
 
 
 async def recover(database: Database, workers_max: int, lost_worker_id: str | None = None) -> int:
@@ -251,11 +262,11 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
     error = f"the worker was lost {workers_max} times while it drew this picture"
     hopeless = (
-        _moved("fail")
+        _transition("fail")
         .where(P.c.workers_lost + 1 >= workers_max)
         .values(code=TaskFailed.code, error=error, finished_ms=now, **free)
     )
-    hopeful = _moved("hand_back").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
+    hopeful = _transition("requeue").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
     async with database.write() as connection:
         ids = (await connection.scalars(orphans.with_for_update(skip_locked=True))).all()  # not those renewed just now
         failed = await _end(connection, hopeless.where(P.c.id.in_(ids)), now)
@@ -278,11 +289,11 @@ async def abandon(database: Database, unserved_s: float) -> int:
             return 0
     async with database.write() as connection:
         unserved = models - _all_of(await connection.scalars(seen))  # one may have come meanwhile
-        old = sa.select(P.c.id).where(*_waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDONED_TOGETHER)
+        old = sa.select(P.c.id).where(*_waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDON_BATCH)
         ids = (await connection.scalars(old.with_for_update(skip_locked=True))).all()
         error = f"no worker that serves its model was seen for {unserved_s:g} seconds"
         values = {"code": TaskFailed.code, "error": error, "finished_ms": now}
-        return await _end(connection, _moved("abandon").where(P.c.id.in_(ids)).values(**values), now)
+        return await _end(connection, _transition("abandon").where(P.c.id.in_(ids)).values(**values), now)
 
 
 async def cancel(database: Database, prediction_id: str, key_id: str) -> bool:
@@ -294,7 +305,7 @@ async def cancel_all(database: Database, prediction_ids: Collection[str], key_id
     """End those of these tasks that are not finished, in one transaction; say how many."""
     now = database.now_ms()
     free = {"worker_id": None, "lease_until_ms": None}
-    mine = _moved("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
+    mine = _transition("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
     async with database.write() as connection:
         return await _end(connection, mine.values(finished_ms=now, error="cancelled by its client", **free), now)
 
@@ -304,13 +315,13 @@ async def delete(database: Database, prediction_ids: Collection[str], key_id: st
 
     Their rows go later.
     """
-    mine = _moved("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
+    mine = _transition("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
     async with database.write() as connection:
         rows = (await connection.execute(mine)).all()
     return [Prediction.of_row(row) for row in rows]
 
 
-async def is_void(database: Database, prediction_id: str) -> bool:
+async def has_no_images(database: Database, prediction_id: str) -> bool:
     """Whether a task has ended without pictures, or is gone: files of it are nobody's."""
     async with database.read() as connection:
         status = (await connection.scalars(sa.select(P.c.status).where(P.c.id == prediction_id))).first()
@@ -325,29 +336,29 @@ def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
     return P.c.status == Status.CREATED, P.c.model.in_(models)
 
 
-def _moved(move: str) -> sa.Update:
+def _transition(move: str) -> sa.Update:
     """Begin the statement of a move of rows that are named by their ids."""
-    sources, target = MOVES[move]
+    sources, target = TRANSITIONS[move]
     return sa.update(P).where(_STATUS_OF_ROW.in_(sources)).values(status=target)
 
 
-def _fitting(waiting: Sequence[Any], room: Room) -> Sequence[Any]:
+def _fitting(waiting: Sequence[Any], room: Capacity) -> Sequence[Any]:
     """Take from the front what there is room for."""
     if waiting and waiting[0].workers_lost:
-        return [] if room.beside_others or room.reserved else waiting[:1]
+        return [] if room.has_tasks or room.reserved else waiting[:1]
     count, work = 0, 0
     for row in waiting:
         work += row.work
-        if row.workers_lost or (work > room.work and (count or room.beside_others)):
+        if row.workers_lost or (work > room.work and (count or room.has_tasks)):
             break
         count += 1
     return waiting[:count]
 
 
-def _reserved(waiting: Sequence[Any], reserve: Reserve) -> list[str]:
+def _reserved(waiting: Sequence[Any], reserve: ReserveCapacity) -> list[str]:
     """Take one of each key, if it leaves as much work as it takes."""
     ids: list[str] = []
-    keys, left = set(reserve.without_keys), reserve.work
+    keys, left = set(reserve.excluded_keys), reserve.work
     for row in waiting:
         if len(ids) < reserve.tasks and row.key_id not in keys and 2 * row.work <= left:
             ids.append(row.id)
@@ -356,7 +367,7 @@ def _reserved(waiting: Sequence[Any], reserve: Reserve) -> list[str]:
     return ids
 
 
-async def _take(
+async def _claim_rows(
     connection: AsyncConnection,
     chosen: Sequence[Any],
     worker_id: str,
@@ -366,7 +377,7 @@ async def _take(
 ) -> list[Prediction]:
     """Make rows that wait, and are locked, a worker's own."""
     statement = (
-        _moved("claim")
+        _transition("claim")
         .where(P.c.id.in_([row.id for row in chosen]))
         .values(
             attempt=P.c.attempt + 1,
@@ -379,14 +390,16 @@ async def _take(
         .returning(*COLUMNS)
     )
     rows = (await connection.execute(statement)).all()
-    return sorted((Prediction.of_row(row) for row in rows), key=lambda task: (task.turn, task.created_ms, task.id))
+    return sorted(
+        (Prediction.of_row(row) for row in rows), key=lambda task: (task.virtual_start, task.created_ms, task.id)
+    )
 
 
 _STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
 """The state, where rows are found by their ids: SQLite would rather read all that are in a state, by its index."""
-_LINE = (P.c.turn, P.c.created_ms, P.c.id)
+_QUEUE_ORDER = (P.c.virtual_start, P.c.created_ms, P.c.id)
 """The order of the queue."""
-_CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.turn, P.c.work, P.c.workers_lost)
+_CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.virtual_start, P.c.work, P.c.workers_lost)
 """What is read of a row before it is claimed."""
 Versions = Mapping[str, Mapping[Mode, str]]
 """What each model's pictures are called in each mode."""
@@ -400,12 +413,12 @@ def _version(versions: Versions, row: sa.Row[Any]) -> str:
 
 async def _leave_processing(
     database: Database,
-    task: Prediction | Held,
+    task: Prediction | Lease,
     move: str,
     **values: Any,  # noqa: ANN401
 ) -> bool:
     statement = (
-        _moved(move)
+        _transition(move)
         .where(P.c.id == task.id, P.c.attempt == task.attempt)
         .values(worker_id=None, lease_until_ms=None, **values)
     )
@@ -417,7 +430,7 @@ async def _end(connection: AsyncConnection, statement: sa.Update, now: int) -> i
     """Make a move, write down the webhooks that it owes, drop previews; say how many tasks it moved."""
     rows = (await connection.execute(statement.returning(P.c.id, P.c.key_id, P.c.status, P.c.webhook))).all()
     ended = [row for row in rows if Status(row.status).final]
-    await deliveries.owe(connection, [(row.id, row.key_id, row.webhook) for row in ended if row.webhook], now)
+    await outbox.add(connection, [(row.id, row.key_id, row.webhook) for row in ended if row.webhook], now)
     if ended:
         await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id.in_([row.id for row in ended])))
     return len(rows)

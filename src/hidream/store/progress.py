@@ -22,16 +22,16 @@ from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import PREVIEWS
 from hidream.types import Status
 
-WATCH_S, AGAIN_S = 25.0, 10.0
+WATCH_S, WATCH_RENEW_S = 25.0, 10.0
 """For how long workers are asked for previews at a time, and how often: two such requests may be late."""
-LINGER_S = 1.0
+POLL_S = 1.0
 """How long the watcher waits for a change before it looks by itself."""
-REST_S = 0.05
+MIN_INTERVAL_S = 0.05
 """How long the watcher rests after a look: workers report twice a second, and nobody sees more than 20 a second."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TaskView:
     """How far a task is. `step` of `steps` and `preview_step` are newer than `prediction`, which is of its last move.
 
     `preview` is a JPEG's bytes, of the step `preview_step`; 0 and empty as long as there is none.
@@ -44,13 +44,13 @@ class View:
     preview: bytes = b""
 
 
-class Progress:
+class ProgressWatcher:
     """Who watches which task, in one process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._watched: Counter[str] = Counter()
-        self._views: dict[str, View | None] = {}
+        self._views: dict[str, TaskView | None] = {}
         self._moved = asyncio.Event()  # a new one after each change, so that all who wait are woken by it
         self._watcher: asyncio.Task[None] | None = None
         self._asked: dict[str, float] = {}  # when workers were asked for previews, on the loop's clock
@@ -65,7 +65,7 @@ class Progress:
         """Have a task watched for as long as this is open."""
         self._watched[prediction_id] += 1
         if self._watcher is None or self._watcher.done():
-            self._watcher = self._database.beside(self._watch())
+            self._watcher = self._database.run_in_background(self._watch())
         try:
             yield
         finally:
@@ -75,14 +75,14 @@ class Progress:
                 self._views.pop(prediction_id, None)
                 self._asked.pop(prediction_id, None)
 
-    async def after(
-        self, prediction_id: str, seen: View | None, timeout_s: float, left: asyncio.Future[Any] | None = None
-    ) -> View | None:
+    async def next_view(
+        self, prediction_id: str, seen: TaskView | None, timeout_s: float, left: asyncio.Future[Any] | None = None
+    ) -> TaskView | None:
         """Wait for a view of a watched task that is not `seen`; `seen` again after `timeout_s` or on leaving.
 
         Once `left` is done, and everybody was woken by `wake`, it is `seen` too.
 
-        None if there is no such task any more. Raises StoreUnavailable when the database is away.
+        None if there is no such task any more. Raises DatabaseUnavailable when the database is away.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -99,12 +99,12 @@ class Progress:
         changes = self._database.changes
         try:
             while self._watched and not changes.stopped:
-                seen = changes.now()
+                seen = changes.version()
                 if await self._look():
                     self.wake()
                 await self._ask()
-                await asyncio.sleep(REST_S)
-                await changes.since(seen, LINGER_S)
+                await asyncio.sleep(MIN_INTERVAL_S)
+                await changes.wait_after(seen, POLL_S)
         finally:
             self.wake()
 
@@ -117,7 +117,7 @@ class Progress:
         """Have workers write down previews of what is watched here."""
         now = asyncio.get_running_loop().time()
         drawn = [id_ for id_, view in self._views.items() if view and view.prediction.status is Status.PROCESSING]
-        due = [id_ for id_ in drawn if now - self._asked.get(id_, -AGAIN_S) >= AGAIN_S]
+        due = [id_ for id_ in drawn if now - self._asked.get(id_, -WATCH_RENEW_S) >= WATCH_RENEW_S]
         self._asked |= dict.fromkeys(due, now)
         await watch(self._database, due, WATCH_S)
 
@@ -164,11 +164,11 @@ class _Glance:
     steps: int
     preview_step: int
 
-    def moved(self, view: View) -> bool:
+    def moved(self, view: TaskView) -> bool:
         """Whether the task's row says something that a view of it does not."""
         return (self.status, self.attempt) != (view.prediction.status, view.prediction.attempt)
 
-    def has_new_preview(self, view: View | None) -> bool:
+    def has_new_preview(self, view: TaskView | None) -> bool:
         """Whether there is a preview, and not the one of a view."""
         return bool(self.preview_step) and (view is None or self.preview_step != view.preview_step)
 
@@ -190,15 +190,15 @@ async def _predictions(database: Database, ids: Collection[str]) -> dict[str, Pr
 
 
 async def _previews(database: Database, ids: Collection[str]) -> dict[str, tuple[int, bytes]]:
-    wanted = sa.select(PREVIEWS.c.prediction_id, PREVIEWS.c.step, PREVIEWS.c.picture)
+    wanted = sa.select(PREVIEWS.c.prediction_id, PREVIEWS.c.step, PREVIEWS.c.image)
     async with database.read() as connection:
         rows = await connection.execute(wanted.where(PREVIEWS.c.prediction_id.in_(ids)))
         return {row.prediction_id: (row.step, row.picture) for row in rows}
 
 
 def _renewed(
-    before: View | None, glance: _Glance | None, prediction: Prediction | None, preview: tuple[int, bytes] | None
-) -> View | None:
+    before: TaskView | None, glance: _Glance | None, prediction: Prediction | None, preview: tuple[int, bytes] | None
+) -> TaskView | None:
     """Put together what was found; the view itself where nothing is new, None where the task is gone."""
     now = prediction or (before.prediction if before else None)
     if glance is None or now is None:
@@ -209,5 +209,5 @@ def _renewed(
         step, steps = glance.step, glance.steps
     kept = before if before and now.attempt == before.prediction.attempt else None
     preview_step, picture = preview or ((kept.preview_step, kept.preview) if kept else (0, b""))
-    after = View(now, step, steps, preview_step, picture)
+    after = TaskView(now, step, steps, preview_step, picture)
     return before if after == before else after

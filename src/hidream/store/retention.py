@@ -18,13 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.store.admission import DAY_MS
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
-from hidream.store.predictions import MOVES
+from hidream.store.predictions import TRANSITIONS
+from hidream.store.schema import IDEMPOTENCY_RECORDS, UPLOADS
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import REPEATS, UPLOADS
 from hidream.store.uploads import WITHDRAWN
 from hidream.types import Status
 
-TOGETHER = 500
+BATCH_ROWS = 500
 """Rows that one transaction touches: more would hold up those who submit."""
 
 
@@ -34,7 +34,7 @@ _NO_NAME: sa.ColumnClause[str] = sa.literal_column("''")
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Purgeable:
     """What can be removed: predictions' files, then their rows, and uploads."""
 
     predictions: Sequence[Prediction]
@@ -48,8 +48,8 @@ class Remains:
 
 async def expire(database: Database, older_than_ms: int) -> int:
     """Delete finished predictions that were made before a time, some at once; say how many."""
-    sources, target = MOVES["delete"]
-    old = sa.select(P.c.id).where(P.c.status.in_(sources), P.c.created_ms < older_than_ms).limit(TOGETHER)
+    sources, target = TRANSITIONS["delete"]
+    old = sa.select(P.c.id).where(P.c.status.in_(sources), P.c.created_ms < older_than_ms).limit(BATCH_ROWS)
     async with database.read() as connection:
         ids = (await connection.scalars(old)).all()
     if not ids:
@@ -59,18 +59,18 @@ async def expire(database: Database, older_than_ms: int) -> int:
         return (await connection.execute(statement)).rowcount
 
 
-async def remains(database: Database, uploads_older_than_ms: int, unused_older_than_ms: int = 0) -> Remains:
+async def purgeable(database: Database, uploads_older_than_ms: int, unused_older_than_ms: int = 0) -> Purgeable:
     """Say what can be removed, some at once: uploads that were used last, or made and not used, before such times.
 
     None of them is one that an unfinished task needs.
     """
     deleted = sa.select(*COLUMNS).where(P.c.status == _DELETED)
-    with_files = deleted.where(P.c.output_name != _NO_NAME).limit(TOGETHER)
-    old = deleted.where(P.c.output_name == _NO_NAME, P.c.created_ms <= database.now_ms() - DAY_MS).limit(TOGETHER)
+    with_files = deleted.where(P.c.output_name != _NO_NAME).limit(BATCH_ROWS)
+    old = deleted.where(P.c.output_name == _NO_NAME, P.c.created_ms <= database.now_ms() - DAY_MS).limit(BATCH_ROWS)
     async with database.read() as connection:
         rows = [*await connection.execute(with_files)] or [*await connection.execute(old)]
     names = await _withdrawn(database, uploads_older_than_ms, unused_older_than_ms)
-    return Remains([Prediction.of_row(row) for row in rows], names)
+    return Purgeable([Prediction.of_row(row) for row in rows], names)
 
 
 async def _withdrawn(database: Database, older_than_ms: int, unused_older_than_ms: int) -> Sequence[str]:
@@ -80,7 +80,7 @@ async def _withdrawn(database: Database, older_than_ms: int, unused_older_than_m
     may_be = UPLOADS.c.created_ms < max(older_than_ms, unused_older_than_ms)  # by which the index finds them
     due = sa.and_(may_be, sa.or_(old, unused, UPLOADS.c.media_type == WITHDRAWN))
     async with database.read() as connection:
-        found = (await connection.scalars(sa.select(UPLOADS.c.name).where(due).limit(TOGETHER))).all()
+        found = (await connection.scalars(sa.select(UPLOADS.c.name).where(due).limit(BATCH_ROWS))).all()
         needed = await _needed(connection) if found else set()
     free = [name for name in found if name not in needed]
     if not free:
@@ -97,7 +97,7 @@ async def _needed(connection: AsyncConnection) -> set[str]:
     return {name for each in inputs for name in (each.get("image"), each.get("mask")) if name}
 
 
-async def unknown(database: Database, names: Sequence[str], first_of: Callable[[str], str]) -> list[str]:
+async def unreferenced(database: Database, names: Sequence[str], first_of: Callable[[str], str]) -> list[str]:
     """Say which of these files no row speaks of; `first_of` gives the name that a task's row has of all its files."""
     predictions = sa.select(P.c.output_name).where(P.c.output_name.in_({first_of(n) for n in names}))
     uploads = sa.select(UPLOADS.c.name).where(UPLOADS.c.name.in_(names))
@@ -106,13 +106,13 @@ async def unknown(database: Database, names: Sequence[str], first_of: Callable[[
     return [name for name in names if name not in known and first_of(name) not in known]
 
 
-async def forget(database: Database, remains: Remains) -> None:
+async def purge(database: Database, purgeable: Purgeable) -> None:
     """Remove the rows of what has no files any more, or until they are a day old, what they say of files."""
     before = database.now_ms() - DAY_MS
-    old = [prediction.id for prediction in remains.predictions if prediction.created_ms <= before]
-    younger = [prediction.id for prediction in remains.predictions if prediction.created_ms > before]
+    old = [prediction.id for prediction in purgeable.predictions if prediction.created_ms <= before]
+    younger = [prediction.id for prediction in purgeable.predictions if prediction.created_ms > before]
     async with database.write(quiet=True) as connection:
-        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(old)))
+        await connection.execute(sa.delete(IDEMPOTENCY_RECORDS).where(IDEMPOTENCY_RECORDS.c.prediction_id.in_(old)))
         await connection.execute(sa.delete(P).where(P.c.id.in_(old), P.c.status == Status.DELETED))
         await connection.execute(sa.update(P).where(P.c.id.in_(younger)).values(output_name=""))
-        await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(remains.uploads)))
+        await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(purgeable.uploads)))

@@ -85,7 +85,7 @@ The first and third index have more columns than they sort by, so that counting 
 have only what is being removed.
 """
 
-TURNS = sa.Table(
+VIRTUAL_STARTS = sa.Table(
     "turns",
     METADATA,
     sa.Column("key_id", sa.String(32), primary_key=True),
@@ -102,7 +102,7 @@ PREVIEWS = sa.Table(
 )
 """The latest small picture of a task that somebody watches: the bytes of a JPEG file."""
 
-REPEATS = sa.Table(
+IDEMPOTENCY_RECORDS = sa.Table(
     "repeats",
     METADATA,
     sa.Column("key_id", sa.String(32), sa.ForeignKey("keys.id"), primary_key=True),
@@ -159,7 +159,7 @@ WORKERS = sa.Table(
     sa.Column("seen_ms", sa.BigInteger, nullable=False),
 )
 
-ACTS = sa.Table(
+AUDIT_LOG = sa.Table(
     "acts",
     METADATA,
     sa.Column("id", sa.String(32), primary_key=True),

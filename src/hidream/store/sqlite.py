@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError
-from hidream.store.backend import Backend, migrate, missing, of_ours, refused, shown
+from hidream.store.backend import Backend, migrate, missing, redacted, url_error, wrap_open_errors
 from hidream.store.changes import Changes
 
 DRIVER = "sqlite+aiosqlite"
@@ -132,7 +132,7 @@ def _watching(url: sa.URL) -> sqlite3.Connection:
     try:
         return sqlite3.connect(_path(url), timeout=0, isolation_level=None)
     except sqlite3.OperationalError as error:
-        raise refused(url, error, ACCEPTED) from error
+        raise url_error(url, error, ACCEPTED) from error
 
 
 def _make_ours(path: str) -> None:
@@ -147,11 +147,11 @@ def _make_ours(path: str) -> None:
 
 def _path(url: sa.URL) -> str:
     if not url.database or url.database == ":memory:":
-        raise ConfigurationError(f"the database URL is {shown(url)}; accepted: {DRIVER}:///FILE")
+        raise ConfigurationError(f"the database URL is {redacted(url)}; accepted: {DRIVER}:///FILE")
     try:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise refused(url, f"its folder cannot be made: {error.strerror}", ACCEPTED) from error
+        raise url_error(url, f"its folder cannot be made: {error.strerror}", ACCEPTED) from error
     return url.database
 
 
@@ -184,6 +184,6 @@ def _data_version(connection: sqlite3.Connection) -> int:
 
 async def _migrate(engine: AsyncEngine) -> None:
     """Bring the tables to the newest step; of several processes that start at once, one does it."""
-    with of_ours(engine.url, ACCEPTED):
+    with wrap_open_errors(engine.url, ACCEPTED):
         async with engine.begin() as connection:
             await connection.run_sync(migrate)

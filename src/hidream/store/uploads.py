@@ -26,7 +26,7 @@ MINUTE_MS = 60_000
 BYTES_RETRY_S = 600
 """When a key that keeps too much may look again: a sweep comes so often."""
 NO_LIMITS = Limits()
-WITHIN = ""
+INLINE = ""
 """The filename of what came within a submission; that is a request of its own, and no upload is."""
 WITHDRAWN = ""
 """The media type of what is being removed: no task can use it any more, and nothing can be stored under its name."""
@@ -52,24 +52,24 @@ _COLUMNS = tuple(U.c[name] for name in Upload.__slots__)
 _KEY_IS_VALID = sa.exists().where(KEYS.c.id == U.c.key_id, KEYS.c.revoked_ms.is_(None))
 
 
-async def check(database: Database, key: Key, *, within_submission: bool = False) -> None:
+async def check(database: Database, key: Key, *, within_request: bool = False) -> None:
     """See that a key may bring something now; how much, `announce` counts. Raises TooMany."""
     if key.limits.requests_per_minute or key.limits.bytes_max:
-        await prepare(database, key.id, key.limits)
+        await prepare_sums(database, key.id, key.limits)
         async with database.read() as connection:
-            await _check(database, connection, key.id, key.limits, 1, within_submission)
+            await _check(database, connection, key.id, key.limits, 1, within_request)
 
 
-async def announce(
-    database: Database, upload: Upload, limits: Limits = NO_LIMITS, *, within_submission: bool = False
+async def create(
+    database: Database, upload: Upload, limits: Limits = NO_LIMITS, *, within_request: bool = False
 ) -> None:
     """Write down a file, before its bytes come or when they are there. Raises TooMany, and then nothing is written."""
     limited = bool(limits.requests_per_minute or limits.bytes_max)
-    await prepare(database, upload.key_id, limits)
-    async with database.write(alone=limited, quiet=True) as connection:
-        await _check(database, connection, upload.key_id, limits, upload.size, within_submission)
+    await prepare_sums(database, upload.key_id, limits)
+    async with database.write(exclusive=limited, quiet=True) as connection:
+        await _check(database, connection, upload.key_id, limits, upload.size, within_request)
         await connection.execute(sa.insert(U).values({name: getattr(upload, name) for name in Upload.__slots__}))
-        database.sums.add(upload.key_id, upload.size)
+        database.cached_sums.add(upload.key_id, upload.size)
 
 
 async def claim(database: Database, name: str, for_s: float) -> str | None:
@@ -92,7 +92,7 @@ async def release(database: Database, name: str, claim: str, media_type: str) ->
         await connection.execute(sa.update(U).where(*_claimed(name, claim)).values(media_type=media_type))
 
 
-async def store(database: Database, name: str, claim: str, media_type: str, size: int) -> bool:
+async def mark_stored(database: Database, name: str, claim: str, media_type: str, size: int) -> bool:
     """Say that an announced file's bytes are in their place; False if the claim is over, or the file withdrawn."""
     statement = sa.update(U).where(*_claimed(name, claim))
     async with database.write(quiet=True) as connection:
@@ -128,21 +128,21 @@ async def withdrawn(connection: AsyncConnection, names: Collection[str]) -> froz
     return frozenset(row.name for row in rows if row.media_type == WITHDRAWN)
 
 
-async def use(connection: AsyncConnection, names: Collection[str], now_ms: int) -> None:
+async def mark_used(connection: AsyncConnection, names: Collection[str], now_ms: int) -> None:
     """Say that tasks which are being taken in name these files."""
     if names:
         await connection.execute(sa.update(U).where(U.c.name.in_(names)).values(used_ms=now_ms))
 
 
-def gone() -> InvalidInput:
+def gone_error() -> InvalidInput:
     """Make the error of a task that names a file which is there no longer."""
     return InvalidInput("image or mask is a file that is there no longer; accepted: one that was uploaded lately")
 
 
-async def prepare(database: Database, key_id: str, limits: Limits) -> None:
-    """Before a transaction asks what a key keeps: add up what would take it too long. Raises StoreUnavailable."""
+async def prepare_sums(database: Database, key_id: str, limits: Limits) -> None:
+    """Before a transaction asks what a key keeps: add up what would take it too long. Raises DatabaseUnavailable."""
     if limits.bytes_max:
-        await database.sums.prepare(key_id, partial(_added_up, database, key_id))
+        await database.cached_sums.prepare(key_id, partial(_added_up, database, key_id))
 
 
 async def _added_up(database: Database, key_id: str) -> tuple[int, int]:
@@ -150,13 +150,13 @@ async def _added_up(database: Database, key_id: str) -> tuple[int, int]:
         return (await _kept(connection, [key_id])).get(key_id, (0, 0))
 
 
-async def kept_bytes(database: Database, connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
+async def stored_bytes(database: Database, connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
     """Say what is kept of each key: its uploads, announced ones too, and its images that are not deleted.
 
     That is exact, but for keys that keep very much (`sums.MANY` rows): of those it is what was so at most
     `sums.GOOD_MS` ago, and what this process was asked to keep since then.
     """
-    total = {key_id: database.sums.large(key_id) for key_id in key_ids}
+    total = {key_id: database.cached_sums.large(key_id) for key_id in key_ids}
     few = [key_id for key_id, large in total.items() if large is None]
     exact = await _kept(connection, few) if few else {}
     return {key_id: exact.get(key_id, (0, 0))[1] if large is None else large for key_id, large in total.items()}
@@ -190,22 +190,22 @@ async def _check(
     key_id: str,
     limits: Limits,
     size: int,
-    within_submission: bool,
+    within_request: bool,
 ) -> None:
     now = database.now_ms()
-    if limits.requests_per_minute and not within_submission:
+    if limits.requests_per_minute and not within_request:
         count, since = await _requests(connection, key_id, now - MINUTE_MS)
         if count >= limits.requests_per_minute:
             wait_s = max(1, -(-(since + MINUTE_MS - now) // 1000))
             raise TooMany(f"this key may make {limits.requests_per_minute} requests a minute; try again later", wait_s)
     if limits.bytes_max:
-        check_bytes(limits, (await kept_bytes(database, connection, [key_id]))[key_id], size)
+        check_bytes(limits, (await stored_bytes(database, connection, [key_id]))[key_id], size)
 
 
 async def _requests(connection: AsyncConnection, key_id: str, after_ms: int) -> tuple[int, int]:
     """Count submissions and uploads of a key, and say when the first of them was made."""
     count, first = 0, after_ms
-    mine = sa.and_(U.c.key_id == key_id, U.c.created_ms > after_ms, U.c.filename != WITHIN)
+    mine = sa.and_(U.c.key_id == key_id, U.c.created_ms > after_ms, U.c.filename != INLINE)
     asked = sa.and_(P.c.key_id == key_id, P.c.created_ms > after_ms)
     for created, wanted in ((U.c.created_ms, mine), (P.c.created_ms, asked)):
         row = (await connection.execute(sa.select(sa.func.count(), sa.func.min(created)).where(wanted))).one()

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hidream.errors import Conflict
-from hidream.store import acts, keys
+from hidream.store import audit_log, keys
 from hidream.store.database import Database
 from hidream.store.schema import KEYS
 
@@ -47,7 +47,7 @@ async def get(database: Database, key_id: str, fresh: str) -> WebhookSecrets:
 
 
 async def rotate(
-    database: Database, key_id: str, fresh: str, overlap_ms: int, *, actor: str = acts.SELF
+    database: Database, key_id: str, fresh: str, overlap_ms: int, *, actor: str = audit_log.SYSTEM
 ) -> WebhookSecrets:
     """Have `fresh` sign a key's webhooks too, and alone after `overlap_ms`, 0 for at once.
 
@@ -55,10 +55,10 @@ async def rotate(
     receivers may have either secret, and one of them would be lost.
     """
     now = database.now_ms()
-    async with database.write(alone=True) as connection:
+    async with database.write(exclusive=True) as connection:
         row = (await connection.execute(_SECRETS.where(KEYS.c.id == key_id))).first()
         if row is None:
-            raise keys.unknown(key_id)
+            raise keys.unknown_key(key_id)
         known = _secrets(row, now)
         if known.next and overlap_ms:
             raise Conflict(
@@ -69,18 +69,18 @@ async def rotate(
         values = {"webhook_secret": fresh, "webhook_secret_before": before, "webhook_secret_until_ms": until_ms}
         await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(values))
         overlap_s = overlap_ms // 1000 if before else 0  # a first secret has none to overlap
-        await acts.note(connection, now, actor, "keys rotate-webhook", key_id, overlap_s=overlap_s)
+        await audit_log.record(connection, now, actor, "keys rotate-webhook", key_id, overlap_s=overlap_s)
     return WebhookSecrets(before, fresh, until_ms) if before else WebhookSecrets(fresh)
 
 
-async def retire(database: Database, key_id: str, *, actor: str = acts.SELF) -> bool:
+async def retire(database: Database, key_id: str, *, actor: str = audit_log.SYSTEM) -> bool:
     """End a rotation: only the new secret signs from now on; False if none was under way, or there is no such key."""
     now = database.now_ms()
     two = sa.update(KEYS).where(KEYS.c.id == key_id, KEYS.c.webhook_secret_until_ms > now)
     async with database.write() as connection:
         done = await connection.execute(two.values(webhook_secret_before="", webhook_secret_until_ms=0))
         if done.rowcount:
-            await acts.note(connection, now, actor, "keys retire-webhook", key_id)
+            await audit_log.record(connection, now, actor, "keys retire-webhook", key_id)
     return done.rowcount > 0
 
 

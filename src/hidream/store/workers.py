@@ -51,14 +51,14 @@ async def register(database: Database, worker: Worker) -> None:
         await connection.execute(sa.insert(WORKERS).values(row))
 
 
-async def beat(database: Database, worker_id: str) -> None:
+async def heartbeat(database: Database, worker_id: str) -> None:
     """Say that the worker is still there."""
     statement = sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(seen_ms=database.now_ms())
     async with database.write() as connection:
         await connection.execute(statement)
 
 
-async def leave(database: Database, worker_id: str) -> None:
+async def deregister(database: Database, worker_id: str) -> None:
     """Say that the worker is gone."""
     async with database.write() as connection:
         await connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(version=""))
@@ -73,6 +73,6 @@ async def ready(database: Database, within_s: float) -> list[Worker]:
         return [Worker(*row) for row in await connection.execute(wanted.order_by(WORKERS.c.id))]
 
 
-def serving(workers: Iterable[Worker]) -> Counter[str]:
+def count_by_model(workers: Iterable[Worker]) -> Counter[str]:
     """Count the workers of each model; a model that none of them serves has 0."""
     return Counter(model for worker in workers for model in set(worker.models))

@@ -46,7 +46,7 @@ FAILURES_MAX = 2
 logger = logging.getLogger(__name__)
 
 
-class Drawer(Protocol):
+class ImageEngine(Protocol):
     """What draws: `engine.loop.Engine`, or the tests' own, which needs no model. All of it is for the one thread."""
 
     def add(
@@ -77,7 +77,7 @@ class Drawer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class StepCallbacks:
     """Who is told of a picture's steps, on the model thread."""
 
     on_progress: OnProgress
@@ -85,7 +85,7 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
+class _Pending:
     """Whom a request was given to, and who waits for its end."""
 
     model: str
@@ -101,12 +101,12 @@ class Bridge:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._latest: concurrent.futures.Future[Any] | None = None
-        self._engines: dict[str, Drawer] = {}
-        self._asked: dict[str, _Asked] = {}  # this and what follows is the thread's
+        self._engines: dict[str, ImageEngine] = {}
+        self._asked: dict[str, _Pending] = {}  # this and what follows is the thread's
         self._stepping = False
         self._latest_model: str | None = None  # whose step was the latest
-        self._times: dict[str, float] = {}  # seconds that each model has had, or could have had
-        self._serving = 0.0  # the time at which the latest step began
+        self._virtual_times: dict[str, float] = {}  # seconds that each model has had, or could have had
+        self._virtual_time = 0.0  # the time at which the latest step began
         self._failures: Counter[str] = Counter()  # in a row, by model
 
     @property
@@ -119,29 +119,29 @@ class Bridge:
         """Whether an engine has failed so often that only a new process helps."""
         return any(count >= FAILURES_MAX for count in self._failures.values())
 
-    async def run(self, function: Callable[[], T], given_up: asyncio.Event) -> T:
+    async def run(self, function: Callable[[], T], aborted: asyncio.Event) -> T:
         """Run `function` on the thread and return what it returns or raises.
 
         Raises Interrupted as soon as `given_up` is set. The function itself is not stopped by that: one that
         takes long should look at `given_up.is_set()` now and then, for the next one waits until it ends.
         """
         work = asyncio.wrap_future(self._tell(function))
-        if await _ends_before(given_up, work):
+        if await _ends_before(aborted, work):
             return work.result()
         work.add_done_callback(_outcome_is_of_no_interest)
         raise Interrupted("the work was given up before it was finished")
 
-    def drive(self, engines: Mapping[str, Drawer]) -> None:
+    def set_engines(self, engines: Mapping[str, ImageEngine]) -> None:
         """Let `draw` use these engines from now on, by their models' names; only the thread may touch them."""
         self._engines = dict(engines)
 
-    async def draw(
+    async def generate(
         self,
         model: str,
         id: str,  # noqa: A002 - what it is
         request: ImageRequest,
-        given_up: asyncio.Event,
-        listener: Listener | None = None,
+        aborted: asyncio.Event,
+        listener: StepCallbacks | None = None,
         prepared: Prepared | None = None,
     ) -> GeneratedImage:
         """Let a model's engine draw a picture, together with whatever else it has; no two requests may have one id.
@@ -151,9 +151,9 @@ class Bridge:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[GeneratedImage] = loop.create_future()
-        self._tell(lambda: self._add(id, request, listener, _Asked(model, answer, loop), prepared))
+        self._tell(lambda: self._add(id, request, listener, _Pending(model, answer, loop), prepared))
         try:
-            ended = await _ends_before(given_up, answer)
+            ended = await _ends_before(aborted, answer)
         finally:
             if not answer.done():
                 answer.cancel()
@@ -180,7 +180,12 @@ class Bridge:
     # --- on the thread ---------------------------------------------------------------------------------------------
 
     def _add(
-        self, id_: str, request: ImageRequest, listener: Listener | None, asked: _Asked, prepared: Prepared | None
+        self,
+        id_: str,
+        request: ImageRequest,
+        listener: StepCallbacks | None,
+        asked: _Pending,
+        prepared: Prepared | None,
     ) -> None:
         assert asked.model in self._engines, f"nothing draws for {asked.model!r}"
         assert id_ not in self._asked, f"{id_!r} is being drawn already"
@@ -191,7 +196,7 @@ class Bridge:
             _tell_loop(asked, None, error)
             return
         if all(each.model != asked.model for each in self._asked.values()):  # no time is saved up by resting
-            self._times[asked.model] = max(self._times.get(asked.model, 0.0), self._serving)
+            self._virtual_times[asked.model] = max(self._virtual_times.get(asked.model, 0.0), self._virtual_time)
         self._asked[id_] = asked
         if not self._stepping:
             self._stepping = True
@@ -208,7 +213,7 @@ class Bridge:
 
     def _step(self) -> None:
         """Take a step, if there is anything to draw, and see to it that the next one follows."""
-        model = self._whose_turn()
+        model = self._next_model()
         if model is not None:
             try:
                 self._take(model)
@@ -222,23 +227,23 @@ class Bridge:
         if self._stepping:
             self._thread.submit(self._step)
 
-    def _whose_turn(self) -> str | None:
+    def _next_model(self) -> str | None:
         """Say who has had the least time of the models that have anything to draw; of equals, who comes round next."""
         busy = {asked.model for asked in self._asked.values()}
         models = list(self._engines)
         after = models.index(self._latest_model) + 1 if self._latest_model in self._engines else 0
         round_ = (model for model in models[after:] + models[:after] if model in busy)
-        return min(round_, key=lambda model: self._times[model], default=None)
+        return min(round_, key=lambda model: self._virtual_times[model], default=None)
 
     def _take(self, model: str) -> None:
         if self._latest_model not in (None, model):
             self._engines[self._latest_model].rest()
         self._latest_model = model
-        self._serving, begun = self._times[model], self._clock()
+        self._virtual_time, begun = self._virtual_times[model], self._clock()
         try:
             outcomes = self._engines[model].step()
         finally:
-            self._times[model] += self._clock() - begun
+            self._virtual_times[model] += self._clock() - begun
         for outcome in outcomes:
             _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
 
@@ -249,9 +254,9 @@ class Bridge:
             _tell_loop(asked, None, TaskFailed(reason(error, id_)))  # each its own: whoever raises one writes into it
 
 
-async def _ends_before(given_up: asyncio.Event, work: asyncio.Future[Any]) -> bool:
+async def _ends_before(aborted: asyncio.Event, work: asyncio.Future[Any]) -> bool:
     """Wait for one of the two; whether it was the work, or both."""
-    leaving = asyncio.create_task(given_up.wait())
+    leaving = asyncio.create_task(aborted.wait())
     try:
         await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -259,7 +264,7 @@ async def _ends_before(given_up: asyncio.Event, work: asyncio.Future[Any]) -> bo
     return work.done()
 
 
-def _tell_loop(asked: _Asked, picture: GeneratedImage | None, error: Exception | None) -> None:
+def _tell_loop(asked: _Pending, picture: GeneratedImage | None, error: Exception | None) -> None:
     """Bring a request's end to the loop, from the thread."""
 
     def settle() -> None:

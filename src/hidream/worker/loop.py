@@ -25,46 +25,46 @@ import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from hidream.errors import HiDreamError, Interrupted, StorageUnavailable, StoreUnavailable, TaskFailed
+from hidream.errors import DatabaseUnavailable, HiDreamError, Interrupted, ObjectStoreUnavailable, TaskFailed
 from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import history, predictions, workers
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import Held, Reserve, Room, Step
+from hidream.store.predictions import Capacity, Lease, ReserveCapacity, StepReport
 from hidream.store.workers import Worker
 from hidream.types import USUAL_STEPS
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Drawn, Job, Tools, draw
 from hidream.worker.failure import out_of_memory, reason
-from hidream.worker.headway import News, small_jpeg
-from hidream.worker.outage import outlast
+from hidream.worker.generation import Generated, Job, Tools, generate
+from hidream.worker.progress import ProgressUpdate, preview_jpeg
+from hidream.worker.retry import retry_unavailable
 
 IDLE_S = 1.0
 """How often a worker with room looks for tasks that other workers have lost."""
-LOOK_BESIDE_S = 0.05
+RESERVE_CHECK_S = 0.05
 """How often it looks at most whether anything fits into its reserve: commits come by hundreds a second."""
-LOOK_S = 0.5
+PROGRESS_S = 0.5
 """How often it says how far its drawings are, and looks whether one was cancelled."""
-PARTING_S = 5.0
+SHUTDOWN_RETRY_S = 5.0
 """How long it tries to hand a task back, or to take leave, while the database is away: whoever told it to stop waits no
 longer than twice that. A task that is not handed back is taken up when its lease has ended."""
 ERROR_MAX_CHARS = 1000
 """Of an error that nobody foresaw; some have a whole tensor in their text."""
-PICTURE_WORK = 1024 * 1024 * USUAL_STEPS
+IMAGE_WORK = 1024 * 1024 * USUAL_STEPS
 """What `pictures_max` counts in: pixel steps of a usual picture."""
 
-RESERVE = 0.5
+RESERVE_SHARE = 0.5
 """What a worker has beside its room, of that; one task at least."""
 
 Claim = tuple[str, int]
 """A task's id and attempt: what this worker holds."""
-Say = Callable[[], Awaitable[bool]]
+RecordOutcome = Callable[[], Awaitable[bool]]
 """Tells the store what became of a task; False if it was no longer this claim's."""
 
 logger = logging.getLogger(__name__)
 
 
-class Loop:
+class WorkerLoop:
     """One worker at work, on a bridge that drives an engine for each of its models."""
 
     def __init__(
@@ -79,7 +79,7 @@ class Loop:
         self._left = asyncio.Event()  # a job has ended
         self._claims = 0  # begun and ended: odd while the answer to one is awaited
         self._unknown: dict[Claim, int] = {}  # held without a job, and what `_claims` was when that was noticed
-        self._away_at = -math.inf  # when the database was last found to be away
+        self._unavailable_at = -math.inf  # when the database was last found to be away
         self._recover_at = -math.inf  # when tasks of lost workers are looked for again
         self._beside_at = -math.inf  # when it may look again for what fits into the reserve
         self._beside_due = False  # it would have looked, had it been allowed to
@@ -88,12 +88,12 @@ class Loop:
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, or the bridge is broken."""
         try:
-            await outlast(self._register, stopping, "register")
+            await retry_unavailable(self._register, stopping, "register")
         except Interrupted:
             return
         logger.info("worker_ready id=%s models=%s", self._worker.id, ",".join(self._worker.models))
         async with asyncio.TaskGroup() as beside:
-            running = [beside.create_task(self._care()), beside.create_task(self._stop_when(stopping))]
+            running = [beside.create_task(self._maintain()), beside.create_task(self._stop_when(stopping))]
             async with asyncio.TaskGroup() as drawing:
                 with contextlib.suppress(Interrupted):
                     await self._work(drawing, stopping)
@@ -109,10 +109,10 @@ class Loop:
 
     async def _leave(self) -> None:
         try:
-            leave = partial(workers.leave, self._database, self._worker.id)
-            await outlast(leave, asyncio.Event(), "leave", within_s=PARTING_S)
-        except StoreUnavailable as error:
-            logger.warning("worker_left_unsaid id=%s error=%s", self._worker.id, error.message)
+            leave = partial(workers.deregister, self._database, self._worker.id)
+            await retry_unavailable(leave, asyncio.Event(), "leave", within_s=SHUTDOWN_RETRY_S)
+        except DatabaseUnavailable as error:
+            logger.warning("worker_deregister_failed id=%s error=%s", self._worker.id, error.message)
 
     # --- what there is to do ---------------------------------------------------------------------------------------
 
@@ -121,71 +121,73 @@ class Loop:
         changes = self._database.changes
         while not (changes.stopped or self._bridge.broken):
             self._left.clear()
-            seen = changes.now()
-            jobs = await self._fill_room(stopping) or await self._fill_reserve(stopping)
+            seen = changes.version()
+            jobs = await self._claim_in_order(stopping) or await self._claim_for_reserve(stopping)
             for job in jobs:
-                drawing.create_task(self._do(job))
-            await outlast(self._recover, stopping, "recover")
+                drawing.create_task(self._run_job(job))
+            await retry_unavailable(self._recover, stopping, "recover")
             if not jobs:
-                await self._news(seen)
+                await self._wait_for_change(seen)
 
-    async def _fill_room(self, stopping: asyncio.Event) -> list[Job]:
+    async def _claim_in_order(self, stopping: asyncio.Event) -> list[Job]:
         """Claim what there is room for, in its turn."""
-        room = self._room()
+        room = self._capacity()
         if room is None:
             return []
-        tasks = await outlast(partial(self._claim, predictions.claim, room), stopping, "claim")
-        return [self._give_place(task) for task in tasks]
+        tasks = await retry_unavailable(partial(self._claim, predictions.claim, room), stopping, "claim")
+        return [self._add_job(task) for task in tasks]
 
-    async def _fill_reserve(self, stopping: asyncio.Event) -> list[Job]:
+    async def _claim_for_reserve(self, stopping: asyncio.Event) -> list[Job]:
         """Claim what fits beside the room, whether it is its turn or not."""
         reserve, clock = self._reserve(), asyncio.get_running_loop().time
         self._beside_due = reserve is not None and clock() < self._beside_at
         if reserve is None or self._beside_due:
             return []
-        tasks = await outlast(partial(self._claim, predictions.claim_beside, reserve), stopping, "claim")
-        self._beside_at = -math.inf if tasks else clock() + LOOK_BESIDE_S
-        return [self._give_place(task, reserved=True) for task in tasks]
+        tasks = await retry_unavailable(partial(self._claim, predictions.claim_reserve, reserve), stopping, "claim")
+        self._beside_at = -math.inf if tasks else clock() + RESERVE_CHECK_S
+        return [self._add_job(task, reserved=True) for task in tasks]
 
-    def _room(self) -> Room | None:
+    def _capacity(self) -> Capacity | None:
         """How much may be taken in its turn, beside what is here; None if nothing."""
         jobs = [job for job in self._jobs.values() if not job.reserved]
         tasks = self._limits.tasks_max - len(jobs)
-        work = self._work_max - sum(job.work_left for job in jobs)
-        if tasks <= 0 or (jobs and work <= 0) or self._is_alone:
+        work = self._capacity_work - sum(job.work_left for job in jobs)
+        if tasks <= 0 or (jobs and work <= 0) or self._has_quarantined:
             return None
-        return Room(tasks, work, beside_others=bool(jobs), reserved=len(jobs) < len(self._jobs))
+        return Capacity(tasks, work, has_tasks=bool(jobs), reserved=len(jobs) < len(self._jobs))
 
-    def _reserve(self) -> Reserve | None:
+    def _reserve(self) -> ReserveCapacity | None:
         """How much may be taken beside the room; None if nothing, or if the room is empty: whoever is next takes that.
 
         So what is suspected, and needs the worker for itself, waits no longer than what was here before it.
         """
         jobs = [job for job in self._jobs.values() if job.reserved]
-        tasks = max(1, int(RESERVE * self._limits.tasks_max)) - len(jobs)
-        work = int(RESERVE * self._work_max) - sum(job.work_left for job in jobs)
-        if tasks <= 0 or work <= 0 or len(jobs) == len(self._jobs) or self._is_alone:
+        tasks = max(1, int(RESERVE_SHARE * self._limits.tasks_max)) - len(jobs)
+        work = int(RESERVE_SHARE * self._capacity_work) - sum(job.work_left for job in jobs)
+        if tasks <= 0 or work <= 0 or len(jobs) == len(self._jobs) or self._has_quarantined:
             return None
-        return Reserve(tasks, work, frozenset(job.task.key_id for job in self._jobs.values()))
+        return ReserveCapacity(tasks, work, frozenset(job.task.key_id for job in self._jobs.values()))
 
     @property
-    def _work_max(self) -> int:
+    def _capacity_work(self) -> int:
         """The room's work, in pixel steps."""
-        return round(self._limits.pictures_max * PICTURE_WORK)
+        return round(self._limits.pictures_max * IMAGE_WORK)
 
     @property
-    def _is_alone(self) -> bool:
+    def _has_quarantined(self) -> bool:
         """Whether what is here is suspected, and nothing may be beside it."""
         return any(job.task.workers_lost for job in self._jobs.values())
 
-    async def _claim(self, claim: Callable[..., Awaitable[list[Prediction]]], room: Room | Reserve) -> list[Prediction]:
+    async def _claim(
+        self, claim: Callable[..., Awaitable[list[Prediction]]], room: Capacity | ReserveCapacity
+    ) -> list[Prediction]:
         """Take tasks."""
         limits, worker = self._limits, self._worker
         self._claims += 1
         try:
             return await claim(self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, room)
-        except StoreUnavailable:
-            self._away_at = asyncio.get_running_loop().time()
+        except DatabaseUnavailable:
+            self._unavailable_at = asyncio.get_running_loop().time()
             raise
         finally:
             self._claims += 1
@@ -193,28 +195,28 @@ class Loop:
     async def _recover(self) -> None:
         """Put back tasks of lost workers now and then, unless none could say for a lease that it was not lost."""
         clock = asyncio.get_running_loop().time
-        if clock() < self._recover_at or clock() - self._away_at <= self._limits.lease_s:
+        if clock() < self._recover_at or clock() - self._unavailable_at <= self._limits.lease_s:
             return
         try:
             await predictions.recover(self._database, self._limits.attempts_max)
-        except StoreUnavailable:
-            self._away_at = clock()
+        except DatabaseUnavailable:
+            self._unavailable_at = clock()
             raise
         self._recover_at = clock() + IDLE_S / 2  # less than an idle worker waits
 
-    def _give_place(self, task: Prediction, *, reserved: bool = False) -> Job:
+    def _add_job(self, task: Prediction, *, reserved: bool = False) -> Job:
         """Make a job of a claimed task."""
         job = Job.of(task, reserved=reserved)
         if self._database.changes.stopped:  # said while the task was being claimed
-            job.given_up.set()
+            job.aborted.set()
         self._jobs[task.id, task.attempt] = job
         return job
 
-    async def _news(self, seen: int) -> None:
+    async def _wait_for_change(self, seen: int) -> None:
         """Wait until something was committed since `seen`, a job has ended, or it is time to fill the reserve."""
         timeout_s = self._beside_at - asyncio.get_running_loop().time() if self._beside_due else IDLE_S
         waiting = [
-            asyncio.create_task(self._database.changes.since(seen, timeout_s)),
+            asyncio.create_task(self._database.changes.wait_after(seen, timeout_s)),
             asyncio.create_task(self._left.wait()),
         ]
         try:
@@ -233,11 +235,11 @@ class Loop:
         while self._jobs and clock() < deadline and not self._database.gone.is_set():  # noqa: ASYNC110 - they may end one by one, or all be given up
             await asyncio.sleep(min(0.05, deadline - clock()))
         for job in self._jobs.values():
-            job.given_up.set()
+            job.aborted.set()
 
     # --- what is its own -------------------------------------------------------------------------------------------
 
-    async def _care(self) -> None:
+    async def _maintain(self) -> None:
         """Say again and again that this worker lives and how far it is, and give up what is no longer its own.
 
         One after the other: two transactions that touch several of its rows could wait for each other.
@@ -246,27 +248,27 @@ class Loop:
         pulse_s = self._limits.lease_s / 3
         due = clock() + pulse_s
         while True:
-            await asyncio.sleep(min(LOOK_S, pulse_s))
+            await asyncio.sleep(min(PROGRESS_S, pulse_s))
             try:
                 if clock() >= due:
                     await self._renew()
                     due = clock() + pulse_s
-                await self._look()
-            except StoreUnavailable as error:
+                await self._report_progress()
+            except DatabaseUnavailable as error:
                 logger.warning("unavailable what=care error=%s", error.message)
-                self._away_at = clock()
+                self._unavailable_at = clock()
 
     async def _renew(self) -> None:
         """Lengthen the leases; hand back what it holds and does not draw."""
         asked = set(self._jobs)
-        await workers.beat(self._database, self._worker.id)
+        await workers.heartbeat(self._database, self._worker.id)
         held = await predictions.renew(self._database, self._worker.id, self._limits.lease_s)
-        self._take_notice(asked, held)
-        for each in self._stray(held):
-            logger.warning("task_found id=%s attempt=%d", each.id, each.attempt)
-            await predictions.hand_back(self._database, each)
+        self._apply_leases(asked, held)
+        for each in self._orphaned(held):
+            logger.warning("orphaned_lease_found id=%s attempt=%d", each.id, each.attempt)
+            await predictions.requeue(self._database, each)
 
-    def _stray(self, held: set[Held]) -> list[Held]:
+    def _orphaned(self, held: set[Lease]) -> list[Lease]:
         """Find tasks that are held without a job, because the answer to their claim was lost, or they were kept.
 
         Not before the second time, and when the claim that may have been on its way at the first one has ended.
@@ -284,35 +286,35 @@ class Loop:
         self._unknown = unknown
         return strays
 
-    async def _look(self) -> None:
+    async def _report_progress(self) -> None:
         """Write down how far drawings are that went on, and look for those that were cancelled."""
         steps = {}
         for claim, job in list(self._jobs.items()):
-            if (news := job.headway.news()) is not None:
+            if (news := job.progress.take_update()) is not None:
                 steps[claim] = await _step(job.task, news)
         if steps:
-            self._take_notice(set(steps), await predictions.report(self._database, self._worker.id, steps))
-        changed = self._database.changes.now()
+            self._apply_leases(set(steps), await predictions.report(self._database, self._worker.id, steps))
+        changed = self._database.changes.version()
         if self._jobs and changed != self._seen:
-            ended = await history.ended(self._database, {id_ for id_, _ in self._jobs})
+            ended = await history.finished(self._database, {id_ for id_, _ in self._jobs})
             self._seen = changed
             for (id_, _), job in self._jobs.items():
                 if id_ in ended:
-                    job.given_up.set()
+                    job.aborted.set()
 
-    def _take_notice(self, asked: set[Claim], held: set[Held]) -> None:
+    def _apply_leases(self, asked: set[Claim], held: set[Lease]) -> None:
         """Give up those that were asked about and are held no more; the others know whether they are watched."""
         watched = {(each.id, each.attempt): each.watched for each in held}
         for claim in asked & self._jobs.keys():
             job = self._jobs[claim]
             if claim in watched:
-                job.headway.watched = watched[claim]
+                job.progress.watched = watched[claim]
             else:
-                job.given_up.set()
+                job.aborted.set()
 
     # --- one task --------------------------------------------------------------------------------------------------
 
-    async def _do(self, job: Job) -> None:
+    async def _run_job(self, job: Job) -> None:
         task = job.task
         logger.info(
             "task_started id=%s attempt=%d model=%s size=%s images=%d",
@@ -320,13 +322,13 @@ class Loop:
         )
         try:
             try:
-                say = await self._drawn(job)
-                counted = await outlast(say, job.given_up, "say")
+                say = await self._process(job)
+                counted = await retry_unavailable(say, job.aborted, "say")
             except Interrupted:
-                counted = await self._hand_back(task)
+                counted = await self._requeue(task)
             except Exception:  # the edge: whatever the store does not take, the worker goes on
                 logger.exception("task_raised id=%s", task.id)
-                counted = await self._hand_back(task, suspected=True)
+                counted = await self._requeue(task, quarantined=True)
             if not counted:
                 await self._remove_files(task)
         finally:
@@ -336,32 +338,32 @@ class Loop:
     async def _remove_files(self, task: Prediction) -> None:
         """Remove what was written of a task that was cancelled or deleted meanwhile; what is left, a sweep finds."""
         try:
-            if await predictions.is_void(self._database, task.id):
+            if await predictions.has_no_images(self._database, task.id):
                 await self._tools.outputs.delete(task.output_names)
-        except (StoreUnavailable, StorageUnavailable) as error:
-            logger.warning("files_left id=%s error=%s", task.id, error.message)
+        except (DatabaseUnavailable, ObjectStoreUnavailable) as error:
+            logger.warning("file_removal_failed id=%s error=%s", task.id, error.message)
 
-    async def _drawn(self, job: Job) -> Say:
+    async def _process(self, job: Job) -> RecordOutcome:
         """Draw a task; what there is to say of it then. Raises Interrupted."""
         task = job.task
         try:
-            drawn = await draw(self._bridge, self._tools, job)
+            drawn = await generate(self._bridge, self._tools, job)
         except Interrupted:
             raise
         except TaskFailed as error:  # all that the engine had has failed with it
             if task.workers_lost and not self._bridge.broken:  # it was alone, and so it is the reason
                 return partial(self._fail, task, error.code, error.message)
-            return partial(self._hand_back, task, suspected=True)
+            return partial(self._requeue, task, quarantined=True)
         except HiDreamError as error:
             return partial(self._fail, task, error.code, error.message)
         except Exception as error:  # the edge: whatever a task does, the worker goes on
             logger.exception("task_raised id=%s", task.id)
             if out_of_memory(error) and not task.workers_lost:  # others had it: next time it is drawn alone
-                return partial(self._hand_back, task, suspected=True)
+                return partial(self._requeue, task, quarantined=True)
             return partial(self._fail, task, TaskFailed.code, reason(error, task.id))
         return partial(self._complete, task, drawn)
 
-    async def _complete(self, task: Prediction, drawn: Drawn) -> bool:
+    async def _complete(self, task: Prediction, drawn: Generated) -> bool:
         said = drawn.nsfw, drawn.inference_ms, drawn.warnings, drawn.output_bytes
         done = await predictions.complete(self._database, task, *said)
         logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, done, drawn.inference_ms)
@@ -373,21 +375,23 @@ class Loop:
         logger.warning("task_failed id=%s code=%d counted=%s", task.id, code, done)
         return done
 
-    async def _hand_back(self, task: Prediction, *, suspected: bool = False) -> bool:
+    async def _requeue(self, task: Prediction, *, quarantined: bool = False) -> bool:
         """Put a task back into the queue; one that cannot be, for long, is found again by `_renew`."""
-        hand_back = partial(predictions.hand_back, self._database, task, suspected=suspected)
+        requeue = partial(predictions.requeue, self._database, task, quarantined=quarantined)
         try:
-            done = await outlast(hand_back, asyncio.Event(), "hand_back", within_s=PARTING_S)
-        except StoreUnavailable as error:
-            logger.warning("task_kept id=%s attempt=%d error=%s", task.id, task.attempt, error.message)
+            done = await retry_unavailable(requeue, asyncio.Event(), "requeue", within_s=SHUTDOWN_RETRY_S)
+        except DatabaseUnavailable as error:
+            logger.warning("requeue_failed id=%s attempt=%d error=%s", task.id, task.attempt, error.message)
             return False
-        logger.info("task_given_up id=%s attempt=%d handed_back=%s", task.id, task.attempt, done)
+        logger.info("task_requeued id=%s attempt=%d requeued=%s", task.id, task.attempt, done)
         return done
 
 
-async def _step(task: Prediction, news: News) -> Step:
+async def _step(task: Prediction, news: ProgressUpdate) -> StepReport:
     """What the store is told of a drawing, its preview as the bytes of a file."""
     preview = news.preview
     if preview is None:
-        return Step(news.done, news.steps)
-    return Step(news.done, news.steps, await asyncio.to_thread(small_jpeg, preview, task.input.seed, task.version))
+        return StepReport(news.done, news.steps)
+    return StepReport(
+        news.done, news.steps, await asyncio.to_thread(preview_jpeg, preview, task.input.seed, task.version)
+    )

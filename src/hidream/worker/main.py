@@ -17,18 +17,18 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hidream.errors import ConfigurationError, Interrupted, StoreGone
+from hidream.errors import ConfigurationError, DatabaseGone, Interrupted
 from hidream.outputs.place import Namespace
 from hidream.places import open_configured
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Variant
-from hidream.worker import pulse
+from hidream.worker import heartbeat
 from hidream.worker.bridge import Bridge
-from hidream.worker.drawing import Tools
-from hidream.worker.loop import Loop
-from hidream.worker.outage import outlast
+from hidream.worker.generation import Tools
+from hidream.worker.loop import WorkerLoop
+from hidream.worker.retry import retry_unavailable
 
 if TYPE_CHECKING:
     from hidream.engine.loop import Engine
@@ -54,7 +54,7 @@ def run(settings: Settings, with_parent: bool) -> int:
     """Work until told to stop.
 
     The exit status is 0, 1 if an engine has failed so often that a new process has to take over, that of
-    ConfigurationError if a start is hopeless, or that of StoreGone.
+    ConfigurationError if a start is hopeless, or that of DatabaseGone.
     """
     try:
         bridge, gone = asyncio.run(_run(settings, with_parent))
@@ -63,7 +63,7 @@ def run(settings: Settings, with_parent: bool) -> int:
         return error.exit_status
     if bridge.broken:
         logger.error("worker_broken error=the engine failed several times in a row; the log says above how")
-    status = StoreGone.exit_status if gone else int(bridge.broken)
+    status = DatabaseGone.exit_status if gone else int(bridge.broken)
     if bridge.busy:
         logging.shutdown()
         os._exit(status)  # the model thread is inside a call that nothing can interrupt; nobody waits for its outcome
@@ -71,7 +71,7 @@ def run(settings: Settings, with_parent: bool) -> int:
 
 
 @contextmanager
-def all_of_it_stays() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Import and load without looking for garbage, and never look among what was imported and loaded.
 
     Torch, transformers and diffusers are 420,000 objects, through all of which Python's collector goes six times while
@@ -88,24 +88,24 @@ def all_of_it_stays() -> Iterator[None]:
 async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
     """Return the bridge as it is at the end, closed or still busy, and whether the database is gone."""
     stopping, loaded_all = asyncio.Event(), asyncio.Event()
-    beating = asyncio.create_task(pulse.beat(0 if with_parent else None, loaded_all))
+    beating = asyncio.create_task(heartbeat.send_heartbeats(0 if with_parent else None, loaded_all))
     _listen(stopping, with_parent)
     bridge = Bridge()
     outputs, uploads = (open_configured(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS))
     async with Database.open(settings.database_url) as database:
-        leaving = asyncio.create_task(leave_when_gone(database, stopping))
+        leaving = asyncio.create_task(stop_when_gone(database, stopping))
         try:
-            await outlast(outputs.check, stopping, "check")
+            await retry_unavailable(outputs.check, stopping, "check")
             loaded = await bridge.run(lambda: _load(settings), stopping)
         except Interrupted:
             return bridge, database.gone.is_set()
         loaded_all.set()
-        bridge.drive({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
+        bridge.set_engines({NAMES[variant]: engine for variant, engine in loaded.engines.items()})
         versions = {NAMES[variant]: _versions(model) for variant, model in loaded.models.items()}
         tools = Tools(loaded.checker.flagged, outputs, uploads, versions)
         worker = Worker(worker_id(os.getpid()), list(versions), ", ".join(_exact(versions)))
         with closing(tools.decoders):
-            await Loop(database, bridge, worker, tools, settings.worker).run(stopping)
+            await WorkerLoop(database, bridge, worker, tools, settings.worker).run(stopping)
         leaving.cancel()
     if not bridge.busy:
         await bridge.close()
@@ -113,7 +113,7 @@ async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
     return bridge, database.gone.is_set()
 
 
-async def leave_when_gone(database: Database, stopping: asyncio.Event) -> None:
+async def stop_when_gone(database: Database, stopping: asyncio.Event) -> None:
     """Have `stopping` set when the database's file is another one: nothing can be said of any task any more."""
     await database.gone.wait()
     stopping.set()
@@ -137,7 +137,7 @@ def _listen(stopping: asyncio.Event, with_parent: bool) -> None:
 
 def _load(settings: Settings) -> Loaded:
     """Import and load all that is slow and heavy; seconds to minutes, on the model thread."""
-    with all_of_it_stays():
+    with gc_frozen():
         from hidream.safety.image import ImageChecker
         from hidream.worker.loading import engines_of, load_served
 

@@ -12,8 +12,8 @@ from hidream.errors import NotFound
 from hidream.server.answers import success, timestamp
 from hidream.server.routes.tasks import unknown
 from hidream.server.service import Route, SubmitKey, Version, ViewKey, service_of
-from hidream.store import deliveries, history
-from hidream.store.deliveries import Delivery, State
+from hidream.store import history, outbox
+from hidream.store.outbox import Delivery, DeliveryState
 
 
 async def listing(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
@@ -22,7 +22,7 @@ async def listing(request: Request, prediction_id: str, api: Version, key: ViewK
     async with service.gate.turn(key.id, request):
         if await history.get(service.database, prediction_id, key.id) is None:
             raise unknown(prediction_id)
-        found = await deliveries.listed(service.database, prediction_id, key.id)
+        found = await outbox.list_deliveries(service.database, prediction_id, key.id)
     return success([_data(delivery) for delivery in found])
 
 
@@ -32,15 +32,15 @@ async def replay(request: Request, prediction_id: str, delivery_id: str, api: Ve
     async with service.gate.turn(key.id):
         if await history.get(service.database, prediction_id, key.id) is None:
             raise unknown(prediction_id)
-        replayed = await deliveries.replay(service.database, delivery_id, prediction_id, key.id)
+        replayed = await outbox.replay(service.database, delivery_id, prediction_id, key.id)
     if not replayed:
         raise NotFound(f"there is no delivery {delivery_id!r:.100} of this prediction")
-    return success({"id": delivery_id, "state": State.WAITING})
+    return success({"id": delivery_id, "state": DeliveryState.WAITING})
 
 
 def _data(delivery: Delivery) -> dict[str, Any]:
     """Describe a delivery; `next_attempt_at` is null once there will be none."""
-    waiting = delivery.state is State.WAITING
+    waiting = delivery.state is DeliveryState.WAITING
     return {
         "id": delivery.id,
         "url": delivery.url,

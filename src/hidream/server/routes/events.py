@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from hidream.errors import NotFound, StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, NotFound, ObjectStoreUnavailable
 from hidream.server.answers import base_url
 from hidream.server.inline import Pieces
 from hidream.server.presence import Revoked
@@ -30,7 +30,7 @@ from hidream.server.routes.tasks import described
 from hidream.server.service import Route, Version, ViewKey, secret_of, service_of
 from hidream.store import history
 from hidream.store.prediction import Prediction
-from hidream.store.progress import Progress, View
+from hidream.store.progress import ProgressWatcher, TaskView
 from hidream.types import Status
 
 HEARTBEAT_S = 15.0
@@ -107,11 +107,11 @@ class _Events(StreamingResponse):
 
 
 async def _stream(
-    progress: Progress, prediction: Prediction, known: Known, whole: Whole, revoked: Revoked
+    progress: ProgressWatcher, prediction: Prediction, known: Known, whole: Whole, revoked: Revoked
 ) -> AsyncIterator[str | bytes]:
     revoked.add_done_callback(lambda _: progress.wake())
     yield f"retry: {RETRY_MS}\n\n"
-    view: View | None = View(prediction, prediction.step, prediction.steps)
+    view: TaskView | None = TaskView(prediction, prediction.step, prediction.steps)
     async with progress.watching(prediction.id):
         while view is not None:
             try:
@@ -119,19 +119,19 @@ async def _stream(
                 for event in told:
                     async for piece in event:
                         yield piece
-            except (NotFound, StorageUnavailable):  # the client comes back, and is told then
+            except (NotFound, ObjectStoreUnavailable):  # the client comes back, and is told then
                 return
             if view.prediction.status.final or progress.stopped or revoked.done():
                 return
             if not told:
                 yield ":\n\n"
             try:
-                view = await progress.after(prediction.id, view, HEARTBEAT_S, revoked)
-            except StoreUnavailable:
+                view = await progress.next_view(prediction.id, view, HEARTBEAT_S, revoked)
+            except DatabaseUnavailable:
                 return
 
 
-async def _news(known: Known, view: View, whole: Whole) -> tuple[Known, list[Pieces]]:
+async def _news(known: Known, view: TaskView, whole: Whole) -> tuple[Known, list[Pieces]]:
     """Say what is known once a view is, and write the events that lead there."""
     now = view.prediction
     told: list[Pieces] = []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.errors import InvalidInput, NotFound, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound
 from hidream.server import catalogue
 from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
@@ -41,9 +41,9 @@ async def readyz(request: Request) -> Response:
     try:
         await service.database.check()
         ready = await workers.ready(service.database, within_s)
-    except StoreUnavailable as error:
+    except DatabaseUnavailable as error:
         return failure(503, error.message)
-    serving = workers.serving(ready)
+    serving = workers.count_by_model(ready)
     missing = [model for model in named or service.models if not serving[model]]
     if missing and (named or len(missing) == len(service.models)):
         others = f"; those that were serve {', '.join(sorted(serving))}" if ready else ""
@@ -52,7 +52,7 @@ async def readyz(request: Request) -> Response:
 
 
 def _state(offered: Iterable[str], ready: Sequence[Worker]) -> dict[str, object]:
-    serving = workers.serving(ready)
+    serving = workers.count_by_model(ready)
     by_model = {model: {"ready": serving[model] > 0, "workers": serving[model]} for model in offered}
     return {
         "status": "ready" if all(each["ready"] for each in by_model.values()) else "degraded",

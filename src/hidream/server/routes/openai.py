@@ -20,7 +20,7 @@ from hidream.server.long_bodies import let_go
 from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
 from hidream.store import predictions
-from hidream.store.admission import Asked
+from hidream.store.admission import NewTask
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.types import Status
@@ -48,19 +48,19 @@ async def generate(request: Request, key: SubmitKey) -> Response:
     body = await read_json(request, service.settings.server.body_max_bytes)
     model = catalogue.find(service.models, body.get("model") or next(iter(service.models)))
     asked = _asked(request, key, model, body)
-    prediction = await service.intake.submit(asked)
+    prediction = await service.enqueuer.submit(asked)
     await let_go(request)
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
     try:
         latest = await awaited(request, prediction.id, key.id, timeout_s)
     except (ClientDisconnect, Unauthorized):
-        if asked.repeat is None:  # else the same request may come again, and ask for it
+        if asked.idempotency is None:  # else the same request may come again, and ask for it
             await predictions.cancel(service.database, prediction.id, key.id)
         raise
     cancelled = latest is not None and await _cancelled(service, asked, latest)
     if latest is not None and not (latest.status.final or cancelled):  # it may have ended meanwhile
-        latest = await service.endings.settled(prediction.id, key.id, 0)
+        latest = await service.completion_waiter.wait(prediction.id, key.id, 0)
     if latest is None:
         raise unknown(prediction.id)
     if latest.status is not Status.COMPLETED:
@@ -100,26 +100,26 @@ def failure(
     return JSONResponse({"error": error}, status, headers)
 
 
-def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> Asked:
+def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewTask:
     """Read all of a request. Raises InvalidInput."""
     service = service_of(request)
     said = openai_parameters.translated(body, request.query_params)
     variant = service.models[model]
     submission = parameters.parse(said, openai_parameters.FORM, variant)
-    return Asked(
+    return NewTask(
         key,
         model,
         submission,
         base_url(request, service.settings.server.public_url),
-        repeat=repeat_of(request.headers, [PREFIX, model, body]),
+        idempotency=repeat_of(request.headers, [PREFIX, model, body]),
         refusal=refusal_of(submission),
         warnings=tuple(openai_parameters.unused_of(body, request.query_params, said, variant, submission)),
     )
 
 
-async def _cancelled(service: Service, asked: Asked, prediction: Prediction) -> bool:
+async def _cancelled(service: Service, asked: NewTask, prediction: Prediction) -> bool:
     """Cancel a task that was not done in time, unless its client can ask for it again, or this process stops."""
-    if prediction.status.final or service.endings.stopped or asked.repeat is not None:
+    if prediction.status.final or service.completion_waiter.stopped or asked.idempotency is not None:
         return False
     return await predictions.cancel(service.database, prediction.id, prediction.key_id)
 
@@ -131,7 +131,7 @@ async def _undone(service: Service, prediction: Prediction, timeout_s: float, ca
     if prediction.status.final and not cancelled:
         status = 400 if prediction.code in (InvalidInput.code, MissingInput.code) else 500
         return failure(status, prediction.error, NO_RETRY)
-    if service.endings.stopped:
+    if service.completion_waiter.stopped:
         told = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
         return failure(503, told, NO_RETRY)
     then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"

@@ -14,7 +14,7 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.errors import InvalidInput, MissingInput, NotFound, PromptRefused, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, InvalidInput, MissingInput, NotFound, PromptRefused
 from hidream.parameter import Whole
 from hidream.request import ImageRequest
 from hidream.safety import prompt as prompt_check
@@ -38,7 +38,7 @@ from hidream.server.service import (
     service_of,
 )
 from hidream.store import history, predictions
-from hidream.store.admission import Asked, Repeat
+from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.types import SIDE_MIN_PX, Size, Status
@@ -100,7 +100,7 @@ async def listing(request: Request, api: Version, key: ViewKey) -> Response:
     body = await read_short_json(request)
     query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
     async with service.gate.turn(key.id, request):
-        total, found = await history.listed(service.database, key.id, query)
+        total, found = await history.list_predictions(service.database, key.id, query)
     url = base_url(request, service.settings.server.public_url)
     items = [
         await prediction_data(prediction, api, url, service.outputs, inline=False)
@@ -147,7 +147,7 @@ async def awaited(request: Request, prediction_id: str, key_id: str, timeout_s: 
     service = service_of(request)
     with service.validity.watching(secret_of(request)) as revoked:
         async with attended(request, revoked) as left:
-            return await service.endings.settled(prediction_id, key_id, timeout_s, left)
+            return await service.completion_waiter.wait(prediction_id, key_id, timeout_s, left)
 
 
 async def described(
@@ -160,7 +160,7 @@ async def described(
     """
     data = await prediction_data(prediction, api, url, service.outputs)
     if prediction.status is Status.CREATED:
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(DatabaseUnavailable):
             workers = await service.serving.workers(prediction.model)
             if if_served or not workers:
                 place = await service.waiting.place(prediction)
@@ -177,7 +177,7 @@ def refusal_of(submission: ImageRequest) -> PromptRefused | None:
     return None
 
 
-def repeat_of(headers: Mapping[str, str], said: object) -> Repeat | None:
+def repeat_of(headers: Mapping[str, str], said: object) -> IdempotencyRecord | None:
     """Read by which key a request may be repeated; it is the same if all that was `said` is.
 
     The digest is of JSON with sorted names, so that neither their order nor blanks make another request.
@@ -186,10 +186,10 @@ def repeat_of(headers: Mapping[str, str], said: object) -> Repeat | None:
     if key is None:
         return None
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), default=LongText.digest)
-    return Repeat(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
+    return IdempotencyRecord(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
 
 
-def replayed(asked: Asked, prediction: Prediction) -> dict[str, str]:
+def replayed(asked: NewTask, prediction: Prediction) -> dict[str, str]:
     """Say by a header that the answer is of a task that an earlier request has made."""
     return {} if prediction.input is asked.submission else {"Idempotent-Replayed": "true"}
 
@@ -199,7 +199,7 @@ def unknown(prediction_id: str) -> NotFound:
     return NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
 
 
-def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any]) -> Asked:
+def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any]) -> NewTask:
     """Read all of a request but its pictures. Raises InvalidInput."""
     service = service_of(request)
     submission = parameters.parse(body, api, service.models[model])
@@ -208,37 +208,37 @@ def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any
         targets.check(webhook, service.allowed)
         submission = parameters.with_webhook(submission, body)
     url = base_url(request, service.settings.server.public_url)
-    repeat = repeat_of(request.headers, [api.name, model, webhook, body])
+    idempotency = repeat_of(request.headers, [api.name, model, webhook, body])
     told = unused.of_submission(body, request.query_params, api, model, service.models[model], submission)
-    return Asked(key, model, submission, url, webhook, repeat, refusal_of(submission), told)
+    return NewTask(key, model, submission, url, webhook, idempotency, refusal_of(submission), told)
 
 
-async def _taken_in(service: Service, asked: Asked, sources: Sources) -> tuple[Prediction, dict[str, str]]:
+async def _taken_in(service: Service, asked: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
     """Take a task in with the pictures that it brings, which are not fetched for one that was, or will be refused."""
     image = sources.image
     if image is None or asked.refusal is not None:
-        prediction = await service.intake.submit(asked)
+        prediction = await service.enqueuer.submit(asked)
         return prediction, replayed(asked, prediction)
-    if made := await service.intake.repeated(asked):
+    if made := await service.enqueuer.existing(asked):
         return made, replayed(asked, made)
     whole = asked
 
-    async def bring() -> Asked:
+    async def bring() -> NewTask:
         nonlocal whole
         whole = await _with_pictures(service, asked, image, sources)
         return whole
 
-    prediction = await service.intake.submit_with(_at_least(asked, sources), bring)
+    prediction = await service.enqueuer.submit_with(_at_least(asked, sources), bring)
     return prediction, replayed(whole, prediction)
 
 
-def _at_least(asked: Asked, sources: Sources) -> Asked:
+def _at_least(asked: NewTask, sources: Sources) -> NewTask:
     """Give the least that a task can be, of which the size may follow from a picture that is not here yet."""
     size = Size(SIDE_MIN_PX, SIDE_MIN_PX) if sources.sizes else asked.submission.size
     return replace(asked, submission=replace(asked.submission, size=size))
 
 
-async def _with_pictures(service: Service, asked: Asked, source: str | LongText, sources: Sources) -> Asked:
+async def _with_pictures(service: Service, asked: NewTask, source: str | LongText, sources: Sources) -> NewTask:
     """Take the pictures in that a request brings. Raises InvalidInput."""
     image = await service.pictures.take(asked.key, "image", source)
     mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)

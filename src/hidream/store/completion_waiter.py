@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from hidream.errors import StoreUnavailable
+from hidream.errors import DatabaseUnavailable
 from hidream.store import history
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
 from hidream.types import Status
 
-LINGER_S = 1.0
+POLL_S = 1.0
 """How long the watcher stays when nobody waits any more."""
 
 
-class Endings:
+class CompletionWaiter:
     """Who waits for which task, in one process."""
 
     def __init__(self, database: Database) -> None:
@@ -28,7 +28,7 @@ class Endings:
         """Whether this process is about to leave: nothing is waited for any more."""
         return self._database.changes.stopped
 
-    async def settled(
+    async def wait(
         self, prediction_id: str, key_id: str, timeout_s: float, left: asyncio.Future[Any] | None = None
     ) -> Prediction | None:
         """Wait for a task's end, up to `timeout_s` or until this process is about to leave, and look it up.
@@ -42,7 +42,7 @@ class Endings:
             if prediction is None or prediction.status.final or timeout_s <= 0:
                 return prediction
             if self._watcher is None or self._watcher.done():
-                self._watcher = self._database.beside(self._watch())
+                self._watcher = self._database.run_in_background(self._watch())
             ends = (end,) if left is None else (end, left)
             await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if end.done() and (over := end.result()):
@@ -55,20 +55,20 @@ class Endings:
 
     async def _over(self) -> dict[str, Prediction]:
         try:
-            return await history.ended(self._database, set(self._waiting.values()))
-        except StoreUnavailable:  # who waits goes on waiting: it may come back
-            await asyncio.sleep(LINGER_S)
+            return await history.finished(self._database, set(self._waiting.values()))
+        except DatabaseUnavailable:  # who waits goes on waiting: it may come back
+            await asyncio.sleep(POLL_S)
             return {}
 
     async def _watch(self) -> None:
         changes = self._database.changes
         while self._waiting and not changes.stopped:
-            seen = changes.now()
+            seen = changes.version()
             over = await self._over()
             for end, prediction_id in self._waiting.items():
                 if prediction_id in over and not end.done():
                     end.set_result(over[prediction_id])
-            await changes.since(seen, LINGER_S)
+            await changes.wait_after(seen, POLL_S)
         for end in self._waiting:
             if not end.done():
                 end.set_result(None)

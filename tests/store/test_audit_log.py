@@ -3,17 +3,17 @@
 import asyncio
 
 import pytest
-from asking import new_key
+from store_calls import new_key
 
 from hidream.errors import NotFound
-from hidream.store import acts, keys
+from hidream.store import audit_log, keys
 from hidream.store.keys import Limits, Scope
 
 YEAR_S = 365 * 86_400
 
 
 async def told(database, **which):
-    return [(act.act, act.actor, act.subject, act.details) for act in await acts.listed(database, **which)]
+    return [(act.act, act.actor, act.subject, act.details) for act in await audit_log.entries(database, **which)]
 
 
 def test_each_act_says_who_did_what_to_which_key(in_database, clock):
@@ -26,7 +26,7 @@ def test_each_act_says_who_did_what_to_which_key(in_database, clock):
         clock.now += 1
         for _ in range(2):  # known from then on
             await keys.register(database, "HIDREAM_API_KEY", "hd_chosen", actor="hidream serve")
-        other = (await keys.listed(database))[-1]
+        other = (await keys.list_keys(database))[-1]
         assert await told(database) == [
             ("keys create", "ada@home", key.id, {"scopes": ["read"], "limits": {"tasks_max": 3}}),
             ("keys rotate", "bob@home", key.id, {}),
@@ -48,11 +48,11 @@ def test_what_was_not_done_is_not_told(in_database, clock):
                 await act(database, "nobody")
         key = await new_key(database)
         clock.now += 1
-        assert await keys.take_back(database, key.id)
-        assert not await keys.take_back(database, key.id)
+        assert await keys.delete_unused(database, key.id)
+        assert not await keys.delete_unused(database, key.id)
         assert [(act, actor) for act, actor, *_ in await told(database)] == [
-            ("keys create", acts.SELF),
-            ("keys take back", acts.SELF),
+            ("keys create", audit_log.SYSTEM),
+            ("keys take back", audit_log.SYSTEM),
         ]
 
     in_database(scenario)
@@ -65,7 +65,7 @@ def test_an_act_and_its_note_are_one(in_database, monkeypatch):
         async def broken(*_, **__):
             raise asyncio.CancelledError
 
-        monkeypatch.setattr(acts, "note", broken)
+        monkeypatch.setattr(audit_log, "record", broken)
         with pytest.raises(asyncio.CancelledError):
             await keys.revoke(database, key.id)
         assert await keys.find(database, secret) == key
@@ -77,10 +77,10 @@ def test_acts_are_kept_for_a_year(in_database, clock):
     async def scenario(database):
         await new_key(database)
         clock.now += YEAR_S
-        assert await acts.forget(database) == 0
+        assert await audit_log.purge(database) == 0
         await new_key(database)
         clock.now += 0.001
-        assert await acts.forget(database) == 1
-        assert len(await acts.listed(database)) == 1
+        assert await audit_log.purge(database) == 1
+        assert len(await audit_log.entries(database)) == 1
 
     in_database(scenario)

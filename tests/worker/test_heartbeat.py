@@ -7,12 +7,12 @@ import socket
 import pytest
 
 from hidream.store.workers import LOADED
-from hidream.worker import pulse
+from hidream.worker import heartbeat
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(pulse.systemd, "EVERY_S", 0.01)
+    monkeypatch.setattr(heartbeat.systemd, "EVERY_S", 0.01)
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
 
 
@@ -22,9 +22,9 @@ def test_the_parent_hears_it_load_and_then_live(quick):
         with ours, theirs:
             ours.setblocking(False)
             loaded, loop = asyncio.Event(), asyncio.get_running_loop()
-            beating = asyncio.create_task(pulse.beat(theirs.fileno(), loaded))
+            beating = asyncio.create_task(heartbeat.send_heartbeats(theirs.fileno(), loaded))
             async with asyncio.timeout(10):
-                assert set(await loop.sock_recv(ours, 1)) == set(pulse.LOADING)
+                assert set(await loop.sock_recv(ours, 1)) == set(heartbeat.LOADING)
                 loaded.set()
                 while LOADED not in await loop.sock_recv(ours, 100):
                     pass
@@ -44,9 +44,9 @@ def test_neither_a_parent_that_does_not_listen_nor_one_that_is_gone_holds_it_up(
                 nonlocal beats
                 beats += 1
 
-            monkeypatch.setattr(pulse.systemd, "EVERY_S", 0)
-            monkeypatch.setattr(pulse.systemd, "notify", count)
-            beating = asyncio.create_task(pulse.beat(theirs.fileno(), asyncio.Event()))
+            monkeypatch.setattr(heartbeat.systemd, "EVERY_S", 0)
+            monkeypatch.setattr(heartbeat.systemd, "notify", count)
+            beating = asyncio.create_task(heartbeat.send_heartbeats(theirs.fileno(), asyncio.Event()))
             async with asyncio.timeout(20):
                 while beats < 2000:  # more than a socket's buffer has room for
                     await asyncio.sleep(0)
@@ -62,7 +62,7 @@ def test_neither_a_parent_that_does_not_listen_nor_one_that_is_gone_holds_it_up(
 def test_a_standard_input_that_is_no_socket_is_left_alone():
     reading, writing = os.pipe()
     try:
-        assert pulse._line(reading) is None
+        assert heartbeat._line(reading) is None
     finally:
         os.close(reading)
         os.close(writing)
@@ -77,7 +77,7 @@ def test_systemd_hears_it_too_and_waits_less_once_it_has_loaded(tmp_path, monkey
             manager.bind(str(tmp_path / "notify"))
             manager.setblocking(False)
             loaded, loop = asyncio.Event(), asyncio.get_running_loop()
-            beating = asyncio.create_task(pulse.beat(None, loaded))
+            beating = asyncio.create_task(heartbeat.send_heartbeats(None, loaded))
             async with asyncio.timeout(10):
                 assert await loop.sock_recv(manager, 100) == b"WATCHDOG=1"
                 loaded.set()

@@ -14,12 +14,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from hidream.store.database import Database
-from hidream.store.deliveries import State
+from hidream.store.outbox import DeliveryState
 from hidream.store.schema import DELIVERIES as D
 from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 
-LATE_MS = 60_000
+VISIBILITY_LAG_MS = 60_000
 """How much later than its `finished_ms` an end may become visible: a long commit, another machine's clock."""
 
 _UNFINISHED = [status for status in Status if not status.final]
@@ -41,7 +41,7 @@ class SizeClass(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class UnfinishedCount:
     """So many tasks of a model, state and size class, the oldest of which was submitted at `oldest_ms`."""
 
     model: str
@@ -52,7 +52,7 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class FinishedTask:
     """How a task ended; `waited_ms` is None for one that was never begun, `steps` are those of all its pictures."""
 
     model: str
@@ -65,7 +65,7 @@ class End:
     steps: int
 
 
-async def unfinished(database: Database) -> list[Unfinished]:
+async def unfinished(database: Database) -> list[UnfinishedCount]:
     """Count what waits and what is being drawn."""
     small, medium, large = (kind.value for kind in SizeClass)
     size = sa.case((P.c.pixels <= _SMALL, small), (P.c.pixels <= _MEDIUM, medium), else_=large).label("size")
@@ -74,17 +74,17 @@ async def unfinished(database: Database) -> list[Unfinished]:
     wanted = sa.select(*kind, sa.func.count(), sa.func.min(grouped.c.created_ms)).group_by(*kind)
     async with database.read() as connection:
         rows = (await connection.execute(wanted)).all()
-    return [Unfinished(model, Status(status), SizeClass(size), *counted) for model, status, size, *counted in rows]
+    return [UnfinishedCount(model, Status(status), SizeClass(size), *counted) for model, status, size, *counted in rows]
 
 
-async def webhooks_owed(database: Database) -> int:
+async def pending_webhooks(database: Database) -> int:
     """Count the deliveries that are neither done nor given up."""
-    wanted = sa.select(sa.func.count()).select_from(D).where(D.c.state == State.WAITING)
+    wanted = sa.select(sa.func.count()).select_from(D).where(D.c.state == DeliveryState.WAITING)
     async with database.read() as connection:
         return int((await connection.execute(wanted)).scalar_one())
 
 
-class Ends:
+class FinishedFeed:
     """Tells of every end once, from the moment this was made."""
 
     def __init__(self, database: Database) -> None:
@@ -92,15 +92,15 @@ class Ends:
         self._since = self._begun = database.now_ms()
         self._told: dict[str, int] = {}  # ids of the last minutes, with the time of their end
 
-    async def new(self) -> list[End]:
+    async def new(self) -> list[FinishedTask]:
         """Tell of the ends that were not told of before."""
         now = self._database.now_ms()
-        after = max(self._since - LATE_MS, self._begun)
+        after = max(self._since - VISIBILITY_LAG_MS, self._begun)
         wanted = sa.select(*_COLUMNS).where(P.c.status.in_(_FINAL), P.c.finished_ms >= after)
         async with self._database.read() as connection:
             rows = (await connection.execute(wanted)).all()
         new = [row for row in rows if row.id not in self._told]
-        self._told = {id_: ms for id_, ms in self._told.items() if ms >= now - 2 * LATE_MS}
+        self._told = {id_: ms for id_, ms in self._told.items() if ms >= now - 2 * VISIBILITY_LAG_MS}
         self._told |= {row.id: row.finished_ms for row in new}
         self._since = now
         return [_end(row) for row in new]
@@ -121,8 +121,8 @@ _COLUMNS = (
 )
 
 
-def _end(row: Any) -> End:  # noqa: ANN401 - a row of _COLUMNS
-    return End(
+def _end(row: Any) -> FinishedTask:  # noqa: ANN401 - a row of _COLUMNS
+    return FinishedTask(
         model=row.model,
         status=_before_deletion(Status(row.status), row.code, row.nsfw),
         code=row.code,

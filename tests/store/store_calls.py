@@ -4,10 +4,10 @@ import asyncio
 
 from hidream.request import ImageRequest
 from hidream.store import keys, predictions
-from hidream.store.admission import Asked
-from hidream.store.intake import Intake
+from hidream.store.admission import NewTask
+from hidream.store.enqueue import Enqueuer
 from hidream.store.keys import Limits
-from hidream.store.predictions import Reserve, Room
+from hidream.store.predictions import Capacity, ReserveCapacity
 from hidream.types import ImageFormat, Mode, Size
 
 MODEL, OTHER = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
@@ -23,19 +23,19 @@ async def new_key(database, **limits):
 
 
 async def submit(database, key, submission=SUBMISSION, queue_max=1000, share=1.0, model=MODEL, **asked):
-    return await Intake(database, queue_max, share).submit(Asked(key, model, submission, **asked))
+    return await Enqueuer(database, queue_max, share).submit(NewTask(key, model, submission, **asked))
 
 
 async def claim(
-    database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, beside_others=False, reserved=False, models=(MODEL,)
+    database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, has_tasks=False, reserved=False, models=(MODEL,)
 ):
-    room = Room(tasks, work, beside_others, reserved)
+    room = Capacity(tasks, work, has_tasks, reserved)
     return await predictions.claim(database, models, worker, VERSIONS, lease_s, room)
 
 
-async def claim_beside(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, without=(), models=(MODEL,)):
-    reserve = Reserve(tasks, work, frozenset(key.id for key in without))
-    return await predictions.claim_beside(database, models, worker, VERSIONS, lease_s, reserve)
+async def claim_reserve(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, without=(), models=(MODEL,)):
+    reserve = ReserveCapacity(tasks, work, frozenset(key.id for key in without))
+    return await predictions.claim_reserve(database, models, worker, VERSIONS, lease_s, reserve)
 
 
 async def claim_one(database, *args, **kwargs):
@@ -43,13 +43,13 @@ async def claim_one(database, *args, **kwargs):
     return task
 
 
-async def heard(database):
+async def listener_ready(database):
     """Wait until it hears of commits: PostgreSQL's listener says once that it is there, and SQLite counts from 1."""
-    while not database.changes.now():
+    while not database.changes.version():
         await asyncio.sleep(0.01)
 
 
-async def quiet(statements):
+async def no_statements(statements):
     """Wait until nothing was said to the database for a while; what was said before is forgotten."""
     while statements:
         statements.clear()

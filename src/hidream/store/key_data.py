@@ -14,17 +14,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hidream.store import acts, keys
+from hidream.store import audit_log, keys
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
-from hidream.store.retention import Remains
-from hidream.store.schema import ACTS, DELIVERIES, KEYS, PREVIEWS, REPEATS, TURNS, UPLOADS
+from hidream.store.retention import Purgeable
+from hidream.store.schema import AUDIT_LOG, DELIVERIES, IDEMPOTENCY_RECORDS, KEYS, PREVIEWS, UPLOADS, VIRTUAL_STARTS
 from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 
 PAGE = 100
 """Rows that are held at a time: a prompt has up to 10,000 characters, and a preview some kilobytes."""
-TOGETHER = 500
+BATCH_ROWS = 500
 """Rows that one transaction removes: more would hold up those who submit."""
 ERASING_MS, WATCHED_MS = 3_600_000, 7 * 86_400_000
 """How long an erasure may take before another one helps it, and for how long one looks whether something came late."""
@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KeyTable:
     """A table: by which columns its rows are sorted and told apart, and which column says whose they are.
 
     Rows of deliveries and previews are found by their predictions.
@@ -52,28 +52,30 @@ class Kind:
         return self.table.c[self.owner] == key_id
 
 
-KINDS: Mapping[str, Kind] = {
-    "predictions": Kind(P, ("created_ms", "id")),
-    "deliveries": Kind(DELIVERIES, ("prediction_id", "created_ms", "id"), "prediction_id"),
-    "previews": Kind(PREVIEWS, ("prediction_id",), "prediction_id"),
-    "idempotency_keys": Kind(REPEATS, ("idempotency_key",)),
-    "uploads": Kind(UPLOADS, ("created_ms", "name")),
-    "acts": Kind(ACTS, ("at_ms", "id"), "subject"),
+KEY_TABLES: Mapping[str, KeyTable] = {
+    "predictions": KeyTable(P, ("created_ms", "id")),
+    "deliveries": KeyTable(DELIVERIES, ("prediction_id", "created_ms", "id"), "prediction_id"),
+    "previews": KeyTable(PREVIEWS, ("prediction_id",), "prediction_id"),
+    "idempotency_keys": KeyTable(IDEMPOTENCY_RECORDS, ("idempotency_key",)),
+    "uploads": KeyTable(UPLOADS, ("created_ms", "name")),
+    "acts": KeyTable(AUDIT_LOG, ("at_ms", "id"), "subject"),
 }
 
 
-async def of_key(database: Database, key_id: str) -> Row:
+async def key_row(database: Database, key_id: str) -> Row:
     """Read a key's own row, without its secrets, and its place in the queue. Raises NotFound."""
-    wanted = sa.select(*(column for column in KEYS.c if column.name not in SECRETS), TURNS.c.next.label("turn"))
-    joined = wanted.select_from(sa.outerjoin(KEYS, TURNS, KEYS.c.id == TURNS.c.key_id))
+    wanted = sa.select(
+        *(column for column in KEYS.c if column.name not in SECRETS), VIRTUAL_STARTS.c.next.label("turn")
+    )
+    joined = wanted.select_from(sa.outerjoin(KEYS, VIRTUAL_STARTS, KEYS.c.id == VIRTUAL_STARTS.c.key_id))
     async with database.read() as connection:
         row = (await connection.execute(joined.where(KEYS.c.id == key_id))).first()
     if row is None:
-        raise keys.unknown(key_id)
+        raise keys.unknown_key(key_id)
     return row._asdict()
 
 
-async def pages(database: Database, kind: Kind, key_id: str) -> AsyncIterator[Sequence[Row]]:
+async def pages(database: Database, kind: KeyTable, key_id: str) -> AsyncIterator[Sequence[Row]]:
     """Go through the rows of a key in a table; those that are written meanwhile may be among them."""
     order = [kind.table.c[name] for name in kind.order]
     first = sa.select(kind.table).where(kind.mine(key_id)).order_by(*order).limit(PAGE)
@@ -94,41 +96,45 @@ async def begin_erasure(database: Database, key_id: str, actor: str) -> None:
     async with database.write() as connection:
         revoked = await connection.execute(mine.values(revoked_ms=sa.func.coalesce(KEYS.c.revoked_ms, now)))
         if revoked.rowcount == 0:
-            raise keys.unknown(key_id)
-        await acts.note(connection, now, actor, "keys erase", key_id)
+            raise keys.unknown_key(key_id)
+        await audit_log.record(connection, now, actor, "keys erase", key_id)
 
 
-async def half_erased(database: Database) -> Sequence[str]:
+async def unfinished_erasures(database: Database) -> Sequence[str]:
     """Keys whose erasure has begun lately, and of which something is left: it broke off, or something came in late."""
     now = database.now_ms()
-    begun = (ACTS.c.act == "keys erase", ACTS.c.at_ms > now - WATCHED_MS, ACTS.c.at_ms < now - ERASING_MS)
-    left = [sa.exists().where(table.c.key_id == ACTS.c.subject) for table in (P, UPLOADS)]
+    begun = (
+        AUDIT_LOG.c.act == "keys erase",
+        AUDIT_LOG.c.at_ms > now - WATCHED_MS,
+        AUDIT_LOG.c.at_ms < now - ERASING_MS,
+    )
+    left = [sa.exists().where(table.c.key_id == AUDIT_LOG.c.subject) for table in (P, UPLOADS)]
     async with database.read() as connection:
-        return (await connection.scalars(sa.select(ACTS.c.subject).where(*begun, sa.or_(*left)).distinct())).all()
+        return (await connection.scalars(sa.select(AUDIT_LOG.c.subject).where(*begun, sa.or_(*left)).distinct())).all()
 
 
 async def unfinished(database: Database, key_id: str) -> Sequence[str]:
     """Some of a key's tasks that are not finished, by id."""
     wanted = sa.select(P.c.id).where(P.c.key_id == key_id, P.c.status.in_([s for s in Status if not s.final]))
     async with database.read() as connection:
-        return (await connection.scalars(wanted.limit(TOGETHER))).all()
+        return (await connection.scalars(wanted.limit(BATCH_ROWS))).all()
 
 
-async def remains(database: Database, key_id: str) -> Remains:
+async def purgeable(database: Database, key_id: str) -> Purgeable:
     """Say what is left of a key's finished tasks and uploads, some at once."""
     over = P.c.status.in_([*(status for status in Status if status.final), Status.DELETED])
     mine = sa.select(*COLUMNS).where(P.c.key_id == key_id, over).limit(PAGE)
-    names = sa.select(UPLOADS.c.name).where(UPLOADS.c.key_id == key_id).limit(TOGETHER)
+    names = sa.select(UPLOADS.c.name).where(UPLOADS.c.key_id == key_id).limit(BATCH_ROWS)
     async with database.read() as connection:
         rows = (await connection.execute(mine)).all()
-        return Remains([Prediction.of_row(row) for row in rows], (await connection.scalars(names)).all())
+        return Purgeable([Prediction.of_row(row) for row in rows], (await connection.scalars(names)).all())
 
 
-async def forget(database: Database, found: Remains) -> None:
+async def purge(database: Database, found: Purgeable) -> None:
     """Remove the rows of what has no files any more, with all that hangs on them; tasks only if they are deleted."""
     ids = [prediction.id for prediction in found.predictions]
     async with database.write(quiet=True) as connection:
-        await connection.execute(sa.delete(REPEATS).where(REPEATS.c.prediction_id.in_(ids)))
+        await connection.execute(sa.delete(IDEMPOTENCY_RECORDS).where(IDEMPOTENCY_RECORDS.c.prediction_id.in_(ids)))
         await connection.execute(sa.delete(P).where(P.c.id.in_(ids), P.c.status == Status.DELETED))
         await connection.execute(sa.delete(UPLOADS).where(UPLOADS.c.name.in_(found.uploads)))
 
@@ -137,7 +143,7 @@ async def end_erasure(database: Database, key_id: str, actor: str, **counts: int
     """Empty the key's own row, and write down that nothing else is left of it."""
     said = {"name": "", "webhook_secret": "", "webhook_secret_before": "", "webhook_secret_until_ms": 0}
     async with database.write(quiet=True) as connection:
-        for table in (REPEATS, TURNS):
+        for table in (IDEMPOTENCY_RECORDS, VIRTUAL_STARTS):
             await connection.execute(sa.delete(table).where(table.c.key_id == key_id))
         await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(said))
-        await acts.note(connection, database.now_ms(), actor, "keys erased", key_id, **counts)
+        await audit_log.record(connection, database.now_ms(), actor, "keys erased", key_id, **counts)

@@ -4,11 +4,11 @@ import asyncio
 import functools
 
 import sqlalchemy as sa
-from asking import claim_one, new_key, quiet, submit
+from store_calls import claim_one, new_key, no_statements, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import predictions
-from hidream.store.endings import Endings
+from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Status
 
@@ -20,7 +20,7 @@ async def draw(database):
 async def somebody_waits(database):
     """Begin to wait for a new task: the question, and the wait."""
     task = await submit(database, await new_key(database))
-    settled = functools.partial(Endings(database).settled, task.id, task.key_id, 300)
+    settled = functools.partial(CompletionWaiter(database).wait, task.id, task.key_id, 300)
     waiting = asyncio.create_task(settled())
     await asyncio.sleep(0.05)
     return settled, waiting
@@ -28,10 +28,10 @@ async def somebody_waits(database):
 
 def test_everybody_who_waits_is_told(in_database):
     async def scenario(database):
-        endings = Endings(database)
+        completion_waiter = CompletionWaiter(database)
         key = await new_key(database)
         first, second = await submit(database, key), await submit(database, key)
-        waiting = [asyncio.create_task(endings.settled(p.id, p.key_id, 300)) for p in (first, second) * 10]
+        waiting = [asyncio.create_task(completion_waiter.wait(p.id, p.key_id, 300)) for p in (first, second) * 10]
         await draw(database)
         await draw(database)
         async with asyncio.timeout(60):
@@ -42,16 +42,16 @@ def test_everybody_who_waits_is_told(in_database):
 
 def test_it_does_not_wait_for_ever_nor_for_what_is_over(in_database):
     async def scenario(database):
-        endings = Endings(database)
+        completion_waiter = CompletionWaiter(database)
         key = await new_key(database)
         waiting = await submit(database, key)
-        assert (await endings.settled(waiting.id, waiting.key_id, 0.05)).status is Status.CREATED
-        assert (await endings.settled(waiting.id, waiting.key_id, 0)).status is Status.CREATED
+        assert (await completion_waiter.wait(waiting.id, waiting.key_id, 0.05)).status is Status.CREATED
+        assert (await completion_waiter.wait(waiting.id, waiting.key_id, 0)).status is Status.CREATED
         over = await submit(database, key, refusal=PromptRefused("no"))
         async with asyncio.timeout(60):
-            assert await endings.settled(over.id, over.key_id, 300) == over
-            assert await endings.settled(waiting.id, "another key", 300) is None
-            assert await endings.settled("0" * 32, waiting.key_id, 300) is None
+            assert await completion_waiter.wait(over.id, over.key_id, 300) == over
+            assert await completion_waiter.wait(waiting.id, "another key", 300) is None
+            assert await completion_waiter.wait("0" * 32, waiting.key_id, 300) is None
 
     in_database(scenario)
 
@@ -79,18 +79,20 @@ def test_it_ends_when_the_process_is_about_to_leave(in_database):
 
 
 def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
-    monkeypatch.setattr("hidream.store.endings.LINGER_S", 60.0)  # until then only a change makes it ask
+    monkeypatch.setattr("hidream.store.completion_waiter.POLL_S", 60.0)  # until then only a change makes it ask
 
     async def scenario(database):
-        endings = Endings(database)
+        completion_waiter = CompletionWaiter(database)
         prediction = await submit(database, await new_key(database))
         statements, backend = [], database._backend
         for engine in {engine.sync_engine.pool: engine for engine in (backend.reader, backend.writer)}.values():
             sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        waiting = [asyncio.create_task(endings.settled(prediction.id, prediction.key_id, 300)) for _ in range(50)]
+        waiting = [
+            asyncio.create_task(completion_waiter.wait(prediction.id, prediction.key_id, 300)) for _ in range(50)
+        ]
         while len(statements) < 51:
             await asyncio.sleep(0.001)
-        await quiet(statements)
+        await no_statements(statements)
         async with database.write() as connection:  # SQLite would not call the same values a change
             await connection.execute(sa.update(PREDICTIONS).values(error="none yet"))
         while not any("status IN" in statement for statement in statements):
@@ -105,10 +107,10 @@ def test_a_change_asks_one_question_for_all(in_database, monkeypatch):
 
 def test_nobody_watches_when_nobody_waits(in_database):
     async def scenario(database):
-        endings = Endings(database)
+        completion_waiter = CompletionWaiter(database)
         prediction = await submit(database, await new_key(database))
-        await endings.settled(prediction.id, prediction.key_id, 0.01)
-        watcher = endings._watcher
+        await completion_waiter.wait(prediction.id, prediction.key_id, 0.01)
+        watcher = completion_waiter._watcher
         assert watcher is not None, "somebody has waited"
         async with asyncio.timeout(60):
             await watcher

@@ -13,12 +13,12 @@ from painter import Progress
 
 from hidream.settings.tables import Worker as Limits
 from hidream.store.predictions import _fitting, _reserved
-from hidream.worker.drawing import Job
-from hidream.worker.headway import Headway
-from hidream.worker.loop import PICTURE_WORK, Loop
+from hidream.worker.generation import Job
+from hidream.worker.loop import IMAGE_WORK, WorkerLoop
+from hidream.worker.progress import TaskProgress
 
 LIVES = 100
-UNIT = PICTURE_WORK // 64
+UNIT = IMAGE_WORK // 64
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Task:
     id: int
     key_id: str
     work: int
-    turn: int
+    virtual_start: int
     workers_lost: int = 0
 
 
@@ -42,15 +42,15 @@ class Life:
     numbers: count = field(default_factory=count)
 
     def __post_init__(self):
-        self.loop = Loop(None, None, None, None, self.limits)
+        self.loop = WorkerLoop(None, None, None, None, self.limits)
         self.jobs = self.loop._jobs
 
     def submit(self, key_id, work, workers_lost=0):
-        turn = max(self.next_turn.get(key_id, 0), self.serving)
-        self.next_turn[key_id] = turn + work
-        task = Task(next(self.numbers), key_id, work, turn, workers_lost)
+        virtual_start = max(self.next_turn.get(key_id, 0), self.serving)
+        self.next_turn[key_id] = virtual_start + work
+        task = Task(next(self.numbers), key_id, work, virtual_start, workers_lost)
         self.waiting.append(task)
-        self.waiting.sort(key=lambda task: (task.turn, task.id))
+        self.waiting.sort(key=lambda task: (task.virtual_start, task.id))
         return task
 
     def fill(self):
@@ -59,21 +59,21 @@ class Life:
             self.check()
 
     def fill_room(self):
-        room = self.loop._room()
+        room = self.loop._capacity()
         if room is None:
             return []
         taken = list(_fitting(self.waiting[: room.tasks], room))
         assert taken == self.waiting[: len(taken)], "nobody is passed over in the room"
         if not self.jobs and self.waiting:
             assert taken, "an empty worker takes whoever is next, however much work that is"
-        self.serving = max([self.serving, *(task.turn for task in taken)])
+        self.serving = max([self.serving, *(task.virtual_start for task in taken)])
         return self.take(taken, reserved=False)
 
     def fill_reserve(self):
         reserve = self.loop._reserve()
         if reserve is None:
             return []
-        fit = [t for t in self.waiting if not t.workers_lost and t.key_id not in reserve.without_keys]
+        fit = [t for t in self.waiting if not t.workers_lost and t.key_id not in reserve.excluded_keys]
         ids = _reserved([t for t in fit if t.work <= reserve.work // 2], reserve)
         return self.take([task for task in fit if task.id in ids], reserved=True)
 
@@ -81,14 +81,14 @@ class Life:
         for task in tasks:
             self.waiting.remove(task)
             self.claimed.append(task)
-            self.jobs[task.id, 1] = Job(task, Headway(1), asyncio.Event(), reserved)
+            self.jobs[task.id, 1] = Job(task, TaskProgress(1), asyncio.Event(), reserved)
         return tasks
 
     def draw(self, job, steps=1):
         """Draw a sixteenth, or more, of a task."""
-        headway = job.headway
-        done = min(16, headway._done[0] + steps)
-        headway.listener(0).on_progress(Progress("a", done, 16, None))
+        progress = job.progress
+        done = min(16, progress._done[0] + steps)
+        progress.listener(0).on_progress(Progress("a", done, 16, None))
         if done == 16:
             del self.jobs[job.task.id, 1]
 
@@ -97,9 +97,9 @@ class Life:
         room = [job for job in self.jobs.values() if not job.reserved]
         beside = [job for job in self.jobs.values() if job.reserved]
         assert len(room) <= self.limits.tasks_max
-        assert len(room) == 1 or sum(job.work_left for job in room) <= self.loop._work_max
+        assert len(room) == 1 or sum(job.work_left for job in room) <= self.loop._capacity_work
         assert len(beside) <= max(1, self.limits.tasks_max // 2)
-        assert sum(job.work_left for job in beside) < self.loop._work_max / 2
+        assert sum(job.work_left for job in beside) < self.loop._capacity_work / 2
         assert len({job.task.key_id for job in beside}) == len(beside)
         if any(job.task.workers_lost for job in self.jobs.values()):
             assert len(self.jobs) == 1, "what is suspected is alone"
@@ -129,7 +129,7 @@ def test_random_lives_keep_within_the_limits_and_leave_nobody(block):
 def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
     """A stream of small ones, and two huge ones: the second is drawn as soon as the first has ended."""
     life = Life(Limits())
-    first, second = life.submit("first", 64 * PICTURE_WORK), life.submit("second", 64 * PICTURE_WORK)
+    first, second = life.submit("first", 64 * IMAGE_WORK), life.submit("second", 64 * IMAGE_WORK)
     life.fill()
     waited = []
     for number in range(100):
@@ -146,12 +146,12 @@ def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
 
 def test_what_is_left_of_a_task_is_what_counts():
     life = Life(Limits(pictures_max=2.0))
-    one, two = life.submit("a", PICTURE_WORK), life.submit("a", 2 * PICTURE_WORK)
+    one, two = life.submit("a", IMAGE_WORK), life.submit("a", 2 * IMAGE_WORK)
     life.fill()
     assert life.claimed == [one]
     life.draw(life.jobs[one.id, 1], 15)
-    three = life.submit("b", PICTURE_WORK // 2)
-    assert life.loop._room().work == 2 * PICTURE_WORK - PICTURE_WORK // 16
+    three = life.submit("b", IMAGE_WORK // 2)
+    assert life.loop._capacity().work == 2 * IMAGE_WORK - IMAGE_WORK // 16
     life.fill()
     assert life.claimed == [one, three], "the second needs all of the room, and the third is before it"
     life.draw(life.jobs[one.id, 1])

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-MANY = 10_000
+EXACT_ROWS_MAX = 10_000
 """Rows that a transaction may add up itself, in a few milliseconds: up to there, its sum is exact."""
-GOOD_MS = 10_000
+CACHED_MS = 10_000
 """For how long a sum of more rows is good. What other processes add or remove meanwhile is not seen before."""
 
 
@@ -27,7 +27,7 @@ class _Sum:
     making: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Sums:
+class CachedSums:
     """One process's sums, by name."""
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
@@ -39,7 +39,7 @@ class Sums:
         known = self._sums.setdefault(name, _Sum())
         async with known.making:
             now = self._now_ms()
-            if known.made_ms and 0 <= now - known.made_ms < GOOD_MS:
+            if known.made_ms and 0 <= now - known.made_ms < CACHED_MS:
                 return
             before = known.added
             known.rows, known.total = await add_up()
@@ -49,7 +49,7 @@ class Sums:
     def large(self, name: str) -> int | None:
         """Give the sum of a name that has many rows; None if it has few, or was never prepared."""
         known = self._sums.get(name)
-        return known.total + known.added if known is not None and known.rows > MANY else None
+        return known.total + known.added if known is not None and known.rows > EXACT_ROWS_MAX else None
 
     def add(self, name: str, number: int) -> None:
         """Count what a transaction of this process adds, before it commits: so that two at once see each other."""

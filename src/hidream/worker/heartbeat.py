@@ -22,7 +22,7 @@ SILENT_S = 30.0
 """How long systemd bears silence from then on; until then, as long as the unit says."""
 
 
-async def beat(parent: int | None, loaded: asyncio.Event) -> None:
+async def send_heartbeats(parent: int | None, loaded: asyncio.Event) -> None:
     """Say it until cancelled; `parent` is the descriptor of a socket, None is nobody."""
     line = None if parent is None else _line(parent)
 

@@ -24,7 +24,7 @@ from hidream.store.schema import DELIVERIES as D
 from hidream.store.schema import PREDICTIONS as P
 
 
-class State(StrEnum):
+class DeliveryState(StrEnum):
     """How far a delivery is; from WAITING there is a way to the others, and back by `replay`."""
 
     WAITING = "waiting"
@@ -43,7 +43,7 @@ class Delivery:
     prediction_id: str
     key_id: str
     url: str
-    state: State
+    state: DeliveryState
     created_ms: int
     due_ms: int
     attempts: int
@@ -53,10 +53,10 @@ class Delivery:
 
 
 _COLUMNS = tuple(D.c[name] for name in Delivery.__slots__)
-_SOONEST = sa.select(sa.func.min(D.c.due_ms)).where(D.c.state == State.WAITING)
+_SOONEST = sa.select(sa.func.min(D.c.due_ms)).where(D.c.state == DeliveryState.WAITING)
 
 
-async def owe(connection: AsyncConnection, owed: Sequence[tuple[str, str, str]], now: int) -> None:
+async def add(connection: AsyncConnection, owed: Sequence[tuple[str, str, str]], now: int) -> None:
     """Write down webhooks, by prediction id, key id and URL, in the transaction that ends their tasks."""
     if owed:
         await connection.execute(sa.insert(D), [_row(*each, now) for each in owed])
@@ -88,15 +88,20 @@ async def claim(database: Database, room: int, lease_s: float, running: Mapping[
     return [claimed[id_] for id_ in ids if id_ in claimed]
 
 
-async def settle(
-    database: Database, delivery: Delivery, state: State, status_code: int | None, error: str, again_in_s: float = 0
+async def record_attempt(
+    database: Database,
+    delivery: Delivery,
+    state: DeliveryState,
+    status_code: int | None,
+    error: str,
+    again_in_s: float = 0,
 ) -> bool:
     """Say how an attempt ended, and if WAITING, when it is due again; False if the row is no longer this claim's."""
     now = database.now_ms()
-    done = state is not State.WAITING
+    done = state is not DeliveryState.WAITING
     statement = (
         sa.update(D)
-        .where(D.c.id == delivery.id, D.c.state == State.WAITING)
+        .where(D.c.id == delivery.id, D.c.state == DeliveryState.WAITING)
         .where(D.c.attempts == delivery.attempts, D.c.due_ms == delivery.due_ms)  # `replay` counts anew
         .values(state=state, status_code=status_code, error=error, due_ms=now + round(again_in_s * 1000))
         .values(finished_ms=now if done else None)
@@ -105,19 +110,19 @@ async def settle(
         return (await connection.execute(statement)).rowcount == 1
 
 
-async def put_off(database: Database, claimed: Sequence[Delivery], for_s: float) -> None:
+async def postpone(database: Database, claimed: Sequence[Delivery], for_s: float) -> None:
     """Give claims back without a word to the receiver: they are due again later, and no attempt was made."""
     if not claimed:
         return
     due_ms = database.now_ms() + round(for_s * 1000)
     claims = [(delivery.id, delivery.attempts, delivery.due_ms) for delivery in claimed]
     mine = sa.tuple_(D.c.id, D.c.attempts, D.c.due_ms).in_(claims)
-    statement = sa.update(D).where(D.c.state == State.WAITING, mine)
+    statement = sa.update(D).where(D.c.state == DeliveryState.WAITING, mine)
     async with database.write(quiet=True) as connection:
         await connection.execute(statement.values(due_ms=due_ms, attempts=D.c.attempts - 1))
 
 
-async def listed(database: Database, prediction_id: str, key_id: str) -> list[Delivery]:
+async def list_deliveries(database: Database, prediction_id: str, key_id: str) -> list[Delivery]:
     """List the deliveries of a task of this key, the oldest first."""
     wanted = (
         sa.select(*_COLUMNS)
@@ -135,7 +140,7 @@ async def replay(database: Database, delivery_id: str, prediction_id: str, key_i
     statement = (
         sa.update(D)
         .where(D.c.id == delivery_id, D.c.prediction_id == prediction_id, mine)
-        .values(state=State.WAITING, due_ms=database.now_ms(), attempts=0, error="", finished_ms=None)
+        .values(state=DeliveryState.WAITING, due_ms=database.now_ms(), attempts=0, error="", finished_ms=None)
     )
     async with database.write() as connection:
         return (await connection.execute(statement)).rowcount == 1
@@ -153,7 +158,7 @@ async def next_due_ms(database: Database, room: int = 1, running: Mapping[str, i
 
 
 def _is_due(now: int) -> tuple[sa.ColumnElement[bool], ...]:
-    return D.c.state == State.WAITING, D.c.due_ms <= now
+    return D.c.state == DeliveryState.WAITING, D.c.due_ms <= now
 
 
 def _full(running: Mapping[str, int], room: int) -> list[str]:
@@ -166,7 +171,7 @@ def _firsts() -> sa.Subquery:
 
     It goes from key to key by the index `deliveries_in_turns`: two look-ups a key, however many each is owed.
     """
-    waiting = D.c.state == State.WAITING
+    waiting = D.c.state == DeliveryState.WAITING
     keys = sa.select(sa.func.min(D.c.key_id).label("key_id")).where(waiting).cte("owed_keys", recursive=True)
     after = sa.select(sa.func.min(D.c.key_id)).where(waiting, D.c.key_id > keys.c.key_id).correlate(keys)
     keys = keys.union_all(sa.select(after.scalar_subquery()).select_from(keys).where(keys.c.key_id.is_not(None)))
@@ -210,7 +215,7 @@ def _row(prediction_id: str, key_id: str, url: str, now: int) -> dict[str, objec
         "prediction_id": prediction_id,
         "key_id": key_id,
         "url": url,
-        "state": State.WAITING,
+        "state": DeliveryState.WAITING,
         "created_ms": now,
         "due_ms": now,
         "attempts": 0,
@@ -220,4 +225,4 @@ def _row(prediction_id: str, key_id: str, url: str, now: int) -> dict[str, objec
 
 def _delivery(row: Sequence[Any]) -> Delivery:
     values = dict(zip(Delivery.__slots__, row, strict=True))
-    return Delivery(**values | {"state": State(values["state"])})
+    return Delivery(**values | {"state": DeliveryState(values["state"])})

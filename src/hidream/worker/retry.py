@@ -13,7 +13,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from hidream.errors import Interrupted, StorageUnavailable, StoreUnavailable
+from hidream.errors import DatabaseUnavailable, Interrupted, ObjectStoreUnavailable
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ one that is overloaded is left alone."""
 logger = logging.getLogger(__name__)
 
 
-async def outlast(
-    call: Callable[[], Awaitable[T]], given_up: asyncio.Event, what: str, *, within_s: float = math.inf
+async def retry_unavailable(
+    call: Callable[[], Awaitable[T]], aborted: asyncio.Event, what: str, *, within_s: float = math.inf
 ) -> T:
     """Call until database and files are there; `what` names the call in the log.
 
@@ -36,7 +36,7 @@ async def outlast(
     while True:
         try:
             return await call()
-        except (StoreUnavailable, StorageUnavailable) as error:
+        except (DatabaseUnavailable, ObjectStoreUnavailable) as error:
             pause_s = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
             if clock() + pause_s > deadline:
                 raise
@@ -44,6 +44,6 @@ async def outlast(
             logger.warning("unavailable what=%s tries=%d pause_s=%g error=%s", what, tries, pause_s, error.message)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await given_up.wait()
-        if given_up.is_set():
+                await aborted.wait()
+        if aborted.is_set():
             raise Interrupted(f"given up while {what} could not be done")

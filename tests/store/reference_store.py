@@ -19,7 +19,7 @@ class Task:
     model: str
     input: ImageRequest
     created_ms: int
-    turn: int
+    virtual_start: int
     webhook: str
     status: str = "created"
     code: int = 0
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def order(self):
-        return (self.turn, self.created_ms)
+        return (self.virtual_start, self.created_ms)
 
 
 @dataclass
@@ -81,10 +81,10 @@ class Plain:
 
     # --- taking in ---
 
-    def submit(self, key, model, submission, webhook, refused, repeat):
+    def submit(self, key, model, submission, webhook, refused, idempotency):
         """Give ("task", number), or the error's name and what a client is told to wait."""
-        if repeat is not None:
-            name, body = repeat
+        if idempotency is not None:
+            name, body = idempotency
             known = self.repeats.get((key, name))
             if known and known[2] > self.now - DAY_MS:
                 return ("task", known[1]) if known[0] == body else ("Conflict", None)
@@ -98,16 +98,16 @@ class Plain:
         if refusal:
             return refusal
         number, self.made = self.made, self.made + 1
-        turn = max(self.next_turn.get(key, 0), self.serving)
-        task = Task(number, key, model, submission, self.now, turn, webhook)
+        virtual_start = max(self.next_turn.get(key, 0), self.serving)
+        task = Task(number, key, model, submission, self.now, virtual_start, webhook)
         self.tasks[number] = task
         if refused:
             task.status, task.code, task.error, task.finished_ms = "failed", 1200, "no", self.now
             self._owe(task)
         else:
             task.pixels, task.work = pixels * images, work
-            self.next_turn[key] = turn + work
-        if repeat is not None:
+            self.next_turn[key] = virtual_start + work
+        if idempotency is not None:
             self.repeats[key, name] = body, number, self.now
         return "task", number
 
@@ -172,28 +172,28 @@ class Plain:
 
     # --- drawing ---
 
-    def claim(self, models, worker, lease_ms, tasks, work, beside_others, reserved):
+    def claim(self, models, worker, lease_ms, tasks, work, has_tasks, reserved):
         waiting = sorted(
             (t for t in self.tasks.values() if t.status == "created" and t.model in models), key=lambda t: t.order
         )
         taken = []
         for task in waiting[:tasks]:
             if task.workers_lost:
-                if not taken and not beside_others and not reserved:
+                if not taken and not has_tasks and not reserved:
                     taken = [task]
                 break
-            must = not taken and not beside_others
+            must = not taken and not has_tasks
             if sum(t.work for t in taken) + task.work > work and not must:
                 break
             taken.append(task)
-        self.serving = max([self.serving, *(task.turn for task in taken)])
+        self.serving = max([self.serving, *(task.virtual_start for task in taken)])
         return self._take(taken, worker, lease_ms)
 
-    def claim_beside(self, models, worker, lease_ms, tasks, work, without_keys):
+    def claim_beside(self, models, worker, lease_ms, tasks, work, excluded_keys):
         waiting = [t for t in self.tasks.values() if t.status == "created" and t.model in models and not t.workers_lost]
         taken = []
         for task in sorted(waiting, key=lambda t: t.order):
-            of_others = task.key not in without_keys and task.key not in [t.key for t in taken]
+            of_others = task.key not in excluded_keys and task.key not in [t.key for t in taken]
             if of_others and len(taken) < tasks and task.work <= work - task.work:
                 taken.append(task)
                 work -= task.work
@@ -244,10 +244,10 @@ class Plain:
             self._end(task, "failed")
         return task is not None
 
-    def hand_back(self, number, attempt, suspected):
+    def requeue(self, number, attempt, quarantined):
         task = self._held(number, attempt)
         if task:
-            task.workers_lost += suspected
+            task.workers_lost += quarantined
             self._return(task)
         return task is not None
 

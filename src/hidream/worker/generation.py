@@ -20,8 +20,8 @@ from hidream.request import ImageRequest
 from hidream.store.prediction import Prediction
 from hidream.types import SEED_MAX, Mode
 from hidream.worker.bridge import Bridge
-from hidream.worker.headway import Headway
-from hidream.worker.outage import outlast
+from hidream.worker.progress import TaskProgress
+from hidream.worker.retry import retry_unavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,23 +50,23 @@ class Job:
     """A claimed task, how far it is, what is set to end it, and whether it was claimed for the worker's reserve."""
 
     task: Prediction
-    headway: Headway
-    given_up: asyncio.Event
+    progress: TaskProgress
+    aborted: asyncio.Event
     reserved: bool = False
 
     @classmethod
     def of(cls, task: Prediction, *, reserved: bool = False) -> Job:
         """Make a job of a task that has just been claimed."""
-        return cls(task, Headway(task.input.num_images), asyncio.Event(), reserved)
+        return cls(task, TaskProgress(task.input.num_images), asyncio.Event(), reserved)
 
     @property
     def work_left(self) -> int:
         """What is still to be drawn, in pixel steps."""
-        return round(self.task.work * self.headway.left)
+        return round(self.task.work * self.progress.left)
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Generated:
     """What the store wants to know of a task whose files are in their places."""
 
     nsfw: tuple[bool, ...]
@@ -85,23 +85,23 @@ class _File:
     warnings: tuple[str, ...]
 
 
-async def draw(bridge: Bridge, tools: Tools, job: Job) -> Drawn:
+async def generate(bridge: Bridge, tools: Tools, job: Job) -> Generated:
     """Draw a task's pictures and put their files in their places.
 
     Raises InvalidInput on uploads that are missing or broken, what `Bridge.draw` raises, and Interrupted once the job
     is given up. While a place is away, it waits.
     """
-    task, given_up = job.task, job.given_up
+    task, aborted = job.task, job.aborted
     requests = requests_of(task.input)
     prepared = await _prepared(bridge, tools, job, requests[0])
     files = await _all(_file(bridge, tools, job, i, request, prepared) for i, request in enumerate(requests))
-    if given_up.is_set():
+    if aborted.is_set():
         raise Interrupted("the pictures were given up before they were stored")
     await _all(
-        outlast(partial(tools.outputs.write, name, file.data), given_up, "write")
+        retry_unavailable(partial(tools.outputs.write, name, file.data), aborted, "write")
         for name, file in zip(task.output_names, files, strict=True)
     )
-    return Drawn(
+    return Generated(
         nsfw=tuple(file.nsfw for file in files),
         inference_ms=round(1000 * sum(file.inference_s for file in files)),
         warnings=tuple(dict.fromkeys(warning for file in files for warning in file.warnings)),
@@ -124,19 +124,19 @@ def requests_of(asked: ImageRequest) -> list[ImageRequest]:
 
 async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageRequest) -> Prepared | None:
     """Have a task's image and mask read, once for all its pictures. Raises InvalidInput, and Interrupted."""
-    task, given_up = job.task, job.given_up
+    task, aborted = job.task, job.aborted
     if not isinstance(task.input.image, str):
         return None
     image = partial(_upload, tools.uploads, "image", task.input.image)
     mask = partial(_upload, tools.uploads, "mask", task.input.mask) if isinstance(task.input.mask, str) else None
     sizes = bridge.init_image_sizes(task.model, request)
     read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
-    return await _unless(given_up, outlast(read, given_up, "read_image"))
+    return await _unless(aborted, retry_unavailable(read, aborted, "read_image"))
 
 
-async def _unless(given_up: asyncio.Event, work: Awaitable[T]) -> T:
+async def _unless(aborted: asyncio.Event, work: Awaitable[T]) -> T:
     """Wait for `work`, and end it once it is given up. Raises Interrupted then."""
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(given_up.wait())
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(aborted.wait())
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -162,7 +162,7 @@ async def _file(
 ) -> _File:
     task, asked = job.task, job.task.input
     drawn_as = f"{task.id}/{task.attempt}/{i}"  # of a lost lease, the next attempt may begin before this one has ended
-    picture = await bridge.draw(task.model, drawn_as, request, job.given_up, job.headway.listener(i), prepared)
+    picture = await bridge.generate(task.model, drawn_as, request, job.aborted, job.progress.listener(i), prepared)
     nsfw = asked.enable_safety_checker and await asyncio.to_thread(tools.flagged, picture.pixels)
     data = await asyncio.to_thread(
         encode,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hidream.outputs.encode import encode
 from hidream.types import ImageFormat
-from hidream.worker.bridge import Listener
+from hidream.worker.bridge import StepCallbacks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ PREVIEW_QUALITY = 80
 """Of a preview's JPEG: what blurs a picture of such cells is the cells. 128 × 128 pixels take 5 KB instead of 12."""
 
 
-class News(NamedTuple):
+class ProgressUpdate(NamedTuple):
     """Steps done and in all, and perhaps a small picture [h, w, 3]."""
 
     done: int
@@ -32,7 +32,7 @@ class News(NamedTuple):
     preview: np.ndarray | None
 
 
-class Headway:
+class TaskProgress:
     """Of a task of so many pictures: the mean of their steps, and previews of the first that is not finished.
 
     `watched` is whether anybody would look at previews.
@@ -45,7 +45,7 @@ class Headway:
         self._told = 0
         self._preview: np.ndarray | None = None
 
-    def listener(self, i: int) -> Listener:
+    def listener(self, i: int) -> StepCallbacks:
         """Make what is told of the `i`th picture's steps."""
 
         def on_progress(progress: Progress) -> None:
@@ -56,23 +56,23 @@ class Headway:
         def wants_preview(_done: int) -> bool:
             return self.watched and self._preview is None and all(each == self._steps for each in self._done[:i])
 
-        return Listener(on_progress, wants_preview)
+        return StepCallbacks(on_progress, wants_preview)
 
     @property
     def left(self) -> float:
         """The part that is still to be drawn, 0 to 1."""
         return 1 - sum(self._done) / (len(self._done) * self._steps) if self._steps else 1.0
 
-    def news(self) -> News | None:
+    def take_update(self) -> ProgressUpdate | None:
         """Take what is new since the last time; None if nothing is."""
         done, preview = sum(self._done) // len(self._done), self._preview
         if done == self._told and preview is None:
             return None
         self._told, self._preview = done, None
-        return News(done, self._steps, preview)
+        return ProgressUpdate(done, self._steps, preview)
 
 
-def small_jpeg(preview: np.ndarray, seed: int, version: str) -> bytes:
+def preview_jpeg(preview: np.ndarray, seed: int, version: str) -> bytes:
     """Encode a preview [h, w, 3], made smaller where it is large."""
     every = math.ceil(max(preview.shape) / PREVIEW_SIDE_PX)
     pixels = preview[::every, ::every]

@@ -15,17 +15,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.store.database import Database
-from hidream.store.schema import ACTS as A
+from hidream.store.schema import AUDIT_LOG as A
 
-SELF = "hidream"
+SYSTEM = "hidream"
 """The actor of what a process does by itself."""
 ACTOR_MAX_CHARS = 128
-KEPT_MS = 365 * 86_400_000
+RETENTION_MS = 365 * 86_400_000
 """A year: audits look at one (PCI DSS 10.5.1 asks for 12 months), and a log of people must not be kept for ever."""
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class AuditEntry:
     """One row; `at_ms` is ms since the epoch, `subject` the key's id."""
 
     id: str
@@ -36,10 +36,10 @@ class Act:
     details: Mapping[str, Any]
 
 
-_COLUMNS = tuple(A.c[name] for name in Act.__slots__)
+_COLUMNS = tuple(A.c[name] for name in AuditEntry.__slots__)
 
 
-async def note(
+async def record(
     connection: AsyncConnection,
     now: int,
     actor: str,
@@ -52,24 +52,24 @@ async def note(
     await connection.execute(sa.insert(A).values(row | {"details": details}))
 
 
-async def write(database: Database, actor: str, act: str, subject: str, **details: Any) -> None:  # noqa: ANN401
+async def append(database: Database, actor: str, act: str, subject: str, **details: Any) -> None:  # noqa: ANN401
     """Write down an act that changes nothing in the database."""
     async with database.write(quiet=True) as connection:
-        await note(connection, database.now_ms(), actor, act, subject, **details)
+        await record(connection, database.now_ms(), actor, act, subject, **details)
 
 
-async def listed(database: Database, since_ms: int = 0, subject: str | None = None) -> list[Act]:
+async def entries(database: Database, since_ms: int = 0, subject: str | None = None) -> list[AuditEntry]:
     """List the acts since a time, of all keys or of one, the oldest first."""
     wanted = sa.select(*_COLUMNS).where(A.c.at_ms >= since_ms).order_by(A.c.at_ms, A.c.id)
     if subject is not None:
         wanted = wanted.where(A.c.subject == subject)
     async with database.read() as connection:
-        return [Act(*row) for row in await connection.execute(wanted)]
+        return [AuditEntry(*row) for row in await connection.execute(wanted)]
 
 
-async def forget(database: Database) -> int:
+async def purge(database: Database) -> int:
     """Remove what is older than KEPT_MS; say how many."""
-    old = A.c.at_ms < database.now_ms() - KEPT_MS
+    old = A.c.at_ms < database.now_ms() - RETENTION_MS
     async with database.read() as connection:  # most of the time there is none, and that is no reason to write
         if not (await connection.execute(sa.select(A.c.id).where(old).limit(1))).all():
             return 0

@@ -6,16 +6,16 @@ import re
 
 import pytest
 import sqlalchemy as sa
-from asking import MODEL, SUBMISSION, claim, claim_one, new_key, submit
+from store_calls import MODEL, SUBMISSION, claim, claim_one, new_key, submit
 
 from hidream.errors import Conflict, InvalidInput, PromptRefused, TooMany
 from hidream.store import history
-from hidream.store.admission import DAY_MS, Asked, Repeat
-from hidream.store.intake import TOGETHER_MAX, Intake
+from hidream.store.admission import DAY_MS, IdempotencyRecord, NewTask
+from hidream.store.enqueue import BATCH_MAX, Enqueuer
 from hidream.store.schema import PREDICTIONS
 from hidream.types import Status
 
-REPEAT = Repeat("once", "hash")
+IDEMPOTENCY = IdempotencyRecord("once", "hash")
 
 
 def test_what_was_submitted_is_what_is_read(in_database):
@@ -37,7 +37,7 @@ def test_what_was_submitted_is_what_is_read(in_database):
 
 def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database):
     async def scenario(database):
-        key, other, intake = await new_key(database, tasks_max=2), await new_key(database), Intake(database, 10)
+        key, other, enqueuer = await new_key(database, tasks_max=2), await new_key(database), Enqueuer(database, 10)
         begun, go_on = [], asyncio.Event()
 
         async def bring(asked):
@@ -46,8 +46,8 @@ def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database
             return asked
 
         def submit_with(owner):
-            asked = Asked(owner, MODEL, SUBMISSION)
-            return asyncio.create_task(intake.submit_with(asked, functools.partial(bring, asked)))
+            asked = NewTask(owner, MODEL, SUBMISSION)
+            return asyncio.create_task(enqueuer.submit_with(asked, functools.partial(bring, asked)))
 
         bringing = [submit_with(owner) for owner in [key] * 30 + [other] * 4]
         while sum(task.done() for task in bringing) + len(begun) < 34:
@@ -58,8 +58,8 @@ def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database
         answers = await asyncio.gather(*bringing, return_exceptions=True)
         assert sum(isinstance(answer, TooMany) for answer in answers) == 38
         assert len(begun) == 6
-        assert not intake._brought
-        assert not intake._ended
+        assert not enqueuer._brought
+        assert not enqueuer._ended
         async with database.read() as connection:
             assert (await connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS))).scalar() == 6
 
@@ -68,28 +68,28 @@ def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database
 
 def test_what_could_not_be_brought_takes_no_place(in_database):
     async def scenario(database):
-        key, intake = await new_key(database, tasks_max=1), Intake(database, 10)
-        asked = Asked(key, MODEL, SUBMISSION)
+        key, enqueuer = await new_key(database, tasks_max=1), Enqueuer(database, 10)
+        asked = NewTask(key, MODEL, SUBMISSION)
 
         async def fail():
             raise InvalidInput("image is no picture")
 
         for _ in range(3):
             with pytest.raises(InvalidInput):
-                await intake.submit_with(asked, fail)
-        assert not intake._brought
-        assert (await intake.submit(asked)).status is Status.CREATED
+                await enqueuer.submit_with(asked, fail)
+        assert not enqueuer._brought
+        assert (await enqueuer.submit(asked)).status is Status.CREATED
 
     in_database(scenario)
 
 
 def test_a_crowd_of_one_key_does_not_hold_up_another_in_the_same_process(in_database):
     async def scenario(database):
-        busy, late, intake = await new_key(database), await new_key(database), Intake(database, 1000)
-        crowd = [asyncio.create_task(intake.submit(Asked(busy, MODEL, SUBMISSION))) for _ in range(500)]
+        busy, late, enqueuer = await new_key(database), await new_key(database), Enqueuer(database, 1000)
+        crowd = [asyncio.create_task(enqueuer.submit(NewTask(busy, MODEL, SUBMISSION))) for _ in range(500)]
         await asyncio.sleep(0)
-        await intake.submit(Asked(late, MODEL, SUBMISSION))
-        assert sum(task.done() for task in crowd) <= 2 * TOGETHER_MAX
+        await enqueuer.submit(NewTask(late, MODEL, SUBMISSION))
+        assert sum(task.done() for task in crowd) <= 2 * BATCH_MAX
         await asyncio.gather(*crowd)
 
     in_database(scenario)
@@ -110,19 +110,19 @@ def test_a_refused_prompt_has_failed_and_is_never_claimed(in_database):
 def test_a_request_that_is_sent_again_is_the_same_task(in_database, clock):
     async def scenario(database):
         key, other = await new_key(database, requests_per_minute=1), await new_key(database)
-        first = await submit(database, key, repeat=REPEAT)
-        assert await submit(database, key, repeat=REPEAT, queue_max=0) == first
+        first = await submit(database, key, idempotency=IDEMPOTENCY)
+        assert await submit(database, key, idempotency=IDEMPOTENCY, queue_max=0) == first
         with pytest.raises(Conflict, match="'once' was sent with another request"):
-            await submit(database, key, repeat=Repeat("once", "other"))
+            await submit(database, key, idempotency=IdempotencyRecord("once", "other"))
         clock.now += 1
-        assert (await submit(database, other, repeat=REPEAT)).id != first.id
+        assert (await submit(database, other, idempotency=IDEMPOTENCY)).id != first.id
         task = await claim_one(database)
-        assert (await submit(database, key, repeat=REPEAT)).status is Status.PROCESSING
+        assert (await submit(database, key, idempotency=IDEMPOTENCY)).status is Status.PROCESSING
         assert task.id == first.id
         clock.now += DAY_MS / 1000 - 2
-        assert (await submit(database, key, repeat=REPEAT)).id == first.id
+        assert (await submit(database, key, idempotency=IDEMPOTENCY)).id == first.id
         clock.now += 1
-        assert (await submit(database, key, repeat=REPEAT)).id != first.id
+        assert (await submit(database, key, idempotency=IDEMPOTENCY)).id != first.id
 
     in_database(scenario)
 
@@ -131,32 +131,32 @@ def test_a_repeated_request_is_found_before_it_is_read(in_database, clock):
     """By its key, its name and its body, for a day; all else is for `submit` to judge."""
 
     async def scenario(database):
-        key, other, intake = await new_key(database), await new_key(database), Intake(database, 10)
+        key, other, enqueuer = await new_key(database), await new_key(database), Enqueuer(database, 10)
 
-        async def found(owner, repeat):
-            return await intake.repeated(Asked(owner, MODEL, SUBMISSION, repeat=repeat))
+        async def found(owner, idempotency):
+            return await enqueuer.existing(NewTask(owner, MODEL, SUBMISSION, idempotency=idempotency))
 
-        assert await found(key, REPEAT) is None
-        first = await submit(database, key, repeat=REPEAT)
-        assert await found(key, REPEAT) == first
-        for owner, repeat in (
-            (other, REPEAT),
-            (key, Repeat("once", "other")),
-            (key, Repeat("two", "hash")),
+        assert await found(key, IDEMPOTENCY) is None
+        first = await submit(database, key, idempotency=IDEMPOTENCY)
+        assert await found(key, IDEMPOTENCY) == first
+        for owner, idempotency in (
+            (other, IDEMPOTENCY),
+            (key, IdempotencyRecord("once", "other")),
+            (key, IdempotencyRecord("two", "hash")),
             (key, None),
         ):
-            assert await found(owner, repeat) is None
+            assert await found(owner, idempotency) is None
         clock.now += DAY_MS / 1000 - 1
-        assert await found(key, REPEAT) == first
+        assert await found(key, IDEMPOTENCY) == first
         clock.now += 1
-        assert await found(key, REPEAT) is None
+        assert await found(key, IDEMPOTENCY) is None
 
     in_database(scenario)
 
 
 def test_those_who_come_together_are_written_down_together(in_database):
     async def scenario(database):
-        key, intake = await new_key(database), Intake(database, 100)
+        key, enqueuer = await new_key(database), Enqueuer(database, 100)
         transactions = []
         real = database.write
 
@@ -165,8 +165,8 @@ def test_those_who_come_together_are_written_down_together(in_database):
             return real(**how)
 
         database.write = write
-        asked = Asked(key, MODEL, SUBMISSION)
-        made = await asyncio.gather(*(intake.submit(asked) for _ in range(20)))
+        asked = NewTask(key, MODEL, SUBMISSION)
+        made = await asyncio.gather(*(enqueuer.submit(asked) for _ in range(20)))
         assert len({prediction.id for prediction in made}) == 20
         assert len(transactions) < 5
 
@@ -175,9 +175,9 @@ def test_those_who_come_together_are_written_down_together(in_database):
 
 def test_what_cannot_be_written_spoils_nothing_else(in_database):
     async def scenario(database):
-        key, intake = await new_key(database), Intake(database, 1000)
-        asked = [Asked(key, "m", SUBMISSION, webhook="\ud800" if i == 3 else "https://hook") for i in range(8)]
-        answers = await asyncio.gather(*map(intake.submit, asked), return_exceptions=True)
+        key, enqueuer = await new_key(database), Enqueuer(database, 1000)
+        asked = [NewTask(key, "m", SUBMISSION, webhook="\ud800" if i == 3 else "https://hook") for i in range(8)]
+        answers = await asyncio.gather(*map(enqueuer.submit, asked), return_exceptions=True)
         assert [isinstance(answer, Exception) for answer in answers] == [i == 3 for i in range(8)]
         async with database.read() as connection:
             assert (await connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS))).scalar() == 7
@@ -187,12 +187,12 @@ def test_what_cannot_be_written_spoils_nothing_else(in_database):
 
 def test_who_goes_away_while_it_is_written_holds_up_nobody(in_database):
     async def scenario(database):
-        key, intake = await new_key(database), Intake(database, 1000)
-        asked = [asyncio.create_task(intake.submit(Asked(key, "m", SUBMISSION))) for _ in range(4)]
+        key, enqueuer = await new_key(database), Enqueuer(database, 1000)
+        asked = [asyncio.create_task(enqueuer.submit(NewTask(key, "m", SUBMISSION))) for _ in range(4)]
         await asyncio.sleep(0)
         asked[1].cancel()
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert [isinstance(answer, asyncio.CancelledError) for answer in answers] == [False, True, False, False]
-        assert await intake.submit(Asked(key, "m", SUBMISSION))
+        assert await enqueuer.submit(NewTask(key, "m", SUBMISSION))
 
     in_database(scenario)

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from asking import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
+from store_calls import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
-from hidream.store import deliveries, figures, predictions
-from hidream.store.figures import Ends, SizeClass, Unfinished
-from hidream.store.predictions import Step
+from hidream.store import outbox, predictions, task_metrics
+from hidream.store.predictions import StepReport
+from hidream.store.task_metrics import FinishedFeed, SizeClass, UnfinishedCount
 from hidream.types import Size, Status
 
 SMALL, LARGE = replace(SUBMISSION, size=Size(512, 512)), replace(SUBMISSION, size=Size(1024, 1024), num_images=2)
@@ -22,13 +22,13 @@ def test_what_waits_and_what_is_drawn_is_counted(in_database, clock):
             clock.now += 1
         await submit(database, key, LARGE, model=OTHER)
         await claim_one(database)
-        assert sorted(await figures.unfinished(database), key=str) == sorted(
+        assert sorted(await task_metrics.unfinished(database), key=str) == sorted(
             [
-                Unfinished(MODEL, Status.PROCESSING, SizeClass.SMALL, 1, begun),
-                Unfinished(MODEL, Status.CREATED, SizeClass.SMALL, 2, begun + 1000),
-                Unfinished(MODEL, Status.CREATED, SizeClass.MEDIUM, 1, begun + 3000),
-                Unfinished(MODEL, Status.CREATED, SizeClass.LARGE, 1, begun + 4000),
-                Unfinished(OTHER, Status.CREATED, SizeClass.LARGE, 1, begun + 5000),
+                UnfinishedCount(MODEL, Status.PROCESSING, SizeClass.SMALL, 1, begun),
+                UnfinishedCount(MODEL, Status.CREATED, SizeClass.SMALL, 2, begun + 1000),
+                UnfinishedCount(MODEL, Status.CREATED, SizeClass.MEDIUM, 1, begun + 3000),
+                UnfinishedCount(MODEL, Status.CREATED, SizeClass.LARGE, 1, begun + 4000),
+                UnfinishedCount(OTHER, Status.CREATED, SizeClass.LARGE, 1, begun + 5000),
             ],
             key=str,
         )
@@ -46,12 +46,12 @@ def test_each_end_is_told_once(in_database, clock):
         key = await new_key(database)
         await submit(database, key, refusal=PromptRefused("before"))
         clock.now += 1
-        ends = Ends(database)
+        ends = FinishedFeed(database)
         assert await ends.new() == []
         _, _, cancelled = [await submit(database, key, LARGE) for _ in range(3)]
         clock.now += 10
         task = await claim_one(database)
-        await predictions.report(database, "w1", {(task.id, task.attempt): Step(28, 28)})
+        await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(28, 28)})
         clock.now += 20
         await predictions.complete(database, task, [False, True], 19_000)
         (end,) = await ends.new()
@@ -74,7 +74,7 @@ def test_each_end_is_told_once(in_database, clock):
 
 def test_what_was_deleted_meanwhile_ended_nevertheless(in_database):
     async def scenario(database):
-        ends = Ends(database)
+        ends = FinishedFeed(database)
         key = await new_key(database)
         tasks = [await submit(database, key) for _ in range(3)]
         await predictions.complete(database, await claim_one(database), [False], 5)
@@ -91,10 +91,10 @@ def test_webhooks_that_are_owed_are_counted(in_database):
         key = await new_key(database)
         for _ in range(2):
             await submit(database, key, webhook="https://example.org/", refusal=PromptRefused("no"))
-        assert await figures.webhooks_owed(database) == 2
-        (claimed,) = await deliveries.claim(database, 1, 60)
-        await deliveries.settle(database, claimed, deliveries.State.DELIVERED, 200, "")
-        assert await figures.webhooks_owed(database) == 1
+        assert await task_metrics.pending_webhooks(database) == 2
+        (claimed,) = await outbox.claim(database, 1, 60)
+        await outbox.record_attempt(database, claimed, outbox.DeliveryState.DELIVERED, 200, "")
+        assert await task_metrics.pending_webhooks(database) == 1
 
     in_database(scenario)
 
@@ -102,13 +102,13 @@ def test_webhooks_that_are_owed_are_counted(in_database):
 def test_what_is_put_off_has_cost_no_attempt(in_database, clock):
     async def scenario(database):
         await submit(database, await new_key(database), webhook="https://example.org/", refusal=PromptRefused("no"))
-        (claimed,) = await deliveries.claim(database, 1, 60)
+        (claimed,) = await outbox.claim(database, 1, 60)
         assert claimed.attempts == 1
-        await deliveries.put_off(database, [claimed], 10)
-        await deliveries.put_off(database, [claimed], 10)  # it is no claim any more
-        assert await deliveries.claim(database, 1, 60) == []
+        await outbox.postpone(database, [claimed], 10)
+        await outbox.postpone(database, [claimed], 10)  # it is no claim any more
+        assert await outbox.claim(database, 1, 60) == []
         clock.now += 10
-        (again,) = await deliveries.claim(database, 1, 60)
+        (again,) = await outbox.claim(database, 1, 60)
         assert (again.id, again.attempts) == (claimed.id, 1)
 
     in_database(scenario)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from asking import claim_one, new_key, submit
+from store_calls import claim_one, new_key, submit
 
 from hidream.errors import TooMany
-from hidream.store import predictions, sums, uploads
+from hidream.store import cached_sums, predictions, uploads
+from hidream.store.cached_sums import CachedSums
 from hidream.store.keys import Limits
-from hidream.store.sums import Sums
 from hidream.store.uploads import Upload
 
 
@@ -19,7 +19,7 @@ def upload(database, key, name, size):
 
 
 def test_a_large_sum_is_not_made_in_the_transaction(in_database, clock, monkeypatch):
-    monkeypatch.setattr(sums, "MANY", 1)
+    monkeypatch.setattr(cached_sums, "EXACT_ROWS_MAX", 1)
 
     async def scenario(database):
         limits = Limits(bytes_max=100)
@@ -27,21 +27,21 @@ def test_a_large_sum_is_not_made_in_the_transaction(in_database, clock, monkeypa
         tasks = [await submit(database, key) for _ in range(2)]
         for _ in tasks:
             assert await predictions.complete(database, await claim_one(database), [False], 1, (), 20)
-        clock.now += sums.GOOD_MS / 1000
+        clock.now += cached_sums.CACHED_MS / 1000
         said = []
         engine = database._backend.writer.sync_engine
         sa.event.listen(engine, "before_cursor_execute", lambda *args: said.append(args[2]))
-        asked = [uploads.announce(database, upload(database, key, f"n{i}", 25), limits) for i in range(5)]
+        asked = [uploads.create(database, upload(database, key, f"n{i}", 25), limits) for i in range(5)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert answers.count(None) == 2, "what this process adds is seen at once"
         await submit(database, key)
         assert not [statement for statement in said if "sum(" in statement]
-        await uploads.announce(database, upload(database, key, "last", 10), limits)
+        await uploads.create(database, upload(database, key, "last", 10), limits)
         await predictions.delete(database, [task.id for task in tasks], key.id)
         for _ in range(2):
             with pytest.raises(TooMany, match="and has 100"):
                 await submit(database, key)
-        clock.now += sums.GOOD_MS / 1000
+        clock.now += cached_sums.CACHED_MS / 1000
         await submit(database, key)
 
     in_database(scenario)
@@ -49,11 +49,11 @@ def test_a_large_sum_is_not_made_in_the_transaction(in_database, clock, monkeypa
 
 def test_what_comes_while_a_sum_is_made_counts():
     async def scenario():
-        made = Sums(lambda: 1)
+        made = CachedSums(lambda: 1)
 
         async def add_up():
             made.add("key", 5)
-            return sums.MANY + 1, 100
+            return cached_sums.EXACT_ROWS_MAX + 1, 100
 
         await asyncio.gather(*(made.prepare("key", add_up) for _ in range(3)))
         assert made.large("key") == 105

@@ -5,11 +5,11 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from asking import claim_one, new_key, submit
+from store_calls import claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
-from hidream.store import deliveries, history, predictions
-from hidream.store.deliveries import State, _in_turns
+from hidream.store import history, outbox, predictions
+from hidream.store.outbox import DeliveryState, _in_turns
 from hidream.store.schema import DELIVERIES as D
 
 
@@ -35,8 +35,8 @@ def test_every_way_to_end_owes_one_and_only_if_one_was_asked_for(in_database, cl
             await claim_one(database, "dead")
             await predictions.recover(database, 1, "dead")
             for prediction in (refused, completed, failed, cancelled, lost):
-                found = await deliveries.listed(database, prediction.id, key.id)
-                assert [(d.url, d.state, d.attempts) for d in found] == [(hook, State.WAITING, 0)] * bool(hook)
+                found = await outbox.list_deliveries(database, prediction.id, key.id)
+                assert [(d.url, d.state, d.attempts) for d in found] == [(hook, DeliveryState.WAITING, 0)] * bool(hook)
 
     in_database(scenario)
 
@@ -44,16 +44,16 @@ def test_every_way_to_end_owes_one_and_only_if_one_was_asked_for(in_database, cl
 def test_the_most_overdue_is_claimed_first_and_is_due_again_when_its_carrier_dies(in_database, clock):
     async def scenario(database):
         _, ended = await owed(database, clock, 5)
-        first = await deliveries.claim(database, 4, 30)  # one key gets half of the places
+        first = await outbox.claim(database, 4, 30)  # one key gets half of the places
         assert [d.prediction_id for d in first] == [prediction.id for prediction in ended[:2]]
         assert [d.attempts for d in first] == [1, 1]
-        assert [d.prediction_id for d in await deliveries.claim(database, 9, 30)] == [p.id for p in ended[2:]]
-        assert await deliveries.claim(database, 9, 30) == []
-        assert await deliveries.next_due_ms(database) == first[0].due_ms == database.now_ms() + 30_000
+        assert [d.prediction_id for d in await outbox.claim(database, 9, 30)] == [p.id for p in ended[2:]]
+        assert await outbox.claim(database, 9, 30) == []
+        assert await outbox.next_due_ms(database) == first[0].due_ms == database.now_ms() + 30_000
         clock.now += 30
-        again = await deliveries.claim(database, 9, 30)
+        again = await outbox.claim(database, 9, 30)
         assert {d.id: d.attempts for d in again}.items() >= {d.id: 2 for d in first}.items()
-        assert not await deliveries.settle(database, first[0], State.DELIVERED, 200, "")
+        assert not await outbox.record_attempt(database, first[0], DeliveryState.DELIVERED, 200, "")
 
     in_database(scenario)
 
@@ -61,20 +61,31 @@ def test_the_most_overdue_is_claimed_first_and_is_due_again_when_its_carrier_die
 def test_what_became_of_it_is_written_down(in_database, clock):
     async def scenario(database):
         key, (task,) = await owed(database, clock)
-        (first,) = await deliveries.claim(database, 1, 30)
-        assert await deliveries.settle(database, first, State.WAITING, 500, "HTTP 500", again_in_s=60)
-        (row,) = await deliveries.listed(database, task.id, key.id)
-        assert (row.state, row.status_code, row.error, row.finished_ms) == (State.WAITING, 500, "HTTP 500", None)
-        assert await deliveries.claim(database, 1, 30) == []
+        (first,) = await outbox.claim(database, 1, 30)
+        assert await outbox.record_attempt(database, first, DeliveryState.WAITING, 500, "HTTP 500", again_in_s=60)
+        (row,) = await outbox.list_deliveries(database, task.id, key.id)
+        assert (row.state, row.status_code, row.error, row.finished_ms) == (
+            DeliveryState.WAITING,
+            500,
+            "HTTP 500",
+            None,
+        )
+        assert await outbox.claim(database, 1, 30) == []
         clock.now += 60
-        (second,) = await deliveries.claim(database, 1, 30)
-        assert await deliveries.settle(database, second, State.DELIVERED, 200, "")
-        assert not await deliveries.settle(database, second, State.GIVEN_UP, 500, "")
-        (row,) = await deliveries.listed(database, task.id, key.id)
-        assert (row.id, row.state, row.attempts, row.status_code, row.error) == (first.id, State.DELIVERED, 2, 200, "")
+        (second,) = await outbox.claim(database, 1, 30)
+        assert await outbox.record_attempt(database, second, DeliveryState.DELIVERED, 200, "")
+        assert not await outbox.record_attempt(database, second, DeliveryState.GIVEN_UP, 500, "")
+        (row,) = await outbox.list_deliveries(database, task.id, key.id)
+        assert (row.id, row.state, row.attempts, row.status_code, row.error) == (
+            first.id,
+            DeliveryState.DELIVERED,
+            2,
+            200,
+            "",
+        )
         assert row.finished_ms == database.now_ms()
-        assert await deliveries.next_due_ms(database) is None
-        assert await deliveries.listed(database, task.id, (await new_key(database)).id) == []
+        assert await outbox.next_due_ms(database) is None
+        assert await outbox.list_deliveries(database, task.id, (await new_key(database)).id) == []
 
     in_database(scenario)
 
@@ -82,15 +93,15 @@ def test_what_became_of_it_is_written_down(in_database, clock):
 def test_of_those_that_are_claimed_together_only_the_settled_one_is_settled(in_database, clock):
     async def scenario(database):
         key, tasks = await owed(database, clock, 3)
-        first, second, third = await deliveries.claim(database, 6, 30)
-        assert await deliveries.settle(database, first, State.DELIVERED, 200, "")
-        await deliveries.put_off(database, [second], 5)
-        rows = [(await deliveries.listed(database, task.id, key.id))[0] for task in tasks]
-        assert [row.state for row in rows] == [State.DELIVERED, State.WAITING, State.WAITING]
+        first, second, third = await outbox.claim(database, 6, 30)
+        assert await outbox.record_attempt(database, first, DeliveryState.DELIVERED, 200, "")
+        await outbox.postpone(database, [second], 5)
+        rows = [(await outbox.list_deliveries(database, task.id, key.id))[0] for task in tasks]
+        assert [row.state for row in rows] == [DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.WAITING]
         assert [row.attempts for row in rows] == [1, 0, 1]
         assert rows[2] == third
         clock.now += 30
-        assert {d.id for d in await deliveries.claim(database, 6, 30)} == {second.id, third.id}
+        assert {d.id for d in await outbox.claim(database, 6, 30)} == {second.id, third.id}
 
     in_database(scenario)
 
@@ -99,11 +110,11 @@ def test_a_delivery_is_replayed_as_its_own_tasks_only(in_database, clock):
     async def scenario(database):
         key, (task, other) = await owed(database, clock, 2)
         for _ in range(2):
-            for delivery in await deliveries.claim(database, 4, 30):
-                assert await deliveries.settle(database, delivery, State.DELIVERED, 200, "")
-        (mine,) = await deliveries.listed(database, task.id, key.id)
-        assert not await deliveries.replay(database, mine.id, other.id, key.id)
-        assert await deliveries.next_due_ms(database) is None
+            for delivery in await outbox.claim(database, 4, 30):
+                assert await outbox.record_attempt(database, delivery, DeliveryState.DELIVERED, 200, "")
+        (mine,) = await outbox.list_deliveries(database, task.id, key.id)
+        assert not await outbox.replay(database, mine.id, other.id, key.id)
+        assert await outbox.next_due_ms(database) is None
 
     in_database(scenario)
 
@@ -111,17 +122,17 @@ def test_a_delivery_is_replayed_as_its_own_tasks_only(in_database, clock):
 def test_a_replayed_one_begins_anew_and_is_fenced_from_its_past(in_database, clock):
     async def scenario(database):
         key, (task,) = await owed(database, clock)
-        (old,) = await deliveries.claim(database, 1, 30)
+        (old,) = await outbox.claim(database, 1, 30)
         clock.now += 1
-        assert not await deliveries.replay(database, old.id, task.id, (await new_key(database)).id)
-        assert not await deliveries.replay(database, "none", task.id, key.id)
-        assert await deliveries.replay(database, old.id, task.id, key.id)
-        (new,) = await deliveries.claim(database, 1, 30)
+        assert not await outbox.replay(database, old.id, task.id, (await new_key(database)).id)
+        assert not await outbox.replay(database, "none", task.id, key.id)
+        assert await outbox.replay(database, old.id, task.id, key.id)
+        (new,) = await outbox.claim(database, 1, 30)
         assert (new.id, new.attempts) == (old.id, 1)
-        assert not await deliveries.settle(database, old, State.GIVEN_UP, 500, "late")
-        assert await deliveries.settle(database, new, State.DELIVERED, 200, "")
-        assert await deliveries.replay(database, old.id, task.id, key.id)
-        assert [d.id for d in await deliveries.claim(database, 1, 30)] == [old.id]
+        assert not await outbox.record_attempt(database, old, DeliveryState.GIVEN_UP, 500, "late")
+        assert await outbox.record_attempt(database, new, DeliveryState.DELIVERED, 200, "")
+        assert await outbox.replay(database, old.id, task.id, key.id)
+        assert [d.id for d in await outbox.claim(database, 1, 30)] == [old.id]
 
     in_database(scenario)
 
@@ -129,9 +140,9 @@ def test_a_replayed_one_begins_anew_and_is_fenced_from_its_past(in_database, clo
 def test_its_task_is_found_whosever_it_is_until_it_is_deleted(in_database, clock):
     async def scenario(database):
         key, (task,) = await owed(database, clock)
-        assert await history.of_delivery(database, task.id) == task
+        assert await history.get_for_webhook(database, task.id) == task
         await predictions.delete(database, [task.id], key.id)
-        assert await history.of_delivery(database, task.id) is None
+        assert await history.get_for_webhook(database, task.id) is None
 
     in_database(scenario)
 
@@ -151,14 +162,14 @@ def test_a_key_with_many_holds_up_nobody_and_what_is_full_is_passed_over(in_data
         many, _ = await owed(database, clock, 20)
         few, (late,) = await owed(database, clock)
         held = {many.id: 5}
-        claimed = await deliveries.claim(database, 5, 30, held)
+        claimed = await outbox.claim(database, 5, 30, held)
         assert [d.key_id for d in claimed] == [few.id]
         assert claimed[0].prediction_id == late.id
-        assert await deliveries.claim(database, 5, 30, held) == []
-        due_ms = await deliveries.next_due_ms(database, 5, held)
+        assert await outbox.claim(database, 5, 30, held) == []
+        due_ms = await outbox.next_due_ms(database, 5, held)
         assert due_ms == claimed[0].due_ms  # not the overdue ones of the key that may have no more
-        assert await deliveries.next_due_ms(database) < database.now_ms()
-        assert [d.key_id for d in await deliveries.claim(database, 7, 30, held)] == [many.id]
+        assert await outbox.next_due_ms(database) < database.now_ms()
+        assert [d.key_id for d in await outbox.claim(database, 7, 30, held)] == [many.id]
 
     in_database(scenario)
 
@@ -169,7 +180,7 @@ def test_rows_of_older_processes_are_one_key(in_database, clock):
         async with database.write() as connection:
             await connection.execute(sa.update(D).values(key_id=""))
         await owed(database, clock, 4)
-        assert [bool(d.key_id) for d in await deliveries.claim(database, 6, 30)] == [False, True, False, True]
+        assert [bool(d.key_id) for d in await outbox.claim(database, 6, 30)] == [False, True, False, True]
 
     in_database(scenario)
 
@@ -193,8 +204,8 @@ def test_with_100_000_owed_a_claim_reads_few_rows(in_database, clock, analyzed):
         held, took_s = {key.id: 16}, []
         for _ in range(7):
             began = time.perf_counter()
-            found = await deliveries.claim(database, 16, 0, held)
-            await deliveries.next_due_ms(database, 16, held)
+            found = await outbox.claim(database, 16, 0, held)
+            await outbox.next_due_ms(database, 16, held)
             took_s.append(time.perf_counter() - began)
             assert [d.key_id for d in found] == [last.id]
         for statement, plan in await plans():
