@@ -10,13 +10,13 @@
     ├── BodyTooLarge                     –   413  no     more bytes than a request may have
     ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
     ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
-    ├── ObjectStoreUnavailable            5003   503  yes    the folder or bucket of files is away, too slow or full
+    ├── ObjectStoreUnavailable        5003   503  yes    the folder or bucket of files cannot be used, or is full
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
     ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
-    ├── DatabaseUnavailable              5003   503  yes    the database does not answer, or its disk is full
-    │   └── DatabaseGone                 5003   503  yes    the database's file was deleted or replaced under us
+    ├── DatabaseUnavailable           5003   503  yes    the database does not answer, or its disk is full
+    │   └── DatabaseGone              5003   503  yes    the database's file was deleted or replaced while in use
     ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
     └── Interrupted                      –     –  yes    a picture was given up before it was finished
 
@@ -169,10 +169,10 @@ class DatabaseUnavailable(HiDreamError):
 
 
 class DatabaseGone(DatabaseUnavailable):
-    """The database's file was deleted or replaced while it was in use: this process writes to nowhere, and ends."""
+    """The database's file was deleted or replaced while it was in use: writes would be lost, so the process ends."""
 
     exit_status: ClassVar[int] = 74
-    """What a process then ends with, so that nobody starts it again on an empty database (EX_IOERR of sysexits.h)."""
+    """The exit status: no supervisor is to restart the process on an empty database (EX_IOERR, sysexits.h)."""
 
 
 class Interrupted(HiDreamError):

@@ -363,7 +363,7 @@ class Story:
         await history.list_predictions(database, key_id, history.Query())
         await task_metrics.unfinished(database)
         await task_metrics.pending_webhooks(database)
-        await task_metrics.FinishedFeed(database).new()
+        await task_metrics.FinishedFeed(database).read()
         await workers.ready(database, 60)
         owed = await outbox.list_deliveries(database, plain.id, key_id)
         if len(owed) == 1:

@@ -55,7 +55,7 @@ def test_a_key_has_its_share_of_the_queue_and_no_more(in_database):
 
 
 @pytest.mark.parametrize(
-    ("queue", "of_one_key", "last_places"),
+    ("queue", "tasks_max_per_key", "reserved"),
     [
         (QueueLimits(1000, 0.5), 500, 100),
         (QueueLimits(1000, 1.0), 1000, 100),
@@ -65,8 +65,8 @@ def test_a_key_has_its_share_of_the_queue_and_no_more(in_database):
         (QueueLimits(10**9, 1), 10**9, 10**8),
     ],
 )
-def test_shares_are_whole_tasks_and_at_least_one(queue, of_one_key, last_places):
-    assert (queue.of_one_key, queue.last_places) == (of_one_key, last_places)
+def test_shares_are_whole_tasks_and_at_least_one(queue, tasks_max_per_key, reserved):
+    assert (queue.tasks_max_per_key, queue.reserved) == (tasks_max_per_key, reserved)
 
 
 def test_the_only_key_may_have_all_but_the_last_places(in_database):

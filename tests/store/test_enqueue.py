@@ -58,7 +58,7 @@ def test_what_would_be_refused_is_not_brought_and_nothing_is_written(in_database
         answers = await asyncio.gather(*bringing, return_exceptions=True)
         assert sum(isinstance(answer, TooMany) for answer in answers) == 38
         assert len(begun) == 6
-        assert not enqueuer._brought
+        assert not enqueuer._pending
         assert not enqueuer._ended
         async with database.read() as connection:
             assert (await connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS))).scalar() == 6
@@ -77,7 +77,7 @@ def test_what_could_not_be_brought_takes_no_place(in_database):
         for _ in range(3):
             with pytest.raises(InvalidInput):
                 await enqueuer.submit_with(asked, fail)
-        assert not enqueuer._brought
+        assert not enqueuer._pending
         assert (await enqueuer.submit(asked)).status is Status.CREATED
 
     in_database(scenario)

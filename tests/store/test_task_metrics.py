@@ -47,27 +47,27 @@ def test_each_end_is_told_once(in_database, clock):
         await submit(database, key, refusal=PromptRefused("before"))
         clock.now += 1
         ends = FinishedFeed(database)
-        assert await ends.new() == []
+        assert await ends.read() == []
         _, _, cancelled = [await submit(database, key, LARGE) for _ in range(3)]
         clock.now += 10
         task = await claim_one(database)
         await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(28, 28)})
         clock.now += 20
         await predictions.complete(database, task, [False, True], 19_000)
-        (end,) = await ends.new()
+        (end,) = await ends.read()
         assert (end.model, end.status, end.code, end.size) == (MODEL, Status.COMPLETED, 0, SizeClass.LARGE)
         assert (end.waited_ms, end.inference_ms, end.total_ms, end.steps) == (10_000, 19_000, 30_000, 56)
-        assert await ends.new() == []
+        assert await ends.read() == []
         await predictions.fail(database, await claim_one(database), 1405, "no")
         await predictions.cancel(database, cancelled.id, key.id)
         await submit(database, key, refusal=PromptRefused("no"))
-        assert {(end.status, end.code, end.waited_ms, end.steps) for end in await ends.new()} == {
+        assert {(end.status, end.code, end.waited_ms, end.steps) for end in await ends.read()} == {
             (Status.FAILED, 1405, 30_000, 0),
             (Status.CANCELLED, 0, None, 0),
             (Status.FAILED, 1200, None, 0),
         }
         clock.now += 3600
-        assert await ends.new() == []
+        assert await ends.read() == []
 
     in_database(scenario)
 
@@ -81,7 +81,7 @@ def test_what_was_deleted_meanwhile_ended_nevertheless(in_database):
         await predictions.fail(database, await claim_one(database), 1405, "no")
         await predictions.cancel(database, tasks[2].id, key.id)
         assert len(await predictions.delete(database, [task.id for task in tasks], key.id)) == 3
-        assert {end.status for end in await ends.new()} == {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+        assert {end.status for end in await ends.read()} == {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
 
     in_database(scenario)
 

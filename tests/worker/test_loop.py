@@ -622,9 +622,8 @@ def test_while_the_database_is_away_drawings_go_on_and_nothing_is_drawn_twice(st
             await until(lambda: len(s.loop._jobs) == 2 and painter.painting.is_set())
             s.database.away = True
             painter.go_on.set()
-            await until(
-                lambda: caplog.text.count("unavailable what=record_outcome") >= 2 and s.loop._unavailable_at > 0
-            )
+            says = "unavailable what=record_outcome"
+            await until(lambda: caplog.text.count(says) >= 2 and s.loop._unavailable_at > 0)
             clock.now += 31  # the leases have ended
             assert len(s.loop._jobs) == 2, "what they are is known here only"
             s.database.away = False
@@ -743,7 +742,7 @@ def test_on_postgresql_a_commit_wakes_it_and_a_cancel_reaches_it(studio, painter
     async def scenario():
         at = postgres.url()
         async with studio(at=at, lease_s=600) as s, Database.open(at) as elsewhere:
-            await until(lambda: s.loop._claims >= 2)
+            await until(lambda: s.loop._claims_begun and s.loop._claim_running is None)
             s.enqueuer = Enqueuer(elsewhere, 100)
             waits = []
             for seed in range(3):

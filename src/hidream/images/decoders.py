@@ -45,8 +45,8 @@ File = bytes | Path | Callable[[], Awaitable[bytes]]
 class Decoders:
     """The processes of one asking process; they are started when they are first needed, and end with this object.
 
-    Every call names whose file it is: a `key` has one job at a time. Raises ObjectStoreUnavailable once it is closed, or
-    where no process can be had, and what reading the file raises.
+    Every call names whose file it is: a `key` has one job at a time. Raises ObjectStoreUnavailable once it is closed,
+    or where no process can be had, and what reading the file raises.
     """
 
     def __init__(self, processes: int = PROCESSES) -> None:

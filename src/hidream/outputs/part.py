@@ -39,7 +39,7 @@ class Part:
             await asyncio.to_thread(self.append, data)
 
     async def written(self, do: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call in a thread what appends by itself. Raises what it raises, and ObjectStoreUnavailable for its OSErrors."""
+        """Call in a thread what appends by itself. Raises what it does; ObjectStoreUnavailable for its OSErrors."""
         with self._reported("written"):
             await asyncio.to_thread(do, *args, **kwargs)
 

@@ -61,8 +61,8 @@ async def prediction_data(
 ) -> dict[str, Any]:
     """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
 
-    With `inline` false the outputs are URLs even if the task asked for base64. Raises ObjectStoreUnavailable, and NotFound
-    when base64 was asked for and the file is gone. What may have base64 is written by `delivery`.
+    With `inline` false the outputs are URLs even if the task asked for base64. Raises ObjectStoreUnavailable, and
+    NotFound when base64 was asked for and the file is gone. What may have base64 is written by `delivery`.
     """
     completed = prediction.status is Status.COMPLETED
     inline = inline and prediction.input.enable_base64_output

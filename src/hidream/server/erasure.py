@@ -24,7 +24,7 @@ async def erase(
 ) -> Counter[str]:
     """Revoke a key and erase what is kept of it; say how much that was.
 
-    Raises NotFound if there is no such key, DatabaseUnavailable and ObjectStoreUnavailable: then it is to be begun again.
+    Raises NotFound if there is no such key, DatabaseUnavailable and ObjectStoreUnavailable: then begin it again.
     """
     erased: Counter[str] = Counter(predictions=0, uploads=0)
     await key_data.begin_erasure(database, key_id, actor)

@@ -104,7 +104,7 @@ class Metrics:
         async with self._asking:
             await self.begin()
             assert self._ends is not None, "begun"
-            for end in await self._ends.new():
+            for end in await self._ends.read():
                 self._count(end)
             await self._look()
         return generate_latest(self._registry)

@@ -211,7 +211,7 @@ class Pictures:
         return await self._decoders.look(key_id, field, file)
 
     async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
-        """Read the width and height of an upload as it is shown. Raises InvalidInput, NotFound, ObjectStoreUnavailable."""
+        """Read an upload's width and height as it is shown. Raises InvalidInput, NotFound, ObjectStoreUnavailable."""
         return await self._decoders.shown_size(key_id, field, partial(self._place.read, name))
 
     def stop(self) -> None:

@@ -1,8 +1,9 @@
 """The worker beside the server: started with it, started again when it dies, and ended with it.
 
 The worker's standard input is a socket to here, so that it ends even when this process is killed, and can say once a
-second that it lives (`worker/heartbeat.py`). When it dies, its tasks are put back into the queue at once instead of when
-their leases end. One that says nothing any more is killed: it may hold the database's lock, for which all others wait.
+second that it lives (`worker/heartbeat.py`). When it dies, its tasks are put back into the queue at once
+instead of when their leases end. One that says nothing any more is killed: it may hold the database's lock, for which
+all others wait.
 """
 
 from __future__ import annotations

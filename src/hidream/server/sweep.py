@@ -61,7 +61,7 @@ class Sweep:
             await self._rest(EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 - processes need not sweep together
 
     async def once(self) -> int:
-        """Remove all that is too old or was deleted; say how many predictions. Raises Store- and ObjectStoreUnavailable."""
+        """Remove all that is too old or was deleted; say how many predictions. Raises what the stores do."""
         database = self._service.database
         kept_ms = round(self._service.settings.store.retention_days * DAY_MS)
         now = database.now_ms()
@@ -88,7 +88,7 @@ class Sweep:
         return removed
 
     async def orphans(self) -> int:
-        """Remove old files that no row speaks of; say how many. Raises Store- and ObjectStoreUnavailable."""
+        """Remove old files that no row speaks of; say how many. Raises what the stores do."""
         removed = 0
         for place in (self._service.outputs, self._service.uploads):
             async for page in _pages(place, datetime.now(UTC) - ORPHAN_AGE):

@@ -1,7 +1,6 @@
-"""The record of everything that was accepted, and the queue, in one database.
+"""The record of everything that was accepted, and the queue: one database holds both.
 
-Predictions, API keys and the workers that were seen. Every statement that touches the database is in this
-room; it knows neither HTTP nor pictures. The API writes submissions here and reads results; workers claim
-from here and write back. Start at `predictions.py`, whose docstring holds the diagram of a prediction's
-states.
+It keeps predictions, API keys, webhooks and workers. Every SQL statement is in this package, which knows neither HTTP
+nor images. The API process enqueues tasks and reads results; workers claim tasks and write their results. Start with
+`predictions.py`: its docstring has the diagram of a prediction's states.
 """

@@ -1,7 +1,7 @@
-"""The audit log: what administrators and keys did to keys, each act written in the transaction that carries it out.
+"""The audit log: what administrators and keys did to keys. Each entry is written in the transaction of its act.
 
-An act says who (`user@host` of the shell, `key:ID` of a request, or SELF), what, and to which key. No secret, no prompt
-and no name of a key stands in it: so it may be kept when the key's data are erased.
+An entry names the actor (`user@host` of the shell, `key:ID` of a request, or SYSTEM), the act and the key. It contains
+no secret, no prompt and no key's name, so it may stay when the key's data are erased.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hidream.store.database import Database
 from hidream.store.schema import AUDIT_LOG as A
 
 SYSTEM = "hidream"
-"""The actor of what a process does by itself."""
+"""The actor when a process acts on its own."""
 ACTOR_MAX_CHARS = 128
 RETENTION_MS = 365 * 86_400_000
-"""A year: audits look at one (PCI DSS 10.5.1 asks for 12 months), and a log of people must not be kept for ever."""
+"""One year: PCI DSS 10.5.1 asks for 12 months, and data about people must not be kept longer than needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +47,30 @@ async def record(
     subject: str,
     **details: Any,  # noqa: ANN401 - JSON
 ) -> None:
-    """Write an act down, in the transaction that carries it out; `act` is the command's name, such as `keys revoke`."""
+    """Write an entry in the transaction of its act; `act` is the command's name, such as `keys revoke`."""
     row = {"id": uuid.uuid4().hex, "at_ms": now, "actor": actor[:ACTOR_MAX_CHARS], "act": act, "subject": subject}
     await connection.execute(sa.insert(A).values(row | {"details": details}))
 
 
 async def append(database: Database, actor: str, act: str, subject: str, **details: Any) -> None:  # noqa: ANN401
-    """Write down an act that changes nothing in the database."""
+    """Write an entry about an act that changes nothing in the database."""
     async with database.write(quiet=True) as connection:
         await record(connection, database.now_ms(), actor, act, subject, **details)
 
 
 async def entries(database: Database, since_ms: int = 0, subject: str | None = None) -> list[AuditEntry]:
-    """List the acts since a time, of all keys or of one, the oldest first."""
-    wanted = sa.select(*_COLUMNS).where(A.c.at_ms >= since_ms).order_by(A.c.at_ms, A.c.id)
+    """List the entries since a time, about all keys or one, oldest first."""
+    statement = sa.select(*_COLUMNS).where(A.c.at_ms >= since_ms).order_by(A.c.at_ms, A.c.id)
     if subject is not None:
-        wanted = wanted.where(A.c.subject == subject)
+        statement = statement.where(A.c.subject == subject)
     async with database.read() as connection:
-        return [AuditEntry(*row) for row in await connection.execute(wanted)]
+        return [AuditEntry(*row) for row in await connection.execute(statement)]
 
 
 async def purge(database: Database) -> int:
-    """Remove what is older than KEPT_MS; say how many."""
+    """Delete entries older than RETENTION_MS; return how many."""
     old = A.c.at_ms < database.now_ms() - RETENTION_MS
-    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+    async with database.read() as connection:  # usually there are none, and a write would be wasted
         if not (await connection.execute(sa.select(A.c.id).where(old).limit(1))).all():
             return 0
     async with database.write(quiet=True) as connection:

@@ -1,4 +1,4 @@
-"""What the two kinds of database share: what `database.py` knows of them, and how tables are brought up to date."""
+"""The interface of the two database backends, their errors, and schema migration."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from hidream.errors import ConfigurationError, DatabaseUnavailable
 from hidream.store.changes import Changes
 
 CHANGED = "changed"
-"""Where a connection's `info` says whether the transaction has changed anything."""
+"""The key in a connection's `info` for whether the transaction has changed a row."""
 
 _LOCKED_SQLITE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED_SQLITE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PASSING_SQLITE = (*_LOCKED_SQLITE, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 _PASSING_POSTGRESQL = ("08", "40", "53", "55", "57", "58")
-"""Classes of SQLSTATE: connection, deadlock, resources, locks, a server that stops or starts, its system."""
+"""Classes of SQLSTATE: connection, deadlock, resources, locks, server start or stop, system errors."""
 _DAMAGED_POSTGRESQL = ("XX001", "XX002")
-"""SQLSTATE: data corrupted, index corrupted. The rest of their class are faults of a statement, which pass."""
+"""SQLSTATE: data corrupted, index corrupted. Other codes of this class concern one statement only."""
 _LOCKED_POSTGRESQL = "55P03"
 _READ_ONLY_POSTGRESQL = "25006"
-"""A standby, or a server that was made read-only: what is written somewhere else, or later."""
+"""A standby, or a server that was set to read-only: writes may work elsewhere or later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How one connects, writes, and hears of what others commit.
+    """How to connect, to write, and to hear of other processes' commits.
 
-    `one_writer` is set where transactions that write come one after the other anyway: then those of one process wait
-    for each other in the order in which they came. `lock` lets a transaction wait for others that said the same; those
-    of one process wait for each other before they take a connection. `announce` is what a transaction that has changed
-    something says at its end, so that others look again. `check` goes through a transaction
-    that would write, and takes it back; it has a connection of its own, and raises what the driver does. With
-    `durably` it commits what changes nothing. `gone` says, in microseconds, what has become of the database's file
-    since it was opened; it is empty as long as nothing has.
+    `one_writer`: the database runs one write transaction at a time, so writers of one process queue first come, first
+    served. `lock`: a statement that takes the lock of exclusive transactions; those of one process queue for it before
+    they take a connection. `announce`: a statement that notifies other processes, at the end of a transaction that has
+    changed something. `check`: begins a write transaction and rolls it back, on a connection of its own; with `durable`
+    true it commits a write that changes nothing; raises the driver's errors. `gone`: takes microseconds, and returns
+    what happened to the database's file since it was opened, or an empty text.
     """
 
     writer: AsyncEngine
@@ -53,8 +52,8 @@ class Backend:
 
 
 def migrate(connection: sa.Connection) -> None:
-    """Bring the tables to the newest step, in a transaction that keeps others from doing the same."""
-    from alembic import command  # here, because it is slow to import and only the start needs it
+    """Migrate the tables to the newest revision, in a transaction that excludes other migrations."""
+    from alembic import command  # imported here: it is slow, and only needed at the start
     from alembic.config import Config
 
     config = Config()
@@ -66,9 +65,9 @@ def migrate(connection: sa.Connection) -> None:
 
 @contextmanager
 def wrap_open_errors(url: sa.URL, accepted: str) -> Iterator[None]:
-    """Say what is wrong with a database that cannot be opened or migrated.
+    """Turn the errors of opening and migrating a database into ours.
 
-    Raises ConfigurationError, or DatabaseUnavailable where that passes by itself.
+    Raises DatabaseUnavailable for transient errors, else ConfigurationError.
     """
     from alembic.util import CommandError
 
@@ -78,12 +77,12 @@ def wrap_open_errors(url: sa.URL, accepted: str) -> Iterator[None]:
         if is_transient(error):
             raise unavailable(error) from error
         raise url_error(url, getattr(error, "orig", error), accepted) from error
-    except CommandError as error:  # it names a step that is not known here
+    except CommandError as error:  # it names a revision that this release does not know
         raise url_error(url, error, accepted) from error
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether an error is no fault of what was asked: the database is away, full, or locked for too long."""
+    """Whether the statement is not to blame: the database is unreachable, full, or locked for too long."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, sa.exc.TimeoutError | OSError)
     code, state = _codes(error)
@@ -92,7 +91,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_timeout(error: BaseException) -> bool:
-    """Whether a lock, or the database itself, was waited for until the time was up."""
+    """Whether waiting for a lock, or for the database itself, timed out."""
     if not isinstance(error, sa.exc.DBAPIError):
         return isinstance(error, TimeoutError | sa.exc.TimeoutError)
     code, state = _codes(error)
@@ -100,7 +99,7 @@ def is_timeout(error: BaseException) -> bool:
 
 
 def is_damaged(error: Exception) -> bool:
-    """Whether the database has found that what it reads is not what it wrote."""
+    """Whether the database reports that its data are corrupt."""
     if not isinstance(error, sa.exc.DBAPIError):
         return False
     code, state = _codes(error)
@@ -108,7 +107,7 @@ def is_damaged(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What may be said of a database's error: its kind and first line, but no values, which further lines may have."""
+    """Describe a database error by its code and first line; further lines may contain values, such as prompts."""
     orig = getattr(error, "orig", None)
     text = str(orig or error).partition("\n")[0] or "time-out"
     if not isinstance(orig, Exception):
@@ -117,29 +116,29 @@ def reason(error: Exception) -> str:
     kind = getattr(orig, "sqlite_errorname", "") or state
     if is_transient(error) or code:
         return f"{text} ({kind})" if code else text
-    return f"{type(orig).__name__} {kind}".strip()  # asyncpg quotes arguments, and PostgreSQL rows
+    return f"{type(orig).__name__} {kind}".strip()  # asyncpg quotes arguments, PostgreSQL quotes rows
 
 
 def unavailable(error: Exception) -> DatabaseUnavailable:
-    """Make the error that says so."""
+    """Make the error of a database that does not answer."""
     return DatabaseUnavailable(f"the database does not answer: {reason(error)}")
 
 
 def damaged(error: Exception) -> DatabaseUnavailable:
-    """Make the error of a database that cannot be trusted any more."""
+    """Make the error of a database that is corrupt."""
     return DatabaseUnavailable(
         f"the database is damaged: {reason(error)}; docs/OPERATIONS.md says how to restore a backup"
     )
 
 
 def _codes(error: Exception) -> tuple[int, str]:
-    """Tell SQLite's primary code, or 0, and PostgreSQL's SQLSTATE, or nothing."""
+    """Return SQLite's primary error code or 0, and PostgreSQL's SQLSTATE or an empty text."""
     orig = getattr(error, "orig", None)
     return getattr(orig, "sqlite_errorcode", 0) & 0xFF, getattr(orig, "sqlstate", None) or ""
 
 
 def url_error(url: sa.URL, why: object, accepted: str) -> ConfigurationError:
-    """Make the error that names a database's URL, without its password."""
+    """Make the error that names the database's URL, without the password."""
     return ConfigurationError(f"the database URL is {redacted(url)}: {why}; accepted: {accepted}")
 
 
@@ -152,5 +151,5 @@ def missing(url: sa.URL) -> ConfigurationError:
 
 
 def redacted(url: sa.URL) -> str:
-    """Write a URL without its password."""
+    """Format a URL without its password."""
     return url.render_as_string(hide_password=True)

@@ -1,7 +1,7 @@
-"""Waiting until another process, or another connection of this one, has written to the database.
+"""Waiting for a commit by another process, or by another connection of this one.
 
-The database's version is a counter that every commit moves. It says that something changed, never what: whoever
-waits looks again.
+Every commit increases the database's version. The version does not say what changed: after it has moved, a waiter
+queries the data again.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Callable
 
 POLL_S = 0.005
-"""How often a waiter reads the version: twice the mean delay of a wake-up. Reading takes microseconds."""
+"""How often a waiter reads the version: twice the mean delay of a wake-up. A read takes microseconds."""
 
 
 class Changes:
-    """What moves in the database; `read_version` must return at once.
+    """The database's version; `read_version` must return at once.
 
-    To miss nothing, ask `now()` first, then look at the data, then wait `since()` that answer.
+    To miss no change, call `version()`, query the data, and then call `wait_after()` with that version.
     """
 
     def __init__(self, read_version: Callable[[], int]) -> None:
@@ -24,10 +24,9 @@ class Changes:
         self.stopped = False
 
     async def wait_after(self, seen: int, timeout_s: float, poll_s: float = POLL_S) -> None:
-        """Return once something was committed after `now()` said `seen`, after `timeout_s`, or on `stop`.
+        """Return when the version is no longer `seen`, after `timeout_s`, or on `stop`.
 
-        Who is in no hurry says so by a longer `poll_s`: reading costs little, but waking up for it hundreds of times a
-        second costs more.
+        A longer `poll_s` saves wake-ups, hundreds of which a second cost more than the reads.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout_s
@@ -35,5 +34,5 @@ class Changes:
             await asyncio.sleep(poll_s)
 
     def stop(self) -> None:
-        """End every wait, now and from now on: this process is about to leave."""
+        """End all waits, present and future: this process is shutting down."""
         self.stopped = True

@@ -1,8 +1,8 @@
-"""One database: opening it, the two ways to talk to it, and work beside the callers.
+"""The database: opening it, reading, writing, health checks, and background work that uses it.
 
-`write()` is a transaction; `read()` is a connection without one. What is committed survives the death of the process
-and of the machine. Which of two kinds it is, the URL says: a file of SQLite (`sqlite.py`) for one machine, PostgreSQL
-(`postgresql.py`) for any number of them. The statements of this room are the same for both. This file knows no table.
+`write()` opens a transaction; `read()` a connection without one. Committed data survive a crash of the process and of
+the machine. The URL selects the backend: an SQLite file (`sqlite.py`) for one machine, or PostgreSQL (`postgresql.py`)
+for any number of machines. Both run the same statements. This file knows no tables.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from hidream.store.cached_sums import CachedSums
 BACKENDS = {sqlite.DRIVER: sqlite.connect, postgresql.DRIVER: postgresql.connect}
 
 FILE_CHECK_S = 1.0
-"""How often one looks whether the database's file is still the one that was opened; each write looks too."""
+"""How often to check that the database's file is still the one that was opened; each write checks it too."""
 CHECKED_S = 1.0
-"""For how long the answer of a check is good: health checks cost nothing, however many there are."""
+"""How long the result of a health check is cached: any number of them costs next to nothing."""
 CHECK_S = 1.5
-"""How long a check is waited for; one that takes longer goes on, and nobody begins another beside it."""
+"""How long to wait for a health check; a longer one continues, and no second one starts meanwhile."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 class Database:
     """An open database, for one event loop.
 
-    `gone` is set when its file was deleted or replaced: nothing can be read or written any more, and the process ends.
+    `gone` is set when its file was deleted or replaced: nothing can be read or written any more; the process must exit.
     """
 
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
@@ -58,7 +58,7 @@ class Database:
         self.cached_sums = CachedSums(self.now_ms)
         self._backend = backend
         self._writing = asyncio.Lock()
-        self._timeouts = 0  # how often one that was in turn has waited in vain
+        self._timeouts = 0  # how often a writer that was next has timed out
         self._write_failed = False
         self._damaged: DatabaseUnavailable | None = None
         self._gone = ""
@@ -71,11 +71,11 @@ class Database:
     async def open(
         cls, url: str, clock: Callable[[], float] = time.time, *, make: bool = True
     ) -> AsyncIterator[Database]:
-        """Open the database at a SQLAlchemy URL, migrated if need be; `clock` gives epoch seconds.
+        """Open the database at an SQLAlchemy URL and migrate it if needed. `clock` returns epoch seconds.
 
-        One that is not there, or is empty, is made, unless `make` is false.
-        Raises ConfigurationError on a URL that is not accepted, on a database that is none of ours, and on one that is
-        not to be made; DatabaseUnavailable on one that does not answer.
+        A database that does not exist, or is empty, is created, unless `make` is false.
+        Raises ConfigurationError if the URL is not accepted, or the database is not hidream's or must not be created,
+        and DatabaseUnavailable if it does not answer.
         """
         parsed = _parsed(url)
         async with BACKENDS[parsed.drivername](parsed, make) as backend:
@@ -90,13 +90,13 @@ class Database:
                 await asyncio.gather(looking, *checking, *database._background, return_exceptions=True)
 
     def now_ms(self) -> int:
-        """Read the clock that all times are written down by."""
+        """Read the clock that all stored times come from."""
         return round(self._clock() * 1000)
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run work that outlives whoever asked for it; it must end soon after `changes.stop()`.
+        """Run work that outlives its caller; it must end soon after `changes.stop()`.
 
-        The database is closed when it has ended: a connection in use cannot be.
+        The database waits for it before closing: a connection that is in use cannot be closed.
         """
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -105,11 +105,11 @@ class Database:
 
     @asynccontextmanager
     async def write(self, *, exclusive: bool = False, quiet: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that may write; it commits at the end of the block unless that raises.
+        """Open a write transaction; it commits at the end of the block unless the block raises.
 
-        Nothing but the database may be waited for within the block: others wait for its end. `alone` lets no other
-        such transaction run meanwhile, in any process. One that changed nothing wakes nobody who waits for changes, and
-        neither does one that is `quiet`, where that can be avoided.
+        Await nothing but the database within the block: other writers wait for its end. While an `exclusive`
+        transaction runs, no other exclusive one does, in any process. A transaction that changes nothing does not wake
+        those who wait for changes; neither does a `quiet` one, where the backend allows it.
         Raises DatabaseUnavailable when the database does not answer.
         """
         backend = self._backend
@@ -123,7 +123,7 @@ class Database:
                     if backend.announce is not None and not quiet and connection.info[CHANGED]:
                         await connection.execute(backend.announce)
             self.check_file()
-            self._refuse_if_gone()  # what was committed is nowhere, and nobody must be told that it is
+            self._refuse_if_gone()  # the commit went to a lost file: it must not be acknowledged
         except DatabaseUnavailable:
             self._write_failed = True
             raise
@@ -131,17 +131,17 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection that only reads. Raises DatabaseUnavailable when the database does not answer."""
+        """Open a read connection. Raises DatabaseUnavailable when the database does not answer."""
         self._refuse_if_gone()
         with self._wrap_errors():
             async with self._backend.reader.connect() as connection:
                 yield connection
 
     async def check(self) -> None:
-        """See that what is written now would be stored, in CHECK_S at the most. Raises DatabaseUnavailable.
+        """Check, in at most CHECK_S, that a write would succeed. Raises DatabaseUnavailable.
 
-        All who ask within CHECKED_S get the same answer. What a write has found to be wrong stays wrong until a write,
-        or a check that commits, has gone well.
+        The result is cached for CHECKED_S. After a failed write the check commits; until that or another write has
+        succeeded, the database counts as unavailable.
         """
         self.check_file()
         self._refuse_if_gone()
@@ -157,7 +157,7 @@ class Database:
             raise DatabaseUnavailable(why)
 
     def check_file(self) -> bool:
-        """Look now whether the database's file is another one, and say so; all who use it are told."""
+        """Check whether the database's file was lost; if so, set `gone` and end all waits. Return the result."""
         if not self._gone and (what := self._backend.gone()):
             self._gone = what
             logger.error("database_gone error=%s", what)
@@ -170,20 +170,20 @@ class Database:
             raise DatabaseGone(f"the database is gone: {self._gone}")
 
     async def _watch_file(self) -> None:
-        while not self.check_file():  # noqa: ASYNC110 - nobody tells of it
+        while not self.check_file():  # noqa: ASYNC110 - nothing notifies us
             await asyncio.sleep(FILE_CHECK_S)
 
     async def _probe(self) -> str:
         """Say what is wrong; empty if nothing is."""
-        durably = self._write_failed
+        durable = self._write_failed
         try:
             with self._wrap_errors():
-                await self._backend.check(durably)
+                await self._backend.check(durable)
         except DatabaseUnavailable as error:
             return error.message
         finally:
             self._checked_until = self._now() + CHECKED_S
-        self._write_failed = self._write_failed and not durably
+        self._write_failed = self._write_failed and not durable
         return ""
 
     def _now(self) -> float:
@@ -191,9 +191,9 @@ class Database:
 
     @asynccontextmanager
     async def _write_slot(self, exclusive: bool) -> AsyncIterator[None]:
-        """Let those of this process write in the order in which they came, where that is one after the other anyway.
+        """Queue this process's writers first come, first served, where they cannot run concurrently.
 
-        Who has waited behind one that waited in vain does so too: it would wait for as long once more.
+        When a writer times out, those behind it fail as well: each would wait as long once more.
         """
         if not (self._backend.one_writer or (exclusive and self._backend.lock is not None)):
             yield
@@ -210,9 +210,9 @@ class Database:
 
     @contextmanager
     def _wrap_errors(self) -> Iterator[None]:
-        """Make an error of ours of what a database raises: that it is away, full, damaged, or locked for too long.
+        """Turn a database's error into ours: it is unreachable, full, corrupt, or locked for too long.
 
-        What is left is a fault of ours. Its text may quote prompts, and so may SQLAlchemy's: neither goes further.
+        Any other error is a bug. Its text, and SQLAlchemy's, may quote prompts, so it is not passed on.
         """
         try:
             yield

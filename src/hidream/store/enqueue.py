@@ -1,9 +1,9 @@
-"""Taking tasks in: once `submit` returns, the task will be drawn, whatever dies.
+"""Enqueueing tasks: once `submit` has returned, the task will be generated, whatever crashes.
 
-Whatever is asked for while a transaction commits is taken in by the next one, all of it together: a disk that syncs 300
-times a second then acknowledges many more tasks than 300. Counting and writing are one transaction, and there is one at
-a time, so that limits are exact and an Idempotency-Key makes one task, from however many processes it comes at once.
-What is counted and written, `admission` says.
+Tasks that arrive while a transaction commits are enqueued together by the next one: so a disk that syncs 300 times a
+second acknowledges many more than 300 tasks. Checking and writing happen in one exclusive transaction. So limits are
+exact, and an Idempotency-Key creates one task, even when several processes receive it at once. `admission` says what
+is checked and written.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from hidream.store.schema import IDEMPOTENCY_RECORDS
 from hidream.store.schema import PREDICTIONS as P
 
 BATCH_MAX = 100
-"""Tasks that are taken in by one transaction; more would let the first of them wait for the last."""
+"""Tasks that one transaction enqueues; with more, the first would wait for the last."""
 CHECKS_MAX = 3
-"""How often a check looks at most, where tasks of the same key are taken in at the same time."""
+"""How often a check reads at most, when tasks of the same key are enqueued at the same time."""
 
 Outcome = Prediction | HiDreamError
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A task that waits to be taken in, `brings` if it was counted before."""
+    """A task that waits for its transaction; `counted` if it is among the pending ones."""
 
     asked: NewTask
-    brings: bool
-    answer: asyncio.Future[Prediction]
+    counted: bool
+    outcome: asyncio.Future[Prediction]
 
 
 class Enqueuer:
@@ -47,72 +47,73 @@ class Enqueuer:
     def __init__(self, database: Database, queue_max: int, share: float = 1.0) -> None:
         self._database = database
         self._queue = QueueLimits(queue_max, share)
-        self._brought: Counter[str] = Counter()  # tasks whose files are on their way, by the ids of their keys
-        self._ended: Counter[str] = Counter()  # how many of them are no more, as long as there are any, or looks
-        self._looking = 0
-        self._waiting: dict[str, deque[_Waiting]] = {}  # of each key; the first key is next
+        self._pending: Counter[str] = Counter()  # tasks whose files are being fetched, by key id
+        self._ended: Counter[str] = Counter()  # how many of those have ended, kept while any are pending or checked
+        self._checking = 0
+        self._waiting: dict[str, deque[_Waiting]] = {}  # by key id; the first key is next
         self._writing: asyncio.Task[None] | None = None
 
     async def submit(self, asked: NewTask) -> Prediction:
-        """Take a task in, or find the one that the same request has made before.
+        """Enqueue a task, or return the one that the same request has created before.
 
-        Raises TooMany, Forbidden where the key may never have such a task, Conflict when an Idempotency-Key came with
-        another request, or DatabaseUnavailable.
+        Raises TooMany, Forbidden if the key may never have such a task, Conflict if the Idempotency-Key was sent with
+        another request, and DatabaseUnavailable.
         """
         await uploads.prepare_sums(self._database, asked.key.id, asked.key.limits)
-        return await self._submit(asked, brings=False)
+        return await self._submit(asked, counted=False)
 
-    async def _submit(self, asked: NewTask, *, brings: bool) -> Prediction:
-        answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(asked.key.id, deque()).append(_Waiting(asked, brings, answer))
+    async def _submit(self, asked: NewTask, *, counted: bool) -> Prediction:
+        outcome: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(asked.key.id, deque()).append(_Waiting(asked, counted, outcome))
         if self._writing is None or self._writing.done():
             self._writing = self._database.run_in_background(self._write())
-        return await answer
+        return await outcome
 
-    async def submit_with(self, least: NewTask, bring: Callable[[], Awaitable[NewTask]]) -> Prediction:
-        """Have `bring` fetch and keep what a task needs, and take it in, unless `submit` would refuse `least` of it.
+    async def submit_with(self, least: NewTask, prepare: Callable[[], Awaitable[NewTask]]) -> Prediction:
+        """Call `prepare`, which fetches and stores a task's files, and enqueue the task that it returns.
 
-        What is being brought in this process counts as unfinished meanwhile, so that of thirty requests at once no
-        more keep files than are taken in. Raises what `submit` and `bring` do.
+        `least` is the task as far as it is known; if `submit` would refuse it, nothing is fetched. Pending tasks of
+        this process count as unfinished, so that of thirty concurrent requests no more store files than will be
+        enqueued. Raises what `submit` and `prepare` do.
         """
         key_id = least.key.id
         await self._check(least)
-        self._brought[key_id] += 1
+        self._pending[key_id] += 1
         try:
-            asked = await bring()
+            asked = await prepare()
         except BaseException:
-            self._bring_no_more(key_id)
+            self._end_pending(key_id)
             raise
-        return await self._submit(asked, brings=True)
+        return await self._submit(asked, counted=True)
 
     async def _check(self, asked: NewTask) -> None:
-        """Raise what `submit` would, which has the last word; nothing is written."""
+        """Raise what `submit` would raise now; write nothing. `submit` checks again."""
         await uploads.prepare_sums(self._database, asked.key.id, asked.key.limits)
-        self._looking += 1
+        self._checking += 1
         try:
             for _ in range(CHECKS_MAX):
                 async with self._database.read() as connection:
                     ended = self._ended[asked.key.id]
-                    admission = await Admission.opened(self._database, connection, [asked])
-                if ended == self._ended[asked.key.id]:  # else one was taken in meanwhile, which it may have missed
+                    admission = await Admission.load(self._database, connection, [asked])
+                if ended == self._ended[asked.key.id]:  # else one was enqueued meanwhile, and may not be counted
                     break
         finally:
-            self._looking -= 1
+            self._checking -= 1
             self._forget_ended()
-        admission.expect(self._brought)
+        admission.add_pending(self._pending)
         admission.check(asked, self._queue)
 
-    def _bring_no_more(self, key_id: str) -> None:
-        self._brought -= Counter((key_id,))
+    def _end_pending(self, key_id: str) -> None:
+        self._pending -= Counter((key_id,))
         self._ended[key_id] += 1
         self._forget_ended()
 
     def _forget_ended(self) -> None:
-        if not (self._brought or self._looking):
+        if not (self._pending or self._checking):
             self._ended.clear()
 
     async def existing(self, asked: NewTask) -> Prediction | None:
-        """Find the task that the same request has made; None if there is none, or `submit` must say what is wrong."""
+        """Return what the same request has created; None if there is none, or `submit` must report an error."""
         if asked.idempotency is None:
             return None
         wanted = (
@@ -132,23 +133,23 @@ class Enqueuer:
     async def _write(self) -> None:
         while self._waiting:
             batch = self._next_batch()
-            answers = await self._answers([waiting.asked for waiting in batch])
-            if all(isinstance(answer, DatabaseUnavailable) for answer in answers):  # those behind have waited as long
+            outcomes = await self._outcomes([waiting.asked for waiting in batch])
+            if all(isinstance(outcome, DatabaseUnavailable) for outcome in outcomes):  # the others have waited as long
                 batch += [waiting for line in self._waiting.values() for waiting in line]
                 self._waiting.clear()
-                answers += [answers[0]] * (len(batch) - len(answers))
-            for waiting, answer in zip(batch, answers, strict=True):
-                if waiting.brings:
-                    self._bring_no_more(waiting.asked.key.id)
-                if waiting.answer.done():  # its client has gone
+                outcomes += [outcomes[0]] * (len(batch) - len(outcomes))
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if waiting.counted:
+                    self._end_pending(waiting.asked.key.id)
+                if waiting.outcome.done():  # its client has disconnected
                     continue
-                if isinstance(answer, Prediction):
-                    waiting.answer.set_result(answer)
+                if isinstance(outcome, Prediction):
+                    waiting.outcome.set_result(outcome)
                 else:
-                    waiting.answer.set_exception(answer)
+                    waiting.outcome.set_exception(outcome)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take out who is next, the keys in turn: a crowd of one key's does not hold up another's."""
+        """Remove the next batch, one task of each key at a time: many tasks of one key do not delay another key's."""
         batch: list[_Waiting] = []
         while self._waiting and len(batch) < BATCH_MAX:
             key_id, line = next(iter(self._waiting.items()))
@@ -158,25 +159,27 @@ class Enqueuer:
                 self._waiting[key_id] = line
         return batch
 
-    async def _answers(self, batch: Sequence[NewTask]) -> list[Outcome | Exception]:
+    async def _outcomes(self, batch: Sequence[NewTask]) -> list[Outcome | Exception]:
         try:
             async with self._database.write(exclusive=True) as connection:
-                return await self._take(batch, connection)
+                return await self._admit(batch, connection)
         except DatabaseUnavailable as error:
             return [error] * len(batch)
-        except Exception as error:  # the edge of a transaction: nothing of it was written
+        except Exception as error:  # the edge of a transaction: nothing was written
             if len(batch) == 1:
                 return [error]
-        return [answer for asked in batch for answer in await self._answers([asked])]  # one spoils none of the others
+        return [
+            outcome for asked in batch for outcome in await self._outcomes([asked])
+        ]  # one bad task does not fail the others
 
-    async def _take(self, batch: Sequence[NewTask], connection: AsyncConnection) -> list[Outcome | Exception]:
-        admission = await Admission.opened(self._database, connection, batch)
-        await admission.look_for_repeats(connection, batch)
-        answers: list[Outcome | Exception] = []
+    async def _admit(self, batch: Sequence[NewTask], connection: AsyncConnection) -> list[Outcome | Exception]:
+        admission = await Admission.load(self._database, connection, batch)
+        await admission.load_idempotency(connection, batch)
+        outcomes: list[Outcome | Exception] = []
         for asked in batch:
             try:
-                answers.append(admission.existing(asked) or admission.take(asked, self._queue))
+                outcomes.append(admission.existing(asked) or admission.admit(asked, self._queue))
             except (TooMany, Forbidden, Conflict, InvalidInput) as error:
-                answers.append(error)
-        await admission.close(connection)
-        return answers
+                outcomes.append(error)
+        await admission.write(connection)
+        return outcomes

@@ -1,8 +1,8 @@
 """PostgreSQL: one server, for any number of processes on any number of machines.
 
-Its transactions run beside each other; a claim passes over rows that another one holds (SKIP LOCKED). At its end a
-transaction says NOTIFY, and so every process that LISTENs hears of a commit at once; while its own listening connection
-is down, it looks once in a while, as all who wait do anyway.
+Transactions run concurrently; a claim skips rows that another one holds (SKIP LOCKED). At its end a transaction sends
+NOTIFY, so every process that LISTENs hears of the commit at once. While a process's listening connection is down, its
+waiters still query again at their timeouts.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ DRIVER = "postgresql+asyncpg"
 ACCEPTED = f"{DRIVER}://USER:PASSWORD@HOST/DATABASE of a server that runs, empty or of a release that is not newer"
 
 CONNECTIONS = 4
-"""Of one process that read, and as many that write; a statement takes a millisecond, so a few serve many.
+"""Connections of one process that read, and as many that write; a statement takes a millisecond, so a few are enough.
 
-Who reads waits for nobody who waits for a lock. Beside them one listens, and one checks: ten in all.
+Readers do not wait for writers that wait for a lock. One more connection listens and one checks: ten in all.
 """
 WAIT_S = 5.0
-"""How long a connection may take to be made, how long one waits for a free one, and how long a statement may take."""
+"""How long connecting, waiting for a free connection, or a statement may take."""
 IDLE_S = 10.0
-"""How long a transaction may stand still: a process that hangs must not keep the others from taking tasks in."""
+"""How long a transaction may be idle: a process that hangs must not block the others' writes."""
 CHECK_MS = 1_000
-"""How long a check waits for a lock."""
+"""How long a health check waits for a lock."""
 RECONNECT_S = 0.5
-"""Pause before a listening connection that was lost is made anew."""
+"""Pause before a lost listening connection is opened again."""
 CHANNEL = "hidream"
 
 _TABLES = sa.text("SELECT to_regclass('alembic_version')")
@@ -50,17 +50,17 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
-    """Open a database, migrated if need be; `make` the tables where there are none.
+    """Open a database; migrate it if needed, and `make` the tables if there are none.
 
-    Raises ConfigurationError when it cannot be, is none of ours, or has no tables.
+    Raises ConfigurationError if it is not a hidream database, or has no tables and must not get them.
     """
     await _migrate(url, make)
     writer, readers, checker = (_engine(url, WAIT_S, count) for count in (CONNECTIONS, CONNECTIONS + 1, 1))
-    _tell_changes(writer)
-    heard = _Heard()
+    _track_changes(writer)
+    heard = _Notifications()
     try:
         reader = readers.execution_options(isolation_level="AUTOCOMMIT")
-        listening = asyncio.create_task(_listen(reader, heard))
+        listening = asyncio.create_task(_listen_forever(reader, heard))
         try:
             changes = Changes(lambda: heard.count)
             yield Backend(
@@ -68,7 +68,7 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
                 reader,
                 changes,
                 one_writer=False,
-                check=lambda _durably: _check(checker),
+                check=lambda _durable: _check(checker),
                 lock=_LOCK,
                 announce=_ANNOUNCE,
             )
@@ -81,8 +81,8 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
             await engine.dispose()
 
 
-def _tell_changes(engine: AsyncEngine) -> None:
-    """Have each connection say whether its transaction has changed a row: only then others are to look again."""
+def _track_changes(engine: AsyncEngine) -> None:
+    """Record for each connection whether its transaction has changed a row: only then it notifies others."""
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: sa.Connection) -> None:
@@ -95,27 +95,27 @@ def _tell_changes(engine: AsyncEngine) -> None:
 
 
 async def _check(engine: AsyncEngine) -> None:
-    """Take the lock that submissions take, in a transaction that may write, and give it back."""
+    """Take the lock of exclusive transactions in a write transaction, and release it."""
     async with engine.connect() as connection, connection.begin() as transaction:
         read_only, _ = (await connection.execute(_CHECK)).one()
         if read_only == "on":
-            raise DatabaseUnavailable("the database takes no writes: it is a standby, or was made read-only")
+            raise DatabaseUnavailable("the database takes no writes: it is a standby, or was set to read-only")
         await connection.execute(_LOCK)
         await transaction.rollback()
 
 
 @dataclass(slots=True)
-class _Heard:
-    """How often something was said on the channel."""
+class _Notifications:
+    """How many notifications have arrived."""
 
     count: int = 0
 
-    def more(self, *_: object) -> None:
+    def add(self, *_: object) -> None:
         self.count += 1
 
 
 async def _migrate(url: sa.URL, make: bool) -> None:
-    """Bring the tables to the newest step; of several processes that start at once, one does it, and may take long."""
+    """Migrate to the newest revision; of several processes that start at once, one does it. It may take long."""
     engine = _engine(url, None, 1)
     try:
         with wrap_open_errors(url, ACCEPTED):
@@ -129,17 +129,17 @@ async def _migrate(url: sa.URL, make: bool) -> None:
 
 
 def _engine(url: sa.URL, statement_s: float | None, connections: int) -> AsyncEngine:
-    """Make a way to connect; `statement_s` is how long a statement, and its wait for a lock, may take."""
+    """Make an engine; `statement_s` limits a statement and its wait for a lock, None means no limit."""
     server = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
     if statement_s is not None:
-        server["lock_timeout"] = f"{statement_s * 900:.0f}"  # before the driver gives the connection up
+        server["lock_timeout"] = f"{statement_s * 900:.0f}"  # before the driver closes the connection
     try:
         return create_async_engine(
             url,
             pool_size=connections,
             max_overflow=0,
             pool_timeout=WAIT_S,
-            pool_pre_ping=True,  # a server that was started anew has forgotten our connections
+            pool_pre_ping=True,  # a restarted server does not know our connections
             connect_args={"timeout": WAIT_S, "command_timeout": statement_s, "server_settings": server},
             hide_parameters=True,
         )
@@ -147,28 +147,28 @@ def _engine(url: sa.URL, statement_s: float | None, connections: int) -> AsyncEn
         raise ConfigurationError("PostgreSQL needs asyncpg; accepted: pip install 'hidream[postgresql]'") from error
 
 
-async def _listen(engine: AsyncEngine, heard: _Heard) -> None:
-    """Hear what is said, as long as this is not cancelled; a lost connection counts as something heard."""
+async def _listen_forever(engine: AsyncEngine, heard: _Notifications) -> None:
+    """Listen until cancelled; a lost connection counts as a notification."""
     import asyncpg
 
     while True:
         try:
             async with engine.connect() as connection:
                 try:
-                    await _hear(connection, heard)
+                    await _listen_once(connection, heard)
                 finally:
-                    await connection.invalidate()  # nobody else may have one that listens
+                    await connection.invalidate()  # a connection that listens must not return to the pool
         except (OSError, sa.exc.SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("listening_failed error=%s", reason(error))
-        heard.more()
+        heard.add()
         await asyncio.sleep(RECONNECT_S)
 
 
-async def _hear(connection: AsyncConnection, heard: _Heard) -> None:
+async def _listen_once(connection: AsyncConnection, heard: _Notifications) -> None:
     """Listen until the connection is lost."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
     lost = asyncio.Event()
     driver.add_termination_listener(lambda *_: lost.set())
-    await driver.add_listener(CHANNEL, heard.more)
-    heard.more()  # for what was said before
+    await driver.add_listener(CHANNEL, heard.add)
+    heard.add()  # for what was sent before
     await lost.wait()

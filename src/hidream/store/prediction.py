@@ -1,4 +1,4 @@
-"""One prediction: a row of the table, as the other rooms see it."""
+"""One prediction: a row of the table, as other packages see it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hidream.types import Status
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What was asked, and how far it is. Times are ms since the epoch, None until then.
+    """A request and its state. Times are ms since the epoch, None until they are known.
 
-    `attempt` counts the claims, `workers_lost` those that ended badly. `nsfw` has a flag for each finished picture.
-    `work` is what it costs, `turn` its place in the queue (`admission`). `base_url` is where its client reached us.
-    `warnings` are those of the request, and once it is completed those of the worker behind them.
-    `step` of `steps` is how far the drawing is, a little later than the worker knows it.
+    `attempt` counts the claims, `workers_lost` those whose worker was lost. `nsfw` has a flag for each image.
+    `work` is its cost in pixel steps; the queue is sorted by `virtual_start` (`admission`). `base_url` is the URL by
+    which its client reached the server. `warnings` are those of the request, then those of the worker. `step` of
+    `steps` is its progress, as last reported.
     """
 
     id: str
@@ -49,18 +49,18 @@ class Prediction:
 
     @property
     def execution_ms(self) -> int:
-        """From the claim to the end in ms, 0 until then."""
+        """The time from the claim to the end in ms, 0 until then."""
         if self.started_ms is None or self.finished_ms is None:
             return 0
         return self.finished_ms - self.started_ms
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The names of its pictures' files: the first unguessable, the others with a number behind the same secret."""
+        """The names of its image files: the first is unguessable, the others append a number to the same secret."""
         return all_names(self.output_name, self.input.num_images)
 
     def to_row(self) -> dict[str, Any]:
-        """Give the values of its columns."""
+        """Return the values of its columns."""
         row = {name: getattr(self, name) for name in self.__slots__}
         return row | {"input": self.input.to_json(), "nsfw": list(self.nsfw), "warnings": list(self.warnings)}
 
@@ -75,7 +75,7 @@ class Prediction:
 
 
 def writable(text: str) -> str:
-    """Replace what a database cannot write: zero bytes, and halves of surrogate pairs."""
+    """Replace what a database cannot store: zero bytes, and lone surrogates."""
     return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 

@@ -1,10 +1,10 @@
 """Predictions: the states that a task goes through, and the queue that they are.
 
                         claim                complete
-    (intake) ► created ────────► processing ──────────► completed ─┐
+   (enqueue) ► created ────────► processing ──────────► completed ─┐
        │         │  ▲              │  │  ▲ │                        │
        │ refuse  │  └──────────────┘  │  └─┘ renew                  │ delete, expire
-       │         │  hand_back,        │                             ├───────► deleted ► (no row)
+       │         │  requeue,          │                             ├───────► deleted ► (no row)
        │         │  recover           │ fail, recover               │
        ▼         │                    ▼                             │
      failed ◄────┼──────────────────(failed) ───────────────────────┤
@@ -12,25 +12,26 @@
        └ abandon ┤                                                  │
                  └─ cancel ─► cancelled ◄─ cancel (of processing) ──┘
 
-MOVES is the same as a table: there is no other way from one state to another. Each move is one atomic statement that
-names the state it expects. What a worker says also names the attempt: `claim` raises that number, and so whatever a
-worker says about a task that was cancelled, or given to another one in the meantime, changes nothing (it is the fencing
-token). The webhook that an end owes is written in the same transaction.
+TRANSITIONS is the same diagram as a table; there are no other transitions. Each transition is one atomic statement that
+is guarded by the expected states. Reports of a worker are also guarded by the attempt number, which `claim` increments:
+it is the fencing token. So what a worker reports about a task that was cancelled, or claimed by another worker
+meanwhile, changes nothing. The webhook of a finished task is added to the outbox in the same transaction.
 
-A task is *recovered* when its worker is lost: killed, or silent for longer than its lease. It then goes back to its
-place in the queue, until it has lost as many workers as the operator allows: such a task fails, because it may be what
-kills them. A task is *abandoned* when no worker that serves its model was seen for as long as the operator allows. A
-worker draws several tasks together, so those beside the killer lose theirs too; from then on they are
-*suspected*, and only claimed by a worker that has nothing else to draw.
+A task is *recovered* when its worker is lost: killed, or silent for longer than its lease. It returns to its place in
+the queue. When it has lost as many workers as the operator allows, it fails, because it may be what kills them. A task
+is *abandoned* when no worker that serves its model was seen for as long as the operator allows. A worker generates
+several tasks together, so the tasks beside the one that kills it lose their worker too; from then on all of them are
+*quarantined*: a worker claims such a task only when it has no other.
 
-**Room.** The smallest turn is claimed first, and who does not fit into a worker's `Room` keeps the head of the queue:
-it is the next one, so that nobody starves. Meanwhile a huge task may fill that room for minutes. So a worker has a
-`Reserve` beside it, for keys that have nothing there (`claim_beside`): one task a key, which takes no more than half of
-the work that is left, so that there is always room for a smaller one. What is claimed there does not count in the
-room, and the turn that is served does not move by it: so whoever was passed over is not held up by it.
+**Capacity.** The task with the smallest virtual start time is claimed first. If it does not fit into a worker's
+`Capacity`, it stays at the head of the queue and nothing overtakes it, so that no task starves. Meanwhile a huge task
+may occupy the capacity for minutes. So a worker also has a `ReserveCapacity` for keys that have no task there
+(`claim_reserve`): one task per key, which takes at most half of the work that is left, so that a smaller one always
+fits. Reserve tasks do not count towards the capacity and do not advance the virtual time, so a task that was passed
+over is not delayed.
 
-All that decides the picture is settled at submission, the seed and the names of the outputs included. So a task
-that is drawn again after a crash gives the same picture under the same name.
+Everything that decides an image is fixed at submission, including the seed and the names of the output files. So a task
+that is generated again after a crash produces the same image under the same name.
 """
 
 from __future__ import annotations
@@ -59,22 +60,24 @@ TRANSITIONS: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "cancel": ((Status.CREATED, Status.PROCESSING), Status.CANCELLED),
     "delete": ((Status.COMPLETED, Status.FAILED, Status.CANCELLED), Status.DELETED),
 }
-"""From which states each move leads, and to which."""
+"""The states from which each transition starts, and the state in which it ends."""
 
 ABANDON_BATCH = 500
-"""Tasks that one transaction fails: more would hold up those who submit."""
+"""Tasks that one transaction fails: more would block submissions for too long."""
 VIRTUAL_TIME = ""
-"""The row of `turns` that says which turn is being served."""
+"""The key id under which VIRTUAL_STARTS holds the system's virtual time."""
 LOOK_AHEAD = 1000
-"""Tasks from the head of the queue among which a reserve looks for one that fits: a millisecond's worth of index. A key
-that has nothing anywhere stands behind no more than one task of each other key, so it takes as many keys to hide it."""
+"""How many tasks at the head of the queue are considered for a reserve: reading the index takes a millisecond. A key
+without tasks waits behind at most one task of each other key, so only as many keys could hide it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much a worker can take: so many tasks, of so much work in all, but always one; and if it has others.
+    """A worker's free capacity: the number of tasks, and their total work in pixel steps.
 
-    `has_tasks` is about those in this room; `reserved`, whether there are any in its reserve.
+    A worker without tasks may claim one task of any size.
+
+    `has_tasks`: whether tasks occupy its capacity; `reserved`: whether tasks occupy its reserve.
     """
 
     tasks: int
@@ -85,7 +88,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class ReserveCapacity:
-    """How much a worker can take beside its room: so many tasks, of so much work, of other keys than these."""
+    """A worker's free reserve: the number of tasks, their total work in pixel steps, and the keys excluded from it."""
 
     tasks: int
     work: int
@@ -94,7 +97,7 @@ class ReserveCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A task that a worker holds: its claim, and whether somebody watches it being drawn."""
+    """A task that a worker holds: its id, its attempt number, and whether a client watches its progress."""
 
     id: str
     attempt: int
@@ -103,7 +106,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """How far a drawing is, and perhaps the bytes of a small picture of it."""
+    """A task's progress, and the preview as the bytes of a JPEG file, if there is one."""
 
     step: int
     steps: int
@@ -111,28 +114,31 @@ class StepReport:
 
 
 async def claim(
-    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, room: Capacity
+    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, capacity: Capacity
 ) -> list[Prediction]:
-    """Take the tasks whose turn it is, of those that wait for one of `models`, for `lease_s` seconds.
+    """Claim the first tasks in the queue that wait for one of `models`, for `lease_s` seconds.
 
-    Their rows say by which of `versions` they are drawn. A suspected task is taken alone, and not beside others; but it
-    is not passed over, so that it does not wait for as long as others come.
+    The rows record which of `versions` generates them. A quarantined task is claimed alone, by a worker that has no
+    other. No task overtakes it, so it does not starve.
     """
     first = (
         sa.select(*_CLAIMED)
         .where(*_waits_for(models))
         .order_by(*_QUEUE_ORDER)
-        .limit(room.tasks)
+        .limit(capacity.tasks)
         .with_for_update(skip_locked=True)
     )
-    async with database.read() as connection:  # most of the time none is to be had, and that is no reason to write
+    async with database.read() as connection:  # usually there are none, and a write would be wasted
         line = (
-            sa.select(P.c.work, P.c.workers_lost).where(*_waits_for(models)).order_by(*_QUEUE_ORDER).limit(room.tasks)
+            sa.select(P.c.work, P.c.workers_lost)
+            .where(*_waits_for(models))
+            .order_by(*_QUEUE_ORDER)
+            .limit(capacity.tasks)
         )
-        if not _fitting((await connection.execute(line)).all(), room):
+        if not _fitting((await connection.execute(line)).all(), capacity):
             return []
     async with database.write() as connection:
-        chosen = _fitting((await connection.execute(first)).all(), room)
+        chosen = _fitting((await connection.execute(first)).all(), capacity)
         if not chosen:
             return []
         tasks = await _claim_rows(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
@@ -154,12 +160,12 @@ async def claim_reserve(
     lease_s: float,
     reserve: ReserveCapacity,
 ) -> list[Prediction]:
-    """Take what fits into a reserve, though it is not its turn yet; as `claim` does otherwise.
+    """Claim tasks that fit into a reserve, out of the order of the queue; otherwise like `claim`.
 
-    For a worker whose room has tasks, and none that is suspected. What is suspected is not taken, and not waited for.
+    Only for a worker with tasks in its capacity and no quarantined task. Quarantined tasks are skipped.
     """
     ahead = sa.select(*_QUEUE_ORDER, P.c.key_id, P.c.work).where(*_waits_for(models)).order_by(*_QUEUE_ORDER)
-    line = ahead.limit(LOOK_AHEAD).subquery()  # the index has all of it
+    line = ahead.limit(LOOK_AHEAD).subquery()  # the index covers all of it
     wanted = (
         sa.select(line.c.id, line.c.key_id, line.c.work)
         .join(P, P.c.id == line.c.id)
@@ -179,7 +185,7 @@ async def claim_reserve(
 
 
 async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease]:
-    """Lengthen the leases of all tasks that this worker holds, and say which."""
+    """Renew the leases of all tasks that this worker holds, and return them."""
     now = database.now_ms()
     statement = (
         sa.update(P)
@@ -193,7 +199,7 @@ async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease
 
 
 async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], StepReport]) -> set[Lease]:
-    """Write down how far drawings are, by id and attempt; say which of the worker's are still its own, and watched."""
+    """Record the progress of tasks, by id and attempt; return the leases that the worker still holds."""
     now = database.now_ms()
     held: set[Lease] = set()
     async with database.write() as connection:
@@ -211,7 +217,7 @@ async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, i
             held.add(Lease(id_, attempt, watched_until_ms > now))
             if at.preview is not None:
                 await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id == id_))
-                row = {"prediction_id": id_, "step": at.step, "picture": at.preview}
+                row = {"prediction_id": id_, "step": at.step, "image": at.preview}
                 await connection.execute(sa.insert(PREVIEWS).values(row))
     return held
 
@@ -224,9 +230,9 @@ async def complete(
     warnings: Sequence[str] = (),
     output_bytes: int = 0,
 ) -> bool:
-    """Say that a claimed task's pictures are in their places; False if the task is no longer this claim's.
+    """Complete a claimed task whose files are stored; return False if another claim holds the task now.
 
-    `warnings` follow those that the task was taken in with, `output_bytes` is what the files have together.
+    `warnings` are appended to those of the request; `output_bytes` is the total size of the files.
     """
     values = {"nsfw": list(nsfw), "has_nsfw": any(nsfw), "inference_ms": inference_ms, "output_bytes": output_bytes}
     values |= {"warnings": [*task.warnings, *warnings]}
@@ -234,29 +240,29 @@ async def complete(
 
 
 async def fail(database: Database, task: Prediction, code: int, error: str) -> bool:
-    """Say that a claimed task cannot be done, and why; False if the task is no longer this claim's."""
+    """Fail a claimed task with an error; return False if another claim holds the task now."""
     values = {"code": code, "error": writable(error)}
     return await _leave_processing(database, task, "fail", **values, finished_ms=database.now_ms())
 
 
 async def requeue(database: Database, task: Prediction | Lease, *, quarantined: bool = False) -> bool:
-    """Put a claimed task back to its place in the queue; False if the task is no longer this claim's.
+    """Return a claimed task to its place in the queue; return False if another claim holds the task now.
 
-    It is `suspected` if something went wrong that may be its doing, as if it had lost its worker.
+    It becomes `quarantined`, as if it had lost its worker, when it may have caused a failure.
     """
     lost = P.c.workers_lost + int(quarantined)
     return await _leave_processing(database, task, "requeue", started_ms=None, step=0, workers_lost=lost)
 
 
 async def recover(database: Database, workers_max: int, lost_worker_id: str | None = None) -> int:
-    """Take from lost workers what they hold (tasks out of lease, all of `lost_worker_id`) and say how many.
+    """Requeue the tasks of lost workers: expired leases, and all tasks of `lost_worker_id`. Return how many.
 
-    A task that has lost `workers_max` workers fails; the others go back to their places in the queue.
+    A task that has lost `workers_max` workers fails; the others return to their places in the queue.
     """
     now = database.now_ms()
     lost = sa.or_(P.c.lease_until_ms < now, P.c.worker_id == lost_worker_id)
     orphans = sa.select(P.c.id).where(P.c.status == Status.PROCESSING, lost)
-    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+    async with database.read() as connection:  # usually there are none, and a write would be wasted
         if not (await connection.execute(orphans.limit(1))).all():
             return 0
     free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
@@ -268,27 +274,29 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     )
     hopeful = _transition("requeue").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
     async with database.write() as connection:
-        ids = (await connection.scalars(orphans.with_for_update(skip_locked=True))).all()  # not those renewed just now
+        ids = (
+            await connection.scalars(orphans.with_for_update(skip_locked=True))
+        ).all()  # except those renewed meanwhile
         failed = await _end(connection, hopeless.where(P.c.id.in_(ids)), now)
         returned = await connection.execute(hopeful.where(P.c.id.in_(ids)))
     return failed + returned.rowcount
 
 
 async def abandon(database: Database, unserved_s: float) -> int:
-    """Fail some tasks that wait for a model of which no worker was seen for so long, and say how many.
+    """Fail some tasks that wait for a model whose workers were not seen for `unserved_s`; return how many.
 
-    The time begins when a task is submitted, and anew whenever a worker of its model is seen.
+    The time starts when a task is submitted, and again whenever a worker of its model is seen.
     """
     now = database.now_ms()
     before = now - round(unserved_s * 1000)
     waiting = sa.select(P.c.model).where(P.c.status == Status.CREATED, P.c.created_ms <= before).distinct()
     seen = sa.select(WORKERS.c.models).where(WORKERS.c.seen_ms > before)
-    async with database.read() as connection:  # most of the time there is none, and that is no reason to write
+    async with database.read() as connection:  # usually there are none, and a write would be wasted
         models = {*await connection.scalars(waiting)}
         if not models or models <= _all_of(await connection.scalars(seen)):
             return 0
     async with database.write() as connection:
-        unserved = models - _all_of(await connection.scalars(seen))  # one may have come meanwhile
+        unserved = models - _all_of(await connection.scalars(seen))  # a worker may have come meanwhile
         old = sa.select(P.c.id).where(*_waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDON_BATCH)
         ids = (await connection.scalars(old.with_for_update(skip_locked=True))).all()
         error = f"no worker that serves its model was seen for {unserved_s:g} seconds"
@@ -297,12 +305,12 @@ async def abandon(database: Database, unserved_s: float) -> int:
 
 
 async def cancel(database: Database, prediction_id: str, key_id: str) -> bool:
-    """End a task that is not finished; whoever draws it is told by its next `renew` or `report`."""
+    """Cancel a task that is not finished; its worker hears of it from its next `renew` or `report`."""
     return await cancel_all(database, [prediction_id], key_id) == 1
 
 
 async def cancel_all(database: Database, prediction_ids: Collection[str], key_id: str) -> int:
-    """End those of these tasks that are not finished, in one transaction; say how many."""
+    """Cancel those of these tasks that are not finished, in one transaction; return how many."""
     now = database.now_ms()
     free = {"worker_id": None, "lease_until_ms": None}
     mine = _transition("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
@@ -311,9 +319,9 @@ async def cancel_all(database: Database, prediction_ids: Collection[str], key_id
 
 
 async def delete(database: Database, prediction_ids: Collection[str], key_id: str) -> list[Prediction]:
-    """Hide finished tasks from now on, and give them, for their files to be removed; what is left `retention.py` finds.
+    """Mark finished tasks as deleted, and return them, so that their files can be removed.
 
-    Their rows go later.
+    `retention.py` removes the rows later, and files that were left.
     """
     mine = _transition("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
     async with database.write() as connection:
@@ -322,7 +330,7 @@ async def delete(database: Database, prediction_ids: Collection[str], key_id: st
 
 
 async def has_no_images(database: Database, prediction_id: str) -> bool:
-    """Whether a task has ended without pictures, or is gone: files of it are nobody's."""
+    """Whether a task finished without images, or is deleted: its files can be removed."""
     async with database.read() as connection:
         status = (await connection.scalars(sa.select(P.c.status).where(P.c.id == prediction_id))).first()
     return status in (None, Status.FAILED, Status.CANCELLED, Status.DELETED)
@@ -336,27 +344,27 @@ def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
     return P.c.status == Status.CREATED, P.c.model.in_(models)
 
 
-def _transition(move: str) -> sa.Update:
-    """Begin the statement of a move of rows that are named by their ids."""
-    sources, target = TRANSITIONS[move]
+def _transition(transition: str) -> sa.Update:
+    """Begin the statement of a transition of rows that are selected by their ids."""
+    sources, target = TRANSITIONS[transition]
     return sa.update(P).where(_STATUS_OF_ROW.in_(sources)).values(status=target)
 
 
-def _fitting(waiting: Sequence[Any], room: Capacity) -> Sequence[Any]:
-    """Take from the front what there is room for."""
+def _fitting(waiting: Sequence[Any], capacity: Capacity) -> Sequence[Any]:
+    """Return the tasks at the head of the queue that fit."""
     if waiting and waiting[0].workers_lost:
-        return [] if room.has_tasks or room.reserved else waiting[:1]
+        return [] if capacity.has_tasks or capacity.reserved else waiting[:1]
     count, work = 0, 0
     for row in waiting:
         work += row.work
-        if row.workers_lost or (work > room.work and (count or room.has_tasks)):
+        if row.workers_lost or (work > capacity.work and (count or capacity.has_tasks)):
             break
         count += 1
     return waiting[:count]
 
 
 def _reserved(waiting: Sequence[Any], reserve: ReserveCapacity) -> list[str]:
-    """Take one of each key, if it leaves as much work as it takes."""
+    """Choose one task per key that takes at most half of the work that is left."""
     ids: list[str] = []
     keys, left = set(reserve.excluded_keys), reserve.work
     for row in waiting:
@@ -375,7 +383,7 @@ async def _claim_rows(
     now: int,
     lease_s: float,
 ) -> list[Prediction]:
-    """Make rows that wait, and are locked, a worker's own."""
+    """Assign waiting rows, which are locked, to a worker."""
     statement = (
         _transition("claim")
         .where(P.c.id.in_([row.id for row in chosen]))
@@ -396,17 +404,17 @@ async def _claim_rows(
 
 
 _STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
-"""The state, where rows are found by their ids: SQLite would rather read all that are in a state, by its index."""
+"""The status of rows that are selected by id: without this, SQLite would scan the index of the status instead."""
 _QUEUE_ORDER = (P.c.virtual_start, P.c.created_ms, P.c.id)
 """The order of the queue."""
 _CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.virtual_start, P.c.work, P.c.workers_lost)
-"""What is read of a row before it is claimed."""
+"""The columns that are read before a row is claimed."""
 Versions = Mapping[str, Mapping[Mode, str]]
-"""What each model's pictures are called in each mode."""
+"""The version of each model in each mode."""
 
 
 def _version(versions: Versions, row: sa.Row[Any]) -> str:
-    # Not in SQL: to find the mode, PostgreSQL would have to read the whole JSON, and fails at a prompt's zero byte.
+    # Not in SQL: to find the mode, PostgreSQL would parse the whole JSON, and fail at a zero byte in a prompt.
     modes = versions[row.model]
     return modes.get(row.input.get("mode", Mode.EXACT), modes[Mode.EXACT])
 
@@ -414,11 +422,11 @@ def _version(versions: Versions, row: sa.Row[Any]) -> str:
 async def _leave_processing(
     database: Database,
     task: Prediction | Lease,
-    move: str,
+    transition: str,
     **values: Any,  # noqa: ANN401
 ) -> bool:
     statement = (
-        _transition(move)
+        _transition(transition)
         .where(P.c.id == task.id, P.c.attempt == task.attempt)
         .values(worker_id=None, lease_until_ms=None, **values)
     )
@@ -427,7 +435,7 @@ async def _leave_processing(
 
 
 async def _end(connection: AsyncConnection, statement: sa.Update, now: int) -> int:
-    """Make a move, write down the webhooks that it owes, drop previews; say how many tasks it moved."""
+    """Execute a transition, add webhooks to the outbox, and delete previews; return how many tasks it moved."""
     rows = (await connection.execute(statement.returning(P.c.id, P.c.key_id, P.c.status, P.c.webhook))).all()
     ended = [row for row in rows if Status(row.status).final]
     await outbox.add(connection, [(row.id, row.key_id, row.webhook) for row in ended if row.webhook], now)

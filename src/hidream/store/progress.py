@@ -1,7 +1,7 @@
-"""Watching tasks being drawn: one watcher asks the database for all who watch, however many they are.
+"""Watching the progress of tasks: one watcher polls the database for all clients that watch.
 
-What a task looks like is a `View`; whoever has seen one waits for the next. A change costs one query for all tasks that
-are watched in this process, and one more for those that have moved or have a new preview.
+A `TaskView` is a task's state and progress; a client that has one waits for the next. A change costs one query for all
+tasks that this process watches, and one more each for tasks with a new state or a new preview.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from hidream.store.schema import PREVIEWS
 from hidream.types import Status
 
 WATCH_S, WATCH_RENEW_S = 25.0, 10.0
-"""For how long workers are asked for previews at a time, and how often: two such requests may be late."""
+"""How long a request for previews is valid, and how often it is renewed: two renewals may be late."""
 POLL_S = 1.0
-"""How long the watcher waits for a change before it looks by itself."""
+"""How long the watcher waits for a change before it queries again."""
 MIN_INTERVAL_S = 0.05
-"""How long the watcher rests after a look: workers report twice a second, and nobody sees more than 20 a second."""
+"""The pause between queries: workers report twice a second, and nobody sees more than 20 updates a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """How far a task is. `step` of `steps` and `preview_step` are newer than `prediction`, which is of its last move.
+    """A task and its progress. `prediction` is read at each transition; `step`, `steps` and `preview_step` are newer.
 
-    `preview` is a JPEG's bytes, of the step `preview_step`; 0 and empty as long as there is none.
+    `preview` is the JPEG file of step `preview_step`; they are empty and 0 until there is one.
     """
 
     prediction: Prediction
@@ -45,24 +45,24 @@ class TaskView:
 
 
 class ProgressWatcher:
-    """Who watches which task, in one process."""
+    """The tasks that clients of this process watch."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._watched: Counter[str] = Counter()
         self._views: dict[str, TaskView | None] = {}
-        self._moved = asyncio.Event()  # a new one after each change, so that all who wait are woken by it
+        self._moved = asyncio.Event()  # replaced after each change, so that it wakes all waiters
         self._watcher: asyncio.Task[None] | None = None
-        self._asked: dict[str, float] = {}  # when workers were asked for previews, on the loop's clock
+        self._asked: dict[str, float] = {}  # when previews were last requested, on the loop's clock
 
     @property
     def stopped(self) -> bool:
-        """Whether this process is about to leave."""
+        """Whether this process is shutting down."""
         return self._database.changes.stopped
 
     @asynccontextmanager
     async def watching(self, prediction_id: str) -> AsyncIterator[None]:
-        """Have a task watched for as long as this is open."""
+        """Watch a task as long as this context is open."""
         self._watched[prediction_id] += 1
         if self._watcher is None or self._watcher.done():
             self._watcher = self._database.run_in_background(self._watch())
@@ -76,17 +76,20 @@ class ProgressWatcher:
                 self._asked.pop(prediction_id, None)
 
     async def next_view(
-        self, prediction_id: str, seen: TaskView | None, timeout_s: float, left: asyncio.Future[Any] | None = None
+        self,
+        prediction_id: str,
+        seen: TaskView | None,
+        timeout_s: float,
+        disconnected: asyncio.Future[Any] | None = None,
     ) -> TaskView | None:
-        """Wait for a view of a watched task that is not `seen`; `seen` again after `timeout_s` or on leaving.
+        """Wait for a view of a watched task that differs from `seen`; return None if the task no longer exists.
 
-        Once `left` is done, and everybody was woken by `wake`, it is `seen` too.
-
-        None if there is no such task any more. Raises DatabaseUnavailable when the database is away.
+        Returns `seen` after `timeout_s`, on shutdown, and on `wake` once `disconnected` is done. Raises
+        DatabaseUnavailable.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while not (self.stopped or (left is not None and left.done())):
+                while not (self.stopped or (disconnected is not None and disconnected.done())):
                     moved = self._moved
                     if prediction_id in self._views and self._views[prediction_id] is not seen:
                         return self._views[prediction_id]
@@ -109,12 +112,12 @@ class ProgressWatcher:
             self.wake()
 
     def wake(self) -> None:
-        """Let everybody who waits look again."""
+        """Wake all waiters."""
         self._moved.set()
         self._moved = asyncio.Event()
 
     async def _ask(self) -> None:
-        """Have workers write down previews of what is watched here."""
+        """Request previews of the tasks that are watched here."""
         now = asyncio.get_running_loop().time()
         drawn = [id_ for id_, view in self._views.items() if view and view.prediction.status is Status.PROCESSING]
         due = [id_ for id_ in drawn if now - self._asked.get(id_, -WATCH_RENEW_S) >= WATCH_RENEW_S]
@@ -122,14 +125,14 @@ class ProgressWatcher:
         await watch(self._database, due, WATCH_S)
 
     async def _look(self) -> bool:
-        """Renew the views of what has changed; say whether anything has."""
+        """Update the views of tasks that have changed; return whether any has."""
         ids = [i for i in self._watched if not ((view := self._views.get(i)) and view.prediction.status.final)]
         if not ids:
             return False
-        found = await _glances(self._database, ids)
+        found = await _progress_rows(self._database, ids)
         views = {id_: self._views.get(id_) for id_ in ids}
-        moved = [id_ for id_, glance in found.items() if (v := views[id_]) is None or glance.moved(v)]
-        fresh = [id_ for id_, glance in found.items() if glance.has_new_preview(views[id_])]
+        moved = [id_ for id_, row in found.items() if (v := views[id_]) is None or row.moved(v)]
+        fresh = [id_ for id_, row in found.items() if row.has_new_preview(views[id_])]
         predictions = await _predictions(self._database, moved) if moved else {}
         previews = await _previews(self._database, fresh) if fresh else {}
         changed = False
@@ -142,9 +145,9 @@ class ProgressWatcher:
 
 
 async def watch(database: Database, prediction_ids: Collection[str], for_s: float) -> None:
-    """Ask whoever draws these tasks to write down small pictures of them, for a while.
+    """Request previews of these tasks from their workers, for a while.
 
-    Tasks that wait are left alone: a claim passes over rows that somebody else is writing.
+    Rows of waiting tasks are not updated: a claim would skip them while they are locked.
     """
     if not prediction_ids:
         return
@@ -155,8 +158,8 @@ async def watch(database: Database, prediction_ids: Collection[str], for_s: floa
 
 
 @dataclass(frozen=True, slots=True)
-class _Glance:
-    """The few columns that change while a task is drawn."""
+class _ProgressRow:
+    """The columns that change while a task is processed."""
 
     status: Status
     attempt: int
@@ -165,22 +168,22 @@ class _Glance:
     preview_step: int
 
     def moved(self, view: TaskView) -> bool:
-        """Whether the task's row says something that a view of it does not."""
+        """Whether the task has made a transition since the view."""
         return (self.status, self.attempt) != (view.prediction.status, view.prediction.attempt)
 
     def has_new_preview(self, view: TaskView | None) -> bool:
-        """Whether there is a preview, and not the one of a view."""
+        """Whether there is a preview other than the view's."""
         return bool(self.preview_step) and (view is None or self.preview_step != view.preview_step)
 
 
-async def _glances(database: Database, ids: Collection[str]) -> dict[str, _Glance]:
+async def _progress_rows(database: Database, ids: Collection[str]) -> dict[str, _ProgressRow]:
     wanted = (
         sa.select(P.c.id, P.c.status, P.c.attempt, P.c.step, P.c.steps, sa.func.coalesce(PREVIEWS.c.step, 0))
         .outerjoin(PREVIEWS, PREVIEWS.c.prediction_id == P.c.id)
         .where(P.c.id.in_(ids), P.c.status != Status.DELETED)
     )
     async with database.read() as connection:
-        return {row[0]: _Glance(Status(row[1]), *row[2:]) for row in await connection.execute(wanted)}
+        return {row[0]: _ProgressRow(Status(row[1]), *row[2:]) for row in await connection.execute(wanted)}
 
 
 async def _predictions(database: Database, ids: Collection[str]) -> dict[str, Prediction]:
@@ -193,20 +196,20 @@ async def _previews(database: Database, ids: Collection[str]) -> dict[str, tuple
     wanted = sa.select(PREVIEWS.c.prediction_id, PREVIEWS.c.step, PREVIEWS.c.image)
     async with database.read() as connection:
         rows = await connection.execute(wanted.where(PREVIEWS.c.prediction_id.in_(ids)))
-        return {row.prediction_id: (row.step, row.picture) for row in rows}
+        return {row.prediction_id: (row.step, row.image) for row in rows}
 
 
 def _renewed(
-    before: TaskView | None, glance: _Glance | None, prediction: Prediction | None, preview: tuple[int, bytes] | None
+    before: TaskView | None, row: _ProgressRow | None, prediction: Prediction | None, preview: tuple[int, bytes] | None
 ) -> TaskView | None:
-    """Put together what was found; the view itself where nothing is new, None where the task is gone."""
+    """Combine what was read: the same view if nothing is new, None if the task no longer exists."""
     now = prediction or (before.prediction if before else None)
-    if glance is None or now is None:
+    if row is None or now is None:
         return None
     if now.status.final or prediction is not None:
         step, steps = now.step, now.steps
     else:
-        step, steps = glance.step, glance.steps
+        step, steps = row.step, row.steps
     kept = before if before and now.attempt == before.prediction.attempt else None
     preview_step, picture = preview or ((kept.preview_step, kept.preview) if kept else (0, b""))
     after = TaskView(now, step, steps, preview_step, picture)

@@ -1,7 +1,17 @@
 """The tables, in types that SQLite and PostgreSQL both have.
 
-Times are whole milliseconds since the epoch. This is what the newest migration in `migrations/versions`
-arrives at; a test holds the two together.
+Times are whole milliseconds since the epoch. The newest migration in `migrations/versions` creates the same schema; a
+test compares them.
+
+Names in the database never change. Where the code uses another word, it is declared here and nowhere else:
+
+| in the database | in Python | what it is |
+|---|---|---|
+| column `predictions.turn` | `virtual_start` | the task's virtual start time (fair queueing, `admission.py`) |
+| table `turns` | `VIRTUAL_STARTS` | the virtual start time of each key's next task |
+| table `repeats` | `IDEMPOTENCY_RECORDS` | which task an Idempotency-Key created |
+| table `acts` | `AUDIT_LOG` | the audit log |
+| column `previews.picture` | `image` | the preview's JPEG file |
 """
 
 from __future__ import annotations
@@ -32,9 +42,9 @@ KEYS = sa.Table(
     sa.Column("webhook_secret_before", sa.String(80), nullable=False, server_default=""),
     sa.Column("webhook_secret_until_ms", sa.BigInteger, nullable=False, server_default="0"),
 )
-"""A limit of 0 is none. `pepper_check` tells peppers apart; it is empty in rows of releases that had none of it.
+"""A limit of 0 means no limit. `pepper_check` tells peppers apart; rows of releases without it have NULL.
 
-`webhook_secret_before` signs beside `webhook_secret` until `webhook_secret_until_ms`.
+Until `webhook_secret_until_ms` webhooks are signed with `webhook_secret_before` as well as with `webhook_secret`.
 """
 
 _NO_FILES = sa.text("status = 'deleted' AND output_name = ''")
@@ -65,24 +75,24 @@ PREDICTIONS = sa.Table(
     sa.Column("lease_until_ms", sa.BigInteger),
     sa.Column("pixels", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("work", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("turn", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("turn", sa.BigInteger, key="virtual_start", nullable=False, server_default="0"),
     sa.Column("base_url", sa.String(1024), nullable=False, server_default=""),
     sa.Column("webhook", sa.String(2048), nullable=False, server_default=""),
     sa.Column("step", sa.Integer, nullable=False, server_default="0"),
     sa.Column("steps", sa.Integer, nullable=False, server_default="0"),
     sa.Column("watched_until_ms", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("output_bytes", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Index("predictions_waiting", "status", "turn", "created_ms", "id", "key_id", "model", "work"),
+    sa.Index("predictions_waiting", "status", "virtual_start", "created_ms", "id", "key_id", "model", "work"),
     sa.Index("predictions_done", "status", "finished_ms"),
     sa.Index("predictions_of_key", "key_id", "created_ms", "id", "status", "model", "pixels", "work", "output_bytes"),
     sa.Index("predictions_age", "created_ms"),
     sa.Index("predictions_with_files", "status", "created_ms", sqlite_where=_WITH_FILES, postgresql_where=_WITH_FILES),
     sa.Index("predictions_no_files", "status", "created_ms", sqlite_where=_NO_FILES, postgresql_where=_NO_FILES),
 )
-"""`work` is what a picture costs, in pixel steps; `turn` its place in the queue (`store/admission.py`).
+"""`work` is the cost of a task in pixel steps; the queue is sorted by the virtual start time.
 
-The first and third index have more columns than they sort by, so that counting need not look at the rows. The last two
-have only what is being removed.
+The first and the third index cover more columns than they sort by, so that counting does not read the rows. The last
+two are partial: they contain deleted predictions only.
 """
 
 VIRTUAL_STARTS = sa.Table(
@@ -91,16 +101,16 @@ VIRTUAL_STARTS = sa.Table(
     sa.Column("key_id", sa.String(32), primary_key=True),
     sa.Column("next", sa.BigInteger, nullable=False),
 )
-"""The turn from which each key's next task is served; the row of the empty id is the turn that is being served."""
+"""The earliest virtual start time of each key's next task. The row with the empty id is the system's virtual time."""
 
 PREVIEWS = sa.Table(
     "previews",
     METADATA,
     sa.Column("prediction_id", sa.String(32), sa.ForeignKey("predictions.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("picture", sa.LargeBinary, nullable=False),
+    sa.Column("picture", sa.LargeBinary, key="image", nullable=False),
 )
-"""The latest small picture of a task that somebody watches: the bytes of a JPEG file."""
+"""The latest preview of a task that a client watches: the bytes of a JPEG file."""
 
 IDEMPOTENCY_RECORDS = sa.Table(
     "repeats",
@@ -112,7 +122,7 @@ IDEMPOTENCY_RECORDS = sa.Table(
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Index("repeats_age", "created_ms"),
 )
-"""Which task an Idempotency-Key made."""
+"""Which task a request with an Idempotency-Key created, and a digest of that request."""
 
 DELIVERIES = sa.Table(
     "deliveries",
@@ -132,7 +142,7 @@ DELIVERIES = sa.Table(
     sa.Index("deliveries_in_turns", "state", "key_id", "due_ms"),
     sa.Index("deliveries_of_prediction", "prediction_id", "created_ms"),
 )
-"""A webhook that is owed: state waiting, delivered or given_up. Being delivered is a `due_ms` in the future."""
+"""The outbox of webhooks: state waiting, delivered or given_up. A claimed delivery has a `due_ms` in the future."""
 
 UPLOADS = sa.Table(
     "uploads",
@@ -148,7 +158,7 @@ UPLOADS = sa.Table(
     sa.Index("uploads_age", "created_ms"),
     sa.Index("uploads_of_key", "key_id", "created_ms", "size"),
 )
-"""Files that clients sent; `stored` is false while one was only announced, `used_ms` is empty until a task uses it."""
+"""Files that clients sent. `stored` is false until the bytes are there, `used_ms` NULL until a task uses the file."""
 
 WORKERS = sa.Table(
     "workers",
@@ -170,4 +180,4 @@ AUDIT_LOG = sa.Table(
     sa.Column("details", sa.JSON, nullable=False),
     sa.Index("acts_age", "at_ms"),
 )
-"""What administrators did: who, what, to which key or task, and what was said of it; no secret and no prompt."""
+"""What administrators and keys did: actor, act, the key it concerns, and details. No secrets and no prompts."""

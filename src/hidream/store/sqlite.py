@@ -1,11 +1,11 @@
 """SQLite: one file, for all processes of one machine.
 
-A transaction that writes holds the write lock from its first moment, so that nothing read in it can be out of date
-when it commits (write-ahead log, synchronous FULL). Others' commits are heard of by polling a counter of the file's.
+A write transaction takes the write lock when it begins, so that what it has read is still true when it commits
+(write-ahead log, synchronous FULL). To hear of other processes' commits, this process polls a counter of the file.
 
-Who reads waits for nobody who writes: readers have connections of their own, so that a process that stands still
-with the lock in its hand keeps the others from writing only. Nobody is to read or write the file, but them: one that
-was deleted or replaced under us takes what we write to nowhere, so its identity is looked at (`gone`).
+Readers never wait for writers: they have connections of their own, so a process that hangs while it holds the lock
+blocks other writers only. If the file is deleted or replaced while it is in use, writes are lost. So its identity is
+checked (`gone`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DRIVER = "sqlite+aiosqlite"
 ACCEPTED = f"{DRIVER}:///FILE, a file that may be written, new or of a release that is not newer"
 
 BUSY_TIMEOUT_MS = 5_000
-"""How long a statement waits for another process's write before it is an error: a write takes milliseconds."""
+"""How long a statement waits for another process's write before it fails: a write takes milliseconds."""
 
 CHECK_MS = 1_000
-"""The same for a check, whose answer is waited for by a load balancer."""
+"""The same for a health check, for which a load balancer waits."""
 
 CONNECTIONS = 4
-"""That read; each has a thread of its own. A statement takes a millisecond, so a few serve many requests."""
+"""Connections that read; each has its own thread. A statement takes a millisecond, so a few serve many requests."""
 
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
@@ -47,9 +47,9 @@ _PRAGMAS = (
 
 @asynccontextmanager
 async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
-    """Open a file, migrated if need be; `make` it where it is not there.
+    """Open a file; migrate it if needed, and `make` it if it does not exist.
 
-    Raises ConfigurationError on one that is no database of ours, or not there.
+    Raises ConfigurationError if it is not a hidream database, or does not exist and must not be created.
     """
     if not make and not _is_there(url):
         raise missing(url)
@@ -63,7 +63,7 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
                 reader.execution_options(read_only=True),
                 Changes(lambda: _data_version(watching)),
                 one_writer=True,
-                check=lambda durably: _check(checker, durably),
+                check=lambda durable: _check(checker, durable),
                 gone=files.gone,
             )
         finally:
@@ -72,20 +72,20 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
 
 
 class _Files:
-    """A database's file, and its log and index beside it, as they were when they were first seen."""
+    """The identities of a database's file, its log and its index, as first seen."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._seen: dict[str, tuple[int, int] | None] = dict.fromkeys(paths)
 
     @classmethod
     def of(cls, path: str) -> _Files:
-        """Look at the files of a database that is open: none of them changes before all connections are closed."""
+        """Record the files of an open database: none of them changes until all connections are closed."""
         files = cls([path, f"{path}-wal", f"{path}-shm"])
         files.gone()
         return files
 
     def gone(self) -> str:
-        """Say what has become of them since; empty if nothing has."""
+        """Say what happened to them since; empty if nothing did."""
         for path, seen in self._seen.items():
             try:
                 found = os.stat(path)  # noqa: PTH116 - on every write
@@ -93,7 +93,7 @@ class _Files:
                 if seen is not None:
                     return f"{path} was deleted or moved while it was in use"
                 continue
-            except OSError:  # a disk that is away is no file that is gone
+            except OSError:  # an unreachable disk does not mean a lost file
                 continue
             now = found.st_dev, found.st_ino
             if seen is None:
@@ -103,13 +103,13 @@ class _Files:
         return ""
 
 
-async def _check(engine: AsyncEngine, durably: bool) -> None:
-    """Take the write lock and give it back; `durably` a page goes to the disk, as it was.
+async def _check(engine: AsyncEngine, durable: bool) -> None:
+    """Take the write lock and release it; if `durable`, write a page to the disk unchanged.
 
-    The page is the file's first: SQLite writes the number that programs may keep there, also if it is the same.
+    It is the file's first page: SQLite writes `user_version` even if the number is the same.
     """
     async with engine.connect() as connection, connection.begin() as transaction:
-        if durably:
+        if durable:
             version = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
             await connection.exec_driver_sql(f"PRAGMA user_version = {version}")
         else:
@@ -127,18 +127,18 @@ def _is_there(url: sa.URL) -> bool:
 
 
 def _watching(url: sa.URL) -> sqlite3.Connection:
-    """Open the file to hear of commits, and before `aiosqlite` does: that leaves a thread behind where it cannot."""
-    _make_ours(_path(url))
+    """Open the file to hear of commits, before `aiosqlite` opens it: on failure, that leaves a thread behind."""
+    _create_private(_path(url))
     try:
         return sqlite3.connect(_path(url), timeout=0, isolation_level=None)
     except sqlite3.OperationalError as error:
         raise url_error(url, error, ACCEPTED) from error
 
 
-def _make_ours(path: str) -> None:
-    """Make an empty file that only its owner may read, whatever the umask; log and index get the same rights.
+def _create_private(path: str) -> None:
+    """Create an empty file that only its owner may read, whatever the umask; log and index get the same mode.
 
-    Where that cannot be, SQLite says it better.
+    Errors are ignored: SQLite reports them better.
     """
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -163,7 +163,7 @@ def _engine(url: sa.URL, connections: int, busy_ms: int | None = None) -> AsyncE
 
     @sa.event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own class
-        connection.isolation_level = None  # the driver opens no transactions by itself: `on_begin` does
+        connection.isolation_level = None  # the driver opens no transactions: `on_begin` does
         cursor = connection.cursor()
         for pragma in pragmas:
             cursor.execute(pragma)
@@ -178,12 +178,12 @@ def _engine(url: sa.URL, connections: int, busy_ms: int | None = None) -> AsyncE
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
-    """Read SQLite's count of other connections' commits: microseconds, and it waits for no lock."""
+    """Read SQLite's counter of other connections' commits: takes microseconds, and waits for no lock."""
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 async def _migrate(engine: AsyncEngine) -> None:
-    """Bring the tables to the newest step; of several processes that start at once, one does it."""
+    """Migrate to the newest revision; of several processes that start at once, one does it."""
     with wrap_open_errors(engine.url, ACCEPTED):
         async with engine.begin() as connection:
             await connection.run_sync(migrate)

@@ -1,6 +1,6 @@
-"""Figures for those who watch over the service: what waits, and what has come to its end since they last asked.
+"""Metrics of tasks: how many are unfinished, and which have finished since the last scrape.
 
-No figure names a key, a prompt or anything else that a client chose: tasks are told apart by model, state, code and
+Metrics contain no key, no prompt and nothing else that a client chose: tasks are grouped by model, status, code and
 size class.
 """
 
@@ -20,7 +20,7 @@ from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 
 VISIBILITY_LAG_MS = 60_000
-"""How much later than its `finished_ms` an end may become visible: a long commit, another machine's clock."""
+"""How long after its `finished_ms` a task may become visible: because of a slow commit, or another machine's clock."""
 
 _UNFINISHED = [status for status in Status if not status.final]
 _SMALL, _MEDIUM = 512**2, 1024**2
@@ -28,7 +28,7 @@ _FINAL = [status for status in Status if status.final]
 
 
 class SizeClass(StrEnum):
-    """How large a task is, by the pixels of its pictures together: up to one of 512², up to one of 1024², or larger."""
+    """A task's size by the total pixels of its images: up to 512², up to 1024², or larger."""
 
     SMALL = "512"
     MEDIUM = "1024"
@@ -36,13 +36,13 @@ class SizeClass(StrEnum):
 
     @classmethod
     def of(cls, pixels: int) -> SizeClass:
-        """Tell the class of a task."""
+        """Return the class of a task."""
         return cls.SMALL if pixels <= _SMALL else cls.MEDIUM if pixels <= _MEDIUM else cls.LARGE
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedCount:
-    """So many tasks of a model, state and size class, the oldest of which was submitted at `oldest_ms`."""
+    """The number of tasks of a model, status and size class; the oldest was submitted at `oldest_ms`."""
 
     model: str
     status: Status
@@ -53,7 +53,7 @@ class UnfinishedCount:
 
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
-    """How a task ended; `waited_ms` is None for one that was never begun, `steps` are those of all its pictures."""
+    """How a task finished; `waited_ms` is None if it was never started, `steps` counts those of all its images."""
 
     model: str
     status: Status
@@ -66,7 +66,7 @@ class FinishedTask:
 
 
 async def unfinished(database: Database) -> list[UnfinishedCount]:
-    """Count what waits and what is being drawn."""
+    """Count the tasks that wait or are being processed."""
     small, medium, large = (kind.value for kind in SizeClass)
     size = sa.case((P.c.pixels <= _SMALL, small), (P.c.pixels <= _MEDIUM, medium), else_=large).label("size")
     grouped = sa.select(P.c.model, P.c.status, size, P.c.created_ms).where(P.c.status.in_(_UNFINISHED)).subquery()
@@ -78,32 +78,32 @@ async def unfinished(database: Database) -> list[UnfinishedCount]:
 
 
 async def pending_webhooks(database: Database) -> int:
-    """Count the deliveries that are neither done nor given up."""
+    """Count the deliveries that are neither delivered nor given up."""
     wanted = sa.select(sa.func.count()).select_from(D).where(D.c.state == DeliveryState.WAITING)
     async with database.read() as connection:
         return int((await connection.execute(wanted)).scalar_one())
 
 
 class FinishedFeed:
-    """Tells of every end once, from the moment this was made."""
+    """Reports each finished task once, beginning with those that finish after this was created."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._since = self._begun = database.now_ms()
-        self._told: dict[str, int] = {}  # ids of the last minutes, with the time of their end
+        self._since = self._created = database.now_ms()
+        self._reported: dict[str, int] = {}  # reported lately: id and finish time
 
-    async def new(self) -> list[FinishedTask]:
-        """Tell of the ends that were not told of before."""
+    async def read(self) -> list[FinishedTask]:
+        """Return the tasks that have finished and were not reported yet."""
         now = self._database.now_ms()
-        after = max(self._since - VISIBILITY_LAG_MS, self._begun)
+        after = max(self._since - VISIBILITY_LAG_MS, self._created)
         wanted = sa.select(*_COLUMNS).where(P.c.status.in_(_FINAL), P.c.finished_ms >= after)
         async with self._database.read() as connection:
             rows = (await connection.execute(wanted)).all()
-        new = [row for row in rows if row.id not in self._told]
-        self._told = {id_: ms for id_, ms in self._told.items() if ms >= now - 2 * VISIBILITY_LAG_MS}
-        self._told |= {row.id: row.finished_ms for row in new}
+        new = [row for row in rows if row.id not in self._reported]
+        self._reported = {id_: ms for id_, ms in self._reported.items() if ms >= now - 2 * VISIBILITY_LAG_MS}
+        self._reported |= {row.id: row.finished_ms for row in new}
         self._since = now
-        return [_end(row) for row in new]
+        return [_finished(row) for row in new]
 
 
 _COLUMNS = (
@@ -121,7 +121,7 @@ _COLUMNS = (
 )
 
 
-def _end(row: Any) -> FinishedTask:  # noqa: ANN401 - a row of _COLUMNS
+def _finished(row: Any) -> FinishedTask:  # noqa: ANN401 - a row of _COLUMNS
     return FinishedTask(
         model=row.model,
         status=_before_deletion(Status(row.status), row.code, row.nsfw),
@@ -135,7 +135,7 @@ def _end(row: Any) -> FinishedTask:  # noqa: ANN401 - a row of _COLUMNS
 
 
 def _before_deletion(status: Status, code: int, nsfw: Sequence[bool]) -> Status:
-    """Tell how a task ended that has been deleted since: only pictures have flags, only failures a code."""
+    """Return how a task finished, even if deleted since: only completed tasks have flags, only failed ones a code."""
     if status is not Status.DELETED:
         return status
     return Status.COMPLETED if nsfw else Status.FAILED if code else Status.CANCELLED

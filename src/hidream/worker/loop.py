@@ -1,19 +1,19 @@
-"""The worker's life: claim tasks, have them drawn together, and say what became of each.
+"""The worker's main loop: it claims tasks, has them generated together, and records the outcome of each.
 
-How many at a time says its *room*, `tasks_max` and `pictures_max`, of which a task takes what is left of it to be
-drawn. Beside the room it has a *reserve*, half as large, for keys that have nothing here (`store/predictions`): so that
-another key's task of any size does not hold up a small one. The engine draws the small one first.
+The settings `tasks_max` and `pictures_max` are its *capacity*; a task occupies the work that is left of it. It also
+has a *reserve*, half as large, for keys that have no task here (`store/predictions`), so that a huge task of one key
+does not delay a small one of another. The engine generates the small one first.
 
-Beside that it keeps its row and its leases fresh, writes down how far its drawings are, and gives up what is no longer
-its own: tasks that were cancelled, and those whose lease was lost nevertheless. Those that are being drawn when it is
-told to stop may be finished for a while; then they go back to the queue.
+Meanwhile it renews its row and its leases, reports progress, and aborts jobs whose tasks were cancelled or whose leases
+were lost. When it is told to stop, running jobs may finish for a while; then their tasks are requeued.
 
-A task that has lost a worker may be what killed it, or may only have been beside: nobody knows. So it is drawn alone,
-after the others have come to their end, and what happens then is its own doing. Therefore a task that kills every
-worker costs the tasks beside it one worker, and no more.
+A task that has lost a worker may have killed it, or may only have run beside the one that did. So it is *quarantined*:
+the worker generates it alone, after its other tasks have finished, and is then certain of the cause. So a task that
+kills every worker costs the tasks beside it one worker, and no more.
 
-A database that is away ends nothing: drawings go on, and what came of them is said when it is back. If leases have
-ended meanwhile, each worker leaves the others the time to renew theirs; after that, the attempt decides what counts.
+When the database is unavailable, jobs continue, and their outcomes are recorded when it is back. If leases have expired
+meanwhile, each worker gives the others time to renew theirs; after that, the attempt number decides which outcome is
+recorded.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ from hidream.worker.progress import ProgressUpdate, preview_jpeg
 from hidream.worker.retry import retry_unavailable
 
 IDLE_S = 1.0
-"""How often a worker with room looks for tasks that other workers have lost."""
+"""How often a worker with free capacity looks for the tasks of lost workers."""
 RESERVE_CHECK_S = 0.05
-"""How often it looks at most whether anything fits into its reserve: commits come by hundreds a second."""
+"""How often at most it queries tasks for its reserve: there may be hundreds of commits a second."""
 PROGRESS_S = 0.5
-"""How often it says how far its drawings are, and looks whether one was cancelled."""
+"""How often it reports progress and looks for cancelled tasks."""
 SHUTDOWN_RETRY_S = 5.0
-"""How long it tries to hand a task back, or to take leave, while the database is away: whoever told it to stop waits no
-longer than twice that. A task that is not handed back is taken up when its lease has ended."""
+"""How long it retries to requeue a task, or to deregister, while the database is unavailable; stopping takes at most
+twice as long. A task that was not requeued is recovered when its lease has expired."""
 ERROR_MAX_CHARS = 1000
-"""Of an error that nobody foresaw; some have a whole tensor in their text."""
+"""The length limit of an unexpected error's text: some contain a whole tensor."""
 IMAGE_WORK = 1024 * 1024 * USUAL_STEPS
-"""What `pictures_max` counts in: pixel steps of a usual picture."""
+"""The unit of `pictures_max`: the pixel steps of a usual image."""
 
 RESERVE_SHARE = 0.5
-"""What a worker has beside its room, of that; one task at least."""
+"""The size of the reserve as a share of the capacity; at least one task."""
 
 Claim = tuple[str, int]
-"""A task's id and attempt: what this worker holds."""
+"""A task's id and attempt number."""
 RecordOutcome = Callable[[], Awaitable[bool]]
-"""Tells the store what became of a task; False if it was no longer this claim's."""
+"""Records the outcome of a task; returns False if another claim holds the task now."""
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerLoop:
-    """One worker at work, on a bridge that drives an engine for each of its models."""
+    """One worker; its bridge has an engine for each of its models."""
 
     def __init__(
         self, database: Database, bridge: Bridge, worker: Worker, tools: Tools, limits: WorkerSettings
@@ -77,13 +77,14 @@ class WorkerLoop:
         self._limits = limits
         self._jobs: dict[Claim, Job] = {}
         self._left = asyncio.Event()  # a job has ended
-        self._claims = 0  # begun and ended: odd while the answer to one is awaited
-        self._unknown: dict[Claim, int] = {}  # held without a job, and what `_claims` was when that was noticed
-        self._unavailable_at = -math.inf  # when the database was last found to be away
-        self._recover_at = -math.inf  # when tasks of lost workers are looked for again
-        self._beside_at = -math.inf  # when it may look again for what fits into the reserve
-        self._beside_due = False  # it would have looked, had it been allowed to
-        self._seen = -1  # the database's version when it was last looked for cancelled tasks
+        self._claims_begun = 0
+        self._claim_running: int | None = None  # the number of the claim that waits for the database, if one does
+        self._unknown: dict[Claim, int | None] = {}  # leases without a job: which claim was running when each was found
+        self._unavailable_at = -math.inf  # when the database was last found to be unavailable
+        self._recover_at = -math.inf  # when to look next for the tasks of lost workers
+        self._reserve_at = -math.inf  # when the reserve may be filled next
+        self._reserve_due = False  # whether the reserve would have been filled, but for `_reserve_at`
+        self._seen = -1  # the database's version at the last look for cancelled tasks
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping` is set, or the bridge is broken."""
@@ -92,18 +93,18 @@ class WorkerLoop:
         except Interrupted:
             return
         logger.info("worker_ready id=%s models=%s", self._worker.id, ",".join(self._worker.models))
-        async with asyncio.TaskGroup() as beside:
-            running = [beside.create_task(self._maintain()), beside.create_task(self._stop_when(stopping))]
-            async with asyncio.TaskGroup() as drawing:
+        async with asyncio.TaskGroup() as background:
+            running = [background.create_task(self._maintain()), background.create_task(self._stop_when(stopping))]
+            async with asyncio.TaskGroup() as jobs:
                 with contextlib.suppress(Interrupted):
-                    await self._work(drawing, stopping)
+                    await self._work(jobs, stopping)
             for task in running:
                 task.cancel()
         await self._leave()
         logger.info("worker_stopped id=%s", self._worker.id)
 
     async def _register(self) -> None:
-        # a worker of this id that died, as process 1 of a container that was started anew has, holds nothing any more
+        # a dead worker may have had this id, such as process 1 of a restarted container: it holds nothing any more
         await predictions.recover(self._database, self._limits.attempts_max, self._worker.id)
         await workers.register(self._database, self._worker)
 
@@ -114,23 +115,23 @@ class WorkerLoop:
         except DatabaseUnavailable as error:
             logger.warning("worker_deregister_failed id=%s error=%s", self._worker.id, error.message)
 
-    # --- what there is to do ---------------------------------------------------------------------------------------
+    # --- claiming --------------------------------------------------------------------------------------------------
 
-    async def _work(self, drawing: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        """Take tasks as long as there is room, and wait for news when there is not, or nothing to take."""
+    async def _work(self, running: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        """Claim tasks while there is capacity; else, or when there are no tasks, wait for a change."""
         changes = self._database.changes
         while not (changes.stopped or self._bridge.broken):
             self._left.clear()
             seen = changes.version()
             jobs = await self._claim_in_order(stopping) or await self._claim_for_reserve(stopping)
             for job in jobs:
-                drawing.create_task(self._run_job(job))
+                running.create_task(self._run_job(job))
             await retry_unavailable(self._recover, stopping, "recover")
             if not jobs:
                 await self._wait_for_change(seen)
 
     async def _claim_in_order(self, stopping: asyncio.Event) -> list[Job]:
-        """Claim what there is room for, in its turn."""
+        """Claim what fits into the free capacity, in the order of the queue."""
         room = self._capacity()
         if room is None:
             return []
@@ -138,17 +139,17 @@ class WorkerLoop:
         return [self._add_job(task) for task in tasks]
 
     async def _claim_for_reserve(self, stopping: asyncio.Event) -> list[Job]:
-        """Claim what fits beside the room, whether it is its turn or not."""
+        """Claim what fits into the reserve, whether or not it is first in the queue."""
         reserve, clock = self._reserve(), asyncio.get_running_loop().time
-        self._beside_due = reserve is not None and clock() < self._beside_at
-        if reserve is None or self._beside_due:
+        self._reserve_due = reserve is not None and clock() < self._reserve_at
+        if reserve is None or self._reserve_due:
             return []
         tasks = await retry_unavailable(partial(self._claim, predictions.claim_reserve, reserve), stopping, "claim")
-        self._beside_at = -math.inf if tasks else clock() + RESERVE_CHECK_S
+        self._reserve_at = -math.inf if tasks else clock() + RESERVE_CHECK_S
         return [self._add_job(task, reserved=True) for task in tasks]
 
     def _capacity(self) -> Capacity | None:
-        """How much may be taken in its turn, beside what is here; None if nothing."""
+        """The free capacity; None if there is none."""
         jobs = [job for job in self._jobs.values() if not job.reserved]
         tasks = self._limits.tasks_max - len(jobs)
         work = self._capacity_work - sum(job.work_left for job in jobs)
@@ -157,9 +158,9 @@ class WorkerLoop:
         return Capacity(tasks, work, has_tasks=bool(jobs), reserved=len(jobs) < len(self._jobs))
 
     def _reserve(self) -> ReserveCapacity | None:
-        """How much may be taken beside the room; None if nothing, or if the room is empty: whoever is next takes that.
+        """The free reserve; None if there is none, or if no task occupies the capacity: the queue's head is first.
 
-        So what is suspected, and needs the worker for itself, waits no longer than what was here before it.
+        So a quarantined task, which needs the worker for itself, waits only for the tasks that were here before it.
         """
         jobs = [job for job in self._jobs.values() if job.reserved]
         tasks = max(1, int(RESERVE_SHARE * self._limits.tasks_max)) - len(jobs)
@@ -170,30 +171,31 @@ class WorkerLoop:
 
     @property
     def _capacity_work(self) -> int:
-        """The room's work, in pixel steps."""
+        """The capacity in pixel steps."""
         return round(self._limits.pictures_max * IMAGE_WORK)
 
     @property
     def _has_quarantined(self) -> bool:
-        """Whether what is here is suspected, and nothing may be beside it."""
+        """Whether the current task is quarantined, so that no other may run beside it."""
         return any(job.task.workers_lost for job in self._jobs.values())
 
     async def _claim(
-        self, claim: Callable[..., Awaitable[list[Prediction]]], room: Capacity | ReserveCapacity
+        self, claim: Callable[..., Awaitable[list[Prediction]]], capacity: Capacity | ReserveCapacity
     ) -> list[Prediction]:
-        """Take tasks."""
+        """Claim tasks, and record meanwhile that a claim is running: the leases it makes have no jobs yet."""
         limits, worker = self._limits, self._worker
-        self._claims += 1
+        self._claims_begun += 1
+        self._claim_running = self._claims_begun
         try:
-            return await claim(self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, room)
+            return await claim(self._database, worker.models, worker.id, self._tools.versions, limits.lease_s, capacity)
         except DatabaseUnavailable:
             self._unavailable_at = asyncio.get_running_loop().time()
             raise
         finally:
-            self._claims += 1
+            self._claim_running = None
 
     async def _recover(self) -> None:
-        """Put back tasks of lost workers now and then, unless none could say for a lease that it was not lost."""
+        """Requeue the tasks of lost workers now and then; after an outage, only when others have had time to renew."""
         clock = asyncio.get_running_loop().time
         if clock() < self._recover_at or clock() - self._unavailable_at <= self._limits.lease_s:
             return
@@ -207,14 +209,14 @@ class WorkerLoop:
     def _add_job(self, task: Prediction, *, reserved: bool = False) -> Job:
         """Make a job of a claimed task."""
         job = Job.of(task, reserved=reserved)
-        if self._database.changes.stopped:  # said while the task was being claimed
+        if self._database.changes.stopped:  # told to stop while the task was being claimed
             job.aborted.set()
         self._jobs[task.id, task.attempt] = job
         return job
 
     async def _wait_for_change(self, seen: int) -> None:
-        """Wait until something was committed since `seen`, a job has ended, or it is time to fill the reserve."""
-        timeout_s = self._beside_at - asyncio.get_running_loop().time() if self._beside_due else IDLE_S
+        """Wait until a commit after version `seen`, the end of a job, or the time to fill the reserve."""
+        timeout_s = self._reserve_at - asyncio.get_running_loop().time() if self._reserve_due else IDLE_S
         waiting = [
             asyncio.create_task(self._database.changes.wait_after(seen, timeout_s)),
             asyncio.create_task(self._left.wait()),
@@ -226,40 +228,40 @@ class WorkerLoop:
                 task.cancel()
 
     async def _stop_when(self, stopping: asyncio.Event) -> None:
-        """Wait for the word to stop, then take no further task, let jobs end for a while, and give up the others."""
+        """Wait for `stopping`; then claim no more tasks, let jobs finish for a while, and abort the rest."""
         await stopping.wait()
         self._database.changes.stop()
         logger.info("worker_stopping id=%s tasks=%d", self._worker.id, len(self._jobs))
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._limits.finish_s
-        while self._jobs and clock() < deadline and not self._database.gone.is_set():  # noqa: ASYNC110 - they may end one by one, or all be given up
+        while self._jobs and clock() < deadline and not self._database.gone.is_set():  # noqa: ASYNC110 - jobs may end one by one, or all be aborted
             await asyncio.sleep(min(0.05, deadline - clock()))
         for job in self._jobs.values():
             job.aborted.set()
 
-    # --- what is its own -------------------------------------------------------------------------------------------
+    # --- leases and progress ---------------------------------------------------------------------------------------
 
     async def _maintain(self) -> None:
-        """Say again and again that this worker lives and how far it is, and give up what is no longer its own.
+        """Send heartbeats, renew leases, report progress, and abort jobs that have lost their leases.
 
-        One after the other: two transactions that touch several of its rows could wait for each other.
+        Sequentially: two transactions that update several of its rows could deadlock.
         """
         clock = asyncio.get_running_loop().time
-        pulse_s = self._limits.lease_s / 3
-        due = clock() + pulse_s
+        heartbeat_s = self._limits.lease_s / 3
+        due = clock() + heartbeat_s
         while True:
-            await asyncio.sleep(min(PROGRESS_S, pulse_s))
+            await asyncio.sleep(min(PROGRESS_S, heartbeat_s))
             try:
                 if clock() >= due:
                     await self._renew()
-                    due = clock() + pulse_s
+                    due = clock() + heartbeat_s
                 await self._report_progress()
             except DatabaseUnavailable as error:
                 logger.warning("unavailable what=care error=%s", error.message)
                 self._unavailable_at = clock()
 
     async def _renew(self) -> None:
-        """Lengthen the leases; hand back what it holds and does not draw."""
+        """Renew the leases; requeue tasks that are leased without a job."""
         asked = set(self._jobs)
         await workers.heartbeat(self._database, self._worker.id)
         held = await predictions.renew(self._database, self._worker.id, self._limits.lease_s)
@@ -269,29 +271,31 @@ class WorkerLoop:
             await predictions.requeue(self._database, each)
 
     def _orphaned(self, held: set[Lease]) -> list[Lease]:
-        """Find tasks that are held without a job, because the answer to their claim was lost, or they were kept.
+        """Find leases without a job: the reply to their claim was lost, or the task could not be requeued.
 
-        Not before the second time, and when the claim that may have been on its way at the first one has ended.
+        A claim that is running has made leases whose jobs are yet to come. So a lease counts as orphaned when it is
+        found again, and the claim that was running when it was first found, if any, has ended.
         """
-        strays, unknown = [], {}
-        for each in held:
-            claim = each.id, each.attempt
+        orphaned, unknown = [], {}
+        for lease in held:
+            claim = lease.id, lease.attempt
             if claim in self._jobs:
                 continue
-            begun = self._unknown.get(claim)
-            if begun is not None and (begun % 2 == 0 or self._claims > begun):
-                strays.append(each)
+            first_found = claim not in self._unknown
+            running_then = self._claim_running if first_found else self._unknown[claim]
+            if not first_found and (running_then is None or running_then != self._claim_running):
+                orphaned.append(lease)
             else:
-                unknown[claim] = self._claims if begun is None else begun
+                unknown[claim] = running_then
         self._unknown = unknown
-        return strays
+        return orphaned
 
     async def _report_progress(self) -> None:
-        """Write down how far drawings are that went on, and look for those that were cancelled."""
+        """Report the jobs that have made progress, and abort those whose tasks were cancelled."""
         steps = {}
         for claim, job in list(self._jobs.items()):
-            if (news := job.progress.take_update()) is not None:
-                steps[claim] = await _step(job.task, news)
+            if (update := job.progress.take_update()) is not None:
+                steps[claim] = await _step(job.task, update)
         if steps:
             self._apply_leases(set(steps), await predictions.report(self._database, self._worker.id, steps))
         changed = self._database.changes.version()
@@ -303,7 +307,7 @@ class WorkerLoop:
                     job.aborted.set()
 
     def _apply_leases(self, asked: set[Claim], held: set[Lease]) -> None:
-        """Give up those that were asked about and are held no more; the others know whether they are watched."""
+        """Abort the jobs of these claims that are no longer leased; tell the others whether a client watches them."""
         watched = {(each.id, each.attempt): each.watched for each in held}
         for claim in asked & self._jobs.keys():
             job = self._jobs[claim]
@@ -312,7 +316,7 @@ class WorkerLoop:
             else:
                 job.aborted.set()
 
-    # --- one task --------------------------------------------------------------------------------------------------
+    # --- one job ---------------------------------------------------------------------------------------------------
 
     async def _run_job(self, job: Job) -> None:
         task = job.task
@@ -322,21 +326,21 @@ class WorkerLoop:
         )
         try:
             try:
-                say = await self._process(job)
-                counted = await retry_unavailable(say, job.aborted, "say")
+                record = await self._process(job)
+                recorded = await retry_unavailable(record, job.aborted, "record_outcome")
             except Interrupted:
-                counted = await self._requeue(task)
-            except Exception:  # the edge: whatever the store does not take, the worker goes on
+                recorded = await self._requeue(task)
+            except Exception:  # the edge of a job: the worker continues when the store refuses an outcome
                 logger.exception("task_raised id=%s", task.id)
-                counted = await self._requeue(task, quarantined=True)
-            if not counted:
+                recorded = await self._requeue(task, quarantined=True)
+            if not recorded:
                 await self._remove_files(task)
         finally:
             del self._jobs[task.id, task.attempt]
             self._left.set()
 
     async def _remove_files(self, task: Prediction) -> None:
-        """Remove what was written of a task that was cancelled or deleted meanwhile; what is left, a sweep finds."""
+        """Delete the files of a task that was cancelled or deleted meanwhile; a sweep finds what is left."""
         try:
             if await predictions.has_no_images(self._database, task.id):
                 await self._tools.outputs.delete(task.output_names)
@@ -344,39 +348,41 @@ class WorkerLoop:
             logger.warning("file_removal_failed id=%s error=%s", task.id, error.message)
 
     async def _process(self, job: Job) -> RecordOutcome:
-        """Draw a task; what there is to say of it then. Raises Interrupted."""
+        """Generate a task's images; return what records the outcome. Raises Interrupted."""
         task = job.task
         try:
-            drawn = await generate(self._bridge, self._tools, job)
+            generated = await generate(self._bridge, self._tools, job)
         except Interrupted:
             raise
-        except TaskFailed as error:  # all that the engine had has failed with it
-            if task.workers_lost and not self._bridge.broken:  # it was alone, and so it is the reason
+        except TaskFailed as error:  # all requests of the engine have failed
+            if task.workers_lost and not self._bridge.broken:  # it ran alone, so it is the cause
                 return partial(self._fail, task, error.code, error.message)
             return partial(self._requeue, task, quarantined=True)
         except HiDreamError as error:
             return partial(self._fail, task, error.code, error.message)
-        except Exception as error:  # the edge: whatever a task does, the worker goes on
+        except Exception as error:  # the edge of a task: the worker continues whatever it raises
             logger.exception("task_raised id=%s", task.id)
-            if out_of_memory(error) and not task.workers_lost:  # others had it: next time it is drawn alone
+            if (
+                out_of_memory(error) and not task.workers_lost
+            ):  # other tasks used the memory: it is to run alone next time
                 return partial(self._requeue, task, quarantined=True)
             return partial(self._fail, task, TaskFailed.code, reason(error, task.id))
-        return partial(self._complete, task, drawn)
+        return partial(self._complete, task, generated)
 
-    async def _complete(self, task: Prediction, drawn: Generated) -> bool:
-        said = drawn.nsfw, drawn.inference_ms, drawn.warnings, drawn.output_bytes
-        done = await predictions.complete(self._database, task, *said)
-        logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, done, drawn.inference_ms)
+    async def _complete(self, task: Prediction, generated: Generated) -> bool:
+        result = generated.nsfw, generated.inference_ms, generated.warnings, generated.output_bytes
+        done = await predictions.complete(self._database, task, *result)
+        logger.info("task_completed id=%s counted=%s inference_ms=%d", task.id, done, generated.inference_ms)
         return done
 
     async def _fail(self, task: Prediction, code: int, error: str) -> bool:
-        text = error.replace("\0", "")[:ERROR_MAX_CHARS]  # PostgreSQL takes no zero byte
+        text = error.replace("\0", "")[:ERROR_MAX_CHARS]  # PostgreSQL stores no zero bytes
         done = await predictions.fail(self._database, task, code, text)
         logger.warning("task_failed id=%s code=%d counted=%s", task.id, code, done)
         return done
 
     async def _requeue(self, task: Prediction, *, quarantined: bool = False) -> bool:
-        """Put a task back into the queue; one that cannot be, for long, is found again by `_renew`."""
+        """Requeue a task; if the database is unavailable for too long, `_renew` finds the lease later."""
         requeue = partial(predictions.requeue, self._database, task, quarantined=quarantined)
         try:
             done = await retry_unavailable(requeue, asyncio.Event(), "requeue", within_s=SHUTDOWN_RETRY_S)
@@ -387,11 +393,11 @@ class WorkerLoop:
         return done
 
 
-async def _step(task: Prediction, news: ProgressUpdate) -> StepReport:
-    """What the store is told of a drawing, its preview as the bytes of a file."""
-    preview = news.preview
+async def _step(task: Prediction, update: ProgressUpdate) -> StepReport:
+    """Make the report of a job's progress, with its preview as a JPEG file."""
+    preview = update.preview
     if preview is None:
-        return StepReport(news.done, news.steps)
+        return StepReport(update.done, update.steps)
     return StepReport(
-        news.done, news.steps, await asyncio.to_thread(preview_jpeg, preview, task.input.seed, task.version)
+        update.done, update.steps, await asyncio.to_thread(preview_jpeg, preview, task.input.seed, task.version)
     )
