@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import tiny
 import torch
 from diffusers import HiDreamImagePipeline
+from live_bytes import LiveBytes
 from lycoris import LycorisNetwork
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -19,7 +21,16 @@ from hidream.formats.lora_file import LoraFile, LoraFormat
 from hidream.formats.quantized import Quantized, Scheme
 from hidream.model.network.kernels import Experts, Kernels
 from hidream.model.network.linear import Linear
-from hidream.model.network.lora import HadamardDelta, KroneckerDelta, deltas, layers, load_lora, match, warnings
+from hidream.model.network.lora import (
+    HadamardDelta,
+    KroneckerDelta,
+    checked_bytes,
+    deltas,
+    layers,
+    load_lora,
+    match,
+    warnings,
+)
 from hidream.model.network.ragged_batch import RaggedBatch
 
 TOLERANCE = 1e-5  # of the output's largest value, float32
@@ -434,7 +445,7 @@ def test_a_row_of_zeros_stays_one():
 def test_weights_are_numbers(weight, model):
     lora = match(file_of(**{"x_embedder.proj": low_rank(128, 64)}), layers(model))
     with pytest.raises(InvalidInput, match=f"style is {weight}; accepted"):
-        deltas([(lora, weight)], CPU, torch.float32)
+        checked_bytes([(lora, weight)], CPU, torch.float32)
 
 
 MILLION = torch.full((4, 4), 1e6)
@@ -472,6 +483,7 @@ def test_a_scale_beyond_the_compute_type_is_refused(adapter: Adapter, dtype, wei
     layer.weight.data.fill_(0.5)
     lora = match(file_of(layer=adapter), {"layer": layer})
     if fits:
+        assert checked_bytes([(lora, weight)], CPU, dtype) > 0
         assert layer.weight.shape == deltas([(lora, weight)], CPU, dtype)["layer"][0](
             torch.zeros(4, 4, dtype=dtype), torch.zeros(4, 4, dtype=dtype)
         ).shape  # fmt: skip
@@ -479,8 +491,40 @@ def test_a_scale_beyond_the_compute_type_is_refused(adapter: Adapter, dtype, wei
     name = str(dtype).removeprefix("torch.")
     message = f"loras gives 'style' the scale {weight:g}, .* layer layer is not finite in {name}; accepted: a smaller"
     with pytest.raises(InvalidInput, match=message):
-        deltas([(lora, weight)], CPU, dtype)
+        checked_bytes([(lora, weight)], CPU, dtype)
+    assert checked_bytes([(lora, 0.0)], CPU, dtype) == 0
     assert deltas([(lora, 0.0)], CPU, dtype) == {}
+
+
+def tensors_within(held) -> list[torch.Tensor]:
+    """The tensors of a delta, and of the one within a DoRA's."""
+    values = [getattr(held, field.name) for field in dataclasses.fields(held)]
+    inner = [tensor for value in values if dataclasses.is_dataclass(value) for tensor in tensors_within(value)]
+    return [value for value in values if isinstance(value, torch.Tensor)] + inner
+
+
+KINDS = {
+    "low rank": LowRank(torch.rand(2, 6), torch.rand(8, 2), 1.0),
+    "LoKr": Kronecker(torch.rand(2, 3), torch.rand(4, 2), 1.0),
+    "LoHa": Hadamard(torch.rand(2, 6), torch.rand(8, 2), torch.rand(2, 6), torch.rand(8, 2), 1.0),
+    "DoRA of rows": LowRank(torch.rand(2, 6), torch.rand(8, 2), 1.0, torch.rand(8, 1)),
+    "DoRA of columns": LowRank(torch.rand(2, 6), torch.rand(8, 2), 1.0, torch.rand(1, 6)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bytes_are_those_of_the_deltas(kind, dtype):
+    """Checking keeps none of what it makes: the same bytes again are what a request holds while it is denoised."""
+    lora = match(file_of(layer=KINDS[kind]), {"layer": Linear(6, 8)})
+    loras = [(lora, 1.0), (lora, 0.5), (lora, 0.0)]
+    with LiveBytes() as live:
+        counted = checked_bytes(loras, CPU, dtype)
+        assert live.now == 0
+        assert live.peak > 0
+        made = deltas(loras, CPU, dtype)
+    assert len(made["layer"]) == 2
+    assert counted == sum(tensor.nbytes for delta in made["layer"] for tensor in tensors_within(delta))
 
 
 @pytest.mark.parametrize("magnitude", [torch.ones(4, 1), torch.ones(1, 4)])

@@ -21,7 +21,6 @@ from torch import Tensor
 from hidream.engine.request import Work
 from hidream.model.memory.footprint import conditioning_bytes, decode_bytes, decoder_channels, step_bytes, table_bytes
 from hidream.model.model import Model
-from hidream.model.network.lora import deltas_bytes
 from hidream.model.network.ragged_batch import RaggedBatch
 from hidream.model.network.transformer import Transformer
 from hidream.model.pipeline import (
@@ -75,7 +74,7 @@ class Runner:
     def work(self, id: str, prepared: PreparedRequest, priority: int = 0) -> Work:  # noqa: A002 - what it is
         """Return a request's tokens per step and the memory that it holds, for the scheduler."""
         config, batch = self._model.transformer.config, len(prepared.prompts)
-        steps, memory_bytes, size = [], deltas_bytes(prepared.deltas), self._model.dtype.itemsize
+        steps, memory_bytes, size = [], prepared.lora_bytes, self._model.dtype.itemsize
         for each in prepared.passes:
             tokens = segment_tokens(each.grid.rows * each.grid.columns, self._model.text.tokens)
             steps += [batch * tokens] * sum(each.evaluated)
@@ -215,8 +214,11 @@ class Runner:
         return self._batches[transformer][1]
 
     def _finish(self, id_: str, latent: Tensor) -> Future[GeneratedImage]:
-        """Decode an image, in the background if there is one."""
+        """Decode an image, in the background if there is one; what only its steps needed is free by then."""
         running = self._running[id_]
+        prepared, warnings = running.prepared, running.warnings
+        text_s, denoise_s = running.text_s, running.denoise_s
+        del running
         self.drop(id_)
         self.rest()
         ready = None if self._stream is None else torch.cuda.current_stream(self._model.device).record_event()
@@ -226,9 +228,9 @@ class Runner:
                 self._stream.wait_event(ready)
                 latent.record_stream(self._stream)  # its memory is not reused while it is read here
             started = time.perf_counter()
-            pixels = finish(self._model, running.prepared, latent)  # ends with a copy to the host, which waits
-            timings = Timings(running.text_s, running.denoise_s, time.perf_counter() - started)
-            return GeneratedImage(pixels, timings, running.warnings)
+            pixels = finish(self._model, prepared, latent)  # ends with a copy to the host, which waits
+            timings = Timings(text_s, denoise_s, time.perf_counter() - started)
+            return GeneratedImage(pixels, timings, warnings)
 
         return self._background.submit(self._in_background, decode)
 

@@ -10,8 +10,7 @@ import torch
 from hidream.model.checkpoint.lora_folder import LoraFolder
 from hidream.model.latents.autoencoder import Autoencoder
 from hidream.model.memory.phases import Phases
-from hidream.model.network import lora
-from hidream.model.network.linear import LoraDeltas
+from hidream.model.network.lora import Lora
 from hidream.model.network.transformer import Transformer
 from hidream.model.text.text_encoders import TextEncoders
 from hidream.request import LoraUse
@@ -70,12 +69,9 @@ class Model:
         """Pixels that one image token covers, along one side."""
         return self.vae.factor * self.transformer.config.patch_size
 
-    def lora_deltas(
-        self, loras: Sequence[LoraUse], dtype: torch.dtype | None = None
-    ) -> tuple[LoraDeltas, tuple[str, ...]]:
-        """Return the deltas of a request's LoRAs, in `dtype` (by default the model's), and what of them is left out.
+    def weighted_loras(self, uses: Sequence[LoraUse]) -> tuple[tuple[Lora, float], ...]:
+        """Return the LoRAs that a request names, in host memory, with the weights that it gives them.
 
         Raises InvalidInput on a LoRA that is not known or cannot be used.
         """
-        named = [(self.loras.named(use.name), use.weight) for use in loras]
-        return lora.deltas(named, self.device, dtype or self.dtype), lora.warnings(named)
+        return tuple((self.loras.named(use.name), use.weight) for use in uses)

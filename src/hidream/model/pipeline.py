@@ -28,7 +28,8 @@ from hidream.model.latents.init_image import InitImage, cells, open_init_image
 from hidream.model.latents.shape import Grid, fit, render_grid, to_pixels
 from hidream.model.model import Model
 from hidream.model.network.config import sampling_preset
-from hidream.model.network.linear import LoraDeltas
+from hidream.model.network.lora import Lora, checked_bytes, deltas
+from hidream.model.network.lora import warnings as lora_warnings
 from hidream.model.network.ragged_batch import Conditioning
 from hidream.model.network.transformer import Transformer
 from hidream.model.sampling import sampler, step_cache
@@ -75,13 +76,17 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request with everything settled that can be settled before anything is computed."""
+    """A request with everything settled that can be settled before anything is computed.
+
+    Holds nothing on the device, however long it waits: `denoise` copies its LoRAs there.
+    """
 
     request: ImageRequest
     preset: SamplingPreset
     passes: tuple[Pass, ...]
     init_image: InitImage | None
-    deltas: LoraDeltas
+    loras: tuple[tuple[Lora, float], ...]  # in host memory, with their weights
+    lora_bytes: int  # of their deltas on the device, while it is denoised
     warnings: tuple[str, ...]  # for the user, before anything is computed
 
     @property
@@ -153,9 +158,10 @@ def prepare(model: Model, request: ImageRequest, init_image: InitImage | None = 
     passes = plan_passes(model, request, preset)
     _, dtype = model.transformer_of(request.mode)
     init_image = init_image or open_init_image(request, _sizes(model, passes))
-    deltas, left_out = model.lora_deltas(request.loras, dtype)
+    loras = model.weighted_loras(request.loras)
+    lora_bytes, left_out = checked_bytes(loras, model.device, dtype), lora_warnings(loras)
     warnings = left_out if init_image is None else init_image.warnings + left_out
-    return PreparedRequest(request, preset, passes, init_image, deltas, warnings)
+    return PreparedRequest(request, preset, passes, init_image, loras, lora_bytes, warnings)
 
 
 def init_image_sizes(model: Model, request: ImageRequest) -> frozenset[Size]:
@@ -174,9 +180,10 @@ def denoise(model: Model, prepared: PreparedRequest, text: TextEmbeds, after_ste
     text = TextEmbeds(*(embeds.to(dtype) for embeds in text))
     generator, x0, done = sampler.generator_of(request.seed), None, 0
     encoded = [None if init_image is None else encode(model, init_image, each.grid) for each in prepared.passes]
+    lora_deltas = deltas(prepared.loras, model.device, dtype)
     for each, init_latent in zip(prepared.passes, encoded, strict=True):
         conditioning = transformer.condition(
-            *text, each.grid, padded=request.render is Render.REFERENCE, deltas=prepared.deltas
+            *text, each.grid, padded=request.render is Render.REFERENCE, deltas=lora_deltas
         )
         modulations = iter(transformer.modulations(each.evaluated_times, conditioning))
         noise = initial_noise(model, each.grid, generator)

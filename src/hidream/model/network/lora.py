@@ -12,8 +12,9 @@ several LoRAs are the sum of what each adds alone. That is what PEFT does for lo
 ComfyUI's `strength`, since PEFT at weight 0 would still apply the magnitude. The norm is of W + ΔW, as in training with
 PEFT, LyCORIS and OneTrainer, along the axis that the magnitude's shape gives.
 
-Deltas belong to a request; the model's weights stay as they are, quantised or not (`linear.py`). Knows no
-files (`formats/lora_file.py`, `lora_folder.py`) and no requests.
+Deltas belong to a request; the model's weights stay as they are, quantised or not (`linear.py`). A `Lora` is in host
+memory; its deltas are copies on the device, which a request holds only while it is denoised. Knows no files
+(`formats/lora_file.py`, `lora_folder.py`) and no requests.
 Source: arXiv 2106.09685, 2402.09353 (equation 5), 2309.14859 (sections 3.2 and 3.3); peft 0.21.2, tuners/lora/dora.py.
 """
 
@@ -47,12 +48,12 @@ class LayerAdapter:
 
     layer: Linear | Gate
     adapter: Adapter
-    gain: Tensor | None  # of DoRA: [O, 1] or [1, I], float32
+    gain: Tensor | None  # of DoRA: [O, 1] or [1, I], float32, in host memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lora:
-    """A LoRA that fits a model."""
+    """A LoRA that fits a model, in host memory."""
 
     name: str
     format: LoraFormat
@@ -79,32 +80,27 @@ def load_lora(path: Path, transformer: Transformer) -> Lora:
 
 
 def deltas(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> LoraDeltas:
-    """Make the deltas of LoRAs with weights, for `Transformer.condition`; they may serve many requests.
-
-    Raises InvalidInput for a weight that is not finite, or with which a layer's values are not in `dtype`.
-    """
+    """Copy LoRAs with weights to the device: deltas for `Transformer.condition`; `checked_bytes` has checked them."""
     made: dict[str, tuple[LoraDelta, ...]] = {}
     for lora, weight in loras:
-        if not math.isfinite(weight):
-            raise InvalidInput(f"the weight of the LoRA {lora.name} is {weight}; accepted: a finite number")
-        own = {name: _delta(part, weight, device, dtype) for name, part in lora.parts.items() if weight}
-        _check_finite(lora, weight, own, dtype)
-        for name, delta in own.items():
-            made[name] = (*made.get(name, ()), delta)
+        for name, part in lora.parts.items() if weight else ():
+            made[name] = (*made.get(name, ()), _delta(part, weight, device, dtype))
     return made
+
+
+def checked_bytes(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> int:
+    """Return the bytes that the deltas of LoRAs with weights hold on the device.
+
+    Makes the deltas there one at a time and keeps none, so that a request that waits holds none. Raises InvalidInput
+    for a weight that is not finite, or with which a layer's values are not in `dtype`.
+    """
+    return sum(_checked_bytes(lora, weight, device, dtype) for lora, weight in loras)
 
 
 def warnings(loras: Sequence[tuple[Lora, float]]) -> tuple[str, ...]:
     """Return a warning for each LoRA of which some layers are left out."""
     texts = [f"the LoRA {lora.name} is used in part: {'; '.join(lora.notes)}" for lora, w in loras if w and lora.notes]
     return tuple(dict.fromkeys(texts))
-
-
-def deltas_bytes(deltas: LoraDeltas) -> int:
-    """Bytes that a request's deltas hold on the device."""
-    made = [delta for each in deltas.values() for delta in each]
-    holders = [*made, *(delta.inner for delta in made if isinstance(delta, RowDora | ColumnDora))]
-    return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
 
 
 def layers(transformer: Transformer) -> Layers:
@@ -281,21 +277,35 @@ def _product(adapter: Adapter, weight: float, device: torch.device, dtype: torch
     return KroneckerDelta(scaled(adapter.left).to(dtype), adapter.right.to(device, dtype))
 
 
-def _check_finite(
-    lora: Lora, weight: float, made: Mapping[str, Plain | RowDora | ColumnDora], dtype: torch.dtype
-) -> None:
-    """Raise InvalidInput if what the products are computed with is too large for `dtype`; waits for the device once."""
-    if not made:
-        return
-    # the norm: where squares overflow, an RMSNorm makes zeros of what follows, and no value is infinite in the end
-    norms = [torch.stack([t.float().norm().isfinite() for t in _matrices(delta, dtype)]) for delta in made.values()]
-    finite = [each.all() for each in norms]
-    for name, fits in zip(made, torch.stack(finite).tolist(), strict=True):
+def _checked_bytes(lora: Lora, weight: float, device: torch.device, dtype: torch.dtype) -> int:
+    """Return the bytes of one LoRA's deltas; waits for the device once.
+
+    Raises InvalidInput for a weight that is not finite, or if what the products are computed with is too large for
+    `dtype`.
+    """
+    if not math.isfinite(weight):
+        raise InvalidInput(f"the weight of the LoRA {lora.name} is {weight}; accepted: a finite number")
+    if not weight:
+        return 0
+    nbytes, finite = 0, []
+    for part in lora.parts.values():
+        delta = _delta(part, weight, device, dtype)
+        nbytes += _nbytes(delta)
+        # the norm: where squares overflow, an RMSNorm makes zeros of what follows, and no value is infinite in the end
+        finite.append(torch.stack([t.float().norm().isfinite() for t in _matrices(delta, dtype)]).all())
+    for name, fits in zip(lora.parts, torch.stack(finite).tolist(), strict=True):
         if not fits:
             raise InvalidInput(
                 f"loras gives {lora.name!r} the scale {weight:g}, with which its layer {name} is not finite in "
                 f"{str(dtype).removeprefix('torch.')}; accepted: a smaller scale"
             )
+    return nbytes
+
+
+def _nbytes(delta: Plain | RowDora | ColumnDora) -> int:
+    """Bytes of a delta's tensors."""
+    inner = _nbytes(delta.inner) if isinstance(delta, RowDora | ColumnDora) else 0
+    return sum(tensor.nbytes for tensor in tensors_of(delta)) + inner
 
 
 def _matrices(delta: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
@@ -321,7 +331,7 @@ def _check_shape(lora: str, name: str, made_for: tuple[int, int], layer: Linear 
 
 @torch.no_grad()
 def _gain(name: str, layer: Linear | Gate, adapter: Adapter) -> Tensor | None:
-    """DoRA's magnitude over the norm of W + ΔW; a row or column of zeros stays one."""
+    """DoRA's magnitude over the norm of W + ΔW, in host memory as the magnitude; a row or column of zeros stays one."""
     magnitude = adapter.magnitude
     if magnitude is None:
         return None
@@ -333,7 +343,7 @@ def _gain(name: str, layer: Linear | Gate, adapter: Adapter) -> Tensor | None:
     norm = (base + adapter.delta().to(base.device)).norm(dim=1 if magnitude.shape[1] == 1 else 0).view_as(magnitude)
     if not norm.isfinite().all():
         raise CheckpointError(f"the LoRA's layer {name} has a norm that is not finite; accepted: smaller values")
-    return torch.where(norm > 0, magnitude.to(norm) / norm, 1)
+    return torch.where(norm > 0, magnitude.to(norm) / norm, 1).to(magnitude.device)
 
 
 def _dense(layer: Linear | Gate, dtype: torch.dtype) -> Tensor:
