@@ -145,7 +145,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["generate", "x", "--steps", "0"], "steps is 0"),
         (["generate", "x", "--strength", "nan"], "strength is nan"),
         (["generate", "x", "--image", "/nowhere"], "/nowhere cannot be read"),
-        (["generate", "x", "--image", __file__], "image is no image that can be read"),
+        (["generate", "x", "--image", __file__], "image is not an image that can be read"),
         (["generate", "x", "--model", "/nowhere"], "/nowhere"),
         (["generate", "x", "--model", ""], "--model is ''; accepted: a path"),
         (["generate", "x", "--memory-gb", "-2.5"], "--memory-gb is '-2.5'; accepted: a number, 0, or 1 to 100,000"),

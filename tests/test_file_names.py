@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from hidream.errors import NotFound
-from hidream.file_names import MEDIA_TYPES, all_names, draw_name, first_of, format_of, is_name, media_type_of
+from hidream.file_names import MEDIA_TYPES, all_names, first_of, format_of, is_name, media_type_of, random_name
 from hidream.types import IMAGES_MAX, ImageFormat
 
 TOKEN = "A-_" + "x" * 40
@@ -13,7 +13,7 @@ TOKEN = "A-_" + "x" * 40
 
 @pytest.mark.parametrize("image_format", ImageFormat)
 def test_a_name_has_256_random_bits_and_its_format(image_format):
-    names = {draw_name(image_format) for _ in range(100)}
+    names = {random_name(image_format) for _ in range(100)}
     assert len(names) == 100
     for name in names:
         token, _, suffix = name.partition(".")
@@ -51,7 +51,7 @@ def test_what_is_no_name(name):
 
 @pytest.mark.parametrize("image_format", ImageFormat)
 def test_the_names_of_a_task_lead_back_to_its_first(image_format):
-    first = draw_name(image_format)
+    first = random_name(image_format)
     names = all_names(first, IMAGES_MAX)
     assert names[0] == first
     assert len(set(names)) == IMAGES_MAX

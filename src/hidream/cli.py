@@ -323,26 +323,26 @@ def _keys_rotate_webhook(given: argparse.Namespace, config: Settings) -> int:
 
 
 def _keys_export(given: argparse.Namespace, config: Settings) -> int:
-    from hidream.outputs.place import Namespace
-    from hidream.places import open_configured
+    from hidream.configured_stores import open_configured_store
+    from hidream.outputs.object_store import Namespace
     from hidream.server.export import export
 
-    outputs, uploads = (open_configured(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
+    outputs, uploads = (open_configured_store(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
     written = _in_store(config, lambda database: export(database, outputs, uploads, given.id, given.out, _actor()))
     print(f"{given.out}: {', '.join(f'{count} {what}' for what, count in sorted(written.items())) or 'the key alone'}")
     return 0
 
 
 def _keys_erase(given: argparse.Namespace, config: Settings) -> int:
-    from hidream.outputs.place import Namespace
-    from hidream.places import open_configured
+    from hidream.configured_stores import open_configured_store
+    from hidream.outputs.object_store import Namespace
     from hidream.server.erasure import erase
 
     if not given.yes:
         raise InvalidInput(
             f"all that is kept of {given.id!r:.100} would be erased, and cannot be had again; accepted: with --yes"
         )
-    outputs, uploads = (open_configured(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
+    outputs, uploads = (open_configured_store(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
     erased = _in_store(config, lambda database: erase(database, outputs, uploads, given.id, _actor()))
     print(f"revoked and erased {given.id}: {erased['predictions']} predictions, {erased['uploads']} uploads")
     return 0

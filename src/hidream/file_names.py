@@ -1,6 +1,6 @@
 """What a file is called: 256 random bits, and a suffix that says its format.
 
-The name is the right to download the file, so it is drawn where nobody can guess it, and what does not look like a
+The name is the right to download the file, so it is random and nobody can guess it, and what does not look like a
 name is no file: no path leads out of a folder, and no key out of a bucket's prefix. A name is never used for two
 images, so whoever has one may keep what it stands for. The further images of a task share the first one's secret, and
 have a number behind it.
@@ -28,8 +28,8 @@ assert IMAGES_MAX <= 10, "one digit numbers the further images"
 _NAME = re.compile(PATTERN)
 
 
-def draw_name(image_format: ImageFormat) -> str:
-    """Draw the name of a new file: base64url of NAME_BYTES random bytes, and the format as suffix."""
+def random_name(image_format: ImageFormat) -> str:
+    """Make a random name of a new file: base64url of NAME_BYTES random bytes, and the format as suffix."""
     return f"{secrets.token_urlsafe(NAME_BYTES)}.{image_format}"
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from service import HANGS_S, MODEL, PROMPT, Service
 
-from hidream.server.keyring import REMEMBERED_S
+from hidream.server.key_cache import TTL_S
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_keys_are_made_and_revoked_while_the_server_runs(service):
     assert status_with(service, made) == 200
     (line,) = [line for line in service.command("keys", "list").splitlines() if "second" in line]
     service.command("keys", "revoke", re.search(r"\b[0-9a-f]{32}\b", line)[0])
-    time.sleep(REMEMBERED_S)
+    time.sleep(TTL_S)
     assert status_with(service, made) == 401
     assert status_with(service, service.key) == 200
     assert made not in service.log.read_text()

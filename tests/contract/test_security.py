@@ -1,7 +1,7 @@
 """What a hostile client tries, against real processes on real sockets.
 
-Targets of webhooks, and of pictures from URLs, have their own: tests/webhooks, tests/server/test_pictures.py. Keys are
-found by their hash, so no secret is compared; signatures are, by `hmac.compare_digest` (webhooks/signature.py).
+URLs of webhooks and of images have their own: tests/outbound, tests/server/test_input_images.py. Keys are found by
+their hash, so no secret is compared; signatures are, by `hmac.compare_digest` (webhooks/signature.py).
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from hidream.server.app import create_app
-from hidream.server.guesses import BURST
+from hidream.server.limits.failed_auth import BURST
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Store
 from hidream.store import keys, task_metrics

@@ -29,8 +29,8 @@ import story
 from planted import FAULTS
 from ports import DEATH, Sites, watch
 
-from hidream.outputs.place import Namespace
-from hidream.places import open_configured
+from hidream.configured_stores import open_configured_store
+from hidream.outputs.object_store import Namespace
 from hidream.store import postgresql, sqlite
 from hidream.store.database import Database
 
@@ -143,7 +143,7 @@ async def live(run, number, verdict):
     """Look at what was left, live until death or to the end of the story, and look again."""
     sites = Sites(run.folder, last=run.home / "site", **run.job.strike)
     ready(run.job, sites)
-    memory, outputs = run.memory, open_configured(run.settings, Namespace.OUTPUTS)
+    memory, outputs = run.memory, open_configured_store(run.settings, Namespace.OUTPUTS)
     async with Database.open(run.settings.database_url) as database:
         if number == 0:
             await oracle.clear(database)

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import hidream.store
-from hidream.server import webhook_loop
+from hidream.server.background import webhook_loop
 from hidream.store.database import Database
 
 DEATH = 9

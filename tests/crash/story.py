@@ -21,13 +21,13 @@ from PIL import Image
 from ports import Watched
 
 from hidream.errors import Conflict, NotFound, PromptRefused, TaskFailed
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.request import ImageRequest
-from hidream.server import sweep, webhook_loop
+from hidream.server.background import sweep, webhook_loop
+from hidream.server.background.webhook_loop import WebhookLoop
 from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.server.service import assemble
-from hidream.server.webhook_loop import WebhookLoop
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import audit_log, history, keys, outbox, predictions, task_metrics, uploads, webhook_secrets, workers
@@ -122,8 +122,8 @@ def hurry():
     """Shorten the pauses of the loops, none of which is what is tested; a file may be an orphan at once."""
     sweep.ORPHAN_AGE = timedelta(seconds=-2)
     loop.PROGRESS_S = 0.03
-    webhook_loop.REST_S = 0.01
-    webhook_loop.PER_HOST_MAX, webhook_loop.BUSY_S = 2, 0.001
+    webhook_loop.MIN_INTERVAL_S = 0.01
+    webhook_loop.PER_HOST_MAX, webhook_loop.POSTPONE_S = 2, 0.001
     webhook_loop.sending.DELAYS_S = (0, *(0.001,) * 10)
 
 
@@ -155,7 +155,7 @@ class Story:
             service = assemble(self.settings, self.database)
             places = {name: Watched(getattr(service, name), self.sites) for name in ("outputs", "uploads")}
             self.service = dataclasses.replace(service, **places)
-            self.service.pictures._place = self.service.uploads
+            self.service.input_images._place = self.service.uploads
             await self.tell()
 
     async def tell(self):
@@ -216,21 +216,21 @@ class Story:
 
     async def upload(self):
         limited = dataclasses.replace(self.keys[0], limits=Limits(bytes_max=2**40))
-        await self.service.pictures.check(limited)
+        await self.service.input_images.check(limited)
         async with self.service.uploads.part() as part:
             await part.write(_picture())
-            return (await self.service.pictures.keep(self.keys[0], "image", part, "a.png")).name
+            return (await self.service.input_images.keep(self.keys[0], "image", part, "a.png")).name
 
     async def announced(self):
         """Announce a file, then bring it, twice; the first time it does not come into its place."""
         service = self.service
-        upload = await service.pictures.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
+        upload = await service.input_images.announce(self.keys[1], "b.png", ImageFormat.PNG, 100)
         claim = await uploads.claim(self.database, upload.name, 60)
         await uploads.release(self.database, upload.name, claim, upload.media_type)
         for _ in range(2):
-            async with service.pictures.filling(upload.name) as (announced, part):
+            async with service.input_images.filling(upload.name) as (announced, part):
                 await part.write(_picture())
-                await service.pictures.fill(announced, part)
+                await service.input_images.fill(announced, part)
         return upload.name
 
     async def abandon(self):
@@ -377,7 +377,7 @@ class Story:
         await sweep.Sweep(self.service).once()
         await sweep.Sweep(self.service).orphans()
         with contextlib.suppress(NotFound):
-            await self.service.outputs.about(name)
+            await self.service.outputs.metadata(name)
             self.memory.complain("an orphan was left")
 
     async def leave(self):
@@ -403,7 +403,7 @@ class Story:
         key = await keys.find(self.database, "secret of leaving")
         async with self.service.uploads.part() as part:
             await part.write(_picture())
-            await self.service.pictures.keep(key, "image", part, "c.png")
+            await self.service.input_images.keep(key, "image", part, "c.png")
         await keys.set_limits(self.database, key.id, {"images_max": 4})
         submission = ImageRequest("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
         asked = NewTask(key, "wavespeed-ai/hidream-i1-full", submission, "http://test")
@@ -418,7 +418,7 @@ class Story:
 
     async def orphan(self):
         """Leave a file that no row speaks of."""
-        name = draw_name(ImageFormat.PNG)
+        name = random_name(ImageFormat.PNG)
         await self.service.outputs.write(name, b"nobody's")
         return name
 

@@ -20,10 +20,10 @@ import yaml
 
 from hidream import arguments
 from hidream.errors import ConfigurationError
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.outputs.bucket import BucketAccess
-from hidream.outputs.location import open_place
-from hidream.outputs.place import Namespace
+from hidream.outputs.location import open_object_store
+from hidream.outputs.object_store import Namespace
 from hidream.server.routes import health
 from hidream.settings import sources, tables
 from hidream.types import ImageFormat
@@ -180,7 +180,7 @@ def test_the_store_of_compose_is_the_one_of_the_tests_and_starts(tmp_path):
         try:
             until_listening(port)
             access = BucketAccess(f"http://127.0.0.1:{port}", "us-east-1", "key-id", "key-secret")
-            place, name = open_place("s3://hidream", Namespace.OUTPUTS, access), draw_name(ImageFormat.PNG)
+            place, name = open_object_store("s3://hidream", Namespace.OUTPUTS, access), random_name(ImageFormat.PNG)
 
             async def scenario():
                 await place.check()

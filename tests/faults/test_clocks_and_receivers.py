@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from hidream.request import ImageRequest
+from hidream.server.background.webhook_loop import LEASE_S, WebhookLoop
 from hidream.server.service import assemble
-from hidream.server.webhook_loop import LEASE_S, WebhookLoop
 from hidream.settings.tables import Settings, Webhooks
 from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, outbox, predictions

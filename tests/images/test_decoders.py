@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from hidream.errors import InvalidInput, NotFound, ObjectStoreUnavailable
-from hidream.images.answers import LOOK, PREPARE, Answer, NoAnswer
+from hidream.images.answers import IDENTIFY_LIMITS, PREPARE_LIMITS, NoResult, Result
 from hidream.images.decoders import Decoders
 from hidream.images.prepared import prepare
 from hidream.types import ImageFormat, Size
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 SIZES = [Size(64, 96), Size(256, 256)]
 SLOW = progressive_jpeg(8192, 32)
 """Passes what is counted, and takes seconds."""
-SOON = replace(LOOK, cpu_s=1)
+SOON = replace(IDENTIFY_LIMITS, cpu_s=1)
 PHOTO = saved(noise(320, 200), "JPEG")
 
 
@@ -95,7 +95,7 @@ def test_it_says_what_a_file_is_by_its_bytes_or_where_it_lies(kind, tmp_path):
 
 def test_what_is_wrong_is_said_as_it_would_be_here():
     async def scenario(decoders):
-        with pytest.raises(InvalidInput, match=r"^mask is no picture that can be read \(5 bytes\); accepted: a PNG"):
+        with pytest.raises(InvalidInput, match=r"^mask is not an image that can be read \(5 bytes\); accepted: a PNG"):
             await decoders.look("key", "mask", b"hello")
         with pytest.raises(InvalidInput, match=r"^mask is 40\*20 pixels and image 320\*200; accepted: equal sizes$"):
             await decoders.prepare("key", SIZES, PHOTO, saved(Image.new("L", (40, 20))))
@@ -107,7 +107,7 @@ def test_what_is_wrong_is_said_as_it_would_be_here():
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "PPM", "ICO"])
 def test_other_formats_are_none_of_pillows_business(kind):
-    with pytest.raises(InvalidInput, match="is no picture that can be read"):
+    with pytest.raises(InvalidInput, match="is not an image that can be read"):
         run(lambda decoders: decoders.prepare("key", SIZES, saved(Image.new("RGB", (32, 32)), kind), None))
 
 
@@ -130,9 +130,9 @@ def test_what_a_broken_process_says_is_believed_in_nothing(tmp_path, said):
     path = tmp_path / "answer"
     path.write_bytes(bytes(64) + said + len(said).to_bytes(8, "little"))
     with path.open("r+b") as file:
-        for read in (Answer.image_format, Answer.size, lambda answer: answer.prepared(SIZES)):
-            with pytest.raises(NoAnswer):
-                read(Answer(file.fileno()))
+        for read in (Result.image_format, Result.size, lambda answer: answer.prepared(SIZES)):
+            with pytest.raises(NoResult):
+                read(Result(file.fileno()))
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_what_takes_too_long_ends_and_says_so():
 
 def test_what_sleeps_ends_by_the_clock():
     async def scenario(decoders):
-        asking = asyncio.create_task(decoders.look("key", "image", SLOW, replace(LOOK, wall_s=1)))
+        asking = asyncio.create_task(decoders.look("key", "image", SLOW, replace(IDENTIFY_LIMITS, wall_s=1)))
         os.kill(await working(), signal.SIGSTOP)  # takes no core, as if others had them all
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(asking), 1.5)
@@ -166,7 +166,7 @@ def test_what_takes_too_much_memory_ends_and_says_so():
     async def scenario(decoders):
         large = saved(Image.new("RGB", (8192, 8192), "red"))
         with pytest.raises(InvalidInput, match=r"^image .*memory.*; accepted: an image of fewer pixels$"):
-            await decoders.prepare("key", SIZES, large, None, replace(PREPARE, memory_bytes=2**28))
+            await decoders.prepare("key", SIZES, large, None, replace(PREPARE_LIMITS, memory_bytes=2**28))
         assert await decoders.prepare("key", SIZES, PHOTO, None)
 
     run(scenario, processes=1)
@@ -264,7 +264,7 @@ def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
             decoders.close()
             return PHOTO
 
-        with pytest.raises(ObjectStoreUnavailable, match="the process stops"):
+        with pytest.raises(ObjectStoreUnavailable, match="the process is stopping"):
             await decoders.look("key", "image", read)
         assert not zygotes()
 

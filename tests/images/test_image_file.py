@@ -222,7 +222,7 @@ def noise() -> bytes:
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG"])
 def test_a_file_of_no_known_format_is_told_by_its_field_and_length(data):
-    said = rf"image is no picture that can be read \({len(data)} bytes\); accepted: a PNG, JPEG or WebP file"
+    said = rf"image is not an image that can be read \({len(data)} bytes\); accepted: a PNG, JPEG or WebP file"
     with pytest.raises(InvalidInput, match=f"^{said}$"):
         open_image("image", data)
 
@@ -243,7 +243,7 @@ def test_a_damaged_file_is_told_of_by_its_field_never_in_pillows_words(data):
     size = f"{len(data):,} bytes"
     told = (
         f"mask cannot be read: the file of {size} is damaged or truncated; accepted: a PNG, JPEG or WebP file",
-        f"mask is no picture that can be read ({size}); accepted: a PNG, JPEG or WebP file",
+        f"mask is not an image that can be read ({size}); accepted: a PNG, JPEG or WebP file",
     )
     with pytest.raises(InvalidInput) as caught:
         open_image("mask", data)

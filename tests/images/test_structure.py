@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.images.image_file import STRANGERS, exif_of
+from hidream.images.image_file import UNTRUSTED_FORMATS, exif_of
 from hidream.images.measure import look, shown_size
 from hidream.images.prepared import prepare
 from hidream.images.structure import check, check_exif
@@ -75,7 +75,7 @@ def test_telephones_and_animations_are_accepted():
 @pytest.mark.parametrize("data", [b"", b"hello", b"GIF89a", b"II*\0", b"\x89PNG", b"RIFF\0\0\0\0WAVE", b"\xff\xd8"])
 def test_other_formats_are_told_by_their_length(data):
     with pytest.raises(
-        InvalidInput, match=r"^mask is no picture that can be read \(\d+ bytes\); accepted: a PNG, JPEG"
+        InvalidInput, match=r"^mask is not an image that can be read \(\d+ bytes\); accepted: a PNG, JPEG"
     ):
         check("mask", data)
 
@@ -124,7 +124,7 @@ def test_too_much_is_refused_by_its_number(said):
         (b"MM\0+" + bytes(20), "a BigTIFF"),
     ],
 )
-@pytest.mark.parametrize("kind", STRANGERS)
+@pytest.mark.parametrize("kind", UNTRUSTED_FORMATS)
 def test_exif_data_that_would_take_long_are_refused(data, said, kind):
     with pytest.raises(InvalidInput, match=r"^mask has EXIF data .*; accepted: ") as caught:
         check_exif("mask", data)
@@ -211,7 +211,7 @@ def only_refused(data: bytes) -> None:
         lambda: check_exif("image", data),
         lambda: look("image", data),
         lambda: shown_size("image", data),
-        lambda: prepare([Size(16, 16)], data, data, STRANGERS),
+        lambda: prepare([Size(16, 16)], data, data, UNTRUSTED_FORMATS),
     ):
         try:
             read()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hidream.outputs.location import open_place
-from hidream.outputs.place import Namespace
+from hidream.outputs.location import open_object_store
+from hidream.outputs.object_store import Namespace
 from s3_server import S3Server
 
 
@@ -17,9 +17,9 @@ def s3(tmp_path_factory):
 def opened(request, tmp_path):
     """Give a function that opens a namespace of one and the same empty place."""
     if request.param == "folder":
-        return lambda namespace: open_place(str(tmp_path / "files"), namespace)
+        return lambda namespace: open_object_store(str(tmp_path / "files"), namespace)
     s3 = request.getfixturevalue("s3")
-    return lambda namespace: open_place(s3.url(f"{tmp_path.name}/files"), namespace, s3.access())
+    return lambda namespace: open_object_store(s3.url(f"{tmp_path.name}/files"), namespace, s3.access())
 
 
 @pytest.fixture

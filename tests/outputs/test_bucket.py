@@ -10,13 +10,13 @@ import httpx
 import pytest
 
 from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.outputs.bucket import SIGNED_MAX_S, Bucket
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 from hidream.types import ImageFormat
 from s3_server import BUCKET, SECRET, S3Server
 
-NAME, OTHER = (draw_name(ImageFormat.WEBP) for _ in range(2))
+NAME, OTHER = (random_name(ImageFormat.WEBP) for _ in range(2))
 QUICK_S = 1.2
 
 
@@ -33,7 +33,7 @@ def calls(place):
     return {
         "write": lambda: place.write(NAME, b"data"),
         "read": lambda: place.read(NAME),
-        "about": lambda: place.about(NAME),
+        "about": lambda: place.metadata(NAME),
         "open": lambda: place.open(NAME),
         "delete": lambda: place.delete([NAME]),
         "names": lambda: all_names(place),
@@ -132,7 +132,7 @@ def test_a_store_that_is_away_and_comes_back(own_s3):
     messages, took_s = asyncio.run(errors_of(place))
     assert took_s < own_s3.access().timeout_s / 3, "it was not waited for"
     for message in messages.values():
-        assert "the store is not reached; try again later" in message
+        assert "the store cannot be reached; try again later" in message
     own_s3.start()
     assert asyncio.run(place.read(NAME)) == b"data"
 
@@ -161,8 +161,8 @@ def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
 
     async def scenario():
         await bucket(own_s3.access()).write(NAME, data)
-        about, chunks = await place.open(NAME)
-        stretch = chunks(0, about.size_bytes)
+        metadata, chunks = await place.open(NAME)
+        stretch = chunks(0, metadata.size_bytes)
         await anext(stretch)
         own_s3.pause()
         begun = time.monotonic()
@@ -180,9 +180,9 @@ def test_a_slow_reader_gets_a_file_whole(own_s3):
 
     async def scenario():
         await bucket(own_s3.access()).write(NAME, data)
-        about, chunks = await place.open(NAME)
+        metadata, chunks = await place.open(NAME)
         read = b""
-        async for chunk in chunks(0, about.size_bytes):
+        async for chunk in chunks(0, metadata.size_bytes):
             await asyncio.sleep(1.5 * QUICK_S if not read else 0)  # longer than any call may take
             read += chunk
         assert read == data
@@ -217,9 +217,9 @@ def test_an_answer_that_is_cut_off_is_never_a_shorter_file(s3, failing):
         place = bucket(s3.access(endpoint=endpoint, timeout_s=QUICK_S))
         with pytest.raises(ObjectStoreUnavailable):
             await place.read(NAME)
-        about, chunks = await place.open(NAME)
+        metadata, chunks = await place.open(NAME)
         with pytest.raises(ObjectStoreUnavailable):
-            [chunk async for chunk in chunks(0, about.size_bytes)]
+            [chunk async for chunk in chunks(0, metadata.size_bytes)]
 
     asyncio.run(failing([cut], scenario))
 
@@ -281,8 +281,8 @@ def test_what_is_not_given_is_taken_from_the_environment(s3, monkeypatch):
     [
         ({"endpoint": "127.0.0.1:9000"}, "endpoint is '127.0.0.1:9000'; accepted: a URL with http"),
         ({"public_endpoint": "ftp://x"}, "public endpoint is 'ftp://x'"),
-        ({"secret_access_key": None}, "one is set; accepted: both, or none"),
-        ({"access_key_id": ""}, "one is set; accepted: both, or none"),
+        ({"secret_access_key": None}, "secret access key is set; accepted: both, or none"),
+        ({"access_key_id": ""}, "secret access key is set; accepted: both, or none"),
         ({"timeout_s": 0}, "timeout is 0 s; accepted: more than 0"),
     ],
 )

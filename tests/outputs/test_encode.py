@@ -32,7 +32,7 @@ def drawing(side=256):
     return picture.round().astype(np.uint8)
 
 
-def about(image):
+def metadata(image):
     """Read back what the file says of itself."""
     if image.format == "PNG":
         return image.text
@@ -45,7 +45,7 @@ def test_seed_and_version_are_in_the_file(output_format):
     image = Image.open(io.BytesIO(encode(gradient(), output_format, seed=9_999_999_999, version=VERSION)))
     assert image.format == output_format.upper()
     assert Image.MIME[image.format] == MEDIA_TYPES[output_format]
-    assert about(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
+    assert metadata(image) == {"Software": "hidream", "seed": "9999999999", "version": VERSION}
     assert image.format == "PNG" or image.getexif()[ExifTags.Base.Software] == "hidream"
 
 

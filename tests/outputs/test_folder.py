@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import CHUNK_BYTES, Namespace
+from hidream.outputs.object_store import CHUNK_BYTES, Namespace
 from hidream.types import ImageFormat
 
-NAME, OTHER = draw_name(ImageFormat.PNG), draw_name(ImageFormat.JPEG)
+NAME, OTHER = random_name(ImageFormat.PNG), random_name(ImageFormat.JPEG)
 
 
 def folder_at(path):
@@ -80,7 +80,7 @@ def test_what_a_killed_process_left_is_found_and_removed(tmp_path):
 import asyncio, os
 from pathlib import Path
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
 asyncio.run(Folder(Path({str(tmp_path)!r}), Namespace.OUTPUTS).write({NAME!r}, b"half"))
 """
@@ -135,11 +135,11 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
 
     async def scenario():
         await folder.write(NAME, b"x" * (CHUNK_BYTES + 5))
-        about, chunks = await folder.open(NAME)
-        stretch = chunks(0, about.size_bytes)
+        metadata, chunks = await folder.open(NAME)
+        stretch = chunks(0, metadata.size_bytes)
         assert await anext(stretch) == b"x" * CHUNK_BYTES
         await folder.write(NAME, b"less")
-        with pytest.raises(ObjectStoreUnavailable, match="shorter"):
+        with pytest.raises(ObjectStoreUnavailable, match="truncated"):
             await anext(stretch)
 
     asyncio.run(scenario())

@@ -7,8 +7,8 @@ import pytest
 from hidream.errors import ConfigurationError
 from hidream.outputs.bucket import Bucket
 from hidream.outputs.folder import Folder
-from hidream.outputs.location import open_place
-from hidream.outputs.place import Namespace
+from hidream.outputs.location import open_object_store
+from hidream.outputs.object_store import Namespace
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from hidream.outputs.place import Namespace
     ],
 )
 def test_a_folder(url, path):
-    place = open_place(url, Namespace.OUTPUTS)
+    place = open_object_store(url, Namespace.OUTPUTS)
     assert isinstance(place, Folder)
     assert place.path == Path(path)
 
 
 @pytest.mark.parametrize("url", ["s3://pictures", "s3://pictures/", "s3://my.pictures-1/some/where/", "s3://abc/a_b.c"])
 def test_a_bucket(url):
-    assert isinstance(open_place(url, Namespace.UPLOADS), Bucket)
+    assert isinstance(open_object_store(url, Namespace.UPLOADS), Bucket)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_a_bucket(url):
 )
 def test_what_is_neither(url):
     with pytest.raises(ConfigurationError, match=r"accepted: the path of a folder, .* s3://bucket/prefix"):
-        open_place(url, Namespace.OUTPUTS)
+        open_object_store(url, Namespace.OUTPUTS)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import NotFound, ObjectStoreUnavailable
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 from hidream.types import ImageFormat
 
-NAME = draw_name(ImageFormat.PNG)
+NAME = random_name(ImageFormat.PNG)
 
 
 def test_what_was_written_in_pieces_is_there_whole(place):

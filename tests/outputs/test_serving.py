@@ -11,16 +11,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from hidream.errors import NotFound, ObjectStoreUnavailable
-from hidream.file_names import MEDIA_TYPES, draw_name
+from hidream.file_names import MEDIA_TYPES, random_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.location import open_place
-from hidream.outputs.place import CHUNK_BYTES, Namespace
+from hidream.outputs.location import open_object_store
+from hidream.outputs.object_store import CHUNK_BYTES, Namespace
 from hidream.outputs.serving import serve
 from hidream.types import ImageFormat
 
 pytestmark = pytest.mark.integration
 
-NAMES = [draw_name(image_format) for image_format in ImageFormat]
+NAMES = [random_name(image_format) for image_format in ImageFormat]
 NAME = NAMES[0]
 DATA = bytes(range(251)) * (2 * CHUNK_BYTES // 251 + 100)
 SIZE = len(DATA)
@@ -155,7 +155,7 @@ def test_a_range_of_what_has_changed_is_answered_whole(downloads, place):
 def test_what_is_not_there(downloads, place):
     for method in ("GET", "HEAD"):
         assert downloads.get(NAMES[1][::-1], method).status_code == 404
-        assert downloads.get(draw_name(ImageFormat.PNG), method).status_code == 404
+        assert downloads.get(random_name(ImageFormat.PNG), method).status_code == 404
 
 
 def test_a_client_that_goes_away_does_no_harm(downloads):
@@ -166,7 +166,7 @@ def test_a_client_that_goes_away_does_no_harm(downloads):
 
 
 def test_a_place_that_is_away_is_an_error_and_no_half_answer(server, s3):
-    server.place = open_place(s3.url(), Namespace.OUTPUTS, s3.access(endpoint="http://127.0.0.1:9", timeout_s=1))
+    server.place = open_object_store(s3.url(), Namespace.OUTPUTS, s3.access(endpoint="http://127.0.0.1:9", timeout_s=1))
     for method in ("GET", "HEAD"):
         assert server.get(method=method).status_code == 503
 

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 from hidream.server.fetch import fetch
 
 

@@ -8,7 +8,7 @@ import httpx
 import uvicorn
 
 from hidream.server.app import create_app
-from hidream.server.connections import Connections
+from hidream.server.edge.connections import Connections
 
 
 @asynccontextmanager

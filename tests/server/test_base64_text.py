@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hidream.errors import InvalidInput
-from hidream.server.base64_text import decode
+from hidream.server.bodies.base64_text import decode
 
 
 def decoded(pieces, max_bytes=10_000):

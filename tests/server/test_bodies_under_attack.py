@@ -8,7 +8,7 @@ import json
 import pytest
 from served import served
 
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.types import ImageFormat
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -47,7 +47,7 @@ def test_the_body_of_what_is_refused_is_not_waited_for(with_api):
             long, form = "Host: a\nContent-Length: 20000000", "Content-Type: multipart/form-data; boundary=x"
             json = "Content-Type: application/json"
             for head, status in (
-                (f"PUT /uploads/{draw_name(ImageFormat.PNG)} HTTP/1.1\n{long}", 404),
+                (f"PUT /uploads/{random_name(ImageFormat.PNG)} HTTP/1.1\n{long}", 404),
                 (f"PUT /uploads/x HTTP/1.1\n{long}", 404),
                 (f"PUT /uploads/{name} HTTP/1.1\nHost: a\nTransfer-Encoding: chunked", 413),
                 (f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}", 401),
@@ -226,7 +226,7 @@ def test_long_texts_go_to_files_and_leave_none(with_api, picture):
 
 def test_long_texts_that_nobody_takes_end_before_anything_is_waited_for(with_api):
     async def scenario(api):
-        bodies, text = api.service.bodies, "A" * 200_000
+        bodies, text = api.service.body_limiter, "A" * 200_000
         sync = asyncio.create_task(api.submit(prompt="a", enable_sync_mode=True, unknown=text))
         images = asyncio.create_task(api.post("/v1/images/generations", prompt="a", n=1, unknown=text))
         async with asyncio.timeout(20):
@@ -251,7 +251,7 @@ def test_long_texts_end_before_the_rest_of_what_is_refused_is_waited_for(with_ap
             async with asyncio.timeout(20):
                 answer = await reader.readuntil(b"accepted: up to 4")
             assert answer.startswith(b"HTTP/1.1 413 ")
-            assert (parts(api), api.service.bodies._total) == ([], 0)
+            assert (parts(api), api.service.body_limiter._total) == ([], 0)
             writer.close()
 
     with_api(scenario)
@@ -268,7 +268,7 @@ def test_what_needs_no_picture_takes_short_bodies_and_no_disk(with_api):
         headers = api.bearer | {"Content-Type": "application/json"}
         async with contextlib.AsyncExitStack() as full:
             for key in range(64):
-                await full.enter_async_context(api.service.bodies.turn(str(key)))
+                await full.enter_async_context(api.service.body_limiter.slot(str(key)))
             for path in (*paths, "webhook/secret/rotate", "media/uploads"):
                 answers = [
                     await api.post(f"/api/v3/{path}", x=pad),
@@ -299,7 +299,7 @@ def test_slow_bodies_of_some_keys_leave_room_for_the_next(with_api, picture, key
                     writer.write(head.encode())
                     begun.append(writer)
             async with asyncio.timeout(20):
-                while sum(map(len, api.service.bodies._lines.values())) < len(begun) - 64 + 64 // 2**keys:
+                while sum(map(len, api.service.body_limiter._queues.values())) < len(begun) - 64 + 64 // 2**keys:
                     await asyncio.sleep(0.005)
                 assert (await api.submit(prompt="a", image=image)).status_code == 200
             for writer in begun:
@@ -310,16 +310,16 @@ def test_slow_bodies_of_some_keys_leave_room_for_the_next(with_api, picture, key
 
 def test_a_429_says_what_is_full(with_api):
     async def scenario(api):
-        service, pictures = api.service, api.service.pictures
-        for gate in (service.bodies, pictures._fetches, pictures._fillings):
+        service, pictures = api.service, api.service.input_images
+        for gate in (service.body_limiter, pictures._fetches, pictures._fillings):
             gate._wait_s = 0.01
         url = (await ticket(api, 9))["upload"]["url"]
         async with contextlib.AsyncExitStack() as full:
             await full.enter_async_context(pictures.filling(url.rpartition("/")[2]))
             for key in range(64):
-                await full.enter_async_context(pictures._fetches.turn(str(key)))
+                await full.enter_async_context(pictures._fetches.slot(str(key)))
             for key in range(63):
-                await full.enter_async_context(service.bodies.turn(str(key)))
+                await full.enter_async_context(service.body_limiter.slot(str(key)))
             answers = [
                 await api.client.put(url, content=b"x" * 9),
                 await api.submit(prompt="a", image="http://example.com/a.png"),

@@ -6,8 +6,8 @@ import pytest
 from starlette.requests import Request
 
 from hidream.errors import BodyTooLarge, InvalidInput
-from hidream.server.body import read_json
-from hidream.server.long_bodies import SHORT_BYTES, is_long
+from hidream.server.bodies.body import read_json
+from hidream.server.bodies.long_bodies import SHORT_BYTES, is_long
 
 PATH = "/api/v3/wavespeed-ai/hidream-i1-dev"
 

@@ -19,15 +19,15 @@ import pytest
 import uvicorn
 from test_serve import KEY, api
 
-from hidream.server.connection import PIPELINE_MAX
-from hidream.server.connections import Connections, Patience
-from hidream.server.listener import HEALTH, listen, room_for
-from hidream.server.strict import HEAD_BYTES
+from hidream.server.edge.connection import PIPELINE_MAX
+from hidream.server.edge.connections import Connections, Timeouts
+from hidream.server.edge.listener import RESERVED_CONNECTIONS, connection_limit, listen
+from hidream.server.edge.strict_http import HEAD_MAX_BYTES
 from hidream.settings.tables import Server
 
 pytestmark = pytest.mark.integration
 
-QUICK = Patience(
+QUICK = Timeouts(
     tick_s=0.05,
     head_s=0.5,
     keep_alive_s=1.5,
@@ -41,7 +41,7 @@ QUICK = Patience(
     linger_silent_s=0.3,
     reserved_s=0.5,
 )
-SLOW = Patience()
+SLOW = Timeouts()
 HELLO = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE_BYTES = 64 * 2**20
 """More than the system keeps for a reader that does not read."""
@@ -77,12 +77,12 @@ class Application:
         self.left += scope["path"] == "/large"
 
 
-def running(scenario, patience=QUICK, limit=100):
+def running(scenario, timeouts=QUICK, limit=100):
     """Run `scenario(served)`, where `served` can `connect`."""
 
     async def main():
         with listen(Server(port=0)) as listener:
-            app, connections = Application(), Connections(limit, patience)
+            app, connections = Application(), Connections(limit, timeouts)
             config = uvicorn.Config(
                 app, http=connections.connection, ws="none", lifespan="off", log_config=None, access_log=False
             )
@@ -148,8 +148,8 @@ REFUSED = {
     b"GET / HTTP/1.1\r\nHost : x\r\n\r\n": (400, "header line"),
     b"GET / HTTP/1.1\r\n\r\n": (400, "Host"),
     b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n": (400, "Host"),
-    b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n": (400, "Host is no host's name"),
-    b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n": (400, "Host is no host's name"),
+    b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n": (400, "Host is not a host name"),
+    b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n": (400, "Host is not a host name"),
     b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n": (400, "both"),
     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n": (400, "both"),
     b"POST / HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n": (400, "HTTP/1.0"),
@@ -161,8 +161,8 @@ REFUSED = {
     b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\nab": (400, "Content-Length"),
     b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n": (400, "chunk"),
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n": (400, "request line"),
-    b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * HEAD_BYTES + b"\r\n\r\n": (431, "bytes"),
-    b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * HEAD_BYTES: (431, ""),
+    b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * HEAD_MAX_BYTES + b"\r\n\r\n": (431, "bytes"),
+    b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * HEAD_MAX_BYTES: (431, ""),
 }
 
 
@@ -400,7 +400,7 @@ def test_a_crowd_that_stays_is_answered_to_the_last_whatever_its_pieces():
                 for _ in range(2):
                     assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
         await served.until(lambda: not served.connections.open)
-        assert not served.connections.turns._lines
+        assert not served.connections.fair_queue._queues
 
     running(scenario, SLOW)
 
@@ -452,7 +452,7 @@ def test_a_server_full_of_work_answers_health_and_refuses_the_rest():
             for _ in range(10):
                 await stack.enter_async_context(served.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"))
             await served.until(lambda: served.app.held == 10)
-            for _ in range(2 * HEALTH):  # and those beyond, who say nothing, do not keep health out
+            for _ in range(2 * RESERVED_CONNECTIONS):  # and those beyond, who say nothing, do not keep health out
                 await stack.enter_async_context(served.connect())
             for method in (b"GET", b"HEAD"):
                 for path in (b"/healthz", b"/readyz", b"/metrics"):
@@ -463,7 +463,7 @@ def test_a_server_full_of_work_answers_health_and_refuses_the_rest():
                 assert status(answer) == 503
                 assert b"\r\nretry-after: 2\r\n" in answer.lower()
                 assert "in use" in envelope(answer)
-            assert len(served.connections.open) <= 10 + 2 * HEALTH
+            assert len(served.connections.open) <= 10 + 2 * RESERVED_CONNECTIONS
             served.app.release.set()
         await served.until(lambda: not served.connections.open)
         async with served.connect(HELLO) as (reader, _):
@@ -488,12 +488,12 @@ def descriptors(soft, hard=None):
 
 def test_the_limit_of_descriptors_is_raised_as_far_as_needed(caplog):
     with descriptors(256):
-        assert room_for(1000, beside=32) == 1000
+        assert connection_limit(1000, beside=32) == 1000
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 2 * 1000 + 64 + 16 + 32
-        assert room_for(100, beside=32) == 100
+        assert connection_limit(100, beside=32) == 100
         assert not caplog.records
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        assert room_for(hard, beside=32) == (hard - 64 - 16 - 32) // 2
+        assert connection_limit(hard, beside=32) == (hard - 64 - 16 - 32) // 2
     (record,) = caplog.records
     assert f"connections_limited connections_max={(hard - 112) // 2} instead_of={hard}" in record.getMessage()
     assert "LimitNOFILE" in record.getMessage()
@@ -565,7 +565,7 @@ def test_the_page_says_what_holds():
     page = (Path(__file__).parents[2] / "docs" / "OPERATIONS.md").read_text().partition("## Connections")[2]
     rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", page, re.MULTILINE))
     assert rows["time for a request's head"] == f"{SLOW.head_s:g} s"
-    assert rows["size of a head"] == f"{HEAD_BYTES // 1024} KB"
+    assert rows["size of a head"] == f"{HEAD_MAX_BYTES // 1024} KB"
     assert rows["pause within a body"] == f"{SLOW.body_silent_s:g} s"
     assert rows["speed of a body"].startswith(f"{SLOW.body_rate / 1024:g} KB/s on average, {SLOW.body_grace_s:g} s")
     assert rows["speed of a reader"] == f"{SLOW.reading_rate / 1024:g} KB/s, {SLOW.reading_grace_s:g} s aside"

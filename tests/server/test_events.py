@@ -8,7 +8,7 @@ import pytest
 from served import served, told
 
 from hidream.server.routes import events
-from hidream.server.routes.events import Known
+from hidream.server.routes.events import EventCursor
 from hidream.store import predictions
 from hidream.store.predictions import StepReport
 from hidream.types import Status
@@ -172,9 +172,9 @@ def test_whose_task_it_is_matters(with_api):
     "id_", ["", "x", "1-created-0", "1-nothing-0-0", "-1-created-0-0", "1-created-0-0\n", "9" * 99]
 )
 def test_an_id_that_is_not_ours_knows_nothing(id_):
-    assert Known.of(id_) == Known()
+    assert EventCursor.of(id_) == EventCursor()
 
 
 def test_ids_say_what_is_known():
-    known = Known(2, Status.PROCESSING, 5, 3)
-    assert Known.of(str(known)) == known
+    known = EventCursor(2, Status.PROCESSING, 5, 3)
+    assert EventCursor.of(str(known)) == known

@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound, ObjectStoreUnavailable
-from hidream.outputs.location import open_place
+from hidream.outputs.location import open_object_store
 from hidream.request import ImageRequest
-from hidream.server import erasure, sweep
+from hidream.server import erasure
+from hidream.server.background import sweep
 from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.store import audit_log, key_data, keys, predictions
@@ -109,9 +110,9 @@ def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(with_api
 
 def test_what_lies_in_a_bucket_is_written_out_and_erased(with_api, picture, tmp_path):
     async def scenario(api):
-        places = [open_place(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
+        places = [open_object_store(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
         api.service = dataclasses.replace(api.service, outputs=places[0], uploads=places[1])
-        api.service.pictures._place = places[1]
+        api.service.input_images._store = places[1]
         key, _ = await used(api, picture)
         files = await exported(api, key, tmp_path / "all.zip")
         assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the picture"] * 2

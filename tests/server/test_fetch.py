@@ -13,18 +13,18 @@ import trustme
 from fetching import fetched
 
 from hidream.errors import InvalidInput
+from hidream.outbound import network
+from hidream.outbound.network import TlsContext
+from hidream.outbound.targets import Allowlist
+from hidream.server.background.webhook_loop import WebhookLoop
 from hidream.server.fetch import Rules
-from hidream.server.webhook_loop import WebhookLoop
 from hidream.store import keys, outbox
 from hidream.store.outbox import DeliveryState
-from hidream.webhooks import network
-from hidream.webhooks.network import Trust
-from hidream.webhooks.targets import Allowed
 from webhooks.receiver import Receiver, deaf_port, says, unheard
 
 pytestmark = pytest.mark.integration
 
-HERE = Allowed.read(["127.0.0.0/8"])
+HERE = Allowlist.read(["127.0.0.0/8"])
 MAX_BYTES = 4096
 
 
@@ -32,13 +32,13 @@ def resolves(**hosts):
     """A resolver that keeps what it was asked; each host has one list of addresses for each time, the last stays."""
     asked = []
 
-    async def lookup(host, port):
+    async def resolve(host, port):
         asked.append(host)
         answers = hosts[host.partition(".")[0]]
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    lookup.asked = asked
-    return lookup
+    resolve.asked = asked
+    return resolve
 
 
 async def refusal(url, **rules):
@@ -51,16 +51,16 @@ def test_the_connection_goes_to_the_address_that_was_checked():
     """The name moves right after it was checked: to an address that would be refused, where another one listens."""
 
     async def scenario():
-        allowed = Allowed.read(["127.0.0.1"])
-        lookup = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
+        allowed = Allowlist.read(["127.0.0.1"])
+        resolve = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
         async with (
             Receiver(says(200, body=b"good")) as good,
             Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
         ):
             url = f"http://pictures.example:{good.port}/a.png"
-            assert await fetched("image", url, Rules(allowed, MAX_BYTES, lookup=lookup)) == b"good"
-            assert lookup.asked == ["pictures.example"]
-            message = await refusal(url, allowed=allowed, lookup=lookup)
+            assert await fetched("image", url, Rules(allowed, MAX_BYTES, resolve=resolve)) == b"good"
+            assert resolve.asked == ["pictures.example"]
+            message = await refusal(url, allowed=allowed, resolve=resolve)
             assert message.startswith("image leads to an address that is not public")
             assert (good.connections, bad.connections) == (1, 0)
 
@@ -69,17 +69,17 @@ def test_the_connection_goes_to_the_address_that_was_checked():
 
 def test_where_a_redirect_leads_is_resolved_and_checked_anew():
     async def scenario():
-        allowed = Allowed.read(["127.0.0.1"])
-        lookup = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
+        allowed = Allowlist.read(["127.0.0.1"])
+        resolve = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
         async with (
             Receiver(says(200, body=b"")) as first,
             Receiver(says(200, body=b"inner"), "127.0.0.2", port=first.port) as second,
         ):
             first.behaviour = says(302, f"Location: http://second.example:{first.port}/")
             url = f"http://first.example:{first.port}/"
-            message = await refusal(url, allowed=allowed, lookup=lookup)
+            message = await refusal(url, allowed=allowed, resolve=resolve)
             assert message.startswith("image leads to an address that is not public")
-            assert lookup.asked == ["first.example", "second.example"]
+            assert resolve.asked == ["first.example", "second.example"]
             assert (first.connections, second.connections) == (1, 0)
 
     asyncio.run(scenario())
@@ -88,7 +88,7 @@ def test_where_a_redirect_leads_is_resolved_and_checked_anew():
 def test_an_allowed_host_is_asked_wherever_it_is():
     async def scenario():
         async with Receiver(says(200, body=b"picture")) as site:
-            rules = Rules(Allowed.read(["pictures.internal"]), MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]))
+            rules = Rules(Allowlist.read(["pictures.internal"]), MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]))
             assert await fetched("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
 
     asyncio.run(scenario())
@@ -100,7 +100,7 @@ def test_of_many_addresses_some_of_each_family_are_tried():
 
     async def scenario():
         async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
-            rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[[*six, *four]]))
+            rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[[*six, *four]]))
             return await fetched("image", f"http://pictures.example:{site.port}/", rules)
 
     assert asyncio.run(scenario()) == b"picture"
@@ -114,13 +114,13 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     with deaf_port() as port:
-        for lookup, connect_s, reason in (
+        for resolve, connect_s, reason in (
             (resolves(pictures=[["127.0.0.1"]]), 20, "no connection: Connection refused"),
             (unknown, 20, "the host name could not be resolved: Name or service not known"),
             (silent, 0.2, "no connection within 0.2 s"),
         ):
-            message = asyncio.run(refusal(f"http://pictures.example:{port}/", lookup=lookup, connect_s=connect_s))
-            said = f"its server is not reached ({reason}); accepted: a URL that answers with a file"
+            message = asyncio.run(refusal(f"http://pictures.example:{port}/", resolve=resolve, connect_s=connect_s))
+            said = f"its server cannot be reached ({reason}); accepted: a URL that answers with a file"
             assert message == f"image could not be fetched: {said}"
 
 
@@ -129,7 +129,7 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
 )
 def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s, message):
     async def scenario():
-        tls = Trust(ssl.create_default_context())  # so that reading the authorities takes none of the time
+        tls = TlsContext(ssl.create_default_context())  # so that reading the authorities takes none of the time
         async with unheard() as (port, closed):
             said = await refusal(f"https://127.0.0.1:{port}/", connect_s=connect_s, total_s=total_s, tls=tls)
             await asyncio.wait_for(closed.wait(), 20)
@@ -153,14 +153,14 @@ def trusting(authority):
 
 def test_tls_verifies_the_name_although_the_address_is_pinned():
     authority = trustme.CA()
-    rules = Rules(HERE, MAX_BYTES, lookup=resolves(pictures=[["127.0.0.1"]]), tls=Trust(trusting(authority)))
+    rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]), tls=TlsContext(trusting(authority)))
 
     async def scenario(name):
         async with Receiver(says(200, body=b"picture"), tls=listening(authority, name)) as site:
             return await fetched("image", f"https://pictures.example:{site.port}/", rules)
 
     assert asyncio.run(scenario("pictures.example")) == b"picture"
-    with pytest.raises(InvalidInput, match=r"not reached \(the certificate was not accepted: Hostname mismatch"):
+    with pytest.raises(InvalidInput, match=r"cannot be reached \(the certificate was not accepted: Hostname mismatch"):
         asyncio.run(scenario("other.example"))
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hidream.errors import BodyTooLarge
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
-from hidream.server import long_text
-from hidream.server.long_text import LONG_BYTES, LongText, Splitter
+from hidream.outputs.object_store import Namespace
+from hidream.server.bodies import long_text
+from hidream.server.bodies.long_text import LONG_BYTES, LongText, Splitter
 
 
 def split(folder, pieces):
@@ -110,7 +110,7 @@ def test_what_is_long_without_a_long_value_is_too_large(tmp_path, data):
 def test_a_body_has_four_long_texts_at_most(tmp_path):
     many = [json.dumps({f"a{i}": "A" * (LONG_BYTES + 1) for i in range(count)}).encode() for count in (4, 126)]
     assert len(split(tmp_path, pieces_of(many[0], 65_536))[1]) == 4
-    with pytest.raises(BodyTooLarge, match="more than 4 texts of over 131072 bytes, which only pictures are"):
+    with pytest.raises(BodyTooLarge, match="more than 4 texts of over 131072 bytes, which only images are"):
         split(tmp_path, pieces_of(many[1], 65_536))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -8,10 +8,10 @@ import pytest
 
 from hidream.errors import ObjectStoreUnavailable
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 from hidream.server import removal
+from hidream.server.background.sweep import Sweep
 from hidream.server.removal import remove_files
-from hidream.server.sweep import Sweep
 
 
 def test_the_files_of_a_deleted_prediction_are_gone_at_once(with_api):

@@ -69,7 +69,7 @@ def test_a_form_is_taken(with_api, picture, api_name, kind):
             'multipart/form-data; boundary="x y"',
             b'--x y\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nhello\r\n--x y--',
             400,
-            "file is no picture that can be read (5 bytes)",
+            "file is not an image that can be read (5 bytes)",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from hidream.errors import DatabaseUnavailable
 from hidream.request import LoraUse
-from hidream.server.waiting import FRESH_S
+from hidream.server.queue_status import TTL_S
 from hidream.store import history, keys, predictions, workers
 from hidream.store.keys import Scope
 from hidream.store.workers import Worker
@@ -313,13 +313,15 @@ def test_base64_of_several_pictures(with_api):
 def test_the_place_in_the_queue_is_told_while_a_task_waits(with_api):
     async def scenario(api):
         now = 0.0
-        api.service.waiting._clock = lambda: now  # the longer a look at the line takes, the longer it is good enough
+        api.service.queue_status._clock = lambda: (
+            now
+        )  # the longer a look at the line takes, the longer it is good enough
         urls = [(await api.submit(prompt="a house")).json()["data"]["urls"]["get"] for _ in range(3)]
         queues = [(await api.get(url)).json()["data"].get("queue") for url in urls]
         assert [queue["position"] for queue in queues] == [1, 2, 3]
         await api.draw()
         await api.claim()
-        now += FRESH_S
+        now += TTL_S
         first, second, third = [(await api.get(url)).json()["data"] for url in urls]
         assert "queue" not in first
         assert (second["status"], "queue" in second) == ("processing", False)
@@ -331,8 +333,8 @@ def test_the_place_in_the_queue_is_told_while_a_task_waits(with_api):
 def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
     async def scenario(api):
         now = 0.0
-        api.service.serving._clock = lambda: now
-        api.service.waiting._clock = lambda: now
+        api.service.worker_counts._clock = lambda: now
+        api.service.queue_status._clock = lambda: now
         await workers.register(api.database, Worker("host:1", [MODEL], "v1"))
         nobody = f"no worker that serves {FULL} was seen in the last 15 seconds; the task waits until one comes"
         lonely = {"position": 1, "estimated_seconds": None, "workers": 0, "reason": nobody}
@@ -341,7 +343,7 @@ def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
             assert (data["status"], data["queue"]) == ("created", lonely)
             assert (await api.get(data["urls"]["get"])).json()["data"]["queue"] == lonely
             assert (await api.delete(f"/api/v3/predictions/{data['id']}")).status_code == 200
-            now += FRESH_S  # until then it still counts
+            now += TTL_S  # until then it still counts
         synchronous = (await api.submit(model=FULL, prompt="a house", enable_sync_mode=True)).json()["data"]
         assert (synchronous["code"], synchronous["queue"]) == (5004, lonely)
         served = (await api.submit(prompt="a house")).json()["data"]
@@ -351,7 +353,7 @@ def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
         assert served["reason"] == f"no image of {MODEL} was finished in the last 10 minutes"
 
         await workers.register(api.database, Worker("host:2", [FULL, MODEL], "v1"))
-        now += FRESH_S
+        now += TTL_S
         url = synchronous["urls"]["get"]
         assert (await api.get(url)).json()["data"]["queue"]["workers"] == 1
         assert "queue" not in (await api.draw() and (await api.get(url)).json()["data"])
@@ -362,7 +364,7 @@ def test_a_task_that_nobody_serves_says_so_while_it_waits(with_api):
 def test_an_estimate_has_no_reason_and_is_none_once_nobody_serves_the_model(with_api):
     async def scenario(api):
         now = 0.0
-        api.service.serving._clock = lambda: now
+        api.service.worker_counts._clock = lambda: now
         await workers.register(api.database, Worker("host:1", [MODEL], "v1"))
         await api.submit(prompt="a house")
         waiting = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
@@ -372,7 +374,7 @@ def test_an_estimate_has_no_reason_and_is_none_once_nobody_serves_the_model(with
         assert (queue["workers"], queue["reason"]) == (1, None)
         assert queue["estimated_seconds"] >= 0
         await workers.deregister(api.database, "host:1")
-        now += FRESH_S
+        now += TTL_S
         queue = (await api.get(waiting)).json()["data"]["queue"]
         assert (queue["workers"], queue["estimated_seconds"]) == (0, None)
 

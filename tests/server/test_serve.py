@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from hidream.errors import ConfigurationError
-from hidream.server.listener import listen
+from hidream.server.edge.listener import listen
 from hidream.server.serve import run
 from hidream.settings.tables import Outputs, Server, Settings, Store
 from hidream.store import keys

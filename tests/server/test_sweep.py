@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from hidream.errors import ObjectStoreUnavailable
-from hidream.file_names import draw_name, first_of
+from hidream.file_names import first_of, random_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
-from hidream.server import background, sweep
-from hidream.server.sweep import Sweep
+from hidream.outputs.object_store import Namespace
+from hidream.server.background import loops, sweep
+from hidream.server.background.sweep import Sweep
 from hidream.store import history, predictions, uploads
 from hidream.store.uploads import Upload
 from hidream.types import ImageFormat, Status
@@ -73,7 +73,7 @@ def test_what_a_client_deletes_goes_even_where_all_is_kept(with_api):
 def test_uploads_go_too(with_api):
     async def scenario(api):
         _, task = await drawn(api)
-        name = draw_name(ImageFormat.PNG)
+        name = random_name(ImageFormat.PNG)
         await api.service.uploads.write(name, b"picture")
         await uploads.create(
             api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True)
@@ -129,7 +129,7 @@ def test_an_upload_that_nothing_has_used_goes_within_the_hour(with_api, picture)
 def test_files_that_nobody_knows_go_when_they_are_old(with_api):
     async def scenario(api):
         _, task = await drawn(api, num_images=2)
-        orphan, new = draw_name(ImageFormat.JPEG), draw_name(ImageFormat.JPEG)
+        orphan, new = random_name(ImageFormat.JPEG), random_name(ImageFormat.JPEG)
         for name in (orphan, new):
             await api.service.outputs.write(name, b"nobody's")
         for name in (orphan, *task.output_names):
@@ -145,7 +145,7 @@ def test_files_that_nobody_knows_go_without_being_asked(with_api, monkeypatch):
 
     async def scenario(api):
         _, task = await drawn(api)
-        orphan = draw_name(ImageFormat.JPEG)
+        orphan = random_name(ImageFormat.JPEG)
         await api.service.outputs.write(orphan, b"nobody's")
         os.utime(api.settings.outputs_dir / orphan, (time.time() - 2 * DAY_S,) * 2)
         running = asyncio.create_task(Sweep(api.service).run())
@@ -160,7 +160,7 @@ def test_files_that_nobody_knows_go_without_being_asked(with_api, monkeypatch):
 
 @pytest.mark.parametrize(("suffix", "first"), [("", True), ("-1", True), ("-3", True), ("-x", False), ("_1", False)])
 def test_a_tasks_files_lead_to_its_first(suffix, first):
-    name = draw_name(ImageFormat.PNG)
+    name = random_name(ImageFormat.PNG)
     of_task = name.replace(".", f"{suffix}.")
     assert first_of(of_task) == (name if first else of_task)
 
@@ -192,7 +192,7 @@ def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
 
 
 def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
-    monkeypatch.setattr(background, "AGAIN_S", 0.01)
+    monkeypatch.setattr(loops, "RESTART_S", 0.01)
 
     async def scenario(api):
         runs = []
@@ -204,7 +204,7 @@ def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
             raise RuntimeError("a fault of ours")
 
         async with asyncio.timeout(10):
-            await background._kept_up("test", loop, api.service)
+            await loops._kept_up("test", loop, api.service)
         assert len(runs) == 3
         assert "loop_raised name=test" in caplog.text
 
@@ -213,7 +213,7 @@ def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
 
 def test_the_loops_end_with_the_process(with_api):
     async def scenario(api):
-        running = asyncio.create_task(background.run(api.service))
+        running = asyncio.create_task(loops.run(api.service))
         await asyncio.sleep(0.2)
         assert not running.done()
         api.database.changes.stop()

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from hidream.server import background
-from hidream.server.unserved import Unserved
+from hidream.server.background import loops
+from hidream.server.background.unserved import Unserved
 from hidream.store import workers
 from hidream.store.workers import Worker
 
@@ -14,7 +14,7 @@ def test_a_task_that_nobody_serves_fails_within_its_time(with_api):
     async def scenario(*apis):
         await workers.register(apis[0].database, Worker("host:1", [DEV], "v1"))
         served, unserved = [(await apis[0].submit(prompt="a", model=model)).json()["data"] for model in (DEV, FULL)]
-        running = [asyncio.create_task(background.run(each.service)) for each in apis]
+        running = [asyncio.create_task(loops.run(each.service)) for each in apis]
         data = (await apis[1].get(f"/api/v3/predictions/{unserved['id']}?wait_s=20")).json()["data"]
         assert (data["status"], "no worker that serves its model was seen for 1 seconds" in data["error"]) == (
             "failed",
@@ -45,7 +45,7 @@ def test_many_fail_in_turns(with_api, monkeypatch):
 def test_the_operator_may_let_them_wait(with_api):
     async def scenario(api):
         task = (await api.submit(prompt="a")).json()["data"]
-        running = asyncio.create_task(background.run(api.service))
+        running = asyncio.create_task(loops.run(api.service))
         await asyncio.sleep(0.1)
         api.database.changes.stop()
         await running

@@ -7,12 +7,12 @@ import time
 import pytest
 
 from hidream.errors import DatabaseUnavailable
-from hidream.server import webhook_loop
-from hidream.server.webhook_loop import WebhookLoop
+from hidream.server.background import webhook_loop
+from hidream.server.background.webhook_loop import WebhookLoop
 from hidream.store import keys, outbox, predictions, webhook_secrets
 from hidream.store.outbox import DeliveryState
 from hidream.webhooks import delivery, signature
-from hidream.webhooks.delivery import Courier
+from hidream.webhooks.delivery import WebhookClient
 from webhooks.receiver import Receiver, hangs, says
 
 LOCAL = "127.0.0.0/8"
@@ -119,7 +119,7 @@ def test_a_target_that_is_not_public_is_not_called(with_api):
     async def scenario(api):
         async with Receiver(says(200)) as receiver:
             data = await submit(api, receiver)
-            running = await deliver(api, Courier())  # as after the operator has taken it off the list
+            running = await deliver(api, WebhookClient())  # as after the operator has taken it off the list
             await api.draw()
             done = await settled(api, data, DeliveryState.WAITING)
             await until(lambda: _error_of(api, data))
@@ -133,14 +133,14 @@ def test_a_target_that_is_not_public_is_not_called(with_api):
 
 
 def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
-    monkeypatch.setattr(webhook_loop, "BUSY_S", 60)
+    monkeypatch.setattr(webhook_loop, "POSTPONE_S", 60)
 
     async def scenario(api):
         async with Receiver(hangs) as stuck, Receiver(says(204)) as well:
             for _ in range(40):  # more than are delivered at a time, and all of them earlier
                 await submit(api, stuck, enable_safety_checker=False)
                 await api.draw()
-            running = await deliver(api, Courier(allowed=api.service.allowed, total_s=60))
+            running = await deliver(api, WebhookClient(allowed=api.service.allowlist, total_s=60))
             data = await submit(api, well)
             await api.draw()
             await settled(api, data, DeliveryState.DELIVERED)  # long before any of them is given up
@@ -151,7 +151,7 @@ def test_receivers_that_hang_hold_up_nobody_else(with_api, monkeypatch):
 
 
 def test_a_claim_that_died_is_taken_up(with_api, monkeypatch):
-    monkeypatch.setattr(webhook_loop, "LOOK_S", 0.2)
+    monkeypatch.setattr(webhook_loop, "POLL_S", 0.2)
 
     async def scenario(api):
         async with Receiver(says(200)) as receiver:
@@ -200,7 +200,7 @@ def test_a_deleted_task_is_not_told(with_api):
 
 
 def test_a_database_that_is_away_ends_nothing(with_api, monkeypatch):
-    monkeypatch.setattr(webhook_loop, "PAUSE_S", 0.05)
+    monkeypatch.setattr(webhook_loop, "RETRY_S", 0.05)
     real_claim, real_settle = outbox.claim, outbox.record_attempt
     away = iter([True] * 6)
 

@@ -7,11 +7,11 @@ import pytest
 
 from hidream.errors import PromptRefused
 from hidream.request import ImageRequest
-from hidream.server.webhook_loop import PER_HOST_MAX, WebhookLoop
+from hidream.server.background.webhook_loop import PER_HOST_MAX, WebhookLoop
 from hidream.store import keys
 from hidream.store.admission import NewTask
 from hidream.types import ImageFormat, Size
-from hidream.webhooks.delivery import TOTAL_S, Courier
+from hidream.webhooks.delivery import TOTAL_S, WebhookClient
 from webhooks.receiver import Receiver, hangs, says
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -48,7 +48,7 @@ async def attacked(apis, attackers, hooks, count, total_s):
             urls = [stuck.url(host=f"127.{n + 1}.{i // 250}.{i % 250 + 1}") for i in range(hooks)]
             await asyncio.gather(*(owe(api, key, url) for url in urls))
         for each in apis:
-            courier = Courier(allowed=each.service.allowed, total_s=total_s)
+            courier = WebhookClient(allowed=each.service.allowlist, total_s=total_s)
             running.append(asyncio.create_task(WebhookLoop(each.service, courier).run()))
         async with asyncio.timeout(60):
             while stuck.connections < 16:
@@ -80,7 +80,7 @@ def test_hooks_that_hang_at_a_host_leave_room_for_anothers_at_the_same_host(with
             for _ in range(40):
                 await owe(api, key, receiver.url(path="/stuck"))
             running = asyncio.create_task(
-                WebhookLoop(api.service, Courier(allowed=api.service.allowed, total_s=60)).run()
+                WebhookLoop(api.service, WebhookClient(allowed=api.service.allowlist, total_s=60)).run()
             )
             async with asyncio.timeout(60):
                 while len(receiver.received) < PER_HOST_MAX // 2:

@@ -11,9 +11,9 @@ import signal
 import sys
 
 from hidream import logs
+from hidream.configured_stores import open_configured_store
 from hidream.errors import DatabaseGone, TaskFailed
-from hidream.outputs.place import Namespace
-from hidream.places import open_configured
+from hidream.outputs.object_store import Namespace
 from hidream.settings import sources
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
@@ -62,8 +62,8 @@ async def main(config):
     bridge.set_engines(dict.fromkeys(names, painter))
     tools = Tools(
         flagged=lambda _pixels: False,
-        outputs=open_configured(config, Namespace.OUTPUTS),
-        uploads=open_configured(config, Namespace.UPLOADS),
+        outputs=open_configured_store(config, Namespace.OUTPUTS),
+        uploads=open_configured_store(config, Namespace.UPLOADS),
         versions=dict.fromkeys(names, dict.fromkeys(Mode, "fast-worker-1")),
     )
     async with Database.open(config.database_url) as database:

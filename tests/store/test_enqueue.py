@@ -72,7 +72,7 @@ def test_what_could_not_be_brought_takes_no_place(in_database):
         asked = NewTask(key, MODEL, SUBMISSION)
 
         async def fail():
-            raise InvalidInput("image is no picture")
+            raise InvalidInput("image is not an image")
 
         for _ in range(3):
             with pytest.raises(InvalidInput):

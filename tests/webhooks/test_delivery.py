@@ -16,21 +16,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from receiver import Receiver, closes, deaf_port, hangs, says, sends, unheard
 
+from hidream.outbound.network import TlsContext
+from hidream.outbound.targets import Allowlist
 from hidream.webhooks import delivery, signature
-from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S, Attempt, Courier, Delivery, backoff, deliver, wait_s
-from hidream.webhooks.network import Trust
-from hidream.webhooks.targets import Allowed
+from hidream.webhooks.delivery import (
+    ATTEMPTS_MAX,
+    DELAYS_S,
+    Attempt,
+    WebhookClient,
+    WebhookMessage,
+    backoff,
+    deliver,
+    retry_delay_s,
+)
 
 pytestmark = pytest.mark.integration
 
 SECRET = signature.new_secret()
 BODY = json.dumps({"id": "6488c275", "prompt": "ein Fuchs – 🦊"}, ensure_ascii=False).encode()
-HERE = Allowed.read(["127.0.0.0/8", "::1"])
+HERE = Allowlist.read(["127.0.0.0/8", "::1"])
 
 
 def courier(**changes):
     """A courier to this machine; a test that waits until it gives up says how soon that is."""
-    return replace(Courier(allowed=HERE, connect_s=20.0, total_s=20.0), **changes)
+    return replace(WebhookClient(allowed=HERE, connect_s=20.0, total_s=20.0), **changes)
 
 
 def resolves(*answers):
@@ -38,16 +47,16 @@ def resolves(*answers):
     left = [[answer] if isinstance(answer, str) else answer for answer in answers]
     asked = []
 
-    async def lookup(host, port):
+    async def resolve(host, port):
         asked.append(host)
         return left.pop(0) if len(left) > 1 else left[0]
 
-    lookup.asked = asked
-    return lookup
+    resolve.asked = asked
+    return resolve
 
 
 def attempt(receiver, host=None, body=BODY, path="/hook", **changes):
-    return deliver(courier(**changes), Delivery("6488c275", receiver.url(host, path), SECRET, body))
+    return deliver(courier(**changes), WebhookMessage("6488c275", receiver.url(host, path), SECRET, body))
 
 
 def attempted(behaviour, *, host=None, body=BODY, **changes):
@@ -174,8 +183,8 @@ def test_a_receiver_that_breaks_off_is_said():
 
 def test_where_nobody_listens_the_error_says_so_and_names_no_address():
     with deaf_port() as port:
-        sent = Delivery("1", f"http://hooks.example:{port}/", SECRET, BODY)
-        made = asyncio.run(deliver(courier(lookup=resolves("127.0.0.1")), sent))
+        sent = WebhookMessage("1", f"http://hooks.example:{port}/", SECRET, BODY)
+        made = asyncio.run(deliver(courier(resolve=resolves("127.0.0.1")), sent))
     assert (made.status, made.error) == (None, "no connection: Connection refused")
 
 
@@ -183,7 +192,7 @@ def test_a_host_that_does_not_resolve_is_said():
     async def unknown(host, port):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    made, receiver = attempted(says(200), host="hooks.example", lookup=unknown)
+    made, receiver = attempted(says(200), host="hooks.example", resolve=unknown)
     assert made.error == "the host name could not be resolved: Name or service not known"
     assert receiver.connections == 0
 
@@ -192,26 +201,26 @@ def test_a_resolver_that_hangs_is_given_up():
     async def silent(host, port):
         await asyncio.Event().wait()
 
-    made, _ = attempted(says(200), host="hooks.example", lookup=silent, connect_s=0.2)
+    made, _ = attempted(says(200), host="hooks.example", resolve=silent, connect_s=0.2)
     assert made.error == "no connection within 0.2 s"
 
 
 def test_a_name_that_leads_inside_by_now_is_refused():
-    made, receiver = attempted(says(200), host="hooks.example", allowed=Allowed(), lookup=resolves("127.0.0.1"))
+    made, receiver = attempted(says(200), host="hooks.example", allowed=Allowlist(), resolve=resolves("127.0.0.1"))
     assert made.status is None
     assert made.error.startswith("webhook leads to an address that is not public; accepted")
     assert receiver.connections == 0
 
 
 def test_a_name_that_leads_inside_among_others_is_refused():
-    lookup = resolves(["127.0.0.1", "10.0.0.1"])
-    made, receiver = attempted(says(200), host="hooks.example", lookup=lookup)
+    resolve = resolves(["127.0.0.1", "10.0.0.1"])
+    made, receiver = attempted(says(200), host="hooks.example", resolve=resolve)
     assert "not public" in made.error
     assert receiver.connections == 0
 
 
 def test_what_was_allowed_when_it_was_submitted_is_checked_again():
-    made, receiver = attempted(says(200), allowed=Allowed())
+    made, receiver = attempted(says(200), allowed=Allowlist())
     assert made.error.startswith("webhook is 'http://127.0.0.1:")
     assert receiver.connections == 0
 
@@ -220,14 +229,14 @@ def test_the_connection_goes_to_the_address_that_was_checked():
     """The name moves right after it was checked: to an address that would be refused, where another one listens."""
 
     async def scenario():
-        allowed = Allowed.read(["127.0.0.1"])
-        lookup = resolves("127.0.0.1", "127.0.0.2")
+        allowed = Allowlist.read(["127.0.0.1"])
+        resolve = resolves("127.0.0.1", "127.0.0.2")
         async with Receiver(says(200)) as good, Receiver(says(200), "127.0.0.2", port=good.port) as bad:
-            first = await attempt(good, "hooks.example", allowed=allowed, lookup=lookup)
+            first = await attempt(good, "hooks.example", allowed=allowed, resolve=resolve)
             assert (first.status, good.connections, bad.connections) == (200, 1, 0)
-            assert lookup.asked == ["hooks.example"]
+            assert resolve.asked == ["hooks.example"]
             assert good.received[0].headers["host"] == f"hooks.example:{good.port}"
-            second = await attempt(good, "hooks.example", allowed=allowed, lookup=lookup)
+            second = await attempt(good, "hooks.example", allowed=allowed, resolve=resolve)
             assert "not public" in second.error
             assert (good.connections, bad.connections) == (1, 0)
 
@@ -237,8 +246,8 @@ def test_the_connection_goes_to_the_address_that_was_checked():
 def test_the_next_address_is_tried_when_one_cannot_be_reached():
     async def scenario():
         async with Receiver(says(200), "127.0.0.3") as receiver:
-            lookup = resolves(["127.0.0.2", "127.0.0.3"])
-            return await attempt(receiver, "hooks.example", lookup=lookup)
+            resolve = resolves(["127.0.0.2", "127.0.0.3"])
+            return await attempt(receiver, "hooks.example", resolve=resolve)
 
     assert asyncio.run(scenario()).delivered
 
@@ -252,8 +261,8 @@ def test_an_address_that_swallows_everything_takes_its_share_of_the_time_only():
                 one.setblocking(False)
                 one.connect_ex(("127.0.0.2", port))
             async with Receiver(says(200), "127.0.0.3", port=port) as receiver:
-                lookup = resolves(["127.0.0.2", "127.0.0.3"])
-                made = await attempt(receiver, "hooks.example", lookup=lookup, connect_s=2.0, total_s=20.0)
+                resolve = resolves(["127.0.0.2", "127.0.0.3"])
+                made = await attempt(receiver, "hooks.example", resolve=resolve, connect_s=2.0, total_s=20.0)
             for one in held:
                 one.close()
             return made
@@ -269,7 +278,7 @@ def test_of_many_addresses_some_of_each_family_are_tried():
 
     async def scenario(address):
         async with Receiver(says(200), address) as receiver:
-            return await attempt(receiver, "hooks.example", lookup=resolves([*six, *four]))
+            return await attempt(receiver, "hooks.example", resolve=resolves([*six, *four]))
 
     assert asyncio.run(scenario("127.0.0.21")).delivered
     assert asyncio.run(scenario("127.0.0.22")).error == "no connection: Connection refused"
@@ -292,7 +301,7 @@ def test_an_ipv6_address_is_called():
 
 def test_an_allowed_host_is_called_wherever_it_is():
     made, _ = attempted(
-        says(200), host="hooks.internal", allowed=Allowed.read(["hooks.internal"]), lookup=resolves("127.0.0.1")
+        says(200), host="hooks.internal", allowed=Allowlist.read(["hooks.internal"]), resolve=resolves("127.0.0.1")
     )
     assert made.delivered
 
@@ -330,7 +339,7 @@ def trusting(authority):
 def attempted_by_tls(server, client, host="hooks.example"):
     async def scenario():
         async with Receiver(says(200), tls=server) as receiver:
-            made = await attempt(receiver, host, tls=Trust(client), lookup=resolves("127.0.0.1"))
+            made = await attempt(receiver, host, tls=TlsContext(client), resolve=resolves("127.0.0.1"))
             return made, receiver
 
     return asyncio.run(scenario())
@@ -374,7 +383,7 @@ def test_https_where_there_is_no_tls_is_said():
     async def scenario():
         async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
             url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-            return await deliver(courier(), Delivery("1", url, SECRET, BODY))
+            return await deliver(courier(), WebhookMessage("1", url, SECRET, BODY))
 
     assert asyncio.run(scenario()).error == "TLS failed: WRONG_VERSION_NUMBER"
 
@@ -383,8 +392,8 @@ def test_https_where_there_is_no_tls_is_said():
 def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s):
     async def scenario():
         async with unheard() as (port, closed):
-            one = courier(connect_s=connect_s, total_s=total_s, tls=Trust(ssl.create_default_context()))
-            made = await deliver(one, Delivery("1", f"https://127.0.0.1:{port}/", SECRET, BODY))
+            one = courier(connect_s=connect_s, total_s=total_s, tls=TlsContext(ssl.create_default_context()))
+            made = await deliver(one, WebhookMessage("1", f"https://127.0.0.1:{port}/", SECRET, BODY))
             await asyncio.wait_for(closed.wait(), 20)
             return made
 
@@ -412,9 +421,10 @@ def test_those_that_hang_do_not_hold_up_others():
         async with Receiver(hangs) as hanging, Receiver(says(200)) as receiver:
             one = courier()
             stuck = [
-                asyncio.create_task(deliver(one, Delivery(str(n), hanging.url(), SECRET, BODY))) for n in range(50)
+                asyncio.create_task(deliver(one, WebhookMessage(str(n), hanging.url(), SECRET, BODY)))
+                for n in range(50)
             ]
-            made = await deliver(one, Delivery("a", receiver.url(), SECRET, BODY))
+            made = await deliver(one, WebhookMessage("a", receiver.url(), SECRET, BODY))
             assert not any(task.done() for task in stuck)
             for task in stuck:
                 task.cancel()
@@ -474,6 +484,6 @@ def test_those_that_failed_together_do_not_come_back_together():
 
 def test_retry_after_puts_the_next_attempt_off_and_never_brings_it_forward():
     busy = Attempt(503, "busy", 10, retry_after_s=60.0)
-    assert wait_s(1, "seed", busy) == 60
-    assert wait_s(5, "seed", busy) == backoff(6, "seed") > 60
-    assert wait_s(1, "seed", replace(busy, retry_after_s=0.0)) == backoff(2, "seed")
+    assert retry_delay_s(1, "seed", busy) == 60
+    assert retry_delay_s(5, "seed", busy) == backoff(6, "seed") > 60
+    assert retry_delay_s(1, "seed", replace(busy, retry_after_s=0.0)) == backoff(2, "seed")

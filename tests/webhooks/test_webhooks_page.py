@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from receiver import Receiver, says
 
-from hidream.webhooks import delivery, signature, targets
+from hidream.outbound import targets
+from hidream.webhooks import delivery, signature
 
 PAGE = (Path(__file__).parents[2] / "docs" / "WEBHOOKS.md").read_text()
 EXAMPLE = dict(re.findall(r"^\| `?([\w-]+)`? \| `(.+)` \|$", PAGE, re.MULTILINE))
@@ -56,8 +57,8 @@ def test_what_is_delivered_is_genuine(genuine):
 
     async def scenario():
         async with Receiver(says(200)) as receiver:
-            courier = delivery.Courier(allowed=targets.Allowed.read(["127.0.0.1"]))
-            sent = delivery.Delivery("6488c275", receiver.url(), secret, "ein Füchslein".encode())
+            courier = delivery.WebhookClient(allowed=targets.Allowlist.read(["127.0.0.1"]))
+            sent = delivery.WebhookMessage("6488c275", receiver.url(), secret, "ein Füchslein".encode())
             assert (await delivery.deliver(courier, sent)).delivered
             return receiver.received[0]
 

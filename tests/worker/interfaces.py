@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from test_loop import Clock, Flaky, Meanwhile, Slow
     from test_removal import Away, Hangs
 
-    from hidream.outputs.place import Place
+    from hidream.outputs.object_store import ObjectStore
     from hidream.store.database import Database
     from hidream.worker.bridge import ImageEngine
 
@@ -26,7 +26,7 @@ def drawers(painter: Painter, fast: FastPainter) -> tuple[ImageEngine, ...]:
     return painter, fast
 
 
-def places(slow: Slow, meanwhile: Meanwhile, away: Away, hangs: Hangs) -> tuple[Place, ...]:
+def places(slow: Slow, meanwhile: Meanwhile, away: Away, hangs: Hangs) -> tuple[ObjectStore, ...]:
     """Return places for files that do not do what they are told at once."""
     return slow, meanwhile, away, hangs
 

@@ -15,9 +15,9 @@ from painter import STEPS, Painter
 from PIL import Image
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, ObjectStoreUnavailable
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace
+from hidream.outputs.object_store import Namespace
 from hidream.request import ImageRequest, LoraUse
 from hidream.settings.tables import Worker as Limits
 from hidream.store import history, keys, predictions, progress, workers
@@ -167,7 +167,7 @@ def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, until)
     async def scenario():
         painter.go_on.clear()
         async with studio() as s:
-            names = {field: draw_name(ImageFormat.PNG) for field in ("image", "mask")}
+            names = {field: random_name(ImageFormat.PNG) for field in ("image", "mask")}
             for field, name in names.items():
                 await s.tools.uploads.write(name, files[field])
             submitted = await s.submit(steps=3, guidance=4.5, strength=0.4, **names, **EXTRAS)
@@ -198,7 +198,7 @@ def test_what_is_not_asked_is_left_to_the_variant(studio, painter):
 def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
     async def scenario():
         async with studio() as s:
-            names = {each: draw_name(ImageFormat.PNG) for each in ("image", "mask")}
+            names = {each: random_name(ImageFormat.PNG) for each in ("image", "mask")}
             for each in names.keys() - {field}:
                 await s.tools.uploads.write(names[each], b"something")
             failed = await s.end_of(await s.submit(**names))
@@ -215,7 +215,7 @@ def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, painter, u
 
     async def scenario():
         async with studio(finish_s=0) as s:
-            name = draw_name(ImageFormat.JPEG)
+            name = random_name(ImageFormat.JPEG)
             await s.tools.uploads.write(name, progressive_jpeg(8192, 32))
             slow = await s.submit(image=name)
             await until(lambda: s.loop._jobs)

@@ -33,7 +33,7 @@ STATUS = struct.Struct("<i")
 """What is said of a job's end: an exit status, or minus the number of the signal that has ended it."""
 
 
-class NoAnswer(Exception):
+class NoResult(Exception):
     """What was written is no answer to what was asked."""
 
 
@@ -46,13 +46,13 @@ class Limits:
     memory_bytes: int
 
 
-LOOK = Limits(cpu_s=10, wall_s=60, memory_bytes=3 * 2**29)
+IDENTIFY_LIMITS = Limits(cpu_s=10, wall_s=60, memory_bytes=3 * 2**29)
 """An upload: the slowest file that is accepted, a WebP of 8192², takes 2 s and 1.1 GB."""
-PREPARE = Limits(cpu_s=30, wall_s=180, memory_bytes=3 * 2**29)
+PREPARE_LIMITS = Limits(cpu_s=30, wall_s=180, memory_bytes=3 * 2**29)
 """An image and its mask: of 8192² both, 9 s and 1.4 GB."""
 
 
-class Answer:
+class Result:
     """What a job has written, mapped into memory."""
 
     def __init__(self, file: int) -> None:
@@ -62,9 +62,9 @@ class Answer:
             length = min(int.from_bytes(self._memory[-8:], "little"), SAID_MAX_BYTES)
             self._said = json.loads(self._memory[-8 - length : -8])
         except (ValueError, OSError, RecursionError) as error:
-            raise NoAnswer("no JSON where an answer should end") from error
+            raise NoResult("no JSON where an answer should end") from error
         if not isinstance(self._said, dict):
-            raise NoAnswer("no object where an answer should end")
+            raise NoResult("no object where an answer should end")
         if "refused" in self._said:
             raise InvalidInput(_text(self._said["refused"], 1000))
 
@@ -73,14 +73,14 @@ class Answer:
         try:
             return ImageFormat(self._said["format"])
         except (KeyError, ValueError, TypeError) as error:
-            raise NoAnswer("no format that there is") from error
+            raise NoResult("no format that there is") from error
 
     def size(self) -> tuple[int, int]:
         """Width and height of a `shown_size`."""
         match self._said.get("size"):
             case [int(width), int(height)] if min(width, height) >= 1 and max(width, height) <= FILE_SIDE_MAX_PX:
                 return width, height
-        raise NoAnswer("no width and height")
+        raise NoResult("no width and height")
 
     def prepared(self, sizes: Sequence[Size]) -> Prepared:
         """The planes of a `prepare` for these sizes; they stay where they are."""
@@ -88,7 +88,7 @@ class Answer:
             case {"layers": [*layers], "warnings": [*warnings]} if len(layers) == len(sizes):
                 pass
             case _:
-                raise NoAnswer("not as many layers as sizes")
+                raise NoResult("not as many layers as sizes")
         from hidream.images.prepared import Planes, Prepared
 
         planes, at = {}, 0
@@ -100,7 +100,7 @@ class Answer:
                     alpha, at = self._array(at, "float32", 1, size) if has_alpha else (None, at)
                     planes[size] = Planes(picture, None if mask is None else mask != 0, alpha)
                 case _:
-                    raise NoAnswer("a layer of another form")
+                    raise NoResult("a layer of another form")
         return Prepared(planes, tuple(_text(warning, WARNING_MAX_CHARS) for warning in warnings[:WARNINGS_MAX]))
 
     def _array(self, at: int, dtype: str, channels: int, size: Size) -> tuple[np.ndarray, int]:
@@ -111,11 +111,11 @@ class Answer:
         try:
             found = np.frombuffer(self._memory, dtype, count, at).reshape(channels, size.height, size.width)
         except ValueError as error:
-            raise NoAnswer("fewer numbers than the sizes have") from error
+            raise NoResult("fewer numbers than the sizes have") from error
         return found, at + found.nbytes + -found.nbytes % ALIGN
 
 
 def _text(said: object, most: int) -> str:
     if not isinstance(said, str):
-        raise NoAnswer("no text where one should be")
+        raise NoResult("no text where one should be")
     return said[:most]

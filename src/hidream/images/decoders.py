@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidream.errors import InvalidInput, ObjectStoreUnavailable
-from hidream.images.answers import LOOK, NO_MEMORY, PREPARE, STATUS, Answer, Limits, NoAnswer
+from hidream.images.answers import IDENTIFY_LIMITS, NO_MEMORY, PREPARE_LIMITS, STATUS, Limits, NoResult, Result
 from hidream.images.structure import ACCEPTED
 from hidream.types import ImageFormat, Size
 
@@ -56,16 +56,16 @@ class Decoders:
         self._busy: set[str] = set()
         self._closed = False
 
-    async def look(self, key: str, field: str, file: File, limits: Limits = LOOK) -> ImageFormat:
+    async def look(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> ImageFormat:
         """See that a file is an image. Raises InvalidInput, which names `field`."""
         return (await self._do(key, {"job": "look", "field": field}, [file], limits)).image_format()
 
-    async def shown_size(self, key: str, field: str, file: File, limits: Limits = LOOK) -> tuple[int, int]:
+    async def shown_size(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> tuple[int, int]:
         """Read width and height as the image is shown. Raises InvalidInput, which names `field`."""
         return (await self._do(key, {"job": "shown_size", "field": field}, [file], limits)).size()
 
     async def prepare(
-        self, key: str, sizes: Sequence[Size], image: File, mask: File | None, limits: Limits = PREPARE
+        self, key: str, sizes: Sequence[Size], image: File, mask: File | None, limits: Limits = PREPARE_LIMITS
     ) -> Prepared:
         """Read an image, and perhaps its mask, for these sizes. Raises InvalidInput."""
         question = {"job": "prepare", "field": "image", "sizes": [(size.width, size.height) for size in sizes]}
@@ -81,41 +81,41 @@ class Decoders:
             each.set_exception(_stopping("an image"))
         self._waiting.clear()
 
-    async def _do(self, key: str, question: dict[str, Any], files: Sequence[File], limits: Limits) -> Answer:
-        process = await self._turn(key)
+    async def _do(self, key: str, question: dict[str, Any], files: Sequence[File], limits: Limits) -> Result:
+        process = await self._acquire(key)
         field = question["field"]
         try:
             for _ in range(TRIES):
                 if self._closed:
                     break
-                answer = await process.ask(question | asdict(limits), files, field)
-                if answer is not None:
-                    return answer
-        except NoAnswer as error:
+                result = await process.ask(question | asdict(limits), files, field)
+                if result is not None:
+                    return result
+        except NoResult as error:
             raise _damaged(field) from error
         finally:
-            self._leave(key, process)
+            self._release(key, process)
         if self._closed:
             raise _stopping(field)
-        raise ObjectStoreUnavailable(f"{field} cannot be read now: no process can be had for it; try again later")
+        raise ObjectStoreUnavailable(f"{field} cannot be read now: no process is available for it; try again later")
 
-    async def _turn(self, key: str) -> _Zygote:
+    async def _acquire(self, key: str) -> _Zygote:
         """Wait for a process that is free, and for the key's turn."""
         if self._closed:
             raise _stopping("an image")
         if key not in self._busy and self._idle:
             self._busy.add(key)
             return self._idle.pop()
-        mine: asyncio.Future[_Zygote] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, deque()).append(mine)
+        granted: asyncio.Future[_Zygote] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, deque()).append(granted)
         try:
-            return await mine
+            return await granted
         except asyncio.CancelledError:
-            if mine.done() and not mine.cancelled() and mine.exception() is None:
-                self._leave(key, mine.result())  # it was given in the moment in which nobody wanted it any more
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._release(key, granted.result())  # it was given in the moment in which nobody wanted it any more
             raise
 
-    def _leave(self, key: str, process: _Zygote) -> None:
+    def _release(self, key: str, process: _Zygote) -> None:
         """Give a process back, and to whose turn it is."""
         self._busy.discard(key)
         self._idle.append(process)
@@ -124,9 +124,9 @@ class Decoders:
         for each in [other for other in self._waiting if other not in self._busy]:
             if not self._idle:
                 return
-            self._give(each)
+            self._hand_over(each)
 
-    def _give(self, key: str) -> None:
+    def _hand_over(self, key: str) -> None:
         """Let the first that waits of a key have a process; the key's next turn comes after all others'."""
         waiting = self._waiting.pop(key)
         while waiting:
@@ -148,7 +148,7 @@ class _Zygote:
         self._awaited = self._stopped = False
         self._end: weakref.finalize[..., Any] | None = None
 
-    async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Answer | None:
+    async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Result | None:
         """Have a job done; None if the process itself has ended, by whomever. Raises InvalidInput, NoAnswer."""
         with contextlib.ExitStack() as opened:
             out = opened.enter_context(_anonymous())
@@ -163,7 +163,7 @@ class _Zygote:
                 return None
             if status:
                 raise _ended(status, field, question)
-            return Answer(out.fileno())
+            return Result(out.fileno())
 
     async def _status(self, question: dict[str, Any], files: Sequence[int]) -> int | None:
         if self._stopped:
@@ -261,4 +261,4 @@ def _damaged(field: str) -> InvalidInput:
 
 
 def _stopping(field: str) -> ObjectStoreUnavailable:
-    return ObjectStoreUnavailable(f"{field} cannot be read now: the process stops; try again later")
+    return ObjectStoreUnavailable(f"{field} cannot be read now: the process is stopping; try again later")

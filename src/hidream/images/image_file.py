@@ -22,7 +22,7 @@ OPAQUE = 255
 TRNS_FACTORS = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies such a PNG's greys by, but not the grey that its tRNS chunk names (Pillow 13.0.0,
 PngImagePlugin.py)."""
-STRANGERS = ("PNG", "JPEG", "WEBP")
+UNTRUSTED_FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow's names of the formats that are taken from strangers; it has dozens, some of them hardly looked after."""
 
 
@@ -56,7 +56,7 @@ def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
     except InvalidInput:
         raise
     except UnidentifiedImageError as error:
-        raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}") from error
+        raise InvalidInput(f"{field} is not an image that can be read ({len(data):,} bytes); {ACCEPTED}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except MemoryError as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hidream.errors import InvalidInput
 from hidream.images.answers import ALIGN
-from hidream.images.image_file import STRANGERS
+from hidream.images.image_file import UNTRUSTED_FORMATS
 from hidream.images.measure import look, shown_size
 from hidream.images.prepared import prepare
 from hidream.images.structure import check
@@ -40,7 +40,7 @@ def _look(question: Mapping[str, Any], files: Sequence[bytes], _arrays: list[np.
 
 def _shown_size(question: Mapping[str, Any], files: Sequence[bytes], _arrays: list[np.ndarray]) -> dict[str, Any]:
     check(question["field"], files[0])
-    return {"size": shown_size(question["field"], files[0], STRANGERS)}
+    return {"size": shown_size(question["field"], files[0], UNTRUSTED_FORMATS)}
 
 
 def _prepare(question: Mapping[str, Any], files: Sequence[bytes], arrays: list[np.ndarray]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _prepare(question: Mapping[str, Any], files: Sequence[bytes], arrays: list[n
         check(field, data)
     image, mask = files[0], files[1] if len(files) > 1 else None
     try:
-        prepared = prepare([Size(*sides) for sides in question["sizes"]], image, mask, STRANGERS)
+        prepared = prepare([Size(*sides) for sides in question["sizes"]], image, mask, UNTRUSTED_FORMATS)
     except MemoryError as error:
         raise InvalidInput("image takes more memory than it may; accepted: an image of fewer pixels") from error
     layers = []

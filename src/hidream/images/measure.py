@@ -7,14 +7,14 @@ import io
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.images.image_file import STRANGERS, exif_of
+from hidream.images.image_file import UNTRUSTED_FORMATS, exif_of
 from hidream.images.structure import ACCEPTED, check_exif
 from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
 
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Orientations in which width and height change places (EXIF 2.32, tag 0x0112)."""
 _FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
-"""Pillow's names; an MPO is a JPEG file with more pictures behind the first, as telephones write them."""
+"""Pillow's names; an MPO is a JPEG file with more images behind the first, as telephones write them."""
 
 
 def look(field: str, data: bytes) -> ImageFormat:
@@ -23,7 +23,7 @@ def look(field: str, data: bytes) -> ImageFormat:
     Raises InvalidInput, which names the field, when it is no image or one of too many pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=STRANGERS)
+        image = Image.open(io.BytesIO(data), formats=UNTRUSTED_FORMATS)
         check_file(field, image.width, image.height)
         check_exif(field, exif_of(image))
         image_format = _FORMATS[image.format or ""]
@@ -39,7 +39,7 @@ def look(field: str, data: bytes) -> ImageFormat:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except Exception as error:  # a stranger's bytes: Pillow raises half a dozen kinds on broken files
-        raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}") from error
+        raise InvalidInput(f"{field} is not an image that can be read ({len(data):,} bytes); {ACCEPTED}") from error
     return image_format
 
 
@@ -51,7 +51,7 @@ def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
-        raise InvalidInput(f"{field} is no image that can be read; {ACCEPTED}") from error
+        raise InvalidInput(f"{field} is not an image that can be read; {ACCEPTED}") from error
     check_exif(field, exif_of(image))
     return (image.height, image.width) if _lies_on_its_side(image) else image.size
 

@@ -2,7 +2,7 @@
 
 Cut before anything is scaled, and scaled one channel after the other, some rows at a time, so that no more than a few
 megabytes are ever of the file's size and of four bytes a pixel. What comes out takes no more memory than the output,
-however large the file is. `model/latents/shape.fit` does the same to what the model has drawn, in torch.
+however large the file is. `model/latents/shape.fit` does the same to what the model has generated, in torch.
 
     H, W  height and width of a size
 """
@@ -35,7 +35,7 @@ class Planes:
     """The image at one size: float32 [3, H, W] in −1 to 1, on white where it was transparent.
 
     `mask`, bool [1, H, W], is where it may change, None for everywhere; `alpha`, float32 [1, H, W] in 0 to 1, is how
-    far it covers what is drawn beneath it, None for all of it.
+    far it covers what is generated beneath it, None for all of it.
     """
 
     picture: np.ndarray

@@ -62,7 +62,7 @@ def check(field: str, data: bytes) -> ImageFormat:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         _check_webp(field, data)
         return ImageFormat.WEBP
-    raise InvalidInput(f"{field} is no picture that can be read ({len(data):,} bytes); {ACCEPTED}")
+    raise InvalidInput(f"{field} is not an image that can be read ({len(data):,} bytes); {ACCEPTED}")
 
 
 def check_exif(field: str, data: bytes) -> None:

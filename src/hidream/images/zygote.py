@@ -25,7 +25,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from hidream.images.answers import BROKEN, NO_MEMORY, STATUS
-from hidream.images.image_file import STRANGERS
+from hidream.images.image_file import UNTRUSTED_FORMATS
 from hidream.images.jobs import answer
 from hidream.images.measure import look, shown_size
 from hidream.images.prepared import prepare
@@ -65,12 +65,12 @@ def _warm_up() -> None:
     Image.init()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    for image_format in STRANGERS:
+    for image_format in UNTRUSTED_FORMATS:
         file = io.BytesIO()
         Image.new("RGB", (16, 16)).save(file, image_format, exif=exif)
         look("image", file.getvalue())
-        shown_size("image", file.getvalue(), STRANGERS)
-        prepare([Size(8, 8)], file.getvalue(), file.getvalue(), STRANGERS)
+        shown_size("image", file.getvalue(), UNTRUSTED_FORMATS)
+        prepare([Size(8, 8)], file.getvalue(), file.getvalue(), UNTRUSTED_FORMATS)
 
 
 def _forked(question: dict[str, Any], files: list[int]) -> int:

@@ -1,4 +1,4 @@
 """Pixels to bytes (`encode`), bytes to a place (`location` opens it, `place` says what it can do), and out (`serving`).
 
-Knows pictures and the folder or bucket they lie in; neither requests nor who asked for them.
+Knows images and the folder or bucket they lie in; neither requests nor who asked for them.
 """

@@ -6,7 +6,7 @@ machine's or container's role; files below `~/.aws` it does not read. What `Buck
 of these: keys that are given are used without a session token that happens to stand in the environment.
 
 An object is written in one request: nothing is left behind by a process that dies. A file is always asked for whole,
-and a stretch of it cut out here: pictures are a few MB, and not every store answers a range as S3 does (rclone and
+and a stretch of it cut out here: images are a few MB, and not every store answers a range as S3 does (rclone and
 lakeFS say 200 instead of 206, which obstore refuses).
 
 obstore has threads of its own once it was used: a process that forks must do so before, or its children hang.
@@ -32,8 +32,8 @@ from obstore.store import S3Store
 
 from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import CACHE_CONTROL, format_of, is_name, media_type_of
+from hidream.outputs.object_store import CHUNK_BYTES, Chunks, Namespace, ObjectMetadata
 from hidream.outputs.part import Part, part_in
-from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetResult, ObjectMeta
@@ -122,18 +122,18 @@ class Bucket:
             result = await obstore.get_async(self._store, name)
             return (await result.bytes_async()).to_bytes()
 
-    async def about(self, name: str) -> About:
+    async def metadata(self, name: str) -> ObjectMetadata:
         """Tell size, time and ETag of an object. Raises NotFound."""
         format_of(name)
         async with self._asked("cannot be read", one=True):
-            return _about(await obstore.head_async(self._store, name))
+            return _metadata(await obstore.head_async(self._store, name))
 
-    async def open(self, name: str) -> tuple[About, Chunks]:
+    async def open(self, name: str) -> tuple[ObjectMetadata, Chunks]:
         """Begin to read an object. Raises NotFound."""
         format_of(name)
         async with self._asked("cannot be read", one=True):
             result = await obstore.get_async(self._store, name)
-        return _about(result.meta), lambda start, stop: self._chunks(result, start, stop)
+        return _metadata(result.meta), lambda start, stop: self._chunks(result, start, stop)
 
     async def delete(self, names: Iterable[str]) -> None:
         """Remove objects."""
@@ -175,7 +175,7 @@ class Bucket:
             async with self._asked("cannot be read"):
                 chunk = await _next(stream)
             if not chunk:
-                raise ObjectStoreUnavailable("the bucket gave less of a file than it has; try again")
+                raise ObjectStoreUnavailable("the bucket returned less than the whole file; try again")
             wanted = chunk[max(start - at, 0) : stop - at]
             at += len(chunk)
             if wanted:
@@ -239,7 +239,7 @@ def _answer(error: Exception) -> _Answer:
     if isinstance(error, TimeoutError) or "TimedOut" in text:
         return _Answer(None, "", "the store does not answer in time")
     return _Answer(
-        None, "", "the store is not reached" if "kind: Connect" in text else "the store gives no usable answer"
+        None, "", "the store cannot be reached" if "kind: Connect" in text else "the store's response is not usable"
     )
 
 
@@ -251,10 +251,10 @@ async def _next(items: AsyncIterator[T]) -> T | None:
         return None
 
 
-def _about(meta: ObjectMeta) -> About:
+def _metadata(meta: ObjectMeta) -> ObjectMetadata:
     modified, size_bytes = meta["last_modified"], meta["size"]
     etag = (meta["e_tag"] or f"{int(modified.timestamp()):x}-{size_bytes:x}").removeprefix("W/").strip('"')
-    return About(size_bytes, modified, f'"{etag}"')
+    return ObjectMetadata(size_bytes, modified, f'"{etag}"')
 
 
 def _store(bucket: str, prefix: str, access: BucketAccess, endpoint: str | None) -> S3Store:
@@ -300,7 +300,7 @@ def _check(access: BucketAccess) -> None:
             raise ConfigurationError(f"the bucket's {name} is {url!r}; accepted: a URL with http:// or https://")
     if bool(access.access_key_id) != bool(access.secret_access_key):
         raise ConfigurationError(
-            "of the bucket's access key id and secret access key one is set; accepted: both, or none"
+            "only one of the bucket's access key id and secret access key is set; accepted: both, or none"
         )
     if access.timeout_s <= 0:
         raise ConfigurationError(f"the bucket's timeout is {access.timeout_s:g} s; accepted: more than 0")

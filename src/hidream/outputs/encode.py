@@ -47,12 +47,12 @@ def encode(
     output_quality: 1 to 100, of the lossy formats; None: what is best for most. PNG loses nothing, whatever it says.
     """
     assert output_quality is None or 1 <= output_quality <= 100, f"checked where requests are: {output_quality}"
-    about = {"Software": "hidream", "seed": str(seed), "version": version}
+    metadata = {"Software": "hidream", "seed": str(seed), "version": version}
     options = {**OPTIONS[output_format]}
     if output_format is ImageFormat.PNG:
-        options["pnginfo"] = _text_chunks(about)
+        options["pnginfo"] = _text_chunks(metadata)
     else:
-        options |= {"quality": output_quality or FORMATS[output_format].quality, "exif": _exif(about)}
+        options |= {"quality": output_quality or FORMATS[output_format].quality, "exif": _exif(metadata)}
     file = io.BytesIO()
     _image(pixels).save(file, output_format.upper(), **options)
     return file.getvalue()
@@ -63,16 +63,16 @@ def _image(pixels: np.ndarray) -> Image.Image:
     return Image.merge("RGB", [Image.fromarray(plane) for plane in np.moveaxis(pixels, -1, 0)])
 
 
-def _text_chunks(about: dict[str, str]) -> PngInfo:
+def _text_chunks(metadata: dict[str, str]) -> PngInfo:
     chunks = PngInfo()
-    for key, value in about.items():
+    for key, value in metadata.items():
         chunks.add_text(key, value)
     return chunks
 
 
-def _exif(about: dict[str, str]) -> Image.Exif:
+def _exif(metadata: dict[str, str]) -> Image.Exif:
     exif = Image.Exif()
-    exif[ExifTags.Base.Software] = about["Software"]
-    comment = _ASCII_COMMENT + json.dumps(about).encode("ascii")
+    exif[ExifTags.Base.Software] = metadata["Software"]
+    comment = _ASCII_COMMENT + json.dumps(metadata).encode("ascii")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     return exif

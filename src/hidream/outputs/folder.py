@@ -18,8 +18,8 @@ from pathlib import Path
 
 from hidream.errors import ConfigurationError, NotFound, ObjectStoreUnavailable
 from hidream.file_names import format_of, is_name
+from hidream.outputs.object_store import CHUNK_BYTES, Chunks, Namespace, ObjectMetadata
 from hidream.outputs.part import Part, part_in
-from hidream.outputs.place import CHUNK_BYTES, About, Chunks, Namespace
 
 PARTS = ".parts"
 
@@ -67,17 +67,17 @@ class Folder:
         with _reported("read"):
             return await asyncio.to_thread(self._path_of(name).read_bytes)
 
-    async def about(self, name: str) -> About:
+    async def metadata(self, name: str) -> ObjectMetadata:
         """Tell size, time and ETag of a file. Raises NotFound."""
         with _reported("read"):
             stat = await asyncio.to_thread(self._path_of(name).stat)
         modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-        return About(stat.st_size, modified, f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+        return ObjectMetadata(stat.st_size, modified, f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
 
-    async def open(self, name: str) -> tuple[About, Chunks]:
+    async def open(self, name: str) -> tuple[ObjectMetadata, Chunks]:
         """Begin to read a file. Raises NotFound."""
         path = self._path_of(name)
-        return await self.about(name), lambda start, stop: _chunks(path, start, stop)
+        return await self.metadata(name), lambda start, stop: _chunks(path, start, stop)
 
     async def delete(self, names: Iterable[str]) -> None:
         """Remove files, and what interrupted writes of them left behind."""
@@ -124,7 +124,7 @@ async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
         with _reported("read"):
             chunk = await asyncio.to_thread(_stretch, path, start, min(CHUNK_BYTES, stop - start))
         if not chunk:
-            raise ObjectStoreUnavailable("a file has become shorter while it was read; try again")
+            raise ObjectStoreUnavailable("a file was truncated while it was read; try again")
         yield chunk
         start += len(chunk)
 

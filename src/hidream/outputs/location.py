@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from hidream.errors import ConfigurationError
 from hidream.outputs.bucket import Bucket, BucketAccess
 from hidream.outputs.folder import Folder
-from hidream.outputs.place import Namespace, Place
+from hidream.outputs.object_store import Namespace, ObjectStore
 
 ACCEPTED = "accepted: the path of a folder, file:///path, s3://bucket or s3://bucket/prefix"
 NO_ACCESS = BucketAccess()
@@ -20,14 +20,14 @@ _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()/-]*")
 """The characters that S3 calls safe in keys (user guide, "Naming Amazon S3 objects")."""
 
 
-def open_place(url: str, namespace: Namespace, access: BucketAccess = NO_ACCESS) -> Place:
+def open_object_store(url: str, namespace: Namespace, access: BucketAccess = NO_ACCESS) -> ObjectStore:
     """Open the place of one namespace: `url` is the root of all of them. Nothing is read or written yet.
 
     Raises ConfigurationError on a URL or an access that cannot be right.
     """
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):  # one letter is a drive
         if not url:
-            raise ConfigurationError(f"the place for files is empty; {ACCEPTED}")
+            raise ConfigurationError(f"the location of files is empty; {ACCEPTED}")
         return Folder(Path(url), namespace)
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
@@ -36,4 +36,4 @@ def open_place(url: str, namespace: Namespace, access: BucketAccess = NO_ACCESS)
     plain = not (parts.query or parts.fragment) and ".." not in prefix and "//" not in prefix
     if parts.scheme == "s3" and _BUCKET.fullmatch(parts.netloc) and _PREFIX.fullmatch(prefix) and plain:
         return Bucket(parts.netloc, prefix, namespace, access)
-    raise ConfigurationError(f"the place for files is {url!r}; {ACCEPTED}")
+    raise ConfigurationError(f"the location of files is {url!r}; {ACCEPTED}")

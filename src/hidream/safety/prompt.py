@@ -1,4 +1,4 @@
-"""The prompt check: raises when a prompt asks for what is never drawn, or for what the checker refuses.
+"""The prompt check: raises when a prompt asks for what is never generated, or for what the checker refuses.
 
 The rules, in full:
 
@@ -10,8 +10,8 @@ The rules, in full:
    hateful propaganda is refused, unless each such word follows a negation ("no gore") or is part of a
    harmless phrase.
 3. A prompt with a word for a minor is refused as in rule 1 when its negative prompt names clothes: what is named there
-   is what the picture shall not have. Nothing else is looked for in a negative prompt; "nude" is welcome there.
-4. Everything else passes, nudity in adults' art included: the image classifier looks at the picture.
+   is what the image shall not have. Nothing else is looked for in a negative prompt; "nude" is welcome there.
+4. Everything else passes, nudity in adults' art included: the image classifier looks at the image.
 
 Standard library only. Words and phrases: `lexicon.py`. How they are found: `matching.py`, `spelling.py`,
 `age.py`.
@@ -46,7 +46,7 @@ _ALONE = {
 
 
 def check(prompt: str, negative_prompt: str = "", *, enabled: bool) -> None:
-    """Raise PromptRefused, naming the category and never the prompt, if the prompt must not be drawn.
+    """Raise PromptRefused, naming the category and never the prompt, if the prompt must not be used.
 
     With `enabled` false only sexual content with minors is refused.
     """

@@ -74,5 +74,5 @@ def _request_id(scope: Scope) -> str:
 
 
 def new_request_id() -> str:
-    """Draw a request's id: 32 hex digits."""
+    """Make a request's random id: 32 hex digits."""
     return secrets.token_hex(16)

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput
-from hidream.outputs.place import Place
+from hidream.outputs.object_store import ObjectStore
 from hidream.request import ImageRequest
-from hidream.server import inline as inline_files
-from hidream.server.inline import Inline
+from hidream.server import embedded_files as inline_files
+from hidream.server.embedded_files import EmbeddedFile
 from hidream.server.parameters import Api
 from hidream.store.history import RECENT_MS
 from hidream.store.history import QueuePosition as QueuePlace
@@ -31,7 +31,7 @@ from hidream.store.prediction import Prediction
 from hidream.types import Status
 
 SYNC_TIMEOUT_CODE = 5004
-GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 """What nginx, and our log, call an answer that nobody was there to read."""
 
 OUTPUT_VALID_S = 7 * 24 * 3600
@@ -45,9 +45,9 @@ def success(data: object, headers: Mapping[str, str] | None = None) -> JSONRespo
     return JSONResponse(_envelope(data), headers=headers)
 
 
-async def delivery(data: object, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer 200 with data in which pictures may stand whole. Raises NotFound, ObjectStoreUnavailable."""
-    return await inline_files.answer(_envelope(data), headers)
+async def success_with_files(data: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer 200 with data in which images may stand whole. Raises NotFound, ObjectStoreUnavailable."""
+    return await inline_files.json_response(_envelope(data), headers)
 
 
 def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -57,7 +57,7 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None)
 
 
 async def prediction_data(
-    prediction: Prediction, api: Api, base_url: str, outputs: Place, *, inline: bool = True
+    prediction: Prediction, api: Api, base_url: str, outputs: ObjectStore, *, inline: bool = True
 ) -> dict[str, Any]:
     """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
 
@@ -84,11 +84,13 @@ async def prediction_data(
     return data | {name: value for name, value in extras.items() if value}
 
 
-async def output_list(prediction: Prediction, base_url: str, outputs: Place, *, inline: bool) -> list[str | Inline]:
-    """Give the pictures of a completed task, in their order: to be sent as naked base64, or by their URLs."""
+async def output_list(
+    prediction: Prediction, base_url: str, outputs: ObjectStore, *, inline: bool
+) -> list[str | EmbeddedFile]:
+    """Give the images of a completed task, in their order: to be sent as naked base64, or by their URLs."""
     if not inline:
         return [await outputs.url(name, base_url, OUTPUT_VALID_S) for name in prediction.output_names]
-    return [await Inline.of(outputs, name) for name in prediction.output_names]
+    return [await EmbeddedFile.of(outputs, name) for name in prediction.output_names]
 
 
 def input_data(submission: ImageRequest, base_url: str) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def no_worker(models: Iterable[str], seen_s: float) -> str:
 
 
 def sync_timeout(timeout_s: float) -> dict[str, Any]:
-    """Give the fields that say: the answer comes before the picture, which is still being drawn."""
+    """Give the fields that say: the answer comes before the image, which is still being generated."""
     error = f"Sync mode timed out after {timeout_s:g} seconds. The prediction is still processing asynchronously."
     return {"status": Status.PROCESSING, "code": SYNC_TIMEOUT_CODE, "error": error}
 

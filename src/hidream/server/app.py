@@ -16,9 +16,9 @@ from starlette.types import Scope
 
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import REQUEST_ID, AccessLog
-from hidream.server.answers import GONE, failure
-from hidream.server.long_bodies import LongBodies
-from hidream.server.reading import SayRates
+from hidream.server.answers import CLIENT_CLOSED_REQUEST, failure
+from hidream.server.bodies.long_bodies import LongBodies
+from hidream.server.limits.rates import RateLimitHeaders
 from hidream.server.routes import (
     account,
     deliveries,
@@ -74,7 +74,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
     app.add_middleware(LongBodies)
-    app.add_middleware(SayRates)
+    app.add_middleware(RateLimitHeaders)
     _let_browsers_in(app, service.settings.server.cors_origins)
     app.add_middleware(AccessLog, count=service.metrics.request)  # around all others: each answer has its id
     return app
@@ -111,7 +111,7 @@ async def _on_hidream_error(request: Request, error: Exception) -> Response:
 
 async def _on_client_disconnect(request: Request, _error: Exception) -> Response:
     """Answer, for the log, whoever has hung up while he waited."""
-    return _refusal(request, GONE, "the client has hung up")
+    return _refusal(request, CLIENT_CLOSED_REQUEST, "the client closed the connection")
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -121,7 +121,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     message = error.detail
     if error.status_code == 404:
         models = request.app.state.service.models
-        message = f"there is no such path; pictures are asked for at POST /api/v3/{next(iter(models))}"
+        message = f"there is no such path; generate images with POST /api/v3/{next(iter(models))}"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
         message = f"the method {request.method:.20} is not accepted here; accepted: {headers['Allow']}"

@@ -1,8 +1,8 @@
 """Erasing all that is kept of a key: its tasks, their images, its uploads and webhooks; only that it was there stays.
 
-It may be stopped at any moment and begun again; what broke off, or came in late, the sweep erases (`server/sweep`). A
-worker that draws a task meanwhile hears that it was cancelled; what it has written is a file without a row, which the
-sweep removes too.
+It may be stopped at any moment and begun again; what broke off, or came in late, `server/background/sweep` erases.
+A worker that generates a task meanwhile hears that it was cancelled; what it has written is a file without a row, which
+the sweep removes too.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from hidream.outputs.place import Place
-from hidream.server.keyring import REMEMBERED_S
+from hidream.outputs.object_store import ObjectStore
+from hidream.server.key_cache import TTL_S
 from hidream.store import key_data, predictions
 from hidream.store.database import Database
 
-KNOWN_S = 2 * REMEMBERED_S
+KNOWN_S = 2 * TTL_S
 """By then all servers know that the key is revoked, and what they had just let in is in the database."""
 
 
 async def erase(
-    database: Database, outputs: Place, uploads: Place, key_id: str, actor: str, known_s: float = KNOWN_S
+    database: Database, outputs: ObjectStore, uploads: ObjectStore, key_id: str, actor: str, known_s: float = KNOWN_S
 ) -> Counter[str]:
     """Revoke a key and erase what is kept of it; say how much that was.
 

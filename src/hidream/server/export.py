@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from hidream.errors import InvalidInput, NotFound
-from hidream.outputs.place import Namespace, Place
+from hidream.outputs.object_store import Namespace, ObjectStore
 from hidream.store import audit_log, key_data
 from hidream.store.database import Database
 from hidream.store.key_data import KEY_TABLES, Row
@@ -41,7 +41,7 @@ idempotency_keys.jsonl the Idempotency-Keys of the last day
 uploads.jsonl          each file that was uploaded
 acts.jsonl             what was done to the key, and by whom
 outputs/, uploads/     the images
-previews/              small images of tasks that are being drawn
+previews/              small images of tasks that are being generated
 missing.json           images that are not there any more, if any
 """
 
@@ -69,27 +69,27 @@ class _Export:
             for row in rows:
                 self.whole(f"previews/{row['prediction_id']}.jpg", row["picture"])
 
-    async def outputs(self, place: Place) -> None:
+    async def outputs(self, store: ObjectStore) -> None:
         async for rows in key_data.pages(self.database, KEY_TABLES["predictions"], self.key_id):
             for row in rows:
                 task = Prediction.of_row([row[name] for name in Prediction.__slots__])
                 for name in task.output_names if task.output_name else ():
-                    await self.file(place, f"{Namespace.OUTPUTS}/{name}", is_sure=task.status == Status.COMPLETED)
+                    await self.file(store, f"{Namespace.OUTPUTS}/{name}", is_sure=task.status == Status.COMPLETED)
 
-    async def uploads(self, place: Place) -> None:
+    async def uploads(self, store: ObjectStore) -> None:
         async for rows in key_data.pages(self.database, KEY_TABLES["uploads"], self.key_id):
             for row in rows:
-                await self.file(place, f"{Namespace.UPLOADS}/{row['name']}", is_sure=row["stored"])
+                await self.file(store, f"{Namespace.UPLOADS}/{row['name']}", is_sure=row["stored"])
 
-    async def file(self, place: Place, path: str, *, is_sure: bool) -> None:
+    async def file(self, store: ObjectStore, path: str, *, is_sure: bool) -> None:
         """Copy a file; one that is not there is missing if it should be."""
         try:
-            about, chunks = await place.open(path.partition("/")[2])
+            metadata, chunks = await store.open(path.partition("/")[2])
         except NotFound:
             self.missing += [path] if is_sure else []
             return
         with self.open(path, False) as file:
-            async for chunk in chunks(0, about.size_bytes):
+            async for chunk in chunks(0, metadata.size_bytes):
                 file.write(chunk)
         self.written["files"] += 1
 
@@ -99,7 +99,7 @@ class _Export:
 
 
 async def export(
-    database: Database, outputs: Place, uploads: Place, key_id: str, out: Path, actor: str
+    database: Database, outputs: ObjectStore, uploads: ObjectStore, key_id: str, out: Path, actor: str
 ) -> Counter[str]:
     """Write all that is kept of a key to `out`, which must not exist: a ZIP file if its name ends so, else a folder.
 

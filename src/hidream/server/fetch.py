@@ -1,6 +1,6 @@
-"""Fetching what a client names by a URL, under the rules of `webhooks/targets`: only public addresses, unless allowed.
+"""Fetching what a client names by a URL, under the rules of `outbound/targets`: only public addresses, unless allowed.
 
-Redirects are followed, each asked like the first by the one way out that there is (`webhooks/network`), which checks
+Redirects are followed, each asked like the first by the one way out that there is (`outbound/network`), which checks
 the host's addresses. Of an answer no more is read than may be.
 """
 
@@ -16,10 +16,10 @@ from urllib.parse import urljoin
 import httpcore
 
 from hidream.errors import InvalidInput
+from hidream.outbound import network, targets
+from hidream.outbound.network import CONNECT_S, CheckedNetwork, TlsContext
+from hidream.outbound.targets import Allowlist, Resolver
 from hidream.outputs.part import Part
-from hidream.webhooks import network, targets
-from hidream.webhooks.network import CONNECT_S, CheckedNetwork, Trust
-from hidream.webhooks.targets import Allowed, Lookup
 
 TOTAL_S = 20.0
 """For all of it, redirects included: 20 MB at 8 Mbit/s."""
@@ -31,12 +31,12 @@ REDIRECTS_MAX = 3
 class Rules:
     """What may be fetched: targets, bytes, and seconds in all."""
 
-    allowed: Allowed
+    allowed: Allowlist
     max_bytes: int
     total_s: float = TOTAL_S
     connect_s: float = CONNECT_S
-    lookup: Lookup = targets.lookup
-    tls: Trust = field(default_factory=Trust)
+    resolve: Resolver = targets.resolve
+    tls: TlsContext = field(default_factory=TlsContext)
 
 
 async def fetch(field: str, url: str, rules: Rules, part: Part) -> None:
@@ -50,9 +50,9 @@ async def fetch(field: str, url: str, rules: Rules, part: Part) -> None:
     except TimeoutError as error:
         raise InvalidInput(f"{field} could not be fetched within {rules.total_s:g} s; {_ACCEPTED}") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-        reason = network.unreached(error, rules.connect_s)
+        reason = network.connection_error(error, rules.connect_s)
         why = f" ({reason})" if reason else ""
-        raise InvalidInput(f"{field} could not be fetched: its server is not reached{why}; {_ACCEPTED}") from error
+        raise InvalidInput(f"{field} could not be fetched: its server cannot be reached{why}; {_ACCEPTED}") from error
 
 
 _ACCEPTED = "accepted: a URL that answers with a file"
@@ -64,13 +64,15 @@ async def _follow(field: str, url: str, rules: Rules, part: Part) -> None:
         if found is None:
             return
         url = urljoin(url, found)
-    raise InvalidInput(f"{field} leads on more than {REDIRECTS_MAX} times; {_ACCEPTED}")
+    raise InvalidInput(f"{field} redirects more than {REDIRECTS_MAX} times; {_ACCEPTED}")
 
 
 async def _get(field: str, url: str, rules: Rules, part: Part) -> str | None:
     """Ask once; the answer is the file, or where it is."""
-    checked = CheckedNetwork(targets.check(url, rules.allowed, field), rules.allowed, rules.lookup)
-    async with network.ask(checked, rules.tls, rules.connect_s, "GET", [("Accept-Encoding", "identity")]) as answer:
+    checked = CheckedNetwork(targets.check(url, rules.allowed, field), rules.allowed, rules.resolve)
+    async with network.send_request(
+        checked, rules.tls, rules.connect_s, "GET", [("Accept-Encoding", "identity")]
+    ) as answer:
         location = network.header(answer, "location")
         if answer.status in (301, 302, 303, 307, 308) and location:
             return location

@@ -22,7 +22,7 @@ from typing import Any, cast
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import AsItIs, Flag, Kind, Parameter, Schema, Text, Whole, by_name, refused
 from hidream.request import BY_NAME, MASK_ALONE, PARAMETERS, Dimensions, ImageRequest, random_seed
-from hidream.server.long_text import LongText
+from hidream.server.bodies.long_text import LongText
 from hidream.types import (
     DEFAULT_SIZE,
     PROMPT_MAX_CHARS,
@@ -97,7 +97,7 @@ class Sides(AsItIs):
 
 @dataclass(frozen=True, slots=True)
 class Url(AsItIs):
-    """A webhook's URL; whether it may be called, `webhooks/targets` says."""
+    """A webhook's URL; whether it may be called, `outbound/targets` says."""
 
     @property
     def accepted(self) -> str:

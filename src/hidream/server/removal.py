@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 
 from hidream.errors import ObjectStoreUnavailable
-from hidream.outputs.place import Place
+from hidream.outputs.object_store import ObjectStore
 from hidream.store.prediction import Prediction
 
 WITHIN_S = 5.0
@@ -19,7 +19,7 @@ WITHIN_S = 5.0
 logger = logging.getLogger(__name__)
 
 
-async def remove_files(outputs: Place, deleted: Sequence[Prediction]) -> None:
+async def remove_files(outputs: ObjectStore, deleted: Sequence[Prediction]) -> None:
     """Remove the files of predictions; of a place that is away or slow, a sweep does it later."""
     names = [name for prediction in deleted if prediction.output_name for name in prediction.output_names]
     if not names:

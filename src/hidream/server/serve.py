@@ -22,10 +22,11 @@ import uvicorn
 
 from hidream import systemd
 from hidream.errors import ConfigurationError, DatabaseGone, DatabaseUnavailable, ObjectStoreUnavailable
-from hidream.server import background, memory, tracing
+from hidream.server import allocator, tracing
 from hidream.server.app import create_app
-from hidream.server.connections import Connections
-from hidream.server.listener import listen, room_for
+from hidream.server.background import loops
+from hidream.server.edge.connections import Connections
+from hidream.server.edge.listener import connection_limit, listen
 from hidream.server.service import Service, assemble
 from hidream.server.supervisor import keep_worker
 from hidream.settings.tables import Settings
@@ -50,7 +51,7 @@ def run(settings: Settings, *, with_worker: bool) -> int:
 
     Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
     """
-    memory.give_back()
+    allocator.configure_allocator()
     return asyncio.run(_run(settings, with_worker))
 
 
@@ -66,8 +67,8 @@ async def _run(settings: Settings, with_worker: bool) -> int:
 async def _run_on_database(settings: Settings, with_worker: bool) -> int:
     async with Database.open(settings.database_url) as database:
         service = assemble(settings, database)
-        await _check_places(service)
-        with listen(settings.server) as listener, contextlib.closing(service.pictures):
+        await _check_stores(service)
+        with listen(settings.server) as listener, contextlib.closing(service.input_images):
             server = _uvicorn(service)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, _stop, server, service)
@@ -84,15 +85,15 @@ async def _run_on_database(settings: Settings, with_worker: bool) -> int:
 
 
 def _stop(server: uvicorn.Server, service: Service) -> None:
-    """End a server, the requests that wait for a picture, and those whose picture takes long to look at."""
+    """End a server, the requests that wait for an image, and those whose image takes long to look at."""
     server.should_exit = True
     service.database.changes.stop()
-    service.pictures.stop()
+    service.input_images.stop()
 
 
 async def _serve(service: Service, server: uvicorn.Server, listener: socket.socket, with_worker: bool) -> int:
     """Serve until told to stop, and return 0, or until no worker can be had, and return how many were started."""
-    beside = asyncio.create_task(background.run(service))
+    beside = asyncio.create_task(loops.run(service))
     worker = asyncio.create_task(keep_worker(service.settings, service.database)) if with_worker else None
     if worker is not None:
         worker.add_done_callback(lambda _: _stop(server, service))
@@ -113,11 +114,11 @@ def _check_key(api_key: str) -> None:
         )
 
 
-async def _check_places(service: Service) -> None:
+async def _check_stores(service: Service) -> None:
     """See that files can be written where they are to lie; a store that is only away may come back."""
-    for place in (service.outputs, service.uploads):
+    for store in (service.outputs, service.uploads):
         with contextlib.suppress(ObjectStoreUnavailable):
-            await place.check()
+            await store.check()
 
 
 async def _ended(task: asyncio.Task[Any] | None, grace_s: float) -> None:
@@ -164,7 +165,7 @@ def _remind(known: Sequence[Key]) -> None:
 
 def _uvicorn(service: Service) -> uvicorn.Server:
     settings = service.settings
-    connections = Connections(room_for(settings.server.connections_max, settings.webhooks.together_max))
+    connections = Connections(connection_limit(settings.server.connections_max, settings.webhooks.together_max))
     return uvicorn.Server(
         uvicorn.Config(
             tracing.traced(create_app(service), os.environ),
@@ -188,6 +189,8 @@ def _url(host: str, listener: socket.socket) -> str:
 
 def _say(line: str) -> None:
     if sys.stdout is None:  # closed before Python began
-        raise ConfigurationError("there is no standard output to write address and key to; accepted: a file, or a pipe")
+        raise ConfigurationError(
+            "standard output is closed, and address and key are written to it; accepted: a file, or a pipe"
+        )
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

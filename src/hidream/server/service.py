@@ -9,19 +9,21 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import Request
 
+from hidream.configured_stores import open_configured_store
 from hidream.errors import Forbidden, NotFound, Unauthorized
-from hidream.outputs.place import Namespace, Place
-from hidream.places import open_configured
-from hidream.server import catalogue
-from hidream.server.disk import Disk, folders_of
-from hidream.server.gate import LARGE_TOGETHER, WAIT_S, Gate
-from hidream.server.keyring import Keyring
+from hidream.outbound.network import TlsContext
+from hidream.outbound.targets import Allowlist
+from hidream.outputs.object_store import Namespace, ObjectStore
+from hidream.server import model_registry
+from hidream.server.client_watch import RevocationWatcher
+from hidream.server.input_images import InputImages
+from hidream.server.key_cache import ApiKeyCache
+from hidream.server.limits.concurrency import LARGE_AT_ONCE, QUEUE_TIMEOUT_S, ConcurrencyLimiter
+from hidream.server.limits.disk_space import DiskSpace, folders_of
+from hidream.server.limits.rates import RateLimiter, StreamLimiter
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import V2, V3, Api
-from hidream.server.pictures import Pictures
-from hidream.server.presence import Validity
-from hidream.server.reading import Reads, Streams
-from hidream.server.waiting import Serving, Waiting
+from hidream.server.queue_status import QueueStatus, WorkerCounts
 from hidream.settings.tables import Settings
 from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
@@ -29,8 +31,6 @@ from hidream.store.enqueue import Enqueuer
 from hidream.store.keys import Key, Scope
 from hidream.store.progress import ProgressWatcher
 from hidream.types import Variant
-from hidream.webhooks.network import Trust
-from hidream.webhooks.targets import Allowed
 
 Route = tuple[str, str, Callable[..., Awaitable[Any]]]
 """Method, path and function."""
@@ -40,7 +40,7 @@ Route = tuple[str, str, Callable[..., Awaitable[Any]]]
 class Service:
     """The application's state, one per process.
 
-    `outputs` and `uploads` are where files lie; `pictures` takes in those that clients bring. `models` are the names
+    `outputs` and `uploads` are where files lie; `images` takes in those that clients bring. `models` are the names
     that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
     certificates are accepted there. `gate`, `reads` and `streams` keep one key's readers from stopping others';
     `validity` tells those who wait that their key was revoked. `disk` says whether there is room to take anything in;
@@ -51,53 +51,55 @@ class Service:
     database: Database
     enqueuer: Enqueuer
     completion_waiter: CompletionWaiter
-    waiting: Waiting
-    serving: Serving
-    keyring: Keyring
-    validity: Validity
-    gate: Gate
-    reads: Reads
-    streams: Streams
-    outputs: Place
-    uploads: Place
-    pictures: Pictures
+    queue_status: QueueStatus
+    worker_counts: WorkerCounts
+    key_cache: ApiKeyCache
+    revocations: RevocationWatcher
+    read_limiter: ConcurrencyLimiter
+    rate_limiter: RateLimiter
+    stream_limiter: StreamLimiter
+    outputs: ObjectStore
+    uploads: ObjectStore
+    input_images: InputImages
     models: dict[str, Variant]
-    allowed: Allowed
-    tls: Trust
+    allowlist: Allowlist
+    tls: TlsContext
     progress: ProgressWatcher
     metrics: Metrics
-    disk: Disk
-    bodies: Gate
+    disk_space: DiskSpace
+    body_limiter: ConcurrencyLimiter
 
 
 def assemble(settings: Settings, database: Database) -> Service:
     """Put a service together on an open database. Raises ConfigurationError."""
-    uploads = open_configured(settings, Namespace.UPLOADS)
-    allowed = Allowed.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
-    tls = Trust()
-    bodies = Gate(None, LARGE_TOGETHER, WAIT_S, "too many large bodies are under way, of this key or of all")
+    uploads = open_configured_store(settings, Namespace.UPLOADS)
+    allowlist = Allowlist.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
+    tls = TlsContext()
+    body_limiter = ConcurrencyLimiter(
+        None, LARGE_AT_ONCE, QUEUE_TIMEOUT_S, "too many large bodies are under way, of this key or of all"
+    )
     return Service(
         settings=settings,
         database=database,
         enqueuer=Enqueuer(database, settings.server.queue_max, settings.server.queue_share),
         completion_waiter=CompletionWaiter(database),
-        waiting=Waiting(database),
-        serving=Serving(database, settings.worker.lease_s),
-        keyring=Keyring(database, settings.store.key_pepper),
-        validity=Validity(database, settings.store.key_pepper),
-        gate=Gate(),
-        reads=Reads(settings.server.reads_per_minute),
-        streams=Streams(settings.server.streams_max),
-        outputs=open_configured(settings, Namespace.OUTPUTS),
+        queue_status=QueueStatus(database),
+        worker_counts=WorkerCounts(database, settings.worker.lease_s),
+        key_cache=ApiKeyCache(database, settings.store.key_pepper),
+        revocations=RevocationWatcher(database, settings.store.key_pepper),
+        read_limiter=ConcurrencyLimiter(),
+        rate_limiter=RateLimiter(settings.server.reads_per_minute),
+        stream_limiter=StreamLimiter(settings.server.streams_max),
+        outputs=open_configured_store(settings, Namespace.OUTPUTS),
         uploads=uploads,
-        pictures=Pictures(database, uploads, allowed, settings.server.upload_max_bytes, tls, bodies),
-        models=catalogue.served(settings.models),
-        allowed=allowed,
+        input_images=InputImages(database, uploads, allowlist, settings.server.upload_max_bytes, tls, body_limiter),
+        models=model_registry.served(settings.models),
+        allowlist=allowlist,
         tls=tls,
         progress=ProgressWatcher(database),
         metrics=Metrics(database, settings.worker.lease_s),
-        disk=Disk(folders_of(settings.database_url, uploads), settings.store.free_min_mb),
-        bodies=bodies,
+        disk_space=DiskSpace(folders_of(settings.database_url, uploads), settings.store.free_min_mb),
+        body_limiter=body_limiter,
     )
 
 
@@ -139,15 +141,15 @@ def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], A
 
     async def find(request: Request) -> Key:
         service = service_of(request)
-        key = await service.keyring.find(secret_of(request), address_of(request))
+        key = await service.key_cache.find(secret_of(request), address_of(request))
         if key is None:
             raise Unauthorized("the API key is not known, or was revoked; `hidream keys create` makes one")
         if scope is not None and not key.may(scope):
             has = ", ".join(sorted(key.scopes))
-            raise Forbidden(f"the API key has not the scope {scope} (it has: {has}); accepted: a key that has it")
+            raise Forbidden(f"the API key does not have the scope {scope} (it has: {has}); accepted: a key that has it")
         request.state.key_id = key.id  # whose turn it is, if its body is long
         if reads:
-            service.reads.count(key.id, request.scope.setdefault("state", {}))
+            service.rate_limiter.count(key.id, request.scope.setdefault("state", {}))
         return key
 
     return find

@@ -93,7 +93,7 @@ async def keep_worker(settings: Settings, database: Database) -> int:
         logger.warning("worker_died pid=%d status=%d", child.process.pid, status)
         if status == DatabaseGone.exit_status and database.check_file():
             break
-        await _bury(settings, database, child.process.pid)
+        await _recover_tasks(settings, database, child.process.pid)
         if status == ConfigurationError.exit_status:
             return starts
         if clock() - started > STEADY_S:
@@ -160,7 +160,7 @@ async def _stop(child: Child, within_s: float) -> None:
     logger.info("worker_stopped pid=%d status=%s", process.pid, process.returncode)
 
 
-async def _bury(settings: Settings, database: Database, pid: int) -> None:
+async def _recover_tasks(settings: Settings, database: Database, pid: int) -> None:
     lost = workers.worker_id(pid)
     try:
         await predictions.recover(database, settings.worker.attempts_max, lost)

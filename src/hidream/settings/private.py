@@ -1,4 +1,4 @@
-"""Who else on this machine may read what lies here: prompts, pictures, secrets of webhooks.
+"""Who else on this machine may read what lies here: prompts, images, secrets of webhooks.
 
 What hidream makes, only its user may read, whatever the umask. What was there already stays as its operator has made
 it: he is told, with the command that changes it.

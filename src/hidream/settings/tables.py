@@ -85,7 +85,7 @@ class Compute:
     memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # below 1, CUDA itself takes most
     """GB of the device that may be used; 0 is what it has."""
     texts_together: Annotated[str, Like("on|off", "on or off")] = "off"
-    """Whether prompts of requests that begin at once are encoded in one batch; then a picture's last bits depend on
+    """Whether prompts of requests that begin at once are encoded in one batch; then an image's last bits depend on
     who else began."""
     threads: Annotated[int, Between(0, 1024)] = 0  # OpenMP ends the process at some tens of thousands
     """CPU threads of the worker; 0 leaves the choice to torch."""
@@ -93,18 +93,18 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """How a worker draws many pictures, one step at a time."""
+    """How a worker generates many images, one step at a time."""
 
     policy: Annotated[str, Like("srpt|fifo", "srpt, fifo")] = "srpt"
     """Who goes first: srpt, who has the least work left; fifo, who came first."""
-    tokens_per_step: Annotated[int, Between(0, 10_000_000)] = 0  # 1,000 pictures of 1536² are 9,216,000
+    tokens_per_step: Annotated[int, Between(0, 10_000_000)] = 0  # 1,000 images of 1536² are 9,216,000
     """Image and text tokens of one step; 0 measures at the start how many keep the device busy."""
     requests_max: Annotated[int, Between(0, 1000)] = 0  # no more than a worker may claim
-    """Pictures that may be begun and not finished; 0 is as many as memory allows."""
+    """Images that may be begun and not finished; 0 is as many as memory allows."""
     ageing: Annotated[float, Between(0.001, 1000)] = 0.1  # from nearly none to nearly fifo
-    """Work that a waiting picture makes up for while the engine does 1; srpt only. Less makes large ones wait."""
-    memory_gb: Annotated[float, Between(0.01, 100_000, or_zero=True)] = 0.0  # 10 MB are a few small pictures of nano
-    """GB for what begun pictures hold; 0 is half of what is free once the model is loaded, less a step."""
+    """Work that a waiting image makes up for while the engine does 1; srpt only. Less makes large ones wait."""
+    memory_gb: Annotated[float, Between(0.01, 100_000, or_zero=True)] = 0.0  # 10 MB are a few small images of nano
+    """GB for what begun images hold; 0 is half of what is free once the model is loaded, less a step."""
 
 
 _ORIGIN = r"https?://[\w.:\[\]-]+"
@@ -137,7 +137,7 @@ class Server:
     body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
     """Largest request body in JSON."""
     upload_max_bytes: Annotated[int, Between(1024, 2**30)] = 20_971_520  # a photo's JPEG has up to 20 MB
-    """Largest picture that is taken in: as an upload, from a URL, or within a request."""
+    """Largest image that is taken in: as an upload, from a URL, or within a request."""
     sync_timeout_s: Annotated[float, Between(0, DAY_S)] = 90.0
     """How long enable_sync_mode waits before it answers with code 5004."""
     cors_origins: Annotated[
@@ -147,7 +147,7 @@ class Server:
     balance: Annotated[float, Between(0, 1_000_000_000)] = 1000.0  # some clients submit nothing without credit
     """What /balance says; nothing is ever taken from it."""
     price: Annotated[float, Between(0, 1_000_000)] = 0.0
-    """What the price routes say that a picture costs, in US dollars; nothing is charged."""
+    """What the price routes say that an image costs, in US dollars; nothing is charged."""
     log_format: Annotated[str, Like("text|json", "text or json")] = "text"
     """How a line of the log is written, by every process: for people, or as a JSON object."""
     metrics: Annotated[str, Like("open|admin|off", "open, admin or off")] = "open"
@@ -163,13 +163,13 @@ class Worker:
     attempts_max: Annotated[int, Between(1, 1000)] = 3
     """A task that ended this many workers fails instead of ending the next; it may be one that was beside it."""
     tasks_max: Annotated[int, Between(1, 1000)] = 8
-    """Tasks that are claimed and drawn together; half as many more are for keys that have none here."""
+    """Tasks that are claimed and generated together; half as many more are for keys that have none here."""
     pictures_max: Annotated[float, Between(0.01, 100_000)] = 16.0  # a nano sketch, to more than any machine holds
-    """What is left of work that is claimed, in pictures of 1024*1024 with 28 steps; a single task may be more."""
+    """What is left of work that is claimed, in images of 1024*1024 with 28 steps; a single task may be more."""
     finish_s: Annotated[float, Between(0, DAY_S)] = 0.0
-    """How long a worker that is told to stop goes on with what it draws, before it hands the rest back."""
+    """How long a worker that is told to stop goes on with what it generates, before it hands the rest back."""
     serves: Annotated[str, Like(rf"({_VARIANT}( ?, ?{_VARIANT}){{0,2}})?", "dev, full, fast, with commas between")] = ""
-    """Variants that this worker loads and draws; empty is all that are configured."""
+    """Variants that this worker loads and serves; empty is all that are configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Safety:
     """What is flagged."""
 
     nsfw_threshold: Annotated[float, Between(0, 1)] = 0.8
-    """Probability from which a picture is flagged, 0 to 1."""
+    """Probability from which an image is flagged, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +197,14 @@ class Store:
     )
     """Secret beside the database, without which its hashes of API keys are worthless; with another no API starts."""
     retention_days: Annotated[float, Between(0.01, 36_500, or_zero=True)] = 7.0  # a quarter of an hour to a century
-    """Days after which predictions, their pictures and uploads are removed; 0 keeps them for ever."""
+    """Days after which predictions, their images and uploads are removed; 0 keeps them for ever."""
     free_min_mb: Annotated[int, Between(0, 1_000_000_000)] = 512
     """MB of the disks of database and files below which nothing is taken in any more; 0 does not look."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where pictures and uploads lie: a folder, or a bucket of an S3-compatible store."""
+    """Where images and uploads lie: a folder, or a bucket of an S3-compatible store."""
 
     url: Annotated[str, Like(r"[^\x00-\x1f]*", "the path of a folder, file:///path or s3://bucket/prefix")] = ""
     """A folder's path, or s3://bucket/prefix; empty is the home. Below it come outputs and uploads."""
@@ -240,8 +240,8 @@ class Mcp:
         "http://127.0.0.1:8000"
     )
     """Base URL of a hidream server."""
-    timeout_s: Annotated[float, Between(1, DAY_S)] = 600.0  # a picture in a full queue; clients give up before
-    """How long a picture is waited for."""
+    timeout_s: Annotated[float, Between(1, DAY_S)] = 600.0  # an image in a full queue; clients give up before
+    """How long an image is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +273,12 @@ class Settings:
 
     @property
     def outputs_url(self) -> str:
-        """Folder or bucket of all files: `outputs/location.open_place` opens it."""
+        """Folder or bucket of all files: `outputs/location.open_object_store` opens it."""
         return self.outputs.url or str(self.home)
 
     @property
     def outputs_dir(self) -> Path:
-        """Folder of the finished pictures."""
+        """Folder of the finished images."""
         return self.home / "outputs"
 
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.file_names import draw_name
+from hidream.file_names import random_name
 from hidream.request import ImageRequest
 from hidream.store import outbox, uploads
 from hidream.store.database import Database
@@ -283,7 +283,7 @@ class Admission:
             key_id=new.key.id,
             model=new.model,
             input=submission,
-            output_name=draw_name(submission.output_format),
+            output_name=random_name(submission.output_format),
             status=Status.FAILED if refusal else Status.CREATED,
             code=refusal.code if refusal else 0,
             error=writable(refusal.message) if refusal else "",

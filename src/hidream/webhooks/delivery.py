@@ -18,9 +18,10 @@ from email.utils import parsedate_to_datetime
 import httpcore
 
 from hidream.errors import InvalidInput
-from hidream.webhooks import network, signature, targets
-from hidream.webhooks.network import CONNECT_S, CheckedNetwork, Trust
-from hidream.webhooks.targets import Allowed, Lookup
+from hidream.outbound import network, targets
+from hidream.outbound.network import CONNECT_S, CheckedNetwork, TlsContext
+from hidream.outbound.targets import Allowlist, Resolver
+from hidream.webhooks import signature
 
 TOTAL_S = 10.0
 """For one attempt; a receiver is to take the webhook and work afterwards."""
@@ -40,7 +41,7 @@ _BUSY = (429, 503)  # those whose `Retry-After` speaks of the same request (RFC 
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class WebhookMessage:
     """What is to be delivered: the same id and the same bytes at every attempt."""
 
     id: str
@@ -66,35 +67,35 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Courier:
+class WebhookClient:
     """How webhooks are delivered; one serves any number of deliveries at a time."""
 
-    allowed: Allowed = field(default_factory=Allowed)
+    allowed: Allowlist = field(default_factory=Allowlist)
     connect_s: float = CONNECT_S
     total_s: float = TOTAL_S
-    lookup: Lookup = targets.lookup
+    resolve: Resolver = targets.resolve
     now_s: Callable[[], float] = time.time
-    tls: Trust = field(default_factory=Trust)
+    tls: TlsContext = field(default_factory=TlsContext)
 
 
-async def deliver(courier: Courier, delivery: Delivery) -> Attempt:
+async def deliver(client: WebhookClient, message: WebhookMessage) -> Attempt:
     """Try once, within `courier.total_s`."""
     began = time.monotonic()
-    answered: list[httpcore.Response] = []
+    responses: list[httpcore.Response] = []
     try:
-        async with asyncio.timeout(courier.total_s):
-            await _post(courier, delivery, answered)
+        async with asyncio.timeout(client.total_s):
+            await _post(client, message, responses)
         error = ""
     except TimeoutError:
-        error = f"no answer within {courier.total_s:g} s"
+        error = f"no answer within {client.total_s:g} s"
     except Exception as reason:  # what a stranger sends must not end the loop that delivers to all others
-        error = _said(reason, courier.connect_s)
+        error = _error_text(reason, client.connect_s)
     duration_ms = round((time.monotonic() - began) * 1000)
-    if not answered:
+    if not responses:
         return Attempt(None, error, duration_ms)
     # once there is a status it counts, whatever became of the rest of the answer
-    status = answered[0].status
-    return Attempt(status, _verdict(status), duration_ms, _retry_after_s(answered[0], courier.now_s()))
+    status = responses[0].status
+    return Attempt(status, _status_error(status), duration_ms, _retry_after_s(responses[0], client.now_s()))
 
 
 def backoff(attempt: int, seed: str) -> float:
@@ -107,7 +108,7 @@ def backoff(attempt: int, seed: str) -> float:
     return delay_s * (1 + JITTER * int.from_bytes(digest[:4]) / 2**32)
 
 
-def wait_s(made: int, seed: str, last: Attempt) -> float:
+def retry_delay_s(made: int, seed: str, last: Attempt) -> float:
     """Tell how many seconds to wait after `made` attempts, of which the last has failed.
 
     It is the backoff, or longer where the receiver asked for it.
@@ -115,20 +116,20 @@ def wait_s(made: int, seed: str, last: Attempt) -> float:
     return max(backoff(made + 1, seed), last.retry_after_s)
 
 
-async def _post(courier: Courier, delivery: Delivery, answered: list[httpcore.Response]) -> None:
+async def _post(client: WebhookClient, message: WebhookMessage, responses: list[httpcore.Response]) -> None:
     """Post the body; the answer is in `answered` as soon as its head is there."""
-    target = targets.check(delivery.url, courier.allowed)
-    checked = CheckedNetwork(target, courier.allowed, courier.lookup)
+    target = targets.check(message.url, client.allowed)
+    checked = CheckedNetwork(target, client.allowed, client.resolve)
     headers = {"Content-Type": "application/json"}
-    now_s = int(courier.now_s())
-    headers |= signature.headers(delivery.secret, delivery.id, now_s, delivery.body, delivery.next_secret)
-    posted = network.ask(checked, courier.tls, courier.connect_s, "POST", headers.items(), delivery.body)
-    async with posted as answer:
-        answered.append(answer)
-        await network.read(answer, _ANSWER_ENOUGH_BYTES)
+    now_s = int(client.now_s())
+    headers |= signature.headers(message.secret, message.id, now_s, message.body, message.next_secret)
+    request = network.send_request(checked, client.tls, client.connect_s, "POST", headers.items(), message.body)
+    async with request as response:
+        responses.append(response)
+        await network.read_body(response, _ANSWER_ENOUGH_BYTES)
 
 
-def _verdict(status: int) -> str:
+def _status_error(status: int) -> str:
     if 200 <= status < 300:
         return ""
     if 300 <= status < 400:
@@ -136,10 +137,10 @@ def _verdict(status: int) -> str:
     return f"the receiver answered {status}; accepted: 2xx"
 
 
-def _retry_after_s(answer: httpcore.Response, now_s: float) -> float:
+def _retry_after_s(response: httpcore.Response, now_s: float) -> float:
     """Read how long a busy receiver wants to be left alone: seconds, or a date (RFC 9110, section 10.2.3)."""
-    text = network.header(answer, "retry-after").strip()
-    if answer.status not in _BUSY or not text:
+    text = network.header(response, "retry-after").strip()
+    if response.status not in _BUSY or not text:
         return 0.0
     if re.fullmatch(r"[0-9]{1,9}", text):
         return min(float(text), RETRY_AFTER_MAX_S)
@@ -150,11 +151,11 @@ def _retry_after_s(answer: httpcore.Response, now_s: float) -> float:
     return min(max(wanted_s, 0.0), RETRY_AFTER_MAX_S)
 
 
-def _said(error: Exception, connect_s: float) -> str:
+def _error_text(error: Exception, connect_s: float) -> str:
     """Say what went wrong, in words that name no address and repeat nothing of what a receiver sent."""
     if isinstance(error, InvalidInput):
         return str(error)
-    if words := network.unreached(error, connect_s):
+    if words := network.connection_error(error, connect_s):
         return words
     if isinstance(error, httpcore.NetworkError):
         return "the connection broke before the answer"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hidream.errors import Interrupted, InvalidInput, NotFound
 from hidream.images.decoders import Decoders
 from hidream.outputs.encode import encode
-from hidream.outputs.place import Place
+from hidream.outputs.object_store import ObjectStore
 from hidream.request import ImageRequest
 from hidream.store.prediction import Prediction
 from hidream.types import SEED_MAX, Mode
@@ -39,8 +39,8 @@ class Tools:
     """
 
     flagged: Callable[[np.ndarray], bool]
-    outputs: Place
-    uploads: Place
+    outputs: ObjectStore
+    uploads: ObjectStore
     versions: Mapping[str, Mapping[Mode, str]]
     decoders: Decoders = field(default_factory=Decoders)
 
@@ -148,7 +148,7 @@ async def _unless(aborted: asyncio.Event, work: Awaitable[T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _upload(uploads: Place, field: str, name: str) -> bytes:
+async def _upload(uploads: ObjectStore, field: str, name: str) -> bytes:
     try:
         return await uploads.read(name)
     except NotFound as error:

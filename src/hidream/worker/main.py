@@ -17,9 +17,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hidream.configured_stores import open_configured_store
 from hidream.errors import ConfigurationError, DatabaseGone, Interrupted
-from hidream.outputs.place import Namespace
-from hidream.places import open_configured
+from hidream.outputs.object_store import Namespace
 from hidream.settings.tables import Settings
 from hidream.store.database import Database
 from hidream.store.workers import Worker, worker_id
@@ -91,7 +91,9 @@ async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
     beating = asyncio.create_task(heartbeat.send_heartbeats(0 if with_parent else None, loaded_all))
     _listen(stopping, with_parent)
     bridge = Bridge()
-    outputs, uploads = (open_configured(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS))
+    outputs, uploads = (
+        open_configured_store(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS)
+    )
     async with Database.open(settings.database_url) as database:
         leaving = asyncio.create_task(stop_when_gone(database, stopping))
         try:

@@ -11,18 +11,18 @@ from starlette.responses import Response
 
 from hidream.errors import InvalidInput
 from hidream.request import BY_NAME
-from hidream.server import catalogue, parameters, schema, unused
+from hidream.server import model_registry, parameters, schema, unused
 from hidream.server.answers import success
-from hidream.server.body import read_short_json
+from hidream.server.bodies.body import read_short_json
 from hidream.server.service import AnyKey, Route, Service, Version, service_of
 from hidream.types import Variant
 
 CURRENCY = "USD"
 DESCRIPTIONS = {
-    "dev": f"HiDream-I1-Dev: a picture from a prompt in {Variant.DEV.steps} steps, distilled.",
-    "full": f"HiDream-I1-Full: a picture from a prompt in {Variant.FULL.steps} steps, with guidance and negative "
+    "dev": f"HiDream-I1-Dev: an image from a prompt in {Variant.DEV.steps} steps, distilled.",
+    "full": f"HiDream-I1-Full: an image from a prompt in {Variant.FULL.steps} steps, with guidance and negative "
     "prompts.",
-    "fast": f"HiDream-I1-Fast: a picture from a prompt in {Variant.FAST.steps} steps, distilled.",
+    "fast": f"HiDream-I1-Fast: an image from a prompt in {Variant.FAST.steps} steps, distilled.",
 }
 
 
@@ -51,10 +51,10 @@ async def price(request: Request, api: Version, key: AnyKey) -> Response:
 
 
 async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
-    """Read which model a request is about, how many images it would draw, and what of it has no effect."""
+    """Read which model a request is about, how many images it would generate, and what of it has no effect."""
     service = service_of(request)
     body = await read_short_json(request)
-    model = catalogue.find(service.models, body.get("model_id"))
+    model = model_registry.find(service.models, body.get("model_id"))
     inputs = {} if body.get("inputs") is None else body["inputs"]
     if not isinstance(inputs, dict):
         raise InvalidInput(f"inputs is {inputs!r:.100}; accepted: an object, a request's parameters")

@@ -19,7 +19,7 @@ from hidream.store.outbox import Delivery, DeliveryState
 async def listing(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
     """GET /api/{v2,v3}/predictions/{id}/webhooks: the deliveries of a task, the oldest first."""
     service = service_of(request)
-    async with service.gate.turn(key.id, request):
+    async with service.read_limiter.slot(key.id, request):
         if await history.get(service.database, prediction_id, key.id) is None:
             raise unknown(prediction_id)
         found = await outbox.list_deliveries(service.database, prediction_id, key.id)
@@ -29,7 +29,7 @@ async def listing(request: Request, prediction_id: str, api: Version, key: ViewK
 async def replay(request: Request, prediction_id: str, delivery_id: str, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/predictions/{id}/webhooks/{delivery_id}/replay: deliver it again, under the same id."""
     service = service_of(request)
-    async with service.gate.turn(key.id):
+    async with service.read_limiter.slot(key.id):
         if await history.get(service.database, prediction_id, key.id) is None:
             raise unknown(prediction_id)
         replayed = await outbox.replay(service.database, delivery_id, prediction_id, key.id)

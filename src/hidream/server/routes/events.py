@@ -24,8 +24,8 @@ from starlette.types import Receive, Scope, Send
 
 from hidream.errors import DatabaseUnavailable, NotFound, ObjectStoreUnavailable
 from hidream.server.answers import base_url
-from hidream.server.inline import Pieces
-from hidream.server.presence import Revoked
+from hidream.server.client_watch import Revoked
+from hidream.server.embedded_files import JsonStream
 from hidream.server.routes.tasks import described
 from hidream.server.service import Route, Version, ViewKey, secret_of, service_of
 from hidream.store import history
@@ -38,7 +38,7 @@ HEARTBEAT_S = 15.0
 RETRY_MS = 1000
 """After what pause a client's library is to come back when the stream broke."""
 
-Whole = Callable[[Prediction], Awaitable[dict[str, Any]]]
+Describe = Callable[[Prediction], Awaitable[dict[str, Any]]]
 """Describes a prediction, as the result does."""
 
 HEADERS = {
@@ -49,7 +49,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class EventCursor:
     """What a reader knows of a task: the last move it was told of, the last step and the step of the last preview."""
 
     attempt: int = -1
@@ -58,7 +58,7 @@ class Known:
     preview: int = 0
 
     @classmethod
-    def of(cls, last_event_id: str) -> Known:
+    def of(cls, last_event_id: str) -> EventCursor:
         """Read an event's id; whoever brings none of ours knows nothing."""
         match = re.fullmatch(r"(\d{1,6})-([a-z]{1,16})-(\d{1,6})-(\d{1,6})", last_event_id, re.ASCII)
         if not match or match[2] not in list(Status):
@@ -72,32 +72,32 @@ class Known:
 async def events(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
     """GET /api/{v2,v3}/predictions/{id}/events: the task's events until its end."""
     service = service_of(request)
-    async with service.gate.turn(key.id, request):
+    async with service.read_limiter.slot(key.id, request):
         prediction = await history.get(service.database, prediction_id, key.id)
     if prediction is None:
         raise NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
-    known = Known.of(request.headers.get("last-event-id", ""))
-    if (known.attempt, known.status) == (prediction.attempt, prediction.status) and prediction.status.final:
+    cursor = EventCursor.of(request.headers.get("last-event-id", ""))
+    if (cursor.attempt, cursor.status) == (prediction.attempt, prediction.status) and prediction.status.final:
         return Response(status_code=204)  # what tells a browser not to come back
     if request.method == "HEAD":
         return StreamingResponse(iter(()), headers=HEADERS)
     url = base_url(request, service.settings.server.public_url)
 
-    async def whole(now: Prediction) -> dict[str, Any]:
+    async def describe(now: Prediction) -> dict[str, Any]:
         # shielded: a client that leaves cancels this, and a call of the database that is cancelled costs a connection
         return await asyncio.shield(described(service, now, api, url))
 
     held = ExitStack()
-    held.enter_context(service.streams.one(key.id))
-    revoked = held.enter_context(service.validity.watching(secret_of(request)))
-    return _Events(_stream(service.progress, prediction, known, whole, revoked), held)
+    held.enter_context(service.stream_limiter.slot(key.id))
+    revoked = held.enter_context(service.revocations.watch(secret_of(request)))
+    return _Events(_stream(service.progress, prediction, cursor, describe, revoked), held)
 
 
 class _Events(StreamingResponse):
     """A stream, and what it holds until it has ended, however it does."""
 
-    def __init__(self, told: AsyncIterator[str | bytes], held: ExitStack) -> None:
-        super().__init__(told, headers=HEADERS)
+    def __init__(self, events: AsyncIterator[str | bytes], held: ExitStack) -> None:
+        super().__init__(events, headers=HEADERS)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +107,7 @@ class _Events(StreamingResponse):
 
 
 async def _stream(
-    progress: ProgressWatcher, prediction: Prediction, known: Known, whole: Whole, revoked: Revoked
+    progress: ProgressWatcher, prediction: Prediction, cursor: EventCursor, describe: Describe, revoked: Revoked
 ) -> AsyncIterator[str | bytes]:
     revoked.add_done_callback(lambda _: progress.wake())
     yield f"retry: {RETRY_MS}\n\n"
@@ -115,15 +115,15 @@ async def _stream(
     async with progress.watching(prediction.id):
         while view is not None:
             try:
-                known, told = await _news(known, view, whole)
-                for event in told:
+                cursor, events = await _new_events(cursor, view, describe)
+                for event in events:
                     async for piece in event:
                         yield piece
             except (NotFound, ObjectStoreUnavailable):  # the client comes back, and is told then
                 return
             if view.prediction.status.final or progress.stopped or revoked.done():
                 return
-            if not told:
+            if not events:
                 yield ":\n\n"
             try:
                 view = await progress.next_view(prediction.id, view, HEARTBEAT_S, revoked)
@@ -131,28 +131,28 @@ async def _stream(
                 return
 
 
-async def _news(known: Known, view: TaskView, whole: Whole) -> tuple[Known, list[Pieces]]:
+async def _new_events(cursor: EventCursor, view: TaskView, describe: Describe) -> tuple[EventCursor, list[JsonStream]]:
     """Say what is known once a view is, and write the events that lead there."""
     now = view.prediction
-    told: list[Pieces] = []
-    if (known.attempt, known.status) != (now.attempt, now.status):
-        same = known.attempt == now.attempt
-        known = Known(now.attempt, now.status, known.step if same else 0, known.preview if same else 0)
-        told.append(_event("status", known, await whole(now)))
+    events: list[JsonStream] = []
+    if (cursor.attempt, cursor.status) != (now.attempt, now.status):
+        same = cursor.attempt == now.attempt
+        cursor = EventCursor(now.attempt, now.status, cursor.step if same else 0, cursor.preview if same else 0)
+        events.append(_event("status", cursor, await describe(now)))
     if now.status is not Status.PROCESSING:
-        return known, told
-    if view.step > known.step:
-        known = replace(known, step=view.step)
-        told.append(_event("progress", known, {"step": view.step, "steps": view.steps}))
-    if view.preview_step > known.preview:
-        known = replace(known, preview=view.preview_step)
+        return cursor, events
+    if view.step > cursor.step:
+        cursor = replace(cursor, step=view.step)
+        events.append(_event("progress", cursor, {"step": view.step, "steps": view.steps}))
+    if view.preview_step > cursor.preview:
+        cursor = replace(cursor, preview=view.preview_step)
         image = "data:image/jpeg;base64," + base64.b64encode(view.preview).decode("ascii")
-        told.append(_event("preview", known, {"step": view.preview_step, "image": image}))
-    return known, told
+        events.append(_event("preview", cursor, {"step": view.preview_step, "image": image}))
+    return cursor, events
 
 
-def _event(name: str, known: Known, data: dict[str, Any]) -> Pieces:
-    return Pieces(data, f"event: {name}\nid: {known}\ndata: ", "\n\n")
+def _event(name: str, cursor: EventCursor, data: dict[str, Any]) -> JsonStream:
+    return JsonStream(data, f"event: {name}\nid: {cursor}\ndata: ", "\n\n")
 
 
 ROUTES: Sequence[Route] = (("GET", "/api/{api}/predictions/{prediction_id}/events", events),)

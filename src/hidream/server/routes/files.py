@@ -1,4 +1,4 @@
-"""Downloads: finished pictures, and uploads. Whoever knows a file's name may have it."""
+"""Downloads: finished images, and uploads. Whoever knows a file's name may have it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hidream.server.service import Route, address_of, service_of
 
 
 async def output(request: Request, name: str) -> Response:
-    """GET /outputs/{name}: a picture's file."""
+    """GET /outputs/{name}: an image's file."""
     return _download(await serve(service_of(request).outputs, name, request.method, request.headers))
 
 
 async def upload(request: Request, name: str) -> Response:
     """GET /uploads/{name}: what a client has sent; its type is what its bytes are, not what its name says."""
     service = service_of(request)
-    known = await service.pictures.find(name, address_of(request))
+    known = await service.input_images.find(name, address_of(request))
     if known is None:
         raise NotFound("there is no such file")
     served = await serve(service.uploads, name, request.method, request.headers)

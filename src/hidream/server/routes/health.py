@@ -1,4 +1,4 @@
-"""Whether this process answers, whether what is submitted now will be drawn, and the figures of both."""
+"""Whether this process answers, whether submitted tasks will be generated, and the metrics of both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound
-from hidream.server import catalogue
+from hidream.server import model_registry
 from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
 from hidream.server.service import Route, key_of, service_of
@@ -25,19 +25,19 @@ async def healthz() -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: what is submitted now is stored and drawn, for all models, for some, or for the `model` named.
+    """GET /readyz: what is submitted now is stored and generated, for all models, for some, or for the `model` named.
 
     Else a 503 that says why not. One model without workers must not make a proxy give up the others.
     """
     service = service_of(request)
-    within_s = service.serving.seen_s
+    within_s = service.worker_counts.seen_s
     if strange := request.query_params.keys() - {"model"}:  # a probe would trust what was ignored
         raise InvalidInput(f"{min(strange)!r:.60} is not a parameter of /readyz; accepted: model")
-    named = [catalogue.find(service.models, name) for name in request.query_params.getlist("model")]
+    named = [model_registry.find(service.models, name) for name in request.query_params.getlist("model")]
     if service.database.changes.stopped:
         return failure(503, "this process is stopping")
-    if short := await service.disk.short():
-        return failure(503, f"nothing is taken in: {short}")
+    if shortage := await service.disk_space.shortage():
+        return failure(503, f"nothing is taken in: {shortage}")
     try:
         await service.database.check()
         ready = await workers.ready(service.database, within_s)

@@ -12,7 +12,7 @@ from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
 from hidream.parameter import Whole
 from hidream.server import parameters, unused
 from hidream.server.answers import base_url, success, upload_url
-from hidream.server.body import read_file, read_into, read_short_json
+from hidream.server.bodies.body import read_file, read_into, read_short_json
 from hidream.server.service import Route, SubmitKey, Version, address_of, service_of
 from hidream.types import FORMAT_NAMES, FORMATS, READABLE, ImageFormat
 
@@ -24,11 +24,11 @@ _ANY_TYPE = (None, "", "application/octet-stream")
 async def upload_form(request: Request, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/media/upload/binary: take the file of a form."""
     service = service_of(request)
-    await service.disk.check()
-    await service.pictures.check(key)
-    async with service.bodies.turn(key.id), service.uploads.part() as part:
-        filename = await read_file(request, "file", part, service.pictures.max_bytes)
-        upload = await service.pictures.keep(key, "file", part, filename)
+    await service.disk_space.check()
+    await service.input_images.check(key)
+    async with service.body_limiter.slot(key.id), service.uploads.part() as part:
+        filename = await read_file(request, "file", part, service.input_images.max_bytes)
+        upload = await service.input_images.keep(key, "file", part, filename)
     url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
     return success({"type": "image", "download_url": url, "filename": upload.filename, "size": upload.size})
 
@@ -36,11 +36,11 @@ async def upload_form(request: Request, api: Version, key: SubmitKey) -> Respons
 async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
     """POST /api/{v2,v3}/media/uploads: say where a file may be put, and where it will be found."""
     service = service_of(request)
-    await service.disk.check()
-    await service.pictures.check(key)
+    await service.disk_space.check()
+    await service.input_images.check(key)
     body = await read_short_json(request)
-    filename, image_format, size = _announced(body, service.pictures.max_bytes)
-    upload = await service.pictures.announce(key, filename, image_format, size)
+    filename, image_format, size = _announced(body, service.input_images.max_bytes)
+    upload = await service.input_images.announce(key, filename, image_format, size)
     url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
     put = {"method": "PUT", "url": url, "headers": {"Content-Type": upload.media_type}}
     strange = unused.unknown(body, ("filename", "size", "content_type"), "this route")
@@ -50,11 +50,11 @@ async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
 async def put(request: Request, name: str) -> Response:
     """PUT /uploads/{name}: the file that was announced; who knows its name may put it there, once."""
     service = service_of(request)
-    await service.disk.check()
-    async with service.pictures.filling(name, address_of(request)) as (upload, part):
+    await service.disk_space.check()
+    async with service.input_images.filling(name, address_of(request)) as (upload, part):
         request.state.key_id = upload.key_id
         await read_into(request, part, upload.size)
-        await service.pictures.fill(upload, part)
+        await service.input_images.fill(upload, part)
     return success({"filename": upload.filename, "size": part.size_bytes})
 
 

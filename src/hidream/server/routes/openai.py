@@ -1,4 +1,4 @@
-"""The routes of OpenAI's images API, for its clients: they wait for the pictures, and errors have a form of their own.
+"""The routes of OpenAI's images API, for its clients: they wait for the images, and errors have a form of their own.
 
 Source: openai-python 3.54.0, `types/image_generate_params.py`, `types/images_response.py`.
 """
@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthorized
-from hidream.server import catalogue, inline, openai_parameters, parameters
+from hidream.server import embedded_files, model_registry, openai_parameters, parameters
 from hidream.server.answers import base_url, no_worker, output_list
-from hidream.server.body import read_json
-from hidream.server.long_bodies import let_go
+from hidream.server.bodies.body import read_json
+from hidream.server.bodies.long_bodies import release
 from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
 from hidream.store import predictions
@@ -29,7 +29,7 @@ PREFIX = "/v1/"
 CREATED_S = 1_743_984_000
 """When the models were published: 2025-04-07 (HiDream-I1's model cards)."""
 NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients repeat what ended with a 5xx, which would draw everything again."""
+"""OpenAI's clients repeat what ended with a 5xx, which would generate everything again."""
 PATIENCE_S = 120
 """A Retry-After beyond this forbids it too: their client for JavaScript would sleep all of it, up to a day, unasked."""
 
@@ -44,12 +44,12 @@ _KINDS = {
 async def generate(request: Request, key: SubmitKey) -> Response:
     """POST /v1/images/generations: generate 1 to 4 images, and answer when they are there."""
     service = service_of(request)
-    await service.disk.check()
+    await service.disk_space.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
-    model = catalogue.find(service.models, body.get("model") or next(iter(service.models)))
+    model = model_registry.find(service.models, body.get("model") or next(iter(service.models)))
     asked = _asked(request, key, model, body)
     prediction = await service.enqueuer.submit(asked)
-    await let_go(request)
+    await release(request)
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
     try:
@@ -70,7 +70,7 @@ async def generate(request: Request, key: SubmitKey) -> Response:
     data = [{"b64_json" if whole else "url": output} for output in outputs]
     answer = {"created": latest.created_ms // 1000, "data": data}
     warnings = {"warnings": latest.warnings} if latest.warnings else {}
-    return await inline.answer(answer | warnings, replayed(asked, prediction))
+    return await embedded_files.json_response(answer | warnings, replayed(asked, prediction))
 
 
 async def models(request: Request, key: AnyKey) -> Response:
@@ -80,7 +80,7 @@ async def models(request: Request, key: AnyKey) -> Response:
 
 async def model(request: Request, name: str, key: AnyKey) -> Response:
     """GET /v1/models/{name}: one of them."""
-    return JSONResponse(_model(catalogue.find(service_of(request).models, name)))
+    return JSONResponse(_model(model_registry.find(service_of(request).models, name)))
 
 
 def failure(
@@ -136,13 +136,13 @@ async def _undone(service: Service, prediction: Prediction, timeout_s: float, ca
         return failure(503, told, NO_RETRY)
     then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"
     told = f"the image was not done within {timeout_s:g} seconds, and {then}"
-    if not await service.serving.workers(prediction.model):
-        told += f"; {no_worker([prediction.model], service.serving.seen_s)}"
+    if not await service.worker_counts.workers(prediction.model):
+        told += f"; {no_worker([prediction.model], service.worker_counts.seen_s)}"
     return failure(504, told, NO_RETRY)
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": CREATED_S, "owned_by": catalogue.VENDOR}
+    return {"id": name, "object": "model", "created": CREATED_S, "owned_by": model_registry.VENDOR}
 
 
 ROUTES: Sequence[Route] = (

@@ -15,16 +15,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, MissingInput, NotFound, PromptRefused
+from hidream.outbound import targets
 from hidream.parameter import Whole
 from hidream.request import ImageRequest
 from hidream.safety import prompt as prompt_check
-from hidream.server import catalogue, parameters, schema, unused
-from hidream.server.answers import base_url, delivery, input_data, prediction_data, queue_data, success, sync_timeout
-from hidream.server.body import read_json, read_short_json
-from hidream.server.long_bodies import let_go
-from hidream.server.long_text import LongText
+from hidream.server import model_registry, parameters, schema, unused
+from hidream.server.answers import (
+    base_url,
+    input_data,
+    prediction_data,
+    queue_data,
+    success,
+    success_with_files,
+    sync_timeout,
+)
+from hidream.server.bodies.body import read_json, read_short_json
+from hidream.server.bodies.long_bodies import release
+from hidream.server.bodies.long_text import LongText
+from hidream.server.client_watch import watch_client
 from hidream.server.parameters import Api, Sources
-from hidream.server.presence import attended
 from hidream.server.removal import remove_files
 from hidream.server.service import (
     ReadKey,
@@ -42,7 +51,6 @@ from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.keys import Key
 from hidream.store.prediction import Prediction
 from hidream.types import SIDE_MIN_PX, Size, Status
-from hidream.webhooks import targets
 
 LONGEST_POLL_S = 60
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
@@ -54,22 +62,22 @@ _ID = re.compile("[0-9a-f]{32}")
 
 
 async def submit(request: Request) -> Response:
-    """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its picture.
+    """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its image.
 
     It asks for version and key itself: FastAPI, which does that for the others, would take a fifth of its time.
     """
     service, path = service_of(request), request.path_params
     api, key = await api_of(request, path["api"]), await key_of_submission(request)
-    model = catalogue.find(service.models, f"{catalogue.VENDOR}/{path['name']}")
-    await service.disk.check()
+    model = model_registry.find(service.models, f"{model_registry.VENDOR}/{path['name']}")
+    await service.disk_space.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     asked = _asked(request, model, api, key, body)
     prediction, headers = await _taken_in(service, asked, parameters.sources(body, api))
-    await let_go(request)
+    await release(request)
     request.state.prediction_id = prediction.id  # for the log
     if asked.submission.enable_sync_mode:
         return await _answer_in_time(request, api, prediction, headers)
-    return await delivery(await described(service, prediction, api, asked.base_url, if_served=False), headers)
+    return await success_with_files(await described(service, prediction, api, asked.base_url, if_served=False), headers)
 
 
 async def result(
@@ -82,16 +90,18 @@ async def result(
     """GET /api/{v2,v3}/predictions/{id}[/result]: how far it is, at once or when it ends within `wait_s`."""
     service = service_of(request)
     if wait_s:
-        with service.streams.one(key.id):
+        with service.stream_limiter.slot(key.id):
             prediction = await awaited(request, prediction_id, key.id, wait_s)
     else:
-        async with service.gate.turn(key.id, request):
+        async with service.read_limiter.slot(key.id, request):
             prediction = await history.get(service.database, prediction_id, key.id)
     if prediction is None:
         raise unknown(prediction_id)
     url = base_url(request, service.settings.server.public_url)
     data = await described(service, prediction, api, url)
-    return await delivery(unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL")))
+    return await success_with_files(
+        unused.with_warnings(data, unused.unknown(request.query_params, ("wait_s",), "the URL"))
+    )
 
 
 async def listing(request: Request, api: Version, key: ViewKey) -> Response:
@@ -99,7 +109,7 @@ async def listing(request: Request, api: Version, key: ViewKey) -> Response:
     service = service_of(request)
     body = await read_short_json(request)
     query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
-    async with service.gate.turn(key.id, request):
+    async with service.read_limiter.slot(key.id, request):
         total, found = await history.list_predictions(service.database, key.id, query)
     url = base_url(request, service.settings.server.public_url)
     items = [
@@ -115,7 +125,7 @@ async def listing(request: Request, api: Version, key: ViewKey) -> Response:
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
     """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, hide one that is."""
     service = service_of(request)
-    async with service.gate.turn(key.id):  # also for those who do not wait for the answer
+    async with service.read_limiter.slot(key.id):  # also for those who do not wait for the answer
         if await predictions.cancel(service.database, prediction_id, key.id):
             return success({"id": prediction_id, "status": Status.CANCELLED})
         deleted = await predictions.delete(service.database, [prediction_id], key.id)
@@ -130,7 +140,7 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     service = service_of(request)
     body = await read_short_json(request)
     ids = _ids(body)
-    async with service.gate.turn(key.id):
+    async with service.read_limiter.slot(key.id):
         deleted = await predictions.delete(service.database, ids, key.id)
         count = len(deleted)
         if count < len(ids):
@@ -145,9 +155,9 @@ async def awaited(request: Request, prediction_id: str, key_id: str, timeout_s: 
     Raises ClientDisconnect when the client hangs up meanwhile, Unauthorized when its key is revoked.
     """
     service = service_of(request)
-    with service.validity.watching(secret_of(request)) as revoked:
-        async with attended(request, revoked) as left:
-            return await service.completion_waiter.wait(prediction_id, key_id, timeout_s, left)
+    with service.revocations.watch(secret_of(request)) as revoked:
+        async with watch_client(request, revoked) as gone:
+            return await service.completion_waiter.wait(prediction_id, key_id, timeout_s, gone)
 
 
 async def described(
@@ -161,15 +171,15 @@ async def described(
     data = await prediction_data(prediction, api, url, service.outputs)
     if prediction.status is Status.CREATED:
         with contextlib.suppress(DatabaseUnavailable):
-            workers = await service.serving.workers(prediction.model)
+            workers = await service.worker_counts.workers(prediction.model)
             if if_served or not workers:
-                place = await service.waiting.place(prediction)
-                data["queue"] = queue_data(place, prediction.model, workers, service.serving.seen_s)
+                place = await service.queue_status.position(prediction)
+                data["queue"] = queue_data(place, prediction.model, workers, service.worker_counts.seen_s)
     return data
 
 
 def refusal_of(submission: ImageRequest) -> PromptRefused | None:
-    """Ask the safety room whether a prompt may be drawn."""
+    """Ask the safety room whether a prompt is refused."""
     try:
         prompt_check.check(submission.prompt_text, submission.negative_prompt, enabled=submission.enable_safety_checker)
     except PromptRefused as refusal:
@@ -200,12 +210,12 @@ def unknown(prediction_id: str) -> NotFound:
 
 
 def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any]) -> NewTask:
-    """Read all of a request but its pictures. Raises InvalidInput."""
+    """Read all of a request but its images. Raises InvalidInput."""
     service = service_of(request)
     submission = parameters.parse(body, api, service.models[model])
     webhook = parameters.webhook(body, request.query_params)
     if webhook:
-        targets.check(webhook, service.allowed)
+        targets.check(webhook, service.allowlist)
         submission = parameters.with_webhook(submission, body)
     url = base_url(request, service.settings.server.public_url)
     idempotency = repeat_of(request.headers, [api.name, model, webhook, body])
@@ -214,7 +224,7 @@ def _asked(request: Request, model: str, api: Api, key: Key, body: dict[str, Any
 
 
 async def _taken_in(service: Service, asked: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
-    """Take a task in with the pictures that it brings, which are not fetched for one that was, or will be refused."""
+    """Take a task in with the images that it brings, which are not fetched for one that was, or will be refused."""
     image = sources.image
     if image is None or asked.refusal is not None:
         prediction = await service.enqueuer.submit(asked)
@@ -225,7 +235,7 @@ async def _taken_in(service: Service, asked: NewTask, sources: Sources) -> tuple
 
     async def bring() -> NewTask:
         nonlocal whole
-        whole = await _with_pictures(service, asked, image, sources)
+        whole = await _with_images(service, asked, image, sources)
         return whole
 
     prediction = await service.enqueuer.submit_with(_at_least(asked, sources), bring)
@@ -233,18 +243,18 @@ async def _taken_in(service: Service, asked: NewTask, sources: Sources) -> tuple
 
 
 def _at_least(asked: NewTask, sources: Sources) -> NewTask:
-    """Give the least that a task can be, of which the size may follow from a picture that is not here yet."""
+    """Give the least that a task can be, of which the size may follow from an image that is not here yet."""
     size = Size(SIDE_MIN_PX, SIDE_MIN_PX) if sources.sizes else asked.submission.size
     return replace(asked, submission=replace(asked.submission, size=size))
 
 
-async def _with_pictures(service: Service, asked: NewTask, source: str | LongText, sources: Sources) -> NewTask:
-    """Take the pictures in that a request brings. Raises InvalidInput."""
-    image = await service.pictures.take(asked.key, "image", source)
-    mask = None if sources.mask is None else await service.pictures.take(asked.key, "mask", sources.mask)
+async def _with_images(service: Service, asked: NewTask, source: str | LongText, sources: Sources) -> NewTask:
+    """Take the images in that a request brings. Raises InvalidInput."""
+    image = await service.input_images.take(asked.key, "image", source)
+    mask = None if sources.mask is None else await service.input_images.take(asked.key, "mask", sources.mask)
     submission = replace(asked.submission, image=image, mask=mask)
     if sources.sizes:
-        sides = await service.pictures.shown_size("image", image, asked.key.id)
+        sides = await service.input_images.shown_size("image", image, asked.key.id)
         submission = replace(submission, size=Size.near(*sides))
     return replace(asked, submission=submission)
 
@@ -256,7 +266,7 @@ async def _answer_in_time(request: Request, api: Api, prediction: Prediction, he
         raise unknown(prediction.id)
     url = base_url(request, service.settings.server.public_url)
     data = await described(service, latest, api, url)
-    return await delivery(data if latest.status.final else data | sync_timeout(timeout_s), headers)
+    return await success_with_files(data if latest.status.final else data | sync_timeout(timeout_s), headers)
 
 
 def _query(body: dict[str, Any]) -> history.Query:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from hidream.parameter import Whole
 from hidream.server import unused
 from hidream.server.answers import success, timestamp
-from hidream.server.body import read_short_json
+from hidream.server.bodies.body import read_short_json
 from hidream.server.service import ReadKey, Route, Version, service_of
 from hidream.store import webhook_secrets
 from hidream.store.webhook_secrets import OVERLAP_HOURS, OVERLAP_MAX_HOURS, WebhookSecrets

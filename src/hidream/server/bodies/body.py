@@ -1,0 +1,160 @@
+"""What comes from a request: its body, never more of it than it may be long.
+
+A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
+turn for that (`gate`). One that comes too slowly, `connections` gives up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import AsyncExitStack, aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
+from hidream.outputs.part import Part
+from hidream.server.bodies.form import FORM_BYTES, FileOfForm
+from hidream.server.bodies.long_bodies import HELD_FILES, KEY_ID, SHORT_BYTES, is_long
+from hidream.server.bodies.long_text import LongText, Splitter, refuse_constant
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hidream.server.service import Service
+
+_BOUNDARY = re.compile(r'[^;]*;\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', re.IGNORECASE)
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """Read the body. Raises BodyTooLarge, or InvalidInput when it is no JSON object or does not say so.
+
+    A value that is a long text is a LongText, whose file is there until the answer begins, or `long_bodies.let_go`.
+    """
+    media_type = _media_type(request)
+    if media_type != "application/json":
+        raise InvalidInput(f"Content-Type is {media_type!r:.100}; accepted: application/json")
+    try:
+        may_be_long = max_bytes > SHORT_BYTES and is_long(request.scope)
+        value = await (_long_json if may_be_long else _short_json)(request, max_bytes)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the body is not JSON ({error}); accepted: a JSON object in UTF-8") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"the body is {value!r:.100}; accepted: a JSON object")
+    return value
+
+
+async def read_short_json(request: Request) -> dict[str, Any]:
+    """Read the body of a route that no image is sent to: nothing of it goes to a disk. Raises as `read_json`."""
+    service: Service = request.app.state.service
+    return await read_json(request, min(SHORT_BYTES, service.settings.server.body_max_bytes))
+
+
+async def read_file(request: Request, field: str, part: Part, max_bytes: int) -> str:
+    """Read one file of a form into a part; returns the name that it has.
+
+    Raises BodyTooLarge, or InvalidInput when there is no such form or no such file.
+    """
+    accepted = f"accepted: multipart/form-data with a file in the field {field!r}"
+    boundary = _BOUNDARY.match(request.headers.get("content-type", ""))
+    if _media_type(request) != "multipart/form-data" or boundary is None:
+        raise InvalidInput(f"Content-Type is {request.headers.get('content-type', '')!r:.100}; {accepted}")
+    form = FileOfForm((boundary[1] or boundary[2]).encode("latin-1"), field, part, max_bytes)
+    async with aclosing(_pieces(request, max_bytes + FORM_BYTES)) as pieces:
+        async for piece in pieces:
+            await part.written(form.feed, piece)
+    form.end()
+    if form.filename is None:
+        raise MissingInput(f"{field} is absent; {accepted}")
+    return form.filename
+
+
+async def read_into(request: Request, part: Part, max_bytes: int) -> None:
+    """Read what comes into a part. Raises BodyTooLarge, ObjectStoreUnavailable."""
+    async with aclosing(_pieces(request, max_bytes)) as pieces:
+        async for piece in pieces:
+            await part.write(piece)
+
+
+async def _short_json(request: Request, max_bytes: int) -> object:
+    """Read a body as `_pieces` does, for the many that come in one piece: without a generator."""
+    _check_announced(request, max_bytes)
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise _ended_early()
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        more = message.get("more_body", False)
+    return json.loads(body, parse_constant=refuse_constant)
+
+
+async def _long_json(request: Request, max_bytes: int) -> object:
+    """Read a body whose long texts go to files; they end, and its turn with them, once each was closed."""
+    service: Service = request.app.state.service
+    turn = AsyncExitStack()
+    await getattr(request.state, HELD_FILES).enter_async_context(turn)
+    await turn.enter_async_context(service.body_limiter.slot(getattr(request.state, KEY_ID, "")))
+    open_texts = 0
+
+    async def new() -> LongText:
+        nonlocal open_texts
+        holding = AsyncExitStack()
+        await turn.enter_async_context(holding)
+        holding.push_async_callback(ended)
+        open_texts += 1
+        return LongText(await holding.enter_async_context(service.uploads.part()), holding)
+
+    async def ended() -> None:
+        nonlocal open_texts
+        open_texts -= 1
+        if not open_texts:
+            await turn.aclose()
+
+    splitter = Splitter(new)
+    async with aclosing(_pieces(request, max_bytes)) as pieces:
+        async for piece in pieces:
+            await splitter.feed(piece)
+    value = await splitter.value()
+    if not splitter.texts:
+        await turn.aclose()
+    return value
+
+
+async def _pieces(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Give a body as it comes, whatever Content-Length says or does not say.
+
+    Raises BodyTooLarge, at once if more is announced, or InvalidInput when it ends too early.
+    """
+    _check_announced(request, max_bytes)
+    read = 0
+    try:
+        async with aclosing(request.stream()) as stream:
+            async for piece in stream:
+                read += len(piece)
+                if read > max_bytes:
+                    raise _too_large(max_bytes)
+                yield piece
+    except ClientDisconnect as error:
+        raise _ended_early() from error
+
+
+def _check_announced(request: Request, max_bytes: int) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {max_bytes} bytes, the most that is accepted")
+
+
+def _ended_early() -> InvalidInput:
+    return InvalidInput("the body ended before its announced length")
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()

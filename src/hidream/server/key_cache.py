@@ -1,0 +1,75 @@
+"""API keys as requests bring them: looked up in the database, and remembered for a moment.
+
+So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A key that was revoked,
+rotated or changed is known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered:
+there are too many. Who sends those is slowed down (`guesses`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+
+from hidream.server.limits.failed_auth import FailedAuthThrottle
+from hidream.store import keys
+from hidream.store.database import Database
+from hidream.store.keys import Key
+
+TTL_S = 1.0
+"""The longest for which a revoked key still works."""
+REFRESH_S = 0.4
+"""So long before its time is over a key that is in use is looked up anew, so that no request of it waits for that."""
+KEYS_MAX = 10_000
+"""Keys that are remembered at a time, a few MB; when there are more, all are forgotten, and looked up again."""
+
+
+class ApiKeyCache:
+    """The keys that this process has seen lately. Of a secret it holds the hash."""
+
+    def __init__(self, database: Database, pepper: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._clock = clock
+        self._cached: dict[bytes, tuple[float, Key]] = {}
+        self._failed_auth = FailedAuthThrottle(clock)
+        self._lookups: dict[bytes, asyncio.Task[Key | None]] = {}
+
+    async def find(self, secret: str, address: str = "") -> Key | None:
+        """Look up the key of a secret that came from an address, unless it is unknown or revoked.
+
+        Raises TooMany if it is, and too many were before it.
+        """
+        name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        cached, now = self._cached.get(name), self._clock()
+        if cached is not None and now < cached[0]:
+            if now > cached[0] - REFRESH_S:
+                self._start_lookup(name, secret)
+            return cached[1]
+        key = await asyncio.shield(self._start_lookup(name, secret))
+        if key is None:
+            await self._failed_auth.failed(address)
+        return key
+
+    def _start_lookup(self, name: bytes, secret: str) -> asyncio.Task[Key | None]:
+        if (lookup := self._lookups.get(name)) is None:
+            lookup = self._lookups[name] = asyncio.create_task(self._look_up(name, secret))
+            lookup.add_done_callback(lambda task: self._finish_lookup(name, task))
+        return lookup
+
+    def _finish_lookup(self, name: bytes, lookup: asyncio.Task[Key | None]) -> None:
+        del self._lookups[name]
+        if not lookup.cancelled():
+            lookup.exception()  # one that nobody has waited for is met again by who does
+
+    async def _look_up(self, name: bytes, secret: str) -> Key | None:
+        began = self._clock()
+        key = await keys.find(self._database, secret, pepper=self._pepper)
+        if key is None:
+            self._cached.pop(name, None)
+            return None
+        if len(self._cached) >= KEYS_MAX:
+            self._cached.clear()
+        self._cached[name] = began + TTL_S, key  # counted from before the look-up
+        return key

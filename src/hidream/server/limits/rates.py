@@ -1,0 +1,104 @@
+"""How much a key may read: so many requests a minute, and so many streams and long polls open at a time.
+
+Both are of this process alone: they keep one client from taking all of it, and charge for nothing. Requests fill a
+bucket that drains evenly; its size is a minute's worth, so that a burst is no fault. Every answer to a request that was
+counted says how full it is, in the fields of draft-ietf-httpapi-ratelimit-headers up to its version 06.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hidream.errors import TooMany
+
+MINUTE_S = 60.0
+STREAM_RETRY_S = 5
+"""What a client is told to wait that has too many streams open."""
+Headers = list[tuple[bytes, bytes]]
+_STATE = "rate"
+
+
+class RateLimiter:
+    """The buckets of the keys that have read something lately; `a_minute` of 0 counts nothing."""
+
+    def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._a_minute = a_minute
+        self._clock = clock
+        self._empty_at: dict[str, float] = {}  # when each key's bucket has drained
+
+    def count(self, key_id: str, state: MutableMapping[str, Any]) -> None:
+        """Count a request, and put into its `state` what its answer is to say. Raises TooMany."""
+        if not self._a_minute:
+            return
+        now, one_s = self._clock(), MINUTE_S / self._a_minute
+        filled_s = max(0.0, self._empty_at.get(key_id, now) - now)
+        fits = filled_s + one_s <= MINUTE_S + 1e-9
+        if fits:
+            filled_s += one_s
+            self._empty_at[key_id] = now + filled_s
+        state[_STATE] = self._headers(filled_s)
+        if not fits:
+            wait_s = max(1, math.ceil(filled_s + one_s - MINUTE_S))
+            raise TooMany(f"this key may read {self._a_minute} times a minute; try again later", wait_s)
+
+    def _headers(self, filled_s: float) -> Headers:
+        left = int(self._a_minute * (1 - filled_s / MINUTE_S) + 1e-6)
+        return [
+            (b"ratelimit-limit", b"%d" % self._a_minute),
+            (b"ratelimit-remaining", b"%d" % left),
+            (b"ratelimit-reset", b"%d" % math.ceil(filled_s)),
+        ]
+
+
+class StreamLimiter:
+    """The event streams and long polls that are open, by key; `most` of each."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def slot(self, key_id: str) -> Iterator[None]:
+        """Have one open for the time of the block. Raises TooMany."""
+        self.acquire(key_id)
+        try:
+            yield
+        finally:
+            self.release(key_id)
+
+    def acquire(self, key_id: str) -> None:
+        """Count one more; whoever does must `release` it. Raises TooMany."""
+        if self._open[key_id] >= self._most:
+            told = f"{self._most} event streams and long polls of this key are open, as many as it may have"
+            raise TooMany(f"{told}; close some, or try again later", STREAM_RETRY_S)
+        self._open[key_id] += 1
+
+    def release(self, key_id: str) -> None:
+        """Count one less."""
+        self._open[key_id] -= 1
+        if not self._open[key_id]:
+            del self._open[key_id]
+
+
+class RateLimitHeaders:
+    """ASGI middleware that puts into an answer's head what `Reads.count` has left in the request's state."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+        async def send_with_rates(message: Message) -> None:
+            if message["type"] == "http.response.start" and (rates := scope.get("state", {}).get(_STATE)):
+                message["headers"] = [*message.get("headers", ()), *rates]
+            await send(message)
+
+        await self._app(scope, receive, send_with_rates if scope["type"] == "http" else send)
