@@ -2,7 +2,7 @@
 
 So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A key that was revoked,
 rotated or changed is known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered:
-there are too many. Who sends those is slowed down (`guesses`).
+there are too many. A client that sends many of those is slowed down (`limits/failed_auth`).
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ Route = tuple[str, str, Callable[..., Awaitable[Any]]]
 class Service:
     """The application's state, one per process.
 
-    `outputs` and `uploads` are where files lie; `images` takes in those that clients bring. `models` are the names
-    that are served. `allowed` are targets that clients may have us call although they are not public; `tls` says whose
-    certificates are accepted there. `gate`, `reads` and `streams` keep one key's readers from stopping others';
-    `validity` tells those who wait that their key was revoked. `disk` says whether there is room to take anything in;
-    large `bodies` take turns.
+    `outputs` and `uploads` are object stores; `input_images` takes in the images that clients send. `models` are the
+    names that are served. `allowlist` has targets that may be requested although they are not public; `tls` says which
+    certificates are accepted there. `read_limiter`, `rate_limiter` and `stream_limiter` keep one key's readers from
+    stopping others'; `revocations` tells waiting requests that their key was revoked. `disk_space` says whether
+    there is room to take anything in; `body_limiter` bounds how many large bodies are read at once.
     """
 
     settings: Settings

@@ -1,7 +1,7 @@
 """What comes from a request: its body, never more of it than it may be long.
 
 A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
-turn for that (`gate`). One that comes too slowly, `connections` gives up.
+turn for that (`limits/concurrency`). One that comes too slowly, `connections` gives up.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One connection of a client: its requests in their turn, its deadlines, and its end.
 
-uvicorn reads requests and writes answers; here is when it may (`turns`), and when that is enough (`connections`). Of
-what a client still sends behind an answer a little is thrown away: the server would else read all of it, however long,
-to find the next request.
+uvicorn reads requests and writes responses. This file says when it may (`fair_queue`), and closes the connection when a
+client takes too long (`connections`). Of what a client still sends after a response, a little is discarded; otherwise
+the server would read all of it, however long, to find the next request.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from hidream.errors import NotFound
 from hidream.server.answers import success, timestamp
-from hidream.server.routes.tasks import unknown
+from hidream.server.results import unknown
 from hidream.server.service import Route, SubmitKey, Version, ViewKey, service_of
 from hidream.store import history, outbox
 from hidream.store.outbox import Delivery, DeliveryState

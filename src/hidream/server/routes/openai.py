@@ -17,8 +17,9 @@ from hidream.server import embedded_files, model_registry, openai_parameters, pa
 from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.bodies.body import read_json
 from hidream.server.bodies.long_bodies import release
-from hidream.server.routes.tasks import awaited, refusal_of, repeat_of, replayed, unknown
+from hidream.server.results import awaited, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
+from hidream.server.submission import refusal_of, repeat_of, replayed
 from hidream.store import predictions
 from hidream.store.admission import NewTask
 from hidream.store.keys import Key
@@ -53,7 +54,7 @@ async def generate(request: Request, key: SubmitKey) -> Response:
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
     try:
-        latest = await awaited(request, prediction.id, key.id, timeout_s)
+        latest = await awaited(service, request, prediction.id, key.id, timeout_s)
     except (ClientDisconnect, Unauthorized):
         if asked.idempotency is None:  # else the same request may come again, and ask for it
             await predictions.cancel(service.database, prediction.id, key.id)
@@ -105,13 +106,14 @@ def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewT
     service = service_of(request)
     said = openai_parameters.translated(body, request.query_params)
     variant = service.models[model]
+    idempotency_key = parameters.idempotency_key(request.headers.get("idempotency-key"))
     submission = parameters.parse(said, openai_parameters.FORM, variant)
     return NewTask(
         key,
         model,
         submission,
         base_url(request, service.settings.server.public_url),
-        idempotency=repeat_of(request.headers, [PREFIX, model, body]),
+        idempotency=repeat_of(idempotency_key, [PREFIX, model, body]),
         refusal=refusal_of(submission),
         warnings=tuple(openai_parameters.unused_of(body, request.query_params, said, variant, submission)),
     )

@@ -1,0 +1,1 @@
+"""What keeps one client from taking everything: concurrency, rates, failed authentication, and disk space."""
