@@ -7,6 +7,7 @@ import sys
 import pytest
 import sqlalchemy as sa
 
+from databases import url_in
 from hidream.errors import ConfigurationError
 from hidream.store import keys
 from hidream.store.database import Database
@@ -69,20 +70,21 @@ def opened(url, make=True):
     asyncio.run(scenario())
 
 
-def test_one_that_is_not_there_is_made_only_where_that_is_wanted(url, tmp_path):
+def test_one_that_is_not_there_is_made_only_where_that_is_wanted(new_url, tmp_path):
     for _ in range(2):
         with pytest.raises(ConfigurationError, match=r"there is no database of this server at \S+hidream"):
-            opened(url, make=False)
+            opened(new_url, make=False)
         assert list(tmp_path.iterdir()) == []
-    opened(url)
-    opened(url, make=False)
+    opened(new_url)
+    opened(new_url, make=False)
 
 
-def test_an_empty_file_is_no_database_that_is_there(sqlite_url, tmp_path):
+def test_an_empty_file_is_no_database_that_is_there(tmp_path):
+    url = url_in(tmp_path)
     (tmp_path / "hidream.db").touch()
     with pytest.raises(ConfigurationError, match="there is no database"):
-        opened(sqlite_url, make=False)
-    opened(sqlite_url)
+        opened(url, make=False)
+    opened(url)
 
 
 @pytest.mark.parametrize("bad", ["", "nonsense", "mysql://u:secret@h/d", "sqlite+aiosqlite://", "sqlite:///x.db"])

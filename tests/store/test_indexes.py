@@ -37,9 +37,9 @@ async def fill(database, finished=FINISHED, waiting=WAITING):
         "finished_ms": sa.case((waits, None), else_=ms + 2000),
         "virtual_start": n.c.n * P.c.work,
     }
-    copied = sa.select(*(new.get(column.name, column) for column in P.columns)).select_from(sa.join(P, n, sa.true()))
+    copied = sa.select(*(new.get(column.key, column) for column in P.columns)).select_from(sa.join(P, n, sa.true()))
     async with database.write() as connection:
-        await connection.execute(sa.insert(P).from_select([column.name for column in P.columns], copied))
+        await connection.execute(sa.insert(P).from_select(P.columns.keys(), copied))
     return made
 
 
