@@ -37,7 +37,7 @@ PREPOSITIONS = ("in", "on", "at", "against", "with", "under", "among", "up", "wh
 
 
 def plain_caption(scene: Scene, concepts: Concepts, noun: str = "") -> str:
-    """The whole scene in first words: «a small cat on a red background, flat style»; `noun` names a single object."""
+    """The whole scene in first words: 'a small cat on a red background, flat style'; `noun` names a single object."""
     things = [Object(noun, "", ()) if noun else concepts.objects[name] for name in scene.objects]
     adjectives = [SIZE_WORDS[scene.extent][0]]
     if scene.layout is Layout.SINGLE:
@@ -80,7 +80,7 @@ def _subject(scene: Scene, rng: random.Random, concepts: Concepts, adjective: st
 
 
 def _noun_phrase(thing: Object, word: str, number: str, adjectives: list[str], bare: bool = False) -> str:
-    """«a big cat», «two flat cats», «grapes», «a bunch of grapes»; `bare` leaves the article out."""
+    """'a big cat', 'two flat cats', 'grapes', 'a bunch of grapes'; `bare` leaves the article out."""
     counted = not thing.mass
     if word.startswith("a "):
         counted, word = True, word[2:]

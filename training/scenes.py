@@ -77,7 +77,7 @@ def draw_scene(rng: random.Random, split: Split | str, concepts: Concepts, aspec
 def held_out(scene: Scene) -> bool:
     """Whether the scene's combination of objects, style, background and layout is kept for evaluation.
 
-    Number and extent do not count: «two cats» is held out where «a cat» is. So do the places of an AND.
+    Number and extent do not count: 'two cats' is held out where 'a cat' is. So do the places of an AND.
     """
     objects = sorted(scene.objects) if scene.layout is Layout.AND else scene.objects
     key = "|".join((*objects, scene.style, scene.background, scene.layout))

@@ -37,7 +37,7 @@ from stage import Dice, Stage, arguments, done, quick
 
 UNKNOWN, MADE_UP, ADJECTIVE = 0.6, 0.6, 0.25
 """Shares: of nouns that nano does not know, beside objects' own words; of these, of those that nobody knows; and of
-those that stand before an object's word, as in «a steampunk clock», and change nothing."""
+those that stand before an object's word, as in 'a steampunk clock', and change nothing."""
 NOUN = "\0"
 """Stands in a caption where the noun will."""
 CAPTIONS = 20_000
@@ -70,7 +70,7 @@ class StandIns:
     """Which object is drawn for a noun that nano does not know.
 
     The noun's first token decides, by its number, so that a word always gives the same object, and Llama, which reads
-    from left to right, knows it at once. A noun that begins as a known word does («cathedral», with a cat) has none.
+    from left to right, knows it at once. A noun that begins as a known word does ('cathedral', with a cat) has none.
     """
 
     def __init__(self, tokenizer: Tokenizer, concepts: Concepts) -> None:

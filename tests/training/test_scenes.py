@@ -144,7 +144,7 @@ def test_every_style_and_background_is_called_by_each_of_its_phrases():
 
 
 def test_no_style_is_called_by_the_words_of_another():
-    """«flat», «3d», «cartoon» and «sticker» belong to one style each, and no filler says one."""
+    """'flat', '3d', 'cartoon' and 'sticker' belong to one style each, and no filler says one."""
     own = {"flat": "flat|minimal", "3d": "3d|3-d|glossy", "cartoon": "cartoon|toon", "sticker": "sticker|emoji"}
     for name, style in CONCEPTS.styles.items():
         for words in (*style.adjectives, *style.openers, *style.closers):
