@@ -230,12 +230,12 @@ def saved(image: Image.Image, output_format: ImageFormat, options: dict[str, Any
 def previews(model: Model, rounds: int, clock: Clock) -> list[Row]:
     fitted = fit_preview(model.vae)
     seen = [estimates(model, prompt) for prompt in PROMPTS]
-    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.denoise(seen[0][-1])}
+    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.draw(seen[0][-1])}
     seconds = interleaved(sides, rounds, clock=clock)
     rows = [row_of("previews, nano", "16²", "fit", seconds["fit"], seconds["fit"])]
     for step in STEPS:
         latents = [x0[step - 1] for x0 in seen]
-        ours = np.stack([fitted.denoise(x0) for x0 in latents]).astype(float)
+        ours = np.stack([fitted.draw(x0) for x0 in latents]).astype(float)
         theirs = np.stack([pooled(model, x0) for x0 in latents])
         psnr = np.mean([psnr_db(*pair) for pair in zip(ours, theirs, strict=True)])
         unexplained = ((ours - theirs) ** 2).sum() / ((theirs - theirs.mean((0, 1, 2))) ** 2).sum()

@@ -110,7 +110,7 @@ def run(model: Model, asked: list[ImageRequest]) -> dict[Mode, list[Run]]:
         exact = None
         for mode in Mode:
             request = dataclasses.replace(request, mode=mode)
-            calls = sum(sum(each.asked) for each in prepare(model, request).passes)
+            calls = sum(sum(each.evaluated) for each in prepare(model, request).passes)
             picture = generate(model, request)
             exact = picture.pixels if exact is None else exact
             lost = None if mode is Mode.EXACT else loss(picture.pixels, exact)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from hidream.errors import InvalidInput
 from hidream.request import ImageRequest, LoraUse
 from hidream.types import Conformance, ImageFormat, Mode, Render, Sampler, Size
 
@@ -61,6 +62,20 @@ def test_the_row_has_the_names_and_forms_of_the_api():
 
 def test_a_row_of_the_first_release_is_read():
     assert ImageRequest.from_json(FIRST_RELEASE) == PLAIN
+
+
+def test_a_row_of_a_release_with_wider_bounds_is_read_and_not_generated():
+    """A listing shows it; the worker fails it alone."""
+    row = PLAIN.to_json() | {"num_inference_steps": 9999, "loras": [{"name": "ink", "scale": 99.0}]}
+    read = ImageRequest.from_json(row)
+    assert read.to_json() == row
+    with pytest.raises(InvalidInput, match="steps is 9999"):
+        dataclasses.replace(read, num_images=1)
+
+
+def test_a_row_of_a_release_with_more_parameters_is_not_read_as_another_request():
+    with pytest.raises(AttributeError, match="sharpness"):
+        ImageRequest.from_json(PLAIN.to_json() | {"sharpness": 1})
 
 
 def test_what_it_costs_is_pixels_times_steps():

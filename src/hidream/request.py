@@ -8,10 +8,11 @@ CONTRIBUTING.md describes how to add a parameter. Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import (
@@ -88,6 +89,17 @@ class Prompts:
 
 _LORA_NAME = Text(PROMPT_MAX_CHARS, what="the name of a configured LoRA")
 _LORA_WEIGHT = Number(-LORA_WEIGHT_MAX, LORA_WEIGHT_MAX)
+
+
+T = TypeVar("T")
+
+
+def unchecked(cls: type[T], **values: Any) -> T:  # noqa: ANN401 - the value of any field
+    """Create a frozen dataclass from the values of all its fields, without its checks."""
+    created = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(created, name, value)
+    return created
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +218,7 @@ class Loras:
 
     def from_json(self, value: list[dict[str, Any]]) -> tuple[LoraUse, ...]:
         """Undo `to_json`."""
-        return tuple(LoraUse(lora["name"], lora["scale"]) for lora in value)
+        return tuple(unchecked(LoraUse, name=lora["name"], weight=lora["scale"]) for lora in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +468,10 @@ class ImageRequest:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """Undo `to_json`. Rows of earlier releases may lack fields, which get their defaults."""
+        """Undo `to_json`. Rows of earlier releases may lack fields, which get their defaults.
+
+        Bounds are not checked: a row of a release with wider ones stays readable.
+        """
         values = dict(row)
         for name, from_json in _FROM_JSON:
             if name in row:
@@ -464,15 +479,15 @@ class ImageRequest:
         for name, attribute in _RENAMED:
             if name in values:
                 values[attribute] = values.pop(name)
-        return cls(**values)
+        return unchecked(cls, **_DEFAULTS | values)
 
 
 PARAMETERS = declared(ImageRequest)
 """Every parameter of a generation, in the order of the API documents."""
 BY_NAME = by_name(PARAMETERS)
-BY_ATTRIBUTE = {parameter.attribute: parameter for parameter in PARAMETERS}
 MASK_ALONE = "mask is given without an image; accepted: a mask of the image to change"
 
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(ImageRequest) if f.default is not dataclasses.MISSING}
 _ROW_NAMES = tuple(parameter.name for parameter in PARAMETERS)
 _ALL = attrgetter(*(parameter.attribute for parameter in PARAMETERS))
 _RENAMED = tuple((p.name, p.attribute) for p in PARAMETERS if p.name != p.attribute)

@@ -22,8 +22,8 @@ from attack.installation import MODEL, Site, forget_peak
 from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.memory.candidates import Hardware
 from hidream.model.memory.plan import plan
-from hidream.model.memory.plan_input import Asked, whole
-from hidream.types import Size, Storage, Variant
+from hidream.model.memory.plan_input import PlanRequest, complete
+from hidream.types import Size, Variant, WeightFormat
 
 API_MB = 400
 """The most that the API process may take, whatever is sent."""
@@ -51,8 +51,8 @@ def site(tmp_path_factory):
 
 def planned_mb(size):
     """What the worker's memory plan says of nano and an image of this size: at its peak, and of the weights alone."""
-    asked = Asked(Variant.DEV, size, Storage.COMPUTE, torch.float32)
-    planned = plan(Hardware.cpu(64), *whole(embedded(Variant.DEV), asked))
+    asked = PlanRequest(Variant.DEV, size, WeightFormat.COMPUTE, torch.float32)
+    planned = plan(Hardware.cpu(64), *complete(embedded(Variant.DEV), asked))
     return max(peak.nbytes for peak in planned.peaks) / 2**20, sum(part.nbytes for part in planned.parts) / 2**20
 
 

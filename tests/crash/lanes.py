@@ -162,7 +162,7 @@ async def live(run, number, verdict):
 def ready(job, sites):
     """Do what every child does first."""
 
-    async def done(_):
+    async def done(*_):
         return None
 
     sqlite._migrate = postgresql._migrate = done  # it was done, and takes longer than a story's statements

@@ -40,8 +40,8 @@ from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
 from hidream.model.checkpoint.inferred import published_config
 from hidream.model.checkpoint.lora_folder import LoraFolder
 from hidream.model.latents.autoencoder import load_autoencoder
-from hidream.model.memory.plan_input import Asked, lora_values, partial
-from hidream.model.network.lora import changes, layers, match, wants
+from hidream.model.memory.plan_input import PlanRequest, lora_values, partial
+from hidream.model.network.lora import checked_bytes, deltas, layers, match, wants
 from hidream.model.text.text_encoders import _check_tokenizer
 from hidream.types import Size, Variant
 
@@ -175,11 +175,11 @@ def tensor_tampered(tensor: torch.Tensor, dice: random.Random) -> torch.Tensor:
 def tiny() -> dict[str, torch.Tensor]:
     import tiny as tiny_model
 
-    return tiny_model.ours(tiny_model.reference(), pack=False).state_dict()
+    return tiny_model.ours(tiny_model.reference(), kernels=tiny_model.SEPARATE).state_dict()
 
 
-def asked(loras: Path | None = None) -> Asked:
-    return Asked(Variant.DEV, Size(256, 256), None, DTYPE, loras)
+def asked(loras: Path | None = None) -> PlanRequest:
+    return PlanRequest(Variant.DEV, Size(256, 256), None, DTYPE, loras)
 
 
 def converted(path: Path) -> None:
@@ -291,7 +291,8 @@ class Loras:
         attempt(read_lora, path / "it.safetensors")
         attempt(lambda: match(read_lora(path / "of-peft", wants("x", self.layers)), self.layers))
         folder = LoraFolder(path, self.layers)
-        attempt(lambda: changes([(folder.named("it"), 1.0)], CPU, torch.bfloat16))
+        attempt(lambda: checked_bytes([(folder.named("it"), 1.0)], CPU, torch.bfloat16))
+        attempt(lambda: deltas([(folder.named("it"), 1.0)], CPU, torch.bfloat16))
         assert folder.report("it").isprintable()
 
 

@@ -241,7 +241,7 @@ def test_what_stays_is_the_image_and_the_seam_lies_within_the_mask():
 def test_the_seam_rises_evenly_from_the_masks_edge_and_not_at_the_images():
     mask = torch.zeros(1, 40, 60)
     mask[..., 30:] = 1
-    shares = Layer(torch.zeros(3, 40, 60), mask, None).keep(torch.ones(3, 40, 60))[0]
+    shares = Layer(torch.zeros(3, 40, 60), mask, None).blend(torch.ones(3, 40, 60))[0]
     assert not shares[:, :30].any()
     rising = (2 * torch.arange(FEATHER_PX) + 1) / (2 * FEATHER_PX + 1)
     torch.testing.assert_close(shares[:, 30 : 30 + FEATHER_PX], rising.expand(40, -1))
@@ -251,7 +251,7 @@ def test_the_seam_rises_evenly_from_the_masks_edge_and_not_at_the_images():
 def test_the_smallest_thing_that_a_mask_protects_stays():
     mask = torch.ones(1, 40, 40)
     mask[0, 20, 20] = 0
-    shares = Layer(torch.zeros(3, 40, 40), mask, None).keep(torch.ones(3, 40, 40))[0]
+    shares = Layer(torch.zeros(3, 40, 40), mask, None).blend(torch.ones(3, 40, 40))[0]
     assert shares[20, 20] == 0
     assert shares[20, 21] > 0.9
 

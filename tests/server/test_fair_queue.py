@@ -87,11 +87,18 @@ def test_only_a_key_that_was_found_valid_has_turns_of_its_own():
     fair_queue, key = FairQueue(), authorization_of(b"GET / HTTP/1.1\r\nAUTHORIZATION:  Bearer k \r\n\r\n")
     assert key is not None
     assert fair_queue.client("127.0.0.1", None) == fair_queue.client("127.0.0.1", key) == "127.0.0.1"
-    fair_queue.add_valid_key(key)
-    assert fair_queue.client("127.0.0.1", key) == key
-    for invented in range(VALID_KEYS_MAX):
-        fair_queue.add_valid_key(invented)
+    fair_queue.add_valid_key(key, "its id")
+    assert fair_queue.client("127.0.0.1", key) == "its id"
+    for other in range(VALID_KEYS_MAX):
+        fair_queue.add_valid_key(other, str(other))
     assert len(fair_queue._valid) <= VALID_KEYS_MAX
+
+
+def test_a_key_has_the_same_turns_however_it_is_written():
+    fair_queue = FairQueue()
+    for written in (b"Bearer k", b"bearer k", b"Bearer  k"):
+        fair_queue.add_valid_key(hash(written), "its id")
+    assert {fair_queue.client("127.0.0.1", hash(written)) for written in (b"Bearer k", b"bearer k")} == {"its id"}
 
 
 @pytest.mark.parametrize(

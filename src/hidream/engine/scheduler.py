@@ -78,11 +78,11 @@ class Scheduler:
 
     def __init__(self, policy: Policy, limits: Limits, ageing: float, priority_weight: int) -> None:
         assert ageing > 0, f"ageing is {ageing}; without it large requests starve"
-        assert priority_weight >= 0, f"head_start is {priority_weight}; priorities would be reversed"
+        assert priority_weight >= 0, f"priority_weight is {priority_weight}; priorities would be reversed"
         self._limits = limits
         self._shortest_first = policy is Policy.SRPT
         self._ageing = ageing if self._shortest_first else 1
-        self._head_start = priority_weight
+        self._priority_weight = priority_weight
         self._clock = 0
         self._arrivals = 0
         self._requests: dict[str, _Request] = {}
@@ -193,12 +193,12 @@ class Scheduler:
 
     def _place(self, request: _Request) -> _Place:
         remaining = request.remaining if self._shortest_first else 0
-        key = remaining + self._ageing * request.arrived - request.work.priority * self._head_start
+        key = remaining + self._ageing * request.arrived - request.work.priority * self._priority_weight
         return _Place(key, request.number, request.work.id)
 
     def _short(self, request: _Request) -> _Place:
         """Return the place that a request would have if it had arrived just now."""
-        key = request.remaining - request.work.priority * self._head_start
+        key = request.remaining - request.work.priority * self._priority_weight
         return _Place(key, request.number, request.work.id)
 
     def _leader(self, running: Sequence[_Place]) -> tuple[_Request | None, _Led]:

@@ -27,7 +27,7 @@ from hidream.outputs.object_store import Namespace, ObjectStore
 from hidream.store import audit_log, key_data
 from hidream.store.database import Database
 from hidream.store.key_data import KEY_TABLES, Row
-from hidream.store.prediction import Prediction
+from hidream.store.prediction import COLUMNS, Prediction
 from hidream.types import Status
 
 PART = ".part"
@@ -72,7 +72,7 @@ class _Export:
     async def outputs(self, store: ObjectStore) -> None:
         async for rows in key_data.pages(self.database, KEY_TABLES["predictions"], self.key_id):
             for row in rows:
-                task = Prediction.of_row([row[name] for name in Prediction.__slots__])
+                task = Prediction.of_row([row[column.name] for column in COLUMNS])
                 for name in task.output_names if task.output_name else ():
                     await self.file(store, f"{Namespace.OUTPUTS}/{name}", is_sure=task.status == Status.COMPLETED)
 

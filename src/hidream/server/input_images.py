@@ -140,9 +140,11 @@ class InputImages:
             with suppress(DatabaseUnavailable):
                 await uploads.release(self._database, name, claim, announced.media_type)
             raise
-        if not stored and await uploads.get(self._database, name) is None:
-            await self._store.delete([name])
-            raise NotFound("the upload does not exist any more: it was announced too long ago")
+        if not stored:
+            if await uploads.get(self._database, name) is None:
+                await self._store.delete([name])
+                raise NotFound("the upload does not exist any more: it was announced too long ago")
+            await self._too_late(name, part)  # the claim expired, and another request has taken over
 
     async def _too_late(self, name: str, part: Part) -> None:
         """Say what another request has done meanwhile: nothing is wrong if it has brought the same."""

@@ -257,7 +257,7 @@ class WorkerLoop:
                     due = clock() + heartbeat_s
                 await self._report_progress()
             except DatabaseUnavailable as error:
-                logger.warning("unavailable what=care error=%s", error.message)
+                logger.warning("unavailable what=maintain error=%s", error.message)
                 self._unavailable_at = clock()
 
     async def _renew(self) -> None:

@@ -167,8 +167,8 @@ class Connection(H11Protocol):
         In place of uvicorn's, which sets a timer for each request.
         """
         self.server_state.total_requests += 1
-        if self._authorization is not None and self._is_known():
-            self._connections.fair_queue.add_valid_key(self._authorization)
+        if self._authorization is not None and (key_id := self._key_id()):
+            self._connections.fair_queue.add_valid_key(self._authorization, key_id)
         self._connections.free(self)
         if self.transport.is_closing():
             return
@@ -200,16 +200,16 @@ class Connection(H11Protocol):
                 return
         self._pipelined = 0
 
-    def _is_known(self) -> bool:
-        """Whether the request in work, or the last one, has a valid key."""
-        return bool(self.cycle.scope.get("state", {}).get(KEY_ID))
+    def _key_id(self) -> str:
+        """Return the id of the valid key of the current or last request, empty without one."""
+        return str(self.cycle.scope.get("state", {}).get(KEY_ID) or "")
 
     def finish(self) -> None:
         """Close behind an answer, once the rest of its request's body has come, or enough of it."""
         if self.conn.their_state is not h11.SEND_BODY or self.transport.is_closing():
             self.transport.close()
             return
-        if self._is_known():
+        if self._key_id():
             self._drop_max = self._timeouts.linger_known_bytes
         self._linger()
 

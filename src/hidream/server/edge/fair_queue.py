@@ -18,8 +18,8 @@ HEAD_SEARCHED_BYTES = 8192
 VALID_KEYS_MAX = 10_000
 """Keys that are remembered at a time; when there are more, all are forgotten, and found valid again."""
 
-Client = str | int
-"""An address, or the hash of an Authorization header."""
+Client = str
+"""An address, or the id of a key."""
 DISCARDING: Client = ""
 """All those whose bodies are thrown away: one is read in a round."""
 Start = Callable[[], bool]
@@ -32,20 +32,20 @@ class FairQueue:
     """The turns of one process."""
 
     def __init__(self) -> None:
-        self._valid: set[int] = set()
+        self._valid: dict[int, str] = {}  # hash of an Authorization header -> id of the key that it turned out to be
         self._started: set[Client] = set()  # in this round of the loop
         self._queues: dict[Client, deque[Start]] = {}
         self._called = False
 
     def client(self, address: str, authorization: int | None) -> Client:
         """Say as whom a request counts that came from an address."""
-        return authorization if authorization is not None and authorization in self._valid else address
+        return address if authorization is None else self._valid.get(authorization, address)
 
-    def add_valid_key(self, authorization: int) -> None:
+    def add_valid_key(self, authorization: int, key_id: str) -> None:
         """Let a key have its own turns from now on: it was found valid."""
         if len(self._valid) >= VALID_KEYS_MAX:
             self._valid.clear()
-        self._valid.add(authorization)
+        self._valid[authorization] = key_id
 
     def start_or_enqueue(self, client: Client, begin: Start) -> bool:
         """Begin at once if it is the client's first in this round; else say False, and begin when it is its turn."""
