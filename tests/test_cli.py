@@ -410,7 +410,7 @@ def test_what_is_done_to_a_key_can_be_looked_up_and_all_of_it_written_out_and_er
     id_ = run("keys", "create", "--name", "Ada's").split()[-1]
     assert run("keys", "rotate-webhook", id_).startswith("whsec_")
     new = run("keys", "rotate-webhook", id_, "--overlap", "2")
-    assert re.search(r"^whsec_\w{64}\nsigns beside the secret before until [\d-]+ [\d:]+ UTC, and alone", new)
+    assert re.search(r"^whsec_\w{64}\nsigns beside the old secret until [\d-]+ [\d:]+ UTC, and alone", new)
     assert cli.main(["keys", "rotate-webhook", id_]) == 1
     assert "is being rotated already; accepted" in capsys.readouterr().err
     assert run("keys", "rotate-webhook", id_, "--retire") == "only the new secret signs from now on\n"
@@ -419,7 +419,7 @@ def test_what_is_done_to_a_key_can_be_looked_up_and_all_of_it_written_out_and_er
     assert cli.main(["keys", "export", id_, "--out", "all.zip"]) == 1
     assert "--out is 'all.zip', which is there already; accepted: a new file or folder" in capsys.readouterr().err
     assert cli.main(["keys", "erase", id_]) == 1
-    assert f"all that is kept of '{id_}' would be erased" in capsys.readouterr().err
+    assert f"all data of '{id_}' would be erased" in capsys.readouterr().err
     assert run("keys", "erase", id_, "--yes") == f"revoked and erased {id_}: 0 predictions, 0 uploads\n"
     assert "Ada" not in run("keys", "list")
     told = [json.loads(line) for line in run("audit", "--json", "--since", "1h").splitlines()]

@@ -1,8 +1,7 @@
-"""The grammar of the command line: its commands, their flags, and how what is typed becomes a value.
+"""The command line: its commands, their flags, and the conversion of flags to values.
 
-A flag that is a setting stays the text that was typed, under the destination `table.key`; `settings/sources.py` reads
-it, as it reads the environment. Every other flag gets its type here. Knows no room and does nothing: `cli.py` has the
-commands.
+The flag of a setting stays text, under the destination `table.key`; `settings/sources.py` converts it, like a variable
+of the environment. Every other flag is converted here. This module runs nothing: `cli.py` has the commands.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ if TYPE_CHECKING:
 
 GIGABYTES = r"[1-9]\d{0,4}(\.\d+)?"
 HOST_SMALLEST_GB = 4
-"""Host memory that a plan is made for: the system itself takes 3 GB (`model/memory/candidates.HOST_RESERVE_BYTES`)."""
+"""The least host memory of a plan: the system itself takes 3 GB (`model/memory/candidates.HOST_RESERVE_BYTES`)."""
 MODELS = {part.setting: part.about for part in NAMED_ALONE} | {
-    "tokenizers": "folder with some of the four tokenizers, for what the checkpoint lacks",
+    "tokenizers": "folder with some of the four tokenizers, for those that the checkpoint lacks",
     "loras": "folder of LoRAs",
 }
-"""What `[models]` names beside the variants, for the flags."""
+"""The keys of `[models]` beside the variants, with the help of their flags."""
 SCOPES = ("submit", "view", "read", "admin")
-"""What a key may do; `store/keys.Scope` says it again for the rooms above, and a test holds the two together."""
+"""The scopes of a key, as in `store/keys.Scope`, which this module does not import; a test compares the two."""
 LIMITS = {
     "requests_per_minute": "submissions a minute",
     "tasks_max": "unfinished tasks at a time",
@@ -44,21 +43,21 @@ LIMITS = {
     "pixels_max": "pixels of an image",
     "images_max": "images of a task",
     "work_per_day": "pixel steps in 24 hours",
-    "bytes_max": "bytes of uploads and images that are kept",
+    "bytes_max": "bytes of stored uploads and images",
 }
-"""What may be limited for a key, as `store/keys.Limits` has it for the rooms above; a test holds the two together."""
+"""The limits of a key, as in `store/keys.Limits`, which this module does not import; a test compares the two."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the commands do, instead of below a list of all flags."""
+    """A parser that reports an error in one line, as the commands do, without a list of all flags."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # noqa: ANN401
-        """Parse as ever, but name the nearest flag of this command where one is not known."""
+        """Parse as usual, but suggest the nearest flag of this command for an unknown one."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = next((each.partition("=")[0] for each in unknown if each.startswith("--")), "")
-            near = nearest(flag, {known: known for known in self._option_string_actions})
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+            suggestion = nearest(flag, {known: known for known in self._option_string_actions})
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion}")
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -67,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class OfPlan(argparse.Action):
-    """Stores the value of a flag that only `--plan` heeds, and in `complain` what ends the command without it."""
+    """Stores the value of a flag that only `--plan` uses, and in `complain` how to refuse it without `--plan`."""
 
     def __call__(
         self,
@@ -76,15 +75,15 @@ class OfPlan(argparse.Action):
         value: object,
         flag: str | None = None,
     ) -> None:
-        """Take one flag."""
+        """Store one flag."""
         setattr(given, self.dest, value)
         given.complain = lambda: parser.error(f"argument {flag}: given without --plan; accepted: with it")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read a command line, this process's own by default; ends with status 2 on one that is not understood.
+    """Parse a command line, by default that of this process; exits with status 2 if it is not understood.
 
-    The answer names the command in `command`; `flags` finds the settings in it.
+    The result has the name of the command in `command`; `flags` extracts the settings from it.
     """
     given = parser().parse_args(argv)
     if given.command == "info" and given.complain and not given.plan:
@@ -93,7 +92,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser, without what `parse` checks of flags together."""
+    """Build the parser, without the checks of `parse` on combinations of flags."""
     top = Parser(prog="hidream", description="The self-hosted home of HiDream-I1.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -110,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """Settings among the flags that were given, as {table: {key: text}}."""
+    """The settings among the flags, as {table: {key: text}}."""
     found: dict[str, dict[str, object]] = {}
     if getattr(arguments, "model", None) is not None:
         found["models"] = {str(getattr(arguments, "variant", Variant.DEV)): arguments.model}
@@ -122,13 +121,13 @@ def flags(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
 
 
 def _generate(commands: Commands) -> None:
-    generate = commands.add_parser("generate", help="draw one picture")
+    generate = commands.add_parser("generate", help="generate one image")
     generate.add_argument("prompt", type=_text)
     suffixes = in_words((f".{name}" for name in FORMAT_NAMES), "or")
     for parameter in PARAMETERS:
         if parameter.flag is not None:
             _parameter(generate, parameter, parameter.flag)
-        if parameter.attribute == "seed":  # what is asked for most comes first in the help
+        if parameter.attribute == "seed":  # the most used flags come first in the help
             generate.add_argument("--out", type=_path, default=Path("out.png"), help=f"a {suffixes} file")
             generate.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
     _model_flags(generate)
@@ -138,29 +137,29 @@ def _generate(commands: Commands) -> None:
 def _parameter(command: argparse.ArgumentParser, parameter: Parameter, flag: CommandFlag) -> None:
     """Add the flag of a request's parameter, under the name of the request's field."""
     kind = parameter.kind
-    how: dict[str, Any] = {"dest": parameter.attribute, "default": parameter.default}
-    how["metavar"] = flag.metavar or flag.name.lstrip("-").upper()
+    options: dict[str, Any] = {"dest": parameter.attribute, "default": parameter.default}
+    options["metavar"] = flag.metavar or flag.name.lstrip("-").upper()
     if isinstance(kind, Choice):
-        how |= {"choices": list(kind.values), "metavar": flag.metavar}
+        options |= {"choices": list(kind.values), "metavar": flag.metavar}
     elif isinstance(kind, Loras):
-        how |= {"type": _lora, "action": "append", "default": []}
+        options |= {"type": _lora, "action": "append", "default": []}
     elif isinstance(kind, Dimensions):
-        how["default"] = None  # the image to start from may decide it
+        options["default"] = None  # the init image may decide it
     else:
-        how["type"] = _seed if parameter.attribute == "seed" else _TYPES[type(kind)]
-    command.add_argument(flag.name, help=flag.help or parameter.description, **how)
+        options["type"] = _seed if parameter.attribute == "seed" else _TYPES[type(kind)]
+    command.add_argument(flag.name, help=flag.help or parameter.description, **options)
 
 
 def parameters_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Read what was said of a request, by the names of its fields, but for its size and the content of its files."""
-    said = {each.attribute: getattr(given, each.attribute) for each in PARAMETERS if each.flag is not None}
+    """The fields of a request, by name, except for its size and the content of its files."""
+    values = {each.attribute: getattr(given, each.attribute) for each in PARAMETERS if each.flag is not None}
     choices = {each.attribute: each.kind for each in PARAMETERS if isinstance(each.kind, Choice)}
-    read = {name: choices[name].from_json(value) if name in choices else value for name, value in said.items()}
-    return read | {"prompt": given.prompt, "loras": tuple(given.loras)}
+    fields = {name: choices[name].from_json(value) if name in choices else value for name, value in values.items()}
+    return fields | {"prompt": given.prompt, "loras": tuple(given.loras)}
 
 
 def _serve(commands: Commands) -> None:
-    serve = commands.add_parser("serve", help="serve the HTTP API, with a worker beside it")
+    serve = commands.add_parser("serve", help="serve the HTTP API, and run a worker")
     _address(serve)
     _model_flags(serve)
     serve.set_defaults(command="serve")
@@ -173,33 +172,33 @@ def _api(commands: Commands) -> None:
 
 
 def _worker(commands: Commands) -> None:
-    worker = commands.add_parser("worker", help="draw what the database asks for")
+    worker = commands.add_parser("worker", help="generate the images of the tasks in the database")
     worker.add_argument("--with-parent", action="store_true", help="end when standard input is closed")
     _model_flags(worker)
     worker.set_defaults(command="worker")
 
 
 def _keys(commands: Commands) -> None:
-    keys = commands.add_parser("keys", help="make, list, revoke, rotate, export and erase API keys").add_subparsers(
+    keys = commands.add_parser("keys", help="create, list, revoke, rotate, export and erase API keys").add_subparsers(
         required=True, metavar="ACTION"
     )
-    create = keys.add_parser("create", help="make a key and print it, once")
-    create.add_argument("--name", type=_text, default="", help="whose it is, for the list")
+    create = keys.add_parser("create", help="create a key and print it, once")
+    create.add_argument("--name", type=_text, default="", help="a name for the list")
     create.add_argument(
         "--scopes",
         type=_scopes,
         default=("submit", "read"),
-        help=f"what it may do: some of {', '.join(SCOPES)}, with commas between (default: submit,read)",
+        help=f"what it may do: some of {', '.join(SCOPES)}, separated by commas (default: submit,read)",
     )
     _limit_flags(create, 0, "default: no limit")
     create.set_defaults(command="keys create")
-    keys.add_parser("list", help="all keys, revoked ones included").set_defaults(command="keys list")
-    revoke = keys.add_parser("revoke", help="make a key worthless; servers know within a second")
+    keys.add_parser("list", help="list all keys, including revoked ones").set_defaults(command="keys list")
+    revoke = keys.add_parser("revoke", help="revoke a key; takes effect within a second")
     revoke.set_defaults(command="keys revoke")
-    rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one is worthless")
+    rotate = keys.add_parser("rotate", help="give a key a new secret and print it, once; the old one becomes invalid")
     rotate.set_defaults(command="keys rotate")
-    limit = keys.add_parser("limit", help="change limits of a key; servers know within a second")
-    _limit_flags(limit, None, "0: no limit; default: as it is")
+    limit = keys.add_parser("limit", help="change limits of a key; takes effect within a second")
+    _limit_flags(limit, None, "0: no limit; default: unchanged")
     limit.set_defaults(command="keys limit")
     webhook = keys.add_parser("rotate-webhook", help="give a key's webhooks a new secret and print it")
     webhook.add_argument(
@@ -207,69 +206,71 @@ def _keys(commands: Commands) -> None:
         type=_hours,
         default=24,
         metavar="HOURS",
-        help="for how long the secret before signs too: 0 to 168 (default: %(default)s)",
+        help="for how long the old secret signs too: 0 to 168 (default: %(default)s)",
     )
-    webhook.add_argument("--retire", action="store_true", help="instead, end a rotation: only the new secret signs")
+    webhook.add_argument("--retire", action="store_true", help="end a rotation instead: only the new secret signs")
     webhook.set_defaults(command="keys rotate-webhook")
-    export = keys.add_parser("export", help="write all that is kept of a key to a folder or a .zip file")
-    export.add_argument("--out", type=_path, required=True, help="a name that ends in .zip, or a folder; new")
+    export = keys.add_parser("export", help="write all data of a key to a folder or a .zip file")
+    export.add_argument("--out", type=_path, required=True, help="a new .zip file or folder")
     export.set_defaults(command="keys export")
-    erase = keys.add_parser("erase", help="revoke a key, and erase all that is kept of it")
-    erase.add_argument("--yes", action="store_true", help="it cannot be undone: say that you mean it")
+    erase = keys.add_parser("erase", help="revoke a key, and erase all its data")
+    erase.add_argument("--yes", action="store_true", help="confirm: erasing cannot be undone")
     erase.set_defaults(command="keys erase")
-    for one in (revoke, rotate, limit, webhook, export, erase):
-        one.add_argument("id", type=_text, help="as `hidream keys list` shows it")
+    for command in (revoke, rotate, limit, webhook, export, erase):
+        command.add_argument("id", type=_text, help="as `hidream keys list` shows it")
 
 
 def _audit(commands: Commands) -> None:
-    audit = commands.add_parser("audit", help="what was done to keys, when and by whom")
-    audit.add_argument("--since", type=_ago, metavar="AGO", help="such as 12h, 7d or 4w (default: all, a year)")
-    audit.add_argument("--json", action="store_true", help="a JSON object a line")
+    audit = commands.add_parser("audit", help="show the audit log: what was done to keys, when and by whom")
+    audit.add_argument(
+        "--since", type=_ago, metavar="AGO", help="such as 12h, 7d or 4w (default: all, which is a year)"
+    )
+    audit.add_argument("--json", action="store_true", help="one JSON object per line")
     audit.set_defaults(command="audit")
 
 
 def _limit_flags(command: argparse.ArgumentParser, default: int | None, note: str) -> None:
-    for name, what in LIMITS.items():
+    for name, label in LIMITS.items():
         flag = f"--{name.replace('_', '-')}"
-        command.add_argument(flag, type=_limit, default=default, metavar="N", help=f"{what} ({note})")
+        command.add_argument(flag, type=_limit, default=default, metavar="N", help=f"{label} ({note})")
 
 
 def _mcp(commands: Commands) -> None:
-    mcp = commands.add_parser("mcp", help="be a tool of a language model: the Model Context Protocol over stdio")
+    mcp = commands.add_parser("mcp", help="serve as a tool for a language model: the Model Context Protocol over stdio")
     _setting(mcp, "mcp", "url", "base URL of a hidream server")
     mcp.set_defaults(command="mcp")
 
 
 def _info(commands: Commands) -> None:
-    info = commands.add_parser("info", help="models, parameters, memory, device")
+    info = commands.add_parser("info", help="show models, parameters, memory and device")
     _model_flags(info)
     info.add_argument("--variant", choices=list(Variant), default=Variant.DEV)
     info.add_argument(
         "--plan",
         action="store_true",
-        help="instead, what a model does with some memory: --model, else the published one",
+        help="show instead how a model uses some memory: --model, or else the published one",
     )
     plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OfPlan)
     plan("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
     plan("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
     plan("--size", default=str(DEFAULT_SIZE), help="width*height in pixels (default: %(default)s)")
-    plan("--bits", type=_whole, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)")
+    plan("--bits", type=_integer, choices=(16, 8, 4), default=4, help="fewest bits of a weight (default: %(default)s)")
     info.set_defaults(command="info", complain=None)
 
 
 def _convert(commands: Commands) -> None:
-    convert = commands.add_parser("convert", help="bring weights into another format or type")
+    convert = commands.add_parser("convert", help="convert weights to another format or type")
     convert.add_argument("source", type=_path, help="a file or folder of one part, or a whole folder (also ComfyUI's)")
     convert.add_argument("target", type=_path, help="a file or folder that does not exist yet")
-    convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: what the target's name says")
+    convert.add_argument("--to", choices=("diffusers", "comfy", "gguf"), help="default: by the target's name")
     convert.add_argument(
-        "--type", help="bf16, fp16, fp32, fp8, fp8_scaled, Q8_0, Q4_0, … (default: as stored, where that can be kept)"
+        "--type", help="bf16, fp16, fp32, fp8, fp8_scaled, Q8_0, Q4_0, … (default: as stored, if the format allows it)"
     )
     convert.add_argument(
         "--shard-size", type=_nbytes, default="5GB", help="largest file of a diffusers folder (default: %(default)s)"
     )
-    convert.add_argument("--variant", choices=list(Variant), help="whose transformer, of several in a ComfyUI folder")
-    convert.add_argument("--force", action="store_true", help="replace what is there")
+    convert.add_argument("--variant", choices=list(Variant), help="which transformer, if a ComfyUI folder has several")
+    convert.add_argument("--force", action="store_true", help="replace an existing target")
     convert.set_defaults(command="convert")
 
 
@@ -283,8 +284,8 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
         "--model",
         help="the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
     )
-    for part, what in MODELS.items():
-        _setting(command, "models", part, what)
+    for part, about in MODELS.items():
+        _setting(command, "models", part, about)
     _setting(command, "compute", "device", "torch device (default: auto)")
     _setting(command, "compute", "dtype", "float32, bfloat16 or float16 (default: auto)")
     _setting(command, "compute", "storage", "compute, stored, fp8, int8 or nf4 (default: auto)")
@@ -292,17 +293,17 @@ def _model_flags(command: argparse.ArgumentParser) -> None:
     _setting(command, "compute", "threads", "CPU threads (default: torch's choice)")
 
 
-def _setting(command: argparse.ArgumentParser, table: str, key: str, what: str) -> None:
-    command.add_argument(flag_name(table, key), dest=f"{table}.{key}", metavar=key.upper(), help=what)
+def _setting(command: argparse.ArgumentParser, table: str, key: str, about: str) -> None:
+    command.add_argument(flag_name(table, key), dest=f"{table}.{key}", metavar=key.upper(), help=about)
 
 
 def _refused(text: str, what: str, accepted: str) -> argparse.ArgumentTypeError:
-    """The error of a type, to which argparse adds the flag."""
+    """The error for a text that is not `what`; argparse adds the flag."""
     return argparse.ArgumentTypeError(f"{text!r:.100} is not {what}; accepted: {accepted}")
 
 
 def _text(text: str) -> str:
-    """Bytes that are no UTF-8 come from the shell as surrogates, which neither tokenizers nor SQLite take."""
+    """Refuse surrogates: bytes that are not UTF-8 become surrogates, which neither tokenizers nor SQLite accept."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -316,7 +317,7 @@ def _path(text: str) -> Path:
     return Path(_text(text))
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -337,7 +338,7 @@ def _seed(text: str) -> int:
 
 
 def _lora(text: str) -> LoraUse:
-    name, _, weight = text.rpartition(":") if ":" in text else (text, "", "")  # a file's name may have colons
+    name, _, weight = text.rpartition(":") if ":" in text else (text, "", "")  # a file name may contain colons
     if not name:
         raise _refused(text, "a LoRA", "NAME or NAME:WEIGHT")
     try:
@@ -346,14 +347,14 @@ def _lora(text: str) -> LoraUse:
         raise argparse.ArgumentTypeError(error.message) from None
 
 
-_TYPES: dict[type, Callable[[str], object]] = {Text: _text, Whole: _whole, Number: _number, Source: _path}
-"""How what is typed becomes a value of a kind."""
+_TYPES: dict[type, Callable[[str], object]] = {Text: _text, Whole: _integer, Number: _number, Source: _path}
+"""The conversion of text to a value of each kind."""
 
 
 def _scopes(text: str) -> tuple[str, ...]:
     given = tuple(scope.strip() for scope in text.split(","))
     if not set(given) <= set(SCOPES):
-        raise _refused(text, "a list of scopes", f"some of {', '.join(SCOPES)}, with commas between")
+        raise _refused(text, "a list of scopes", f"some of {', '.join(SCOPES)}, separated by commas")
     return given
 
 
@@ -370,7 +371,7 @@ def _hours(text: str) -> int:
 
 
 def _ago(text: str) -> float:
-    """Read a time as seconds before now."""
+    """Convert a time before now to seconds."""
     match = re.fullmatch(r"(\d{1,5})([hdw])", text, re.ASCII)
     if not match:
         raise _refused(text, "a time before now", "hours, days or weeks such as 12h, 7d or 4w")

@@ -1,7 +1,7 @@
 """The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `audit`, `mcp`, `info`, `convert`.
 
-Reads flags (`arguments.py`) and settings, calls one function of one room, prints for people. Imports of rooms happen
-inside the commands, so that `hidream --help` answers at once.
+Each command reads flags (`arguments.py`) and settings, calls one function of one package, and prints the result. The
+commands import the packages that they need, so that `hidream --help` responds at once.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ T = TypeVar("T")
 SUFFIXES = {f".{name}": image_format for name, image_format in FORMAT_NAMES.items()}
 
 SERVICES = ("serve", "api", "worker")
-"""Commands that systemd and others keep running."""
+"""Commands that a service manager keeps running."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    The exit status is 0; 1 after an error that is printed in one line; 2, by SystemExit, after one of the grammar; and
-    78 where a process that others start again and again cannot start by what its operator has set.
+    The exit status is 0; 1 after an error, which is printed in one line; 2, by SystemExit, if the command line is not
+    understood; and 78 if a service cannot start because of its configuration, so that a restart would not help.
     """
     given = arguments.parse(argv)
     try:
         config = sources.load(os.environ, arguments.flags(given))
         logs.configure(config.server.log_format)
-        _tell_what_was_passed_over()
+        _warn_about_ignored_variables()
         if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
             _keep_private(config)
         return COMMANDS[given.command](given, config)
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
         return _fail(error.message, ConfigurationError.exit_status if hopeless else 1)
-    except OSError as error:  # a disk that is full, a folder that is not ours: the system's words say enough
+    except OSError as error:  # such as a full disk or a missing permission: the system's message is sufficient
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (RuntimeError, MemoryError) as error:
         from hidream.worker.failure import TOO_LARGE, out_of_memory
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _tell_what_was_passed_over() -> None:
+def _warn_about_ignored_variables() -> None:
     if names := sources.passed_over(os.environ):
-        why = "Kubernetes or Docker put them there; `enableServiceLinks: false` in the pod's spec keeps them out"
-        logger.warning("environment_passed_over names=%s because=%s", ",".join(names), why)
+        reason = "Kubernetes or Docker set them; `enableServiceLinks: false` in the pod's spec prevents that"
+        logger.warning("environment_passed_over names=%s because=%s", ",".join(names), reason)
 
 
 def _keep_private(config: Settings) -> None:
@@ -92,19 +92,20 @@ def _in_one_line(message: str) -> str:
 
 
 def _let_threads_sleep() -> None:
-    """Have waiting OpenMP threads sleep instead of spin; to be called before torch is imported.
+    """Make waiting OpenMP threads sleep instead of spin; call this before torch is imported.
 
-    Where anything else wants the cores, spinning is ruinous: beside one busy process a nano picture took 30 to 70 s
-    on two cores instead of 1.0, sleeping 1.3 (1.2 on an idle machine). OMP_WAIT_POLICY=active brings the spinning back.
+    If other processes need the cores, spinning is ruinous: next to one busy process, an image of nano took 30 to 70 s
+    on two cores instead of 1.0 s. With sleeping threads it took 1.3 s (1.2 s on an idle machine).
+    OMP_WAIT_POLICY=active restores spinning.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _generate(given: argparse.Namespace, config: Settings) -> int:
     output_format, image = _format_of(given.out), _bytes(given.image)
-    asked = arguments.parameters_of(given) | {"image": image, "mask": _bytes(given.mask)}
-    asked |= {"size": _size_of(given.size, image), "seed": random_seed() if given.seed == -1 else given.seed}
-    request = ImageRequest(**asked, output_format=output_format)
+    parameters = arguments.parameters_of(given) | {"image": image, "mask": _bytes(given.mask)}
+    parameters |= {"size": _size_of(given.size, image), "seed": random_seed() if given.seed == -1 else given.seed}
+    request = ImageRequest(**parameters, output_format=output_format)
 
     _let_threads_sleep()
     from hidream.worker.main import gc_frozen
@@ -123,11 +124,11 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        picture = generate(model, request, on_step)
+        generated = generate(model, request, on_step)
     version = model.version_of(request.mode)
-    given.out.write_bytes(encode(picture.pixels, output_format, seed=request.seed, version=version))
-    t = picture.timings
-    for warning in picture.warnings:
+    given.out.write_bytes(encode(generated.pixels, output_format, seed=request.seed, version=version))
+    t = generated.timings
+    for warning in generated.warnings:
         print(f"hidream: {warning}", file=sys.stderr)
     print(
         f"{given.out}: {request.size}, seed {request.seed}, {version}\n"
@@ -185,8 +186,8 @@ def _plan(given: argparse.Namespace, config: Settings) -> int:
         resolve_dtype(config.compute.dtype, torch.device(device)),
         resolve_weight_format(config.compute.storage),
     )
-    asked = PlanRequest(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
-    shape, options, parts = plan_configured(asked, config)
+    request = PlanRequest(Variant(given.variant), size, storage, dtype, config.models.loras, given.bits)
+    shape, options, parts = plan_configured(request, config)
     for part in parts:
         print(part)
     print(plan_report.tell(given.memory, given.host, options, device, shape))
@@ -241,11 +242,11 @@ def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     limits = keys.Limits(**_limits_given(given))
     scopes = frozenset(map(keys.Scope, given.scopes))
     pepper = config.store.key_pepper
-    how = {"pepper": pepper, "actor": _actor()}
+    options = {"pepper": pepper, "actor": _actor()}
     key, secret = _in_store(
-        config, lambda database: keys.create(database, given.name, scopes, limits, **how), make=True
+        config, lambda database: keys.create(database, given.name, scopes, limits, **options), make=True
     )
-    print(f"{secret}\nshown once: only its hash is kept; the key's id is {key.id}")
+    print(f"{secret}\nshown once: only its hash is stored; the key's id is {key.id}")
     return 0
 
 
@@ -260,15 +261,15 @@ def _keys_list(given: argparse.Namespace, config: Settings) -> int:
 
 
 def _limits(limits: Limits) -> str:
-    """What a key may use, in a few words."""
-    named = {what: getattr(limits, name) for name, what in arguments.LIMITS.items()}
-    return ", ".join(f"{most} {what}" for what, most in named.items() if most) or "no limits"
+    """Describe the limits of a key."""
+    values = {label: getattr(limits, name) for name, label in arguments.LIMITS.items()}
+    return ", ".join(f"{limit} {label}" for label, limit in values.items() if limit) or "no limits"
 
 
 def _limits_given(given: argparse.Namespace) -> dict[str, int]:
-    """The limits that were said, by their names."""
-    said = {name: getattr(given, name) for name in arguments.LIMITS}
-    return {name: most for name, most in said.items() if most is not None}
+    """The limits on the command line, by name."""
+    limits = {name: getattr(given, name) for name in arguments.LIMITS}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
@@ -280,8 +281,8 @@ def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
             "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
         )
     _in_store(config, lambda database: keys.set_limits(database, given.id, changed, actor=_actor()))
-    said = (f"{most or 'any number of'} {arguments.LIMITS[name]}" for name, most in changed.items())
-    print(f"changed {given.id}: {', '.join(said)}")
+    limits = (f"{limit or 'any number of'} {arguments.LIMITS[name]}" for name, limit in changed.items())
+    print(f"changed {given.id}: {', '.join(limits)}")
     return 0
 
 
@@ -298,7 +299,7 @@ def _keys_rotate(given: argparse.Namespace, config: Settings) -> int:
 
     pepper = config.store.key_pepper
     secret = _in_store(config, lambda database: keys.rotate(database, given.id, pepper=pepper, actor=_actor()))
-    print(f"{secret}\nshown once: only its hash is kept; what {given.id} was before is worthless")
+    print(f"{secret}\nshown once: only its hash is stored; the old secret of {given.id} is invalid")
     return 0
 
 
@@ -308,7 +309,7 @@ def _keys_rotate_webhook(given: argparse.Namespace, config: Settings) -> int:
 
     if given.retire:
         ended = _in_store(config, lambda database: webhook_secrets.retire(database, given.id, actor=_actor()))
-        print("only the new secret signs from now on" if ended else f"no rotation of {given.id} is under way")
+        print("only the new secret signs from now on" if ended else f"no rotation of {given.id} is in progress")
         return 0
     overlap_ms = given.overlap * 3_600_000
     rotated = _in_store(
@@ -316,9 +317,9 @@ def _keys_rotate_webhook(given: argparse.Namespace, config: Settings) -> int:
     )
     if rotated.next:
         until = datetime.fromtimestamp(rotated.until_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        print(f"{rotated.next}\nsigns beside the secret before until {until}, and alone from then on")
+        print(f"{rotated.next}\nsigns beside the old secret until {until}, and alone from then on")
     else:
-        print(f"{rotated.secret}\nsigns the webhooks of {given.id} from now on, alone")
+        print(f"{rotated.secret}\nalone signs the webhooks of {given.id} from now on")
     return 0
 
 
@@ -329,7 +330,9 @@ def _keys_export(given: argparse.Namespace, config: Settings) -> int:
 
     outputs, uploads = (open_configured_store(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
     written = _in_store(config, lambda database: export(database, outputs, uploads, given.id, given.out, _actor()))
-    print(f"{given.out}: {', '.join(f'{count} {what}' for what, count in sorted(written.items())) or 'the key alone'}")
+    print(
+        f"{given.out}: {', '.join(f'{count} {table}' for table, count in sorted(written.items())) or 'the key alone'}"
+    )
     return 0
 
 
@@ -340,7 +343,7 @@ def _keys_erase(given: argparse.Namespace, config: Settings) -> int:
 
     if not given.yes:
         raise InvalidInput(
-            f"all that is kept of {given.id!r:.100} would be erased, and cannot be had again; accepted: with --yes"
+            f"all data of {given.id!r:.100} would be erased, which cannot be undone; accepted: with --yes"
         )
     outputs, uploads = (open_configured_store(config, each) for each in (Namespace.OUTPUTS, Namespace.UPLOADS))
     erased = _in_store(config, lambda database: erase(database, outputs, uploads, given.id, _actor()))
@@ -352,17 +355,17 @@ def _audit(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import audit_log
 
     since_ms = 0 if given.since is None else round((time.time() - given.since) * 1000)
-    for act in _in_store(config, lambda database: audit_log.entries(database, since_ms)):
-        at = datetime.fromtimestamp(act.at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        told = {"at": at, "actor": act.actor, "act": act.act, "subject": act.subject, "details": act.details}
-        details = " ".join(f"{name}={json.dumps(value)}" for name, value in act.details.items())
-        line = f"{at}  {act.actor}  {act.act}  {act.subject}  {details}".rstrip()
-        print(json.dumps(told, ensure_ascii=False) if given.json else line)
+    for entry in _in_store(config, lambda database: audit_log.entries(database, since_ms)):
+        at = datetime.fromtimestamp(entry.at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        fields = {"at": at, "actor": entry.actor, "act": entry.act, "subject": entry.subject, "details": entry.details}
+        details = " ".join(f"{name}={json.dumps(value)}" for name, value in entry.details.items())
+        line = f"{at}  {entry.actor}  {entry.act}  {entry.subject}  {details}".rstrip()
+        print(json.dumps(fields, ensure_ascii=False) if given.json else line)
     return 0
 
 
 def _actor() -> str:
-    """Who runs this command, for the audit log: the system's name of the user, and the machine's."""
+    """Who runs this command, for the audit log: the names of the user and the host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a user id without a name, as in a container
@@ -374,12 +377,12 @@ def _mcp(given: argparse.Namespace, config: Settings) -> int:
     try:
         from hidream.mcp_server import run
     except ImportError as error:
-        raise ConfigurationError("`hidream mcp` needs its extra; accepted: pip install 'hidream[mcp]'") from error
+        raise ConfigurationError("`hidream mcp` needs an extra; accepted: pip install 'hidream[mcp]'") from error
     return run(config)
 
 
 def _in_store(config: Settings, call: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
-    """Open the database for one call; one that is not there is an error, unless the call is to `make` it."""
+    """Open the database for one call; a missing database is an error, unless `make` creates it."""
     from hidream.store.database import Database
 
     async def run() -> T:
@@ -394,7 +397,7 @@ def _day(ms: int) -> str:
 
 
 def _format_of(out: Path) -> ImageFormat:
-    """The format that the name of a picture asks for, if one can be written there: it is drawn before it is written."""
+    """The image format of a file name. Raises InvalidInput if the file cannot be written, before it is generated."""
     if out.suffix.lower() not in SUFFIXES:
         raise InvalidInput(f"--out is {str(out)!r:.100}; accepted: a name that ends in {', '.join(SUFFIXES)}")
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
@@ -403,7 +406,7 @@ def _format_of(out: Path) -> ImageFormat:
 
 
 def _size_of(given: str | None, image: bytes | None) -> Size:
-    """The size that is said, else that of the image to start from."""
+    """The size on the command line, or else the size of the init image."""
     if given is not None:
         return Size.parse(given)
     if image is None:
@@ -414,7 +417,7 @@ def _size_of(given: str | None, image: bytes | None) -> Size:
 
 
 def _bytes(path: Path | None) -> bytes | None:
-    """Content of a file that a flag names."""
+    """The content of a file that a flag names."""
     try:
         return None if path is None else path.read_bytes()
     except OSError as error:
@@ -439,7 +442,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "info": _info,
     "convert": _convert,
 }
-"""What each command of the grammar does; the answer is the exit status."""
+"""The function of each command; it returns the exit status."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

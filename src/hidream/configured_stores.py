@@ -1,4 +1,4 @@
-"""From settings to the places where files lie: the one file that knows both, for the server and the worker."""
+"""Opening object stores from the settings, for the server and the worker: the only module that knows both."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from hidream.settings.tables import Settings
 
 
 def open_configured_store(settings: Settings, namespace: Namespace) -> ObjectStore:
-    """Open the place of a namespace in the configured folder or bucket. Raises ConfigurationError."""
-    wanted = settings.outputs
+    """Open the object store of a namespace in the configured folder or bucket. Raises ConfigurationError."""
+    outputs = settings.outputs
     access = BucketAccess(
-        endpoint=wanted.endpoint or None,
-        region=wanted.region or None,
-        access_key_id=wanted.access_key_id or None,
-        secret_access_key=wanted.secret_access_key or None,
-        signed_urls=wanted.signed_urls == "on",
-        public_endpoint=wanted.public_endpoint or None,
+        endpoint=outputs.endpoint or None,
+        region=outputs.region or None,
+        access_key_id=outputs.access_key_id or None,
+        secret_access_key=outputs.secret_access_key or None,
+        signed_urls=outputs.signed_urls == "on",
+        public_endpoint=outputs.public_endpoint or None,
     )
     return open_object_store(settings.outputs_url, namespace, access)

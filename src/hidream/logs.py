@@ -1,7 +1,7 @@
-"""The log of every process: one line per event, a name and `key=value` pairs, as text or as JSON.
+"""Logging of all processes: one line per event, with a name and `key=value` pairs, as text or as JSON.
 
-What a value contains never makes a second line or a second pair: a JSON line takes its pairs from the template of the
-call, not from the finished text. Nobody else sets logging up, and this only when `configure` is called.
+The content of a value never adds a line or a pair: a JSON line takes its pairs from the template of the call, not from
+the formatted text. Only `configure` sets up logging, and importing this module does not.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 _PAIR = re.compile(r"(\w+)=%[-.\d]*[a-z]")
-_PLACE = re.compile(r"%[-.\d]*[a-z]")
+_FIELD = re.compile(r"%[-.\d]*[a-z]")
 _HEAD = ("time", "level", "logger", "event", "exception")
 _BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\0": "\\0"})
 
 
 def configure(log_format: str, stream: TextIO | None = None) -> None:
-    """Write the log of this process to a stream, by default standard error, as `text` or as `json`.
+    """Write the log of this process to a stream, by default standard error, as `text` or `json`.
 
-    Where somebody has set logging up already, in a program of his own, only a stream replaces that.
+    If the program that imports hidream has set up logging already, that stays, unless `stream` is given.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=stream is not None)
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every start as of a migration
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what strangers send
-    for client in ("httpx", "httpx2", "mcp"):  # they tell of every request, with its URL
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every start like a migration
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about what clients send
+    for client in ("httpx", "httpx2", "mcp"):  # they log every request with its URL
         logging.getLogger(client).setLevel(logging.WARNING)
 
 
 class TextLines(logging.Formatter):
-    """For people: time, level, logger and message in one line, below it what was raised."""
+    """For people: time, level, logger and message in one line, followed by the traceback, if any."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Write a record's line."""
+        """Format the line of a record."""
         return super().formatMessage(record).translate(_BREAKS)
 
 
 class JsonLines(logging.Formatter):
-    """For programs: an object with `time`, `level`, `logger`, `event`, and a field for each pair."""
+    """For programs: a JSON object with `time`, `level`, `logger`, `event`, and a field for each pair."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as one line."""
+        """Format a record as one line."""
         head: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -64,24 +64,24 @@ class JsonLines(logging.Formatter):
 
 
 def _event(record: logging.LogRecord) -> dict[str, object]:
-    """Take a call apart: the template's first word, and each pair with the value that was given for it."""
+    """Return the event name, which is the first word of the template, and each pair with its value."""
     template, values = record.msg, record.args
     names = _PAIR.findall(template) if isinstance(template, str) else []
-    if not isinstance(values, tuple) or not 0 < len(names) == len(values) == len(_PLACE.findall(str(template))):
+    if not isinstance(values, tuple) or not 0 < len(names) == len(values) == len(_FIELD.findall(str(template))):
         return {"event": record.getMessage()}
     pairs = {name if name not in _HEAD else f"{name}_": _plain(v) for name, v in zip(names, values, strict=True)}
     return {"event": str(template).split(" ", 1)[0], **pairs}
 
 
 def _plain(value: object) -> object:
-    """Keep what JSON has, numbers to a thousandth, and write everything else as text; a StrEnum is a text."""
+    """Return a value that JSON has: floats rounded to a thousandth, and everything else, StrEnums too, as text."""
     if isinstance(value, float):
         return round(value, 3)
     return value if value is None or isinstance(value, bool | int) else str(value)
 
 
 class Seldom:
-    """An event that strangers can bring about at will: at most one line of it a second, with how many there were."""
+    """An event that clients can cause at will: at most one line per second, with the number of events."""
 
     EVERY_S = 1.0
 
@@ -93,7 +93,7 @@ class Seldom:
         self._next = -math.inf
 
     def say(self, because: object) -> None:
-        """Write a warning, or only count."""
+        """Log a warning, or only count the event."""
         self._count += 1
         now = self._clock()
         if now >= self._next:

@@ -1,4 +1,4 @@
-"""Telling systemd that this process lives, where systemd has started it and wants to know (sd_notify(3))."""
+"""Watchdog notifications to systemd, if systemd started this process and expects them (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import Callable
 EVERY_S = 1.0
 
 
-def notify(words: str) -> None:
-    """Tell the service manager; where there is none, or it cannot be told, nothing happens."""
+def notify(state: str) -> None:
+    """Send a state to the service manager; do nothing if there is none, or it cannot be reached."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    if address.startswith("@"):  # in Linux' abstract name space
+    if address.startswith("@"):  # in Linux's abstract namespace
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.setblocking(False)
-        systemd.sendto(words.encode(), address)
+        systemd.sendto(state.encode(), address)
 
 
 async def beat(also: Callable[[], None] = lambda: None) -> None:
-    """Say once a second that this event loop runs, until cancelled: a unit's WatchdogSec waits for it.
+    """Tell systemd once a second that this event loop runs, until cancelled; a unit's WatchdogSec requires it.
 
-    `also` says it to somebody else.
+    `also` is called at the same time, to notify another process.
     """
     while True:
         also()

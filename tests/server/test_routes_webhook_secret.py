@@ -72,7 +72,7 @@ def test_a_rotation_lasts_a_day_unless_it_is_said(with_api):
         answer = await api.client.post(f"{SECRET}/rotate", headers=api.bearer)  # without a body
         assert answer.json()["data"]["secret"] == old
         again = await api.post(f"{SECRET}/rotate")
-        assert (again.status_code, again.json()["message"][:42]) == (409, "the webhooks' secret is being rotated alre")
+        assert (again.status_code, again.json()["message"][:43]) == (409, "the webhook secret is being rotated already")
         at_once = (await api.post(f"{SECRET}/rotate", overlap_hours=0, ovrlap=1)).json()["data"]
         assert at_once["secret"] not in (old, answer.json()["data"]["next_secret"])
         assert "ovrlap is not a parameter of this route" in at_once["warnings"][0]

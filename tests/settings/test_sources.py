@@ -81,7 +81,7 @@ def test_bad_environment_is_named(tmp_path, environ, named):
         ("[server]\nzzz = 1\n", r"zzz: unknown key; accepted in \[server\]: host, port"),
         ("[server]\nport = true\n", "port is True; accepted: a whole number"),
         ("[server]\nport = 1.5\n", "port is 1.5"),
-        ("[server]\nhost = ''\n", "host is ''; accepted: an address, or a host's name"),
+        ("[server]\nhost = ''\n", "host is ''; accepted: an address, or a host name"),
         ("[worker]\nlease_s = inf\n", "lease_s is inf"),
         (f"[worker]\nlease_s = {10**400}\n", "lease_s is 1000"),
         (f"[worker]\nlease_s = {'9' * 5000}\n", "cannot be read"),

@@ -9,7 +9,7 @@ from store_calls import claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import history, outbox, predictions
-from hidream.store.outbox import DeliveryState, _in_turns
+from hidream.store.outbox import DeliveryState, _round_robin
 from hidream.store.schema import DELIVERIES as D
 
 
@@ -149,12 +149,12 @@ def test_its_task_is_found_whosever_it_is_until_it_is_deleted(in_database, clock
 
 def test_places_are_handed_out_in_turns_and_one_is_left_for_who_has_none():
     many = [f"a{i}" for i in range(50)]
-    assert _in_turns({"a": many}, {}, 32) == many[:16]
-    assert _in_turns({"a": many}, {"a": 16}, 16) == []
-    assert _in_turns({"a": many, "b": ["b0"]}, {"a": 16}, 16) == ["b0"]
-    assert _in_turns({"a": many, "b": ["b0", "b1"]}, {}, 9) == ["a0", "b0", "a1", "b1", "a2", "a3"]
-    assert _in_turns({"a": ["a0"], "b": ["b0"]}, {"a": 3}, 1) == ["b0"]
-    assert _in_turns({"a": ["a0"], "b": ["b0"]}, {"a": 1, "b": 1}, 1) == []
+    assert _round_robin({"a": many}, {}, 32) == many[:16]
+    assert _round_robin({"a": many}, {"a": 16}, 16) == []
+    assert _round_robin({"a": many, "b": ["b0"]}, {"a": 16}, 16) == ["b0"]
+    assert _round_robin({"a": many, "b": ["b0", "b1"]}, {}, 9) == ["a0", "b0", "a1", "b1", "a2", "a3"]
+    assert _round_robin({"a": ["a0"], "b": ["b0"]}, {"a": 3}, 1) == ["b0"]
+    assert _round_robin({"a": ["a0"], "b": ["b0"]}, {"a": 1, "b": 1}, 1) == []
 
 
 def test_a_key_with_many_holds_up_nobody_and_what_is_full_is_passed_over(in_database, clock):

@@ -42,7 +42,7 @@ def test_what_is_withdrawn_is_used_by_no_task_and_filled_by_nobody(in_database, 
         claim = await uploads.claim(database, "announced", 60)
         clock.now += 10
         assert sorted((await retention.purgeable(database, 0, database.now_ms())).uploads) == ["announced", "stored"]
-        with pytest.raises(InvalidInput, match="image or mask is a file that is there no longer"):
+        with pytest.raises(InvalidInput, match="image or mask is a file that no longer exists"):
             await submit(database, key, replace(SUBMISSION, image="stored"))
         assert await uploads.get(database, "stored") is None
         assert not await uploads.mark_stored(database, "announced", claim, "image/png", 3)

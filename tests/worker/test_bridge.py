@@ -191,7 +191,7 @@ def test_an_engine_that_fails_ends_all_it_has_and_goes_on(drawing, painter, capl
         await asyncio.sleep(0)
         painter.go_on.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        said = "the worker failed to draw this task; its log says why, under {}"
+        said = "the worker failed to generate this task; its log says why, under {}"
         assert [str(each) for each in answers] == [said.format(seed) for seed in (1, 2, 3)]
         assert {type(each) for each in answers} == {TaskFailed}
         assert (await draw(4)).pixels.max() == 4

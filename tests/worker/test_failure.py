@@ -28,7 +28,7 @@ def test_memory_that_is_not_there_is_told_with_what_to_do(allocate):
 
 @pytest.mark.parametrize("error", [RuntimeError("[enforce fail at matmul.cpp:1] x"), ValueError("out of memory?")])
 def test_no_library_speaks_to_a_client(error):
-    assert reason(error, "a/1/0") == "the worker failed to draw this task; its log says why, under a/1/0"
+    assert reason(error, "a/1/0") == "the worker failed to generate this task; its log says why, under a/1/0"
 
 
 def test_what_cuda_says_is_memory():

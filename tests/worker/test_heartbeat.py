@@ -62,7 +62,7 @@ def test_neither_a_parent_that_does_not_listen_nor_one_that_is_gone_holds_it_up(
 def test_a_standard_input_that_is_no_socket_is_left_alone():
     reading, writing = os.pipe()
     try:
-        assert heartbeat._line(reading) is None
+        assert heartbeat._socket(reading) is None
     finally:
         os.close(reading)
         os.close(writing)

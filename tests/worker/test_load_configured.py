@@ -124,9 +124,9 @@ def test_what_is_beside_takes_its_share_of_a_limit(tmp_path):
     config = Settings(home=tmp_path, compute=Compute(device="cpu", memory_gb=3.9))
     dev = load_configured(Variant.DEV, config)
     nbytes = sum(p.nbytes for module in (dev.transformer, dev.vae.module) for p in module.parameters())
-    left_gb = loading._left_gb(config.compute, [dev], [dev])
+    left_gb = loading._remaining_gb(config.compute, [dev], [dev])
     assert left_gb == pytest.approx(3.9 - nbytes / 1e9, abs=0.001)
-    assert loading._left_gb(config.compute, [dev], []) < left_gb - 0.003, "its text encoders would be there twice"
+    assert loading._remaining_gb(config.compute, [dev], []) < left_gb - 0.003, "its text encoders would be there twice"
 
 
 @pytest.mark.parametrize(

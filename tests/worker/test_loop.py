@@ -203,7 +203,7 @@ def test_an_upload_that_is_gone_fails_its_task(studio, painter, field):
                 await s.tools.uploads.write(names[each], b"something")
             failed = await s.end_of(await s.submit(**names))
             assert (failed.status, failed.code) == (Status.FAILED, InvalidInput.code)
-            assert failed.error.startswith(f"{field} is a file that is not there, or no longer; accepted: ")
+            assert failed.error.startswith(f"{field} is a file that does not exist, or no longer exists; accepted: ")
 
     asyncio.run(scenario())
     assert not painter.requests
@@ -348,7 +348,7 @@ def test_the_classifiers_word_is_kept_and_not_asked_for_in_vain(studio):
     ("error", "code", "message"),
     [
         (InvalidInput("too odd"), 1401, "too odd"),
-        (ValueError("bug"), 1405, "the worker failed to draw this task; its log says why, under {}"),
+        (ValueError("bug"), 1405, "the worker failed to generate this task; its log says why, under {}"),
         (RuntimeError("alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: you tried"), 1405, TOO_LARGE),
         (MemoryError("Unable to allocate 25.2 GiB"), 1405, TOO_LARGE),
     ],
@@ -901,7 +901,9 @@ def test_an_engine_that_fails_costs_no_innocent_task(studio, painter, until):
             first, guilty, last = await s.ends_of(submitted)
             assert (first.status, last.status) == (Status.COMPLETED, Status.COMPLETED)
             assert (guilty.status, guilty.code) == (Status.FAILED, 1405)
-            assert guilty.error.startswith(f"the worker failed to draw this task; its log says why, under {guilty.id}/")
+            assert guilty.error.startswith(
+                f"the worker failed to generate this task; its log says why, under {guilty.id}/"
+            )
             assert not s.bridge.broken
 
     asyncio.run(scenario())

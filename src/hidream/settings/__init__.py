@@ -1,5 +1,5 @@
 """Settings: read once, at the edge, from flag > environment > TOML file > default.
 
-What there is stands in `tables.py`, where it is found in `sources.py`: start there, at `load`. This room knows nothing
-of models, servers or databases; it hands frozen values to those who do.
+`tables.py` declares the settings, and `sources.py` reads them: start there, at `load`. This package knows nothing about
+models, servers or databases; it passes frozen values to the code that does.
 """

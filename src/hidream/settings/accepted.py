@@ -1,7 +1,7 @@
-"""What a setting accepts: numbers between two ends, or texts like a pattern; each says it in words for an error.
+"""What a setting accepts: numbers in a range, or texts that match a pattern; `str()` describes it in an error.
 
-Such a value stands in the annotation of a field of `tables.py`, and `sources.py` asks it. Does not know which
-settings there are, nor their types: a value that comes here has its field's type already.
+The annotations of the fields in `tables.py` contain these objects, and `sources.py` checks values with them. This
+module does not know the settings or their types: a value already has the type of its field.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The numbers that a setting accepts; infinity and what is no number never are."""
+    """A range of numbers, ends included; it never contains infinity or NaN."""
 
     smallest: float
     largest: float
-    or_zero: bool = False  # where 0 has a meaning of its own
+    or_zero: bool = False  # 0 has a meaning of its own
 
     def holds(self, value: object) -> bool:
-        """Whether a value is one of them."""
-        assert isinstance(value, int | float), "the type is settled before"
+        """Whether a value is accepted."""
+        assert isinstance(value, int | float), "the type is checked before"
         return self.smallest <= value <= self.largest or (self.or_zero and value == 0)
 
     def __str__(self) -> str:
@@ -29,14 +29,14 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Like:
-    """The texts that a setting accepts: a pattern for all of one, in ASCII, and the same in words."""
+    """Texts that match a pattern completely, in ASCII; `words` describes them."""
 
     pattern: str
     words: str
 
     def holds(self, value: object) -> bool:
-        """Whether a value is one of them."""
-        assert isinstance(value, str), "the type is settled before"
+        """Whether a value is accepted."""
+        assert isinstance(value, str), "the type is checked before"
         return re.fullmatch(self.pattern, value, re.ASCII) is not None
 
     def __str__(self) -> str:

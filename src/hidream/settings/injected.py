@@ -1,9 +1,10 @@
-"""Variables that look like settings, and were put into the environment by Kubernetes or Docker.
+"""Environment variables that look like settings, but were set by Kubernetes or Docker.
 
-A pod gets variables for each Service of its namespace (https://kubernetes.io/docs/concepts/services-networking/service/,
-"Environment variables"), a container some for each that it is linked to (https://docs.docker.com/engine/network/links/).
-Those of a Service `hidream` or `hidream-…` begin like ours; that of `hidream-server` is even called like one of ours,
-HIDREAM_SERVER_PORT. They are told apart by name and value together.
+Kubernetes sets variables in a pod for each Service of its namespace
+(https://kubernetes.io/docs/concepts/services-networking/service/, "Environment variables"), and Docker sets them in a
+container for each linked container (https://docs.docker.com/engine/network/links/). For a Service `hidream` or
+`hidream-…` they begin like our settings. One of `hidream-server` even has the name of a setting, HIDREAM_SERVER_PORT.
+So name and value together decide.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _FORMS = {
     rf"{_LINK}_PORT(_START|_END)?": _NUMBER,
     rf"{_LINK}_PROTO": "tcp|udp|sctp",
 }
-"""What follows the Service's or container's name, and the values that it has."""
+"""Patterns of the part of a name after the Service or container, with a pattern of the value."""
 
 
 def injected(name: str, value: str) -> bool:
-    """Whether a variable has name and value of one that was put there."""
-    if _names_a_link(name, value) or name.startswith("HIDREAM_ENV_"):  # no setting begins so
+    """Whether a variable was set by Kubernetes or Docker, by its name and value."""
+    if _is_link_name(name, value) or name.startswith("HIDREAM_ENV_"):  # no setting has this prefix
         return True
     return any(
         re.fullmatch(rf"HIDREAM_(\w+_)?{ending}", name, re.ASCII) and re.fullmatch(form, value, re.ASCII | re.DOTALL)
@@ -37,7 +38,7 @@ def injected(name: str, value: str) -> bool:
     )
 
 
-def _names_a_link(name: str, value: str) -> bool:
-    """Whether it is Docker's ALIAS_NAME=/container/alias."""
+def _is_link_name(name: str, value: str) -> bool:
+    """Whether a variable is Docker's ALIAS_NAME=/container/alias."""
     alias = value.rpartition("/")[2].upper().replace("-", "_")
     return name.startswith("HIDREAM") and value.startswith("/") and name == f"{alias}_NAME"

@@ -1,4 +1,4 @@
-"""The name that was probably meant, for errors about one that is not known."""
+"""The name that was probably meant, for errors about an unknown name."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import difflib
 from collections.abc import Mapping
 
 CUTOFF = 0.6
-"""From which likeness on, 0 to 1, a name is worth naming: difflib's own."""
+"""The least similarity, 0 to 1, of a name that is suggested: difflib's default."""
 
 
 def nearest(name: str, known: Mapping[str, str]) -> str:
-    """Say which of the known names is most like one; empty if none is. Compared are the keys, all in small letters."""
+    """Return the end of an error text with the known name most similar to `name`; empty if none is similar.
+
+    The keys of `known`, all in lower case, are compared; its values are shown.
+    """
     found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=CUTOFF)
     return f"; the nearest is {known[found[0]]}" if found else ""

@@ -1,7 +1,7 @@
-"""Who else on this machine may read what lies here: prompts, images, secrets of webhooks.
+"""File permissions: other users of this machine should not read prompts, images and webhook secrets.
 
-What hidream makes, only its user may read, whatever the umask. What was there already stays as its operator has made
-it: he is told, with the command that changes it.
+Only the user of hidream can read what it creates, whatever the umask. Permissions of existing files are not changed:
+the operator gets a warning with the command that changes them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from hidream.settings import sources
 from hidream.settings.tables import SECRETS, Settings
 
 OTHERS = 0o077
-"""What group and others may do."""
+"""The permission bits of group and others."""
 _SQLITE = "sqlite+aiosqlite:///"
 
 
 def make_home(home: Path) -> None:
-    """Make the folder in which all state lies, if there is none."""
+    """Create the home folder, which holds all state, if it does not exist."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def exposed(settings: Settings, environ: Mapping[str, str]) -> Iterator[tuple[Path, str]]:
-    """Give what others may read and should not, and the command that ends it."""
+    """Yield each path that other users can read but should not, with the command that fixes it."""
     home = settings.home
     if _open(home):
         yield home, f"chmod -R go= {home}"
@@ -33,9 +33,9 @@ def exposed(settings: Settings, environ: Mapping[str, str]) -> Iterator[tuple[Pa
         database = Path(settings.database_url.removeprefix(_SQLITE))
         if database.parent != home and _open(database.parent) and _open(database):
             yield database, f"chmod go= {database}*"
-    config = sources.settings_file(environ, home)
-    if _open(config) and (config.parent != home or _open(home)) and _has_secrets(config):
-        yield config, f"chmod go= {config}"
+    settings_file = sources.settings_file(environ, home)
+    if _open(settings_file) and (settings_file.parent != home or _open(home)) and _has_secrets(settings_file):
+        yield settings_file, f"chmod go= {settings_file}"
 
 
 def _open(path: Path) -> bool:
@@ -44,9 +44,9 @@ def _open(path: Path) -> bool:
     return False
 
 
-def _has_secrets(config: Path) -> bool:
+def _has_secrets(settings_file: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
-        document = tomllib.loads(config.read_text(encoding="utf-8"))
+        document = tomllib.loads(settings_file.read_text(encoding="utf-8"))
         url = document.get("store", {}).get("database_url", "")
         return "@" in url or any(document.get(table, {}).get(key) for table, key in SECRETS)
     return False

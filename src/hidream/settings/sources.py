@@ -1,12 +1,12 @@
-"""Where settings come from: flag > environment > TOML file > default, and back into an environment.
+"""Reading settings: flag > environment > TOML file > default; and writing them back into an environment.
 
-`[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in the environment and, where a command has it, `--key`. Four
-variables stand outside the tables: `HIDREAM_HOME` (where all state lies), `HIDREAM_CONFIG` (the TOML file, by default
-`hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first key). An
-unknown key or a bad value is an error that names it; whatever its source, `_value` finds it. Variables that Kubernetes
-or Docker put there are passed over, and `passed_over` names them, for whoever has a log.
+`[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in the environment and, if the command has it, the flag `--key`.
+Four variables are outside the tables: `HIDREAM_HOME` (the folder of all state), `HIDREAM_CONFIG` (the TOML file, by
+default `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first
+key). An unknown key or a bad value is an error that names it; `_value` checks the values of all sources. Variables that
+Kubernetes or Docker set are ignored, and `passed_over` returns their names for the log.
 
-Knows which settings there are, and what each accepts, only from `tables.py`; what they are for, not at all.
+This module knows the settings and what they accept from `tables.py` only, and does not know what they mean.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OUTSIDE_TABLES = {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_A
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] | None = None) -> Settings:
-    """Settle all settings: `flags` ({table: {key: value}}) over `environ` over the TOML file over the defaults.
+    """Load all settings: `flags` ({table: {key: value}}) over `environ` over the TOML file over the defaults.
 
     Raises ConfigurationError on an unknown key, a bad value, or a TOML file that cannot be read.
     """
@@ -44,14 +44,14 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
 
 def passed_over(environ: Mapping[str, str]) -> list[str]:
-    """Name the variables that begin like settings and are none, because Kubernetes or Docker put them there."""
+    """Return the names of variables that look like settings, but were set by Kubernetes or Docker."""
     return sorted(name for name, text in environ.items() if text and injected(name, text))
 
 
 def to_environ(settings: Settings) -> dict[str, str]:
-    """Undo `load`: the variables that give a child process the same settings.
+    """The inverse of `load`: the variables that give a child process the same settings.
 
-    But for the API key and the keys' pepper, which a worker has no use for.
+    The API key and the pepper are left out, because a worker does not need them.
     """
     values = {"HIDREAM_HOME": str(settings.home)}
     for table in TABLES:
@@ -67,34 +67,34 @@ def env_name(table: str, key: str) -> str:
 
 
 def flag_name(table: str, key: str) -> str:
-    """The flag of a setting; of the variants' checkpoints a command takes one."""
+    """The flag of a setting; all variants' checkpoints have the flag `--model`."""
     return "--model" if table == "models" and key in list(Variant) else f"--{key.replace('_', '-')}"
 
 
 def _home(environ: Mapping[str, str]) -> Path:
-    """Where all state lies; made by whoever first writes there."""
-    named = environ.get("HIDREAM_HOME")
-    if not named:
+    """The folder of all state, which need not exist yet."""
+    text = environ.get("HIDREAM_HOME")
+    if not text:
         return Path(platformdirs.user_data_dir("hidream", appauthor=False))
-    home = _path(named, "HIDREAM_HOME")
+    home = _path(text, "HIDREAM_HOME")
     if home.exists() and not home.is_dir():
-        raise ConfigurationError(f"HIDREAM_HOME is {named!r:.100}, which is a file; accepted: a folder, or a new path")
+        raise ConfigurationError(f"HIDREAM_HOME is {text!r:.100}, which is a file; accepted: a folder, or a new path")
     return home
 
 
 def settings_file(environ: Mapping[str, str], home: Path) -> Path:
-    """Where the TOML file is, or would be."""
-    named = environ.get("HIDREAM_CONFIG")
-    return _path(named, "HIDREAM_CONFIG") if named else home / "hidream.toml"
+    """The path of the TOML file, which need not exist."""
+    text = environ.get("HIDREAM_CONFIG")
+    return _path(text, "HIDREAM_CONFIG") if text else home / "hidream.toml"
 
 
 def _api_key(environ: Mapping[str, str]) -> str:
-    """The first key. What is wrong with it is said without showing it."""
+    """The first key; an error about it does not show it."""
     key = environ.get("HIDREAM_API_KEY", "")
     if key != key.strip() or not key.isprintable():
         raise ConfigurationError(
-            "HIDREAM_API_KEY has blanks around it, or what cannot be printed, and no request could carry it; "
-            "accepted: printable characters"
+            "HIDREAM_API_KEY starts or ends with a space, or has characters that are not printable, so no request "
+            "could send it; accepted: printable characters, without spaces at either end"
         )
     return key
 
@@ -107,15 +107,15 @@ def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, ob
         if not environ.get("HIDREAM_CONFIG"):
             return {}
         raise ConfigurationError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, a number without end
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, not UTF-8, an endless number
         raise ConfigurationError(f"the settings file {path} cannot be read: {error}") from error
     found: dict[str, dict[str, object]] = {}
     for table, values in document.items():
         if table in TABLES and not isinstance(values, dict):
             raise ConfigurationError(f"{path}: {table} is {values!r:.60}; accepted: one table [{table}]")
         if table not in TABLES:
-            near = nearest(table, _keys() | {name: f"[{name}]" for name in TABLES})
-            raise ConfigurationError(f"{path}: unknown table [{table}]{near}; accepted: {', '.join(TABLES)}")
+            suggestion = nearest(table, _keys() | {name: f"[{name}]" for name in TABLES})
+            raise ConfigurationError(f"{path}: unknown table [{table}]{suggestion}; accepted: {', '.join(TABLES)}")
         found[table] = {key: _value(table, key, value, f"{path}: [{table}] {key}") for key, value in values.items()}
     return found
 
@@ -140,16 +140,16 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, dict[str, object]]:
 
 
 def _near_variable(name: str) -> str:
-    """Say which variable is most like an unknown one, its table left out or not."""
-    every = [(table, f.name) for table in TABLES for f in dataclasses.fields(TABLES[table])]
-    known = {key: env_name(table, key) for table, key in every}
-    known |= {f"{table}_{key}": env_name(table, key) for table, key in every}
-    known |= {outside.removeprefix("HIDREAM_").lower(): outside for outside in _OUTSIDE_TABLES}
+    """Return the suggestion for an unknown variable; its table may be missing."""
+    settings = [(table, f.name) for table in TABLES for f in dataclasses.fields(TABLES[table])]
+    known = {key: env_name(table, key) for table, key in settings}
+    known |= {f"{table}_{key}": env_name(table, key) for table, key in settings}
+    known |= {name.removeprefix("HIDREAM_").lower(): name for name in _OUTSIDE_TABLES}
     return nearest(name.removeprefix("HIDREAM_"), known)
 
 
 def _keys() -> dict[str, str]:
-    """Say of each key where it stands."""
+    """The table and key of each setting, by key."""
     return {f.name: f"[{table}] {f.name}" for table in TABLES for f in dataclasses.fields(TABLES[table])}
 
 
@@ -161,41 +161,44 @@ def _from_flags(flags: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str
 
 
 def _value(table: str, key: str, value: object, where: str) -> object:
-    """Bring one value to its field's type, and see that the field accepts it; `where` names it in the error."""
+    """Convert a value to the type of its field, and check that the field accepts it; `where` names it in errors."""
     hints = get_type_hints(TABLES[table], include_extras=True)
     if key not in hints:
-        near = nearest(key, _keys() | {each: each for each in hints})
-        raise ConfigurationError(f"{where}: unknown key{near}; accepted in [{table}]: {', '.join(hints)}")
-    wanted, accepted = get_args(hints[key])
-    if wanted is Path:
+        suggestion = nearest(key, _keys() | {each: each for each in hints})
+        raise ConfigurationError(f"{where}: unknown key{suggestion}; accepted in [{table}]: {', '.join(hints)}")
+    kind, accepted = get_args(hints[key])
+    if kind is Path:
         if isinstance(value, str) and value:
             return _path(value, where)
         raise ConfigurationError(f"{where} is {_shown(value)}; accepted: a path")
     try:
-        typed = _typed(wanted, value)
+        typed = _typed(kind, value)
         if accepted.holds(typed):
             return typed
     except (TypeError, ValueError, OverflowError):
         pass
-    what = {int: "a whole number, ", float: "a number, "}.get(wanted, "")
+    prefix = {int: "a whole number, ", float: "a number, "}.get(kind, "")
     shown = "not shown" if (table, key) in SECRETS else _shown(value)
-    raise ConfigurationError(f"{where} is {shown}; accepted: {what}{accepted}")
+    raise ConfigurationError(f"{where} is {shown}; accepted: {prefix}{accepted}")
 
 
-def _typed(wanted: type, value: object) -> object:
-    """Raises TypeError, ValueError or OverflowError; also on surrogates, as which bytes come that are no UTF-8."""
-    if wanted is int and not isinstance(value, bool | float):
+def _typed(kind: type, value: object) -> object:
+    """Convert a value to a type. Raises TypeError, ValueError or OverflowError.
+
+    Surrogates are refused too: bytes of the environment that are not UTF-8 become surrogates.
+    """
+    if kind is int and not isinstance(value, bool | float):
         return int(value)  # type: ignore[call-overload]
-    if wanted is float and not isinstance(value, bool):
+    if kind is float and not isinstance(value, bool):
         return float(value)  # type: ignore[arg-type]
-    if wanted is str and isinstance(value, str):
+    if kind is str and isinstance(value, str):
         value.encode()
         return value
-    raise TypeError(f"{type(value)} is no {wanted}")
+    raise TypeError(f"{type(value)} is not {kind}")
 
 
 def _path(text: str, where: str) -> Path:
-    """A path in UTF-8 that the system can follow; that nothing is there, its reader says, who knows what should be."""
+    """Convert a text to a path that the system can resolve; whether it exists is for its user to check."""
     try:
         path = Path(text).expanduser()
         text.encode()
@@ -209,5 +212,5 @@ def _path(text: str, where: str) -> Path:
 
 
 def _shown(value: object) -> str:
-    """A value for an error: not all of a long one, and no password of a URL."""
+    """Format a value for an error: shortened, and without the password of a URL."""
     return re.sub(r"://[^/]*@", "://***@", repr(value))[:100]

@@ -1,4 +1,4 @@
-"""Looking at predictions, without changing what becomes of them."""
+"""Queries about predictions and the queue; they change nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 
 RECENT_MS = 600_000
-"""How far back one looks to tell how fast work is done."""
+"""The period over which the speed of the workers is measured."""
 
 _FINAL = [status for status in Status if status.final]
 _SHOWN = P.c.status != Status.DELETED
@@ -24,7 +24,7 @@ _SHOWN = P.c.status != Status.DELETED
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which predictions of a key are listed, the newest first; None is no condition. Times are ms, ends included."""
+    """Which predictions of a key to list, newest first; None is no condition. Times are in ms, and inclusive."""
 
     page: int = 1
     page_size: int = 20
@@ -36,14 +36,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """Where a task stands: how many go before it, and in how many seconds it may be done; None if nobody can say."""
+    """A task's position: how many tasks are before it, and in how many seconds it may be done, None if unknown."""
 
     before: int
     seconds: float | None
 
 
 async def get(database: Database, prediction_id: str, key_id: str) -> Prediction | None:
-    """Look up a prediction; None if there is none of this id, it was deleted, or it is another key's."""
+    """Return a prediction of a key; None if this id is unknown, deleted, or another key's."""
     wanted = sa.select(*COLUMNS).where(P.c.id == prediction_id, P.c.key_id == key_id, _SHOWN)
     async with database.read() as connection:
         row = (await connection.execute(wanted)).first()
@@ -51,21 +51,21 @@ async def get(database: Database, prediction_id: str, key_id: str) -> Prediction
 
 
 async def get_for_webhook(database: Database, prediction_id: str) -> Prediction | None:
-    """Look up the prediction that a webhook is about, whosever it is; None if it was deleted."""
+    """Return the prediction of a webhook, whichever key it belongs to; None if it was deleted."""
     async with database.read() as connection:
         row = (await connection.execute(sa.select(*COLUMNS).where(P.c.id == prediction_id, _SHOWN))).first()
     return Prediction.of_row(row) if row else None
 
 
 async def finished(database: Database, prediction_ids: Collection[str]) -> dict[str, Prediction]:
-    """Look up, by their ids, those of these tasks that have come to their end; also if they were deleted since."""
+    """Return those of these tasks that are finished, by id, including tasks that were deleted since."""
     wanted = sa.select(*COLUMNS).where(P.c.id.in_(prediction_ids), P.c.status.in_(_FINAL))
     async with database.read() as connection:
         return {row.id: Prediction.of_row(row) for row in (await connection.execute(wanted)).all()}
 
 
 async def list_predictions(database: Database, key_id: str, query: Query) -> tuple[int, list[Prediction]]:
-    """List a page of a key's predictions, and count all that would be listed."""
+    """Return the number of a key's predictions that match, and one page of them."""
     conditions = [P.c.key_id == key_id, _SHOWN]
     if query.created_after_ms is not None:
         conditions.append(P.c.created_ms >= query.created_after_ms)
@@ -90,15 +90,15 @@ async def list_predictions(database: Database, key_id: str, query: Query) -> tup
 
 
 QueueOrder = tuple[int, int, str]
-"""What the queue is sorted by: turn, time of submission in ms, id."""
+"""The queue is sorted by virtual start time, time of submission in ms, and id."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """All tasks that wait for a model, in their order; `work[i]` is what the first `i` of them cost together.
+    """All tasks that wait for a model, in the order of the queue; `work[i]` is the total work of the first `i`.
 
-    `begun` is the work that is being drawn; `s_per_work` how long a piece of work took lately, None if nobody can say.
-    `newcomers` are tasks that came since, with what each costs, as far as somebody has asked for their places.
+    `begun` is the work of the tasks in progress. `s_per_work` is the recent time per unit of work, None if unknown.
+    `newcomers` are later tasks with their work; only those whose position was requested are known.
     """
 
     order: Sequence[QueueOrder]
@@ -108,23 +108,24 @@ class QueueSnapshot:
     newcomers: list[tuple[QueueOrder, int]] = field(default_factory=list)
 
     def place(self, prediction: Prediction) -> QueuePosition:
-        """Say where a task that waits stands; one that is not in the line joins it."""
-        virtual_start = prediction.virtual_start, prediction.created_ms, prediction.id
-        at = bisect_left(self.order, virtual_start)
-        if at == len(self.order) or self.order[at] != virtual_start:
-            newcomer = virtual_start, prediction.work
-            here = bisect_left(self.newcomers, newcomer)
-            if self.newcomers[here : here + 1] != [newcomer]:
-                self.newcomers.insert(here, newcomer)
-        came = bisect_left(self.newcomers, (virtual_start, 0))
+        """Return the position of a waiting task; one that is not in the snapshot is added."""
+        order = prediction.virtual_start, prediction.created_ms, prediction.id
+        at = bisect_left(self.order, order)
+        if at == len(self.order) or self.order[at] != order:
+            newcomer = order, prediction.work
+            index = bisect_left(self.newcomers, newcomer)
+            if self.newcomers[index : index + 1] != [newcomer]:
+                self.newcomers.insert(index, newcomer)
+        newcomers = self.newcomers[: bisect_left(self.newcomers, (order, 0))]
+        before = at + len(newcomers)
         if self.s_per_work is None:
-            return QueuePosition(at + came, None)
-        work = self.work[at] + sum(work for _, work in self.newcomers[:came]) + prediction.work
-        return QueuePosition(at + came, round((work + self.begun / 2) * self.s_per_work, 1))
+            return QueuePosition(before, None)
+        work = self.work[at] + sum(work for _, work in newcomers) + prediction.work
+        return QueuePosition(before, round((work + self.begun / 2) * self.s_per_work, 1))
 
 
 async def queue_snapshot(database: Database, model: str) -> QueueSnapshot:
-    """Look at all that wait for a model, and at how fast work of its model was done lately."""
+    """Read the tasks that wait for a model, and the recent speed of its workers."""
     waiting = sa.select(P.c.virtual_start, P.c.created_ms, P.c.id, P.c.work)
     waiting = waiting.where(P.c.status == Status.CREATED, P.c.model == model)
     async with database.read() as connection:
@@ -135,14 +136,14 @@ async def queue_snapshot(database: Database, model: str) -> QueueSnapshot:
 
 
 async def _pace(connection: AsyncConnection, model: str, now: int) -> tuple[int, float | None]:
-    """Say how much work of a model is being drawn, and how long a piece of it took lately."""
-    drawing = sa.select(sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
+    """Return a model's work in progress, and the recent seconds per unit of its work, None if unknown."""
+    in_progress = sa.select(sa.func.coalesce(sa.func.sum(P.c.work), 0)).where(
         P.c.status == Status.PROCESSING, P.c.model == model
     )
-    lately = sa.select(sa.func.sum(P.c.work), sa.func.min(P.c.started_ms), sa.func.max(P.c.finished_ms)).where(
+    recent = sa.select(sa.func.sum(P.c.work), sa.func.min(P.c.started_ms), sa.func.max(P.c.finished_ms)).where(
         P.c.finished_ms >= now - RECENT_MS, P.c.status == Status.COMPLETED, P.c.model == model
     )
-    begun = (await connection.execute(drawing)).scalar_one()
-    done, first_ms, last_ms = (await connection.execute(lately)).one()
+    begun = (await connection.execute(in_progress)).scalar_one()
+    done, first_ms, last_ms = (await connection.execute(recent)).one()
     unknown = not done or last_ms <= first_ms
     return int(begun), None if unknown else (last_ms - first_ms) / 1000 / int(done)

@@ -1,9 +1,8 @@
-"""All that is kept of one key: read page by page, and removed when the key is to be forgotten.
+"""All data of one key: reading it page by page, and erasing it.
 
-Removing goes as in `retention.py`: first the files, then the rows that name them, so that a death in between leaves
-nothing behind that nobody knows of, and the same can be done again. The key's own row stays, revoked and without what
-its user has said, for two reasons: a secret that was erased must not be registered again, and the audit log speaks of
-its id.
+Erasing works as in `retention.py`: first the files, then the rows that name them. So a crash in between leaves no file
+without a row, and the erasure can be repeated. The key's own row stays, revoked and without the user's data, for two
+reasons: an erased secret must not be registered again, and the audit log refers to the key's id.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 
 PAGE = 100
-"""Rows that are held at a time: a prompt has up to 10,000 characters, and a preview some kilobytes."""
+"""Rows in memory at a time: a prompt has up to 10,000 characters, and a preview some kilobytes."""
 BATCH_ROWS = 500
-"""Rows that one transaction removes: more would hold up those who submit."""
+"""Rows that one transaction removes: more would block submissions for too long."""
 ERASING_MS, WATCHED_MS = 3_600_000, 7 * 86_400_000
-"""How long an erasure may take before another one helps it, and for how long one looks whether something came late."""
+"""How long an erasure may take before another process continues it, and how long data that arrive late are erased."""
 SECRETS = frozenset(("hash", "pepper_check", "webhook_secret", "webhook_secret_before", "webhook_secret_until_ms"))
-"""Columns of a key's row that are no data of its user's."""
+"""Columns of a key's row that are not data of its user."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """A table: by which columns its rows are sorted and told apart, and which column says whose they are.
+    """A table with data of keys: the columns that sort and identify its rows, and the column that names the owner.
 
-    Rows of deliveries and previews are found by their predictions.
+    The owner of deliveries and previews is their prediction.
     """
 
     table: sa.Table
@@ -63,7 +62,7 @@ KEY_TABLES: Mapping[str, KeyTable] = {
 
 
 async def key_row(database: Database, key_id: str) -> Row:
-    """Read a key's own row, without its secrets, and its place in the queue. Raises NotFound."""
+    """Read a key's own row without its secrets, and its virtual start time in the queue. Raises NotFound."""
     wanted = sa.select(
         *(column for column in KEYS.c if column.name not in SECRETS), VIRTUAL_STARTS.c.next.label("turn")
     )
@@ -76,7 +75,7 @@ async def key_row(database: Database, key_id: str) -> Row:
 
 
 async def pages(database: Database, kind: KeyTable, key_id: str) -> AsyncIterator[Sequence[Row]]:
-    """Go through the rows of a key in a table; those that are written meanwhile may be among them."""
+    """Iterate over the rows of a key in a table; rows that are written meanwhile may be included."""
     order = [kind.table.c[name] for name in kind.order]
     first = sa.select(kind.table).where(kind.mine(key_id)).order_by(*order).limit(PAGE)
     wanted = first
@@ -90,7 +89,7 @@ async def pages(database: Database, kind: KeyTable, key_id: str) -> AsyncIterato
 
 
 async def begin_erasure(database: Database, key_id: str, actor: str) -> None:
-    """Revoke a key that is to be forgotten, and write down who wants that. Raises NotFound."""
+    """Revoke a key that is to be erased, and record the actor in the audit log. Raises NotFound."""
     now = database.now_ms()
     mine = sa.update(KEYS).where(KEYS.c.id == key_id)
     async with database.write() as connection:
@@ -101,7 +100,7 @@ async def begin_erasure(database: Database, key_id: str, actor: str) -> None:
 
 
 async def unfinished_erasures(database: Database) -> Sequence[str]:
-    """Keys whose erasure has begun lately, and of which something is left: it broke off, or something came in late."""
+    """Keys with a recent erasure that still have data: it was interrupted, or data arrived late."""
     now = database.now_ms()
     begun = (
         AUDIT_LOG.c.act == "keys erase",
@@ -114,16 +113,16 @@ async def unfinished_erasures(database: Database) -> Sequence[str]:
 
 
 async def unfinished(database: Database, key_id: str) -> Sequence[str]:
-    """Some of a key's tasks that are not finished, by id."""
+    """Ids of a batch of a key's unfinished tasks."""
     wanted = sa.select(P.c.id).where(P.c.key_id == key_id, P.c.status.in_([s for s in Status if not s.final]))
     async with database.read() as connection:
         return (await connection.scalars(wanted.limit(BATCH_ROWS))).all()
 
 
 async def purgeable(database: Database, key_id: str) -> Purgeable:
-    """Say what is left of a key's finished tasks and uploads, some at once."""
-    over = P.c.status.in_([*(status for status in Status if status.final), Status.DELETED])
-    mine = sa.select(*COLUMNS).where(P.c.key_id == key_id, over).limit(PAGE)
+    """Return a batch of a key's finished tasks and uploads."""
+    finished = P.c.status.in_([*(status for status in Status if status.final), Status.DELETED])
+    mine = sa.select(*COLUMNS).where(P.c.key_id == key_id, finished).limit(PAGE)
     names = sa.select(UPLOADS.c.name).where(UPLOADS.c.key_id == key_id).limit(BATCH_ROWS)
     async with database.read() as connection:
         rows = (await connection.execute(mine)).all()
@@ -131,7 +130,7 @@ async def purgeable(database: Database, key_id: str) -> Purgeable:
 
 
 async def purge(database: Database, found: Purgeable) -> None:
-    """Remove the rows of what has no files any more, with all that hangs on them; tasks only if they are deleted."""
+    """Remove rows whose files are gone, and the rows that refer to them; of tasks only those that are deleted."""
     ids = [prediction.id for prediction in found.predictions]
     async with database.write(quiet=True) as connection:
         await connection.execute(sa.delete(IDEMPOTENCY_RECORDS).where(IDEMPOTENCY_RECORDS.c.prediction_id.in_(ids)))
@@ -140,10 +139,10 @@ async def purge(database: Database, found: Purgeable) -> None:
 
 
 async def end_erasure(database: Database, key_id: str, actor: str, **counts: int) -> None:
-    """Empty the key's own row, and write down that nothing else is left of it."""
-    said = {"name": "", "webhook_secret": "", "webhook_secret_before": "", "webhook_secret_until_ms": 0}
+    """Clear the user's data in the key's own row, and record in the audit log that the key is erased."""
+    cleared = {"name": "", "webhook_secret": "", "webhook_secret_before": "", "webhook_secret_until_ms": 0}
     async with database.write(quiet=True) as connection:
         for table in (IDEMPOTENCY_RECORDS, VIRTUAL_STARTS):
             await connection.execute(sa.delete(table).where(table.c.key_id == key_id))
-        await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(said))
+        await connection.execute(sa.update(KEYS).where(KEYS.c.id == key_id).values(cleared))
         await audit_log.record(connection, database.now_ms(), actor, "keys erased", key_id, **counts)

@@ -1,11 +1,11 @@
-"""Webhooks that are owed: each is a row from the moment its task ends until it is delivered or given up.
+"""The outbox of webhooks: a task that ends adds a row, which stays until it is delivered or given up.
 
-A row that is due is claimed by moving `due_ms` into the future: who claims it has until then, and if he dies, it is due
-again. So each is delivered at least once, and under the same id each time, by which receivers know it.
+A process claims a due row by moving `due_ms` into the future. If the process dies, the row is due again at that time.
+So each webhook is delivered at least once. Every attempt carries the same id, by which receivers recognise it.
 
-**A share for each key.** Of the places that a process has for deliveries, a key may take another one only while it
-holds fewer than are free. So one key alone holds half of them, k keys 1/(k + 1) each, and there is always a place for a
-key that holds none, however many receivers of the others hang. (Dynamic thresholds: Choudhury and Hahne 1998.)
+**A share for each key.** A process has a number of delivery slots. A key may take another slot only while it holds
+fewer than are free. So a single key holds half of them, and k keys hold 1/(k + 1) each. There is always a slot for a
+key that holds none, however many receivers of other keys hang. (Dynamic thresholds: Choudhury and Hahne 1998.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hidream.store.schema import PREDICTIONS as P
 
 
 class DeliveryState(StrEnum):
-    """How far a delivery is; from WAITING there is a way to the others, and back by `replay`."""
+    """The state of a delivery: WAITING changes to one of the others, and `replay` changes it back."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
@@ -34,9 +34,9 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One row. `attempts` counts those that were begun, `status_code` and `error` are the last one's; times are ms.
+    """One row. `attempts` counts started attempts; `status_code` and `error` are of the last one. Times are in ms.
 
-    `key_id` is empty in rows of older releases' processes: all of these are treated as one key's.
+    `key_id` is empty in rows that an older release wrote; all of these count as one key's.
     """
 
     id: str
@@ -56,28 +56,28 @@ _COLUMNS = tuple(D.c[name] for name in Delivery.__slots__)
 _SOONEST = sa.select(sa.func.min(D.c.due_ms)).where(D.c.state == DeliveryState.WAITING)
 
 
-async def add(connection: AsyncConnection, owed: Sequence[tuple[str, str, str]], now: int) -> None:
-    """Write down webhooks, by prediction id, key id and URL, in the transaction that ends their tasks."""
-    if owed:
-        await connection.execute(sa.insert(D), [_row(*each, now) for each in owed])
+async def add(connection: AsyncConnection, webhooks: Sequence[tuple[str, str, str]], now: int) -> None:
+    """Add webhooks (prediction id, key id, URL) in the transaction that ends their tasks."""
+    if webhooks:
+        await connection.execute(sa.insert(D), [_row(*each, now) for each in webhooks])
 
 
-async def claim(database: Database, room: int, lease_s: float, running: Mapping[str, int] = {}) -> list[Delivery]:
-    """Take deliveries that are due for `lease_s` seconds, the most overdue of each key first, in turns of the keys.
+async def claim(database: Database, free_slots: int, lease_s: float, running: Mapping[str, int] = {}) -> list[Delivery]:
+    """Claim due deliveries for `lease_s` seconds: round robin over the keys, the most overdue of each key first.
 
-    `room` is how many places are free, and `running` how many each key holds already; no key gets more than its share.
+    `running` is the number of slots that each key holds already. No key gets more than its share.
     """
     now = database.now_ms()
     async with database.read() as connection:
         soonest = (await connection.execute(_SOONEST)).scalar()
         if soonest is None or soonest > now:
             return []
-        ids = _in_turns(await _due(connection, room, running, now), running, room)
+        ids = _round_robin(await _due(connection, free_slots, running, now), running, free_slots)
     if not ids:
         return []
     still_due = sa.select(D.c.id).where(D.c.id.in_(ids), *_is_due(now)).with_for_update(skip_locked=True)
     async with database.write(quiet=True) as connection:
-        mine = (await connection.scalars(still_due)).all()  # not those that another process has claimed meanwhile
+        mine = (await connection.scalars(still_due)).all()  # without those that another process claimed meanwhile
         statement = (
             sa.update(D)
             .where(D.c.id.in_(mine), *_is_due(now))
@@ -96,13 +96,16 @@ async def record_attempt(
     error: str,
     again_in_s: float = 0,
 ) -> bool:
-    """Say how an attempt ended, and if WAITING, when it is due again; False if the row is no longer this claim's."""
+    """Record the outcome of an attempt; return False if another claim holds the row now.
+
+    A delivery that stays WAITING is due again after `again_in_s` seconds.
+    """
     now = database.now_ms()
     done = state is not DeliveryState.WAITING
     statement = (
         sa.update(D)
         .where(D.c.id == delivery.id, D.c.state == DeliveryState.WAITING)
-        .where(D.c.attempts == delivery.attempts, D.c.due_ms == delivery.due_ms)  # `replay` counts anew
+        .where(D.c.attempts == delivery.attempts, D.c.due_ms == delivery.due_ms)  # `replay` resets the count
         .values(state=state, status_code=status_code, error=error, due_ms=now + round(again_in_s * 1000))
         .values(finished_ms=now if done else None)
     )
@@ -111,7 +114,7 @@ async def record_attempt(
 
 
 async def postpone(database: Database, claimed: Sequence[Delivery], for_s: float) -> None:
-    """Give claims back without a word to the receiver: they are due again later, and no attempt was made."""
+    """Release claims for which no attempt was made; they are due again after `for_s` seconds."""
     if not claimed:
         return
     due_ms = database.now_ms() + round(for_s * 1000)
@@ -123,7 +126,7 @@ async def postpone(database: Database, claimed: Sequence[Delivery], for_s: float
 
 
 async def list_deliveries(database: Database, prediction_id: str, key_id: str) -> list[Delivery]:
-    """List the deliveries of a task of this key, the oldest first."""
+    """List the deliveries of a task of this key, oldest first."""
     wanted = (
         sa.select(*_COLUMNS)
         .join(P, P.c.id == D.c.prediction_id)
@@ -135,7 +138,7 @@ async def list_deliveries(database: Database, prediction_id: str, key_id: str) -
 
 
 async def replay(database: Database, delivery_id: str, prediction_id: str, key_id: str) -> bool:
-    """Owe a delivery once more, under the same id, from its first attempt on; False if there is none."""
+    """Make a delivery due again, with the same id and no attempts; return False if there is none."""
     mine = sa.exists().where(P.c.id == D.c.prediction_id, P.c.key_id == key_id)
     statement = (
         sa.update(D)
@@ -146,9 +149,9 @@ async def replay(database: Database, delivery_id: str, prediction_id: str, key_i
         return (await connection.execute(statement)).rowcount == 1
 
 
-async def next_due_ms(database: Database, room: int = 1, running: Mapping[str, int] = {}) -> int | None:
-    """When the next delivery is due, of keys that have not all of their share; None when none is owed."""
-    full, firsts = _full(running, room), _firsts()
+async def next_due_ms(database: Database, free_slots: int = 1, running: Mapping[str, int] = {}) -> int | None:
+    """When the next delivery of a key below its share is due, in ms; None if there is none."""
+    full, firsts = _full(running, free_slots), _firsts()
     wanted = _SOONEST
     if full:
         wanted = sa.select(sa.func.min(firsts.c.due_ms)).where(firsts.c.key_id.not_in(full))
@@ -161,15 +164,16 @@ def _is_due(now: int) -> tuple[sa.ColumnElement[bool], ...]:
     return D.c.state == DeliveryState.WAITING, D.c.due_ms <= now
 
 
-def _full(running: Mapping[str, int], room: int) -> list[str]:
-    """Which keys have all of their share."""
-    return [key_id for key_id, count in running.items() if count >= room]
+def _full(running: Mapping[str, int], free_slots: int) -> list[str]:
+    """The keys that hold their whole share."""
+    return [key_id for key_id, count in running.items() if count >= free_slots]
 
 
 def _firsts() -> sa.Subquery:
-    """Each key that is owed something, and when its first is due.
+    """Each key with waiting deliveries, and when its first one is due.
 
-    It goes from key to key by the index `deliveries_in_turns`: two look-ups a key, however many each is owed.
+    The query steps through the keys with the index `deliveries_in_turns`: two look-ups per key, however many
+    deliveries a key has.
     """
     waiting = D.c.state == DeliveryState.WAITING
     keys = sa.select(sa.func.min(D.c.key_id).label("key_id")).where(waiting).cte("owed_keys", recursive=True)
@@ -181,15 +185,15 @@ def _firsts() -> sa.Subquery:
 
 
 async def _due(
-    connection: AsyncConnection, room: int, running: Mapping[str, int], now: int
+    connection: AsyncConnection, free_slots: int, running: Mapping[str, int], now: int
 ) -> dict[str, Sequence[str]]:
-    """Read some of what is due, the keys with the fewest running first: together about as many as there is room for."""
+    """Read ids of due deliveries by key, keys with the fewest running first; about `free_slots` ids in total."""
     firsts = _firsts()
-    wanted = sa.select(firsts).where(firsts.c.due_ms <= now, firsts.c.key_id.not_in(_full(running, room)))
-    wanted = wanted.order_by(firsts.c.due_ms, firsts.c.key_id).limit(room + len(running))
+    wanted = sa.select(firsts).where(firsts.c.due_ms <= now, firsts.c.key_id.not_in(_full(running, free_slots)))
+    wanted = wanted.order_by(firsts.c.due_ms, firsts.c.key_id).limit(free_slots + len(running))
     found = [row.key_id for row in await connection.execute(wanted)]
-    chosen = sorted(found, key=lambda key_id: running.get(key_id, 0))[:room]
-    each = -(-room // max(1, len(chosen)))  # who is owed more gets more a moment later
+    chosen = sorted(found, key=lambda key_id: running.get(key_id, 0))[:free_slots]
+    each = -(-free_slots // max(1, len(chosen)))  # a key with more gets the rest from the next claim
     waiting = {}
     for key_id in chosen:
         first = sa.select(D.c.id).where(D.c.key_id == key_id, *_is_due(now)).order_by(D.c.due_ms, D.c.id).limit(each)
@@ -197,13 +201,13 @@ async def _due(
     return waiting
 
 
-def _in_turns(waiting: Mapping[str, Sequence[str]], running: Mapping[str, int], room: int) -> list[str]:
-    """Hand out `room` places one by one, each to the key that holds the fewest; `waiting` are ids by key, in order."""
+def _round_robin(waiting: Mapping[str, Sequence[str]], running: Mapping[str, int], free_slots: int) -> list[str]:
+    """Assign free slots one by one to the key that holds the fewest; `waiting` has the ids of each key, in order."""
     held = {key_id: running.get(key_id, 0) for key_id in waiting}
     left = {key_id: list(reversed(ids)) for key_id, ids in waiting.items()}
     taken: list[str] = []
-    while able := [key_id for key_id in waiting if left[key_id] and held[key_id] < room - len(taken)]:
-        key_id = min(able, key=lambda each: held[each])
+    while eligible := [key_id for key_id in waiting if left[key_id] and held[key_id] < free_slots - len(taken)]:
+        key_id = min(eligible, key=lambda each: held[each])
         taken.append(left[key_id].pop())
         held[key_id] += 1
     return taken

@@ -1,10 +1,11 @@
-"""What is not kept for ever: old predictions are deleted, and of deleted ones first the files go, then the rows.
+"""Retention: old predictions are deleted; then their files are removed, and after those their rows.
 
-In this order a death in between leaves nothing behind that nobody knows of: who finds a row, removes its files again.
-A row stays for a day at least, without the name of its files: what a key has used counts, and its Idempotency-Key too.
+In this order, a crash in between leaves no file without a row: the next run finds the row and removes its files again.
+A row stays for at least a day, without the name of its files, because it counts towards the limits of its key and its
+Idempotency-Key is still valid.
 
-An upload is withdrawn before its file goes, so that no task is taken in that needs it. One that nothing has used goes
-sooner than one that a task has.
+An upload is withdrawn before its file is removed, so that no new task can refer to it. An upload that no task has used
+is removed sooner.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from hidream.store.uploads import WITHDRAWN
 from hidream.types import Status
 
 BATCH_ROWS = 500
-"""Rows that one transaction touches: more would hold up those who submit."""
+"""Rows that one transaction changes: more would block submissions for too long."""
 
 
 _DELETED: sa.ColumnClause[str] = sa.literal_column(f"'{Status.DELETED}'")
 _NO_NAME: sa.ColumnClause[str] = sa.literal_column("''")
-"""Said as the indexes of what is being removed say it: a parameter might be anything."""
+"""Literals, as in the conditions of the partial indexes: with parameters, the indexes would not be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Purgeable:
-    """What can be removed: predictions' files, then their rows, and uploads."""
+    """What can be removed: the files of predictions, then their rows; and uploads."""
 
     predictions: Sequence[Prediction]
     uploads: Sequence[str]
@@ -47,7 +48,7 @@ class Purgeable:
 
 
 async def expire(database: Database, older_than_ms: int) -> int:
-    """Delete finished predictions that were made before a time, some at once; say how many."""
+    """Mark a batch of finished predictions that were created before a time as deleted; return how many."""
     sources, target = TRANSITIONS["delete"]
     old = sa.select(P.c.id).where(P.c.status.in_(sources), P.c.created_ms < older_than_ms).limit(BATCH_ROWS)
     async with database.read() as connection:
@@ -60,9 +61,10 @@ async def expire(database: Database, older_than_ms: int) -> int:
 
 
 async def purgeable(database: Database, uploads_older_than_ms: int, unused_older_than_ms: int = 0) -> Purgeable:
-    """Say what can be removed, some at once: uploads that were used last, or made and not used, before such times.
+    """Return a batch of what can be removed: deleted predictions, and old uploads.
 
-    None of them is one that an unfinished task needs.
+    An upload is old if it was last used before the first time, or was created before the second and never used.
+    Uploads of unfinished tasks are not included.
     """
     deleted = sa.select(*COLUMNS).where(P.c.status == _DELETED)
     with_files = deleted.where(P.c.output_name != _NO_NAME).limit(BATCH_ROWS)
@@ -74,11 +76,11 @@ async def purgeable(database: Database, uploads_older_than_ms: int, unused_older
 
 
 async def _withdrawn(database: Database, older_than_ms: int, unused_older_than_ms: int) -> Sequence[str]:
-    """Take old uploads from those who may use them, and name them; also those that were taken before."""
+    """Withdraw a batch of old uploads; return their names, and those of uploads that were withdrawn before."""
     old = sa.func.coalesce(UPLOADS.c.used_ms, UPLOADS.c.created_ms) < older_than_ms
     unused = sa.and_(UPLOADS.c.used_ms.is_(None), UPLOADS.c.created_ms < unused_older_than_ms)
-    may_be = UPLOADS.c.created_ms < max(older_than_ms, unused_older_than_ms)  # by which the index finds them
-    due = sa.and_(may_be, sa.or_(old, unused, UPLOADS.c.media_type == WITHDRAWN))
+    candidate = UPLOADS.c.created_ms < max(older_than_ms, unused_older_than_ms)  # the condition that the index serves
+    due = sa.and_(candidate, sa.or_(old, unused, UPLOADS.c.media_type == WITHDRAWN))
     async with database.read() as connection:
         found = (await connection.scalars(sa.select(UPLOADS.c.name).where(due).limit(BATCH_ROWS))).all()
         needed = await _needed(connection) if found else set()
@@ -91,14 +93,17 @@ async def _withdrawn(database: Database, older_than_ms: int, unused_older_than_m
 
 
 async def _needed(connection: AsyncConnection) -> set[str]:
-    """Name the uploads of unfinished tasks."""
+    """Return the names of the uploads of unfinished tasks."""
     unfinished = [status for status in Status if not status.final and status is not Status.DELETED]
     inputs = await connection.scalars(sa.select(P.c.input).where(P.c.status.in_(unfinished)))
     return {name for each in inputs for name in (each.get("image"), each.get("mask")) if name}
 
 
 async def unreferenced(database: Database, names: Sequence[str], first_of: Callable[[str], str]) -> list[str]:
-    """Say which of these files no row speaks of; `first_of` gives the name that a task's row has of all its files."""
+    """Return those of these files that no row refers to.
+
+    `first_of` maps a file name to the `output_name` of its task, which stands for all files of the task.
+    """
     predictions = sa.select(P.c.output_name).where(P.c.output_name.in_({first_of(n) for n in names}))
     uploads = sa.select(UPLOADS.c.name).where(UPLOADS.c.name.in_(names))
     async with database.read() as connection:
@@ -107,7 +112,7 @@ async def unreferenced(database: Database, names: Sequence[str], first_of: Calla
 
 
 async def purge(database: Database, purgeable: Purgeable) -> None:
-    """Remove the rows of what has no files any more, or until they are a day old, what they say of files."""
+    """Remove rows whose files are gone; of predictions younger than a day, clear only the name of the files."""
     before = database.now_ms() - DAY_MS
     old = [prediction.id for prediction in purgeable.predictions if prediction.created_ms <= before]
     younger = [prediction.id for prediction in purgeable.predictions if prediction.created_ms > before]

@@ -1,7 +1,7 @@
-"""Files that clients sent: who sent them, and what they are; the bytes lie in the object store.
+"""Uploads: metadata of the files that clients sent; the bytes are in the object store.
 
-An upload counts against its key's limits from when it is announced: as a request of the minute, and with its bytes for
-as long as it is there.
+An upload counts towards the limits of its key from the moment it is announced: as a request in its minute, and with its
+bytes for as long as it exists.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from hidream.types import Status
 
 MINUTE_MS = 60_000
 BYTES_RETRY_S = 600
-"""When a key that keeps too much may look again: a sweep comes so often."""
+"""When a key over its limit may try again: the interval between two sweeps."""
 NO_LIMITS = Limits()
 INLINE = ""
-"""The filename of what came within a submission; that is a request of its own, and no upload is."""
+"""The filename of a file that was part of a submission: the submission counts as a request, the file does not."""
 WITHDRAWN = ""
-"""The media type of what is being removed: no task can use it any more, and nothing can be stored under its name."""
+"""The media type of a file that is being removed: no task can use it, and nothing can be stored under its name."""
 FILLING = "filling/"
-"""How the media type of an announced file begins while one request puts the bytes into their place. Until when follows,
-in milliseconds, and a random text that tells this request from others."""
+"""The prefix of an announced file's media type while one request stores the bytes. It is followed by the time at which
+the claim expires, in ms, and a random text that identifies the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One row; `name` is the object's, unguessable. `stored` is false while it was only announced."""
+    """One row. `name` is the unguessable name of the object; `stored` is false while it is only announced."""
 
     name: str
     key_id: str
@@ -53,7 +53,7 @@ _KEY_IS_VALID = sa.exists().where(KEYS.c.id == U.c.key_id, KEYS.c.revoked_ms.is_
 
 
 async def check(database: Database, key: Key, *, within_request: bool = False) -> None:
-    """See that a key may bring something now; how much, `announce` counts. Raises TooMany."""
+    """Check that a key may upload something now; `create` checks the size. Raises TooMany."""
     if key.limits.requests_per_minute or key.limits.bytes_max:
         await prepare_sums(database, key.id, key.limits)
         async with database.read() as connection:
@@ -63,7 +63,7 @@ async def check(database: Database, key: Key, *, within_request: bool = False) -
 async def create(
     database: Database, upload: Upload, limits: Limits = NO_LIMITS, *, within_request: bool = False
 ) -> None:
-    """Write down a file, before its bytes come or when they are there. Raises TooMany, and then nothing is written."""
+    """Insert an upload, before or after its bytes are stored. Raises TooMany, and then inserts nothing."""
     limited = bool(limits.requests_per_minute or limits.bytes_max)
     await prepare_sums(database, upload.key_id, limits)
     async with database.write(exclusive=limited, quiet=True) as connection:
@@ -73,27 +73,28 @@ async def create(
 
 
 async def claim(database: Database, name: str, for_s: float) -> str | None:
-    """Let one request, of all processes', put an announced file's bytes into their place, for so many seconds.
+    """Let one request of all processes store an announced file's bytes, for `for_s` seconds; return its claim.
 
-    None if another one does, or the file is there, or being removed, or its key was revoked. The claim is for `store`.
+    None if another request has a claim, the file is stored or being removed, or its key was revoked. `mark_stored` and
+    `release` take the claim.
     """
     now = database.now_ms()
-    made = f"{_filling_until(now + round(for_s * 1000))}/{secrets.token_hex(16)}"
+    claim = f"{_filling_until(now + round(for_s * 1000))}/{secrets.token_hex(16)}"
     free = sa.or_(U.c.media_type.not_like(f"{FILLING}%"), U.c.media_type < _filling_until(now))
     mine = (U.c.name == name, U.c.stored.is_(False), U.c.media_type != WITHDRAWN, free, _KEY_IS_VALID)
     async with database.write(quiet=True) as connection:
-        changed = await connection.execute(sa.update(U).where(*mine).values(media_type=made))
-    return made if changed.rowcount == 1 else None
+        changed = await connection.execute(sa.update(U).where(*mine).values(media_type=claim))
+    return claim if changed.rowcount == 1 else None
 
 
 async def release(database: Database, name: str, claim: str, media_type: str) -> None:
-    """End a claim whose file did not come into its place, so that the next request need not wait."""
+    """End a claim whose file was not stored, so that the next request need not wait."""
     async with database.write(quiet=True) as connection:
         await connection.execute(sa.update(U).where(*_claimed(name, claim)).values(media_type=media_type))
 
 
 async def mark_stored(database: Database, name: str, claim: str, media_type: str, size: int) -> bool:
-    """Say that an announced file's bytes are in their place; False if the claim is over, or the file withdrawn."""
+    """Mark an announced file as stored; return False if the claim has expired or the file is withdrawn."""
     statement = sa.update(U).where(*_claimed(name, claim))
     async with database.write(quiet=True) as connection:
         changed = await connection.execute(statement.values(stored=True, media_type=media_type, size=size))
@@ -101,7 +102,7 @@ async def mark_stored(database: Database, name: str, claim: str, media_type: str
 
 
 def _filling_until(ms: int) -> str:
-    """Write a time so that a later one is a later text, in any collation."""
+    """Format a time so that texts sort like times, in any collation."""
     return f"{FILLING}{ms:015d}"
 
 
@@ -110,9 +111,9 @@ def _claimed(name: str, claim: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 async def get(database: Database, name: str, *, of_valid_key: bool = False) -> Upload | None:
-    """Look up a file by its name, which is the right to it; None if there is none, or it is being removed.
+    """Return an upload by its name; who knows the name may use it. None if there is none, or it is being removed.
 
-    With `of_valid_key` None also if its key was revoked: nobody brings such a key's files any more.
+    With `of_valid_key`, None also if its key was revoked, because such a key may not store files any more.
     """
     wanted = sa.select(*_COLUMNS).where(U.c.name == name, U.c.media_type != WITHDRAWN)
     async with database.read() as connection:
@@ -121,7 +122,7 @@ async def get(database: Database, name: str, *, of_valid_key: bool = False) -> U
 
 
 async def withdrawn(connection: AsyncConnection, names: Collection[str]) -> frozenset[str]:
-    """Say which of these files are being removed; the others cannot be until the transaction has ended."""
+    """Return those of these files that are being removed; the others are locked until the transaction ends."""
     if not names:
         return frozenset()
     rows = await connection.execute(sa.select(U.c.name, U.c.media_type).where(U.c.name.in_(names)).with_for_update())
@@ -129,57 +130,57 @@ async def withdrawn(connection: AsyncConnection, names: Collection[str]) -> froz
 
 
 async def mark_used(connection: AsyncConnection, names: Collection[str], now_ms: int) -> None:
-    """Say that tasks which are being taken in name these files."""
+    """Record that tasks which are being enqueued use these files."""
     if names:
         await connection.execute(sa.update(U).where(U.c.name.in_(names)).values(used_ms=now_ms))
 
 
 def gone_error() -> InvalidInput:
-    """Make the error of a task that names a file which is there no longer."""
-    return InvalidInput("image or mask is a file that is there no longer; accepted: one that was uploaded lately")
+    """Return the error for a task that names a file which no longer exists."""
+    return InvalidInput("image or mask is a file that no longer exists; accepted: a recently uploaded file")
 
 
 async def prepare_sums(database: Database, key_id: str, limits: Limits) -> None:
-    """Before a transaction asks what a key keeps: add up what would take it too long. Raises DatabaseUnavailable."""
+    """Compute sums that would take too long inside a transaction; call this before it. Raises DatabaseUnavailable."""
     if limits.bytes_max:
-        await database.cached_sums.prepare(key_id, partial(_added_up, database, key_id))
+        await database.cached_sums.prepare(key_id, partial(_stored_sum, database, key_id))
 
 
-async def _added_up(database: Database, key_id: str) -> tuple[int, int]:
+async def _stored_sum(database: Database, key_id: str) -> tuple[int, int]:
     async with database.read() as connection:
-        return (await _kept(connection, [key_id])).get(key_id, (0, 0))
+        return (await _stored(connection, [key_id])).get(key_id, (0, 0))
 
 
 async def stored_bytes(database: Database, connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, int]:
-    """Say what is kept of each key: its uploads, announced ones too, and its images that are not deleted.
+    """Return the stored bytes of each key: its uploads, including announced ones, and its images that are not deleted.
 
-    That is exact, but for keys that keep very much (`sums.MANY` rows): of those it is what was so at most
-    `sums.GOOD_MS` ago, and what this process was asked to keep since then.
+    The sum is exact, except for keys with very many rows (`sums.MANY`). Of those it is at most `sums.GOOD_MS` old, plus
+    what this process has added since.
     """
-    total = {key_id: database.cached_sums.large(key_id) for key_id in key_ids}
-    few = [key_id for key_id, large in total.items() if large is None]
-    exact = await _kept(connection, few) if few else {}
-    return {key_id: exact.get(key_id, (0, 0))[1] if large is None else large for key_id, large in total.items()}
+    cached = {key_id: database.cached_sums.large(key_id) for key_id in key_ids}
+    uncached = [key_id for key_id, size in cached.items() if size is None]
+    exact = await _stored(connection, uncached) if uncached else {}
+    return {key_id: exact.get(key_id, (0, 0))[1] if size is None else size for key_id, size in cached.items()}
 
 
-async def _kept(connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, tuple[int, int]]:
-    """Count and add up what is kept of each key; keys that keep nothing are not in it."""
+async def _stored(connection: AsyncConnection, key_ids: Collection[str]) -> Mapping[str, tuple[int, int]]:
+    """Return the number of rows and the stored bytes of each key that has any."""
     uploaded = sa.select(U.c.key_id, sa.func.count(), sa.func.sum(U.c.size)).where(U.c.key_id.in_(key_ids))
-    drawn = sa.select(P.c.key_id, sa.func.count(), sa.func.sum(P.c.output_bytes)).where(P.c.key_id.in_(key_ids))
-    kept: dict[str, tuple[int, int]] = {}
-    for sums in (uploaded.group_by(U.c.key_id), drawn.where(P.c.status != Status.DELETED).group_by(P.c.key_id)):
+    generated = sa.select(P.c.key_id, sa.func.count(), sa.func.sum(P.c.output_bytes)).where(P.c.key_id.in_(key_ids))
+    stored: dict[str, tuple[int, int]] = {}
+    for sums in (uploaded.group_by(U.c.key_id), generated.where(P.c.status != Status.DELETED).group_by(P.c.key_id)):
         for key_id, rows, size in await connection.execute(sums):
-            rows_before, size_before = kept.get(key_id, (0, 0))
-            kept[key_id] = rows_before + rows, size_before + int(size)
-    return kept
+            rows_before, size_before = stored.get(key_id, (0, 0))
+            stored[key_id] = rows_before + rows, size_before + int(size)
+    return stored
 
 
-def check_bytes(limits: Limits, kept: int, more: int = 1) -> None:
-    """See that a key may keep some bytes more. Raises TooMany."""
-    if limits.bytes_max and kept + more > limits.bytes_max:
+def check_bytes(limits: Limits, stored: int, more: int = 1) -> None:
+    """Check that a key may store some bytes more. Raises TooMany."""
+    if limits.bytes_max and stored + more > limits.bytes_max:
         raise TooMany(
-            f"this key may keep {limits.bytes_max} bytes of uploads and images, and has {kept}; delete predictions, "
-            "or try again when old ones have gone",
+            f"this key may keep {limits.bytes_max} bytes of uploads and images, and has {stored}; delete predictions, "
+            "or try again when old ones have expired",
             BYTES_RETRY_S,
         )
 
@@ -203,11 +204,11 @@ async def _check(
 
 
 async def _requests(connection: AsyncConnection, key_id: str, after_ms: int) -> tuple[int, int]:
-    """Count submissions and uploads of a key, and say when the first of them was made."""
+    """Count the submissions and uploads of a key since a time; return the count, and the time of the first, in ms."""
     count, first = 0, after_ms
-    mine = sa.and_(U.c.key_id == key_id, U.c.created_ms > after_ms, U.c.filename != INLINE)
-    asked = sa.and_(P.c.key_id == key_id, P.c.created_ms > after_ms)
-    for created, wanted in ((U.c.created_ms, mine), (P.c.created_ms, asked)):
+    uploaded = sa.and_(U.c.key_id == key_id, U.c.created_ms > after_ms, U.c.filename != INLINE)
+    submitted = sa.and_(P.c.key_id == key_id, P.c.created_ms > after_ms)
+    for created, wanted in ((U.c.created_ms, uploaded), (P.c.created_ms, submitted)):
         row = (await connection.execute(sa.select(sa.func.count(), sa.func.min(created)).where(wanted))).one()
         if row[0]:
             first = min(first, row[1]) if count else row[1]

@@ -1,7 +1,7 @@
-"""Which workers there are: a row means a process with a loaded model, as long as it is seen often.
+"""The workers: a row is a process with a loaded model, as long as it sends heartbeats.
 
-A worker's id names its host and process, so a row under one's own id was left by a process that is dead. One that has
-left keeps its row, without a version, as long as nobody else serves its models: it says when they were served last.
+A worker's id names its host and process. So a row with a new worker's own id belongs to a dead process. A worker that
+leaves keeps its row, without a version, until another one serves its models: the row tells when they were last served.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hidream.store.schema import WORKERS
 FORGET_MS = 24 * 3600 * 1000
 """A row that was not refreshed for this long is removed by the next worker that registers and serves its models."""
 FORGET_ALL_MS = 400 * FORGET_MS
-"""The same, whatever that worker serves: more than the longest `[server] unserved_s`."""
+"""The same, whatever that worker serves: longer than the longest `[server] unserved_s`."""
 
 LOADED = b"."
-"""What a worker that has loaded says once a second to the process that has started it."""
+"""The heartbeat that a worker sends once a second to its parent process after it has loaded its models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that owns a model: what it serves, by the API's names, and the version its pictures carry."""
+    """A process that owns models: their names in the API, and the version in its images."""
 
     id: str
     models: Sequence[str]
@@ -35,12 +35,12 @@ class Worker:
 
 
 def worker_id(pid: int) -> str:
-    """Name the worker that is process `pid` of this host."""
+    """Return the id of the worker that is process `pid` on this host."""
     return f"{socket.gethostname()}:{pid}"
 
 
 async def register(database: Database, worker: Worker) -> None:
-    """Say that this worker's model is loaded."""
+    """Insert the row of a worker whose models are loaded, and remove stale rows."""
     now = database.now_ms()
     old = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.seen_ms).where(WORKERS.c.seen_ms < now - FORGET_MS)
     row = {"id": worker.id, "models": list(worker.models), "version": worker.version, "seen_ms": now}
@@ -52,20 +52,20 @@ async def register(database: Database, worker: Worker) -> None:
 
 
 async def heartbeat(database: Database, worker_id: str) -> None:
-    """Say that the worker is still there."""
+    """Record that the worker is alive."""
     statement = sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(seen_ms=database.now_ms())
     async with database.write() as connection:
         await connection.execute(statement)
 
 
 async def deregister(database: Database, worker_id: str) -> None:
-    """Say that the worker is gone."""
+    """Record that the worker has stopped."""
     async with database.write() as connection:
         await connection.execute(sa.update(WORKERS).where(WORKERS.c.id == worker_id).values(version=""))
 
 
 async def ready(database: Database, within_s: float) -> list[Worker]:
-    """Workers with a loaded model that were seen in the last `within_s` seconds."""
+    """Return the workers with a loaded model that were seen in the last `within_s` seconds."""
     since = database.now_ms() - round(within_s * 1000)
     wanted = sa.select(WORKERS.c.id, WORKERS.c.models, WORKERS.c.version).where(WORKERS.c.seen_ms >= since)
     wanted = wanted.where(WORKERS.c.version != "")
@@ -74,5 +74,5 @@ async def ready(database: Database, within_s: float) -> list[Worker]:
 
 
 def count_by_model(workers: Iterable[Worker]) -> Counter[str]:
-    """Count the workers of each model; a model that none of them serves has 0."""
+    """Count the workers of each model; a model without workers has 0."""
     return Counter(model for worker in workers for model in set(worker.models))

@@ -1,18 +1,19 @@
-"""The one way from the event loop to the thread that may touch the model, and back.
+"""The bridge between the event loop and the model thread, the only thread that may use the model.
 
-One thread, because a model computes one thing at a time; off the loop, because leases have to be renewed meanwhile.
-What the thread is told goes into one queue, and each step of the engine is an entry of that queue: the next one is put
-behind whatever was said during the last. So requests join and leave between any two steps, and a thread that has
-nothing to do waits.
+There is one thread, because a model computes one thing at a time. It is not the event loop's, because leases must be
+renewed while the model computes. All calls for the thread go into one queue, and each step of an engine is an entry of
+that queue: the next step is queued behind the calls that arrived during the last one. So requests join and leave
+between any two steps, and an idle thread waits.
 
-There may be several engines, one for each model. Those that have anything to draw share the thread's time fairly, not
-its steps: a step of a huge picture takes as long as hundreds of a small one. Each has its *time*, to which its steps
-add what they took; the smallest goes next, and one that had nothing to do begins at the time that is being served.
-(Start-time fair queueing, as keys share the queue in `store/admission`.) So where an engine draws what takes hours, a
-small picture of another one waits for the end of one step, and then has the thread until it has had as much of it.
+There may be several engines, one for each model. Engines with requests share the thread's time fairly, not its steps:
+one step of a huge image takes as long as hundreds of steps of a small one. Each engine has a *virtual time*, to which
+each step adds its duration. The engine with the smallest goes next, and an engine that was idle starts at the virtual
+time of the latest step. (Start-time fair queueing, as keys share the queue in `store/admission`.) So while an engine
+generates for hours, a small image of another one waits for the end of one step. Then it has the thread until its engine
+has used as much time.
 
-An engine returns the errors of single requests. An exception out of a step itself belongs to nobody: all requests of
-the engine end with it, and the thread goes on; when an engine does that twice in a row, the bridge is `broken`.
+An engine returns the errors of single requests. An exception that a step raises belongs to no single request: all
+requests of the engine fail with it, and the thread goes on. If that happens twice in a row, the bridge is `broken`.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILURES_MAX = 2
-"""Failed steps in a row after which an engine is not trusted: the first has taken all requests of its time with it."""
+"""Failed steps in a row after which a new process is needed; one failure fails all requests of the engine."""
 
 logger = logging.getLogger(__name__)
 
 
 class ImageEngine(Protocol):
-    """What draws: `engine.loop.Engine`, or the tests' own, which needs no model. All of it is for the one thread."""
+    """What generates images: `engine.loop.Engine`, or an engine without a model in tests. Only for the model thread."""
 
     def add(
         self,
@@ -61,24 +62,24 @@ class ImageEngine(Protocol):
         """Enqueue a request; `init_image` is its image at `init_image_sizes`."""
 
     def init_image_sizes(self, request: ImageRequest) -> Collection[Size]:
-        """Say at which sizes a request needs its image; this alone is for any thread."""
+        """Return the sizes at which a request needs its image; this method alone may be called on any thread."""
 
     def abort(self, id: str) -> bool:  # noqa: A002
-        """Forget a request and free what it holds."""
+        """Remove a request, and free its memory."""
 
     def step(self) -> Sequence[Outcome]:
-        """Take one step, and return the requests that came to an end."""
+        """Run one step, and return the outcomes of the requests that ended."""
 
     def rest(self) -> None:
-        """Let another engine have the device until the next step."""
+        """Release the device to another engine until the next step."""
 
     def close(self) -> None:
-        """Give up whatever is here."""
+        """Abort all requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepCallbacks:
-    """Who is told of a picture's steps, on the model thread."""
+    """The callbacks for the steps of an image, which run on the model thread."""
 
     on_progress: OnProgress
     wants_preview: WantsPreview | None = None
@@ -86,156 +87,158 @@ class StepCallbacks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pending:
-    """Whom a request was given to, and who waits for its end."""
+    """A request in an engine: its model, and the future and event loop that wait for its image."""
 
     model: str
-    answer: asyncio.Future[GeneratedImage]
+    image: asyncio.Future[GeneratedImage]
     loop: asyncio.AbstractEventLoop
 
 
 class Bridge:
-    """The model thread, as seen from the loop."""
+    """The model thread, as the event loop uses it."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Make a bridge; `clock` says in seconds what steps took."""
+        """Create a bridge; `clock` measures the duration of steps, in seconds."""
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._latest: concurrent.futures.Future[Any] | None = None
         self._engines: dict[str, ImageEngine] = {}
-        self._asked: dict[str, _Pending] = {}  # this and what follows is the thread's
+        self._pending: dict[str, _Pending] = {}  # from here on, only the model thread uses the fields
         self._stepping = False
-        self._latest_model: str | None = None  # whose step was the latest
-        self._virtual_times: dict[str, float] = {}  # seconds that each model has had, or could have had
-        self._virtual_time = 0.0  # the time at which the latest step began
+        self._latest_model: str | None = None  # the model of the latest step
+        self._virtual_times: dict[str, float] = {}  # seconds, by model
+        self._virtual_time = 0.0  # the virtual time at which the latest step began
         self._failures: Counter[str] = Counter()  # in a row, by model
 
     @property
     def busy(self) -> bool:
-        """Whether the thread still works, be it on something that was given up."""
+        """Whether the thread is running something, even if it was aborted."""
         return self._stepping or (self._latest is not None and not self._latest.done())
 
     @property
     def broken(self) -> bool:
-        """Whether an engine has failed so often that only a new process helps."""
+        """Whether an engine has failed so often that a new process must take over."""
         return any(count >= FAILURES_MAX for count in self._failures.values())
 
     async def run(self, function: Callable[[], T], aborted: asyncio.Event) -> T:
-        """Run `function` on the thread and return what it returns or raises.
+        """Run `function` on the thread; return its result, or raise its exception.
 
-        Raises Interrupted as soon as `given_up` is set. The function itself is not stopped by that: one that
-        takes long should look at `given_up.is_set()` now and then, for the next one waits until it ends.
+        Raises Interrupted as soon as `aborted` is set. That does not stop the function, and the next call waits until
+        it ends. So a long function should check `aborted.is_set()` now and then.
         """
-        work = asyncio.wrap_future(self._tell(function))
+        work = asyncio.wrap_future(self._submit(function))
         if await _ends_before(aborted, work):
             return work.result()
-        work.add_done_callback(_outcome_is_of_no_interest)
-        raise Interrupted("the work was given up before it was finished")
+        work.add_done_callback(_ignore_outcome)
+        raise Interrupted("the work was aborted before it finished")
 
     def set_engines(self, engines: Mapping[str, ImageEngine]) -> None:
-        """Let `draw` use these engines from now on, by their models' names; only the thread may touch them."""
+        """Set the engines that `generate` uses, by model; only the model thread may use them."""
         self._engines = dict(engines)
 
     async def generate(
         self,
         model: str,
-        id: str,  # noqa: A002 - what it is
+        id: str,  # noqa: A002
         request: ImageRequest,
         aborted: asyncio.Event,
         listener: StepCallbacks | None = None,
         prepared: Prepared | None = None,
     ) -> GeneratedImage:
-        """Let a model's engine draw a picture, together with whatever else it has; no two requests may have one id.
+        """Generate an image with a model's engine, together with its other requests; `id` must be unique.
 
-        Raises what the engine reports of the request; TaskFailed when the engine itself has failed; Interrupted as soon
-        as `given_up` is set, and the engine forgets the request before its next step.
+        Raises the error that the engine reports for the request, and TaskFailed if the engine itself failed. Raises
+        Interrupted as soon as `aborted` is set; the engine then removes the request before its next step.
         """
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[GeneratedImage] = loop.create_future()
-        self._tell(lambda: self._add(id, request, listener, _Pending(model, answer, loop), prepared))
+        image: asyncio.Future[GeneratedImage] = loop.create_future()
+        self._submit(lambda: self._add(id, request, listener, _Pending(model, image, loop), prepared))
         try:
-            ended = await _ends_before(aborted, answer)
+            ended = await _ends_before(aborted, image)
         finally:
-            if not answer.done():
-                answer.cancel()
-                self._tell(lambda: self._abort(id))
+            if not image.done():
+                image.cancel()
+                self._submit(lambda: self._abort(id))
         if not ended:
-            raise Interrupted("the picture was given up before it was finished")
-        return answer.result()
+            raise Interrupted("the image was aborted before it was finished")
+        return image.result()
 
     def init_image_sizes(self, model: str, request: ImageRequest) -> list[Size]:
-        """Say at which sizes a model needs a request's image."""
+        """Return the sizes at which a model needs the image of a request."""
         return list(self._engines[model].init_image_sizes(request))
 
     async def close(self) -> None:
-        """Let the engines give up whatever they have, and the thread end; returns when all have."""
+        """Close all engines, and stop the thread; return when the engines are closed."""
         for engine in self._engines.values():
-            await asyncio.wrap_future(self._tell(engine.close))
+            await asyncio.wrap_future(self._submit(engine.close))
         self._thread.shutdown(wait=False)
 
-    def _tell(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
-        """Queue something for the thread."""
+    def _submit(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Queue a call for the model thread."""
         self._latest = work = self._thread.submit(function)
         return work
 
-    # --- on the thread ---------------------------------------------------------------------------------------------
+    # --- on the model thread -----------------------------------------------------------------------------------------
 
     def _add(
         self,
         id_: str,
         request: ImageRequest,
         listener: StepCallbacks | None,
-        asked: _Pending,
+        pending: _Pending,
         prepared: Prepared | None,
     ) -> None:
-        assert asked.model in self._engines, f"nothing draws for {asked.model!r}"
-        assert id_ not in self._asked, f"{id_!r} is being drawn already"
+        assert pending.model in self._engines, f"there is no engine for {pending.model!r}"
+        assert id_ not in self._pending, f"request {id_!r} exists already"
         on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
         try:
-            self._engines[asked.model].add(id_, request, on_progress, wants_preview=wants_preview, init_image=prepared)
+            self._engines[pending.model].add(
+                id_, request, on_progress, wants_preview=wants_preview, init_image=prepared
+            )
         except Exception as error:  # the edge of a request
-            _tell_loop(asked, None, error)
+            _deliver(pending, None, error)
             return
-        if all(each.model != asked.model for each in self._asked.values()):  # no time is saved up by resting
-            self._virtual_times[asked.model] = max(self._virtual_times.get(asked.model, 0.0), self._virtual_time)
-        self._asked[id_] = asked
+        if all(each.model != pending.model for each in self._pending.values()):  # an idle engine earns no credit
+            self._virtual_times[pending.model] = max(self._virtual_times.get(pending.model, 0.0), self._virtual_time)
+        self._pending[id_] = pending
         if not self._stepping:
             self._stepping = True
             self._thread.submit(self._step)
 
     def _abort(self, id_: str) -> None:
-        asked = self._asked.pop(id_, None)
-        if asked is not None:
+        pending = self._pending.pop(id_, None)
+        if pending is not None:
             try:
-                self._engines[asked.model].abort(id_)
-            except Exception:  # the edge of a request: what is left of it may spoil all that follow
-                logger.exception("engine_failed model=%s", asked.model)
-                self._failures[asked.model] = FAILURES_MAX
+                self._engines[pending.model].abort(id_)
+            except Exception:  # the edge of a request: its remains may corrupt later requests
+                logger.exception("engine_failed model=%s", pending.model)
+                self._failures[pending.model] = FAILURES_MAX
 
     def _step(self) -> None:
-        """Take a step, if there is anything to draw, and see to it that the next one follows."""
+        """Run a step if there are requests, and queue the next one."""
         model = self._next_model()
         if model is not None:
             try:
-                self._take(model)
+                self._step_engine(model)
                 self._failures[model] = 0
-            except Exception as error:  # the edge of all requests that are here
-                ids = [id_ for id_, asked in self._asked.items() if asked.model == model]
+            except Exception as error:  # the edge of all requests of the engine
+                ids = [id_ for id_, pending in self._pending.items() if pending.model == model]
                 logger.exception("engine_failed model=%s requests=%s", model, ",".join(ids))
                 self._failures[model] += 1
                 self._fail_all(ids, error)
-        self._stepping = bool(self._asked)
+        self._stepping = bool(self._pending)
         if self._stepping:
             self._thread.submit(self._step)
 
     def _next_model(self) -> str | None:
-        """Say who has had the least time of the models that have anything to draw; of equals, who comes round next."""
-        busy = {asked.model for asked in self._asked.values()}
+        """Return the model with the smallest virtual time among those with requests; round robin among equals."""
+        busy = {pending.model for pending in self._pending.values()}
         models = list(self._engines)
         after = models.index(self._latest_model) + 1 if self._latest_model in self._engines else 0
-        round_ = (model for model in models[after:] + models[:after] if model in busy)
-        return min(round_, key=lambda model: self._virtual_times[model], default=None)
+        candidates = (model for model in models[after:] + models[:after] if model in busy)
+        return min(candidates, key=lambda model: self._virtual_times[model], default=None)
 
-    def _take(self, model: str) -> None:
+    def _step_engine(self, model: str) -> None:
         if self._latest_model not in (None, model):
             self._engines[self._latest_model].rest()
         self._latest_model = model
@@ -245,41 +248,41 @@ class Bridge:
         finally:
             self._virtual_times[model] += self._clock() - begun
         for outcome in outcomes:
-            _tell_loop(self._asked.pop(outcome.id), outcome.picture, outcome.error)
+            _deliver(self._pending.pop(outcome.id), outcome.picture, outcome.error)
 
     def _fail_all(self, ids: Sequence[str], error: Exception) -> None:
         for id_ in ids:
-            asked = self._asked[id_]
+            pending = self._pending[id_]
             self._abort(id_)
-            _tell_loop(asked, None, TaskFailed(reason(error, id_)))  # each its own: whoever raises one writes into it
+            _deliver(pending, None, TaskFailed(reason(error, id_)))  # one each: raising an exception changes it
 
 
 async def _ends_before(aborted: asyncio.Event, work: asyncio.Future[Any]) -> bool:
-    """Wait for one of the two; whether it was the work, or both."""
-    leaving = asyncio.create_task(aborted.wait())
+    """Wait until the work ends or `aborted` is set; return whether the work has ended."""
+    aborting = asyncio.create_task(aborted.wait())
     try:
-        await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((work, aborting), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        leaving.cancel()
+        aborting.cancel()
     return work.done()
 
 
-def _tell_loop(asked: _Pending, picture: GeneratedImage | None, error: Exception | None) -> None:
-    """Bring a request's end to the loop, from the thread."""
+def _deliver(pending: _Pending, image: GeneratedImage | None, error: Exception | None) -> None:
+    """Pass the outcome of a request from the model thread to its event loop."""
 
     def settle() -> None:
-        if asked.answer.done():  # given up meanwhile
+        if pending.image.done():  # aborted meanwhile
             return
         if error is None:
-            assert picture is not None, "a request ends with a picture or an error"
-            asked.answer.set_result(picture)
+            assert image is not None, "a request ends with an image or an error"
+            pending.image.set_result(image)
         else:
-            asked.answer.set_exception(error)
+            pending.image.set_exception(error)
 
-    with suppress(RuntimeError):  # the loop is closed: the process ends, and nobody waits
-        asked.loop.call_soon_threadsafe(settle)
+    with suppress(RuntimeError):  # the loop is closed: the process ends, and nothing waits
+        pending.loop.call_soon_threadsafe(settle)
 
 
-def _outcome_is_of_no_interest(work: asyncio.Future[T]) -> None:
+def _ignore_outcome(work: asyncio.Future[T]) -> None:
     if not work.cancelled():
-        work.exception()  # asyncio reports exceptions that nobody has looked at
+        work.exception()  # otherwise asyncio would report that the exception was never retrieved

@@ -1,27 +1,28 @@
-"""What a client reads of an error that nobody foresaw: what to do, never the words of a library.
+"""The error text that a client sees after an unexpected error: what to do, never a library's own message.
 
-Those are for the operator, in the log. Knows errors by their names, because the worker's loop runs without torch.
+The library's message is in the log, for the operator. Errors are recognised by their text, because the worker's loop
+runs without torch.
 """
 
 from __future__ import annotations
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_cpu.cpp", "alloc_failed", "bad_alloc")
-"""How torch's allocators (CPU, CUDA, MPS, cuBLAS) and C++ say so in a RuntimeError, in lower case."""
+"""Texts of RuntimeErrors from torch's allocators (CPU, CUDA, MPS, cuBLAS) and C++, in lower case."""
 
 
 TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
 
 
 def reason(error: Exception, logged_as: str) -> str:
-    """Say why a task failed; `logged_as` is what its traceback is found by in the worker's log."""
+    """Return why a task failed; `logged_as` identifies its traceback in the worker's log."""
     if out_of_memory(error):
         return TOO_LARGE
-    return f"the worker failed to draw this task; its log says why, under {logged_as}"
+    return f"the worker failed to generate this task; its log says why, under {logged_as}"
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an allocator has raised this: what it was asked for may be there when nobody else needs it."""
-    said = str(error).lower()
+    """Whether an allocator raised this error; the memory may be free again when other requests have ended."""
+    message = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError) and any(text in message for text in OUT_OF_MEMORY)
     )

@@ -1,7 +1,7 @@
-"""One task from its row to its files: read what it starts from, draw its pictures, check, encode and store them.
+"""Generating one task: read its init image, generate its images, check, encode and store them.
 
-All of its pictures or none. The engine draws them side by side; each is checked and encoded when it is done, and the
-files are written when all are. What is said to the store about it, the loop does.
+A task yields all of its images or none. The engine generates them together. Each image is checked and encoded when it
+is finished, and the files are written when all are. The worker's loop reports the outcome to the database.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a picture goes through beside the bridge: the image classifier, and the places where files lie.
+    """What generating a task needs beside the bridge: the image classifier, object stores, versions and decoders.
 
-    `versions` is what each model is called in each mode; `decoders` read the images that tasks start from.
+    `versions` has the version of each model in each mode; `decoders` read init images and masks.
     """
 
     flagged: Callable[[np.ndarray], bool]
@@ -47,7 +47,7 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A claimed task, how far it is, what is set to end it, and whether it was claimed for the worker's reserve."""
+    """A claimed task, its progress, the event that aborts it, and whether it occupies the worker's reserve."""
 
     task: Prediction
     progress: TaskProgress
@@ -56,18 +56,18 @@ class Job:
 
     @classmethod
     def of(cls, task: Prediction, *, reserved: bool = False) -> Job:
-        """Make a job of a task that has just been claimed."""
+        """Create the job of a task that was just claimed."""
         return cls(task, TaskProgress(task.input.num_images), asyncio.Event(), reserved)
 
     @property
     def work_left(self) -> int:
-        """What is still to be drawn, in pixel steps."""
+        """The work that is left, in pixel steps."""
         return round(self.task.work * self.progress.left)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the store wants to know of a task whose files are in their places."""
+    """The result of a task whose files are stored."""
 
     nsfw: tuple[bool, ...]
     inference_ms: int
@@ -77,7 +77,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """One picture as bytes."""
+    """An encoded image."""
 
     data: bytes
     nsfw: bool
@@ -86,17 +86,17 @@ class _File:
 
 
 async def generate(bridge: Bridge, tools: Tools, job: Job) -> Generated:
-    """Draw a task's pictures and put their files in their places.
+    """Generate the images of a task, and store their files.
 
-    Raises InvalidInput on uploads that are missing or broken, what `Bridge.draw` raises, and Interrupted once the job
-    is given up. While a place is away, it waits.
+    Raises InvalidInput if an upload is missing or broken, what `Bridge.generate` raises, and Interrupted once the job
+    is aborted. Waits while an object store is unavailable.
     """
     task, aborted = job.task, job.aborted
     requests = requests_of(task.input)
     prepared = await _prepared(bridge, tools, job, requests[0])
     files = await _all(_file(bridge, tools, job, i, request, prepared) for i, request in enumerate(requests))
     if aborted.is_set():
-        raise Interrupted("the pictures were given up before they were stored")
+        raise Interrupted("the images were aborted before they were stored")
     await _all(
         retry_unavailable(partial(tools.outputs.write, name, file.data), aborted, "write")
         for name, file in zip(task.output_names, files, strict=True)
@@ -109,43 +109,43 @@ async def generate(bridge: Bridge, tools: Tools, job: Job) -> Generated:
     )
 
 
-def requests_of(asked: ImageRequest) -> list[ImageRequest]:
-    """Make a request for each image of a task; their seeds follow one another, and 0 follows the largest.
+def requests_of(request: ImageRequest) -> list[ImageRequest]:
+    """Return one request per image of a task, with consecutive seeds; 0 follows the largest seed.
 
-    Of an image to start from, and of a mask, they say that there is one: the bytes are a stranger's, and no business of
-    the process that generates.
+    An init image and a mask become empty bytes, which only say that they exist: the content comes from a client, and
+    must not reach the process that generates.
     """
-    image, mask = (None if file is None else b"" for file in (asked.image, asked.mask))
+    image, mask = (None if file is None else b"" for file in (request.image, request.mask))
     return [
-        replace(asked, seed=(asked.seed + i) % (SEED_MAX + 1), num_images=1, image=image, mask=mask)
-        for i in range(asked.num_images)
+        replace(request, seed=(request.seed + i) % (SEED_MAX + 1), num_images=1, image=image, mask=mask)
+        for i in range(request.num_images)
     ]
 
 
 async def _prepared(bridge: Bridge, tools: Tools, job: Job, request: ImageRequest) -> Prepared | None:
-    """Have a task's image and mask read, once for all its pictures. Raises InvalidInput, and Interrupted."""
+    """Decode the init image and mask of a task, once for all its images. Raises InvalidInput and Interrupted."""
     task, aborted = job.task, job.aborted
     if not isinstance(task.input.image, str):
         return None
     image = partial(_upload, tools.uploads, "image", task.input.image)
     mask = partial(_upload, tools.uploads, "mask", task.input.mask) if isinstance(task.input.mask, str) else None
     sizes = bridge.init_image_sizes(task.model, request)
-    read = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
-    return await _unless(aborted, retry_unavailable(read, aborted, "read_image"))
+    prepare = partial(tools.decoders.prepare, task.key_id, sizes, image, mask)
+    return await _unless_aborted(aborted, retry_unavailable(prepare, aborted, "read_image"))
 
 
-async def _unless(aborted: asyncio.Event, work: Awaitable[T]) -> T:
-    """Wait for `work`, and end it once it is given up. Raises Interrupted then."""
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(aborted.wait())
+async def _unless_aborted(aborted: asyncio.Event, work: Awaitable[T]) -> T:
+    """Return the result of `work`; if `aborted` is set before, cancel it and raise Interrupted."""
+    working, aborting = asyncio.ensure_future(work), asyncio.create_task(aborted.wait())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, aborting), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Interrupted("the images were given up before what they start from was read")
+            raise Interrupted("the images were aborted before their init image was read")
         return working.result()
     finally:
-        for each in (working, leaving):
+        for each in (working, aborting):
             each.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, aborting, return_exceptions=True)
 
 
 async def _upload(uploads: ObjectStore, field: str, name: str) -> bytes:
@@ -153,30 +153,30 @@ async def _upload(uploads: ObjectStore, field: str, name: str) -> bytes:
         return await uploads.read(name)
     except NotFound as error:
         raise InvalidInput(
-            f"{field} is a file that is not there, or no longer; accepted: one that was uploaded lately"
+            f"{field} is a file that does not exist, or no longer exists; accepted: a recently uploaded file"
         ) from error
 
 
 async def _file(
     bridge: Bridge, tools: Tools, job: Job, i: int, request: ImageRequest, prepared: Prepared | None
 ) -> _File:
-    task, asked = job.task, job.task.input
-    drawn_as = f"{task.id}/{task.attempt}/{i}"  # of a lost lease, the next attempt may begin before this one has ended
-    picture = await bridge.generate(task.model, drawn_as, request, job.aborted, job.progress.listener(i), prepared)
-    nsfw = asked.enable_safety_checker and await asyncio.to_thread(tools.flagged, picture.pixels)
+    task, options = job.task, job.task.input
+    request_id = f"{task.id}/{task.attempt}/{i}"  # after a lost lease, the next attempt may begin before this one ends
+    image = await bridge.generate(task.model, request_id, request, job.aborted, job.progress.listener(i), prepared)
+    nsfw = options.enable_safety_checker and await asyncio.to_thread(tools.flagged, image.pixels)
     data = await asyncio.to_thread(
         encode,
-        picture.pixels,
-        asked.output_format,
+        image.pixels,
+        options.output_format,
         seed=request.seed,
         version=task.version,
-        output_quality=asked.output_quality,
+        output_quality=options.output_quality,
     )
-    return _File(data, nsfw, picture.timings.inference_s, picture.warnings)
+    return _File(data, nsfw, image.timings.inference_s, image.warnings)
 
 
 async def _all(parts: Iterable[Awaitable[T]]) -> list[T]:
-    """Wait for all; when one raises, end the others and raise the same."""
+    """Wait for all; if one raises, cancel the others and raise its error."""
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

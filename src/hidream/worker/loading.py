@@ -1,11 +1,11 @@
-"""From settings to models, and to the engines that draw with them: the one place that knows both.
+"""Loading models and creating their engines from the settings: the only module that knows both.
 
-A worker may serve several variants. Text encoders that are the same files are there once: Dev's, Full's and Fast's are.
-The autoencoder, which they share as well, is not (0.17 GB of the published model's in bfloat16). While a further
-variant is loaded, its own copy of the encoders is there too, and is given up afterwards: on a card, its memory plan
-must find room for that.
+A worker may serve several variants. Variants with the same text encoder files share the loaded text encoders; Dev, Full
+and Fast do. Each variant has its own autoencoder, although the files are the same (0.17 GB for the published model in
+bfloat16). While another variant is loaded, its own copy of the text encoders is in memory too, and is freed afterwards.
+On a card, the memory plan of the variant must have room for it.
 
-Imports torch and the model room, seconds of it; whoever must answer at once imports this file late.
+Importing this module imports torch, which takes seconds; code that must respond at once imports it late.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hidream.settings.tables import Engine as EngineSettings
 from hidream.types import Variant
 
 TEXT_PARTS = (*(part.name for part in ENCODERS), *TOKENIZERS)
-"""What makes embeddings of a prompt; the same eight parts make the same embeddings."""
+"""The eight parts that compute the embeddings of a prompt; equal parts compute equal embeddings."""
 FEWER = "accepted: fewer variants in `[worker] serves`, more memory, or a smaller `[compute] storage`"
 
 
@@ -46,18 +46,20 @@ logger = logging.getLogger(__name__)
 
 
 def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model] = ()) -> Model:
-    """Load the configured checkpoint of a variant, or without any configured the embedded one.
+    """Load the configured checkpoint of a variant, or the embedded one if none is configured.
 
-    Takes seconds to minutes, and settles how many threads torch uses in this process. Models that are `beside` it take
-    their share of the memory; text encoders of theirs that are the same become its own. Raises ConfigurationError as
-    `settings.Models.parts` and `model/loading.load` do, and when too little memory is left.
+    Takes seconds to minutes, and sets the number of torch threads of this process. The models in `beside` are loaded
+    already: they take their share of the memory, and equal text encoders are shared. Raises ConfigurationError as
+    `settings.Models.parts` and `model/loading.load` do, and if too little memory is left.
     """
     models, compute = settings.models, settings.compute
     checkpoint, *others = (_checkpoint(each, models) for each in (variant, *(model.variant for model in beside)))
     _check_memory(compute)
     if compute.threads:
         torch.set_num_threads(compute.threads)
-    shared = [model for model, other in zip(beside, others, strict=True) if _texts(other) == _texts(checkpoint)]
+    shared = [
+        model for model, other in zip(beside, others, strict=True) if _text_paths(other) == _text_paths(checkpoint)
+    ]
     try:
         model = load(
             variant,
@@ -65,7 +67,7 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
             device=compute.device,
             dtype=compute.dtype,
             storage=compute.storage,
-            memory_gb=_left_gb(compute, beside, shared),
+            memory_gb=_remaining_gb(compute, beside, shared),
             loras=models.loras,
             hash_cache=settings.hash_cache,
             compiled={"auto": None, "on": True, "off": False}[compute.compiled],
@@ -76,8 +78,8 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
         if not beside:
             raise
         raise ConfigurationError(f"{variant} beside {_named(beside)}: {error.message}; {FEWER}") from error
-    read = sources(checkpoint, settings.hash_cache)
-    parts = " ".join(f"{name}={source.path}@{source.digest}" for name, source in read.items())
+    loaded = sources(checkpoint, settings.hash_cache)
+    parts = " ".join(f"{name}={source.path}@{source.digest}" for name, source in loaded.items())
     logger.info("checkpoint variant=%s %s", variant, parts)
     if shared:
         return dataclasses.replace(model, text=shared[0].text)
@@ -85,28 +87,28 @@ def load_configured(variant: Variant, settings: Settings, beside: Sequence[Model
 
 
 def sources_configured(variant: Variant, settings: Settings) -> dict[str, Source]:
-    """Say for every part of a variant where it lies, and name its content. Raises ConfigurationError."""
+    """Return the path and the digest of every part of a variant. Raises ConfigurationError."""
     return sources(_checkpoint(variant, settings.models), settings.hash_cache)
 
 
-def plan_configured(asked: PlanRequest, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
-    """Read what the memory plan is asked for a variant's checkpoint, and name the parts that it has.
+def plan_configured(request: PlanRequest, settings: Settings) -> tuple[ModelShape, PlanOptions, list[str]]:
+    """Return the inputs of the memory plan for a variant's checkpoint, and the parts that it has.
 
-    A part that is missing has the published model's size, in 16 bits; only a checkpoint's transformer must be there.
-    Raises ConfigurationError.
+    A missing part counts with the size of the published model in 16 bits; only the transformer must exist. Raises
+    ConfigurationError.
     """
-    parts = settings.models.parts(asked.variant)
-    checkpoint = Checkpoint(**parts).of_variant(asked.variant)
+    parts = settings.models.parts(request.variant)
+    checkpoint = Checkpoint(**parts).of_variant(request.variant)
     if "folder" in parts:
         checkpoint.part("transformer")
-    there = [name for name in EVERYTHING if checkpoint.has(name)]
-    return *partial(checkpoint, asked), [f"{name}: {checkpoint.part(name)}" for name in there if name in PARTS]
+    found = [name for name in EVERYTHING if checkpoint.has(name)]
+    return *partial(checkpoint, request), [f"{name}: {checkpoint.part(name)}" for name in found if name in PARTS]
 
 
 def load_served(settings: Settings) -> dict[Variant, Model]:
     """Load all variants that this worker serves.
 
-    Raises ConfigurationError as `load_configured` does, and when the machine's memory does not hold all of them.
+    Raises ConfigurationError as `load_configured` does, and if they do not fit into the machine's memory together.
     """
     models: dict[Variant, Model] = {}
     for variant in served(settings):
@@ -116,14 +118,14 @@ def load_served(settings: Settings) -> dict[Variant, Model]:
 
 
 def served(settings: Settings) -> list[Variant]:
-    """The variants that this worker serves: those that it is told to, or all there are."""
+    """The variants that this worker serves: those in the settings, or else all that are configured."""
     if settings.worker.serves:
         return list(dict.fromkeys(Variant(name.strip()) for name in settings.worker.serves.split(",")))
     return list(settings.models.configured) or list(Variant)
 
 
 def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dict[Variant, Engine]:
-    """Make an engine for each model, which share the memory for requests; measures what a step bears, in seconds."""
+    """Create an engine for each model; they share the memory for requests. Takes seconds to measure a step."""
     options = Options(
         policy=Policy(settings.policy),
         tokens=settings.tokens_per_step,
@@ -135,8 +137,8 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
     )
     engines: dict[Variant, Engine] = {}
     for variant, model in models.items():
-        like = (each for each in engines if _form(models[each]) == _form(model))
-        first = next(like, None)
+        similar = (each for each in engines if _speed_key(models[each]) == _speed_key(model))
+        first = next(similar, None)
         measured = engines[first].measured if first else None
         engines[variant] = Engine(model, dataclasses.replace(options, measured=measured))
     return engines
@@ -149,18 +151,18 @@ def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
     return Checkpoint(**parts).of_variant(variant)
 
 
-def _texts(checkpoint: Checkpoint) -> list[str]:
-    """Where the parts lie that make embeddings. Raises CheckpointError."""
+def _text_paths(checkpoint: Checkpoint) -> list[str]:
+    """The paths of the parts that compute embeddings. Raises CheckpointError."""
     return [str(checkpoint.part(name).resolve()) for name in TEXT_PARTS]
 
 
-def _form(model: Model) -> tuple[object, ...]:
-    """What decides how long a step of a model takes."""
+def _speed_key(model: Model) -> tuple[object, ...]:
+    """What determines how long a step of a model takes."""
     return model.transformer.config, model.device, model.exact_version.compute
 
 
 def _check_memory(compute: Compute) -> None:
-    """Refuse a limit below what the plan sets aside for the system, where the device's memory is the machine's."""
+    """Refuse a limit below the system's reserve, if the device uses the machine's memory. Raises ConfigurationError."""
     if compute.memory_gb and hardware_of(resolve_device(compute.device), compute.memory_gb).device_budget <= 0:
         raise ConfigurationError(
             f"compute.memory_gb is {compute.memory_gb:g}, and {HOST_RESERVE_BYTES / 1e9:g} GB are set aside for the "
@@ -168,13 +170,13 @@ def _check_memory(compute: Compute) -> None:
         )
 
 
-def _left_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Model]) -> float:
-    """What other models leave of `memory_gb`; 0 where nothing has to be left. Raises ConfigurationError.
+def _remaining_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Model]) -> float:
+    """The GB of `memory_gb` that other models leave; 0 if there is no limit to set. Raises ConfigurationError.
 
-    Of what lies in the machine's own memory, text encoders that will be shared are left too: the plan counts them.
+    In the machine's own memory, text encoders that will be shared do not count as taken, because the plan counts them.
     """
     device = resolve_device(compute.device)
-    if not beside or (device.type == "cuda" and not compute.memory_gb):  # a card says itself what is free
+    if not beside or (device.type == "cuda" and not compute.memory_gb):  # a card reports its free memory itself
         return compute.memory_gb
     taken = _taken(beside, device)
     if shared and device.type != "cuda":
@@ -190,18 +192,18 @@ def _left_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Model])
 
 
 def _check_together(models: Sequence[Model]) -> None:
-    """Refuse more in the machine's own memory than it has: a plan knows of one model only."""
-    taken, there = _taken(models, HOST), hardware_of(HOST, 0).host_budget
-    if len(models) > 1 and taken > there:
+    """Refuse models that do not fit into the machine's memory together: a plan is for one model only."""
+    taken, budget = _taken(models, HOST), hardware_of(HOST, 0).host_budget
+    if len(models) > 1 and taken > budget:
         raise ConfigurationError(
-            f"{_named(models)} take {taken / 1e9:.1f} GB of the machine's memory together, and there are "
-            f"{there / 1e9:.1f} GB beside the system's; {FEWER}"
+            f"{_named(models)} take {taken / 1e9:.1f} GB of the machine's memory together, and "
+            f"{budget / 1e9:.1f} GB are available beside the system; {FEWER}"
         )
 
 
 def _taken(models: Sequence[Model], device: torch.device) -> int:
-    """Bytes of the models' weights that live on a device, what is shared counted once."""
-    modules = [m for model in models for m in (model.transformer, model.vae.module, *model.text.encoders)]
+    """Bytes of the models' weights on a device; shared weights count once."""
+    modules = [module for model in models for module in (model.transformer, model.vae.module, *model.text.encoders)]
     return sum(value.nbytes for value in _values(modules).values() if value.device.type == device.type)
 
 

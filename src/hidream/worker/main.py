@@ -1,7 +1,6 @@
-"""A worker process from its start to its end: load the models, work, and leave when told to.
+"""The worker process: load the models, process tasks, and stop when told to.
 
-It is told by SIGTERM or SIGINT, or, when a parent holds the other end of its standard input, by that parent's
-end.
+SIGTERM or SIGINT stops it. If a parent holds the other end of its standard input, the end of the parent stops it too.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ if TYPE_CHECKING:
     from hidream.safety.image import ImageChecker
 
 NAMES = {variant: name for name, variant in MODELS.items()}
-"""What the API calls each variant."""
+"""The name of each variant in the API."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """All that is slow and heavy."""
+    """The models, their engines and the image classifier."""
 
     models: Mapping[Variant, Model]
     engines: Mapping[Variant, Engine]
@@ -51,31 +50,31 @@ class Loaded:
 
 
 def run(settings: Settings, with_parent: bool) -> int:
-    """Work until told to stop.
+    """Run until told to stop, and return the exit status.
 
-    The exit status is 0, 1 if an engine has failed so often that a new process has to take over, that of
-    ConfigurationError if a start is hopeless, or that of DatabaseGone.
+    It is 0 normally, 1 if an engine has failed so often that a new process must take over, that of ConfigurationError
+    if another start would not help, or that of DatabaseGone.
     """
     try:
-        bridge, gone = asyncio.run(_run(settings, with_parent))
+        bridge, database_gone = asyncio.run(_run(settings, with_parent))
     except ConfigurationError as error:
         logger.error("worker_cannot_start error=%s", error.message)
         return error.exit_status
     if bridge.broken:
-        logger.error("worker_broken error=the engine failed several times in a row; the log says above how")
-    status = DatabaseGone.exit_status if gone else int(bridge.broken)
+        logger.error("worker_broken error=the engine failed several times in a row; see the log above")
+    status = DatabaseGone.exit_status if database_gone else int(bridge.broken)
     if bridge.busy:
         logging.shutdown()
-        os._exit(status)  # the model thread is inside a call that nothing can interrupt; nobody waits for its outcome
+        os._exit(status)  # the model thread is in a call that cannot be interrupted; its result is not needed
     return status
 
 
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Import and load without looking for garbage, and never look among what was imported and loaded.
+    """Import and load without garbage collection, and exclude what was loaded from later collections.
 
-    Torch, transformers and diffusers are 420,000 objects, through all of which Python's collector goes six times while
-    they come: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
+    Torch, transformers and diffusers are 420,000 objects. While they are imported, Python's collector scans all of them
+    six times: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
     """
     gc.disable()
     try:
@@ -86,16 +85,16 @@ def gc_frozen() -> Iterator[None]:
 
 
 async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
-    """Return the bridge as it is at the end, closed or still busy, and whether the database is gone."""
+    """Run until told to stop; return the bridge, closed or still busy, and whether the database is gone."""
     stopping, loaded_all = asyncio.Event(), asyncio.Event()
-    beating = asyncio.create_task(heartbeat.send_heartbeats(0 if with_parent else None, loaded_all))
-    _listen(stopping, with_parent)
+    heartbeats = asyncio.create_task(heartbeat.send_heartbeats(0 if with_parent else None, loaded_all))
+    _stop_on_signal(stopping, with_parent)
     bridge = Bridge()
     outputs, uploads = (
         open_configured_store(settings, namespace) for namespace in (Namespace.OUTPUTS, Namespace.UPLOADS)
     )
     async with Database.open(settings.database_url) as database:
-        leaving = asyncio.create_task(stop_when_gone(database, stopping))
+        watching = asyncio.create_task(stop_when_gone(database, stopping))
         try:
             await retry_unavailable(outputs.check, stopping, "check")
             loaded = await bridge.run(lambda: _load(settings), stopping)
@@ -108,21 +107,21 @@ async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:
         worker = Worker(worker_id(os.getpid()), list(versions), ", ".join(_exact(versions)))
         with closing(tools.decoders):
             await WorkerLoop(database, bridge, worker, tools, settings.worker).run(stopping)
-        leaving.cancel()
+        watching.cancel()
     if not bridge.busy:
         await bridge.close()
-    beating.cancel()
+    heartbeats.cancel()
     return bridge, database.gone.is_set()
 
 
 async def stop_when_gone(database: Database, stopping: asyncio.Event) -> None:
-    """Have `stopping` set when the database's file is another one: nothing can be said of any task any more."""
+    """Set `stopping` when the database file was replaced or deleted: no outcome can be recorded any more."""
     await database.gone.wait()
     stopping.set()
 
 
-def _listen(stopping: asyncio.Event, with_parent: bool) -> None:
-    """Have `stopping` set by a signal or by the parent's end."""
+def _stop_on_signal(stopping: asyncio.Event, with_parent: bool) -> None:
+    """Set `stopping` on SIGTERM, SIGINT, or the end of the parent."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -138,7 +137,7 @@ def _listen(stopping: asyncio.Event, with_parent: bool) -> None:
 
 
 def _load(settings: Settings) -> Loaded:
-    """Import and load all that is slow and heavy; seconds to minutes, on the model thread."""
+    """Import torch and load the models, on the model thread; takes seconds to minutes."""
     with gc_frozen():
         from hidream.safety.image import ImageChecker
         from hidream.worker.loading import engines_of, load_served

@@ -1,7 +1,7 @@
-"""How far the pictures of one task are: the model thread writes it, the loop reads it now and then.
+"""The progress of a task's images: the model thread writes it, and the event loop reads it now and then.
 
-Nothing here waits or locks: each value is replaced as a whole, and one that is a step old does no harm. Small pictures
-are made only while somebody watches, and no sooner than the loop has taken the one before.
+Nothing here waits or locks: each value is replaced as a whole, and a value that is one step old does no harm. Previews
+are made only while a client watches, and only after the event loop has taken the previous one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from hidream.engine.loop import Progress
 
 PREVIEW_SIDE_PX = 256
-"""The most of a preview's longer side. The published model's have 128 at 1024², a pixel for each cell of the latent."""
+"""The longer side of a preview at most. At 1024² the published model has 128 latent cells, with one pixel for each."""
 PREVIEW_QUALITY = 80
-"""Of a preview's JPEG: what blurs a picture of such cells is the cells. 128 × 128 pixels take 5 KB instead of 12."""
+"""The JPEG quality of a preview; its resolution limits it more. 128 × 128 pixels take 5 KB instead of 12."""
 
 
 class ProgressUpdate(NamedTuple):
-    """Steps done and in all, and perhaps a small picture [h, w, 3]."""
+    """Steps done, steps in total, and a preview [h, w, 3] if there is a new one."""
 
     done: int
     steps: int
@@ -33,20 +33,20 @@ class ProgressUpdate(NamedTuple):
 
 
 class TaskProgress:
-    """Of a task of so many pictures: the mean of their steps, and previews of the first that is not finished.
+    """The progress of a task: the mean steps of its images, and previews of the first unfinished image.
 
-    `watched` is whether anybody would look at previews.
+    `watched`: whether a client watches, so that previews are needed.
     """
 
     def __init__(self, images: int) -> None:
         self.watched = False
         self._done = [0] * images
         self._steps = 0
-        self._told = 0
+        self._reported = 0
         self._preview: np.ndarray | None = None
 
     def listener(self, i: int) -> StepCallbacks:
-        """Make what is told of the `i`th picture's steps."""
+        """Return the callbacks for the steps of the `i`th image."""
 
         def on_progress(progress: Progress) -> None:
             self._done[i], self._steps = progress.done, progress.total
@@ -60,20 +60,20 @@ class TaskProgress:
 
     @property
     def left(self) -> float:
-        """The part that is still to be drawn, 0 to 1."""
+        """The fraction of the work that is left, 0 to 1."""
         return 1 - sum(self._done) / (len(self._done) * self._steps) if self._steps else 1.0
 
     def take_update(self) -> ProgressUpdate | None:
-        """Take what is new since the last time; None if nothing is."""
+        """Return what is new since the last call; None if nothing is."""
         done, preview = sum(self._done) // len(self._done), self._preview
-        if done == self._told and preview is None:
+        if done == self._reported and preview is None:
             return None
-        self._told, self._preview = done, None
+        self._reported, self._preview = done, None
         return ProgressUpdate(done, self._steps, preview)
 
 
 def preview_jpeg(preview: np.ndarray, seed: int, version: str) -> bytes:
-    """Encode a preview [h, w, 3], made smaller where it is large."""
-    every = math.ceil(max(preview.shape) / PREVIEW_SIDE_PX)
-    pixels = preview[::every, ::every]
+    """Encode a preview [h, w, 3], downsampled if it is large."""
+    stride = math.ceil(max(preview.shape) / PREVIEW_SIDE_PX)
+    pixels = preview[::stride, ::stride]
     return encode(pixels, ImageFormat.JPEG, seed=seed, version=version, output_quality=PREVIEW_QUALITY)

@@ -1,7 +1,7 @@
-"""Waiting out a database or a place for files that is away: what was drawn is kept, and said when they are back.
+"""Retries while the database or the object store is unavailable: finished images are kept and reported later.
 
-Every call that goes through here can be repeated. One that was carried out although its answer was lost is carried out
-again: files are replaced by themselves, and what is said of a task is fenced by its attempt.
+Every call that is retried here can be repeated. A call whose response was lost runs again: a file is replaced by the
+same file, and reports about a task are fenced by its attempt.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hidream.errors import DatabaseUnavailable, Interrupted, ObjectStoreUnavaila
 T = TypeVar("T")
 
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Before the second try, the third, ..., and all further ones: a server that is started anew is found again at once,
-one that is overloaded is left alone."""
+"""Pauses before the second try, the third, ..., and all later ones: a restarted server is found quickly, and an
+overloaded one is left alone."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 async def retry_unavailable(
     call: Callable[[], Awaitable[T]], aborted: asyncio.Event, what: str, *, within_s: float = math.inf
 ) -> T:
-    """Call until database and files are there; `what` names the call in the log.
+    """Call until the database and the object store are available; `what` names the call in the log.
 
-    Raises Interrupted once `given_up` is set while they are away, and their own error after `within_s` seconds.
+    Raises Interrupted if `aborted` is set while they are unavailable, and their own error after `within_s` seconds.
     """
     clock = asyncio.get_running_loop().time
     deadline, tries = clock() + within_s, 0
@@ -46,4 +46,4 @@ async def retry_unavailable(
             async with asyncio.timeout(pause_s):
                 await aborted.wait()
         if aborted.is_set():
-            raise Interrupted(f"given up while {what} could not be done")
+            raise Interrupted(f"aborted before {what} succeeded")
