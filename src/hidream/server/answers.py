@@ -61,7 +61,7 @@ async def prediction_data(
     """Describe a prediction with the fields of WaveSpeed's documents, plus `seed`, `version` and any `warnings`.
 
     Without `inline`, the outputs are URLs even if the task requested base64. Send data that may contain base64 with
-    `success_with_files`. Raises ObjectStoreUnavailable, and NotFound if base64 was requested and the file does not exist.
+    `success_with_files`. Raises ObjectStoreUnavailable, and NotFound if base64 was requested and the file is missing.
     """
     completed = prediction.status is Status.COMPLETED
     inline = inline and prediction.input.enable_base64_output

@@ -224,7 +224,7 @@ class Connection(H11Protocol):
             self.transport.write_eof()
 
     def _drop(self, count: int) -> None:
-        """Discard a piece, and read the next one in turn: all pieces of a hundred bodies at once would block the loop."""
+        """Discard a piece, and read the next one in turn: the pieces of a hundred bodies would block the event loop."""
         self._dropped += count
         if self._dropped > self._drop_max:
             self.transport.close()

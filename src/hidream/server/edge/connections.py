@@ -1,9 +1,10 @@
 """All client connections of a process: how many may be open, and their time-outs.
 
 This file does what uvicorn leaves to a proxy. It closes the connection of a client that sends nothing, or that sends or
-reads a byte a second. When the limit is reached, a new connection replaces one whose client reads a response too slowly,
-or else the one that has been idle for the longest. If every connection has a request in progress, only the health paths
-are served. The deadlines of all connections are checked together, once a second, so that a request costs no timer.
+reads a byte a second. When the limit is reached, a new connection replaces one whose client reads a response too
+slowly, or else the one that has been idle for the longest. If every connection has a request in progress, only the
+health paths are served. The deadlines of all connections are checked together, once a second, so that a request costs
+no timer.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Timeouts:
     how far a client may be ahead."""
     crowded_rate: float = 16_384.0
     linger_s: float = 10.0
-    """How long the rest of a body is discarded after an early response. Without that, a client that is still sending may
+    """How long the rest of a body is discarded after an early response. Otherwise a client that is still sending may
     not receive the response: closing a connection with unread bytes resets it, and the reset can overtake the response
     (RFC 9112, 9.6)."""
     linger_silent_s: float = 3.0

@@ -1,7 +1,7 @@
 """Fair starts of requests: in each iteration of the event loop, at most one request of each client starts.
 
 A thousand requests that arrive at once would occupy the loop for a second before it serves anybody else. Instead they
-are queued as received bytes, which costs nothing. The request of a client that has disconnected meanwhile is not parsed.
+are queued as received bytes, which costs nothing. If a client disconnects meanwhile, its request is not parsed.
 
 A client is an API key that was recently found valid, or else an address, so that invented keys gain no share.
 """

@@ -1,8 +1,8 @@
 """The listening socket, and the limit of file descriptors.
 
 Without a free descriptor, a connection can be neither accepted nor refused. It stays in the socket's backlog, and the
-event loop tries to accept it again and again. So one descriptor is kept in reserve: with it, the connection is accepted,
-answered with 503, and closed.
+event loop tries to accept it again and again. So one descriptor is kept in reserve: with it, the connection is
+accepted, answered with 503, and closed.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def listen(server: Server) -> Listener:
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         listening = socket.create_server((server.host, server.port), family=family, backlog=2048)
-        # Otherwise a response's body waits 40 ms until the client acknowledges the head (Nagle's algorithm). Connections
-        # inherit the option; asyncio sets it only on sockets that it creates itself.
+        # Otherwise a response's body waits 40 ms until the client acknowledges the head (Nagle's algorithm).
+        # Connections inherit the option; asyncio sets it only on sockets that it creates itself.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(listening)
     except OSError as error:
