@@ -1,8 +1,8 @@
 """Which URLs may be requested: protection against server-side request forgery, since clients choose the URLs.
 
-`check` parses a URL when it is submitted, and again before every attempt. It accepts http and https, no credentials, and
-no literal address that is not public. `addresses` then resolves the host, and refuses it if any of its addresses is not
-public. Connect only to the returned addresses: a second resolution may give others.
+`check` parses a URL when it is submitted, and again before every attempt. It accepts http and https, no credentials,
+and no literal address that is not public. `addresses` then resolves the host, and refuses it if any of its addresses is
+not public. Connect only to the returned addresses: a second resolution may give others.
 
 A URL is parsed only here, into a `Target`: if two parsers disagree, such checks can be bypassed. Whatever is in the
 operator's `Allowlist` is allowed.

@@ -1,9 +1,9 @@
 """The server process: it opens the database and the socket, creates the first key, and runs uvicorn and the loops.
 
-`hidream serve` also keeps a worker as its child process. `hidream api` does not, so that any number of API processes and
-workers, on any machines, can share one database. When a process is told to stop, /readyz reports it, new connections are
-refused, and long polls and event streams end. Open requests and webhooks have GRACE_S to finish. The worker requeues
-its unfinished tasks.
+`hidream serve` also keeps a worker as its child process. `hidream api` does not, so that any number of API processes
+and workers, on any machines, can share one database. When a process is told to stop, /readyz reports it, new
+connections are refused, and long polls and event streams end. Open requests and webhooks have GRACE_S to finish. The
+worker requeues its unfinished tasks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The supervisor of the worker: it starts the worker, restarts it when it dies, and stops it with the server.
 
 The worker's standard input is a socket to this process. So the worker ends even when this process is killed, and it
-sends a heartbeat once a second (`worker/heartbeat.py`). When the worker dies, its tasks are recovered at once instead of
-when their leases expire. A worker without heartbeats is killed, because it may hold the database's lock, for which
+sends a heartbeat once a second (`worker/heartbeat.py`). When the worker dies, its tasks are recovered at once instead
+of when their leases expire. A worker without heartbeats is killed, because it may hold the database's lock, for which
 everybody else waits.
 """
 
@@ -166,4 +166,4 @@ async def _recover_tasks(settings: Settings, database: Database, pid: int) -> No
         await predictions.recover(database, settings.worker.attempts_max, lost)
         await workers.deregister(database, lost)
     except DatabaseUnavailable as error:  # the tasks are recovered when their leases expire
-        logger.warning("worker_not_buried pid=%d error=%s", pid, error.message)
+        logger.warning("worker_not_reaped pid=%d error=%s", pid, error.message)

@@ -36,9 +36,7 @@ def traced(app: ASGIApp, environ: Mapping[str, str]) -> ASGIApp:
         logger.warning("tracing_off reason=%s is set, and OpenTelemetry is not installed", ENDPOINT)
         return app
     provider = TracerProvider(resource=Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME") or SERVICE}))
-    provider.add_span_processor(
-        BatchSpanProcessor(OTLPSpanExporter())
-    )  # sends what it has buffered when the process ends
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # sends its buffer at exit
     return Traced(app, provider.get_tracer(SERVICE))
 
 
