@@ -204,7 +204,7 @@ def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
             raise RuntimeError("a fault of ours")
 
         async with asyncio.timeout(10):
-            await loops._kept_up("test", loop, api.service)
+            await loops._run_loop("test", loop, api.service)
         assert len(runs) == 3
         assert "loop_raised name=test" in caplog.text
 

@@ -1,8 +1,8 @@
-"""How question and answer travel between the process that asks of a stranger's files and the one that reads them.
+"""The protocol between a process that needs an untrusted image decoded and the decoder process.
 
-A question is a line of JSON and the files as open descriptors; an answer is a file: arrays, then JSON, then the length
-of that. Whoever reads an answer trusts it with nothing: the process that wrote it has read a stranger's bytes.
-Imports neither Pillow nor, before there are arrays, numpy: an API process needs none of them.
+A request is JSON and the files as open descriptors. A result is a file: arrays, then JSON, then the length of the JSON.
+The reader validates everything in a result, because the process that wrote it has parsed untrusted bytes. This file
+imports neither Pillow nor, until there are arrays, numpy, because API processes need neither.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 ALIGN = 64
 """Arrays begin at multiples of this."""
 SAID_MAX_BYTES = 2**16
-"""Of an answer's JSON."""
+"""The maximum size of a result's JSON."""
 WARNING_MAX_CHARS, WARNINGS_MAX = 500, 8
 NO_MEMORY, BROKEN = 3, 4
-"""Exit statuses of a job that has no answer."""
+"""Exit statuses of a job without a result."""
 STATUS = struct.Struct("<i")
-"""What is said of a job's end: an exit status, or minus the number of the signal that has ended it."""
+"""The status of a finished job: its exit status, or minus the number of the signal that killed it."""
 
 
 class NoResult(Exception):
-    """What was written is no answer to what was asked."""
+    """The file is not a valid result of the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the process of one job may take: seconds of a core, seconds of the clock, bytes of memory of its own."""
+    """The limits of a job's process: seconds of CPU time, seconds of wall-clock time, bytes of its own memory."""
 
     cpu_s: int
     wall_s: int
@@ -53,10 +53,10 @@ PREPARE_LIMITS = Limits(cpu_s=30, wall_s=180, memory_bytes=3 * 2**29)
 
 
 class Result:
-    """What a job has written, mapped into memory."""
+    """A job's result, mapped into memory."""
 
     def __init__(self, file: int) -> None:
-        """Map a file. Raises InvalidInput where it refuses, NoAnswer where it is none."""
+        """Map a file. Raises InvalidInput if the job refused the image, NoResult if the file is invalid."""
         try:
             self._memory = mmap.mmap(file, 0)
             length = min(int.from_bytes(self._memory[-8:], "little"), SAID_MAX_BYTES)
@@ -69,21 +69,21 @@ class Result:
             raise InvalidInput(_text(self._said["refused"], 1000))
 
     def image_format(self) -> ImageFormat:
-        """What the file of a `look` is."""
+        """Return the format from a `look` job. Raises NoResult."""
         try:
             return ImageFormat(self._said["format"])
         except (KeyError, ValueError, TypeError) as error:
             raise NoResult("no format that there is") from error
 
     def size(self) -> tuple[int, int]:
-        """Width and height of a `shown_size`."""
+        """Return width and height from a `shown_size` job. Raises NoResult."""
         match self._said.get("size"):
             case [int(width), int(height)] if min(width, height) >= 1 and max(width, height) <= FILE_SIDE_MAX_PX:
                 return width, height
         raise NoResult("no width and height")
 
     def prepared(self, sizes: Sequence[Size]) -> Prepared:
-        """The planes of a `prepare` for these sizes; they stay where they are."""
+        """Return the planes from a `prepare` job for these sizes, without copying them. Raises NoResult."""
         match self._said:
             case {"layers": [*layers], "warnings": [*warnings]} if len(layers) == len(sizes):
                 pass
@@ -104,7 +104,7 @@ class Result:
         return Prepared(planes, tuple(_text(warning, WARNING_MAX_CHARS) for warning in warnings[:WARNINGS_MAX]))
 
     def _array(self, at: int, dtype: str, channels: int, size: Size) -> tuple[np.ndarray, int]:
-        """Give the array [channels, H, W] that begins at `at`, and where the next one does."""
+        """Return the array [channels, H, W] at offset `at`, and the offset of the next one."""
         import numpy as np
 
         count = channels * size.width * size.height
@@ -115,7 +115,7 @@ class Result:
         return found, at + found.nbytes + -found.nbytes % ALIGN
 
 
-def _text(said: object, most: int) -> str:
-    if not isinstance(said, str):
+def _text(value: object, max_chars: int) -> str:
+    if not isinstance(value, str):
         raise NoResult("no text where one should be")
-    return said[:most]
+    return value[:max_chars]

@@ -1,8 +1,8 @@
-"""Strangers' images, decoded elsewhere: a few processes, and whose turn it is.
+"""A pool of processes that decode untrusted images, fair between keys.
 
-No byte of a stranger's file is read in the process that asks. A job that takes too much time or memory ends alone, with
-an InvalidInput; it holds nobody else up, because a key has one job at a time, and keys take turns. Giving a job up ends
-it. `zygote` is the other side.
+The calling process parses no byte of such a file. A job that takes too much time or memory is killed and raises
+InvalidInput. It does not delay other keys, because each key has one job at a time, and keys take turns. If the caller
+is cancelled, the job is killed. `zygote` is the other side.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from hidream.images.prepared import Prepared
 
 PROCESSES = 2
-"""Jobs at a time: the largest takes a GB and a core for seconds."""
+"""Jobs at a time; the largest takes a GB of memory and a core for seconds."""
 TRIES = 2
-"""Of a job whose process could not be started, or was ended by others."""
+"""Attempts for a job whose process could not be started or was killed from outside."""
 _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
-"""Of the environment; the rest of it has keys and passwords."""
+"""The environment variables that are passed on; the others may contain keys and passwords."""
 
 File = bytes | Path | Callable[[], Awaitable[bytes]]
-"""An image file: its content, where it lies, or what reads it once its turn has come."""
+"""An image file: its contents, its path, or a function that reads it when the job starts."""
 
 
 class Decoders:
-    """The processes of one asking process; they are started when they are first needed, and end with this object.
+    """The decoder processes of one process; they are started on first use, and end with this object.
 
-    Every call names whose file it is: a `key` has one job at a time. Raises ObjectStoreUnavailable once it is closed,
-    or where no process can be had, and what reading the file raises.
+    Every call gives the `key` that the file belongs to; a key has one job at a time. Calls raise ObjectStoreUnavailable
+    after `close`, or if no process can be started, and whatever reading the file raises.
     """
 
     def __init__(self, processes: int = PROCESSES) -> None:
@@ -57,23 +57,23 @@ class Decoders:
         self._closed = False
 
     async def look(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> ImageFormat:
-        """See that a file is an image. Raises InvalidInput, which names `field`."""
+        """Check that a file is an image, and return its format. Raises InvalidInput, which names `field`."""
         return (await self._do(key, {"job": "look", "field": field}, [file], limits)).image_format()
 
     async def shown_size(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> tuple[int, int]:
-        """Read width and height as the image is shown. Raises InvalidInput, which names `field`."""
+        """Read width and height after EXIF orientation. Raises InvalidInput, which names `field`."""
         return (await self._do(key, {"job": "shown_size", "field": field}, [file], limits)).size()
 
     async def prepare(
         self, key: str, sizes: Sequence[Size], image: File, mask: File | None, limits: Limits = PREPARE_LIMITS
     ) -> Prepared:
-        """Read an image, and perhaps its mask, for these sizes. Raises InvalidInput."""
+        """Prepare an image, and its mask if there is one, for these sizes. Raises InvalidInput."""
         question = {"job": "prepare", "field": "image", "sizes": [(size.width, size.height) for size in sizes]}
         files = [image] if mask is None else [image, mask]
         return (await self._do(key, question, files, limits)).prepared(sizes)
 
     def close(self) -> None:
-        """End whatever is decoded, and all processes; who waits is told so."""
+        """Kill all jobs and processes; waiting calls raise ObjectStoreUnavailable."""
         self._closed = True
         for zygote_ in self._all:
             zygote_.stop()
@@ -100,7 +100,7 @@ class Decoders:
         raise ObjectStoreUnavailable(f"{field} cannot be read now: no process is available for it; try again later")
 
     async def _acquire(self, key: str) -> _Zygote:
-        """Wait for a process that is free, and for the key's turn."""
+        """Wait for the key's turn and a free process."""
         if self._closed:
             raise _stopping("an image")
         if key not in self._busy and self._idle:
@@ -112,11 +112,11 @@ class Decoders:
             return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and granted.exception() is None:
-                self._release(key, granted.result())  # it was given in the moment in which nobody wanted it any more
+                self._release(key, granted.result())  # granted while the wait was cancelled
             raise
 
     def _release(self, key: str, process: _Zygote) -> None:
-        """Give a process back, and to whose turn it is."""
+        """Return a process to the pool, and hand free processes to the keys whose turn it is."""
         self._busy.discard(key)
         self._idle.append(process)
         if key in self._waiting:
@@ -127,7 +127,7 @@ class Decoders:
             self._hand_over(each)
 
     def _hand_over(self, key: str) -> None:
-        """Let the first that waits of a key have a process; the key's next turn comes after all others'."""
+        """Give a process to the first waiting job of a key, and move the key behind all others."""
         waiting = self._waiting.pop(key)
         while waiting:
             first = waiting.popleft()
@@ -149,14 +149,14 @@ class _Zygote:
         self._end: weakref.finalize[..., Any] | None = None
 
     async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Result | None:
-        """Have a job done; None if the process itself has ended, by whomever. Raises InvalidInput, NoAnswer."""
+        """Run a job; None if the process itself has ended. Raises InvalidInput, NoResult."""
         with contextlib.ExitStack() as opened:
             out = opened.enter_context(_anonymous())
             given = [opened.enter_context(await _opened(file)) for file in files]
             try:
                 status = await self._status(question, [out.fileno(), *(file.fileno() for file in given)])
             except BaseException:
-                self.end()  # what is computed is for nobody
+                self.end()  # nobody needs the result
                 raise
             if status is None:
                 self.end()
@@ -172,23 +172,23 @@ class _Zygote:
         self._awaited = True
         try:
             socket.send_fds(control, [json.dumps(question).encode()], files)
-            said = await loop.sock_recv(control, STATUS.size)
+            status = await loop.sock_recv(control, STATUS.size)
         except OSError:
             return None
         finally:
             self._awaited = False
-        return int(STATUS.unpack(said)[0]) if len(said) == STATUS.size else None
+        return int(STATUS.unpack(status)[0]) if len(status) == STATUS.size else None
 
     def stop(self) -> None:
-        """Kill the process, and what it has forked, for good; who waits for an answer is told that there is none."""
+        """Kill the process and its forks for good; a waiting `ask` returns None."""
         self._stopped = True
         if self._awaited and self._process is not None:
-            _kill(self._process)  # the socket stays open for who waits there, and sees that the other end is closed
+            _kill(self._process)  # the waiting `ask` sees the end of the socket, so it stays open
         else:
             self.end()
 
     def end(self) -> None:
-        """Kill the process and what it has forked; another is started when one is needed."""
+        """Kill the process and its forks; another is started when it is needed."""
         if self._end is not None:
             self._end()
         self._process = self._socket = self._end = None
@@ -216,15 +216,15 @@ def _forget(process: subprocess.Popen[bytes], control: socket.socket) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process, whose session its forks belong to."""
-    if process.returncode is None:  # else the number may be another's by now
+    """Kill a process and its session, to which its forks belong."""
+    if process.returncode is None:  # else the pid may have been reused
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _anonymous() -> Any:  # noqa: ANN401 - typeshed gives it three names
-    """Make a file that has no name, in memory where there is such a thing."""
+    """Create a file without a name, in memory if the platform supports that."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("hidream-image"), "w+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
@@ -245,7 +245,7 @@ def _open(file: bytes | Path) -> Any:  # noqa: ANN401 - as above
 
 
 def _ended(status: int, field: str, limits: dict[str, Any]) -> InvalidInput:
-    """Say why a job has no answer."""
+    """Make the error for a job that ended without a result."""
     if status in (-signal.SIGXCPU, -signal.SIGALRM):
         return InvalidInput(
             f"{field} takes more than {limits['cpu_s']} seconds to read; accepted: an image that is simpler to decode, "

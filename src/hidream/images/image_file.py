@@ -1,9 +1,9 @@
-"""Image files as people have them: any mode, depth, colour profile and orientation that Pillow reads.
+"""Decodes image files of any mode, depth, colour profile and orientation that Pillow reads.
 
-Out comes an upright image of 8 bits a channel, laid on white where it was transparent, and its alpha beside it. `srgb`
-brings its colours to sRGB. Of all that a file may say of them only an ICC profile counts: PNG's gAMA, cHRM and cICP are
-passed over. Knows neither sizes nor masks; whatever a stranger's bytes make Pillow raise ends here. What they make it
-do does not: a stranger's files are opened in a process of their own (`decoders`).
+The result is an upright image of 8 bits a channel, composited on white where it is transparent, and its alpha channel.
+`srgb` converts the colours to sRGB by the file's ICC profile; PNG's gAMA, cHRM and cICP are ignored. This file knows
+neither sizes nor masks. It turns whatever Pillow raises on untrusted bytes into InvalidInput; against other damage,
+untrusted files are decoded in separate processes (`decoders`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ TRNS_FACTORS = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies such a PNG's greys by, but not the grey that its tRNS chunk names (Pillow 13.0.0,
 PngImagePlugin.py)."""
 UNTRUSTED_FORMATS = ("PNG", "JPEG", "WEBP")
-"""Pillow's names of the formats that are taken from strangers; it has dozens, some of them hardly looked after."""
+"""Pillow's names of the formats that clients may send; it has dozens, and some are hardly maintained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a file shows: colours in L, RGB or CMYK; alpha in L, None where all is opaque; perhaps an ICC profile.
+    """A decoded file: colours in L, RGB or CMYK; alpha in L, None if all is opaque; an ICC profile, if there is one.
 
-    `warnings` are what of the file was passed over.
+    `warnings` say what was ignored in the file.
     """
 
     colours: Image.Image
@@ -40,9 +40,9 @@ class Decoded:
 
 
 def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> Decoded:
-    """Read a file of one of Pillow's `formats`, None for any that it knows.
+    """Decode a file in one of Pillow's `formats`; None allows all of them.
 
-    Raises InvalidInput, which names the field, when it is no image or one of too many pixels.
+    Raises InvalidInput, which names the field, if it is not an image or has too many pixels.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -81,7 +81,7 @@ def exif_of(image: Image.Image) -> bytes:
 
 
 def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
-    """Bring a file's colours to RGB of sRGB; a profile that cannot be used is passed over with a warning."""
+    """Convert a file's colours to RGB in sRGB; a profile that cannot be used is ignored with a warning."""
     if file.profile is None:
         return _in("RGB", file.colours), ()
     try:
@@ -91,12 +91,12 @@ def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
         colours = _in(mode, file.colours)
         return transform.apply(colours, colours if mode == "RGB" else None), ()  # in place, where it can be
     except (OSError, ValueError, ImageCms.PyCMSError):
-        said = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
-        return _in("RGB", file.colours), (said,)
+        warning = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
+        return _in("RGB", file.colours), (warning,)
 
 
 def _mode_of(profile: ImageCms.ImageCmsProfile, mode: str) -> str:
-    """Return the mode in which the profile takes colours of `mode`. Raises ValueError when it takes none of them."""
+    """Return the mode in which the profile accepts colours of `mode`. Raises ValueError if it does not accept them."""
     space = profile.profile.xcolor_space.strip()
     taken = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space, "")
     if taken != mode and (taken, mode) != ("RGB", "L"):  # a grey is three equal channels
@@ -105,13 +105,13 @@ def _mode_of(profile: ImageCms.ImageCmsProfile, mode: str) -> str:
 
 
 def _in(mode: str, image: Image.Image) -> Image.Image:
-    """Convert without the copy that Pillow makes of what needs no converting."""
+    """Convert an image's mode; unlike Pillow, do not copy it if the mode is the same."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def _turn_upright(image: Image.Image) -> bool:
-    """Turn an image as its EXIF data say; False if they are damaged, and the pixels are not to blame for that."""
-    image.load()  # what is wrong with the pixels is told by another name
+    """Rotate an image by its EXIF orientation. Return False if the EXIF data is damaged."""
+    image.load()  # errors in the pixels are raised here, and not taken for damaged EXIF data
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # Pillow raises several kinds on damaged EXIF
@@ -120,7 +120,7 @@ def _turn_upright(image: Image.Image) -> bool:
 
 
 def _scale_trns(image: ImageFile.ImageFile) -> None:
-    """Let the one colour that a PNG calls transparent mean what it means once the file is read, in 8 bits."""
+    """Scale a PNG's transparent colour to the 8 bits to which Pillow scales the pixels."""
     said, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
     if isinstance(said, int) and raw in TRNS_FACTORS:
         image.info["transparency"] = said * TRNS_FACTORS[raw]
@@ -129,7 +129,7 @@ def _scale_trns(image: ImageFile.ImageFile) -> None:
 
 
 def _on_white(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Bring any mode to L, RGB or CMYK, and lay what is transparent on white; the alpha, unless all is opaque."""
+    """Convert any mode to L, RGB or CMYK, composited on white. Return it and its alpha, None if all is opaque."""
     colours, alpha = _deep(field, image) if image.mode[0] in "IF" else _shallow(image)
     if alpha is None or not any(alpha.histogram()[:OPAQUE]):
         return colours, None
@@ -148,9 +148,9 @@ def _shallow(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _deep(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Bring greys of 16 bits, or floating point ones, to 8 bits, where Pillow's own conversion would cut them off.
+    """Convert 16-bit or floating point greys to 8 bits; Pillow's own conversion would clip them.
 
-    Floats are 0 to 1, or 0 to 255 where one is above 1.
+    Floats range from 0 to 1, or from 0 to 255 if any is above 1.
     """
     values = np.asarray(image)
     smallest, largest = values.min(), values.max()

@@ -1,4 +1,4 @@
-"""What may be asked of a stranger's files: done in the process that reads them, and nowhere else."""
+"""The jobs on untrusted image files; they run only in the decoder process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from hidream.types import Size
 
 
 def answer(question: Mapping[str, Any], files: Sequence[bytes], out: int) -> None:
-    """Do a job, and write to the descriptor `out` what came of it, a refusal included."""
+    """Run a job, and write its result or its refusal to the descriptor `out`."""
     arrays: list[np.ndarray] = []
     try:
-        said = JOBS[question["job"]](question, files, arrays)
+        result = JOBS[question["job"]](question, files, arrays)
     except InvalidInput as error:
-        said, arrays = {"refused": str(error)}, []
+        result, arrays = {"refused": str(error)}, []
     with os.fdopen(out, "wb", closefd=False) as stream:
         for array in arrays:
             stream.write(array.data)
             stream.write(bytes(-array.nbytes % ALIGN))
-        text = json.dumps(said).encode()
+        text = json.dumps(result).encode()
         stream.write(text + len(text).to_bytes(8, "little"))
 
 

@@ -1,4 +1,4 @@
-"""What an API process asks of an image file: its format, if it is whole, and how large it is as it is shown."""
+"""Validation of an image file: its format, whether it is complete, and its size after EXIF orientation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hidream.images.structure import ACCEPTED, check_exif
 from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
 
 _ON_ITS_SIDE = (5, 6, 7, 8)
-"""Orientations in which width and height change places (EXIF 2.32, tag 0x0112)."""
+"""Orientations that swap width and height (EXIF 2.32, tag 0x0112)."""
 _FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
-"""Pillow's names; an MPO is a JPEG file with more images behind the first, as telephones write them."""
+"""Pillow's names; an MPO is a JPEG file with further images after the first, as phones write them."""
 
 
 def look(field: str, data: bytes) -> ImageFormat:
-    """Read a file as far as it takes to know that it is whole; PNG says so by checksums, the others must be decoded.
+    """Check that a file is a complete image. PNG has checksums for that; other formats must be decoded.
 
-    Raises InvalidInput, which names the field, when it is no image or one of too many pixels.
+    Raises InvalidInput, which names the field, if it is not an image or has too many pixels.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=UNTRUSTED_FORMATS)
@@ -44,9 +44,9 @@ def look(field: str, data: bytes) -> ImageFormat:
 
 
 def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
-    """Read width and height in pixels of a file of one of Pillow's `formats`, None for any that it knows.
+    """Read width and height in pixels of a file in one of Pillow's `formats`; None allows all of them.
 
-    Raises InvalidInput when this is no image; `field` is what errors call it.
+    Raises InvalidInput, which names the field, if it is not an image.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
@@ -59,5 +59,5 @@ def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
 def _lies_on_its_side(image: Image.Image) -> bool:
     try:
         return image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
-    except Exception:  # EXIF that is damaged says nothing
+    except Exception:  # damaged EXIF data is ignored
         return False

@@ -1,8 +1,8 @@
-"""An image to start from and its mask, as the model takes them: cut and scaled to each size that is needed.
+"""Prepares an init image and its mask for the model: cropped and scaled to each size that is needed.
 
-Cut before anything is scaled, and scaled one channel after the other, some rows at a time, so that no more than a few
-megabytes are ever of the file's size and of four bytes a pixel. What comes out takes no more memory than the output,
-however large the file is. `model/latents/shape.fit` does the same to what the model has generated, in torch.
+The image is cropped before it is scaled, one channel after the other, some rows at a time. So only a few megabytes at a
+time are float32 at the file's size, and memory depends on the output's size, however large the file is.
+`model/latents/shape.fit` does the same in torch, with images that the model has generated.
 
     H, W  height and width of a size
 """
@@ -21,7 +21,7 @@ from hidream.images.image_file import Decoded, open_image, srgb
 from hidream.types import Size
 
 HALF = 128
-"""Of 255: from here on a mask is white, and alpha opaque."""
+"""Of 255: from this value on, a mask counts as white and alpha as opaque."""
 SPARE = 4
 """What of an image is scaled at most, in sizes that are cut out of it: 16:9 for 9:16, which is 3.2, stays whole."""
 BICUBIC_REACH = 2
@@ -54,7 +54,7 @@ class Prepared:
 def prepare(
     sizes: Iterable[Size], image: bytes, mask: bytes | None, formats: tuple[str, ...] | None = None
 ) -> Prepared:
-    """Read the files for these sizes. Raises InvalidInput when they cannot be used."""
+    """Prepare an image and its mask for these sizes. Raises InvalidInput if they cannot be used."""
     decoded = open_image("image", image, formats)
     may_change, warnings = _mask_of(decoded, mask, formats)
     colours, passed_over = srgb("image", decoded)
@@ -67,7 +67,7 @@ def prepare(
 def _mask_of(
     image: Decoded, data: bytes | None, formats: tuple[str, ...] | None
 ) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """Find out where the image may change, 255 in a mask of its size, and what has to be said of that."""
+    """Return where the image may change, as 255 in a mask of its size, None for everywhere; and warnings."""
     if data is None:
         return _transparent(image)
     mask = open_image("mask", data, formats)
@@ -82,7 +82,7 @@ def _mask_of(
 
 
 def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:
-    """Take the image's own alpha for its mask, as OpenAI's API does."""
+    """Use the image's own alpha as its mask, as OpenAI's API does."""
     if image.alpha is None:
         return None, ()
     cure = "to let all of it change as it looks on white, give it without transparency"
@@ -93,7 +93,7 @@ def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:
 
 
 def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
-    """Read what a mask says by its alpha, where any of it is transparent, or else by its light."""
+    """Read a mask: by its alpha if any of it is transparent, else by its brightness."""
     light = mask.colours.convert("L").point([0] * HALF + [255] * HALF)
     if mask.alpha is None or not any(mask.alpha.histogram()[:HALF]):
         return light, ()
@@ -115,7 +115,7 @@ def _below_half(alpha: Image.Image) -> Image.Image:
 def _planes(
     colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, alone: bool
 ) -> Planes:
-    """Bring an image to a size; one that comes `alone`, without a mask, is nowhere more than its alpha."""
+    """Scale an image to a size. If it comes `alone`, without a mask, its alpha limits how much of it is kept."""
     picture = np.stack([fitted(colours.getchannel(band), size, 127.5, 1) for band in colours.getbands()])
     if mask is None:
         return Planes(picture, None, None)
@@ -127,9 +127,9 @@ def _planes(
 
 
 def fitted(plane: Image.Image, size: Size, one: float, zero: float) -> np.ndarray:
-    """Scale a plane of bytes to cover `size`, cut out the centre: values / `one` − `zero`, float32 [H, W].
+    """Scale a plane of bytes to cover `size`, and crop the centre: values / `one` − `zero`, float32 [H, W].
 
-    Bicubic, with a wider filter where it makes smaller, as Pillow and torch do. Never stretches.
+    The filter is bicubic, wider for downscaling, as in Pillow and torch. The aspect ratio is kept.
     """
     scale = max(size.width / plane.width, size.height / plane.height)
     plane = _middle(plane, size, scale)
@@ -147,9 +147,9 @@ def fitted(plane: Image.Image, size: Size, one: float, zero: float) -> np.ndarra
 
 
 def _middle(plane: Image.Image, size: Size, scale: float) -> Image.Image:
-    """Cut off both ends of a plane, as far as they lie well outside of what `fitted` makes of it.
+    """Crop a plane to the region that `fitted` needs, with a margin: SPARE times the size is kept.
 
-    Before anything is scaled: 2000 × 1 pixels would cover 1024² with two million columns. SPARE times the size stays.
+    This comes before scaling: 2000 × 1 pixels would cover 1024² with two million columns.
     """
     top = max(0, plane.height // 2 - math.ceil(size.height / scale * SPARE / 2) - BICUBIC_REACH)
     left = max(0, plane.width // 2 - math.ceil(size.width / scale * SPARE / 2) - BICUBIC_REACH)

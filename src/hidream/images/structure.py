@@ -1,8 +1,8 @@
-"""What an image file is made of, counted before anything is decoded: chunks, scans, frames, and what is said beside it.
+"""Limits on the structure of an image file, checked before it is decoded: chunks, scans, frames and metadata.
 
-A decoder's work grows with these, not with the file's bytes: a JPEG of 171 KB may have 400 scans of 8192² pixels. What
-is counted is refused above a limit that no encoder comes near. Only walks from length to length, reads no pixels, and
-leaves it to the decoder to say that a file is damaged: where a walk cannot go on, it ends.
+A decoder's work grows with these, not with the file's size: a JPEG of 171 KB may have 400 scans of 8192² pixels. The
+limits are far above what encoders write. This file only walks from length to length and reads no pixels. If a file is
+damaged, the walk ends without an error, and the decoder reports the damage.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SCANS_MAX, SCAN_PIXELS_MAX = 64, 2**31
 """Of a progressive JPEG: libjpeg-turbo and jpegtran write 10, mozjpeg searches among 64 and writes at most 20. Each
 takes its time for every pixel, so that of 8192² no more than 32 are taken."""
 FRAMES_MAX = 1000
-"""Of an animation, of which only the first is looked at."""
+"""Frames of an animation, of which only the first is decoded."""
 METADATA_BYTES_MAX = 2**23
-"""Texts, EXIF, XMP and colour profiles together, as they lie in the file."""
+"""The total size of texts, EXIF, XMP and colour profiles in the file."""
 PROFILE_BYTES_MAX = 2**22
 """An ICC profile: those of printing presses have 0.5 to 3 MB."""
 INFLATED_BYTES_MAX = 2**24
-"""What compressed texts and the profile of a PNG become, together."""
+"""The total decompressed size of a PNG's texts and profile."""
 DIRECTORIES_MAX, ENTRIES_MAX, VALUES_BYTES_MAX = 32, 4096, 2**21
 """Of EXIF data: a camera writes 5 directories of 100 entries in all, which have 64 KiB in a JPEG file."""
 
@@ -52,7 +52,7 @@ _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 
 
 def check(field: str, data: bytes) -> ImageFormat:
-    """Say which format a file has. Raises InvalidInput, which names `field`, on none, and on more than is accepted."""
+    """Return a file's format. Raises InvalidInput, which names `field`, for other formats and above the limits."""
     if data.startswith(_PNG_SIGNATURE):
         _check_png(field, data)
         return ImageFormat.PNG
@@ -66,7 +66,7 @@ def check(field: str, data: bytes) -> ImageFormat:
 
 
 def check_exif(field: str, data: bytes) -> None:
-    """See that EXIF data are no more than is accepted; damaged ones are passed over. Raises InvalidInput."""
+    """Check the limits of EXIF data; damaged data is ignored. Raises InvalidInput."""
     data = data.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 8:

@@ -1,8 +1,8 @@
-"""The process in which strangers' images are decoded: started once, with what that takes, and forked for each job.
+"""The process that decodes untrusted images: it is started once, imports what it needs, and forks for each job.
 
-Forking takes milliseconds where starting Python takes a quarter of a second. A fork has its limits and its one job: it
-writes an answer and ends, or is ended. Nothing of one stranger is there for the next. The process knows no secret, has
-no file open but those of the job, and ends with whoever has started it, whose end of the socket is its standard input.
+A fork takes milliseconds; starting Python takes a quarter of a second. A fork has limits and one job: it writes a
+result and exits, or is killed. Nothing of one job's file is in memory for the next job. The process knows no secrets,
+and has only the files of the job open. Its standard input is a socket to its parent, so it ends with the parent.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from hidream.types import Size
 
 QUESTION_MAX_BYTES = 2**16
 FILES_MAX = 3
-"""The answer's, the image's, the mask's."""
+"""The result, the image and the mask."""
 DESCRIPTORS_MAX = 32
 ORDINARY_S = 0.2
-"""What a job may take before it is put behind other processes."""
+"""The time after which a job gets a lower priority."""
 BEHIND = 10
-"""The nice value of one that is: it gets a tenth of the time that another on the same core gets."""
+"""The nice value of such a job: it gets a tenth of the time that another process on the same core gets."""
 PR_SET_NO_NEW_PRIVS = 38
-"""Of linux/prctl.h: no program that is started from here on has more rights than this one."""
+"""From linux/prctl.h: no program that this process starts can gain more privileges."""
 
 
 def main() -> None:
     """Fork for one job after the other, until the other end of the socket closes."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
+    with contextlib.suppress(AttributeError, OSError):  # only on Linux
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _warm_up()
     gc.freeze()
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """Read a small file of each format, so that no fork has to import what Pillow imports late."""
+    """Read a small file of each format, so that no fork has to import what Pillow imports lazily."""
     Image.init()
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -74,7 +74,7 @@ def _warm_up() -> None:
 
 
 def _forked(question: dict[str, Any], files: list[int]) -> int:
-    """Have a job done by a process of its own, and wait for its end."""
+    """Run a job in a forked process, and return its exit status."""
     pid = os.fork()
     if pid == 0:
         os._exit(_job(question, files))
@@ -83,7 +83,7 @@ def _forked(question: dict[str, Any], files: list[int]) -> int:
 
 
 def _put_behind(pid: int) -> None:
-    """Leave the cores to others, unless a job ends soon, as it does for an ordinary image."""
+    """Lower a job's priority, unless it ends soon, as it does for an ordinary image."""
     with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
         job = os.pidfd_open(pid)
         try:
@@ -101,7 +101,7 @@ def _job(question: dict[str, Any], files: list[int]) -> int:
         answer(question, [_content(file) for file in given], out)
     except MemoryError:
         return NO_MEMORY
-    except BaseException:  # the edge of a process: its exit status says it
+    except BaseException:  # an edge: the exit status reports it
         return BROKEN
     return 0
 
@@ -113,8 +113,8 @@ def _content(file: int) -> bytes:
 
 
 def _limit(question: dict[str, Any]) -> None:
-    """Let this process end by itself when it takes more than it may, and the first when memory is short."""
-    os.close(0)  # the socket: nobody but the process that has forked speaks there
+    """Set the limits of this process, and make it the first to be killed when memory is short."""
+    os.close(0)  # only the parent uses the socket
     signal.alarm(question["wall_s"])
     cpu_s, memory_bytes = question["cpu_s"], question["memory_bytes"]
     for limit, soft, hard in (

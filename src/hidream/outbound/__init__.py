@@ -1,4 +1,5 @@
-"""The only way to hosts that strangers name: which URLs may be requested (`targets`), and how (`network`).
+"""Requests to hosts that clients name: which URLs are allowed (`targets`), and how requests are sent (`network`).
 
-Knows URLs, addresses and bytes. It does not know what a request is for: `webhooks` and `server/fetch` do.
+There is no other way to such hosts. This package knows URLs, addresses and bytes. It does not know what a request is
+for: `webhooks` and `server/fetch` do.
 """

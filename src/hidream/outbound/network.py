@@ -1,10 +1,11 @@
-"""The only way from this process to a host that a stranger has named: one request, to an address that was checked.
+"""HTTP requests to hosts that clients name, only to addresses that were checked.
 
-`ask` sends it over a connection of its own, which `CheckedNetwork` opens: it resolves the name once, has every address
-checked by `targets`, and connects to one of those. Proxies are not used, redirects are not followed, answers are not
-unpacked; whom TLS trusts (`Trust`) is all that the environment decides (`SSL_CERT_FILE`, `SSL_CERT_DIR`).
+`send_request` uses a new connection for each request. `CheckedNetwork` opens it: it resolves the name once, has every
+address checked by `targets`, and connects to one of them. Proxies are not used, redirects are not followed, and
+responses are not decompressed. The environment determines only the trusted certificates (`TlsContext`: `SSL_CERT_FILE`,
+`SSL_CERT_DIR`).
 
-Does not know what is sent, or what an answer means: webhooks do (`delivery`), and images (`server/fetch`).
+This file does not know what is sent, or what a response means: `webhooks/delivery` and `server/fetch` do.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hidream.outbound import targets
 from hidream.outbound.targets import Address, Allowlist, Resolver, Target
 
 CONNECT_S = 5.0
-"""For each of name, connection and TLS: who is reachable needs a second."""
+"""The time for each of name resolution, connection and TLS handshake; a reachable host needs a second."""
 
 ADDRESSES_PER_FAMILY = 2
 """How many of a host's addresses are tried: each gets its share of the time to connect, and with more of them, a
@@ -35,9 +36,9 @@ Headers = Iterable[tuple[str, str]]
 
 
 class TlsContext:
-    """Whose certificates are accepted: those of the system's authorities and of certifi's, or what a context says.
+    """The TLS context: by default, it trusts the authorities of the system and of certifi.
 
-    Reading the authorities takes up to 0.1 s, so a process has one of these, and reads when it first needs them.
+    Reading the authorities takes up to 0.1 s, so a process has one TlsContext and reads them on first use.
     """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
@@ -45,7 +46,7 @@ class TlsContext:
         self._reading = threading.Lock()
 
     async def context(self) -> ssl.SSLContext:
-        """Give the context, always the same one."""
+        """Return the context, always the same one."""
         return await asyncio.to_thread(self._read) if self._context is None else self._context
 
     def _read(self) -> ssl.SSLContext:
@@ -56,9 +57,9 @@ class TlsContext:
 
 
 class CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Opens connections to the addresses of a target that were checked, and to no others.
+    """A network backend that connects only to the checked addresses of one target.
 
-    The HTTP client above goes on speaking of the host by its name, so TLS verifies the name.
+    The HTTP client still uses the host's name, so TLS verifies the name.
     """
 
     def __init__(self, target: Target, allowed: Allowlist, resolve: Resolver) -> None:
@@ -69,7 +70,7 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         self._opened: httpcore.AsyncNetworkStream | None = None
 
     async def aclose(self) -> None:
-        """Close what was opened: the client above forgets a connection whose TLS greeting is cut off."""
+        """Close the connection: httpcore does not close one whose TLS handshake is cancelled."""
         if self._opened is not None:
             await self._opened.aclose()
 
@@ -81,9 +82,9 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the target. Raises InvalidInput if it may not be called, ConnectError, ConnectTimeout."""
+        """Connect to the target. Raises InvalidInput if it is not allowed, ConnectError, ConnectTimeout."""
         assert (host, port) == (self.target.host, self.target.port), "a connection is made for one target"
-        assert self._opened is None, "a target is asked once"
+        assert self._opened is None, "one connection per target"
         self._opened = await self._first(_both_families(await self._addresses(timeout)), timeout)
         return self._opened
 
@@ -97,7 +98,7 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
             raise httpcore.ConnectError from error
 
     async def _first(self, found: list[Address], within_s: float | None) -> httpcore.AsyncNetworkStream:
-        """Connect to the first that can be reached; each has its share of the time."""
+        """Connect to the first reachable address; each gets an equal share of the time."""
         share_s = within_s / len(found) if within_s else None
         for address in found[:-1]:
             try:
@@ -116,9 +117,10 @@ async def send_request(
     headers: Headers,
     content: bytes | None = None,
 ) -> AsyncIterator[httpcore.Response]:
-    """Send one request to the network's target; gives the answer, of which nothing but the head is read.
+    """Send one request to the network's target; yield the response, of which only the head was read.
 
-    Raises what CheckedNetwork and httpcore do; `unreached` says it in words. How long the answer takes is not limited.
+    Raises what CheckedNetwork and httpcore raise; `connection_error` turns that into text. Only the time to connect is
+    limited, not that of the response.
     """
     target = network.target
     url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
@@ -139,14 +141,14 @@ async def send_request(
 
 
 def header(response: httpcore.Response, name: str) -> str:
-    """Find the first header of a name, which is given in lower case; empty when there is none."""
+    """Return the first header with a name, which is given in lower case; empty if there is none."""
     wanted = name.encode("ascii")
     found = next((value for given, value in response.headers if given.lower() == wanted), b"")
     return found.decode("latin-1")
 
 
 async def read_body(response: httpcore.Response, enough_bytes: int) -> bytes:
-    """Read an answer to its end, or until there are more than `enough_bytes`."""
+    """Read a response to its end, or until more than `enough_bytes` were read."""
     data = bytearray()
     async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_stream())) as chunks:
         async for chunk in chunks:
@@ -157,7 +159,7 @@ async def read_body(response: httpcore.Response, enough_bytes: int) -> bytes:
 
 
 def connection_error(error: Exception, connect_s: float) -> str:
-    """Say why there was no connection, in words that name no address; empty when something else went wrong."""
+    """Describe why there was no connection, without any address; empty if it was another error."""
     root = _root(error)
     match error, root:
         case httpcore.ConnectTimeout(), _:

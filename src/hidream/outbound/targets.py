@@ -1,11 +1,11 @@
-"""Which URLs may be called: a webhook is a request that a stranger makes our machine send.
+"""Which URLs may be requested: protection against server-side request forgery, since clients choose the URLs.
 
-`check` reads a URL when it is submitted, and again before every attempt: http or https, no credentials, and no literal
-address that is not public. `addresses` then resolves the host and refuses it if any of its addresses is not public.
-Only what it returns may be connected to: whoever resolves the name a second time may get another answer.
+`check` parses a URL when it is submitted, and again before every attempt. It accepts http and https, no credentials,
+and no literal address that is not public. `addresses` then resolves the host, and refuses it if any of its addresses is
+not public. Connect only to the returned addresses: a second resolution may give others.
 
-A URL is read here once, into a `Target`, and by nobody else: two readers that disagree are how such checks are passed.
-What the operator allows (`Allowed`) is allowed whatever it is.
+A URL is parsed only here, into a `Target`: if two parsers disagree, such checks can be bypassed. Whatever is in the
+operator's `Allowlist` is allowed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""Host name and port to the addresses that the name has now; raises OSError when it has none."""
+"""Resolves a host name and port to addresses; raises OSError if there are none."""
 
 URL_MAX_CHARS = 2048
-"""Longer than any receiver's URL; every prediction's row keeps one."""
+"""Longer than any receiver's URL; every prediction's row contains one."""
 
 ACCEPTED = (
     f"accepted: an http or https URL of up to {URL_MAX_CHARS} ASCII characters, without user name and password, "
@@ -91,7 +91,7 @@ _URL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Allowlist:
-    """What the operator allows beside public addresses: networks, and hosts wherever they may lead."""
+    """What the operator allows besides public addresses: networks, and hosts whatever their addresses are."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
@@ -116,9 +116,9 @@ class Allowlist:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL in the parts that are connected to and sent; `host` without brackets, in lower case.
+    """A parsed URL; `host` is without brackets, in lower case.
 
-    `field` is what errors call it: the part of the request that it came with.
+    `field` is the request's field that errors name.
     """
 
     scheme: str
@@ -129,13 +129,13 @@ class Target:
 
     @property
     def netloc(self) -> str:
-        """The header `Host`: with brackets around an IPv6 address, the port only where it is not the scheme's own."""
+        """The header `Host`: an IPv6 address has brackets, and the scheme's default port is omitted."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def check(url: str, allowed: Allowlist, field: str = "webhook") -> Target:
-    """Read a URL that is to be called. Raises InvalidInput; what a host name resolves to is not looked at."""
+    """Parse a URL and check it without resolving its host. Raises InvalidInput."""
     parts = _URL.fullmatch(url.partition("#")[0]) if len(url) <= URL_MAX_CHARS else None
     if parts is None:
         raise _refused(url, field)
@@ -154,10 +154,10 @@ def check(url: str, allowed: Allowlist, field: str = "webhook") -> Target:
 
 
 async def addresses(target: Target, allowed: Allowlist, resolve: Resolver) -> list[Address]:
-    """Find the addresses that may be connected to, in the order in which they should be tried.
+    """Return the addresses that may be connected to, in the order in which to try them.
 
-    Raises InvalidInput if any address of the host is not public, OSError if there is none. The error does not name
-    the address: who may read it need not be told what names mean inside our network.
+    Raises InvalidInput if any address of the host is not public, OSError if there is none. The error does not contain
+    the address, because it would reveal names of the internal network to clients.
     """
     literal = _literal(target.host, bracketed=":" in target.host)
     found = [literal] if literal else [ip_address(text) for text in await resolve(target.host, target.port)]
@@ -169,19 +169,19 @@ async def addresses(target: Target, allowed: Allowlist, resolve: Resolver) -> li
 
 
 def is_permitted(address: Address, allowed: Allowlist) -> bool:
-    """Tell whether an address is public, or in a network that the operator allows."""
+    """Whether an address is public, or in a network that the operator allows."""
     unwrapped = _unwrapped(address)
     return any(address in network or unwrapped in network for network in allowed.networks) or _public(unwrapped)
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Ask the system's resolver, hosts file included. Raises OSError.
+    """Resolve a name with the system's resolver, including the hosts file. Raises OSError.
 
-    Each question has a thread of its own, which nobody joins: a name server that does not answer holds it for half a
-    minute, and must hold neither other questions and file accesses nor the end of the process.
+    Each look-up has its own daemon thread. If a name server does not answer, the thread hangs for half a minute; that
+    must not block other look-ups, file accesses, or the exit of the process.
     """
     answer: Future[list[str]] = Future()
-    answer.set_running_or_notify_cancel()  # so that giving up on it leaves the thread alone
+    answer.set_running_or_notify_cancel()  # so that a cancelled wait does not affect the thread
 
     def ask() -> None:
         try:
@@ -200,14 +200,14 @@ def _refused(url: str, field: str) -> InvalidInput:
 
 
 def _known(host: str, literal: Address | None) -> tuple[Address, ...]:
-    """List the addresses that are known without asking; localhost needs no name server (RFC 6761)."""
+    """List the addresses that are known without a look-up; localhost needs none (RFC 6761)."""
     if literal is not None:
         return (literal,)
     return _LOOPBACKS if host == "localhost" or host.endswith(".localhost") else ()
 
 
 def _literal(host: str, bracketed: bool) -> Address | None:
-    """Read an address in the one way of writing it that everybody reads alike."""
+    """Parse an address in its unambiguous notation; None if it is anything else."""
     try:
         return IPv6Address(host) if bracketed else IPv4Address(host)
     except ValueError:
@@ -222,7 +222,7 @@ def _network(text: str) -> Network | None:
 
 
 def _unwrapped(address: Address) -> Address:
-    """Give the IPv4 address that an IPv6 address stands for, if it does."""
+    """Return the IPv4 address that an IPv6 address contains, or the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:

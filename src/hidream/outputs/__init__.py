@@ -1,4 +1,5 @@
-"""Pixels to bytes (`encode`), bytes to a place (`location` opens it, `place` says what it can do), and out (`serving`).
+"""Output files: encode pixels (`encode`), store files in an object store (`object_store`), and serve them (`serving`).
 
-Knows images and the folder or bucket they lie in; neither requests nor who asked for them.
+`location` opens an object store, which is a folder or a bucket. This package knows images and files, but neither
+requests nor keys.
 """

@@ -1,16 +1,16 @@
 """A bucket of an S3-compatible object store: the objects `prefix/namespace/name`.
 
-What `BucketAccess` does not say, obstore looks for in the variables that AWS's own tools read (AWS_ENDPOINT_URL,
-AWS_REGION, AWS_ACCESS_KEY_ID, …, https://developmentseed.org/obstore/latest/api/store/aws/), and keys also at the
-machine's or container's role; files below `~/.aws` it does not read. What `BucketAccess` says is stronger than all
-of these: keys that are given are used without a session token that happens to stand in the environment.
+If `BucketAccess` leaves something out, obstore takes it from the variables that AWS's own tools read (AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID, …, https://developmentseed.org/obstore/latest/api/store/aws/), and keys also from the
+role of the machine or container; it does not read files below `~/.aws`. `BucketAccess` takes precedence: given keys are
+used without a session token from the environment.
 
-An object is written in one request: nothing is left behind by a process that dies. A file is always asked for whole,
-and a stretch of it cut out here: images are a few MB, and not every store answers a range as S3 does (rclone and
-lakeFS say 200 instead of 206, which obstore refuses).
+An object is written in one request, so a crashed process leaves nothing behind. A file is always requested as a whole,
+and a range is cut out here: images have a few MB, and not every store answers range requests like S3 (rclone and lakeFS
+respond with 200 instead of 206, which obstore refuses).
 
-obstore has threads of its own once it was used: a process that forks must do so before, or its children hang.
-A proxy is taken from the environment (HTTPS_PROXY, NO_PROXY).
+obstore starts threads when it is first used. A process must fork before that, or its children hang. A proxy is taken
+from the environment (HTTPS_PROXY, NO_PROXY).
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 TRIES = 3
-"""How often a store that hangs is asked within `timeout_s`. One that refuses or answers 5xx is asked RETRIES times more
-often, which bridges a second and a half: 0.1 + 0.2 + 0.4 + 0.8, with jitter."""
+"""How often a request to a store that hangs is sent within `timeout_s`. After a refused connection or a 5xx there are
+RETRIES retries, which bridge a second and a half: 0.1 + 0.2 + 0.4 + 0.8, with jitter."""
 RETRIES = 4
 DOWNLOAD_MAX_S = 3600
-"""A slow client may take so long; each read from the store still has `timeout_s / TRIES`."""
+"""The time for a download by a slow client; each read from the store is still limited to `timeout_s / TRIES`."""
 PAGE = 1000
-"""Objects in one request: S3's own limit (API reference, ListObjectsV2 and DeleteObjects)."""
+"""Objects in one request: S3's limit (API reference, ListObjectsV2 and DeleteObjects)."""
 ADOPTED_TOGETHER = 2
-"""Files of this machine that are sent at a time, each held in memory meanwhile."""
+"""Parts that are uploaded at a time; each is in memory meanwhile."""
 SIGNED_MAX_S = 7 * 24 * 3600
-"""The longest for which S3 accepts a signature (Signature Version 4, query parameter X-Amz-Expires)."""
+"""The maximum validity of a signed URL (Signature Version 4, query parameter X-Amz-Expires)."""
 
 T = TypeVar("T")
 
 _PROBE = ".probe"
 _ROLE_SERVER = "//169.254."
-"""Where a machine or container at AWS is asked for the keys of its role, when there are no others."""
+"""The address at which AWS serves the keys of a machine's or container's role, used if no others are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class BucketAccess:
 
 
 class Bucket:
-    """A place (see `place.Place`) in a bucket. Raises ConfigurationError on access that cannot be right."""
+    """An `object_store.ObjectStore` in a bucket. Raises ConfigurationError if `access` is invalid."""
 
     def __init__(self, bucket: str, prefix: str, namespace: Namespace, access: BucketAccess) -> None:
         _check(access)
@@ -101,49 +101,49 @@ class Bucket:
             await obstore.delete_async(self._store, [_PROBE])
 
     async def write(self, name: str, data: bytes) -> None:
-        """Put an object in its place, with the headers that whoever downloads it shall get."""
+        """Write an object, with the headers for its downloads."""
         await self._put(name, data)
 
     def part(self) -> AbstractAsyncContextManager[Part]:
-        """Begin a file in this machine's folder for temporary files."""
+        """Open a part in the folder for temporary files."""
         return part_in(Path(tempfile.gettempdir()), _reported)
 
     async def adopt(self, name: str, part: Part) -> None:
-        """Send what was written. It is read whole then, for one request: few at a time do that."""
+        """Upload a part in one request, for which it is read into memory; ADOPTED_TOGETHER limits how many do so."""
         media_type_of(name)
         await part.flush()
         async with self._adopting:
             await self._put(name, part.path)
 
     async def read(self, name: str) -> bytes:
-        """Read an object. Raises NotFound when it is not there, or no longer."""
+        """Read an object. Raises NotFound if it does not exist."""
         format_of(name)
         async with self._asked("cannot be read", one=True):
             result = await obstore.get_async(self._store, name)
             return (await result.bytes_async()).to_bytes()
 
     async def metadata(self, name: str) -> ObjectMetadata:
-        """Tell size, time and ETag of an object. Raises NotFound."""
+        """Return size, time and ETag of an object. Raises NotFound."""
         format_of(name)
         async with self._asked("cannot be read", one=True):
             return _metadata(await obstore.head_async(self._store, name))
 
     async def open(self, name: str) -> tuple[ObjectMetadata, Chunks]:
-        """Begin to read an object. Raises NotFound."""
+        """Open an object. Raises NotFound."""
         format_of(name)
         async with self._asked("cannot be read", one=True):
             result = await obstore.get_async(self._store, name)
         return _metadata(result.meta), lambda start, stop: self._chunks(result, start, stop)
 
     async def delete(self, names: Iterable[str]) -> None:
-        """Remove objects."""
+        """Delete objects."""
         wanted = [name for name in names if format_of(name)]
         for start in range(0, len(wanted), PAGE):
             async with self._asked("cannot be written to"):
                 await obstore.delete_async(self._store, wanted[start : start + PAGE])
 
     async def names(self, older_than: datetime) -> AsyncIterator[str]:
-        """Go through the names of all objects that were last written before, page by page."""
+        """Yield the names of all objects last written before `older_than`, page by page."""
         pages = obstore.list(self._store, chunk_size=PAGE)
         while True:
             async with self._asked("cannot be listed"):
@@ -155,7 +155,7 @@ class Bucket:
                     yield found["path"]
 
     async def url(self, name: str, base_url: str, valid_s: float) -> str:
-        """Say where this server serves the object, or sign a URL of the bucket, for seven days at most."""
+        """Return the URL at which this server serves the object, or a signed URL of the bucket, for at most a week."""
         format_of(name)
         if not self._access.signed_urls:
             return f"{base_url}/{self.namespace}/{name}"
@@ -183,10 +183,10 @@ class Bucket:
 
     @contextlib.asynccontextmanager
     async def _asked(self, failed: str, *, one: bool = False, starting: bool = False) -> AsyncIterator[None]:
-        """Bound the time of a call, and say what a client may know: no endpoint, and no name, which is a right.
+        """Limit the time of a call, and turn its errors into ours, without the endpoint or the secret name.
 
-        one: the call is about one object, whose absence is NotFound.
-        starting: a store that says no is the operator's to put right, and not to be asked again.
+        one: the call is about one object; if it does not exist, raise NotFound.
+        starting: raise ConfigurationError if the store refuses, because a retry would not help.
         """
         try:
             async with asyncio.timeout(self._access.timeout_s):
@@ -205,7 +205,7 @@ class Bucket:
 
 @contextlib.contextmanager
 def _reported(done: str) -> Iterator[None]:
-    """Say that this machine's own folder fails."""
+    """Turn OSErrors of the local folder into ObjectStoreUnavailable."""
     try:
         yield
     except OSError as error:
@@ -214,7 +214,7 @@ def _reported(done: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a store answered instead of what it was asked for; `status` None: nothing."""
+    """An error response of a store; `status` is None if there was no response."""
 
     status: int | None
     code: str
@@ -222,20 +222,20 @@ class _Answer:
 
     @property
     def refused(self) -> bool:
-        """Whether asking again is in vain, as far as the store can tell (408: too slow, 429: too much)."""
+        """Whether a retry would be useless, judging by the status (408: too slow, 429: too many requests)."""
         return self.status is not None and 300 <= self.status < 500 and self.status not in (408, 429)
 
 
 def _answer(error: Exception) -> _Answer:
-    """Read the store's answer out of obstore's text, which is all that it gives."""
+    """Parse the store's response from obstore's error text, because obstore gives nothing else."""
     text = str(error)
     status = re.search(r"status code: (\d{3})", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     if _ROLE_SERVER in text:
         return _Answer(403, "", "no keys are given, and this machine has no role")
     if status:
-        said = f"{status[1]} {code[1]}" if code else status[1]
-        return _Answer(int(status[1]), code[1] if code else "", f"the store answers {said}")
+        shown = f"{status[1]} {code[1]}" if code else status[1]
+        return _Answer(int(status[1]), code[1] if code else "", f"the store answers {shown}")
     if isinstance(error, TimeoutError) or "TimedOut" in text:
         return _Answer(None, "", "the store does not answer in time")
     return _Answer(
@@ -244,7 +244,7 @@ def _answer(error: Exception) -> _Answer:
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:
-    """Give the next item, or None at the end: `anext` with a default breaks on what obstore gives it to await."""
+    """Return the next item, or None at the end; `anext` with a default fails with obstore's awaitables."""
     try:
         return await anext(items)
     except StopAsyncIteration:
@@ -282,7 +282,7 @@ def _store(bucket: str, prefix: str, access: BucketAccess, endpoint: str | None)
 
 
 def _keys(access: BucketAccess) -> Callable[[], S3Credential] | None:
-    """Give the keys by a function: of plain values, obstore would take those that are missing from the environment."""
+    """Return a function that gives the keys; with plain values, obstore would add a token from the environment."""
     if not (access.access_key_id and access.secret_access_key):
         return None
     keys: S3Credential = {

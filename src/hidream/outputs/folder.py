@@ -1,7 +1,7 @@
-"""A folder of files. Each is there whole or not at all, and once there survives a power cut.
+"""An object store in a folder. Files are written atomically, and survive a power failure.
 
-A file is written beside its place, in `.parts`, and moved there: what a process that died has left behind lies in
-`.parts` under its name, or one that nobody has, where `names` finds and `delete` removes it.
+A file is written in `.parts` and then moved. What a crashed process leaves in `.parts` has the file's name or a new
+one; `names` lists it and `delete` removes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = ".parts"
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A place (see `place.Place`): the files `root/namespace/name`."""
+    """An object store (see `object_store.ObjectStore`) of the files `root/namespace/name`."""
 
     root: Path
     namespace: Namespace
@@ -37,7 +37,7 @@ class Folder:
         return self.root / self.namespace
 
     async def check(self) -> None:
-        """Make the folder, and try to write. Raises ConfigurationError."""
+        """Create the folder, and try to write. Raises ConfigurationError."""
         try:
             await asyncio.to_thread(_try, self.path)
         except OSError as error:
@@ -46,54 +46,54 @@ class Folder:
             ) from error
 
     async def write(self, name: str, data: bytes) -> None:
-        """Put a file in its place; when this returns, it is on the disk."""
+        """Write a file; when this returns, it is on the disk."""
         path = self._path_of(name)
         with _reported("written"):
             await asyncio.to_thread(_write, path, data)
 
     def part(self) -> AbstractAsyncContextManager[Part]:
-        """Begin a file in `.parts`."""
+        """Open a part in `.parts`."""
         return self._part()
 
     async def adopt(self, name: str, part: Part) -> None:
-        """Move what was written to its place; when this returns, it is on the disk."""
+        """Move a part to its final name; when this returns, it is on the disk."""
         path = self._path_of(name)
         await part.flush()
         with _reported("written"):
             await asyncio.to_thread(_move, part.path, path)
 
     async def read(self, name: str) -> bytes:
-        """Read a file. Raises NotFound when it is not there, or no longer."""
+        """Read a file. Raises NotFound if it does not exist."""
         with _reported("read"):
             return await asyncio.to_thread(self._path_of(name).read_bytes)
 
     async def metadata(self, name: str) -> ObjectMetadata:
-        """Tell size, time and ETag of a file. Raises NotFound."""
+        """Return size, time and ETag of a file. Raises NotFound."""
         with _reported("read"):
             stat = await asyncio.to_thread(self._path_of(name).stat)
         modified = datetime.fromtimestamp(stat.st_mtime, UTC)
         return ObjectMetadata(stat.st_size, modified, f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
 
     async def open(self, name: str) -> tuple[ObjectMetadata, Chunks]:
-        """Begin to read a file. Raises NotFound."""
+        """Open a file. Raises NotFound."""
         path = self._path_of(name)
         return await self.metadata(name), lambda start, stop: _chunks(path, start, stop)
 
     async def delete(self, names: Iterable[str]) -> None:
-        """Remove files, and what interrupted writes of them left behind."""
+        """Delete files, and leftovers of interrupted writes."""
         wanted = {name for name in names if format_of(name)}
         with _reported("deleted"):
             await asyncio.to_thread(_delete, self.path, wanted)
 
     async def names(self, older_than: datetime) -> AsyncIterator[str]:
-        """Go through the names of all files, finished or not, that were last written before."""
+        """Yield the names of all files, complete or not, last written before `older_than`."""
         with _reported("listed"):
             found = await asyncio.to_thread(_names, self.path, older_than.timestamp())
         for name in found:
             yield name
 
     async def url(self, name: str, base_url: str, valid_s: float) -> str:
-        """Say where this server serves the file: for as long as it lies here."""
+        """Return the URL at which this server serves the file."""
         return f"{base_url}/{self.namespace}/{name}"
 
     @asynccontextmanager
@@ -110,7 +110,7 @@ class Folder:
 
 @contextlib.contextmanager
 def _reported(done: str) -> Iterator[None]:
-    """Say what a client may know: the reason, not the path, which is in the cause."""
+    """Turn OSErrors into errors for clients, with the reason but not the path, which is in the cause."""
     try:
         yield
     except FileNotFoundError as error:
@@ -130,7 +130,7 @@ async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
 
 
 def _stretch(path: Path, start: int, size_bytes: int) -> bytes:
-    """Open the file anew for each stretch: so nothing stays open when a download is given up."""
+    """Read a range. The file is opened for each one, so that none stays open when a download is aborted."""
     with path.open("rb") as file:
         file.seek(start)
         return file.read(size_bytes)
@@ -160,7 +160,7 @@ def _move(part: Path, path: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder and those above it, each of which is synced into the one that holds it."""
+    """Create a folder and its parents, and sync each into its parent."""
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -200,7 +200,7 @@ def _names(folder: Path, before: float) -> list[str]:
 
 
 def _parts(folder: Path) -> list[tuple[str, os.DirEntry[str]]]:
-    """List what is being written or was left behind, with the name that it was to have."""
+    """List the files in `.parts`, each with its final name."""
     named = [(entry.name.rpartition(".")[0], entry) for entry in _entries(folder / PARTS)]
     return [(name, entry) for name, entry in named if is_name(name)]
 

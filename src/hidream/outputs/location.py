@@ -1,4 +1,4 @@
-"""One setting says where files lie: a folder by its path, or a bucket as `s3://bucket/prefix`."""
+"""The location of files, from one setting: the path of a folder, or a bucket as `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()/-]*")
 
 
 def open_object_store(url: str, namespace: Namespace, access: BucketAccess = NO_ACCESS) -> ObjectStore:
-    """Open the place of one namespace: `url` is the root of all of them. Nothing is read or written yet.
+    """Open the object store of one namespace; `url` is the root of all namespaces. Nothing is read or written yet.
 
-    Raises ConfigurationError on a URL or an access that cannot be right.
+    Raises ConfigurationError if the URL or the access is invalid.
     """
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):  # one letter is a drive
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):  # one letter is a drive of Windows
         if not url:
             raise ConfigurationError(f"the location of files is empty; {ACCEPTED}")
         return Folder(Path(url), namespace)

@@ -1,7 +1,7 @@
-"""A file that is being written piece by piece on a disk of this machine, before a place takes it: never in memory.
+"""A part: a file that is written in pieces to a local disk, before an object store adopts it.
 
-It is gone at the end of its block, whatever happens, unless a place has moved it away (`place.Place.adopt`). What a
-process that dies leaves behind has a name by which `folder.Folder` finds and removes it.
+It is deleted at the end of its block, unless an object store has moved it (`object_store.ObjectStore.adopt`). A part
+that a crashed process leaves behind has a name by which `folder.Folder` finds and deletes it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hidream.types import ImageFormat
 P = ParamSpec("P")
 
 Reported = Callable[[str], AbstractContextManager[None]]
-"""Says in a place's words that a file cannot be written: takes what was to be done with it."""
+"""A context manager that turns OSErrors into an object store's errors; its argument is the failed action."""
 
 
 @dataclass(slots=True)
 class Part:
-    """An open file; `size_bytes` is what was written so far."""
+    """An open file; `size_bytes` counts the bytes written so far."""
 
     path: Path
     _file: BinaryIO
@@ -39,24 +39,24 @@ class Part:
             await asyncio.to_thread(self.append, data)
 
     async def written(self, do: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call in a thread what appends by itself. Raises what it does; ObjectStoreUnavailable for its OSErrors."""
+        """Call `do`, which appends, in a thread. Raises what it raises; OSErrors become ObjectStoreUnavailable."""
         with self._reported("written"):
             await asyncio.to_thread(do, *args, **kwargs)
 
     async def flush(self) -> None:
-        """Let whoever opens `path` see all that was written. Raises ObjectStoreUnavailable."""
+        """Flush, so that readers of `path` see all that was written. Raises ObjectStoreUnavailable."""
         with self._reported("written"):
             await asyncio.to_thread(self._file.flush)
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        """Append, in a thread of the caller's. Raises OSError."""
+        """Append; the caller does so in a thread. Raises OSError."""
         self._file.write(data)
         self.size_bytes += len(data)
 
 
 @asynccontextmanager
 async def part_in(folder: Path, reported: Reported) -> AsyncIterator[Part]:
-    """Begin a file in a folder that is there. Raises ObjectStoreUnavailable."""
+    """Open a part in an existing folder. Raises ObjectStoreUnavailable."""
     with reported("written"):
         part = await asyncio.to_thread(_begun, folder, reported)
     try:
@@ -73,7 +73,7 @@ def _begun(folder: Path, reported: Reported) -> Part:
 def _end(part: Part) -> None:
     try:
         part._file.close()
-    except OSError:  # what was still to be written found no room; nobody wants it any more
+    except OSError:  # the last bytes could not be written, but the file is deleted anyway
         pass
     finally:
         part.path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A download: what HTTP says of ranges and of what the client has already (RFC 9110, 13 and 14), for any place.
+"""Downloads from an object store, with range and conditional requests (RFC 9110, sections 13 and 14).
 
-Knows headers and bytes; neither the framework that sends them nor the form of an error's body.
+This file knows headers and bytes, but neither the web framework nor the format of an error's body.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from hidream.file_names import CACHE_CONTROL, media_type_of
 from hidream.outputs.object_store import ObjectMetadata, ObjectStore
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
-"""One range. Of several, or one that cannot be understood, the whole file is a legal answer (14.2)."""
+"""One range. For several or malformed ranges, the whole file is a valid response (14.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An answer: 200, 206, 304 without a body, or 416, whose body is the caller's to write."""
+    """A response: 200, 206, 304 without a body, or 416, whose body the caller writes."""
 
     status: int
     headers: dict[str, str]
@@ -27,10 +27,10 @@ class Served:
 
 
 async def serve(store: ObjectStore, name: str, method: str, asked: Mapping[str, str]) -> Served:
-    """Answer a GET or HEAD of a file; `asked` are the request's headers, their names in lower case or in any.
+    """Answer a GET or HEAD of a file; `asked` has the request's headers by their names in lower case.
 
-    The first bytes are read before this returns: what cannot be read is an error and not half an answer. Raises
-    NotFound, ObjectStoreUnavailable.
+    The first bytes are read before this returns, so that a file that cannot be read leads to an error and not to a
+    partial response. Raises NotFound, ObjectStoreUnavailable.
     """
     media_type = media_type_of(name)
     if method == "HEAD":
@@ -65,13 +65,13 @@ def _unchanged(asked: Mapping[str, str], metadata: ObjectMetadata) -> bool:
 
 
 def _part(asked: Mapping[str, str], headers: Mapping[str, str], size_bytes: int) -> tuple[int, int, int]:
-    """Tell the status, and from which byte to before which."""
+    """Return the status, the first byte, and the byte after the last one."""
     whole = 200, 0, size_bytes
     match = _RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
     if not match or match[1] == match[2] == "":
         return whole
     if asked.get("if-range", headers["ETag"]) not in (headers["ETag"], headers["Last-Modified"]):
-        return whole  # it changed since: the stretch that the client has fits no more
+        return whole  # the file has changed, so the client's part is outdated
     first, last = match.groups()
     if first and last and int(first) > int(last):
         return whole

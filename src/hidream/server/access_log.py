@@ -1,8 +1,8 @@
-"""One log line, one count and one id per request: method, route, status, time; no keys, bodies, or names of outputs.
+"""The access log: one line, one count and one id per request. It contains no keys, bodies, or names of outputs.
 
-A request's own id is the client's or a proxy's, if that is a plain word, else one of ours. The answer says it too, so
-that who complains about an answer names the line. A request about a prediction is logged with the prediction's id; a
-route that makes one puts it into `request.state`.
+The request id is the one that a client or proxy sent, if it is a plain word, else a random one. The response contains
+it too, so that a user can name the line in the log. A request about a prediction is logged with the prediction's id; a
+route that creates one puts the id into `request.state`.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class AccessLog:
 
     def _log(self, scope: Scope, route: str, status: int, took_s: float) -> None:
         state = scope["state"]
-        asked = str(state.get("prediction_id") or scope.get("path_params", {}).get("prediction_id", ""))
+        prediction_id = str(state.get("prediction_id") or scope.get("path_params", {}).get("prediction_id", ""))
         values = scope["method"], route, status, took_s * 1000, state["request_id"]
-        if asked.isalnum() and asked.isascii() and len(asked) <= ID_MAX_CHARS:
-            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s id=%s", *values, asked)
+        if prediction_id.isalnum() and prediction_id.isascii() and len(prediction_id) <= ID_MAX_CHARS:
+            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s id=%s", *values, prediction_id)
         else:
             logger.info("request method=%s route=%s status=%d ms=%.1f request=%s", *values)
 

@@ -1,7 +1,7 @@
-"""Memory that is given back once it is not used any more, where the C library is glibc's.
+"""Settings of glibc's allocator, so that it returns unused memory to the system.
 
-Left alone it keeps what large pieces have left in the heap of each thread: 225 MB after a hundred uploads at a time, 20
-with this.
+By default, glibc keeps freed memory of large buffers in the heap of each thread. After a hundred concurrent uploads
+that was 225 MB; with these settings it was 20 MB.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import ctypes
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """From malloc.h."""
 MMAP_THRESHOLD_BYTES = 2**20
-"""Pieces from here on are memory of their own, which ends with them. Said once, it does not grow by itself."""
+"""Buffers of at least this size are mapped separately and unmapped when freed. A set threshold stays fixed; glibc's
+default one grows."""
 ARENAS_MAX = 2
 
 
 def configure_allocator() -> None:
-    """Set the allocator of this process; elsewhere nothing is done."""
+    """Configure the allocator of this process; without glibc, do nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -1,10 +1,10 @@
-"""What the API answers: the envelope around everything, a prediction in it, and errors in the same shape.
+"""Responses of the API: the envelope, a prediction in it, and errors in the same shape.
 
     2xx    {"code": 200, "message": "success", "data": {...}}
     else   {"code": 4xx, "message": "...", "data": null, "error": "..."}
 
-`error` repeats `message` because some clients read the one, some the other; a success must not have it at
-this level, since some clients take its mere presence for a failure. A task that failed is a success in this
+`error` repeats `message`, because some clients read one and some the other. A success must not have `error` at this
+level, because some clients take its presence for a failure. The response about a failed task is a success in this
 sense.
 """
 
@@ -25,17 +25,16 @@ from hidream.request import ImageRequest
 from hidream.server import embedded_files as inline_files
 from hidream.server.embedded_files import EmbeddedFile
 from hidream.server.parameters import Api
-from hidream.store.history import RECENT_MS
-from hidream.store.history import QueuePosition as QueuePlace
+from hidream.store.history import RECENT_MS, QueuePosition
 from hidream.store.prediction import Prediction
 from hidream.types import Status
 
 SYNC_TIMEOUT_CODE = 5004
 CLIENT_CLOSED_REQUEST = 499
-"""What nginx, and our log, call an answer that nobody was there to read."""
+"""The status that nginx and our access log give to a request whose client disconnected before the response."""
 
 OUTPUT_VALID_S = 7 * 24 * 3600
-"""How long a signed URL of a bucket is valid from the answer that names it: the longest that S3 signs for."""
+"""How long a signed URL of a bucket is valid after the response that contains it: the maximum of S3."""
 
 _BASE = re.compile(r"https?://([\w.%-]{1,255}|\[[0-9A-Fa-f:.%]{2,60}\])(:[0-9]{1,5})?(/[\w./~%-]{0,255})?", re.ASCII)
 
@@ -46,12 +45,12 @@ def success(data: object, headers: Mapping[str, str] | None = None) -> JSONRespo
 
 
 async def success_with_files(data: object, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer 200 with data in which images may stand whole. Raises NotFound, ObjectStoreUnavailable."""
+    """Answer 200 with data that may contain embedded files. Raises NotFound, ObjectStoreUnavailable."""
     return await inline_files.json_response(_envelope(data), headers)
 
 
 def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Answer an error."""
+    """Answer an error; without a `message`, with the status's standard phrase."""
     body = {"code": status, "message": message or HTTPStatus(status).phrase, "data": None}
     return JSONResponse(body | {"error": body["message"]}, status, headers)
 
@@ -59,10 +58,10 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None)
 async def prediction_data(
     prediction: Prediction, api: Api, base_url: str, outputs: ObjectStore, *, inline: bool = True
 ) -> dict[str, Any]:
-    """Describe a prediction, field for field as the documents have it, plus `seed`, `version` and any `warnings`.
+    """Describe a prediction with the fields of WaveSpeed's documents, plus `seed`, `version` and any `warnings`.
 
-    With `inline` false the outputs are URLs even if the task asked for base64. Raises ObjectStoreUnavailable, and
-    NotFound when base64 was asked for and the file is gone. What may have base64 is written by `delivery`.
+    Without `inline`, the outputs are URLs even if the task requested base64. Send data that may contain base64 with
+    `success_with_files`. Raises ObjectStoreUnavailable, and NotFound if base64 was requested and the file is missing.
     """
     completed = prediction.status is Status.COMPLETED
     inline = inline and prediction.input.enable_base64_output
@@ -87,53 +86,53 @@ async def prediction_data(
 async def output_list(
     prediction: Prediction, base_url: str, outputs: ObjectStore, *, inline: bool
 ) -> list[str | EmbeddedFile]:
-    """Give the images of a completed task, in their order: to be sent as naked base64, or by their URLs."""
+    """List the images of a completed task in their order: embedded as base64 without a data: prefix, or as URLs."""
     if not inline:
         return [await outputs.url(name, base_url, OUTPUT_VALID_S) for name in prediction.output_names]
     return [await EmbeddedFile.of(outputs, name) for name in prediction.output_names]
 
 
 def input_data(submission: ImageRequest, base_url: str) -> dict[str, Any]:
-    """Give the request as it was accepted, by the API's names; what was not said and has no default is left out."""
+    """Describe the accepted request by the API's names, without parameters that were not given and have no default."""
     given = {name: value for name, value in submission.to_json().items() if value not in (None, "", [])}
     return given | {name: upload_url(base_url, given[name]) for name in ("image", "mask") if name in given}
 
 
-def queue_data(place: QueuePlace, model: str, workers: int, seen_s: float) -> dict[str, Any]:
-    """Say where a waiting task stands, 1 is next; without an estimate of when it may be done, `reason` says why."""
+def queue_data(position: QueuePosition, model: str, workers: int, seen_s: float) -> dict[str, Any]:
+    """Describe a waiting task's position, 1 for the next one. If there is no estimate, `reason` says why."""
     reason = None
     if not workers:
         reason = f"{no_worker([model], seen_s)}; the task waits until one comes"
-    elif place.seconds is None:
+    elif position.seconds is None:
         reason = f"no image of {model} was finished in the last {RECENT_MS // 60_000} minutes"
     return {
-        "position": place.before + 1,
-        "estimated_seconds": None if reason else place.seconds,
+        "position": position.before + 1,
+        "estimated_seconds": None if reason else position.seconds,
         "workers": workers,
         "reason": reason,
     }
 
 
 def no_worker(models: Iterable[str], seen_s: float) -> str:
-    """Say that nobody serves these models."""
+    """Say that no worker serves these models."""
     return f"no worker that serves {' or '.join(models)} was seen in the last {seen_s:g} seconds"
 
 
 def sync_timeout(timeout_s: float) -> dict[str, Any]:
-    """Give the fields that say: the answer comes before the image, which is still being generated."""
+    """Return the fields of a sync-mode response that is sent before the image is finished."""
     error = f"Sync mode timed out after {timeout_s:g} seconds. The prediction is still processing asynchronously."
     return {"status": Status.PROCESSING, "code": SYNC_TIMEOUT_CODE, "error": error}
 
 
 def upload_url(base_url: str, name: str) -> str:
-    """Say where an upload is put, and where it is downloaded: always here, for `image` is to be known by it."""
+    """Return the URL that an upload is put to and downloaded from. It is always ours, so that `image` can accept it."""
     return f"{base_url}/uploads/{name}"
 
 
 def base_url(request: Request, public_url: str) -> str:
-    """Tell by which URL the client reaches us: the operator's word, else the proxy's, else the request's.
+    """Return the URL by which clients reach us: from the settings, else the proxy's headers, else the request.
 
-    Raises InvalidInput when these give no URL: it would be written down, and sent to others.
+    Raises InvalidInput if the headers form no valid URL, because it would be stored and sent to others.
     """
     if public_url:
         return public_url.rstrip("/")
@@ -154,5 +153,5 @@ def _envelope(data: object) -> dict[str, Any]:
 
 
 def timestamp(ms: int) -> str:
-    """Write a time as RFC 3339 with three digits behind the second, which every client reads."""
+    """Write a time as RFC 3339 with milliseconds, which every client can parse."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

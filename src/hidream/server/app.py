@@ -1,4 +1,4 @@
-"""The application: which path leads to which route, and how each error is answered."""
+"""The application: it maps paths to routes and errors to responses."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from hidream.server.service import Service
 SUBJECTS = (tasks, events, deliveries, webhook_secret, media, account, openai, files, health, document)
 
 CORS_MAX_AGE_S = 600
-"""How long a browser need not ask again what it may send."""
+"""How long a browser may cache the answer to a preflight request."""
 
 logger = logging.getLogger(__name__)
 
 
 class PlainRoute(Route):
-    """The route of a function that takes the request alone, for which FastAPI has nothing to do and takes its time."""
+    """A route whose function takes only the request. It bypasses FastAPI, which would cost time and add nothing."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match a request, and name the route to whoever logs it, as FastAPI's routes do."""
+        """Match a request, and put the route into the scope for the access log, as FastAPI's routes do."""
         match, found = super().matches(scope)
         return match, found if match is Match.NONE else {**found, "route": self}
 
@@ -56,13 +56,13 @@ def create_app(service: Service) -> FastAPI:
         title="hidream",
         openapi_url=None,
         redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours is in `tracing`
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # `tracing` does it
     )
     app.state.service = service
     routes = [route for subject in SUBJECTS for route in subject.ROUTES]
-    apart = {path for method, path, _ in routes if method == "HEAD"}
+    with_own_head = {path for method, path, _ in routes if method == "HEAD"}
     for method, path, route in routes:
-        methods = ["GET", "HEAD"] if method == "GET" and path not in apart else [method]
+        methods = ["GET", "HEAD"] if method == "GET" and path not in with_own_head else [method]
         if list(inspect.signature(route).parameters) == ["request"]:
             app.router.routes.append(plain := PlainRoute(path, route))
             plain.methods = set(methods)  # Starlette would add HEAD to each GET
@@ -75,12 +75,12 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, _on_exception)
     app.add_middleware(LongBodies)
     app.add_middleware(RateLimitHeaders)
-    _let_browsers_in(app, service.settings.server.cors_origins)
-    app.add_middleware(AccessLog, count=service.metrics.request)  # around all others: each answer has its id
+    _allow_origins(app, service.settings.server.cors_origins)
+    app.add_middleware(AccessLog, count=service.metrics.request)  # outermost, so that each response has a request id
     return app
 
 
-def _let_browsers_in(app: FastAPI, origins: str) -> None:
+def _allow_origins(app: FastAPI, origins: str) -> None:
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -100,23 +100,23 @@ def _let_browsers_in(app: FastAPI, origins: str) -> None:
 
 
 async def _on_hidream_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HiDreamError), "registered for it"
+    assert isinstance(error, HiDreamError), "the handler is registered for this class"
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return _refusal(request, error.http_status, error.message, headers, error.parameter)
+    return _error_response(request, error.http_status, error.message, headers, error.parameter)
 
 
 async def _on_client_disconnect(request: Request, _error: Exception) -> Response:
-    """Answer, for the log, whoever has hung up while he waited."""
-    return _refusal(request, CLIENT_CLOSED_REQUEST, "the client closed the connection")
+    """Give the access log a status for a request whose client disconnected while it waited."""
+    return _error_response(request, CLIENT_CLOSED_REQUEST, "the client closed the connection")
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer what the framework itself finds wrong."""
-    assert isinstance(error, HTTPException), "registered for it"
+    """Answer an error that the framework itself raises."""
+    assert isinstance(error, HTTPException), "the handler is registered for this class"
     headers = dict(error.headers or {})
     message = error.detail
     if error.status_code == 404:
@@ -125,11 +125,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
         message = f"the method {request.method:.20} is not accepted here; accepted: {headers['Allow']}"
-    return _refusal(request, error.status_code, message, headers)
+    return _error_response(request, error.status_code, message, headers)
 
 
 def _methods(request: Request) -> set[str]:
-    """List what a path accepts: each method may be a route of its own, of which the framework names the first."""
+    """List the methods of a path. Each may be a separate route, and the framework names only those of the first."""
     found: set[str] = set()
     for route in request.app.routes:
         match, _ = route.matches(request.scope)
@@ -138,26 +138,26 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError), "registered for it"
-    wrong = [f"{problem['loc'][-1]} is {problem['input']!r:.100}: {problem['msg']}" for problem in error.errors()]
-    return _refusal(request, 422, "; ".join(wrong))
+    assert isinstance(error, RequestValidationError), "the handler is registered for this class"
+    problems = [f"{problem['loc'][-1]} is {problem['input']!r:.100}: {problem['msg']}" for problem in error.errors()]
+    return _error_response(request, 422, "; ".join(problems))
 
 
 async def _on_exception(request: Request, error: Exception) -> Response:
-    """Answer what nobody has foreseen; the framework raises it again, and so it is logged behind the line with its id.
+    """Answer an unexpected exception. The framework raises it again, so its traceback follows the line logged here.
 
-    The framework gives this answer itself, around all that adds headers.
+    The framework sends this response outside all middleware, so the request id is added here.
     """
     request_id = request.state.request_id
     logger.error("request_failed request=%s error=%s", request_id, type(error).__name__)
     message = f"an error inside the server; its log says more about the request {request_id}"
-    return _refusal(request, 500, message, {REQUEST_ID: request_id})
+    return _error_response(request, 500, message, {REQUEST_ID: request_id})
 
 
-def _refusal(
+def _error_response(
     request: Request, status: int, message: str, headers: dict[str, str] | None = None, parameter: str = ""
 ) -> Response:
-    """Answer an error in the form of whose path it is."""
+    """Answer an error in the format of the API that the path belongs to."""
     if request.scope["path"].startswith(openai.PREFIX):
         return openai.failure(status, message, headers, parameter=parameter)
     return failure(status, message, headers)

@@ -1,8 +1,7 @@
-"""Whether an answer may still be waited for: its client is there, and the key that asked for it is valid.
+"""Watches the clients of long requests: a wait ends when its client disconnects or its key is revoked.
 
-Whoever waits long, in a long poll, in sync mode or in an event stream, is watched by this file. Keys are looked up all
-together, LOOK_S after something was committed and never more often: a thousand streams cost one small query, and none
-while nothing happens in the database.
+Long requests are long polls, sync mode and event streams. All watched keys are looked up together, CHECK_S after a
+commit and never more often. So a thousand streams cost one small query, and none while nothing is committed.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from hidream.store.database import Database
 
 CHECK_S = 0.25
 Revoked = asyncio.Future[Unauthorized]
-"""Done when a key that is watched is valid no more, with what its client is told."""
+"""A future that is done when a watched key is no longer valid; its result is the error for the client."""
 
 
 class RevocationWatcher:
-    """The keys that wait for something in this process. Of a secret it holds the digest that the database has."""
+    """Watches the keys of this process's long requests. It holds digests of the secrets, as the database does."""
 
     def __init__(self, database: Database, pepper: str) -> None:
         self._database = database
         self._pepper = pepper
         self._watched: dict[str, set[Revoked]] = {}
-        self._unchecked = False  # whether a key has come since the last look: it may have been revoked just before
+        self._unchecked = False  # whether a key was added since the last check: it may have been revoked just before
         self._watcher: asyncio.Task[None] | None = None
 
     @contextmanager
     def watch(self, secret: str) -> Iterator[Revoked]:
-        """Give what is done once this secret opens nothing any more: its key was revoked or rotated."""
+        """Yield a future that is done when the key of this secret is revoked or rotated."""
         digest, revoked = keys.digest_of(secret, self._pepper), asyncio.get_running_loop().create_future()
         self._unchecked |= digest not in self._watched
         self._watched.setdefault(digest, set()).add(revoked)
@@ -54,14 +53,14 @@ class RevocationWatcher:
             seen, self._unchecked = changes.version(), False
             await self._check()
             await asyncio.sleep(CHECK_S)
-            while self._watched and not (changes.stopped or self._unchecked or changes.version() != seen):  # noqa: ASYNC110 - others'
+            while self._watched and not (changes.stopped or self._unchecked or changes.version() != seen):  # noqa: ASYNC110 - it sets no event
                 await asyncio.sleep(CHECK_S)
 
     async def _check(self) -> None:
         digests = list(self._watched)
         try:
             valid = await keys.valid_digests(self._database, digests)
-        except DatabaseUnavailable:  # nobody knows: it is asked again
+        except DatabaseUnavailable:  # the next check asks again
             return
         for digest in digests:
             if digest not in valid:
@@ -70,12 +69,15 @@ class RevocationWatcher:
 
 
 ClientGone = asyncio.Future[ClientDisconnect | Unauthorized]
-"""Done when nobody may have an answer any more, with the reason."""
+"""A future that is done when no response can be sent any more; its result is the reason."""
 
 
 @asynccontextmanager
 async def watch_client(request: Request, revoked: Revoked) -> AsyncIterator[ClientGone]:
-    """Give what is done once the client disconnects, or its key is `revoked`; the request's body was read before."""
+    """Yield a future that is done when the client disconnects or its key is `revoked`.
+
+    The request's body must have been read before.
+    """
     gone: ClientGone = asyncio.get_running_loop().create_future()
 
     def on_revoked(_: Revoked) -> None:

@@ -1,7 +1,7 @@
-"""JSON in which files stand as base64, sent in pieces: what a reader has not taken yet stays in its file.
+"""JSON with embedded files as base64, sent in pieces: what the client has not read yet stays in the file.
 
-Four images are up to 30 MB of text, and whoever asked for them may take half an hour to read it. The bytes are those
-that the same JSON has when it is written in one piece, and their number is known before the first is sent.
+Four images are up to 30 MB of text, and a slow client may take half an hour to read them. The bytes are the same as if
+the JSON was serialised in one piece, and their number is known before the first one is sent.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from starlette.responses import Response, StreamingResponse
 from hidream.outputs.object_store import ObjectStore
 
 CHUNK_BYTES = 48 * 1024
-"""Of a file, and 64 KiB as base64: as much as a connection takes before it asks to wait. Three bytes are four digits,
-so that only a file's last piece may have a rest."""
+"""The size of a piece of a file. As base64 it has 64 KiB, which is what a connection buffers before it pauses writing.
+It is a multiple of 3, so that only a file's last piece may need padding."""
 MEDIA_TYPE = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFile:
-    """A file of a place, as a value in JSON: a text, its base64."""
+    """A file of an object store as a value in JSON: a text with its base64."""
 
     store: ObjectStore
     name: str
@@ -33,11 +33,11 @@ class EmbeddedFile:
 
     @classmethod
     async def of(cls, store: ObjectStore, name: str) -> EmbeddedFile:
-        """Find a file. Raises NotFound, ObjectStoreUnavailable."""
+        """Look up a file. Raises NotFound, ObjectStoreUnavailable."""
         return cls(store, name, (await store.metadata(name)).size_bytes)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Read it, and write it as base64. Raises NotFound, ObjectStoreUnavailable."""
+        """Yield the file as base64. Raises NotFound, ObjectStoreUnavailable."""
         _, chunks = await self.store.open(self.name)
         rest = b""
         async for chunk in chunks(0, self.size_bytes):
@@ -45,21 +45,21 @@ class EmbeddedFile:
             while at + CHUNK_BYTES <= len(rest) + len(chunk):
                 stop = at + CHUNK_BYTES - len(rest)
                 text = base64.b64encode(rest + chunk[at:stop])
-                rest, at = b"", stop  # before the reader is waited for, who may take long
+                rest, at = b"", stop  # freed before `yield`, which may wait long for a slow client
                 yield text
             rest += chunk[at:]
         yield base64.b64encode(rest)
 
 
 class JsonStream:
-    """JSON with some `Inline` among its values, to be gone through once; `before` and `after` stand around it."""
+    """JSON with EmbeddedFile values, which can be iterated over once; `before` and `after` are put around it."""
 
     def __init__(self, content: object, before: str = "", after: str = "", **options: Any) -> None:  # noqa: ANN401
         self.files: list[EmbeddedFile] = []
-        mark = secrets.token_hex(16)  # nobody can have written it into the rest
+        mark = secrets.token_hex(16)  # a placeholder that no client can guess
 
         def marked(value: object) -> str:
-            assert isinstance(value, EmbeddedFile), f"{type(value).__name__} is no JSON"
+            assert isinstance(value, EmbeddedFile), f"{type(value).__name__} is not a JSON value"
             self.files.append(value)
             return mark
 
@@ -68,11 +68,11 @@ class JsonStream:
 
     @property
     def size_bytes(self) -> int:
-        """How long it is."""
+        """The length of the JSON."""
         return sum(map(len, self.texts)) + sum(4 * -(-file.size_bytes // 3) for file in self.files)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give the pieces, each of PIECE_BYTES but the texts. Raises NotFound, ObjectStoreUnavailable."""
+        """Yield the pieces; those of files have 64 KiB. Raises NotFound, ObjectStoreUnavailable."""
         first, *others = self.texts
         yield first
         for file, text in zip(self.files, others, strict=True):
@@ -82,22 +82,22 @@ class JsonStream:
 
 
 async def json_response(content: object, headers: Mapping[str, str] | None = None) -> Response:
-    """Answer 200 with JSON, the same bytes as of a JSONResponse.
+    """Answer 200 with JSON, with the same bytes as a JSONResponse.
 
-    The first file's begin is read before this returns: what cannot be read is an error, and not half an answer. Raises
-    NotFound, ObjectStoreUnavailable.
+    The first piece of the first file is read before this returns, so that a file that cannot be read leads to an error
+    and not to a partial response. Raises NotFound, ObjectStoreUnavailable.
     """
     body = JsonStream(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if not body.files:
         return Response(body.texts[0], headers=headers, media_type=MEDIA_TYPE)
     pieces = aiter(body)
-    begun = [await anext(pieces), await anext(pieces)]
+    first = [await anext(pieces), await anext(pieces)]
     length = {"Content-Length": str(body.size_bytes)}
-    return StreamingResponse(_whole(begun, pieces), headers=dict(headers or {}) | length, media_type=MEDIA_TYPE)
+    return StreamingResponse(_chain(first, pieces), headers=dict(headers or {}) | length, media_type=MEDIA_TYPE)
 
 
-async def _whole(begun: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    while begun:
-        yield begun.pop(0)
+async def _chain(first: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while first:
+        yield first.pop(0)
     async for piece in pieces:
         yield piece

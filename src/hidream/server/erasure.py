@@ -1,8 +1,8 @@
-"""Erasing all that is kept of a key: its tasks, their images, its uploads and webhooks; only that it was there stays.
+"""Erasure of a key's data: its tasks, their images, its uploads and its webhooks. Only the fact that it existed stays.
 
-It may be stopped at any moment and begun again; what broke off, or came in late, `server/background/sweep` erases.
-A worker that generates a task meanwhile hears that it was cancelled; what it has written is a file without a row, which
-the sweep removes too.
+Erasure may be interrupted at any moment and repeated; `server/background/sweep` finishes it, and erases what arrived
+late. The tasks that workers are generating are cancelled; a file that a worker has written nevertheless has no row, and
+the sweep deletes it as an orphan.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from hidream.store import key_data, predictions
 from hidream.store.database import Database
 
 KNOWN_S = 2 * TTL_S
-"""By then all servers know that the key is revoked, and what they had just let in is in the database."""
+"""After this time, every process knows that the key is revoked, and has committed the requests it had accepted."""
 
 
 async def erase(
     database: Database, outputs: ObjectStore, uploads: ObjectStore, key_id: str, actor: str, known_s: float = KNOWN_S
 ) -> Counter[str]:
-    """Revoke a key and erase what is kept of it; say how much that was.
+    """Revoke a key and erase its data; return how many predictions and uploads were erased.
 
-    Raises NotFound if there is no such key, DatabaseUnavailable and ObjectStoreUnavailable: then begin it again.
+    Raises NotFound if there is no such key. After DatabaseUnavailable or ObjectStoreUnavailable, call it again.
     """
     erased: Counter[str] = Counter(predictions=0, uploads=0)
     await key_data.begin_erasure(database, key_id, actor)
@@ -36,7 +36,9 @@ async def erase(
         found = await key_data.purgeable(database, key_id)
         if not (found.predictions or found.uploads):
             break
-        await predictions.delete(database, [prediction.id for prediction in found.predictions], key_id)  # hides them
+        await predictions.delete(
+            database, [prediction.id for prediction in found.predictions], key_id
+        )  # hide them from clients
         await outputs.delete(found.output_names)
         await uploads.delete(found.uploads)
         await key_data.purge(database, found)

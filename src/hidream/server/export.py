@@ -1,11 +1,11 @@
-"""Writing out all that is kept of a key, as a folder or a ZIP file: tables as JSON lines, and the files beside them.
+"""Export of a key's data to a folder or a ZIP file: the tables as JSON lines, and the image files.
 
     README.txt  key.json  predictions.jsonl  deliveries.jsonl  idempotency_keys.jsonl  uploads.jsonl  acts.jsonl
     outputs/NAME  uploads/NAME  previews/PREDICTION.jpg
-    missing.json    names of files that rows speak of and that are not there, if any
+    missing.json    names of files that have a row but do not exist, if any
 
-Rows are read page by page and files in pieces: memory does not grow with what there is, but for a ZIP file's own list
-of its files, less than a kilobyte for each. No secret of the key is among it.
+Rows are read page by page and files in pieces, so memory does not grow with the data, except for a ZIP file's directory
+with less than a kilobyte for each file. The export contains no secret of the key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hidream.store.prediction import COLUMNS, Prediction
 from hidream.types import Status
 
 PART = ".part"
-"""How a target's name ends until it is whole."""
+"""The suffix of the target's name until it is complete."""
 README = """What a hidream server keeps of the API key {id}, as of {now}.
 
 key.json               the key: name, scopes, limits; not its secrets
@@ -82,7 +82,7 @@ class _Export:
                 await self.file(store, f"{Namespace.UPLOADS}/{row['name']}", is_sure=row["stored"])
 
     async def file(self, store: ObjectStore, path: str, *, is_sure: bool) -> None:
-        """Copy a file; one that is not there is missing if it should be."""
+        """Copy a file. If it does not exist although `is_sure`, add it to the missing ones."""
         try:
             metadata, chunks = await store.open(path.partition("/")[2])
         except NotFound:
@@ -101,12 +101,12 @@ class _Export:
 async def export(
     database: Database, outputs: ObjectStore, uploads: ObjectStore, key_id: str, out: Path, actor: str
 ) -> Counter[str]:
-    """Write all that is kept of a key to `out`, which must not exist: a ZIP file if its name ends so, else a folder.
+    """Write a key's data to `out`, which must not exist: to a ZIP file if its name ends in .zip, else to a folder.
 
-    That somebody has begun to do so stands in the audit log, also where it was not finished.
+    The audit log records that an export was started, even if it does not finish.
 
-    Says how much that was: rows by table, `files`, and `missing`. Raises NotFound if there is no such key, InvalidInput
-    if `out` cannot be made, DatabaseUnavailable and ObjectStoreUnavailable; then nothing is left of it.
+    Returns how much was written: rows by table, `files`, and `missing`. Raises NotFound if there is no such key,
+    InvalidInput if `out` exists, DatabaseUnavailable and ObjectStoreUnavailable; after an error, nothing is left of it.
     """
     key = await key_data.key_row(database, key_id)
     with _archive(out) as opened:
@@ -128,7 +128,7 @@ async def export(
 
 @contextmanager
 def _archive(out: Path) -> Iterator[Open]:
-    """Make a folder or a ZIP file that only its owner may read; it gets its name when it is whole."""
+    """Create a folder or a ZIP file that only its owner may read; it gets its final name when it is complete."""
     if out.exists():
         raise InvalidInput(f"--out is {str(out)!r:.100}, which is there already; accepted: a new file or folder")
     part = out.with_name(out.name + PART)
@@ -164,7 +164,7 @@ def _folder(path: Path) -> Iterator[Open]:
 
 
 def _remove(path: Path) -> None:
-    """Remove what an export that was killed has left."""
+    """Remove what an aborted export has left."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

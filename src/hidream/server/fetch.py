@@ -1,7 +1,7 @@
-"""Fetching what a client names by a URL, under the rules of `outbound/targets`: only public addresses, unless allowed.
+"""Fetching images from URLs that clients give, under the rules of `outbound/targets`: public addresses, unless allowed.
 
-Redirects are followed, each asked like the first by the one way out that there is (`outbound/network`), which checks
-the host's addresses. Of an answer no more is read than may be.
+Redirects are followed. Each request goes through `outbound/network`, which checks the host's addresses. A response is
+read up to the maximum size.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from hidream.outbound.targets import Allowlist, Resolver
 from hidream.outputs.part import Part
 
 TOTAL_S = 20.0
-"""For all of it, redirects included: 20 MB at 8 Mbit/s."""
+"""The time for all of it, redirects included: 20 MB at 8 Mbit/s."""
 REDIRECTS_MAX = 3
-"""To https, to a mirror, and one to spare."""
+"""One to https, one to a mirror, and one to spare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What may be fetched: targets, bytes, and seconds in all."""
+    """What may be fetched: the allowed targets, the maximum size, and the total time."""
 
     allowed: Allowlist
     max_bytes: int
@@ -42,7 +42,7 @@ class Rules:
 async def fetch(field: str, url: str, rules: Rules, part: Part) -> None:
     """Fetch a file into a part.
 
-    Raises InvalidInput, which names the request's field, whatever goes wrong there, and ObjectStoreUnavailable.
+    Raises InvalidInput, which names the request's field, if the fetch fails, and ObjectStoreUnavailable.
     """
     try:
         async with asyncio.timeout(rules.total_s):
@@ -60,25 +60,25 @@ _ACCEPTED = "accepted: a URL that answers with a file"
 
 async def _follow(field: str, url: str, rules: Rules, part: Part) -> None:
     for _ in range(REDIRECTS_MAX + 1):
-        found = await _get(field, url, rules, part)
-        if found is None:
+        location = await _get(field, url, rules, part)
+        if location is None:
             return
-        url = urljoin(url, found)
+        url = urljoin(url, location)
     raise InvalidInput(f"{field} redirects more than {REDIRECTS_MAX} times; {_ACCEPTED}")
 
 
 async def _get(field: str, url: str, rules: Rules, part: Part) -> str | None:
-    """Ask once; the answer is the file, or where it is."""
+    """Send one request. Write the file into the part, or return the location of a redirect."""
     checked = CheckedNetwork(targets.check(url, rules.allowed, field), rules.allowed, rules.resolve)
     async with network.send_request(
         checked, rules.tls, rules.connect_s, "GET", [("Accept-Encoding", "identity")]
-    ) as answer:
-        location = network.header(answer, "location")
-        if answer.status in (301, 302, 303, 307, 308) and location:
+    ) as response:
+        location = network.header(response, "location")
+        if response.status in (301, 302, 303, 307, 308) and location:
             return location
-        if answer.status != 200:
-            raise InvalidInput(f"{field} could not be fetched: its server answered {answer.status}; {_ACCEPTED}")
-        async with aclosing(cast("AsyncGenerator[bytes]", answer.aiter_stream())) as pieces:
+        if response.status != 200:
+            raise InvalidInput(f"{field} could not be fetched: its server answered {response.status}; {_ACCEPTED}")
+        async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_stream())) as pieces:
             async for piece in pieces:
                 if part.size_bytes + len(piece) > rules.max_bytes:
                     raise InvalidInput(f"{field} has more than {rules.max_bytes} bytes, the most that is accepted")

@@ -1,8 +1,8 @@
-"""Images that clients bring: taken from where they are, looked at, and put into their place as uploads.
+"""Input images: fetched, decoded from base64 or uploaded, then validated and stored as uploads.
 
-An image is what its bytes say, whatever it calls itself: PNG, JPEG or WebP, which Pillow can read, and of no more
-pixels than a computer can bear. They are read in a process of their own (`images/decoders`). The worker finds it by its
-name, which is the right to it.
+An image must be a PNG, JPEG or WebP file by its contents, whatever its name or Content-Type says. Pillow must be able
+to read it, and the number of pixels is limited. Files are decoded in separate processes (`images/decoders`). The worker
+reads an upload by its name; to know the name is to have access.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from hidream.store.uploads import Upload
 from hidream.types import ImageFormat
 
 SHUTDOWN_S = 0.5
-"""How long images that are looked at may go on once the process is told to stop."""
+"""How long the validation of images may go on once the process is told to stop."""
 FILENAME_MAX = 256
 UNNAMED = "file"
 FILLING_S, ADOPTING_S = 120.0, 90.0
-"""How long an upload is one request's to fill, also if its process dies, and how long putting the file into its place
-may take: less, so that a file never comes there behind another one's."""
+"""How long one request's claim to fill an upload lasts, also if its process dies, and how long storing the file may
+take. The latter is shorter, so that a late file never replaces one of another request."""
 DECODED_AT_ONCE = 2
-"""Long texts whose base64 is read at a time."""
+"""Long base64 texts that are decoded at a time."""
 LOOKUPS_PER_ADDRESS, LOOKUPS_AT_ONCE = 2, 3
-"""Names of uploads that are looked up at a time, of those without a key: they leave the database to those with one."""
+"""Look-ups of uploads at a time by clients without a key, who must not take the database from those with one."""
 
 _FILLED_BY_ANOTHER = "another request is putting a file to this URL"
-_OURS = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
+_UPLOAD = re.compile(r"(?:https?://\S*/uploads/)?([\w-]{43}\.\w+)", re.ASCII)
 
 
 class InputImages:
-    """One process's way to take images in."""
+    """Stores the input images that a process receives."""
 
     def __init__(
         self,
@@ -68,22 +68,22 @@ class InputImages:
         self._bodies = bodies
         fetches = "too many images are being fetched from URLs, for this key or for all"
         self._fetches = ConcurrencyLimiter(None, LARGE_AT_ONCE, QUEUE_TIMEOUT_S, fetches)
-        self._lookups = ConcurrencyLimiter(LOOKUPS_PER_ADDRESS, LOOKUPS_AT_ONCE)  # of strangers, by their addresses
+        self._lookups = ConcurrencyLimiter(LOOKUPS_PER_ADDRESS, LOOKUPS_AT_ONCE)  # by address, without a key
         self._fillings = ConcurrencyLimiter(1, sys.maxsize, QUEUE_TIMEOUT_S, _FILLED_BY_ANOTHER)
 
     async def check(self, key: Key) -> None:
-        """See whether a key may bring an image now, before anything is read of it. Raises TooMany."""
+        """Check whether a key may upload an image now, before the body is read. Raises TooMany."""
         await uploads.check(self._database, key)
 
     async def take(self, key: Key, field: str, given: str | LongText) -> str:
-        """Take in what a request says under `field`; return the name of the upload.
+        """Store the image that a request gives in `field`, unless it is an upload; return the upload's name.
 
         Raises InvalidInput, TooMany, ObjectStoreUnavailable.
         """
         if isinstance(given, str):
-            ours = _OURS.fullmatch(given)
-            if ours and (known := await self.find(ours[1])) is not None:
-                return known.name
+            match = _UPLOAD.fullmatch(given)
+            if match and (upload := await self.find(match[1])) is not None:
+                return upload.name
         await uploads.check(self._database, key, within_request=True)
         if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
             async with self._fetches.slot(key.id), self._store.part() as part:
@@ -94,11 +94,11 @@ class InputImages:
             return (await self._kept(key, field, part)).name
 
     async def keep(self, key: Key, field: str, part: Part, filename: str) -> Upload:
-        """Look at an image that was uploaded, and keep it. Raises InvalidInput, TooMany, ObjectStoreUnavailable."""
+        """Validate and store an uploaded image. Raises InvalidInput, TooMany, ObjectStoreUnavailable."""
         return await self._kept(key, field, part, filename)
 
     async def announce(self, key: Key, filename: str, image_format: ImageFormat, size: int) -> Upload:
-        """Choose the name of an announced image. Raises TooMany."""
+        """Create an upload whose file follows with PUT, and choose its name. Raises TooMany."""
         name, now = random_name(image_format), self._database.now_ms()
         upload = Upload(name, key.id, _shown(filename) or UNNAMED, MEDIA_TYPES[image_format], size, now, stored=False)
         await uploads.create(self._database, upload, key.limits)
@@ -106,9 +106,9 @@ class InputImages:
 
     @asynccontextmanager
     async def filling(self, name: str, address: str = "") -> AsyncIterator[tuple[Upload, Part]]:
-        """Begin to bring the image that was announced under a name: one at a time does, of a key's so many.
+        """Open a part for the file of an announced upload. One request at a time does so for each upload.
 
-        Raises NotFound when none was announced, TooMany, ObjectStoreUnavailable.
+        Raises NotFound if there is no such upload, TooMany, ObjectStoreUnavailable.
         """
         async with self._lookups.slot(address):
             first = await self._announced(name)
@@ -116,10 +116,10 @@ class InputImages:
             yield await self._announced(name), part
 
     async def fill(self, announced: Upload, part: Part) -> None:
-        """Keep the image that was announced; the same once more changes nothing.
+        """Validate and store the file of an announced upload; to send the same file again changes nothing.
 
-        Of requests to several processes, one puts its file into its place. Raises InvalidInput when there is another
-        one already, TooMany while another request does that, NotFound when the upload was withdrawn meanwhile.
+        Of concurrent requests, also to several processes, one stores its file. Raises InvalidInput if there is a
+        different file already, TooMany while another request stores one, NotFound if the upload expired meanwhile.
         """
         name = announced.name
         if announced.stored:
@@ -134,7 +134,7 @@ class InputImages:
             async with asyncio.timeout(ADOPTING_S):
                 await self._store.adopt(name, part)
             stored = await uploads.mark_stored(self._database, name, claim, MEDIA_TYPES[image_format], part.size_bytes)
-        except TimeoutError as error:  # it may come into its place yet: the claim is kept
+        except TimeoutError as error:  # the file may still be stored, so the claim is not released
             raise ObjectStoreUnavailable("the file cannot be stored now; try again later") from error
         except (ObjectStoreUnavailable, DatabaseUnavailable):
             with suppress(DatabaseUnavailable):
@@ -147,7 +147,7 @@ class InputImages:
             await self._too_late(name, part)  # the claim expired, and another request has taken over
 
     async def _too_late(self, name: str, part: Part) -> None:
-        """Say what another request has done meanwhile: nothing is wrong if it has brought the same."""
+        """Handle an upload that another request has claimed: it is no error if that one stored the same file."""
         if not (await self._announced(name)).stored:
             raise TooMany(f"{_FILLED_BY_ANOTHER}; try again later", RETRY_AFTER_S)
         await self._compare(name, part)
@@ -163,7 +163,7 @@ class InputImages:
         return announced
 
     async def _kept(self, key: Key, field: str, part: Part, filename: str | None = None) -> Upload:
-        """Keep an image; one without a filename came within a submission, which is counted itself."""
+        """Validate and store an image. Without a filename, it belongs to a submission, which is counted instead."""
         image_format = await self._looked(key.id, field, part)
         name, now = random_name(image_format), self._database.now_ms()
         shown = uploads.INLINE if filename is None else _shown(filename) or UNNAMED
@@ -171,7 +171,7 @@ class InputImages:
         await self._store.adopt(name, part)
         try:
             await uploads.create(self._database, upload, key.limits, within_request=filename is None)
-        except BaseException:  # nobody has been told its name, and a row that was written after all goes unused
+        except BaseException:  # no client knows the name; if the row was committed after all, it expires unused
             with suppress(ObjectStoreUnavailable):
                 await self._store.delete([name])
             raise
@@ -182,7 +182,7 @@ class InputImages:
         return await self.look(field, part.path, key_id)
 
     async def _is(self, name: str, part: Part) -> bool:
-        """Whether what was written is what is there."""
+        """Whether a part has the same bytes as the stored file."""
         await part.flush()
         metadata, chunks = await self._store.open(name)
         if metadata.size_bytes != part.size_bytes:
@@ -194,7 +194,7 @@ class InputImages:
         return True
 
     async def _decode(self, field: str, given: str | LongText, part: Part) -> None:
-        """Write what a text stands for; one that lies in a file is not needed any more then."""
+        """Decode a base64 text into a part; the file of a long text is removed after that."""
         if isinstance(given, str):
             starts = range(0, len(given), base64_text.PIECE_CHARS)
             short = (given[at : at + base64_text.PIECE_CHARS] for at in starts)
@@ -206,31 +206,34 @@ class InputImages:
         await given.close()
 
     async def find(self, name: str, address: str = "") -> Upload | None:
-        """Look up an upload whose file is there, for who asks from this address."""
+        """Return an upload whose file is stored; None if there is none. Look-ups are limited per `address`."""
         async with self._lookups.slot(address):
             upload = await uploads.get(self._database, name) if is_name(name) else None
         return upload if upload and upload.stored else None
 
     async def look(self, field: str, file: File, key_id: str) -> ImageFormat:
-        """See that this is an image: its bytes, or where they lie. Raises InvalidInput, ObjectStoreUnavailable.
+        """Validate an image, given as bytes or a path. Raises InvalidInput, ObjectStoreUnavailable.
 
-        Of one key, one image is looked at after the other.
+        The images of one key are validated one after the other.
         """
         return await self._decoders.look(key_id, field, file)
 
     async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
-        """Read an upload's width and height as it is shown. Raises InvalidInput, NotFound, ObjectStoreUnavailable."""
+        """Read an upload's width and height after its EXIF orientation is applied.
+
+        Raises InvalidInput, NotFound, ObjectStoreUnavailable.
+        """
         return await self._decoders.shown_size(key_id, field, partial(self._store.read, name))
 
     def stop(self) -> None:
-        """Give up in PARTING_S whatever is still looked at, and take nothing more: this process is about to leave."""
+        """Abort all validation after SHUTDOWN_S, because this process stops."""
         asyncio.get_running_loop().call_later(SHUTDOWN_S, self._decoders.close)
 
     def close(self) -> None:
-        """End the processes that look at images, at once."""
+        """Stop the processes that decode images, at once."""
         self._decoders.close()
 
 
 def _shown(filename: str) -> str:
-    """Keep of a file's name what can be shown, and kept by any database."""
+    """Reduce a filename to printable characters, which every database can store."""
     return "".join(filter(str.isprintable, filename))[:FILENAME_MAX]

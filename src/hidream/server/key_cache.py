@@ -1,8 +1,8 @@
-"""API keys as requests bring them: looked up in the database, and remembered for a moment.
+"""The API-key cache: keys are looked up in the database, and cached for a moment.
 
-So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A key that was revoked,
-rotated or changed is known everywhere after REMEMBERED_S at the latest. Keys that do not exist are not remembered:
-there are too many. A client that sends many of those is slowed down (`limits/failed_auth`).
+So a client that sends a hundred requests a second, or a hundred at once, costs one look-up. A revoked, rotated or
+changed key takes effect in every process after TTL_S at the latest. Unknown keys are not cached, because there could be
+any number of them. A client that sends many of them is slowed down (`limits/failed_auth`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hidream.store.keys import Key
 TTL_S = 1.0
 """The longest for which a revoked key still works."""
 REFRESH_S = 0.4
-"""So long before its time is over a key that is in use is looked up anew, so that no request of it waits for that."""
+"""A key that is used less than this before it expires is looked up in the background, so that no request waits."""
 KEYS_MAX = 10_000
-"""Keys that are remembered at a time, a few MB; when there are more, all are forgotten, and looked up again."""
+"""The number of cached keys, a few MB. When there are more, the cache is cleared."""
 
 
 class ApiKeyCache:
-    """The keys that this process has seen lately. Of a secret it holds the hash."""
+    """The keys that this process has recently looked up, by the hash of their secret."""
 
     def __init__(self, database: Database, pepper: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
@@ -37,9 +37,9 @@ class ApiKeyCache:
         self._lookups: dict[bytes, asyncio.Task[Key | None]] = {}
 
     async def find(self, secret: str, address: str = "") -> Key | None:
-        """Look up the key of a secret that came from an address, unless it is unknown or revoked.
+        """Return the key of a secret that a client at `address` sent; None if it is unknown or revoked.
 
-        Raises TooMany if it is, and too many were before it.
+        Raises TooMany if it is unknown and the address has sent too many unknown keys.
         """
         name = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
         cached, now = self._cached.get(name), self._clock()
@@ -61,7 +61,7 @@ class ApiKeyCache:
     def _finish_lookup(self, name: bytes, lookup: asyncio.Task[Key | None]) -> None:
         del self._lookups[name]
         if not lookup.cancelled():
-            lookup.exception()  # one that nobody has waited for is met again by who does
+            lookup.exception()  # marks it as retrieved: in a background look-up nobody waits for it
 
     async def _look_up(self, name: bytes, secret: str) -> Key | None:
         began = self._clock()

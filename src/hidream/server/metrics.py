@@ -1,10 +1,10 @@
-"""Figures in Prometheus' text format: what this process has done, and what the database says of all of them.
+"""Metrics in Prometheus' text format: those of this process, and those of the whole installation from the database.
 
-`hidream_http_*`, `hidream_webhook_attempts*` and `hidream_swept*` are counted by each API process, and are to be summed
-over them. All others are read from the database when somebody asks, and every API process says the same of what has
-happened since it was started: take one of them, or the largest, not the sum.
+Each API process counts its own `hidream_http_*`, `hidream_webhook_attempts*` and `hidream_swept*`; sum them over the
+processes. All others are read from the database at each scrape. Every API process reports the same for the time since
+it was started; take one of them, or the maximum, not the sum.
 
-No label comes from what a client wrote: methods, routes, models, states, codes and size classes are from lists of ours.
+No label contains what a client wrote: methods, routes, models, states, codes and size classes come from fixed lists.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 HTTP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-"""From a poll to the end of a long one; event streams last longer."""
+"""From a poll to a long poll; event streams last longer."""
 TASK_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 3600)
-"""From nano at 512² to an hour in the queue; each bucket is about twice the one before."""
+"""From the model nano at 512² to an hour in the queue; each bucket is about twice the previous one."""
 WEBHOOK_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""The end is what an attempt may take (`webhooks/delivery.TOTAL_S`)."""
+"""The last bucket is the maximum time of an attempt (`webhooks/delivery.TOTAL_S`)."""
 
 
 class Metrics:
-    """The figures of one API process."""
+    """The metrics of one API process."""
 
     def __init__(self, database: Database, worker_seen_s: float) -> None:
         self._database = database
@@ -81,26 +81,26 @@ class Metrics:
         )
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answered request; `route` is the path as it was registered, not as it was asked for."""
+        """Count a request; `route` is the path as it is registered, not as it was requested."""
         known = method if method in METHODS else "other"
         self._requests.labels(known, route, status).inc()
         self._request_s.labels(known, route).observe(seconds)
 
     def webhook(self, result: str, seconds: float) -> None:
-        """Count an attempt to deliver a webhook: `delivered`, `failed` (it is tried again) or `given_up`."""
+        """Count an attempt to deliver a webhook: `delivered`, `failed` (there will be a retry) or `given_up`."""
         self._webhooks.labels(result).inc()
         self._webhook_s.observe(seconds)
 
     def swept(self, what: str, count: int) -> None:
-        """Count what retention has removed."""
+        """Count what the sweep has removed."""
         self._swept.labels(what).inc(count)
 
     async def begin(self) -> None:
-        """Count what ends from now on."""
+        """Count the tasks that finish from now on."""
         self._ends = self._ends or FinishedFeed(self._database)
 
     async def text(self) -> bytes:
-        """Give all figures. Raises DatabaseUnavailable."""
+        """Return all metrics as text. Raises DatabaseUnavailable."""
         async with self._asking:
             await self.begin()
             assert self._ends is not None, "begun"
@@ -125,13 +125,13 @@ class Metrics:
         self._owed.set(await task_metrics.pending_webhooks(self._database))
 
     def _age_s(self, model: str, unfinished: Sequence[UnfinishedCount]) -> float:
-        """Tell since when the oldest task of a model waits; 0 if none does. Another machine's clock may be ahead."""
+        """Return how long the oldest waiting task of a model has waited; 0 if none, or if another clock is ahead."""
         now = self._database.now_ms()
         waiting = [each for each in unfinished if each.model == model and each.status is Status.CREATED]
         return max([0, *(now - each.oldest_ms for each in waiting)]) / 1000
 
     def _count(self, end: FinishedTask) -> None:
-        model = end.model if end.model in MODELS else "other"  # of a release that had more
+        model = end.model if end.model in MODELS else "other"  # of another release
         self._tasks.labels(model, end.status, end.code).inc()
         self._total.labels(model, end.size).observe(end.total_ms / 1000)
         if end.waited_ms is not None:

@@ -1,4 +1,4 @@
-"""Which models this installation serves, under which names."""
+"""The model registry: the models that this installation serves, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VENDOR = "wavespeed-ai"
 
 
 def served(models: Models) -> dict[str, Variant]:
-    """Name the models that are served: those that are configured, or without any the embedded one's variants."""
+    """Return the served models: the configured ones, or, if none is configured, all variants of the embedded model."""
     configured = {Variant.DEV: models.dev, Variant.FULL: models.full, Variant.FAST: models.fast}
     if any(configured.values()):
         return {name: variant for name, variant in MODELS.items() if configured[variant]}
@@ -18,7 +18,7 @@ def served(models: Models) -> dict[str, Variant]:
 
 
 def find(models: dict[str, Variant], name: object) -> str:
-    """Find a model by its name, with the vendor's or without. Raises NotFound, which lists what there is."""
+    """Return a model's full name, given its name with or without the vendor. Raises NotFound, which lists the names."""
     for known in models:
         if name in (known, known.removeprefix(f"{VENDOR}/")):
             return known

@@ -1,7 +1,7 @@
-"""The parameters of OpenAI's images API, and what they are by v3's names, all of which are taken as well.
+"""The parameters of OpenAI's images API, and their translation to those of v3, which are accepted as well.
 
-Source: openai-python 3.54.0, `types/image_generate_params.py`. What cannot be had there is an error that says where it
-can; what no model here has, and changes no more than a nuance, is told in `warnings`.
+Source: openai-python 3.54.0, `types/image_generate_params.py`. A feature that this route lacks is an error that names
+the route which has it. A parameter that no model here has, and that changes only nuances, causes a warning.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hidream.types import FORMAT_NAMES, FORMATS, ImageFormat, Size, Variant
 
 PATH = "/v1/images/generations"
 FORM = Api("v1", extras=True, defaults={"output_format": ImageFormat.PNG})
-"""Its defaults: URLs, and PNG, as DALL-E's images are."""
+"""The defaults of this route: URLs, and PNG, the format of DALL-E's images."""
 
 ALIASES = {"n": "num_images", "steps": "num_inference_steps", "output_compression": "output_quality"}
-"""Other names, and what they are on v3."""
+"""Other names of v3's parameters."""
 
 _EVENTS = "the events of a task that POST /api/v3/wavespeed-ai/… takes are at GET /api/v3/predictions/{id}/events"
 _BY_V3 = "POST /api/v3/wavespeed-ai/… takes it"
@@ -38,7 +38,7 @@ UNSERVED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "frame_duration_ms": ((), "one image, no animation"),
     "svg": ((), f"images of pixels: output_format {in_words(ImageFormat, 'or')}"),
 }
-"""What this route cannot do, with the values that ask for nothing, and what else is accepted."""
+"""Parameters that this route does not support: values that have no effect, and what is accepted."""
 
 IGNORED: Mapping[str, tuple[object, ...]] = {
     "quality": ("auto",),
@@ -48,43 +48,47 @@ IGNORED: Mapping[str, tuple[object, ...]] = {
     "user": (),
     "safety_identifier": (),
 }
-"""What only OpenAI's models and service have, with the values that ask for nothing."""
+"""Parameters that only OpenAI's models and service have, with the values that have no effect."""
 
 NAMES = frozenset({"model", "response_format", *ALIASES, *UNSERVED, *IGNORED, *(parameter.name for parameter in WIRE)})
-"""All that the route knows."""
+"""All names that the route knows."""
 
 
 def translated(body: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, Any]:
-    """Say by v3's names what is asked for. Raises InvalidInput under the name that was sent."""
+    """Translate a request to v3's parameters. Raises InvalidInput, which names the parameter as it was sent."""
     given = {name: value for name, value in body.items() if value is not None}
-    everywhere = {**query, **given}
+    body_and_query = {**query, **given}
     for name, (harmless, accepted) in UNSERVED.items():
-        if everywhere.get(name, "") not in ("", *harmless):
-            raise refused(name, everywhere[name], accepted)
-    said = {name: value for name, value in given.items() if name not in UNSERVED}
+        if body_and_query.get(name, "") not in ("", *harmless):
+            raise refused(name, body_and_query[name], accepted)
+    values = {name: value for name, value in given.items() if name not in UNSERVED}
     for name, ours in ALIASES.items():
         if name in given:
-            said[ours] = _agreed(given, name, ours, FORM.kind(ours).read(name, given[name]))
-    said["enable_base64_output"] = _base64(given)
-    _settle_size(said)
-    if "output_quality" in said and "output_quality" not in given and not _lossy(given):
-        del said["output_quality"]
-    return said
+            values[ours] = _agreed(given, name, ours, FORM.kind(ours).read(name, given[name]))
+    values["enable_base64_output"] = _base64(given)
+    _settle_size(values)
+    if "output_quality" in values and "output_quality" not in given and not _lossy(given):
+        del values["output_quality"]
+    return values
 
 
 def unused_of(
-    body: Mapping[str, Any], query: Mapping[str, str], said: Mapping[str, Any], variant: Variant, asked: ImageRequest
+    body: Mapping[str, Any],
+    query: Mapping[str, str],
+    values: Mapping[str, Any],
+    variant: Variant,
+    submission: ImageRequest,
 ) -> Iterator[str]:
-    """Tell what of an accepted request has no effect; `said` is what `translated` has made of it."""
-    strange = {name: value for name, value in body.items() if name not in NAMES}
-    yield from unused.unknown(strange, NAMES - UNSERVED.keys(), PATH)  # what would be refused is not suggested
+    """List what has no effect in an accepted request; `values` is the result of `translated`."""
+    unknown_names = {name: value for name, value in body.items() if name not in NAMES}
+    yield from unused.unknown(unknown_names, NAMES - UNSERVED.keys(), PATH)  # unsupported names are not suggested
     yield from unused.unknown(query, (), "the URL")
     for name, harmless in IGNORED.items():
         if body.get(name) not in (None, "", *harmless):
             yield f"{name} was ignored: only OpenAI's own models have it"
     if body.get("output_compression") is not None:
-        yield from unused.quality("output_compression", asked)
-    yield from unused.without_effect(said, FORM, variant, asked)
+        yield from unused.quality("output_compression", submission)
+    yield from unused.without_effect(values, FORM, variant, submission)
 
 
 def _agreed(given: Mapping[str, Any], name: str, ours: str, value: int) -> int:
@@ -96,7 +100,7 @@ def _agreed(given: Mapping[str, Any], name: str, ours: str, value: int) -> int:
 
 
 def _lossy(given: Mapping[str, Any]) -> bool:
-    """Whether the format has a quality; what is not known as a format is refused later."""
+    """Whether the output format has a quality; an unknown format is refused later."""
     image_format = FORMAT_NAMES.get(str(given.get("output_format", FORM.defaults["output_format"])))
     return image_format is None or FORMATS[image_format].quality is not None
 
@@ -114,16 +118,17 @@ def _base64(given: dict[str, Any]) -> bool:
     return inline
 
 
-def _settle_size(said: dict[str, Any]) -> None:
-    """Leave out a size of "auto", which is none. Raises InvalidInput if width or height say another size."""
-    if said.get("size") == "auto":
-        del said["size"]
-    if not isinstance(said.get("size"), str):
+def _settle_size(values: dict[str, Any]) -> None:
+    """Remove a size of "auto". Raises InvalidInput if width or height contradict the size."""
+    if values.get("size") == "auto":
+        del values["size"]
+    if not isinstance(values.get("size"), str):
         return
-    size: Size = FORM.kind("size").read("size", said["size"])
+    size: Size = FORM.kind("size").read("size", values["size"])
     for name, value in (("width", size.width), ("height", size.height)):
-        if said.get(name, value) != value:
+        if values.get(name, value) != value:
             raise InvalidInput(
-                f"size is {said['size']!r} and {name} is {said[name]!r:.100}; accepted: one of the two, or equal ones",
+                f"size is {values['size']!r} and {name} is {values[name]!r:.100}; "
+                "accepted: one of the two, or equal ones",
                 field="size",
             )

@@ -1,7 +1,7 @@
-"""The tables of parameters in docs/API.md, made of what is declared.
+"""Generates the parameter tables of docs/API.md from the declarations.
 
 `python -m hidream.server.parameter_tables FILE` (`make tables`) writes them into a page, between the comments that name
-them; a test holds the page to them.
+them. A test checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PRESET_FIELDS = {field.name for field in dataclasses.fields(SamplingPreset)}
 
 
 def filled(page: str) -> str:
-    """Put the tables into a page of documentation, each in place of what stands between its comments."""
+    """Return a page with the current tables, each between its comments."""
     for name, documented in (("documented", True), ("further", False)):
         table = _table(parameter for parameter in WIRE if parameter.documented is documented)
         begin, end = f"<!-- {name} parameters, made by hidream.server.parameter_tables -->", "<!-- end -->"

@@ -1,13 +1,13 @@
-"""A request's JSON object to what is asked for, in each version of the API.
+"""Parse a request's JSON object into an ImageRequest, in each version of the API.
 
-The parameters are declared in `request.py`; here is what only the wire has: other ways to say the size, webhooks, and
-what each version assumes or lacks. A JSON null means that the parameter is absent, and names that are not known are no
-error, because clients send both; `unused` tells of those. Whatever else is wrong is an error that names the parameter,
-the value and what is accepted.
+`request.py` declares the parameters. This file adds what exists only in the HTTP API: other ways to give the size,
+webhooks, and the defaults and limits of each version. A JSON null means that the parameter is absent. Unknown names are
+not errors, because clients send them; `unused` warns of them. Anything else that is wrong is an error that names the
+parameter, the value and what is accepted.
 
-v2 knows what its documents have; v3 also takes what may be said about how the image is generated, and there an empty
-text means absent too. Clients made for other models send `guidance_scale` and `negative_prompt` by themselves: a
-variant that was distilled does not use them.
+v2 has the parameters of WaveSpeed's documents. v3 also has parameters that control how the image is generated; there,
+an empty text also means that the parameter is absent. Clients made for other models always send `guidance_scale` and
+`negative_prompt`, so a distilled variant accepts them without using them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from hidream.types import (
 )
 
 DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX = 512, 1536
-"""Sides in v2's documents."""
+"""The range of a side in WaveSpeed's documents."""
 RATIO_MAX = DOCUMENTED_MAX_PX // SIDE_MIN_PX
-"""Of an aspect_ratio, which gives no side beyond what is documented."""
+"""The largest aspect_ratio: it gives no side beyond the documented range."""
 
 NO_BASE64 = "webhook callback does not support base64 output, please use the normal API to use base64 output"
-"""WaveSpeed's own sentence (documentation, page "base64-output")."""
+"""WaveSpeed's own text (documentation, page "base64-output")."""
 
 _SIZES = ("size", "width", "height", "target_size", "aspect_ratio")
 _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
@@ -56,7 +56,7 @@ class Ratio(AsItIs):
         return f"W:H in whole numbers, from 1:{RATIO_MAX} to {RATIO_MAX}:1, or auto"
 
     def read(self, field: str, value: object) -> Size:
-        """Give a size of about DEFAULT_SIZE's area, or less where a side would be too long. Raises InvalidInput."""
+        """Return a size of about DEFAULT_SIZE's area, or less if a side would be too long. Raises InvalidInput."""
         ratio = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", value.strip()) if isinstance(value, str) else None
         if value == "auto":
             return DEFAULT_SIZE
@@ -74,7 +74,7 @@ class Ratio(AsItIs):
 
 @dataclass(frozen=True, slots=True)
 class Sides(AsItIs):
-    """An object of width and height; the text in front of the sides' names in errors is its own name and a dot."""
+    """An object with width and height. Errors name a side with the parameter's name and a dot before it."""
 
     side: Whole
 
@@ -84,7 +84,7 @@ class Sides(AsItIs):
         return 'an object {"width": ..., "height": ...}'
 
     def read(self, field: str, value: object) -> Size:
-        """Read a size. Raises InvalidInput, or MissingInput where a side is absent."""
+        """Read a size. Raises InvalidInput, or MissingInput if a side is absent."""
         if not isinstance(value, dict):
             raise refused(field, value, self.accepted)
         return of_sides(value, self.side, self.side, f"{field}.")
@@ -97,11 +97,11 @@ class Sides(AsItIs):
 
 @dataclass(frozen=True, slots=True)
 class Url(AsItIs):
-    """A webhook's URL; whether it may be called, `outbound/targets` says."""
+    """A webhook's URL. `outbound/targets` decides whether it may be requested."""
 
     @property
     def accepted(self) -> str:
-        """What it is."""
+        """The type."""
         return "the text of a URL"
 
     def read(self, field: str, value: object) -> str:
@@ -149,21 +149,21 @@ _BESIDE: Mapping[str, tuple[Parameter, ...]] = {
         ),
     ),
 }
-"""What only the wire has, by the parameter that it follows in the documents."""
+"""Parameters that exist only in the HTTP API, by the parameter that they follow in the documents."""
 WIRE = tuple(each for parameter in PARAMETERS for each in (parameter, *_BESIDE.get(parameter.name, ())))
 """All parameters of the API, in the order of the documents."""
 _WIRE = by_name(WIRE)
-_APART = ("size", "image", "mask")
-"""What `_size` and `sources` read."""
+_READ_SEPARATELY = ("size", "image", "mask")
+"""The parameters that `_size` and `sources` read."""
 
 Read = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Api:
-    """A version of the API: its name in paths, and all in which it differs from the other.
+    """A version of the API: its name in paths, and how it differs from the others.
 
-    `defaults` and `kinds` replace those that are declared; `extras`: it has what v2's documents have not.
+    `defaults` and `kinds` replace the declared ones. With `extras`, it has the parameters that are not in v2.
     """
 
     name: str
@@ -171,22 +171,22 @@ class Api:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     readers: tuple[tuple[str, str, Read, bool], ...] = field(init=False)
-    """Of each parameter but _APART: name, field, reader, and whether only guided variants use it."""
+    """For each parameter except _READ_SEPARATELY: name, field, reader, and whether only guided variants use it."""
 
     def __post_init__(self) -> None:
         readers = tuple(
             (each.name, each.attribute, self.kind(each.name).read, each.guided)
             for each in PARAMETERS
-            if (each.documented or self.extras) and each.name not in _APART
+            if (each.documented or self.extras) and each.name not in _READ_SEPARATELY
         )
         object.__setattr__(self, "readers", readers)
 
     def kind(self, name: str) -> Any:  # noqa: ANN401 - each parameter has its own
-        """Give the type of a parameter."""
+        """Return the type of a parameter."""
         return self.kinds.get(name) or _WIRE[name].kind
 
     def parameters(self, variant: Variant) -> list[Parameter]:
-        """List what a model takes here; what it passes over is not named."""
+        """List the parameters that a model uses in this version."""
         return [each for each in WIRE if (each.documented or self.extras) and (variant.guided or not each.guided)]
 
 
@@ -204,9 +204,9 @@ V3 = Api("v3", extras=True, defaults={"output_format": ImageFormat.JPEG})
 
 
 def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
-    """Read a request's JSON object, but for what `sources` and `webhook` read.
+    """Read a request's JSON object, except for what `sources` and `webhook` read.
 
-    Raises InvalidInput, or MissingInput without a prompt.
+    Raises InvalidInput, or MissingInput if there is no prompt.
     """
     given = _given(body, api)
     if "prompt" not in given:
@@ -225,7 +225,7 @@ def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the image to start from is, and the mask, as the request has them; `sizes` if it decides the size."""
+    """The init image and the mask as the request gives them; `sizes` if the image determines the output's size."""
 
     image: str | LongText | None
     mask: str | LongText | None
@@ -233,7 +233,10 @@ class Sources:
 
 
 def sources(body: dict[str, Any], api: Api) -> Sources:
-    """Read which images a request brings. Raises InvalidInput, or MissingInput for a mask alone."""
+    """Read the init image and the mask of a request. Raises InvalidInput, or MissingInput for a mask without an image.
+
+    Nothing is fetched or decoded here.
+    """
     if not api.extras or ("image" not in body and "mask" not in body):
         return Sources(None, None)
     given = _given(body, api)
@@ -243,12 +246,12 @@ def sources(body: dict[str, Any], api: Api) -> Sources:
     )
     if mask is not None and image is None:
         raise MissingInput(MASK_ALONE, field="mask")
-    said = {name for name in given if given[name] != "auto"}
-    return Sources(image, mask, image is not None and said.isdisjoint(_SIZES))
+    names = {name for name in given if given[name] != "auto"}
+    return Sources(image, mask, image is not None and names.isdisjoint(_SIZES))
 
 
 def webhook(body: dict[str, Any], query: Mapping[str, str]) -> str:
-    """Read where the task's end is to be told, from the query or the body; empty: nowhere. Raises InvalidInput."""
+    """Read the webhook's URL from the query or the body; empty if there is none. Raises InvalidInput."""
     for url in (query.get("webhook"), body.get("webhook"), body.get("webhook_url")):
         if url is not None and _WIRE["webhook"].kind.read("webhook", url):
             return cast("str", url)
@@ -256,7 +259,7 @@ def webhook(body: dict[str, Any], query: Mapping[str, str]) -> str:
 
 
 def with_webhook(submission: ImageRequest, body: dict[str, Any]) -> ImageRequest:
-    """Settle what a webhook excludes. Raises InvalidInput on what was asked for by name."""
+    """Turn off what a webhook excludes. Raises InvalidInput if the request turned it on explicitly."""
     if body.get("enable_base64_output") is True:
         raise InvalidInput(NO_BASE64, field="enable_base64_output")
     if submission.enable_sync_mode:
@@ -267,14 +270,14 @@ def with_webhook(submission: ImageRequest, body: dict[str, Any]) -> ImageRequest
 
 
 def idempotency_key(text: str | None) -> str | None:
-    """Read the header. Raises InvalidInput."""
+    """Read the value of the header Idempotency-Key. Raises InvalidInput."""
     if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
         raise InvalidInput(f"Idempotency-Key is {text!r:.100}; accepted: 1 to 255 printable ASCII characters")
     return text
 
 
 def moment(name: str, value: object) -> int | None:
-    """Read a time in ISO 8601, in UTC if it does not say otherwise, as ms since the epoch. Raises InvalidInput."""
+    """Read a time in ISO 8601 as ms since the epoch; without a zone it is UTC. Raises InvalidInput."""
     if value is None or value == "":
         return None
     accepted = "a time such as 2026-11-22T18:00:00.000Z"
@@ -288,27 +291,27 @@ def moment(name: str, value: object) -> int | None:
 
 
 def _given(body: dict[str, Any], api: Api) -> dict[str, Any]:
-    """What the request says: nulls are absent, and on v3 empty texts are, as they are in forms."""
+    """Return the parameters that are present: without nulls, and on v3 without empty texts, as in forms."""
     if api.extras:
         return {name: value for name, value in body.items() if value is not None and (value != "" or name == "prompt")}
     return {name: value for name, value in body.items() if value is not None}
 
 
 def _size(given: dict[str, Any], api: Api) -> Size:
-    """Read the size from what says it most exactly; what says it otherwise is looked at all the same."""
-    said: dict[str, Size] = {}
+    """Read the size from the most exact parameter that gives it; the less exact ones are validated too."""
+    sizes: dict[str, Size] = {}
     for name in ("aspect_ratio", "target_size", "size") if api.extras else ("size",):
         if name in given:
-            said[name] = api.kind(name).read(name, given[name])
-    if "size" in said:
-        return said["size"]
+            sizes[name] = api.kind(name).read(name, given[name])
+    if "size" in sizes:
+        return sizes["size"]
     if "width" in given or "height" in given:
         return of_sides(given, api.kind("width"), api.kind("height"))
-    return said.get("target_size") or said.get("aspect_ratio") or DEFAULT_SIZE
+    return sizes.get("target_size") or sizes.get("aspect_ratio") or DEFAULT_SIZE
 
 
 def of_sides(given: dict[str, Any], width: Whole, height: Whole, place: str = "") -> Size:
-    """Read width and height, which come together. Raises InvalidInput, or MissingInput where one is absent."""
+    """Read width and height, which must both be given. Raises InvalidInput, or MissingInput if one is absent."""
     sides = []
     for name, kind in (("width", width), ("height", height)):
         if given.get(name) is None:
@@ -321,10 +324,10 @@ def of_sides(given: dict[str, Any], width: Whole, height: Whole, place: str = ""
 
 
 def text(name: str, value: object, accepted: str) -> str:
-    """Read a text of another route that a file and a database can hold. Raises InvalidInput."""
+    """Read a text of another route, such as a file and a database can store. Raises InvalidInput."""
     return Text(PROMPT_MAX_CHARS, what=accepted).read(name, value)
 
 
 def flag(given: dict[str, Any], name: str, default: bool) -> bool:
-    """Read true or false of any route. Raises InvalidInput."""
+    """Read a boolean of any route. Raises InvalidInput."""
     return default if given.get(name) is None else Flag().read(name, given[name])

@@ -1,4 +1,4 @@
-"""Where tasks stand in the queue, and who serves it: looked at once in a while, not once for each of those who ask."""
+"""Queue positions and worker counts, cached for a moment, so that polling clients do not each cost a query."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hidream.store.history import QueuePosition, QueueSnapshot
 from hidream.store.prediction import Prediction
 
 TTL_S = 1.0
-"""How old what is told may be: clients ask about once a second."""
+"""The maximum age of a cached result; clients poll about once a second."""
 QUERY_TIME_SHARE = 0.02
-"""Of the time, the most that goes into looking: a line of 100,000 tasks is looked at less often than one of ten."""
+"""The largest share of time that queries may take: a queue of 100,000 tasks is read less often than one of ten."""
 
 
 @dataclass(slots=True)
 class _Snapshot:
-    """The line of a model as it was seen last, and until when that is good enough."""
+    """The last snapshot of a model's queue, and until when it is valid."""
 
     line: QueueSnapshot | None = None
     until: float = 0.0
@@ -38,7 +38,7 @@ class QueueStatus:
         self._snapshots: dict[str, _Snapshot] = defaultdict(_Snapshot)
 
     async def position(self, prediction: Prediction) -> QueuePosition:
-        """Say where a task stands that waits; one that came since the line was seen is put where it belongs in it."""
+        """Return the position of a waiting task, also if it was enqueued after the snapshot."""
         snapshot = self._snapshots[prediction.model]
         if (line := snapshot.line) is None or self._clock() >= snapshot.until:
             line = await self._query(snapshot, prediction.model)
@@ -47,7 +47,7 @@ class QueueStatus:
     async def _query(self, snapshot: _Snapshot, model: str) -> QueueSnapshot:
         async with snapshot.querying:
             began = self._clock()
-            if snapshot.line is None or began >= snapshot.until:  # else somebody has looked meanwhile
+            if snapshot.line is None or began >= snapshot.until:  # else another request has queried meanwhile
                 snapshot.line = await history.queue_snapshot(self._database, model)
                 now = self._clock()
                 snapshot.until = now + max(TTL_S, (now - began) / QUERY_TIME_SHARE)
@@ -73,6 +73,6 @@ class WorkerCounts:
 
     async def _count(self) -> None:
         async with self._querying:
-            if self._clock() >= self._until:  # else somebody has counted meanwhile
+            if self._clock() >= self._until:  # else another request has counted meanwhile
                 self._counted = workers.count_by_model(await workers.ready(self._database, self.seen_s))
                 self._until = self._clock() + TTL_S

@@ -1,6 +1,6 @@
-"""Files of predictions that were deleted go at once, before their deletion is answered.
+"""Deletes the files of deleted predictions at once, before the client gets its response.
 
-The rows say already that they are deleted, so a sweep removes what could not be removed here.
+The rows are marked as deleted already, so a sweep deletes the files that could not be deleted here.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from hidream.outputs.object_store import ObjectStore
 from hidream.store.prediction import Prediction
 
 WITHIN_S = 5.0
-"""How long a client waits for a place that is slow."""
+"""How long a client waits for a slow object store."""
 
 logger = logging.getLogger(__name__)
 
 
 async def remove_files(outputs: ObjectStore, deleted: Sequence[Prediction]) -> None:
-    """Remove the files of predictions; of a place that is away or slow, a sweep does it later."""
+    """Delete the files of predictions; if the object store is unavailable or slow, a sweep does it later."""
     names = [name for prediction in deleted if prediction.output_name for name in prediction.output_names]
     if not names:
         return

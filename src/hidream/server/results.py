@@ -1,4 +1,4 @@
-"""A task's state for whoever asks: waiting for its end, and describing it with its place in the queue."""
+"""Results: wait for a task's end, and describe a task with its position in the queue."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hidream.types import Status
 async def awaited(
     service: Service, request: Request, prediction_id: str, key_id: str, timeout_s: float
 ) -> Prediction | None:
-    """Wait for a task's end as long as somebody may have the answer. The request's body was read, if it has one.
+    """Wait for a task's end, for `timeout_s` at most. The request's body, if it has one, was read before.
 
-    Raises ClientDisconnect when the client hangs up meanwhile, Unauthorized when its key is revoked.
+    Raises ClientDisconnect if the client disconnects meanwhile, and Unauthorized if its key is revoked.
     """
     with service.revocations.watch(secret_of(request)) as revoked:
         async with watch_client(request, revoked) as gone:
@@ -31,21 +31,22 @@ async def awaited(
 async def described(
     service: Service, prediction: Prediction, api: Api, url: str, *, if_served: bool = True
 ) -> dict[str, Any]:
-    """Describe a prediction to whoever asks for it; one that waits also with its place in the queue.
+    """Describe a prediction; for a task that waits, also with its position in the queue.
 
-    Unless `if_served`, the place is looked up only where no worker serves the model: a submission need not pay for it.
-    A database that goes away between its commit and its answer must not make that an error either: the task is in.
+    Without `if_served`, the position is looked up only if no worker serves the model, to save submissions the query. If
+    the database becomes unavailable after the commit, the position is omitted: the task is enqueued, so the response
+    must not be an error.
     """
     data = await prediction_data(prediction, api, url, service.outputs)
     if prediction.status is Status.CREATED:
         with contextlib.suppress(DatabaseUnavailable):
             workers = await service.worker_counts.workers(prediction.model)
             if if_served or not workers:
-                place = await service.queue_status.position(prediction)
-                data["queue"] = queue_data(place, prediction.model, workers, service.worker_counts.seen_s)
+                position = await service.queue_status.position(prediction)
+                data["queue"] = queue_data(position, prediction.model, workers, service.worker_counts.seen_s)
     return data
 
 
 def unknown(prediction_id: str) -> NotFound:
-    """Make the error of an id that is not there, or another key's."""
+    """Make the error for an id that does not exist or belongs to another key."""
     return NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")

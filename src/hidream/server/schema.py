@@ -1,4 +1,4 @@
-"""Parameters as JSON schemas, for those who ask what a model takes, and for the OpenAPI document."""
+"""JSON schemas of the parameters, for the list of models and for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hidream.server.parameters import Api
 from hidream.types import Status, Variant
 
 SHOWN = [status for status in Status if status is not Status.DELETED]
-"""States that an answer may tell."""
+"""The states that a response may contain."""
 
 
 def submission(api: Api, variant: Variant) -> Schema:
-    """Describe what a model takes in a version of the API; what it passes over is not named."""
+    """Return the schema of a submission: the parameters that a model uses in this version of the API."""
     properties = {
         each.name: each.schema(api.kind(each.name), api.defaults.get(each.attribute))
         for each in api.parameters(variant)
@@ -27,7 +27,7 @@ def submission(api: Api, variant: Variant) -> Schema:
 
 
 def listing() -> Schema:
-    """Describe what the list of one's tasks takes."""
+    """Return the schema of a request for the list of predictions."""
     moment = {"anyOf": [{"type": "string", "format": "date-time"}, {"enum": ["", None]}]}
     properties: dict[str, Any] = {
         "page": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000},

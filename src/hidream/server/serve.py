@@ -1,8 +1,9 @@
-"""The server process from its start to its end: database, socket, first key, uvicorn, and what runs beside it.
+"""The server process: it opens the database and the socket, creates the first key, and runs uvicorn and the loops.
 
-`hidream serve` also keeps a worker as its child; `hidream api` does not, and so any number of them, and of workers on
-any machines, share one database. Told to stop, a process says so at /readyz, takes no new connections, ends long polls
-and event streams, and gives open requests and webhooks GRACE_S to end; a task in work is handed back by its worker.
+`hidream serve` also keeps a worker as its child process. `hidream api` does not, so that any number of API processes
+and workers, on any machines, can share one database. When a process is told to stop, /readyz reports it, new
+connections are refused, and long polls and event streams end. Open requests and webhooks have GRACE_S to finish. The
+worker requeues its unfinished tasks.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from hidream.store.database import Database
 from hidream.store.keys import Key
 
 FIRST = "first"
-"""Name of the key that a server makes when there is none."""
+"""The name of the key that a server creates if there is none."""
 KEY_CHARS = 16
-"""The fewest that a key may have which an operator has chosen."""
+"""The minimum length of a key that an operator chooses."""
 GRACE_S = 10
-"""How long open requests, and then webhooks that are on their way, are given to end once the server is told to stop."""
+"""How long open requests, and then running webhook deliveries, may take to finish once the server is told to stop."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,9 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings, *, with_worker: bool) -> int:
     """Serve until told to stop by SIGTERM or SIGINT.
 
-    The exit status is 0, 1 if no worker can be had any more, or that of DatabaseGone.
+    Returns the exit status: 0, 1 if no worker can be started any more, or that of DatabaseGone.
 
-    Raises ConfigurationError if nothing was served: a setting is wrong, or the first worker cannot start.
+    Raises ConfigurationError if a setting is wrong or the first worker cannot start.
     """
     allocator.configure_allocator()
     return asyncio.run(_run(settings, with_worker))
@@ -85,15 +86,15 @@ async def _run_on_database(settings: Settings, with_worker: bool) -> int:
 
 
 def _stop(server: uvicorn.Server, service: Service) -> None:
-    """End a server, the requests that wait for an image, and those whose image takes long to look at."""
+    """Stop the server, the requests that wait for an image, and the validation of input images."""
     server.should_exit = True
     service.database.changes.stop()
     service.input_images.stop()
 
 
 async def _serve(service: Service, server: uvicorn.Server, listener: socket.socket, with_worker: bool) -> int:
-    """Serve until told to stop, and return 0, or until no worker can be had, and return how many were started."""
-    beside = asyncio.create_task(loops.run(service))
+    """Serve until told to stop, and return 0; or until no worker can be started, and return how many were."""
+    background = asyncio.create_task(loops.run(service))
     worker = asyncio.create_task(keep_worker(service.settings, service.database)) if with_worker else None
     if worker is not None:
         worker.add_done_callback(lambda _: _stop(server, service))
@@ -101,12 +102,12 @@ async def _serve(service: Service, server: uvicorn.Server, listener: socket.sock
     gone.add_done_callback(lambda _: _stop(server, service))
     await server.serve(sockets=[listener])
     gave_up = worker is not None and worker.done()
-    await asyncio.gather(_ended(worker, 0), _ended(beside, GRACE_S), _ended(gone, 0))
+    await asyncio.gather(_ended(worker, 0), _ended(background, GRACE_S), _ended(gone, 0))
     return worker.result() if worker is not None and gave_up else 0
 
 
 def _check_key(api_key: str) -> None:
-    """Refuse a key that could be found by trying; it is for everything. Raises ConfigurationError."""
+    """Refuse a key that could be guessed; it has all scopes. Raises ConfigurationError."""
     if 0 < len(api_key) < KEY_CHARS:
         raise ConfigurationError(
             f"HIDREAM_API_KEY has {len(api_key)} characters; accepted: {KEY_CHARS} or more, such as those of "
@@ -115,14 +116,14 @@ def _check_key(api_key: str) -> None:
 
 
 async def _check_stores(service: Service) -> None:
-    """See that files can be written where they are to lie; a store that is only away may come back."""
+    """Check that the object stores can be written to. One that is only unavailable may recover, so it is accepted."""
     for store in (service.outputs, service.uploads):
         with contextlib.suppress(ObjectStoreUnavailable):
             await store.check()
 
 
 async def _ended(task: asyncio.Task[Any] | None, grace_s: float) -> None:
-    """Give a task some time to end by itself, then end it."""
+    """Wait for a task to end, then cancel it."""
     if task is None:
         return
     await asyncio.wait([task], timeout=grace_s)
@@ -133,16 +134,16 @@ async def _ended(task: asyncio.Task[Any] | None, grace_s: float) -> None:
 
 @asynccontextmanager
 async def _first_key(settings: Settings, database: Database) -> AsyncIterator[str | None]:
-    """See that there is a key of this pepper; give the secret of one that had to be made.
+    """Ensure that there is a key that fits the pepper. Yield the secret if a key was created, else None.
 
-    A start that fails within the block takes that key back, so that the next one shows a key again.
+    If the block raises, the new key is deleted, so that the next start shows a key again.
     """
     pepper = settings.store.key_pepper
     if settings.api_key:
         await keys.register(database, "HIDREAM_API_KEY", settings.api_key, pepper=pepper)
     known = await keys.list_keys(database)
     if known:
-        await keys.check_pepper(database, pepper)  # behind the look at the keys: another process may just make one
+        await keys.check_pepper(database, pepper)  # after `list_keys`: another process may be creating a key
         _remind(known)
         yield None
         return
@@ -157,7 +158,7 @@ async def _first_key(settings: Settings, database: Database) -> AsyncIterator[st
 
 
 def _remind(known: Sequence[Key]) -> None:
-    """Say what to do where the first key may not have been seen: its process may have died before it was shown."""
+    """Log how to replace the first key: its process may have died before it showed the secret."""
     valid = [key for key in known if key.revoked_ms is None]
     if [key.name for key in valid] == [FIRST]:
         logger.info("first_key_known id=%s if_lost=%s", valid[0].id, f"hidream keys rotate {valid[0].id}")
@@ -188,7 +189,7 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 def _say(line: str) -> None:
-    if sys.stdout is None:  # closed before Python began
+    if sys.stdout is None:  # closed before Python started
         raise ConfigurationError(
             "standard output is closed, and address and key are written to it; accepted: a file, or a pipe"
         )

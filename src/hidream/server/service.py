@@ -1,4 +1,4 @@
-"""What the routes and the loops beside them work with, and what every route asks first: which version, whose key."""
+"""The service: what routes and background loops work with, and how a route finds the API version and the key."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ Route = tuple[str, str, Callable[..., Awaitable[Any]]]
 class Service:
     """The application's state, one per process.
 
-    `outputs` and `uploads` are object stores; `input_images` takes in the images that clients send. `models` are the
-    names that are served. `allowlist` has targets that may be requested although they are not public; `tls` says which
-    certificates are accepted there. `read_limiter`, `rate_limiter` and `stream_limiter` keep one key's readers from
-    stopping others'; `revocations` tells waiting requests that their key was revoked. `disk_space` says whether
-    there is room to take anything in; `body_limiter` bounds how many large bodies are read at once.
+    `outputs` and `uploads` are object stores. `input_images` stores the images that clients send. `models` are the
+    names that are served. `allowlist` has the targets that may be requested although they are not public; `tls` holds
+    the certificates that are accepted there. `read_limiter`, `rate_limiter` and `stream_limiter` keep the readers of
+    one key from blocking those of others. `revocations` tells waiting requests that their key was revoked.
+    `disk_space` checks whether enough disk space is free to accept tasks and uploads. `body_limiter` limits how many
+    large bodies are read at once.
     """
 
     settings: Settings
@@ -71,7 +72,7 @@ class Service:
 
 
 def assemble(settings: Settings, database: Database) -> Service:
-    """Put a service together on an open database. Raises ConfigurationError."""
+    """Create a service on an open database. Raises ConfigurationError."""
     uploads = open_configured_store(settings, Namespace.UPLOADS)
     allowlist = Allowlist.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
     tls = TlsContext()
@@ -104,14 +105,14 @@ def assemble(settings: Settings, database: Database) -> Service:
 
 
 def service_of(request: Request) -> Service:
-    """Find the service that a request came to."""
+    """Return the service that handles a request."""
     service = request.app.state.service
     assert isinstance(service, Service), "create_app puts it there"
     return service
 
 
 async def api_of(request: Request, api: str) -> Api:
-    """Read the version in the path. Raises NotFound, also for what no database can look for."""
+    """Read the version in the path. Raises NotFound, also for a path with a NUL, which no database accepts."""
     if "\0" in request.scope["path"]:
         raise NotFound("there is no such path: it has a NUL in it")
     for version in (V2, V3):
@@ -121,12 +122,12 @@ async def api_of(request: Request, api: str) -> Api:
 
 
 def address_of(request: Request) -> str:
-    """Say where a request comes from; behind a proxy, from the proxy."""
+    """Return the address that a request comes from; behind a proxy, this is the proxy's."""
     return request.client.host if request.client else ""
 
 
 def secret_of(request: Request) -> str:
-    """Read what a request brings as its API key. Raises Unauthorized if there is none."""
+    """Read the API key that a request sends. Raises Unauthorized if there is none."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise Unauthorized("no API key; accepted: the header `Authorization: Bearer KEY`")
@@ -134,9 +135,9 @@ def secret_of(request: Request) -> str:
 
 
 def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], Awaitable[Key]]:
-    """Make what finds the API key of a request: it raises Unauthorized, or Forbidden when the key lacks the scope.
+    """Make a dependency that finds a request's API key. It raises Unauthorized, or Forbidden if the key lacks `scope`.
 
-    With `reads` the request counts for `reads_per_minute`, and TooMany is raised when there were too many.
+    With `reads`, the request counts towards `reads_per_minute`, and beyond that the dependency raises TooMany.
     """
 
     async def find(request: Request) -> Key:
@@ -147,7 +148,7 @@ def key_of(scope: Scope | None, *, reads: bool = False) -> Callable[[Request], A
         if scope is not None and not key.may(scope):
             has = ", ".join(sorted(key.scopes))
             raise Forbidden(f"the API key does not have the scope {scope} (it has: {has}); accepted: a key that has it")
-        request.state.key_id = key.id  # whose turn it is, if its body is long
+        request.state.key_id = key.id  # for the limiter of large bodies
         if reads:
             service.rate_limiter.count(key.id, request.scope.setdefault("state", {}))
         return key

@@ -1,6 +1,7 @@
-"""From a request's JSON object to a task in the queue: parameters, webhook, prompt check, warnings, images.
+"""Submission: turn a request's JSON object into a task in the queue.
 
-It does not know how the answer looks: `routes/tasks` and `routes/openai` do.
+This file reads the parameters and the webhook, checks the prompt, collects the warnings and stores the input images. It
+does not know the format of the response: `routes/tasks` and `routes/openai` do.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ from hidream.types import SIDE_MIN_PX, Size
 async def submit(
     service: Service, request: Request, model: str, api: Api, key: Key, body: dict[str, Any]
 ) -> tuple[NewTask, Prediction, dict[str, str]]:
-    """Read a request and enqueue its task; give both, and headers of the answer. Raises InvalidInput, TooMany."""
-    asked, sources = _read(service, request, model, api, key, body)
-    prediction, headers = await _taken_in(service, asked, sources)
-    return asked, prediction, headers
+    """Read a request and enqueue its task. Return the new task, its prediction, and headers for the response.
+
+    Raises InvalidInput, TooMany.
+    """
+    task, sources = _read(service, request, model, api, key, body)
+    prediction, headers = await _enqueue(service, task, sources)
+    return task, prediction, headers
 
 
 def _read(
     service: Service, request: Request, model: str, api: Api, key: Key, body: dict[str, Any]
 ) -> tuple[NewTask, Sources]:
-    """Read all of a request but its images, and where those are. Raises InvalidInput."""
+    """Read a request except for its images, of which only the sources are read. Raises InvalidInput."""
     submission = parameters.parse(body, api, service.models[model])
     webhook = parameters.webhook(body, request.query_params)
     if webhook:
@@ -54,44 +58,44 @@ def _read(
     return NewTask(key, model, submission, url, webhook, idempotency, refusal_of(submission), warnings), sources
 
 
-async def _taken_in(service: Service, asked: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
-    """Take a task in with the images that it brings, which are not fetched for one that was, or will be refused."""
+async def _enqueue(service: Service, task: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
+    """Enqueue a task with its images. They are not fetched if the task exists already, or if it will be refused."""
     image = sources.image
-    if image is None or asked.refusal is not None:
-        prediction = await service.enqueuer.submit(asked)
-        return prediction, replayed(asked, prediction)
-    if made := await service.enqueuer.existing(asked):
-        return made, replayed(asked, made)
-    whole = asked
+    if image is None or task.refusal is not None:
+        prediction = await service.enqueuer.submit(task)
+        return prediction, replayed(task, prediction)
+    if existing := await service.enqueuer.existing(task):
+        return existing, replayed(task, existing)
+    complete = task
 
-    async def bring() -> NewTask:
-        nonlocal whole
-        whole = await _with_images(service, asked, image, sources)
-        return whole
+    async def store_images() -> NewTask:
+        nonlocal complete
+        complete = await _with_images(service, task, image, sources)
+        return complete
 
-    prediction = await service.enqueuer.submit_with(_at_least(asked, sources), bring)
-    return prediction, replayed(whole, prediction)
-
-
-def _at_least(asked: NewTask, sources: Sources) -> NewTask:
-    """Give the least that a task can be, of which the size may follow from an image that is not here yet."""
-    size = Size(SIDE_MIN_PX, SIDE_MIN_PX) if sources.sizes else asked.submission.size
-    return replace(asked, submission=replace(asked.submission, size=size))
+    prediction = await service.enqueuer.submit_with(_smallest(task, sources), store_images)
+    return prediction, replayed(complete, prediction)
 
 
-async def _with_images(service: Service, asked: NewTask, source: str | LongText, sources: Sources) -> NewTask:
-    """Take the images in that a request brings. Raises InvalidInput."""
-    image = await service.input_images.take(asked.key, "image", source)
-    mask = None if sources.mask is None else await service.input_images.take(asked.key, "mask", sources.mask)
-    submission = replace(asked.submission, image=image, mask=mask)
+def _smallest(task: NewTask, sources: Sources) -> NewTask:
+    """Return the smallest task that this can become: its size may depend on an image that is not fetched yet."""
+    size = Size(SIDE_MIN_PX, SIDE_MIN_PX) if sources.sizes else task.submission.size
+    return replace(task, submission=replace(task.submission, size=size))
+
+
+async def _with_images(service: Service, task: NewTask, source: str | LongText, sources: Sources) -> NewTask:
+    """Store a request's images, and return the task with their names. Raises InvalidInput."""
+    image = await service.input_images.take(task.key, "image", source)
+    mask = None if sources.mask is None else await service.input_images.take(task.key, "mask", sources.mask)
+    submission = replace(task.submission, image=image, mask=mask)
     if sources.sizes:
-        sides = await service.input_images.shown_size("image", image, asked.key.id)
+        sides = await service.input_images.shown_size("image", image, task.key.id)
         submission = replace(submission, size=Size.near(*sides))
-    return replace(asked, submission=submission)
+    return replace(task, submission=submission)
 
 
 def refusal_of(submission: ImageRequest) -> PromptRefused | None:
-    """Ask the safety room whether a prompt is refused."""
+    """Return the refusal of a request's prompt; None if the prompt is accepted."""
     try:
         prompt_check.check(submission.prompt_text, submission.negative_prompt, enabled=submission.enable_safety_checker)
     except PromptRefused as refusal:
@@ -99,17 +103,17 @@ def refusal_of(submission: ImageRequest) -> PromptRefused | None:
     return None
 
 
-def repeat_of(key: str | None, said: object) -> IdempotencyRecord | None:
-    """Tell by which Idempotency-Key a request may be repeated; it is the same request if all that was `said` is.
+def repeat_of(key: str | None, content: object) -> IdempotencyRecord | None:
+    """Make the record of an Idempotency-Key. A repeated request is the same if its `content` is equal.
 
-    The digest is of JSON with sorted names, so that neither their order nor blanks make another request.
+    The digest is taken of JSON with sorted names, so neither their order nor whitespace makes a different request.
     """
     if key is None:
         return None
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), default=LongText.digest)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=LongText.digest)
     return IdempotencyRecord(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
 
 
-def replayed(asked: NewTask, prediction: Prediction) -> dict[str, str]:
-    """Say by a header that the answer is of a task that an earlier request has made."""
-    return {} if prediction.input is asked.submission else {"Idempotent-Replayed": "true"}
+def replayed(task: NewTask, prediction: Prediction) -> dict[str, str]:
+    """Return the header that marks a response about a task which an earlier request created; else no header."""
+    return {} if prediction.input is task.submission else {"Idempotent-Replayed": "true"}

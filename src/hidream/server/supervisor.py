@@ -1,9 +1,9 @@
-"""The worker beside the server: started with it, started again when it dies, and ended with it.
+"""The supervisor of the worker: it starts the worker, restarts it when it dies, and stops it with the server.
 
-The worker's standard input is a socket to here, so that it ends even when this process is killed, and can say once a
-second that it lives (`worker/heartbeat.py`). When it dies, its tasks are put back into the queue at once
-instead of when their leases end. One that says nothing any more is killed: it may hold the database's lock, for which
-all others wait.
+The worker's standard input is a socket to this process. So the worker ends even when this process is killed, and it
+sends a heartbeat once a second (`worker/heartbeat.py`). When the worker dies, its tasks are recovered at once instead
+of when their leases expire. A worker without heartbeats is killed, because it may hold the database's lock, for which
+everybody else waits.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from hidream.store import predictions, workers
 from hidream.store.database import Database
 
 BACKOFF_S = (0.0, 1.0, 5.0, 15.0, 30.0)
-"""Pauses before a worker is started again: after its first death, its second, ..., and all further ones."""
+"""The pauses before a restart: after the first death, the second, ..., and all further ones."""
 
 STEADY_S = 60.0
-"""A worker that has lived this long is forgiven the deaths before."""
+"""After a worker has lived this long, earlier deaths no longer count."""
 
 GRACE_S = 10.0
-"""What a worker is given to hand its tasks back, after it has gone on with them for `[worker] finish_s`."""
+"""The time for a worker to requeue its tasks, after `[worker] finish_s` to finish them."""
 
 SILENT_S = 30.0
-"""How long a worker that has loaded may say nothing; three leases, where that is longer."""
+"""The longest time without a heartbeat of a loaded worker; three leases, if that is longer."""
 SILENT_LOCKED_S = 5.0
-"""The same while nobody can write to the database: it is probably this worker that keeps the others from it."""
+"""The same while the database cannot be written to: probably this worker holds its lock."""
 SILENT_LOADING_S = 300.0
-"""The same while it loads: importing from a slow disk stops everything in a process."""
+"""The same while the worker loads: imports from a slow disk block the whole process."""
 LOOK_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Child:
-    """A worker's process, this end of the socket that is its standard input, and when it last said what."""
+    """A worker's process, our end of its socket, the time of its last heartbeat, and whether it has loaded."""
 
     process: Process
     line: socket.socket
@@ -52,28 +52,28 @@ class Child:
     loaded: bool = False
 
     def hear(self) -> None:
-        """Take what it has said; to be called when there is something."""
+        """Read heartbeats; called when the socket is readable."""
         try:
-            words = self.line.recv(4096)
+            data = self.line.recv(4096)
         except OSError:
-            words = b""
-        if not words:
+            data = b""
+        if not data:
             asyncio.get_running_loop().remove_reader(self.line)
             return
         self.heard_at = asyncio.get_running_loop().time()
-        self.loaded = self.loaded or workers.LOADED in words
+        self.loaded = self.loaded or workers.LOADED in data
 
     def close(self) -> None:
-        """Hang up: the worker then stops."""
+        """Close the socket, which stops the worker."""
         if self.line.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self.line)
             self.line.close()
 
 
 async def keep_worker(settings: Settings, database: Database) -> int:
-    """Keep a worker running until cancelled; where starting one is hopeless, return how many were started.
+    """Keep a worker running until cancelled. If no worker can be started any more, return how many were started.
 
-    None is started on a database that is gone: it would make a new one.
+    No worker is started if the database file is gone, because it would create a new one.
     """
     clock = asyncio.get_running_loop().time
     starts = deaths = 0
@@ -105,7 +105,7 @@ async def keep_worker(settings: Settings, database: Database) -> int:
 
 async def _start(settings: Settings) -> Child:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
-    inherited.pop("NOTIFY_SOCKET", None)  # systemd hears this process, not its children
+    inherited.pop("NOTIFY_SOCKET", None)  # only this process notifies systemd
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with theirs:
@@ -122,13 +122,13 @@ async def _start(settings: Settings) -> Child:
 
 
 async def _watch(child: Child, settings: Settings, database: Database) -> None:
-    """Kill a worker that has said nothing for too long."""
+    """Kill a worker that has sent no heartbeat for too long."""
     clock = asyncio.get_running_loop().time
     usual_s = max(SILENT_S, 3 * settings.worker.lease_s)
     while True:
         before = clock()
         await asyncio.sleep(LOOK_S)
-        if clock() - before > 2 * LOOK_S:  # it was this process that stood still
+        if clock() - before > 2 * LOOK_S:  # this process itself was blocked
             child.heard_at = clock()
         silent_s = clock() - child.heard_at
         limit_s = usual_s if child.loaded else SILENT_LOADING_S
@@ -165,5 +165,5 @@ async def _recover_tasks(settings: Settings, database: Database, pid: int) -> No
     try:
         await predictions.recover(database, settings.worker.attempts_max, lost)
         await workers.deregister(database, lost)
-    except DatabaseUnavailable as error:  # the leases will say the same, a little later
-        logger.warning("worker_not_buried pid=%d error=%s", pid, error.message)
+    except DatabaseUnavailable as error:  # the tasks are recovered when their leases expire
+        logger.warning("worker_not_reaped pid=%d error=%s", pid, error.message)

@@ -1,9 +1,9 @@
-"""Spans of OpenTelemetry: one per HTTP request, if the operator has installed it and says where spans are sent.
+"""OpenTelemetry tracing: one span per HTTP request, if the operator has installed it and set an endpoint.
 
-`pip install 'hidream[telemetry]'` and OTEL_EXPORTER_OTLP_ENDPOINT switch it on; the variables that OpenTelemetry itself
-reads (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, ...) say the rest. A span has method, route,
-status and the prediction's id; no URL, no key, no prompt. A caller's `traceparent` is gone on with. There is no span of
-a task: what happens to it in the worker is told by its row's times and by the log.
+`pip install 'hidream[telemetry]'` and OTEL_EXPORTER_OTLP_ENDPOINT switch it on. OpenTelemetry's own variables
+(OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, ...) configure the rest. A span has the method,
+route, status and prediction id, but no URL, key or prompt. A caller's `traceparent` is continued. There is no span for
+a task: the times in its row and the log describe what happens in the worker.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def traced(app: ASGIApp, environ: Mapping[str, str]) -> ASGIApp:
-    """Wrap an application so that its requests are traced; the application itself where nothing is to be traced."""
+    """Wrap an application so that its requests are traced. Without an endpoint, return the application itself."""
     if not environ.get(ENDPOINT):
         return app
     try:
@@ -36,7 +36,7 @@ def traced(app: ASGIApp, environ: Mapping[str, str]) -> ASGIApp:
         logger.warning("tracing_off reason=%s is set, and OpenTelemetry is not installed", ENDPOINT)
         return app
     provider = TracerProvider(resource=Resource.create({"service.name": environ.get("OTEL_SERVICE_NAME") or SERVICE}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # ends what it has at the process's end
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))  # sends its buffer at exit
     return Traced(app, provider.get_tracer(SERVICE))
 
 
@@ -68,7 +68,7 @@ class Traced:
 
 
 def _describe(span: Span, scope: Scope, status: int) -> None:
-    """Name a span as OpenTelemetry's conventions for HTTP servers have it."""
+    """Set a span's name and attributes by OpenTelemetry's conventions for HTTP servers."""
     from opentelemetry.trace import StatusCode
 
     route = getattr(scope.get("route"), "path", "none")

@@ -1,7 +1,7 @@
-"""Telling a receiver that a task has ended: how the message is signed (`signature`), and one attempt (`delivery`).
+"""Webhooks: how a message is signed (`signature`), and one attempt to deliver it (`delivery`).
 
-The connection is made by `outbound`, which also says which URLs may be called.
+`outbound` makes the connection, and decides which URLs are allowed.
 
-Knows URLs, addresses and bytes; never a prediction, a key or the rows in which deliveries wait: their store keeps
-them, and whoever delivers reads there, calls `delivery.deliver`, and writes back what it says.
+This package knows URLs, addresses and bytes, but no predictions, keys or rows of deliveries. `server/background` claims
+deliveries from the store, calls `delivery.deliver`, and records the results.
 """

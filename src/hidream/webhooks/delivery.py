@@ -1,8 +1,8 @@
-"""One attempt to deliver a webhook, and how long to wait before the next.
+"""One attempt to deliver a webhook, and the delay before the next.
 
-`deliver` signs the bytes, posts them by the one way out that there is (`network`), and says what became of it. It
-raises nothing: whatever happens out there is an `Attempt`. A receiver has the webhook when it has answered 2xx.
-Redirects are not followed, answers are not kept.
+`deliver` signs the body, posts it through `outbound/network`, and returns an `Attempt`. It raises nothing: every error
+of the receiver or the network becomes an `Attempt`. A webhook is delivered when the receiver has answered 2xx.
+Redirects are not followed, and responses are not kept.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from hidream.outbound.targets import Allowlist, Resolver
 from hidream.webhooks import signature
 
 TOTAL_S = 10.0
-"""For one attempt; a receiver is to take the webhook and work afterwards."""
+"""The time for one attempt; a receiver should accept the webhook first and process it afterwards."""
 
 DELAYS_S = (0, 5, 30, 120, 600, 1800, 3600, 7200, 14_400, 28_800, 28_800)
-"""Before each attempt: one that is restarted is asked within minutes, one that is repaired by hand within the day. In
-all 23.7 hours; WaveSpeed's three attempts would lose what ends during an outage of a few minutes."""
+"""The delay before each attempt: enough for a receiver that restarts within minutes, or is repaired within a day. In
+all 23.7 hours; WaveSpeed's three attempts would lose webhooks during an outage of a few minutes."""
 ATTEMPTS_MAX = len(DELAYS_S)
 JITTER = 0.2
-"""The largest share by which a delay is longer, so that those who failed together do not come back together."""
+"""The largest random extension of a delay, so that deliveries that failed together are not retried together."""
 
 RETRY_AFTER_MAX_S = 3600
 """The longest that a receiver may put off its next attempt by `Retry-After`."""
 
-_ANSWER_ENOUGH_BYTES = 4096  # read so that an ordinary receiver is not cut off in the middle of its answer
-_BUSY = (429, 503)  # those whose `Retry-After` speaks of the same request (RFC 6585, RFC 9110 section 10.2.3)
+_ANSWER_ENOUGH_BYTES = 4096  # read so that an ordinary receiver can finish its response
+_BUSY = (429, 503)  # statuses whose `Retry-After` concerns the same request (RFC 6585, RFC 9110 section 10.2.3)
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookMessage:
-    """What is to be delivered: the same id and the same bytes at every attempt."""
+    """The message to deliver, with the same id and the same bytes at every attempt."""
 
     id: str
     url: str
@@ -53,7 +53,7 @@ class WebhookMessage:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What became of an attempt: the receiver's HTTP status if it answered; `error` is empty when it was 2xx."""
+    """The result of an attempt: the receiver's HTTP status, None without a response; `error` is empty after a 2xx."""
 
     status: int | None
     error: str
@@ -62,13 +62,13 @@ class Attempt:
 
     @property
     def delivered(self) -> bool:
-        """Whether the receiver has taken it."""
+        """Whether the receiver has accepted the webhook."""
         return not self.error
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookClient:
-    """How webhooks are delivered; one serves any number of deliveries at a time."""
+    """The configuration for deliveries; any number of them can share it."""
 
     allowed: Allowlist = field(default_factory=Allowlist)
     connect_s: float = CONNECT_S
@@ -79,7 +79,7 @@ class WebhookClient:
 
 
 async def deliver(client: WebhookClient, message: WebhookMessage) -> Attempt:
-    """Try once, within `courier.total_s`."""
+    """Make one attempt, within `client.total_s`."""
     began = time.monotonic()
     responses: list[httpcore.Response] = []
     try:
@@ -88,20 +88,20 @@ async def deliver(client: WebhookClient, message: WebhookMessage) -> Attempt:
         error = ""
     except TimeoutError:
         error = f"no answer within {client.total_s:g} s"
-    except Exception as reason:  # what a stranger sends must not end the loop that delivers to all others
+    except Exception as reason:  # an edge: a receiver's response must not end the loop that delivers to all others
         error = _error_text(reason, client.connect_s)
     duration_ms = round((time.monotonic() - began) * 1000)
     if not responses:
         return Attempt(None, error, duration_ms)
-    # once there is a status it counts, whatever became of the rest of the answer
+    # the status counts, even if the rest of the response failed
     status = responses[0].status
     return Attempt(status, _status_error(status), duration_ms, _retry_after_s(responses[0], client.now_s()))
 
 
 def backoff(attempt: int, seed: str) -> float:
-    """Tell how many seconds to wait before an attempt, of which 1 is the first; the same for the same seed.
+    """Return the delay in seconds before an attempt; the first is 1. It is deterministic for a seed.
 
-    The seed is the id of the delivery. Beyond ATTEMPTS_MAX the last delay repeats.
+    The seed is the id of the delivery. Beyond ATTEMPTS_MAX, the last delay repeats.
     """
     delay_s = DELAYS_S[min(attempt, ATTEMPTS_MAX) - 1]
     digest = hashlib.sha256(f"{seed}.{attempt}".encode()).digest()
@@ -109,15 +109,15 @@ def backoff(attempt: int, seed: str) -> float:
 
 
 def retry_delay_s(made: int, seed: str, last: Attempt) -> float:
-    """Tell how many seconds to wait after `made` attempts, of which the last has failed.
+    """Return the delay in seconds after `made` attempts, of which the last has failed.
 
-    It is the backoff, or longer where the receiver asked for it.
+    It is the backoff, or longer if the receiver requested that.
     """
     return max(backoff(made + 1, seed), last.retry_after_s)
 
 
 async def _post(client: WebhookClient, message: WebhookMessage, responses: list[httpcore.Response]) -> None:
-    """Post the body; the answer is in `answered` as soon as its head is there."""
+    """Post the body; append the response to `responses` as soon as its head is received."""
     target = targets.check(message.url, client.allowed)
     checked = CheckedNetwork(target, client.allowed, client.resolve)
     headers = {"Content-Type": "application/json"}
@@ -138,7 +138,7 @@ def _status_error(status: int) -> str:
 
 
 def _retry_after_s(response: httpcore.Response, now_s: float) -> float:
-    """Read how long a busy receiver wants to be left alone: seconds, or a date (RFC 9110, section 10.2.3)."""
+    """Read the Retry-After of a busy receiver in seconds; it may be a date (RFC 9110, section 10.2.3)."""
     text = network.header(response, "retry-after").strip()
     if response.status not in _BUSY or not text:
         return 0.0
@@ -152,11 +152,11 @@ def _retry_after_s(response: httpcore.Response, now_s: float) -> float:
 
 
 def _error_text(error: Exception, connect_s: float) -> str:
-    """Say what went wrong, in words that name no address and repeat nothing of what a receiver sent."""
+    """Describe an error without any address, and without anything that the receiver sent."""
     if isinstance(error, InvalidInput):
         return str(error)
-    if words := network.connection_error(error, connect_s):
-        return words
+    if text := network.connection_error(error, connect_s):
+        return text
     if isinstance(error, httpcore.NetworkError):
         return "the connection broke before the answer"
     if isinstance(error, httpcore.RemoteProtocolError):

@@ -1,16 +1,16 @@
-"""The signature of a webhook, by which a receiver knows that it comes from here, is fresh and was not changed.
+"""The signature of a webhook: with it, a receiver verifies that the message comes from us, is recent and unchanged.
 
-    webhook-id         the same for every attempt of a delivery; receivers remember it and pass over what they had
-    webhook-timestamp  when this attempt was made, in Unix seconds; receivers refuse what is older than 300 s
+    webhook-id         the same for every attempt of a delivery; receivers use it to skip duplicates
+    webhook-timestamp  the time of this attempt in Unix seconds; receivers refuse what is older than 300 s
     webhook-signature  v3,<hex>: HMAC-SHA256 of `{id}.{timestamp}.{body}`
-    webhook-signature-next  the same with the secret that is to follow, while secrets are rotated
+    webhook-signature-next  the same with the next secret, during a rotation
 
-There is one signature in a header, although Standard Webhooks would have both in one with a space between: receivers of
-WaveSpeed's webhooks compare all that follows `v3,` (as errogaht/wavespeed-ai-bundle's WebhookVerifier does), and would
-refuse both.
+Each header contains one signature. Standard Webhooks would put both into one header with a space between them, but
+receivers of WaveSpeed's webhooks compare everything after `v3,` (as errogaht/wavespeed-ai-bundle's WebhookVerifier
+does), and would refuse both.
 
-The key is the text of the secret without its `whsec_`, as ASCII: it is not decoded, although it looks like hex.
-Source: WaveSpeed's documentation, page "verify-webhooks". Its printed examples do not verify; that of docs/WEBHOOKS.md
+The HMAC key is the text of the secret without its `whsec_`, as ASCII. It is not decoded, although it looks like hex.
+Source: WaveSpeed's documentation, page "verify-webhooks". The examples there do not verify; the one in docs/WEBHOOKS.md
 does.
 """
 
@@ -30,8 +30,8 @@ NEXT = "webhook-signature-next"
 TOLERANCE_S = 300
 """How far a timestamp may lie from the receiver's clock, in both directions (page "verify-webhooks")."""
 
-_SECRET_BYTES = 32  # as many as the hash has: more would not make it harder to guess
-_UNIX_S = re.compile(r"[1-9][0-9]{0,11}")  # one way of writing each number
+_SECRET_BYTES = 32  # as many as the hash has; more would add no security
+_UNIX_S = re.compile(r"[1-9][0-9]{0,11}")  # one notation for each number
 
 
 def new_secret() -> str:
@@ -40,15 +40,15 @@ def new_secret() -> str:
 
 
 def sign(secret: str, message_id: str, timestamp_s: int, body: bytes) -> str:
-    """Compute the header `webhook-signature`; without `whsec_` the secret is taken as it is."""
+    """Compute the header `webhook-signature`; a secret without `whsec_` is used as it is."""
     key = secret.removeprefix(PREFIX).encode()
-    assert key, "whoever knows that there is no secret could sign"
+    assert key, "with an empty secret, anybody could sign"
     message = f"{message_id}.{timestamp_s}.".encode() + body
     return f"{VERSION},{hmac.new(key, message, hashlib.sha256).hexdigest()}"
 
 
 def headers(secret: str, message_id: str, timestamp_s: int, body: bytes, next_secret: str = "") -> dict[str, str]:
-    """Give the three headers that go with a body, or four while `next_secret` is to follow."""
+    """Return the three headers of a body, or four if there is a `next_secret`."""
     found = {
         ID: message_id,
         TIMESTAMP: str(timestamp_s),
@@ -58,10 +58,10 @@ def headers(secret: str, message_id: str, timestamp_s: int, body: bytes, next_se
 
 
 def verify(secret: str, received: Mapping[str, str], body: bytes, now_s: float) -> bool:
-    """Tell whether a body was signed with the secret, and lately.
+    """Whether a body was signed with the secret, at most TOLERANCE_S ago.
 
-    `received` are the headers, found by their names in lower case; `body` is what came, byte for byte. How long this
-    takes says nothing about the signature that would have been right.
+    `received` has the headers by their names in lower case; `body` is the body, byte for byte as received. The
+    comparison takes constant time.
     """
     message_id, timestamp = received.get(ID, ""), received.get(TIMESTAMP, "")
     if not _UNIX_S.fullmatch(timestamp) or abs(now_s - int(timestamp)) > TOLERANCE_S:

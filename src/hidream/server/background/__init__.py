@@ -1,1 +1,1 @@
-"""What an API process does beside answering requests; start reading in `loops`."""
+"""The background work of an API process: webhooks, retention, abandoned tasks. Start reading in `loops`."""

@@ -1,7 +1,7 @@
-"""What an API process does beside answering: it delivers webhooks, sweeps, and fails what nobody serves.
+"""The background loops of an API process: deliver webhooks, sweep, and fail tasks that no worker serves.
 
-Any number of processes do so on one database. A loop that raises what nobody has foreseen is logged and begun anew:
-a fault in it must not end the process that answers clients.
+Any number of processes may run them on one database. If a loop raises an unexpected exception, this is logged and the
+loop is restarted: an error in it must not end the process that serves clients.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from hidream.server.background.webhook_loop import WebhookLoop
 from hidream.server.service import Service
 
 RESTART_S = 5.0
-"""Before a loop that has raised is begun anew."""
+"""The pause before a loop that has raised is restarted."""
 
 logger = logging.getLogger(__name__)
 
 
 async def run(service: Service) -> None:
-    """Work until this process is about to leave, or this is cancelled."""
+    """Run the loops until this process stops, or the call is cancelled."""
     await service.metrics.begin()
-    working = [("webhooks", WebhookLoop(service).run), ("sweep", Sweep(service).run)]
+    loops = [("webhooks", WebhookLoop(service).run), ("sweep", Sweep(service).run)]
     if service.settings.server.unserved_s:
-        working.append(("unserved", Unserved(service).run))
-    async with asyncio.TaskGroup() as loops:
-        for name, loop in working:
-            loops.create_task(_kept_up(name, loop, service))
+        loops.append(("unserved", Unserved(service).run))
+    async with asyncio.TaskGroup() as tasks:
+        for name, loop in loops:
+            tasks.create_task(_run_loop(name, loop, service))
 
 
-async def _kept_up(name: str, loop: Callable[[], Awaitable[None]], service: Service) -> None:
+async def _run_loop(name: str, loop: Callable[[], Awaitable[None]], service: Service) -> None:
     while not service.database.changes.stopped:
         try:
             await loop()
-        except Exception:  # the edge: see above
+        except Exception:  # an edge of the process: see the module's docstring
             logger.exception("loop_raised name=%s", name)
             await asyncio.sleep(RESTART_S)

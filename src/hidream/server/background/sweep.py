@@ -1,8 +1,8 @@
-"""Removes what is not kept for ever: predictions older than the operator wants, what clients deleted, and orphans.
+"""The sweep: it purges expired and deleted predictions, expired uploads, and orphaned files.
 
-Files go first, then rows, so that a death in between leaves nothing behind that nobody knows of. Orphans are files
-without a row, as a worker leaves that drew on while its task was deleted. Any number of processes may sweep at once:
-each step can be done twice.
+Files are deleted before their rows, so that a crash in between leaves no file without a row. Orphans are files without
+a row; a worker leaves one when its task is deleted while it generates the image. Any number of processes may sweep at
+once, because every step is idempotent.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from hidream.server.service import Service
 from hidream.store import audit_log, key_data, retention
 
 EVERY_S = 600.0
-"""Pause between two sweeps: what was deleted is gone within a quarter of an hour."""
+"""The pause between two sweeps: what a client deletes is purged within a quarter of an hour."""
 ORPHANS_EVERY_S = 24 * 3600.0
 """Listing a whole bucket costs money, and orphans are rare."""
 ORPHAN_AGE = timedelta(days=1)
-"""A file that is older has its row, if it ever gets one: names are written down before files."""
+"""The least age of an orphan. A row is written before its file, so an older file without a row never gets one."""
 UPLOAD_KEPT_MS = 24 * 3600 * 1000
-"""The least for which an upload is kept that a task has used."""
+"""How long an upload that a task has used is kept at least."""
 UNUSED_KEPT_MS = 3600 * 1000
-"""And one that none has used yet: its task comes at once, or never."""
+"""How long an upload that no task has used is kept: its task follows soon, or never."""
 PAGE = 5000
-"""Orphans that one query asks for: each is a scan of the names, and 32,766 parameters are SQLite's most."""
+"""File names in one query for orphans: each query scans the names, and SQLite allows 32,766 parameters."""
 PAUSE_S = 0.05
-"""Between two transactions: those who submit come first."""
+"""The pause between two transactions, so that submissions come first."""
 DAY_MS = 24 * 3600 * 1000
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Sweep:
         self._service = service
 
     async def run(self) -> None:
-        """Sweep now and then, until this process is about to leave."""
+        """Sweep at intervals until this process stops."""
         clock = asyncio.get_running_loop().time
         orphans_at = clock() + EVERY_S
         changes = self._service.database.changes
@@ -61,7 +61,7 @@ class Sweep:
             await self._rest(EVERY_S * random.uniform(0.8, 1.2))  # noqa: S311 - processes need not sweep together
 
     async def once(self) -> int:
-        """Remove all that is too old or was deleted; say how many predictions. Raises what the stores do."""
+        """Purge all that is expired or deleted; return how many predictions. Raises what the stores raise."""
         database = self._service.database
         kept_ms = round(self._service.settings.store.retention_days * DAY_MS)
         now = database.now_ms()
@@ -88,7 +88,7 @@ class Sweep:
         return removed
 
     async def orphans(self) -> int:
-        """Remove old files that no row speaks of; say how many. Raises what the stores do."""
+        """Delete old files without a row; return how many. Raises what the stores raise."""
         removed = 0
         for store in (self._service.outputs, self._service.uploads):
             async for page in _pages(store, datetime.now(UTC) - ORPHAN_AGE):
@@ -101,11 +101,11 @@ class Sweep:
         return removed
 
     async def _rest(self, seconds: float) -> None:
-        """Wait, but not longer than this process stays."""
+        """Wait, but return soon if this process stops."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         changes = self._service.database.changes
-        while not changes.stopped and clock() < until:  # noqa: ASYNC110 - `stop` tells nobody
+        while not changes.stopped and clock() < until:  # noqa: ASYNC110 - `stop` sets no event
             await asyncio.sleep(min(1.0, until - clock()))
 
 

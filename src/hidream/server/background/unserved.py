@@ -1,6 +1,6 @@
-"""Fails tasks that wait for a model which nobody serves any more, after the time that the operator has set.
+"""Fails tasks whose model no worker has served for as long as the operator allows (`[server] unserved_s`).
 
-Any number of processes may do so at once: each task fails once.
+Any number of processes may do so at once; each task fails once.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from hidream.server.service import Service
 from hidream.store import predictions
 
 EVERY_S = 60.0
-"""The most between two looks; with a short `[server] unserved_s`, a quarter of that."""
+"""The longest interval between two checks; with a short `[server] unserved_s`, it is a quarter of that."""
 PAUSE_S = 0.05
-"""Between two transactions: those who submit come first."""
+"""The pause between two transactions, so that submissions come first."""
 
 logger = logging.getLogger(__name__)
 
 
 class Unserved:
-    """One process's looks for such tasks."""
+    """One process's loop that fails such tasks."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def run(self) -> None:
-        """Look now and then, until this process is about to leave."""
+        """Check at intervals until this process stops."""
         changes = self._service.database.changes
         every_s = min(EVERY_S, self._service.settings.server.unserved_s / 4)
         clock = asyncio.get_running_loop().time
@@ -37,14 +37,14 @@ class Unserved:
             except DatabaseUnavailable as error:
                 logger.warning("unserved_failed error=%s", error.message)
             again = clock() + every_s
-            while not changes.stopped and clock() < again:  # noqa: ASYNC110 - `stop` tells nobody
+            while not changes.stopped and clock() < again:  # noqa: ASYNC110 - `stop` sets no event
                 await asyncio.sleep(min(1.0, max(again - clock(), 0)))
 
     async def once(self) -> int:
-        """Fail all that have waited for too long; say how many. Raises DatabaseUnavailable."""
+        """Fail all tasks that have waited for too long; return how many. Raises DatabaseUnavailable."""
         failed = 0
-        while some := await predictions.abandon(self._service.database, self._service.settings.server.unserved_s):
-            failed += some
+        while count := await predictions.abandon(self._service.database, self._service.settings.server.unserved_s):
+            failed += count
             await asyncio.sleep(PAUSE_S)
         if failed:
             logger.warning("unserved_tasks_failed count=%d", failed)

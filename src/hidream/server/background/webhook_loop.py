@@ -1,8 +1,8 @@
-"""Delivers what is owed: claims webhooks that are due, sends each, and writes down how that ended.
+"""The webhook loop: it claims deliveries that are due, sends each, and records the result.
 
-Each delivery is a task of its own, so that a receiver that hangs holds up nobody but itself; no key has more than its
-share at a time (`store/outbox`), and no host (PER_HOST_MAX). An API process that dies leaves a claim that runs out:
-another one then delivers it, under the same id.
+Each delivery runs in its own asyncio task, so that a receiver that hangs does not delay others. The deliveries that run
+at the same time are limited per key (`store/outbox`) and per host (PER_HOST_MAX). If an API process dies, its claims
+expire, and another process sends the deliveries again, under the same ids.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from hidream.webhooks.delivery import Attempt, WebhookClient
 from hidream.webhooks.signature import new_secret
 
 LEASE_S = 60.0
-"""How long a claim is this process's: for an attempt (`webhooks/delivery.TOTAL_S`, 10 s) and its few statements."""
+"""How long a claim lasts: enough for an attempt (`webhooks/delivery.TOTAL_S`, 10 s) and its few statements."""
 POLL_S = 30.0
-"""How often one looks without having heard of anything: what another process has claimed and not settled."""
+"""The interval of checks without a commit in between: they find expired claims of other processes."""
 MIN_INTERVAL_S = 0.1
-"""Between two looks: commits come hundreds of times a second, and a webhook may be a tenth of a second late."""
+"""The least interval of checks: there may be hundreds of commits a second, and a tenth of a second is no delay."""
 RETRY_S = 1.0
-"""Before the next look when the database was away."""
+"""The pause before the next check when the database was unavailable."""
 PER_HOST_MAX = 16
-"""Deliveries to one host at a time, shared by the keys as all places are: a key alone gets 8. More of them are put off,
-so that others' are sent meanwhile."""
+"""Deliveries to one host at a time, shared between keys so that one key alone gets 8. Others to the same host are
+postponed, so that those to other hosts are sent meanwhile."""
 POSTPONE_S = 10.0
-"""For how long: as long as one that hangs is waited for."""
+"""How long they are postponed: as long as an attempt to a receiver that hangs takes."""
 UNSENT = "the prediction cannot be read now"
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class WebhookLoop:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Deliver until this process is about to leave, then see those to their end that have begun."""
+        """Deliver until this process stops, then finish the deliveries that have started."""
         changes = self._service.database.changes
         while not changes.stopped:
             seen = changes.version()
@@ -70,24 +70,24 @@ class WebhookLoop:
             await asyncio.wait(self._running)
 
     async def _begin_due(self) -> float:
-        """Begin what is due, as far as there is room; say in how many seconds something is due again."""
-        database, room = self._service.database, self._free_slots()
-        if room <= 0:
+        """Start due deliveries in the free slots; return in how many seconds the next one is due."""
+        database, free_slots = self._service.database, self._free_slots()
+        if free_slots <= 0:
             return POLL_S
         per_host = Counter(_host(delivery) for delivery in self._running.values())
         per_key_and_host = Counter((_host(delivery), delivery.key_id) for delivery in self._running.values())
-        too_many = []
-        for claimed in await outbox.claim(database, room, LEASE_S, self._running_per_key()):
+        postponed = []
+        for claimed in await outbox.claim(database, free_slots, LEASE_S, self._running_per_key()):
             host = _host(claimed)
             if per_key_and_host[host, claimed.key_id] >= PER_HOST_MAX - per_host[host]:
-                too_many.append(claimed)
+                postponed.append(claimed)
                 continue
             per_host[host] += 1
             per_key_and_host[host, claimed.key_id] += 1
             task = asyncio.create_task(self._deliver(claimed))
             self._running[task] = claimed
             task.add_done_callback(self._finished)
-        await outbox.postpone(database, too_many, POSTPONE_S)
+        await outbox.postpone(database, postponed, POSTPONE_S)
         due_ms = await outbox.next_due_ms(database, self._free_slots(), self._running_per_key())
         return POLL_S if due_ms is None else min(POLL_S, max(0.0, (due_ms - database.now_ms()) / 1000))
 
@@ -95,7 +95,7 @@ class WebhookLoop:
         return self._service.settings.webhooks.together_max - len(self._running)
 
     def _running_per_key(self) -> Counter[str]:
-        """Count what each key has running."""
+        """Count the running deliveries of each key."""
         return Counter(delivery.key_id for delivery in self._running.values())
 
     def _finished(self, task: asyncio.Task[None]) -> None:
@@ -103,7 +103,7 @@ class WebhookLoop:
         self._ended.set()
 
     async def _wait_for_work(self, seen: int, wait_s: float) -> None:
-        """Wait until a delivery has ended, or unless there is no room, something was committed or is due."""
+        """Wait until a delivery has ended. If slots are free, also wait for a commit, or for `wait_s` seconds."""
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._ended.wait())]
         if self._free_slots() > 0:
             waits.append(asyncio.create_task(self._service.database.changes.wait_after(seen, wait_s, MIN_INTERVAL_S)))
@@ -115,7 +115,7 @@ class WebhookLoop:
     async def _deliver(self, claimed: Delivery) -> None:
         try:
             attempt = await self._attempt(claimed)
-        except Exception as error:  # the edge: whatever one delivery does, the others go on
+        except Exception as error:  # an edge: an error in one delivery must not stop the others
             logger.exception("webhook_raised id=%s delivery=%s", claimed.prediction_id, claimed.id)
             attempt = Attempt(None, f"the attempt failed: {type(error).__name__}", 0)
         if attempt is None:
@@ -131,7 +131,7 @@ class WebhookLoop:
             )
 
     async def _attempt(self, claimed: Delivery) -> Attempt | None:
-        """Send it once; None if there is nothing to tell any more."""
+        """Send a delivery once; None if the prediction was deleted."""
         database = self._service.database
         try:
             prediction = await history.get_for_webhook(database, claimed.prediction_id)
@@ -141,11 +141,11 @@ class WebhookLoop:
             body = await self._body(prediction)
         except (DatabaseUnavailable, ObjectStoreUnavailable) as error:
             return Attempt(None, f"{UNSENT}: {error.message}", 0)
-        sent = sending.WebhookMessage(claimed.id, claimed.url, signed.secret, body, signed.next)
-        return await sending.deliver(self._client, sent)
+        message = sending.WebhookMessage(claimed.id, claimed.url, signed.secret, body, signed.next)
+        return await sending.deliver(self._client, message)
 
     async def _body(self, prediction: Prediction) -> bytes:
-        """Write the prediction as a result has it, without the envelope, and what was asked for."""
+        """Serialise the prediction as a result without the envelope, plus the accepted request as `input`."""
         url = prediction.base_url
         data = await prediction_data(prediction, V3, url, self._service.outputs, inline=False)
         return json.dumps(data | {"input": input_data(prediction.input, url)}, ensure_ascii=False).encode()
@@ -158,14 +158,14 @@ class WebhookLoop:
         }[state]
         self._service.metrics.webhook(result, attempt.duration_ms / 1000)
         line = "webhook_sent id=%s delivery=%s attempt=%d result=%s status=%s ms=%d"
-        told = (claimed.prediction_id, claimed.id, claimed.attempts, result, attempt.status, attempt.duration_ms)
-        logger.info(line, *told)
+        values = (claimed.prediction_id, claimed.id, claimed.attempts, result, attempt.status, attempt.duration_ms)
+        logger.info(line, *values)
         await self._write(claimed, state, attempt.status, attempt.error, again_in_s)
 
     async def _write(
         self, claimed: Delivery, state: DeliveryState, status: int | None, error: str, again_in_s: float = 0
     ) -> None:
-        """Write down how it ended, and insist for as long as the claim lasts: else it would be sent once more."""
+        """Record the result, and retry for as long as the claim lasts: without a record it would be sent again."""
         until = time.monotonic() + LEASE_S
         while True:
             try:

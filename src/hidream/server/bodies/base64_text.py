@@ -1,6 +1,7 @@
-"""A file in a text: base64 (RFC 4648, either alphabet, with padding or without, in lines or not), or a data: URI of it.
+"""A decoder for files in a text: base64 or a data: URI of it.
 
-The text comes in pieces and the file goes out in pieces, so that neither is ever in memory whole.
+Both alphabets of RFC 4648 are accepted, with or without padding and line breaks. The text is read and the file is
+written in pieces, so that neither is in memory as a whole.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _HALF_ESCAPE = re.compile("%[0-9A-Fa-f]?\\Z")
 
 
 def pieces_of(path: Path) -> Iterator[str]:
-    """Read a text from its file, in ASCII."""
+    """Read an ASCII text from its file."""
     with path.open(encoding="ascii") as file:
         while piece := file.read(PIECE_CHARS):
             yield piece
 
 
 def decode(field: str, shown: str, pieces: Iterable[str], write: Callable[[bytes], None], max_bytes: int) -> None:
-    """Decode a text, whose beginning `shown` is in quotes, and write what it stands for. Raises InvalidInput."""
+    """Decode a text and `write` the bytes. `shown` is the quoted beginning of the text. Raises InvalidInput."""
     digits, written, seen, padding = "", 0, 0, -1
     for text, skipped in _unescaped(field, shown, pieces):
         seen += skipped
@@ -49,7 +50,7 @@ def decode(field: str, shown: str, pieces: Iterable[str], write: Callable[[bytes
         whole = len(digits) // 4 * 4
         data, digits = base64.b64decode(digits[:whole]), digits[whole:]
         written += len(data)
-        if written <= max_bytes:  # else it is only counted
+        if written <= max_bytes:  # beyond the limit, bytes are only counted
             write(data)
     if len(digits) == 1:
         total = written // 3 * 4 + 1
@@ -61,7 +62,7 @@ def decode(field: str, shown: str, pieces: Iterable[str], write: Callable[[bytes
 
 
 def _unescaped(field: str, shown: str, pieces: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Take the head off a data: URI, and its escapes; with each piece comes how much was left out before it."""
+    """Remove the prefix of a data: URI and decode its escapes; yield each piece and how much was removed before it."""
     first, carry, is_uri = True, "", False
     for piece in pieces:
         prefix = _DATA.match(piece) if first else None

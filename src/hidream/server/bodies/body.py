@@ -1,7 +1,8 @@
-"""What comes from a request: its body, never more of it than it may be long.
+"""Reading a request's body, up to its maximum length.
 
-A body is a JSON object, a file, or a form with a file in it. What may be long goes to a file as it comes, and waits its
-turn for that (`limits/concurrency`). One that comes too slowly, `connections` gives up.
+A body is a JSON object, a file, or a form with a file in it. Long contents are written to a file as they are received;
+for that, the request waits for a slot (`limits/concurrency`). `edge/connections` closes connections that send too
+slowly.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _BOUNDARY = re.compile(r'[^;]*;\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', 
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """Read the body. Raises BodyTooLarge, or InvalidInput when it is no JSON object or does not say so.
+    """Read a JSON object. Raises BodyTooLarge, or InvalidInput if the body or the Content-Type is anything else.
 
-    A value that is a long text is a LongText, whose file is there until the answer begins, or `long_bodies.let_go`.
+    A long text becomes a LongText, whose file exists until the response starts or `long_bodies.release` is called.
     """
     media_type = _media_type(request)
     if media_type != "application/json":
@@ -46,15 +47,16 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
 
 
 async def read_short_json(request: Request) -> dict[str, Any]:
-    """Read the body of a route that no image is sent to: nothing of it goes to a disk. Raises as `read_json`."""
+    """Read the JSON object of a route that accepts no images: nothing is written to disk. Raises as `read_json`."""
     service: Service = request.app.state.service
     return await read_json(request, min(SHORT_BYTES, service.settings.server.body_max_bytes))
 
 
 async def read_file(request: Request, field: str, part: Part, max_bytes: int) -> str:
-    """Read one file of a form into a part; returns the name that it has.
+    """Read one file of a form into a part; return its filename.
 
-    Raises BodyTooLarge, or InvalidInput when there is no such form or no such file.
+    Raises BodyTooLarge, InvalidInput if the body is not such a form, MissingInput if the file is absent, and
+    ObjectStoreUnavailable.
     """
     accepted = f"accepted: multipart/form-data with a file in the field {field!r}"
     boundary = _BOUNDARY.match(request.headers.get("content-type", ""))
@@ -71,14 +73,14 @@ async def read_file(request: Request, field: str, part: Part, max_bytes: int) ->
 
 
 async def read_into(request: Request, part: Part, max_bytes: int) -> None:
-    """Read what comes into a part. Raises BodyTooLarge, ObjectStoreUnavailable."""
+    """Read the body into a part. Raises BodyTooLarge, InvalidInput, ObjectStoreUnavailable."""
     async with aclosing(_pieces(request, max_bytes)) as pieces:
         async for piece in pieces:
             await part.write(piece)
 
 
 async def _short_json(request: Request, max_bytes: int) -> object:
-    """Read a body as `_pieces` does, for the many that come in one piece: without a generator."""
+    """Read a body like `_pieces`, but without a generator, because most bodies arrive in one piece."""
     _check_announced(request, max_bytes)
     body, more = bytearray(), True
     while more:
@@ -93,17 +95,17 @@ async def _short_json(request: Request, max_bytes: int) -> object:
 
 
 async def _long_json(request: Request, max_bytes: int) -> object:
-    """Read a body whose long texts go to files; they end, and its turn with them, once each was closed."""
+    """Read a body whose long texts go to files. When each of them is closed, the request's slot is released."""
     service: Service = request.app.state.service
-    turn = AsyncExitStack()
-    await getattr(request.state, HELD_FILES).enter_async_context(turn)
-    await turn.enter_async_context(service.body_limiter.slot(getattr(request.state, KEY_ID, "")))
+    slot = AsyncExitStack()
+    await getattr(request.state, HELD_FILES).enter_async_context(slot)
+    await slot.enter_async_context(service.body_limiter.slot(getattr(request.state, KEY_ID, "")))
     open_texts = 0
 
     async def new() -> LongText:
         nonlocal open_texts
         holding = AsyncExitStack()
-        await turn.enter_async_context(holding)
+        await slot.enter_async_context(holding)
         holding.push_async_callback(ended)
         open_texts += 1
         return LongText(await holding.enter_async_context(service.uploads.part()), holding)
@@ -112,7 +114,7 @@ async def _long_json(request: Request, max_bytes: int) -> object:
         nonlocal open_texts
         open_texts -= 1
         if not open_texts:
-            await turn.aclose()
+            await slot.aclose()
 
     splitter = Splitter(new)
     async with aclosing(_pieces(request, max_bytes)) as pieces:
@@ -120,14 +122,14 @@ async def _long_json(request: Request, max_bytes: int) -> object:
             await splitter.feed(piece)
     value = await splitter.value()
     if not splitter.texts:
-        await turn.aclose()
+        await slot.aclose()
     return value
 
 
 async def _pieces(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Give a body as it comes, whatever Content-Length says or does not say.
+    """Yield a body as it is received. The limit also holds without a Content-Length.
 
-    Raises BodyTooLarge, at once if more is announced, or InvalidInput when it ends too early.
+    Raises BodyTooLarge, at once if Content-Length is too large, or InvalidInput if the body ends too early.
     """
     _check_announced(request, max_bytes)
     read = 0

@@ -1,4 +1,4 @@
-"""The file in a form (multipart/form-data, RFC 7578), written to disk as it comes."""
+"""The file in a form (multipart/form-data, RFC 7578), written to disk as it is received."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hidream.errors import BodyTooLarge, InvalidInput
 from hidream.outputs.part import Part
 
 FORM_BYTES = 65_536
-"""What the other fields and the headers of a form may take beside the file."""
+"""The total size of a form's other fields and headers."""
 HEADER_BYTES = 8192
-"""What one header of a field may have; the file's name is in one."""
+"""The size of one header of a field; one of them contains the filename."""
 HEADERS_MAX = 16
 FIELDS_MAX = 100
 
 _BEHIND_BYTES = 80
-"""What the parser may hold back of a file: it may be the beginning of a boundary."""
+"""How many bytes of a file the parser may hold back, because they may be the start of a boundary."""
 
 _FIELD = re.compile(r'[; ]name="([^"]*)"')
 _FILENAME = re.compile(r'filename="((?:[^"\\]|\\.)*)"')
 
 
 class FileOfForm:
-    """Reads one form; the first file in `field` goes to `part`. `filename` is set once its head was read."""
+    """Parses one form. The first file in `field` goes to `part`; `filename` is set once its headers were read."""
 
     def __init__(self, boundary: bytes, field: str, part: Part, max_bytes: int) -> None:
         self.filename: str | None = None
@@ -33,7 +33,7 @@ class FileOfForm:
         self._read = self._delimiters = 0
         self._delimiter = b"\r\n--" + boundary
         self._header, self._disposition = bytearray(), ""
-        self._inside = self._whole = False
+        self._inside = self._complete = False
         self._parser = MultipartParser(
             boundary,
             {
@@ -51,10 +51,10 @@ class FileOfForm:
         )
 
     def feed(self, piece: bytes) -> None:
-        """Read on, in a thread. Raises BodyTooLarge, InvalidInput, OSError."""
+        """Parse the next piece; called in a thread. Raises BodyTooLarge, InvalidInput, OSError."""
         self._read += len(piece)
         self._delimiters += piece.count(self._delimiter)
-        if self._delimiters > FIELDS_MAX:  # or what looks like one, over which the parser would go byte by byte
+        if self._delimiters > FIELDS_MAX:  # or text that looks like a delimiter, which is slow to parse
             raise InvalidInput(f"the form has more than {FIELDS_MAX} fields; accepted: one, with the file")
         try:
             self._parser.write(piece)
@@ -64,8 +64,8 @@ class FileOfForm:
             raise BodyTooLarge(f"the form has more than {FORM_BYTES} bytes beside its file; accepted: less")
 
     def end(self) -> None:
-        """Say that nothing more comes. Raises InvalidInput when the file is not whole."""
-        if self.filename is not None and not self._whole:
+        """Finish the form. Raises InvalidInput if the file is incomplete."""
+        if self.filename is not None and not self._complete:
             raise InvalidInput(f"the form ends within the field {self._field!r}; accepted: a whole form")
 
     def _on_part_begin(self) -> None:
@@ -98,5 +98,5 @@ class FileOfForm:
         self._part.append(memoryview(data)[start:end])
 
     def _on_part_end(self) -> None:
-        self._whole = self._whole or self._inside
+        self._complete = self._complete or self._inside
         self._inside = False

@@ -1,10 +1,11 @@
-"""What a request with a long body needs around its route: an end to what it holds, and to what nobody reads.
+"""Middleware for requests with a long body: it releases what the request holds, and closes connections in time.
 
-What was answered before its body was read ends its connection. The server below would read all the rest, however long
-it is, to find the next request behind it (`connection` throws a little of it away, so that the answer is heard).
+If the response starts before the body was read, the connection is closed after it. Otherwise uvicorn would read the
+rest of the body, however long, to find the next request. (`edge/connection` discards a limited part of it, so that the
+client receives the response.)
 
-What a request holds of its body (files with its long texts, its turn) ends before its answer begins, and so before
-anything is waited for that the client can make last; a route that waits itself lets go of it first (`let_go`).
+What a request holds of its body (the files with its long texts, its slot) is released before the response starts, since
+a slow client could make the response last long. A route that waits itself calls `release` before.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SHORT_BYTES = 65_536
-"""A body that is no longer than this needs nothing: the server below holds as much of every request."""
+"""The longest body that needs none of this: uvicorn buffers as much of every request."""
 KEY_ID = "key_id"
-"""Name of what the request's state has once it is known whose it is."""
+"""The name of the key's id in the request's state, once the key is known."""
 HELD_FILES = "held"
-"""Name of the stack in the request's state whose contents end before the request's answer begins."""
+"""The name of the exit stack in the request's state that is closed before the response starts."""
 
 
 class LongBodies:
@@ -31,7 +32,7 @@ class LongBodies:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and watch how far its body is read."""
+        """Pass a request on, and track whether its body is read completely."""
         if scope["type"] != "http" or not is_long(scope):
             await self._app(scope, receive, send)
             return
@@ -43,20 +44,20 @@ class LongBodies:
 
 
 class _Unread:
-    """One request's way in and out, which ends the connection if the answer comes before the body's end."""
+    """Wraps one request's `receive` and `send`; closes the connection if the response starts before the body's end."""
 
     def __init__(self, receive: Receive, send: Send, state: Mapping[str, Any]) -> None:
         self._receive, self._send, self._state = receive, send, state
         self._is_read = False
 
     async def receive(self) -> Message:
-        """Get a piece of the body."""
+        """Receive a piece of the body."""
         message = await self._receive()
         self._is_read = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a piece of the answer."""
+        """Send a piece of the response."""
         begins = message["type"] == "http.response.start"
         if begins:
             await self._state[HELD_FILES].aclose()
@@ -66,13 +67,13 @@ class _Unread:
 
 
 async def release(request: Request) -> None:
-    """End what a request holds of its body, once nothing of that is needed any more."""
+    """Release what a request holds of its body, when nothing of the body is needed any more."""
     if (held := getattr(request.state, HELD_FILES, None)) is not None:
         await held.aclose()
 
 
 def is_long(scope: Scope) -> bool:
-    """Whether a request announces a body that is not short, or does not say how long it is."""
+    """Whether a request announces a body that is not short, or does not announce its length."""
     for name, value in scope["headers"]:
         if name == b"transfer-encoding":
             return True

@@ -1,7 +1,7 @@
-"""JSON as it comes in, piece by piece: its long texts go to files, and what is left of it is short.
+"""A JSON parser for bodies that are received in pieces: long texts go to files, and the rest must be short.
 
-All that is legitimately long in a request is an image in base64. The rest is parsed at once, and so it may not be
-long: a megabyte of small values costs the event loop 100 ms, a megabyte of one text 5.
+The only long values of a valid request are images in base64. The rest is parsed in one go, so it must be short: a
+megabyte of small values blocks the event loop for 100 ms, a megabyte of one text for 5 ms.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from hidream.outputs.part import Part
 from hidream.parameter import OverlongText
 
 LONG_BYTES = 131_072
-"""A text up to here stays in the JSON: more than the longest prompt, each of its characters escaped, has (120,000)."""
+"""A text up to this length stays in the JSON: the longest prompt with each character escaped has 120,000 bytes."""
 REST_MAX_BYTES = 2 * LONG_BYTES + 16_384
-"""Two such texts, and all the numbers of a request."""
+"""The size of the rest: two texts of that length, and all other values of a request."""
 VALUES_MAX, NESTED_MAX = 5000, 1000
-"""Values beside them, and lists and objects of these: the longest list that a request may have is of 500."""
+"""The number of values, and of lists and objects; the longest list of a valid request has 500 values."""
 TEXTS_MAX = 4
-"""Longer texts: an image and a mask, and two that nothing is done with; each has a file open."""
+"""The number of long texts: an image, a mask, and two unknown parameters. Each has an open file."""
 HEAD_CHARS = 100
-"""What errors show of a text."""
+"""How many characters of a text errors show."""
 
 _TEXT = re.compile(rb'(?:[^"\\]++|\\(?:u[0-9A-Fa-f]{4}|[^u]))*+', re.DOTALL)
-"""The inside of a JSON string, as far as it is whole."""
+"""The contents of a JSON string, up to an incomplete escape."""
 _ESCAPE_BYTES = 6
 _VALUE = re.compile(rb":[ \t\r\n]{0,1000}\Z")
 _CONTROL = bytes(range(32))
 
 
 class LongText(OverlongText):
-    """A text of a JSON object that lies in a file, in ASCII."""
+    """A long text of a JSON object, stored in a file as ASCII."""
 
     def __init__(self, part: Part, holding: AsyncExitStack) -> None:
         self.path = part.path
@@ -50,7 +50,7 @@ class LongText(OverlongText):
 
     @property
     def size(self) -> int:
-        """How many characters it has."""
+        """The number of characters."""
         return self._part.size_bytes
 
     async def add(self, data: bytes) -> None:
@@ -61,7 +61,7 @@ class LongText(OverlongText):
         await self._part.write(data)
 
     async def end(self) -> None:
-        """Let it be read from its file. Raises ObjectStoreUnavailable."""
+        """Flush the file, so that it can be read. Raises ObjectStoreUnavailable."""
         await self._part.flush()
 
     async def close(self) -> None:
@@ -69,28 +69,28 @@ class LongText(OverlongText):
         await self._holding.aclose()
 
     def digest(self) -> dict[str, str]:
-        """Stand for the text in a digest of its request."""
+        """Return what stands for the text in the digest of its request."""
         return {"sha256": self._hash.hexdigest()}
 
 
 class Splitter:
-    """Reads one JSON object; `new` gives a file for each long text.
+    """Parses one JSON object; `new` creates a LongText for each long text.
 
-    Raises ValueError on what is not JSON, BodyTooLarge on what is long without such texts, or has too many of them.
+    Raises ValueError if it is not JSON, and BodyTooLarge if the rest is too long or there are too many long texts.
     """
 
     def __init__(self, new: Callable[[], Awaitable[LongText]]) -> None:
         self.texts: list[LongText] = []
         self._new = new
-        self._name = secrets.token_hex(16)  # what no client can write
+        self._name = secrets.token_hex(16)  # a placeholder that no client can guess
         self._rest = bytearray()
         self._values = self._nested = 0
-        self._carry = b""  # of an escape that the next piece ends
-        self._begin: int | None = None  # where the text that is being read begins in the rest
-        self._text: LongText | None = None  # the long one that is being read
+        self._carry = b""  # the start of an escape that the next piece completes
+        self._begin: int | None = None  # where the current text begins in the rest; None outside texts
+        self._text: LongText | None = None  # the current text, if it is long
 
     async def feed(self, piece: bytes) -> None:
-        """Read on."""
+        """Parse the next piece."""
         data, self._carry = self._carry + piece, b""
         at = 0
         while at < len(data):
@@ -102,7 +102,7 @@ class Splitter:
                 )
 
     async def value(self) -> Any:  # noqa: ANN401 - what JSON says
-        """Parse what was read, long texts in their places."""
+        """Return the parsed value, with the long texts in their places."""
         if self._text is not None or self._carry:
             raise ValueError("it ends within a text")
         for text in self.texts:
@@ -125,9 +125,9 @@ class Splitter:
         return end
 
     async def _inside(self, data: bytes, at: int) -> int:
-        """Read a text as far as it goes; returns where that is."""
+        """Read the current text up to its end or the end of the data; return the position after it."""
         found = _TEXT.match(data, at)
-        assert found, "it matches nothing, too"
+        assert found, "the expression also matches the empty string"
         await self._add(found[0])
         end = found.end()
         if end == len(data):
@@ -171,12 +171,12 @@ class Splitter:
 
 
 def refuse_constant(name: str) -> None:
-    """Refuse NaN and the infinities, which Python's parser takes."""
+    """Refuse NaN and the infinities, which Python's parser accepts."""
     raise ValueError(f"{name} is not a JSON value")
 
 
 def _plain(piece: bytes) -> bytes:
-    """Read whole escapes of a piece of a JSON string; it may have nothing but ASCII. Raises ValueError."""
+    """Decode the escapes of a piece of a JSON string, which must be printable ASCII. Raises ValueError."""
     if not piece.isascii() or len(piece.translate(None, _CONTROL)) < len(piece):
         raise ValueError(f"a text of over {LONG_BYTES} bytes has other characters than printable ASCII")
     if b"\\" not in piece:

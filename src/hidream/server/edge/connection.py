@@ -1,8 +1,8 @@
-"""One connection of a client: its requests in their turn, its deadlines, and its end.
+"""One connection of a client: when its requests start, its deadlines, and how it is closed.
 
-uvicorn reads requests and writes responses. This file says when it may (`fair_queue`), and closes the connection when a
-client takes too long (`connections`). Of what a client still sends after a response, a little is discarded; otherwise
-the server would read all of it, however long, to find the next request.
+uvicorn reads requests and writes responses. This file decides when a request may start (`fair_queue`), and closes the
+connection if the client takes too long (`connections`). If a client goes on sending a body after the response, only a
+limited part of it is read and discarded; uvicorn would read all of it to find the next request.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from hidream.server.edge.connections import Connections
 
 PIPELINE_MAX = 32
-"""Requests in a row that a client may have sent without waiting for an answer."""
+"""The number of successive requests that a client may send without waiting for a response."""
 HEALTH_PATHS = frozenset(("/healthz", "/readyz", "/metrics"))
 
 NO_CONNECTIONS = "all of the server's connections are in use; try again later"
 TOO_SLOW = "the request came too slowly, or not at all"
 RETRY_AFTER_S = 2
-"""When it may be worth to come back."""
+"""The value of Retry-After in a 503."""
 
 
 class Connection(H11Protocol):
-    """One connection; `look` closes it when its client takes too long."""
+    """One connection; `look` closes it if its client takes too long."""
 
     def __init__(
         self, connections: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any]
@@ -56,26 +56,26 @@ class Connection(H11Protocol):
         self.conn: StrictConnection = StrictConnection(h11.SERVER, HEAD_MAX_BYTES)
         self._connections, self._timeouts = connections, connections.timeouts
         self._received = 0  # bytes
-        self._held: bytes | None = None  # what has come of a request that waits for its turn
-        self._authorization: int | None = None  # the hash of its key
-        self._ended = False  # what comes from now on is thrown away
-        self._dropped = 0  # bytes of that
+        self._held: bytes | None = None  # received bytes of a request that waits in the fair queue
+        self._authorization: int | None = None  # hash of the request's Authorization header
+        self._ended = False  # received bytes are discarded from now on
+        self._dropped = 0  # discarded bytes
         self._drop_max = self._timeouts.linger_bytes
-        self._pipelined = 0  # requests in a row
-        self._phase: object = None  # as it was seen at the last look; since when, from how many bytes on
-        self._since = self._heard = 0.0
-        self._from = self._before = 0
-        self._taken = 0  # bytes of answers, at the last look, and how far their reader is behind the two rates
-        self._behind_s = self.late_s = 0.0  # below 0: ahead
+        self._pipelined = 0  # successive pipelined requests
+        self._phase: object = None  # at the last look
+        self._since = self._heard = 0.0  # when the phase began, and when bytes were last received
+        self._from = self._before = 0  # `_received` when the phase began, and at the last look
+        self._taken = 0  # bytes of responses that the client had acknowledged at the last look
+        self._behind_s = self.late_s = 0.0  # how far the client is behind `reading_rate` and `crowded_rate`; < 0: ahead
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of answers that the system has not taken yet, since their reader is slow."""
+        """Bytes of responses that the kernel has not accepted yet, because the client reads slowly."""
         return self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin; called by the event loop."""
-        assert isinstance(transport, asyncio.Transport), "of a stream"
+        """Start; called by the event loop."""
+        assert isinstance(transport, asyncio.Transport), "a stream has such a transport"
         super().connection_made(transport)
         self._since = self._heard = self.loop.time()
         if not self._connections.add(self):
@@ -85,11 +85,11 @@ class Connection(H11Protocol):
         """End; called by the event loop."""
         self._connections.discard(self)
         if self.cycle is not None:
-            self.cycle.transport = self.transport  # else each would keep the other in memory
+            self.cycle.transport = self.transport  # breaks a reference cycle
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Go on with what has come; called by the event loop."""
+        """Process received bytes; called by the event loop."""
         self._received += len(data)
         if self._ended:
             self._drop(len(data))
@@ -101,11 +101,11 @@ class Connection(H11Protocol):
             super().data_received(data)
 
     def _is_at_head(self) -> bool:
-        """Whether what comes now is a request's head, or a part of one."""
+        """Whether the next bytes belong to a request's head."""
         return self.cycle is None or (self.cycle.response_complete and self.conn.their_state is not h11.SEND_BODY)
 
     def _enqueue(self, data: bytes, begin: Callable[[], bool]) -> None:
-        """Hold what has come back until a request of its client may begin."""
+        """Hold received bytes until a request of this client may start."""
         fair_queue, before = self._connections.fair_queue, self.conn.trailing_data[0]
         self._authorization = authorization_of(before + data)
         self._held = data
@@ -121,7 +121,7 @@ class Connection(H11Protocol):
             self.flow.pause_reading()
 
     def _begin(self) -> bool:
-        """Read what was held back; False if nobody waits for an answer any more."""
+        """Process the held bytes. Return False if the client no longer waits for a response."""
         data, self._held = self._held, None
         if data is None or self._ended:
             return False
@@ -138,7 +138,7 @@ class Connection(H11Protocol):
         return True
 
     def _begin_next(self) -> bool:
-        """Begin a request that was sent before the last one was answered."""
+        """Start a request that was sent before the previous one was answered."""
         answered = self.cycle
         if not self._begin():
             return False
@@ -148,7 +148,7 @@ class Connection(H11Protocol):
         return True
 
     def handle_events(self) -> None:
-        """Start the requests that have come, and refuse what is none."""
+        """Start received requests, and refuse malformed ones."""
         super().handle_events()
         if self.cycle is not None and self.cycle.transport is self.transport:
             self.cycle.transport = cast(asyncio.Transport, _Outlet(self))
@@ -162,9 +162,9 @@ class Connection(H11Protocol):
             self._connections.busy(self)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or go on with one that is already here.
+        """Wait for the next request, or start one that was received already.
 
-        In place of uvicorn's, which sets a timer for each request.
+        Replaces uvicorn's method, which sets a timer for each request.
         """
         self.server_state.total_requests += 1
         if self._authorization is not None and (key_id := self._key_id()):
@@ -173,27 +173,30 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         if self.unsent_bytes:
-            self.flow.resume_reading()  # the rest of a body may come first
-            self.transport.set_write_buffer_limits(0)  # `resume_writing` is called when nothing is left
+            self.flow.resume_reading()  # the rest of a body may precede the next request
+            self.transport.set_write_buffer_limits(0)  # so that `resume_writing` is called when the buffer is empty
         else:
             self._go_on()
 
     def resume_writing(self) -> None:
-        """Go on with an answer, or behind it; called by the event loop."""
+        """Continue a response, or go on after it; called by the event loop."""
         super().resume_writing()
         self.transport.set_write_buffer_limits()
         if self.cycle is not None and self.cycle.response_complete:
             self.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """Start the next request, if it is here: not before the last answer is taken, lest answers pile up."""
+        """Start the next request if it was received.
+
+        The previous response must be sent completely before, so that responses do not accumulate in memory.
+        """
         answered = self.cycle
         if self.transport.is_closing() or self._ended or not answered.response_complete:
             return
         self.flow.resume_reading()
         if self.conn.our_state is h11.DONE and self.conn.their_state is h11.DONE:
             self.conn.start_next_cycle()
-            if self._held is not None:  # its turn will come, and of what was here before with it
+            if self._held is not None:  # it is in the fair queue already, with the bytes that were received before it
                 return
             if self._has_begun():
                 self._enqueue(b"", self._begin_next)
@@ -205,7 +208,7 @@ class Connection(H11Protocol):
         return str(self.cycle.scope.get("state", {}).get(KEY_ID) or "")
 
     def finish(self) -> None:
-        """Close behind an answer, once the rest of its request's body has come, or enough of it."""
+        """Close after a response, once the rest of its request's body was received, or the limit was reached."""
         if self.conn.their_state is not h11.SEND_BODY or self.transport.is_closing():
             self.transport.close()
             return
@@ -214,14 +217,14 @@ class Connection(H11Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """End our side, and throw away what still comes: closed at once, the answer might be lost."""
+        """End our side, and discard what is still received: if closed at once, the response might be lost."""
         self._ended = True
         self.flow.resume_reading()
         with contextlib.suppress(OSError):
             self.transport.write_eof()
 
     def _drop(self, count: int) -> None:
-        """Throw a piece away, and wait for the turn of the next: pieces of a hundred bodies are a round's time each."""
+        """Discard a piece, and read the next one in turn: the pieces of a hundred bodies would block the event loop."""
         self._dropped += count
         if self._dropped > self._drop_max:
             self.transport.close()
@@ -234,7 +237,7 @@ class Connection(H11Protocol):
         return not self.transport.is_closing()
 
     def shutdown(self) -> None:
-        """Close when the request in work is answered, at once if there is none."""
+        """Close once the current request is answered, or at once if there is none."""
         self._begin()
         if self._ended:
             self.transport.close()
@@ -242,25 +245,24 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def evict(self) -> None:
-        """Close at once, since others come: a client that is new is told why."""
+        """Close at once to make room for another connection. A client that has sent no request yet gets a 503."""
         if self.cycle is None and not self._ended:
             self._ended = True
             self.transport.write(_NO_ROOM)
         self._connections.discard(self)
         if self.unsent_bytes:
-            self.transport.abort()  # `close` would keep all of it until it is read
+            self.transport.abort()  # `close` would keep the bytes in memory until they are read
         else:
             self.transport.close()
 
     def refuse(self, status: int, message: str) -> None:
-        """Answer a request that is not, or not wholly, here, and close. An answer that has begun is broken off."""
+        """Answer a malformed or incomplete request, and close. A response that has started is aborted."""
         if self._ended or self.transport.is_closing():
             return
         self._ended = True
         self._connections.free(self)
         self._unset_keepalive_if_required()
-        in_work = self.cycle is not None and not self.cycle.response_complete
-        if in_work:
+        if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -270,7 +272,7 @@ class Connection(H11Protocol):
         self._write(failure(status, message, headers | ({"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {})))
         self.flow.resume_reading()
         with contextlib.suppress(OSError):
-            self.transport.write_eof()  # and throw away what still comes: closed at once, the answer might be lost
+            self.transport.write_eof()  # received bytes are discarded: if closed at once, the response might be lost
 
     def _write(self, answer: Response) -> None:
         head = [*self.server_state.default_headers, *answer.raw_headers]
@@ -284,10 +286,10 @@ class Connection(H11Protocol):
             self.transport.write(b"".join(filter(None, map(self.conn.send, events))))
 
     def _should_upgrade(self) -> bool:
-        return False  # and not a line in the log for each client that asks
+        return False  # uvicorn would log a line for each client that requests an upgrade
 
     def look(self, now: float) -> None:
-        """Close when the client takes too long; once a second."""
+        """Close if the client takes too long; called once a second."""
         if self._reads_too_slowly():
             self.transport.abort()
             return
@@ -305,11 +307,11 @@ class Connection(H11Protocol):
         self._look_at_request(now, complete, self._timeouts.keep_alive_s if kept else self._timeouts.head_s)
 
     def _has_begun(self) -> bool:
-        """Whether the first bytes of a request's head are here."""
+        """Whether the first bytes of a request's head were received."""
         return bool(self.conn.trailing_data[0])
 
     def _is_its_turn(self) -> bool:
-        """Whether a request's body is the client's to send: there is more of it, and we read."""
+        """Whether we wait for the client to send more of a body: it is incomplete, and reading is not paused."""
         return self.cycle.more_body and not (self.flow.read_paused or self.cycle.waiting_for_100_continue)
 
     def _look_at_request(self, now: float, complete: bool, next_within_s: float) -> None:
@@ -328,20 +330,20 @@ class Connection(H11Protocol):
             self.refuse(408, TOO_SLOW)
 
     def _give_up(self) -> None:
-        """Close a connection whose request has not come: without a word, where not a byte of one has come."""
+        """Close a connection whose request is late; without a response if no byte of the request was received."""
         if self._has_begun():
             self.refuse(408, TOO_SLOW)
         else:
             self.transport.close()
 
     def _reads_too_slowly(self) -> bool:
-        """Whether an answer waits for its reader; what the system keeps for him is not counted as taken."""
+        """Whether the client reads a response too slowly; bytes in the kernel's buffer do not count as read."""
         unsent_bytes, timeouts = self.unsent_bytes, self._timeouts
         before, self._taken = self._taken, self.conn.sent_bytes - unsent_bytes - (self._unsent() if unsent_bytes else 0)
         if not unsent_bytes:
             self._behind_s = self.late_s = 0.0
             return False
-        taken = max(0, self._taken - before)  # less where an earlier answer is still with the system
+        taken = max(0, self._taken - before)  # negative if the kernel still had an earlier response at the last look
         behind_s = self._behind_s + timeouts.tick_s - taken / timeouts.reading_rate
         late_s = self.late_s + timeouts.tick_s - taken / timeouts.crowded_rate
         self._behind_s = max(-timeouts.reading_ahead_s, behind_s)
@@ -349,22 +351,22 @@ class Connection(H11Protocol):
         return self._behind_s > timeouts.reading_grace_s
 
     def _unsent(self) -> int:
-        """Bytes that are in the system's own memory, up to megabytes, and that the client's has not acknowledged."""
-        with contextlib.suppress(OSError):  # a system that does not say so
+        """Bytes in the kernel's send buffer, up to megabytes, that the client has not acknowledged."""
+        with contextlib.suppress(OSError):  # not every system supports the call
             found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
             return int.from_bytes(found, sys.byteorder)
         return 0
 
 
 def _has_disconnected(client: socket.socket) -> bool:
-    """Whether a client has closed its side, even behind bytes that were not read yet."""
+    """Whether a client has closed its side, even if unread bytes precede the end."""
     poll = select.poll()
-    poll.register(client, getattr(select, "POLLRDHUP", 0))  # Linux has it; elsewhere the loop will see it
+    poll.register(client, getattr(select, "POLLRDHUP", 0))  # only on Linux; elsewhere the event loop notices it later
     return bool(poll.poll(0))
 
 
 class _Outlet:
-    """The transport as the answer to one request sees it: to close it is the connection's."""
+    """The transport as uvicorn's response sees it; `close` goes to the connection instead."""
 
     def __init__(self, connection: Connection) -> None:
         self.write = connection.transport.write
@@ -373,24 +375,24 @@ class _Outlet:
 
 
 def _as_bytes(answer: Response) -> bytes:
-    """Write an answer down for a connection on which no request has come."""
+    """Serialise a response for a connection on which no request was received."""
     lines = [b"HTTP/1.1 %d %s" % (answer.status_code, STATUS_PHRASES[answer.status_code])]
     lines += [name + b": " + value for name, value in answer.raw_headers]
     return b"\r\n".join([*lines, b"", bytes(answer.body)])
 
 
 _NO_ROOM = _as_bytes(failure(503, NO_CONNECTIONS, {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}))
-"""Made once: a thousand connections may have to make room at the same moment."""
+"""Serialised once, because a thousand connections may be evicted at the same moment."""
 
 
 class _Reserved:
-    """The application as a connection beyond the limit sees it: health, and a refusal of everything else."""
+    """The application for a reserved connection, one beyond the limit: it serves only the health paths."""
 
     def __init__(self, app: ASGI3Application) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and close."""
+        """Answer one request, and close the connection."""
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,9 +1,10 @@
-"""Connections of clients: how many may be open, and for how long each may keep us waiting.
+"""All client connections of a process: how many may be open, and their time-outs.
 
-uvicorn answers requests; here is what it leaves to a proxy. Who connects and says nothing, or sends or reads a byte a
-second, is closed. When all places are taken, who is late in reading an answer makes room, or who has been without a
-request for the longest; while each place has a request in work, only health is asked for with success. Deadlines
-are looked at once a second, over all connections, so that a request costs nothing for them.
+This file does what uvicorn leaves to a proxy. It closes the connection of a client that sends nothing, or that sends or
+reads a byte a second. When the limit is reached, a new connection replaces one whose client reads a response too
+slowly, or else the one that has been idle for the longest. If every connection has a request in progress, only the
+health paths are served. The deadlines of all connections are checked together, once a second, so that a request costs
+no timer.
 """
 
 from __future__ import annotations
@@ -25,48 +26,51 @@ from hidream.server.edge.fair_queue import FairQueue
 from hidream.server.edge.listener import RESERVED_CONNECTIONS
 
 CANDIDATES = 32
-"""Of the connections that may have to make room, how many are looked at."""
+"""How many idle connections are examined to find one to evict."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long is waited for a client, in seconds, and how many bytes a second are expected of it."""
+    """How long the server waits for a client, in seconds, and which rates it requires, in bytes a second."""
 
     tick_s: float = 1.0
-    """How often is looked: every time-out may come so much later."""
+    """The interval of the checks; each time-out may be late by as much."""
     head_s: float = 10.0
-    """From a connection's begin, or from its next request's first byte, to the end of that request's head."""
+    """From the start of a connection, or the first byte of its next request, to the end of that request's head."""
     keep_alive_s: float = 65.0
-    """How long a connection may stay without a request: more than proxies keep theirs, usually a minute, lest they send
-    a request into one that is just being closed."""
+    """How long a connection may be idle between requests. Proxies keep theirs for a minute, usually; this is longer, so
+    that they do not send a request into a connection that is being closed."""
     body_silent_s: float = 15.0
     """The longest pause within a request's body."""
     body_grace_s: float = 15.0
-    """By so many seconds a body may be behind `body_rate`, counted from its begin; 4096 are 32 kbit/s."""
+    """How many seconds a body may be behind `body_rate`, counted from its start."""
     body_rate: float = 4096.0
+    """32 kbit/s."""
     reading_grace_s: float = 30.0
-    """By so many seconds may who takes an answer be behind `reading_rate`."""
+    """How many seconds a client that reads a response may be behind `reading_rate`."""
     reading_ahead_s: float = 45.0
-    """By so many seconds may he be ahead of it: a client's system makes room 128 KB at a time, which is once a minute
-    at 2 KB/s, and who reads nothing looks the same for so long."""
+    """How many seconds it may be ahead of that rate. A client's kernel acknowledges 128 KB at a time, which is once a
+    minute at 2 KB/s; in between, it looks like a client that reads nothing."""
     reading_rate: float = 1024.0
     crowded_grace_s: float = 5.0
-    """As above, while all places are taken: who is further behind than this makes room first. None is further ahead."""
+    """The same when the connection limit is reached: clients that are further behind are evicted first. It also limits
+    how far a client may be ahead."""
     crowded_rate: float = 16_384.0
     linger_s: float = 10.0
-    """How long the rest of a body is thrown away that was answered, or refused, before its end. A client that is still
-    sending hears the answer so: a connection that ends with bytes on their way ends in a reset, which can overtake the
-    answer (RFC 9112, 9.6)."""
+    """How long the rest of a body is discarded after an early response. Otherwise a client that is still sending may
+    not receive the response: closing a connection with unread bytes resets it, and the reset can overtake the response
+    (RFC 9112, 9.6)."""
     linger_silent_s: float = 3.0
+    """The longest pause in a body that is discarded."""
     linger_bytes: int = 2 * 2**20
-    """The most that is thrown away."""
+    """How many bytes are discarded at most."""
     linger_known_bytes: int = 64 * 2**20
-    """The same for who has a key: most often an image that is too large, of a client that only listens when all is
-    sent."""
+    """The same for a request with a valid key: usually its image is too large, and its client reads the response only
+    after it has sent everything."""
     reserved_s: float = 5.0
-    """The whole time of a connection beyond the limit."""
+    """The total time of a connection beyond the limit."""
 
 
 class Connections:
@@ -78,11 +82,11 @@ class Connections:
         self.fair_queue = FairQueue()
         self.open: set[Connection] = set()
         self.idle: OrderedDict[Connection, None] = OrderedDict()
-        """Those without a request in work, whoever has been so for the longest first."""
+        """Connections without a request in progress; the first has been idle for the longest."""
         self.reserved: OrderedDict[Connection, None] = OrderedDict()
-        """Those beyond the limit, oldest first."""
+        """Connections beyond the limit, oldest first."""
         self._late: list[Connection] = []
-        """Those who were behind `crowded_rate` at the last look, furthest last."""
+        """Connections whose clients were behind `crowded_rate` at the last check, furthest last."""
         self._full = Seldom(logger, "connections_full")
         self._malformed = Seldom(logger, "requests_refused")
         self._abandoned = Seldom(logger, "requests_abandoned")
@@ -95,11 +99,11 @@ class Connections:
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> Connection:
-        """Make the protocol of a connection: what uvicorn is told to call."""
+        """Make the protocol of a connection; uvicorn calls this."""
         return Connection(self, config, server_state, app_state)
 
     def add(self, connection: Connection) -> bool:
-        """Take a new connection in; False if it is one beyond the limit."""
+        """Add a new connection. Return False if it is beyond the limit."""
         if self._ticking is None:
             self._ticking = connection.loop.call_later(self.timeouts.tick_s, self._tick, connection.loop)
         within = len(self.open) - len(self.reserved) < self.limit or self._evict()
@@ -113,33 +117,33 @@ class Connections:
         return False
 
     def discard(self, connection: Connection) -> None:
-        """Forget a connection that is closed, or will be in this round of the loop."""
+        """Remove a connection that is closed, or will be in this iteration of the event loop."""
         self.open.discard(connection)
         self.idle.pop(connection, None)
         self.reserved.pop(connection, None)
 
     def busy(self, connection: Connection) -> None:
-        """Have a connection stay that has a request in work."""
+        """Mark a connection as busy with a request, so that it is not evicted as idle."""
         self.idle.pop(connection, None)
 
     def free(self, connection: Connection) -> None:
-        """Let a connection make room for others again."""
+        """Mark a connection as idle, so that it can be evicted."""
         if connection in self.open and connection not in self.reserved:
             self.idle[connection] = None
             self.idle.move_to_end(connection)
 
     def malformed(self, because: str) -> None:
-        """Log that requests were refused before anybody has looked at them."""
+        """Log that malformed requests were refused."""
         self._malformed.say(because)
 
     def abandoned(self) -> None:
-        """Log that clients have hung up before their requests were read."""
+        """Log that clients disconnected before their requests were read."""
         self._abandoned.say("the client closed the connection")
 
     def _evict(self) -> bool:
-        """Close who is late in reading, with a request in work or not, or who has been without one for the longest.
+        """Close a connection whose client reads too slowly, busy or not, or else the one idle for the longest.
 
-        One that has just sent a request, which was not read yet, is passed over.
+        Connections with unread bytes of a new request are skipped. Returns False if none can be closed.
         """
         self._full.say(f"{self.limit} are open")
         while self._late:
@@ -163,7 +167,7 @@ class Connections:
 
 
 def _has_sent(connection: Connection) -> bool:
-    """Whether something has come that was not read yet."""
+    """Whether the socket has unread bytes."""
     poll = select.poll()
     poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))

@@ -1,7 +1,8 @@
-"""The socket that the server listens on, and the descriptors that it may use up.
+"""The listening socket, and the limit of file descriptors.
 
-Out of descriptors a connection can be neither taken nor refused: it stays in the socket's line, where the event loop
-sees it again at once, for ever. So one descriptor is kept in reserve, by which a connection is taken, told 503, closed.
+Without a free descriptor, a connection can be neither accepted nor refused. It stays in the socket's backlog, and the
+event loop tries to accept it again and again. So one descriptor is kept in reserve: with it, the connection is
+accepted, answered with 503, and closed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from hidream.logs import Seldom
 from hidream.settings.tables import Server
 
 ACCEPTS_PER_ROUND = 2
-"""Connections that are taken in one round of the event loop, so that their limit is looked at in between."""
+"""Connections that are accepted in one iteration of the event loop, so that their limit is checked in between."""
 OWN_DESCRIPTORS = 64
-"""What a process has open beside connections: database, log, event loop, pipes; 35 were counted on SQLite."""
+"""Descriptors for other things than connections: database, log, event loop, pipes. With SQLite, 35 were counted."""
 RESERVED_CONNECTIONS = 16
-"""Connections beyond the limit that may be open at a time until they have said whether they ask for health."""
+"""Connections that may be open beyond the limit, until it is known whether they request a health path."""
 
 _REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -42,7 +43,7 @@ class Listener(socket.socket):
         self._out_of_descriptors = Seldom(logger, "descriptors_exhausted")
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Take a connection. Raises BlockingIOError when there is none, or none any more in this round of the loop."""
+        """Accept a connection. Raises BlockingIOError if there is none, or enough were accepted in this iteration."""
         if self._taken >= ACCEPTS_PER_ROUND:
             raise BlockingIOError(errno.EAGAIN, "enough for one round")
         try:
@@ -61,7 +62,7 @@ class Listener(socket.socket):
         return taken
 
     def close(self) -> None:
-        """Close the socket, and what was kept in reserve."""
+        """Close the socket and the spare descriptor."""
         super().close()
         spare, self._spare = self._spare, -1
         if spare >= 0:
@@ -71,7 +72,7 @@ class Listener(socket.socket):
         self._taken = 0
 
     def _refuse_one(self) -> None:
-        """Take a connection with the spare descriptor, and close it."""
+        """Accept a connection with the spare descriptor, answer it with 503, and close it."""
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
@@ -89,8 +90,8 @@ def listen(server: Server) -> Listener:
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
     try:
         listening = socket.create_server((server.host, server.port), family=family, backlog=2048)
-        # Else an answer's body waits 40 ms for the client to acknowledge its head (Nagle's algorithm). Connections
-        # inherit it; asyncio sets it only where it makes the socket itself.
+        # Otherwise a response's body waits 40 ms until the client acknowledges the head (Nagle's algorithm).
+        # Connections inherit the option; asyncio sets it only on sockets that it creates itself.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Listener(listening)
     except OSError as error:
@@ -100,10 +101,10 @@ def listen(server: Server) -> Listener:
 
 
 def connection_limit(wanted: int, beside: int) -> int:
-    """Say how many connections may be open at a time: as many as are wanted, if the system lets us.
+    """Return how many connections may be open at a time: `wanted`, or fewer if the system has too few descriptors.
 
-    Each may have a file open too. `beside` is how many connections of our own, to webhooks, may be open meanwhile. The
-    soft limit of descriptors is raised as far as needed and allowed; what is still missing is logged.
+    Each connection may also have a file open. `beside` is the number of outgoing connections, to webhooks. The soft
+    limit of descriptors is raised as far as needed and allowed. If that is not enough, a warning is logged.
     """
     needed = 2 * wanted + RESERVED_CONNECTIONS + OWN_DESCRIPTORS + beside
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -115,7 +116,8 @@ def connection_limit(wanted: int, beside: int) -> int:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == unlimited or soft >= needed:
         return wanted
-    room = max(8, (soft - RESERVED_CONNECTIONS - OWN_DESCRIPTORS - beside) // 2)
+    possible = max(8, (soft - RESERVED_CONNECTIONS - OWN_DESCRIPTORS - beside) // 2)
     advice = f"{soft} descriptors; {needed} are needed: LimitNOFILE of systemd, `ulimit -n`"
-    logger.warning("connections_limited connections_max=%d instead_of=%d because=%s", min(room, wanted), wanted, advice)
-    return min(room, wanted)
+    limit = min(possible, wanted)
+    logger.warning("connections_limited connections_max=%d instead_of=%d because=%s", limit, wanted, advice)
+    return limit

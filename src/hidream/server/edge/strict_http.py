@@ -1,8 +1,8 @@
-"""HTTP/1.1 as h11 reads it, less what two readers of one request could read differently.
+"""A stricter h11, which refuses requests that two parsers could understand differently.
 
-A proxy and a server that disagree on where a request ends let a client smuggle a second one past the proxy. h11 takes
-lines that end in a bare LF, folded headers, and a Content-Length beside Transfer-Encoding; RFC 9112 lets a server
-refuse all of them.
+If a proxy and a server disagree on where a request ends, a client can smuggle a second request past the proxy. h11
+accepts lines that end in a bare LF, folded headers, and Content-Length together with Transfer-Encoding. RFC 9112 allows
+a server to refuse all of them.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import re
 import h11
 
 HEAD_MAX_BYTES = 32_768
-"""The most that the lines before a body may have, one long URL or many headers; proxies take 8 to 64 KB."""
+"""The largest head of a request (request line and headers); proxies accept 8 to 64 KB."""
 
 _HOST = re.compile(rb"\nhost:[ \t]*(?:\[[0-9a-f:.]{2,60}\]|[\w.~%!$&'()*+,;=-]{0,255})(?::[0-9]{0,5})?[ \t]*\r\n")
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*[0-9]{1,19}[ \t]*\r\n")
 
 
 class StrictConnection(h11.Connection):
-    """A server's side of a connection.
+    """The server's side of a connection.
 
-    `wrong` is what was wrong with a request, after which nothing more is read; `sent_bytes` were given to be sent.
+    `wrong` is the error of a malformed request; after it, nothing is parsed. `sent_bytes` counts the bytes to send.
     """
 
     wrong: h11.RemoteProtocolError | None = None
     sent_bytes: int = 0
 
     def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
-        """Give the bytes of an event, and count them."""
+        """Return the bytes of an event, and count them."""
         data = super().send(event)
         if data:
             self.sent_bytes += len(data)
         return data
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """Give the next event; NEED_DATA from the first thing on that is wrong."""
+        """Return the next event; after the first error, always NEED_DATA."""
         if self.wrong is not None:
             return h11.NEED_DATA
         try:
@@ -48,7 +48,7 @@ class StrictConnection(h11.Connection):
 
 
 def _check_head(received: bytes) -> None:
-    """See that a request's lines, as far as they have come, end in CR LF, and that none goes on in the next."""
+    """Check that the received lines of a head end in CR LF, and that no header is folded."""
     end = received.find(b"\r\n\r\n")
     head = received if end < 0 else received[: end + 2]
     if len(head) > HEAD_MAX_BYTES:
@@ -62,7 +62,7 @@ def _check_head(received: bytes) -> None:
 
 
 def _check_headers(head: bytes) -> None:
-    """See that a request, in small letters, says only once where it ends, and whom it is for."""
+    """Check that a head, in lower case, gives the body's length only once, and a valid Host."""
     lengths, encoded = head.count(b"\ncontent-length:"), b"\ntransfer-encoding:" in head
     if lengths and (lengths > 1 or not _LENGTH.search(head)):
         raise _wrong("Content-Length is repeated or is not a number")

@@ -1,11 +1,11 @@
-"""Turns at what this process has little of: a crowd of one key's waits here, and holds up nobody else's.
+"""Concurrency limits for scarce resources of this process, fair between keys.
 
-So many of a key are inside at a time, and so many of all keys; the others stand in line, each key's in the order in
-which they came, and the keys take turns. Whoever has hung up when his turn comes is sent away before anything is done
-for him: fifteen hundred listings that nobody waits for any more cost no query.
+A limiter has a number of slots in all and a number per key. Other requests wait in the queue of their key, and the keys
+take turns. So many requests of one key do not block those of others. If a client has disconnected when its turn comes,
+its request is dropped: fifteen hundred listings that nobody waits for cost no query.
 
-Requests that read pass one on their way to the database. Large things that come in, and files that are fetched, pass
-others: each is on its way to a file, and whoever waits is not read meanwhile.
+One limiter guards the database against reading requests. Others guard large bodies and fetched files, which are written
+to disk; a body that waits for its slot is not read meanwhile.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from starlette.requests import ClientDisconnect, Request
 from hidream.errors import TooMany
 
 PER_KEY, AT_ONCE = 3, 16
-"""One key does not take all connections to SQLite (`store/sqlite.CONNECTIONS`); more at once would only wait there."""
+"""One key cannot take all connections to SQLite (`store/sqlite.CONNECTIONS`); more requests would only wait there."""
 LARGE_AT_ONCE = 64
-"""Bodies, or fetched files, of 16 to 20 MiB each; more would only slow each other down."""
+"""Bodies or fetched files of 16 to 20 MiB each; more would only slow each other down."""
 QUEUE_TIMEOUT_S = 30.0
-"""The longest wait for their turn: below the minute after which most clients give up."""
+"""The longest wait of a large body for its slot: less than the minute after which most clients give up."""
 RETRY_AFTER_S = 5
 
 
 class ConcurrencyLimiter:
-    """One process's limiter, for `at_once` of all keys' and `per_key` of a key's.
+    """One process's limiter, with `at_once` slots in all and `per_key` slots for each key.
 
-    Without `per_key`, a key may have one more while it has fewer than are free: alone half of them, and some are left
-    for the next. Whoever waits longer than `wait_s` gets a TooMany that says `error`.
+    Without `per_key`, a key may take another slot while it has fewer than are free. So a key alone can take half of
+    them, and some are left for the next key. A request that waits longer than `wait_s` raises TooMany with `error`.
     """
 
     def __init__(
@@ -45,9 +45,10 @@ class ConcurrencyLimiter:
 
     @asynccontextmanager
     async def slot(self, key_id: str, request: Request | None = None) -> AsyncIterator[None]:
-        """Run the block when it is this key's turn. Raises TooMany if that takes too long.
+        """Run the block in a slot of this key. Raises TooMany if the wait takes too long.
 
-        With `request`, whose body was read if it has one, raises ClientDisconnect if its client left before.
+        With `request`, raises ClientDisconnect if its client disconnected while it waited. The request's body, if it
+        has one, must have been read before.
         """
         if key_id not in self._queues and self._has_slot(key_id):
             self._start(key_id)
@@ -77,11 +78,11 @@ class ConcurrencyLimiter:
             raise
 
     def _dequeue(self, key_id: str, called: asyncio.Future[None]) -> None:
-        """Leave the line, unless the one who calls has just found that nobody is there any more."""
-        line = self._queues.get(key_id, deque())
-        if called in line:
-            line.remove(called)
-            if not line:
+        """Leave the queue, unless `_start_next` has already removed the request because it was cancelled."""
+        queue = self._queues.get(key_id, deque())
+        if called in queue:
+            queue.remove(called)
+            if not queue:
                 del self._queues[key_id]
 
     def _has_slot(self, key_id: str) -> bool:
@@ -101,14 +102,14 @@ class ConcurrencyLimiter:
             pass
 
     def _start_next(self) -> bool:
-        """Let the first of the first key that has room enter, and put that key behind the others."""
+        """Start the first request of the first key with a free slot, and move that key behind the others."""
         key_id = next((each for each in self._queues if self._has_slot(each)), None)
         if key_id is None:
             return False
-        line = self._queues.pop(key_id)
-        called = line.popleft()
-        if line:
-            self._queues[key_id] = line
+        queue = self._queues.pop(key_id)
+        called = queue.popleft()
+        if queue:
+            self._queues[key_id] = queue
         if not called.cancelled():
             self._start(key_id)
             called.set_result(None)

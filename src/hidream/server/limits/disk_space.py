@@ -1,10 +1,10 @@
-"""Whether there is room on the disks that this process writes to: the database's, and the files'.
+"""The free space of the disks that this process writes to: those of the database and of the files.
 
-Below the operator's mark nothing more is taken in, so that what was acknowledged can still be written down, and what
-is there can be fetched and deleted. A database or a bucket of another machine is not looked at.
+Below the operator's limit, no tasks or uploads are accepted. So accepted tasks can still be stored, and existing
+results can be read and deleted. A database or a bucket on another machine is not checked.
 
-A network file system may hang, and whoever asks it with it: a thread does, one at a time, and what it has found before
-counts until it answers.
+A network file system may hang, and with it the thread that reads its free space. So only one thread does that at a
+time, and the last result stays valid until it returns.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import ObjectStore
 
 CHECK_S = 1.0
-"""How long a look is good for."""
+"""How long a measurement is valid."""
 TIMEOUT_S = 0.5
-"""How long whoever lets a look begin waits for it; nobody else does."""
+"""How long the request that starts a measurement waits for it; other requests do not wait."""
 MB = 1_000_000
 
 
 class DiskSpace:
-    """The disks below some folders, and how much of each is to stay free; 0 looks at none."""
+    """The disks that hold some folders, and the space that must stay free on each; with 0, nothing is checked."""
 
     def __init__(
         self,
@@ -44,7 +44,10 @@ class DiskSpace:
         self._shortage: str | None = None
 
     async def shortage(self) -> str | None:
-        """Say what is wrong, if too little is free; the answer may be a second old, or as old as a disk hangs."""
+        """Describe the shortage; None if enough is free.
+
+        The result may be a second old, or, if a disk hangs, as old as the hang.
+        """
         if self._folders and self._measuring is None and self._clock() - self._measured_at >= CHECK_S:
             self._measuring = asyncio.create_task(self._measure_again())
             await asyncio.wait({self._measuring}, timeout=self._timeout_s)
@@ -74,13 +77,13 @@ class DiskSpace:
 
 
 def folders_of(database_url: str, files: ObjectStore) -> list[Path]:
-    """Name the folders of a database and of files that are on this machine's disks."""
+    """List the folders of the database and of the files that are on this machine's disks."""
     kind, _, path = database_url.partition(":///")
     database = [Path(path).parent] if kind.startswith("sqlite") else []
     return database + ([files.root] if isinstance(files, Folder) else [])
 
 
 def _free_bytes(folder: Path) -> int:
-    """Ask the disk that a folder is on, or will be once it is made."""
+    """Return the free bytes of the disk that a folder is on, or will be on when it is created."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free

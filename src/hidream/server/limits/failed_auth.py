@@ -1,8 +1,8 @@
-"""Keys that nobody has: who sends many of them is slowed down, by address.
+"""Failed authentication: an address that sends many unknown keys is slowed down.
 
-A key of 256 random bits is not found by trying; the look-ups are what costs. An address may be wrong `BURST` times at
-once, and `PER_S` times a second from then on. Beyond that the answer to a wrong key comes `DELAY_S` later, as a 429. A
-right key from the same address, which may be a proxy's with everybody behind it, is never delayed.
+A key has 256 random bits and cannot be guessed, but each guess costs a look-up. An address may send `BURST` unknown
+keys at once, and `PER_S` a second after that. Beyond that, the response to an unknown key is a 429 and comes `DELAY_S`
+later. A valid key from the same address is never delayed, because the address may be a proxy's.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from hidream.errors import TooMany
 BURST, PER_S = 60, 1.0
 DELAY_S = 2.0
 DELAYED_MAX = 100
-"""Answers that are delayed at a time, since each holds a connection; more are given at once."""
+"""Responses that are delayed at a time, because each holds a connection; others are sent without delay."""
 ADDRESSES_MAX = 4096
-"""Addresses that are remembered, a few hundred KB; beyond, whoever was wrong the longest ago is forgotten."""
+"""Addresses in memory, a few hundred KB; beyond that, the one whose last failure is the oldest is dropped."""
 
 
 class FailedAuthThrottle:
-    """What this process has seen of wrong keys."""
+    """Counts the unknown keys that were sent to this process, by address."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, delay_s: float = DELAY_S) -> None:
         self._clock = clock
         self._delay_s = delay_s
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # guesses, as of when
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # failures left, and at what time
         self._waiting = 0
 
     async def failed(self, address: str) -> None:
-        """Count a wrong key. Raises TooMany, some time later, if there were too many from this address."""
-        whose, now = _network(address), self._clock()
-        left, since = self._left.get(whose, (float(BURST), now))
+        """Count an unknown key. Raises TooMany, after a delay, if this address has sent too many."""
+        network, now = _network(address), self._clock()
+        left, since = self._left.get(network, (float(BURST), now))
         left = min(float(BURST), left + PER_S * (now - since))
         allowed = left >= 1
-        self._left[whose] = (left - 1 if allowed else left, now)
-        self._left.move_to_end(whose)
+        self._left[network] = (left - 1 if allowed else left, now)
+        self._left.move_to_end(network)
         if len(self._left) > ADDRESSES_MAX:
             self._left.popitem(last=False)
         if not allowed:
@@ -59,7 +59,7 @@ class FailedAuthThrottle:
 
 
 def _network(address: str) -> str:
-    """Give what one client has: an address of IPv4, or 64 bits of IPv6."""
+    """Return the network that one client usually has: an IPv4 address, or a /64 network of IPv6."""
     try:
         known = ipaddress.ip_address(address)
     except ValueError:

@@ -1,8 +1,8 @@
-"""How much a key may read: so many requests a minute, and so many streams and long polls open at a time.
+"""Rate limits of a key's reads: requests a minute, and event streams and long polls that are open at a time.
 
-Both are of this process alone: they keep one client from taking all of it, and charge for nothing. Requests fill a
-bucket that drains evenly; its size is a minute's worth, so that a burst is no fault. Every answer to a request that was
-counted says how full it is, in the fields of draft-ietf-httpapi-ratelimit-headers up to its version 06.
+Both limits apply to this process alone. They keep one client from overloading it; they are no quota. Requests fill a
+leaky bucket that holds a minute's worth, so that bursts are allowed. Every response to a counted request says how full
+the bucket is, in the header fields of draft-ietf-httpapi-ratelimit-headers up to its version 06.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from hidream.errors import TooMany
 
 MINUTE_S = 60.0
 STREAM_RETRY_S = 5
-"""What a client is told to wait that has too many streams open."""
+"""The value of Retry-After for a client with too many open streams."""
 Headers = list[tuple[bytes, bytes]]
 _STATE = "rate"
 
 
 class RateLimiter:
-    """The buckets of the keys that have read something lately; `a_minute` of 0 counts nothing."""
+    """The buckets of the keys; with `a_minute` of 0, nothing is counted."""
 
     def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._a_minute = a_minute
@@ -34,7 +34,7 @@ class RateLimiter:
         self._empty_at: dict[str, float] = {}  # when each key's bucket has drained
 
     def count(self, key_id: str, state: MutableMapping[str, Any]) -> None:
-        """Count a request, and put into its `state` what its answer is to say. Raises TooMany."""
+        """Count a request, and put the headers for its response into its `state`. Raises TooMany."""
         if not self._a_minute:
             return
         now, one_s = self._clock(), MINUTE_S / self._a_minute
@@ -58,7 +58,7 @@ class RateLimiter:
 
 
 class StreamLimiter:
-    """The event streams and long polls that are open, by key; `most` of each."""
+    """Counts the open event streams and long polls of each key; a key may have `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -66,7 +66,7 @@ class StreamLimiter:
 
     @contextmanager
     def slot(self, key_id: str) -> Iterator[None]:
-        """Have one open for the time of the block. Raises TooMany."""
+        """Count one as open during the block. Raises TooMany."""
         self.acquire(key_id)
         try:
             yield
@@ -74,21 +74,21 @@ class StreamLimiter:
             self.release(key_id)
 
     def acquire(self, key_id: str) -> None:
-        """Count one more; whoever does must `release` it. Raises TooMany."""
+        """Count one more as open; the caller must `release` it. Raises TooMany."""
         if self._open[key_id] >= self._most:
-            told = f"{self._most} event streams and long polls of this key are open, as many as it may have"
-            raise TooMany(f"{told}; close some, or try again later", STREAM_RETRY_S)
+            message = f"{self._most} event streams and long polls of this key are open, as many as it may have"
+            raise TooMany(f"{message}; close some, or try again later", STREAM_RETRY_S)
         self._open[key_id] += 1
 
     def release(self, key_id: str) -> None:
-        """Count one less."""
+        """Count one less as open."""
         self._open[key_id] -= 1
         if not self._open[key_id]:
             del self._open[key_id]
 
 
 class RateLimitHeaders:
-    """ASGI middleware that puts into an answer's head what `Reads.count` has left in the request's state."""
+    """ASGI middleware that adds the headers to a response which `RateLimiter.count` put into the request's state."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

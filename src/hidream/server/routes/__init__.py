@@ -1,4 +1,4 @@
-"""The routes, one file per subject: each reads its request, makes one call to the store, and answers.
+"""The routes, one file per subject. A route reads its request, makes one call to the store, and responds.
 
-Each file ends in ROUTES: method, path and function of every route that it has; `app.py` puts them together.
+Each file ends with ROUTES: the method, path and function of each of its routes. `app.py` registers them.
 """

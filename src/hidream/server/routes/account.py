@@ -1,4 +1,4 @@
-"""What a client may ask about the installation and its key: models, prices, balance."""
+"""Information about the installation and the key: models, prices, balance."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DESCRIPTIONS = {
 
 
 async def balance(request: Request, api: Version, key: AnyKey) -> Response:
-    """GET /api/{v2,v3}/balance: a number by setting; nothing is charged."""
+    """GET /api/{v2,v3}/balance: a configured number; nothing is charged."""
     return success({"balance": service_of(request).settings.server.balance})
 
 
 async def models(request: Request, api: Version, key: AnyKey) -> Response:
-    """GET /api/{v2,v3}/models: what is served, with what each takes."""
+    """GET /api/{v2,v3}/models: the served models, with the parameters of each."""
     service = service_of(request)
     return success([_model(service, name) for name in service.models])
 
@@ -44,14 +44,14 @@ async def pricing(request: Request, api: Version, key: AnyKey) -> Response:
 
 
 async def price(request: Request, api: Version, key: AnyKey) -> Response:
-    """POST /api/{v2,v3}/model/price: the same, as other clients ask."""
+    """POST /api/{v2,v3}/model/price: the same in the form that other clients expect."""
     model, price, strange = await _price(request)
     data = {"model_id": model, "price": price, "discounted_price": price, "currency": CURRENCY}
     return success(unused.with_warnings(data, strange))
 
 
 async def _price(request: Request) -> tuple[str, float, Iterator[str]]:
-    """Read which model a request is about, how many images it would generate, and what of it has no effect."""
+    """Return the model that a request names, the price of its images, and warnings."""
     service = service_of(request)
     body = await read_short_json(request)
     model = model_registry.find(service.models, body.get("model_id"))

@@ -1,4 +1,4 @@
-"""The webhooks that a task owes: how far they are, and one more time."""
+"""A task's webhook deliveries: list them, and replay one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hidream.store.outbox import Delivery, DeliveryState
 
 
 async def listing(request: Request, prediction_id: str, api: Version, key: ViewKey) -> Response:
-    """GET /api/{v2,v3}/predictions/{id}/webhooks: the deliveries of a task, the oldest first."""
+    """GET /api/{v2,v3}/predictions/{id}/webhooks: the deliveries of a task, oldest first."""
     service = service_of(request)
     async with service.read_limiter.slot(key.id, request):
         if await history.get(service.database, prediction_id, key.id) is None:
@@ -39,7 +39,7 @@ async def replay(request: Request, prediction_id: str, delivery_id: str, api: Ve
 
 
 def _data(delivery: Delivery) -> dict[str, Any]:
-    """Describe a delivery; `next_attempt_at` is null once there will be none."""
+    """Describe a delivery; `next_attempt_at` is null if there will be no further attempt."""
     waiting = delivery.state is DeliveryState.WAITING
     return {
         "id": delivery.id,

@@ -13,7 +13,7 @@ from hidream.server.service import Route, service_of
 
 
 async def document(request: Request) -> Response:
-    """GET /openapi.json: every route, with what it takes and answers."""
+    """GET /openapi.json: every route, with its parameters and responses."""
     service = service_of(request)
     url = base_url(request, service.settings.server.public_url)
     return JSONResponse(openapi.document(url, service.models, service.settings.server.upload_max_bytes))

@@ -1,11 +1,11 @@
-"""A task's events as they happen: server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""A task's event stream: server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-    status    the whole prediction, as the result has it: at once, and whenever its state changes
+    status    the prediction, as in the result: at once, and whenever its state changes
     progress  {"step": 5, "steps": 28}
     preview   {"step": 5, "image": "data:image/jpeg;base64,..."}
 
-The stream ends behind the status that is final. Each event's id says all that its reader knows by then, and so whoever
-comes back with it as `Last-Event-ID`, to whichever process, is told of what is new and of nothing twice.
+The stream ends after a final status. Each event's id encodes all that the client has received by then. So a client that
+reconnects with it as `Last-Event-ID`, to any process, receives only new events.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from hidream.store.progress import ProgressWatcher, TaskView
 from hidream.types import Status
 
 HEARTBEAT_S = 15.0
-"""Silence after which a comment is sent: proxies close what is silent for a minute, some for half of one."""
+"""The longest silence before a comment is sent. Proxies close connections after a minute of silence, some earlier."""
 RETRY_MS = 1000
-"""After what pause a client's library is to come back when the stream broke."""
+"""The pause after which a client reconnects when the stream breaks."""
 
 Describe = Callable[[Prediction], Awaitable[dict[str, Any]]]
-"""Describes a prediction, as the result does."""
+"""Describes a prediction as in the result."""
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -50,7 +50,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class EventCursor:
-    """What a reader knows of a task: the last move it was told of, the last step and the step of the last preview."""
+    """What a client has received of a task: the last state, the last step, and the step of the last preview."""
 
     attempt: int = -1
     status: Status | None = None
@@ -59,7 +59,7 @@ class EventCursor:
 
     @classmethod
     def of(cls, last_event_id: str) -> EventCursor:
-        """Read an event's id; whoever brings none of ours knows nothing."""
+        """Parse an event's id; if it is not one of ours, the client has received nothing."""
         match = re.fullmatch(r"(\d{1,6})-([a-z]{1,16})-(\d{1,6})-(\d{1,6})", last_event_id, re.ASCII)
         if not match or match[2] not in list(Status):
             return cls()
@@ -78,13 +78,13 @@ async def events(request: Request, prediction_id: str, api: Version, key: ViewKe
         raise NotFound(f"there is no prediction {prediction_id!r:.100} of this API key")
     cursor = EventCursor.of(request.headers.get("last-event-id", ""))
     if (cursor.attempt, cursor.status) == (prediction.attempt, prediction.status) and prediction.status.final:
-        return Response(status_code=204)  # what tells a browser not to come back
+        return Response(status_code=204)  # tells a browser not to reconnect
     if request.method == "HEAD":
         return StreamingResponse(iter(()), headers=HEADERS)
     url = base_url(request, service.settings.server.public_url)
 
     async def describe(now: Prediction) -> dict[str, Any]:
-        # shielded: a client that leaves cancels this, and a call of the database that is cancelled costs a connection
+        # shielded: a disconnect cancels this, and a cancelled database call costs a connection
         return await asyncio.shield(described(service, now, api, url))
 
     held = ExitStack()
@@ -94,14 +94,14 @@ async def events(request: Request, prediction_id: str, api: Version, key: ViewKe
 
 
 class _Events(StreamingResponse):
-    """A stream, and what it holds until it has ended, however it does."""
+    """A stream, and the resources that it holds until it ends."""
 
     def __init__(self, events: AsyncIterator[str | bytes], held: ExitStack) -> None:
         super().__init__(events, headers=HEADERS)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the stream, then release the resources."""
         with self._held:
             await super().__call__(scope, receive, send)
 
@@ -119,7 +119,7 @@ async def _stream(
                 for event in events:
                     async for piece in event:
                         yield piece
-            except (NotFound, ObjectStoreUnavailable):  # the client comes back, and is told then
+            except (NotFound, ObjectStoreUnavailable):  # the client reconnects, and gets the error then
                 return
             if view.prediction.status.final or progress.stopped or revoked.done():
                 return
@@ -132,7 +132,7 @@ async def _stream(
 
 
 async def _new_events(cursor: EventCursor, view: TaskView, describe: Describe) -> tuple[EventCursor, list[JsonStream]]:
-    """Say what is known once a view is, and write the events that lead there."""
+    """Return the events that a client has not received, and the cursor after them."""
     now = view.prediction
     events: list[JsonStream] = []
     if (cursor.attempt, cursor.status) != (now.attempt, now.status):

@@ -1,4 +1,4 @@
-"""Downloads: finished images, and uploads. Whoever knows a file's name may have it."""
+"""Downloads of outputs and uploads. To know a file's name is to have access; no key is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def output(request: Request, name: str) -> Response:
 
 
 async def upload(request: Request, name: str) -> Response:
-    """GET /uploads/{name}: what a client has sent; its type is what its bytes are, not what its name says."""
+    """GET /uploads/{name}: an uploaded file; its Content-Type is that of its contents, not of its name."""
     service = service_of(request)
     known = await service.input_images.find(name, address_of(request))
     if known is None:

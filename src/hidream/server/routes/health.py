@@ -1,4 +1,4 @@
-"""Whether this process answers, whether submitted tasks will be generated, and the metrics of both."""
+"""Health checks and metrics: whether this process is alive, and whether submitted tasks will be generated."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _admin = key_of(Scope.ADMIN)
 
 
 async def healthz() -> Response:
-    """GET /healthz: this process answers."""
+    """GET /healthz: this process is alive."""
     return success({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: what is submitted now is stored and generated, for all models, for some, or for the `model` named.
+    """GET /readyz: 200 if tasks are stored and generated, for at least one model, or for each `model` that is named.
 
-    Else a 503 that says why not. One model without workers must not make a proxy give up the others.
+    Otherwise a 503 with the reason. Without a `model`, one model without workers must not make a proxy stop traffic to
+    the others.
     """
     service = service_of(request)
     within_s = service.worker_counts.seen_s
-    if strange := request.query_params.keys() - {"model"}:  # a probe would trust what was ignored
+    if strange := request.query_params.keys() - {"model"}:  # a probe would rely on an ignored parameter
         raise InvalidInput(f"{min(strange)!r:.60} is not a parameter of /readyz; accepted: model")
     named = [model_registry.find(service.models, name) for name in request.query_params.getlist("model")]
     if service.database.changes.stopped:
@@ -64,7 +65,7 @@ def _state(offered: Iterable[str], ready: Sequence[Worker]) -> dict[str, object]
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: figures for Prometheus, for whom the operator wants."""
+    """GET /metrics: metrics for Prometheus; `[server] metrics` says who may read them."""
     service = service_of(request)
     if service.settings.server.metrics == "off":
         raise NotFound("the operator has switched /metrics off (`[server] metrics`)")

@@ -1,4 +1,4 @@
-"""Uploads, in the old way (a form) and the new one (a URL to put the file to)."""
+"""Uploads: with a form (the older way), or with a PUT to a URL that is requested before."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hidream.server.service import Route, SubmitKey, Version, address_of, servic
 from hidream.types import FORMAT_NAMES, FORMATS, READABLE, ImageFormat
 
 SIZE_MAX = 2**63 - 1
-"""Of the number that a client may name, before it is told that this is too large: what the database can hold."""
+"""The largest `size` that is read as a number, which is the largest integer of the database."""
 _ANY_TYPE = (None, "", "application/octet-stream")
 
 
 async def upload_form(request: Request, api: Version, key: SubmitKey) -> Response:
-    """POST /api/{v2,v3}/media/upload/binary: take the file of a form."""
+    """POST /api/{v2,v3}/media/upload/binary: store the file of a form."""
     service = service_of(request)
     await service.disk_space.check()
     await service.input_images.check(key)
@@ -34,7 +34,7 @@ async def upload_form(request: Request, api: Version, key: SubmitKey) -> Respons
 
 
 async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
-    """POST /api/{v2,v3}/media/uploads: say where a file may be put, and where it will be found."""
+    """POST /api/{v2,v3}/media/uploads: announce an upload; return the URL for the PUT and the one for downloads."""
     service = service_of(request)
     await service.disk_space.check()
     await service.input_images.check(key)
@@ -43,12 +43,12 @@ async def announce(request: Request, api: Version, key: SubmitKey) -> Response:
     upload = await service.input_images.announce(key, filename, image_format, size)
     url = upload_url(base_url(request, service.settings.server.public_url), upload.name)
     put = {"method": "PUT", "url": url, "headers": {"Content-Type": upload.media_type}}
-    strange = unused.unknown(body, ("filename", "size", "content_type"), "this route")
-    return success(unused.with_warnings({"upload": put, "download_url": url}, strange))
+    unknown_names = unused.unknown(body, ("filename", "size", "content_type"), "this route")
+    return success(unused.with_warnings({"upload": put, "download_url": url}, unknown_names))
 
 
 async def put(request: Request, name: str) -> Response:
-    """PUT /uploads/{name}: the file that was announced; who knows its name may put it there, once."""
+    """PUT /uploads/{name}: store the announced file, once. To know the name is to have access; no key is needed."""
     service = service_of(request)
     await service.disk_space.check()
     async with service.input_images.filling(name, address_of(request)) as (upload, part):
@@ -71,7 +71,7 @@ def _announced(body: dict[str, Any], max_bytes: int) -> tuple[str, ImageFormat, 
 
 
 def _format(filename: str, media_type: object) -> ImageFormat:
-    """Guess the format for the file's name here; what it really is, its bytes will say."""
+    """Guess the format for the upload's name; the real format is read from the file later."""
     for image_format in READABLE:
         if media_type == FORMATS[image_format].media_type:
             return image_format

@@ -1,4 +1,4 @@
-"""The routes of OpenAI's images API, for its clients: they wait for the images, and errors have a form of their own.
+"""The routes of OpenAI's images API: responses wait for the images, and errors have OpenAI's format.
 
 Source: openai-python 3.54.0, `types/image_generate_params.py`, `types/images_response.py`.
 """
@@ -30,9 +30,9 @@ PREFIX = "/v1/"
 CREATED_S = 1_743_984_000
 """When the models were published: 2025-04-07 (HiDream-I1's model cards)."""
 NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients repeat what ended with a 5xx, which would generate everything again."""
-PATIENCE_S = 120
-"""A Retry-After beyond this forbids it too: their client for JavaScript would sleep all of it, up to a day, unasked."""
+"""OpenAI's clients retry after a 5xx, which would generate all images again."""
+RETRY_AFTER_MAX_S = 120
+"""A response with a longer Retry-After also forbids retries: OpenAI's JavaScript client would sleep for up to a day."""
 
 _KINDS = {
     401: ("invalid_request_error", "invalid_api_key"),
@@ -43,44 +43,44 @@ _KINDS = {
 
 
 async def generate(request: Request, key: SubmitKey) -> Response:
-    """POST /v1/images/generations: generate 1 to 4 images, and answer when they are there."""
+    """POST /v1/images/generations: generate 1 to 4 images, and respond when they are finished."""
     service = service_of(request)
     await service.disk_space.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
     model = model_registry.find(service.models, body.get("model") or next(iter(service.models)))
-    asked = _asked(request, key, model, body)
-    prediction = await service.enqueuer.submit(asked)
+    task = _read(request, key, model, body)
+    prediction = await service.enqueuer.submit(task)
     await release(request)
     request.state.prediction_id = prediction.id  # for the log
     timeout_s = service.settings.server.sync_timeout_s
     try:
         latest = await awaited(service, request, prediction.id, key.id, timeout_s)
     except (ClientDisconnect, Unauthorized):
-        if asked.idempotency is None:  # else the same request may come again, and ask for it
+        if task.idempotency is None:  # else the client can repeat the request to get the images
             await predictions.cancel(service.database, prediction.id, key.id)
         raise
-    cancelled = latest is not None and await _cancelled(service, asked, latest)
+    cancelled = latest is not None and await _cancelled(service, task, latest)
     if latest is not None and not (latest.status.final or cancelled):  # it may have ended meanwhile
         latest = await service.completion_waiter.wait(prediction.id, key.id, 0)
     if latest is None:
         raise unknown(prediction.id)
     if latest.status is not Status.COMPLETED:
-        return await _undone(service, latest, timeout_s, cancelled)
-    whole = latest.input.enable_base64_output
-    outputs = await output_list(latest, asked.base_url, service.outputs, inline=whole)
-    data = [{"b64_json" if whole else "url": output} for output in outputs]
-    answer = {"created": latest.created_ms // 1000, "data": data}
+        return await _not_completed(service, latest, timeout_s, cancelled)
+    inline = latest.input.enable_base64_output
+    outputs = await output_list(latest, task.base_url, service.outputs, inline=inline)
+    data = [{"b64_json" if inline else "url": output} for output in outputs]
+    content = {"created": latest.created_ms // 1000, "data": data}
     warnings = {"warnings": latest.warnings} if latest.warnings else {}
-    return await embedded_files.json_response(answer | warnings, replayed(asked, prediction))
+    return await embedded_files.json_response(content | warnings, replayed(task, prediction))
 
 
 async def models(request: Request, key: AnyKey) -> Response:
-    """GET /v1/models: what is served."""
+    """GET /v1/models: the served models."""
     return JSONResponse({"object": "list", "data": [_model(name) for name in service_of(request).models]})
 
 
 async def model(request: Request, name: str, key: AnyKey) -> Response:
-    """GET /v1/models/{name}: one of them."""
+    """GET /v1/models/{name}: one served model."""
     return JSONResponse(_model(model_registry.find(service_of(request).models, name)))
 
 
@@ -91,23 +91,23 @@ def failure(
     code: str | None = None,
     parameter: str = "",
 ) -> Response:
-    """Answer an error in OpenAI's form, about a parameter or none."""
+    """Answer an error in OpenAI's format; `parameter` is the one it concerns, if any."""
     kind, usual = _KINDS.get(status, ("invalid_request_error" if status < 500 else "server_error", None))
     message = message or HTTPStatus(status).phrase
     error = {"message": message, "type": kind, "param": parameter or None, "code": code or usual}
     headers = dict(headers or {})
-    if int(headers.get("Retry-After", 0)) > PATIENCE_S:
+    if int(headers.get("Retry-After", 0)) > RETRY_AFTER_MAX_S:
         headers |= NO_RETRY
     return JSONResponse({"error": error}, status, headers)
 
 
-def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewTask:
-    """Read all of a request. Raises InvalidInput."""
+def _read(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewTask:
+    """Read a request into a new task. Raises InvalidInput."""
     service = service_of(request)
-    said = openai_parameters.translated(body, request.query_params)
+    values = openai_parameters.translated(body, request.query_params)
     variant = service.models[model]
     idempotency_key = parameters.idempotency_key(request.headers.get("idempotency-key"))
-    submission = parameters.parse(said, openai_parameters.FORM, variant)
+    submission = parameters.parse(values, openai_parameters.FORM, variant)
     return NewTask(
         key,
         model,
@@ -115,32 +115,32 @@ def _asked(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewT
         base_url(request, service.settings.server.public_url),
         idempotency=repeat_of(idempotency_key, [PREFIX, model, body]),
         refusal=refusal_of(submission),
-        warnings=tuple(openai_parameters.unused_of(body, request.query_params, said, variant, submission)),
+        warnings=tuple(openai_parameters.unused_of(body, request.query_params, values, variant, submission)),
     )
 
 
-async def _cancelled(service: Service, asked: NewTask, prediction: Prediction) -> bool:
-    """Cancel a task that was not done in time, unless its client can ask for it again, or this process stops."""
-    if prediction.status.final or service.completion_waiter.stopped or asked.idempotency is not None:
+async def _cancelled(service: Service, task: NewTask, prediction: Prediction) -> bool:
+    """Cancel a task that is not finished in time, unless its client can repeat the request, or this process stops."""
+    if prediction.status.final or service.completion_waiter.stopped or task.idempotency is not None:
         return False
     return await predictions.cancel(service.database, prediction.id, prediction.key_id)
 
 
-async def _undone(service: Service, prediction: Prediction, timeout_s: float, cancelled: bool) -> Response:
-    """Answer for a task that was refused, has failed, takes too long, or outlives this process."""
+async def _not_completed(service: Service, prediction: Prediction, timeout_s: float, cancelled: bool) -> Response:
+    """Answer for a task that was refused, failed, timed out, or is unfinished when this process stops."""
     if prediction.code == PromptRefused.code:
         return failure(400, prediction.error, code="content_policy_violation")
     if prediction.status.final and not cancelled:
         status = 400 if prediction.code in (InvalidInput.code, MissingInput.code) else 500
         return failure(status, prediction.error, NO_RETRY)
     if service.completion_waiter.stopped:
-        told = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
-        return failure(503, told, NO_RETRY)
+        message = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
+        return failure(503, message, NO_RETRY)
     then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"
-    told = f"the image was not done within {timeout_s:g} seconds, and {then}"
+    message = f"the image was not done within {timeout_s:g} seconds, and {then}"
     if not await service.worker_counts.workers(prediction.model):
-        told += f"; {no_worker([prediction.model], service.worker_counts.seen_s)}"
-    return failure(504, told, NO_RETRY)
+        message += f"; {no_worker([prediction.model], service.worker_counts.seen_s)}"
+    return failure(504, message, NO_RETRY)
 
 
 def _model(name: str) -> dict[str, Any]:

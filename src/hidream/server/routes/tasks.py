@@ -1,4 +1,4 @@
-"""Tasks: submit one, look at it, list one's own, cancel and delete them."""
+"""Tasks: submit, read, list, cancel and delete them."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ LONGEST_POLL_S = 60
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 PAGE_MAX = 1_000_000_000
 IDS_MAX = 500
-"""Predictions that one request may delete."""
+"""The number of predictions that one request may delete."""
 
 _ID = re.compile("[0-9a-f]{32}")
 
 
 async def submit(request: Request) -> Response:
-    """POST /api/{v2,v3}/wavespeed-ai/{name}: accept a request; in sync mode also wait for its image.
+    """POST /api/{v2,v3}/wavespeed-ai/{name}: enqueue a task; in sync mode also wait for its image.
 
-    It asks for version and key itself: FastAPI, which does that for the others, would take a fifth of its time.
+    It reads the version and the key itself. For the other routes FastAPI does so, which would take a fifth of the time.
     """
     service, path = service_of(request), request.path_params
     api, key = await api_of(request, path["api"]), await key_of_submission(request)
     model = model_registry.find(service.models, f"{model_registry.VENDOR}/{path['name']}")
     await service.disk_space.check()
     body = await read_json(request, service.settings.server.body_max_bytes)
-    asked, prediction, headers = await submission.submit(service, request, model, api, key, body)
+    task, prediction, headers = await submission.submit(service, request, model, api, key, body)
     await release(request)
     request.state.prediction_id = prediction.id  # for the log
-    waits = asked.submission.enable_sync_mode
-    if waits:
+    sync_mode = task.submission.enable_sync_mode
+    if sync_mode:
         prediction = await _latest(service, request, prediction)
-    data = await described(service, prediction, api, asked.base_url, if_served=waits)
-    if waits and not prediction.status.final:
+    data = await described(service, prediction, api, task.base_url, if_served=sync_mode)
+    if sync_mode and not prediction.status.final:
         data |= sync_timeout(service.settings.server.sync_timeout_s)
     return await success_with_files(data, headers)
 
@@ -77,7 +77,7 @@ async def result(
     key: ViewKey,
     wait_s: Annotated[float, Query(ge=0, le=LONGEST_POLL_S)] = 0,
 ) -> Response:
-    """GET /api/{v2,v3}/predictions/{id}[/result]: how far it is, at once or when it ends within `wait_s`."""
+    """GET /api/{v2,v3}/predictions/{id}[/result]: the task's state, now or when it ends, after `wait_s` at most."""
     service = service_of(request)
     if wait_s:
         with service.stream_limiter.slot(key.id):
@@ -95,7 +95,7 @@ async def result(
 
 
 async def listing(request: Request, api: Version, key: ViewKey) -> Response:
-    """POST /api/{v2,v3}/predictions: a page of this key's predictions, the newest first."""
+    """POST /api/{v2,v3}/predictions: a page of this key's predictions, newest first."""
     service = service_of(request)
     body = await read_short_json(request)
     query, with_inputs = _query(body), parameters.flag(body, "include_inputs", False)
@@ -108,14 +108,14 @@ async def listing(request: Request, api: Version, key: ViewKey) -> Response:
         for prediction in found
     ]
     page = {"page": query.page, "page_size": query.page_size, "total": total, "items": items}
-    strange = unused.unknown(body, schema.listing()["properties"], "this list")
-    return success(unused.with_warnings(page, strange, unused.unknown(request.query_params, (), "the URL")))
+    unknown_names = unused.unknown(body, schema.listing()["properties"], "this list")
+    return success(unused.with_warnings(page, unknown_names, unused.unknown(request.query_params, (), "the URL")))
 
 
 async def delete(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
-    """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, hide one that is."""
+    """DELETE /api/{v2,v3}/predictions/{id}: cancel a task that is not finished, or delete one that is."""
     service = service_of(request)
-    async with service.read_limiter.slot(key.id):  # also for those who do not wait for the answer
+    async with service.read_limiter.slot(key.id):  # without the request: a client may disconnect before the response
         if await predictions.cancel(service.database, prediction_id, key.id):
             return success({"id": prediction_id, "status": Status.CANCELLED})
         deleted = await predictions.delete(service.database, [prediction_id], key.id)
@@ -126,7 +126,7 @@ async def delete(request: Request, prediction_id: str, api: Version, key: ReadKe
 
 
 async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
-    """POST /api/{v2,v3}/predictions/delete: the same for many; those that are not there are not counted."""
+    """POST /api/{v2,v3}/predictions/delete: cancel or delete several tasks; ids that do not exist are not counted."""
     service = service_of(request)
     body = await read_short_json(request)
     ids = _ids(body)
@@ -140,7 +140,10 @@ async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
 
 
 async def _latest(service: Service, request: Request, prediction: Prediction) -> Prediction:
-    """Wait for a task as long as sync mode does. Raises NotFound if it was deleted meanwhile, and as `awaited` does."""
+    """Wait for a task's end up to the timeout of sync mode.
+
+    Raises NotFound if the task was deleted meanwhile, and what `awaited` raises.
+    """
     timeout_s = service.settings.server.sync_timeout_s
     latest = await awaited(service, request, prediction.id, prediction.key_id, timeout_s)
     if latest is None:
@@ -153,9 +156,9 @@ def _query(body: dict[str, Any]) -> history.Query:
     model, status = given.get("model"), given.get("status")
     if model is not None:
         model = parameters.text("model", model, "the name of a model")
-    shown = [each for each in Status if each is not Status.DELETED]
-    if status is not None and status not in shown:
-        raise InvalidInput(f"status is {status!r:.100}; accepted: {', '.join(shown)}")
+    listed = [each for each in Status if each is not Status.DELETED]
+    if status is not None and status not in listed:
+        raise InvalidInput(f"status is {status!r:.100}; accepted: {', '.join(listed)}")
     return history.Query(
         page=Whole(1, PAGE_MAX).read("page", given.get("page", 1)),
         page_size=Whole(1, PAGE_SIZE_MAX).read("page_size", given.get("page_size", PAGE_SIZE)),

@@ -1,4 +1,4 @@
-"""What a key's webhooks are signed with: looking at it, and rotating it without a receiver that fails meanwhile."""
+"""A key's webhook secret: read it, and rotate it without failed deliveries."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ HOUR_MS = 3_600_000
 
 
 async def look(request: Request, api: Version, key: ReadKey) -> Response:
-    """GET /api/{v2,v3}/webhook/secret: what this key's webhooks are signed with; made when it is first asked for."""
+    """GET /api/{v2,v3}/webhook/secret: the secret that signs this key's webhooks; created on the first request."""
     return success(_data(await webhook_secrets.get(service_of(request).database, key.id, signature.new_secret())))
 
 
 async def rotate(request: Request, api: Version, key: ReadKey) -> Response:
-    """POST /api/{v2,v3}/webhook/secret/rotate: make another secret, which signs too, and alone after the overlap."""
+    """POST /api/{v2,v3}/webhook/secret/rotate: create the next secret; after the overlap, only that one signs."""
     service = service_of(request)
-    says_nothing = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
-    body = {} if says_nothing else await read_short_json(request)
+    has_no_body = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    body = {} if has_no_body else await read_short_json(request)
     given = body.get("overlap_hours")
     hours = OVERLAP_HOURS if given is None else Whole(0, OVERLAP_MAX_HOURS).read("overlap_hours", given)
-    strange = unused.unknown(body, ("overlap_hours",), "this route")
-    fresh, actor = signature.new_secret(), f"key:{key.id}"
-    rotated = await webhook_secrets.rotate(service.database, key.id, fresh, hours * HOUR_MS, actor=actor)
-    return success(unused.with_warnings(_data(rotated), strange))
+    unknown_names = unused.unknown(body, ("overlap_hours",), "this route")
+    new_secret, actor = signature.new_secret(), f"key:{key.id}"
+    rotated = await webhook_secrets.rotate(service.database, key.id, new_secret, hours * HOUR_MS, actor=actor)
+    return success(unused.with_warnings(_data(rotated), unknown_names))
 
 
 async def retire(request: Request, api: Version, key: ReadKey) -> Response:
-    """POST /api/{v2,v3}/webhook/secret/retire: end a rotation now; without one under way, nothing changes."""
+    """POST /api/{v2,v3}/webhook/secret/retire: end the current rotation now; without one, nothing changes."""
     database = service_of(request).database
     await webhook_secrets.retire(database, key.id, actor=f"key:{key.id}")
     return success(_data(await webhook_secrets.get(database, key.id, signature.new_secret())))
 
 
 def _data(secrets: WebhookSecrets) -> dict[str, Any]:
-    """Give the secret of `webhook-signature`, and during a rotation until when it is, and the one that follows."""
+    """Describe the current secret, and during a rotation also its end and the next secret."""
     if not secrets.next:
         return {"secret": secrets.secret}
     return {"secret": secrets.secret, "secret_until": timestamp(secrets.until_ms), "next_secret": secrets.next}
