@@ -18,7 +18,7 @@
     ├── DatabaseUnavailable           5003   503  yes    the database does not answer, or its disk is full
     │   └── DatabaseGone              5003   503  yes    the database's file was deleted or replaced while in use
     ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
-    └── Interrupted                      –     –  yes    a picture was given up before it was finished
+    └── Interrupted                      –     –  yes    an image was aborted before it was finished
 
 `field` is the place in the request that is wrong, such as "seed" or "loras[0].name", where the error is about one.
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the

@@ -68,7 +68,10 @@ def test_what_it_would_show(service, limited):
     submit = f"{service.url}/api/v3/{MODEL}"
     assert httpx.post(submit, json=body(), headers={"Authorization": "Bearer wrong"}, timeout=60).status_code == 401
     few = httpx.post(submit, json=body(), headers={"Authorization": f"Bearer {limited}"}, timeout=60)
-    assert (few.status_code, few.json()["error"].partition(",")[0]) == (429, "this key may draw 1048576 pixels a day")
+    assert (few.status_code, few.json()["error"].partition(",")[0]) == (
+        429,
+        "this key may generate 1048576 pixels a day",
+    )
     assert posted(service, size="2056*1024").json()["error"].startswith("size is '2056*1024'")
     other = service.http.post("/api/v3/wavespeed-ai/hidream-i1-large", json=body())
     assert (other.status_code, MODEL in other.json()["error"]) == (404, True)

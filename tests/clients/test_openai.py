@@ -61,7 +61,7 @@ WRONG = {
     "BadRequestError": ({"size": "abc"}, "400 .*size is 'abc'"),
     "AuthenticationError": ({"key": "wrong"}, "401 .*API key"),
     "NotFoundError": ({"model": "dall-e-3"}, f"404 .*{MODEL}"),
-    "RateLimitError": ({"key": "limited"}, "429 .*this key may draw 1048576 pixels a day"),
+    "RateLimitError": ({"key": "limited"}, "429 .*this key may generate 1048576 pixels a day"),
 }
 
 

@@ -93,7 +93,7 @@ WRONG = (
     Wrong(400, r"size is 'abc'; accepted: ", body=SMALL | {"size": "abc"}),
     Wrong(401, "API key", key="wrong"),
     Wrong(404, MODEL, model="wavespeed-ai/hidream-i1-large"),
-    Wrong(429, "this key may draw 1048576 pixels a day", key="limited"),
+    Wrong(429, "this key may generate 1048576 pixels a day", key="limited"),
 )
 TOLD = {
     NEW_PYTHON: ("RuntimeError", "Failed to submit prediction: HTTP {status}: .*{message}"),

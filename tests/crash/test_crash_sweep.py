@@ -18,7 +18,7 @@ ALL = 10_000
 """Deaths in one run: each process that dies is the one that carries on for the last."""
 CHANGING = "after its commit|outputs|uploads|webhook: "
 """The short form's sites: who dies elsewhere has changed nothing since the last of them."""
-FILES = [f"outputs.{call}" for call in ("write", "delete", "names", "about")]
+FILES = [f"outputs.{call}" for call in ("write", "delete", "names", "metadata")]
 FILES += [f"uploads.{call}" for call in ("adopt", "read", "delete", "names")]
 ONLY_BY_A_DEATH = ("early_commit", "lost_webhook")
 """Faults that nobody sees as long as all goes well."""

@@ -260,7 +260,7 @@ class Plain:
                 self._return(task)
             else:
                 task.code = 1405
-                task.error = f"the worker was lost {self.workers_max} times while it drew this picture"
+                task.error = f"the worker was lost {self.workers_max} times while it generated this task"
                 self._end(task, "failed")
         return len(lost)
 

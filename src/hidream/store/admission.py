@@ -261,7 +261,7 @@ class Admission:
         if limits.pixels_per_day and usage.pixels + new.submission.pixels > limits.pixels_per_day:
             wait_s = _until(usage.day_since_ms + DAY_MS, self.now)
             raise TooMany(
-                f"this key may draw {limits.pixels_per_day} pixels a day, of which it has used {usage.pixels}",
+                f"this key may generate {limits.pixels_per_day} pixels a day, of which it has used {usage.pixels}",
                 wait_s,
             )
         if limits.work_per_day and usage.work + new.work > limits.work_per_day:

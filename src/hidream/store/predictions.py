@@ -266,7 +266,7 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
         if not (await connection.execute(orphans.limit(1))).all():
             return 0
     free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
-    error = f"the worker was lost {workers_max} times while it drew this picture"
+    error = f"the worker was lost {workers_max} times while it generated this task"
     hopeless = (
         _transition("fail")
         .where(P.c.workers_lost + 1 >= workers_max)

@@ -64,7 +64,7 @@ class Plan:
     host_bytes: int  # in the host's memory, without the reserve
     resident: tuple[int, ...]  # numbers of the blocks that stay on the device while it denoises
     streamed_bytes: int  # brought to the device in each step
-    tile_px: int | None  # side of the tiles for decoding; None decodes whole pictures
+    tile_px: int | None  # side of the tiles for decoding; None decodes whole images
     missed: tuple[Missed, ...] = ()  # the better tiers, which do not fit
 
     def part(self, name: str) -> Part:

@@ -65,21 +65,19 @@ def reasons(answer: Plan) -> Iterator[str]:
     others = answer.part(MODULATIONS)
     if others.placement is Placement.STREAMED:
         size = _gb(others.nbytes + answer.part(CAPTIONS).nbytes)
-        yield f"modulations and captions: computed once per picture for all steps, so that their {size} need not stay"
+        yield f"modulations and captions: computed once per image for all steps, so that their {size} need not stay"
     t5, llama = (answer.part(name) for name in ENCODERS[2:])
     yield f"encoders: T5 in {t5.storage}, Llama in {llama.storage}, {_encoder_place(llama.placement)}"
     if options.lora_bytes:
         yield f"LoRAs: room for {_gb(options.lora_bytes)}, the largest that one request may name together"
-    whole = (
-        "whole pictures" if answer.tile_px is None else f"tiles of {answer.tile_px} px, because a whole one is large"
-    )
+    whole = "whole images" if answer.tile_px is None else f"tiles of {answer.tile_px} px, because a whole one is large"
     yield f"decoding: {whole}"
     if not answer.hardware.separate:
         kinds = sorted({p.storage for p in answer.parts if p.placement in (Placement.SEQUENTIAL, Placement.STREAMED)})
         if answer.hardware.device == "cpu" and kinds:
             yield f"sequential means mapped: it needs files that are stored so ({', '.join(kinds)}; `hidream convert`)"
     elif answer.moved_bytes:
-        yield f"{_gb(answer.moved_bytes)} go to the device for a picture with a new prompt"
+        yield f"{_gb(answer.moved_bytes)} go to the device for an image with a new prompt"
 
 
 def verdict(answer: Plan, model: ModelShape) -> str:
@@ -96,7 +94,7 @@ def verdict(answer: Plan, model: ModelShape) -> str:
 
 def overview(plans: Sequence[tuple[str, Plan]], model: ModelShape) -> list[list[str]]:
     """Rows of a table, the head first: one for each machine and its name."""
-    head = ["memory", "transformer", "T5, Llama", *PHASES, "host", "moved per picture", "what happens"]
+    head = ["memory", "transformer", "T5, Llama", *PHASES, "host", "moved per image", "what happens"]
     return [head, *([name, *_cells(answer, model)] for name, answer in plans)]
 
 
