@@ -176,6 +176,6 @@ class DatabaseGone(DatabaseUnavailable):
 
 
 class Interrupted(HiDreamError):
-    """A picture was given up before it was finished, because its caller asked for it."""
+    """An image was aborted before it was finished, because its caller asked for it."""
 
     retryable = True

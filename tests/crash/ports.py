@@ -141,7 +141,7 @@ class Watched:
 
     def __getattr__(self, name):
         real = getattr(self._place, name)
-        if name not in ("write", "adopt", "read", "about", "delete"):
+        if name not in ("write", "adopt", "read", "metadata", "delete"):
             return real
 
         async def call(*args):

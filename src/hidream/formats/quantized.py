@@ -197,7 +197,7 @@ def _rows(parts: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _e4m3(data: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Fast twin of `_scaled` for float8_e4m3fn: twice as fast on a CPU, which has no instruction for it.
+    """Fast version of `_scaled` for float8_e4m3fn: twice as fast on a CPU, which has no instruction for it.
 
     Its bits, moved, are those of a float16 256 times smaller. Not a number becomes 480.
     """
