@@ -155,7 +155,7 @@ class Story:
             service = assemble(self.settings, self.database)
             places = {name: Watched(getattr(service, name), self.sites) for name in ("outputs", "uploads")}
             self.service = dataclasses.replace(service, **places)
-            self.service.input_images._place = self.service.uploads
+            self.service.input_images._store = self.service.uploads
             await self.tell()
 
     async def tell(self):
