@@ -334,7 +334,7 @@ def test_a_step_is_cheap_while_ten_thousand_wait(policy, sizes):
         (lambda: Limits(1, -1), "-1 bytes"),
         (lambda: Limits(1, 1, 0), "0 requests"),
         (lambda: Scheduler(Policy.SRPT, Limits(1, 1), 0, 0), "ageing is 0"),
-        (lambda: Scheduler(Policy.SRPT, Limits(1, 1), 1, -1), "head_start is -1"),
+        (lambda: Scheduler(Policy.SRPT, Limits(1, 1), 1, -1), "priority_weight is -1"),
     ],
 )
 def test_our_own_bugs_are_found_at_once(wrong, message):

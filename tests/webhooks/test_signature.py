@@ -88,5 +88,5 @@ def test_a_header_that_is_absent_is_refused(name):
 
 
 def test_nothing_is_signed_without_a_secret():
-    with pytest.raises(AssertionError, match="no secret"):
+    with pytest.raises(AssertionError, match="an empty secret"):
         signature.sign("whsec_", "a", 1, b"")
