@@ -147,10 +147,10 @@ async def fill(url: str, id_: str) -> None:
         "finished_ms": sa.case((waits, None), else_=P.c.created_ms),
         "virtual_start": P.c.virtual_start + numbers.c.n * P.c.work,
     }
-    columns = (new.get(column.name, column).label(column.name) for column in P.columns)
+    columns = (new.get(column.key, column).label(column.key) for column in P.columns)
     copied = sa.select(*columns).select_from(sa.join(P, numbers, P.c.id == id_))
     async with Database.open(url) as database, database.write() as connection:
-        await connection.execute(sa.insert(P).from_select([column.name for column in P.columns], copied))
+        await connection.execute(sa.insert(P).from_select(P.columns.keys(), copied))
 
 
 if __name__ == "__main__":
