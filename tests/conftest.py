@@ -39,7 +39,7 @@ LONGEST = ("crash", "attack", "acceptance", "clients", "faults", "soak", "contra
 
 SYSTEM = ("acceptance", "attack", "benchmarks", "clients", "contract", "crash", "deploy", "faults", "soak", "training")
 """Suites that drive servers or scripts from outside."""
-SERVERS = {"postgres", "s3", "with_api"}
+SERVERS = {"open_apis", "postgres", "s3"}
 """Fixtures that are servers."""
 GUARD = pytest.StashKey[Guard]()
 
@@ -91,6 +91,12 @@ def pytest_runtest_call(item):
 def guarded(item):
     """Not while fixtures end, which may be those of tests before."""
     return contextlib.nullcontext() if item.get_closest_marker("integration") else item.config.stash[GUARD].watch()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend():
+    """Tests run on asyncio, as the product does."""
+    return "asyncio"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import dataclasses
 import re
 import shlex
@@ -198,9 +197,9 @@ def test_every_metric_is_documented_with_its_labels():
     assert described == {each._name: tuple(each._labelnames) for each in collectors}
 
 
-def test_the_tool_of_mcp_is_documented():
+async def test_the_tool_of_mcp_is_documented():
     rows = set(re.findall(r"^\| `(\w+)` \|", read("docs/MCP.md"), re.MULTILINE))
-    (tool,) = asyncio.run(mcp_server.build(mcp_server.Caller("http://x", "k", 1)).list_tools())
+    (tool,) = await mcp_server.build(mcp_server.Caller("http://x", "k", 1)).list_tools()
     assert rows == tool.input_schema["properties"].keys()
 
 

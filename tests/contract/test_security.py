@@ -54,11 +54,11 @@ def http(fleet):
         yield http
 
 
-def test_a_key_is_in_no_log_not_even_with_debugging(tmp_path, caplog):
+async def test_a_key_is_in_no_log_not_even_with_debugging(tmp_path, caplog):
     pepper = "a pepper of the tests'"
     wrong = "hd_a-key-that-is-not-known"
 
-    async def scenario():
+    with caplog.at_level(logging.DEBUG):
         settings = replace(Settings(home=tmp_path), store=Store(key_pepper=pepper))
         async with Database.open(settings.database_url) as database:
             _, secret = await keys.create(database, "test", frozenset(keys.Scope), pepper=pepper)
@@ -74,10 +74,6 @@ def test_a_key_is_in_no_log_not_even_with_debugging(tmp_path, caplog):
                     path = f"/api/v3/{MODEL}"
                     for sent in (body, body | {"seed": 1}):
                         await http.post(path, headers={"Authorization": f"Bearer {key}"}, json=sent)
-        return secret
-
-    with caplog.at_level(logging.DEBUG):
-        secret = asyncio.run(scenario())
     logged = "\n".join(f"{record.getMessage()} {record.args} {record.exc_text}" for record in caplog.records)
     assert "request method=POST" in logged
     for hidden in (secret, wrong, pepper):

@@ -128,29 +128,26 @@ def painter(ready=True, pace_s=0.0):
     return made
 
 
-def test_a_receiver_that_fails_eight_times_is_told_at_the_ninth(tmp_path):
-    async def scenario():
-        async with place(tmp_path) as here, Receiver(says(500)) as receiver:
-            task = await here.submit(receiver.url())
-            await here.end(task)
-            for attempt in range(1, 9):
-                await tried(here, task, attempt)
-                owed = await here.owed(task)
-                assert (owed.state, owed.attempts, owed.status_code) == (DeliveryState.WAITING, attempt, 500)
-                assert len(receiver.received) == attempt
-                here.clock.now_s = owed.due_ms / 1000 - 1  # and a second before its time nothing is sent
-                async with delivering(here):
-                    await asyncio.sleep(0.1)
-                assert len(receiver.received) == attempt
-                here.clock.now_s += 1.001
-            receiver.behaviour = says(200)
-            await tried(here, task, 9)
-            assert (await here.owed(task)).state is DeliveryState.DELIVERED
-            assert len(receiver.received) == 9 < ATTEMPTS_MAX
-            assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
-            assert len({got.body for got in receiver.received}) == 1
-
-    asyncio.run(scenario())
+async def test_a_receiver_that_fails_eight_times_is_told_at_the_ninth(tmp_path):
+    async with place(tmp_path) as here, Receiver(says(500)) as receiver:
+        task = await here.submit(receiver.url())
+        await here.end(task)
+        for attempt in range(1, 9):
+            await tried(here, task, attempt)
+            owed = await here.owed(task)
+            assert (owed.state, owed.attempts, owed.status_code) == (DeliveryState.WAITING, attempt, 500)
+            assert len(receiver.received) == attempt
+            here.clock.now_s = owed.due_ms / 1000 - 1  # and a second before its time nothing is sent
+            async with delivering(here):
+                await asyncio.sleep(0.1)
+            assert len(receiver.received) == attempt
+            here.clock.now_s += 1.001
+        receiver.behaviour = says(200)
+        await tried(here, task, 9)
+        assert (await here.owed(task)).state is DeliveryState.DELIVERED
+        assert len(receiver.received) == 9 < ATTEMPTS_MAX
+        assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
+        assert len({got.body for got in receiver.received}) == 1
 
 
 async def tried(here, task, attempt):
@@ -168,73 +165,64 @@ async def tried(here, task, attempt):
         await asyncio.sleep(0.05)
 
 
-def test_hanging_and_redirecting_receivers_keep_no_task_from_its_end(tmp_path):
-    async def scenario():
-        redirects = says(302, "Location: http://169.254.169.254/latest/meta-data")
-        async with place(tmp_path) as here, Receiver(hangs) as hung, Receiver(redirects) as sly:
-            tasks = [await here.submit(receiver.url()) for receiver in (hung, sly) for _ in range(5)]
-            async with delivering(here), here.worker("host:2", painter()):
+async def test_hanging_and_redirecting_receivers_keep_no_task_from_its_end(tmp_path):
+    redirects = says(302, "Location: http://169.254.169.254/latest/meta-data")
+    async with place(tmp_path) as here, Receiver(hangs) as hung, Receiver(redirects) as sly:
+        tasks = [await here.submit(receiver.url()) for receiver in (hung, sly) for _ in range(5)]
+        async with delivering(here), here.worker("host:2", painter()):
 
-                async def drawn():
-                    return [await here.status(task) for task in tasks] == [Status.COMPLETED] * len(tasks)
+            async def drawn():
+                return [await here.status(task) for task in tasks] == [Status.COMPLETED] * len(tasks)
 
-                await until(drawn)
+            await until(drawn)
 
-                async def refused():
-                    return [(await here.owed(task)).status_code for task in tasks[5:]] == [302] * 5
+            async def refused():
+                return [(await here.owed(task)).status_code for task in tasks[5:]] == [302] * 5
 
-                await until(refused)
-            assert {(await here.owed(task)).state for task in tasks} == {DeliveryState.WAITING}
-
-    asyncio.run(scenario())
+            await until(refused)
+        assert {(await here.owed(task)).state for task in tasks} == {DeliveryState.WAITING}
 
 
 @pytest.mark.parametrize("jump_s", [DAY_S, -HOUR_S])
-def test_a_clock_that_jumps_while_a_task_is_drawn(tmp_path, jump_s):
+async def test_a_clock_that_jumps_while_a_task_is_drawn(tmp_path, jump_s):
     """Forward, every lease has ended; back, none ends for an hour: the task ends once, and the next is drawn."""
 
-    async def scenario():
-        slow = painter(ready=False)
-        async with place(tmp_path) as here, Receiver(says(200)) as receiver, here.worker("host:1", slow, tasks_max=1):
-            task = await here.submit(receiver.url())
-            await asyncio.to_thread(slow.painting.wait, 20)
-            async with here.worker("host:2", painter()):
-                here.clock.now_s += jump_s
-                later = await here.submit(receiver.url(), seed=8)
+    slow = painter(ready=False)
+    async with place(tmp_path) as here, Receiver(says(200)) as receiver, here.worker("host:1", slow, tasks_max=1):
+        task = await here.submit(receiver.url())
+        await asyncio.to_thread(slow.painting.wait, 20)
+        async with here.worker("host:2", painter()):
+            here.clock.now_s += jump_s
+            later = await here.submit(receiver.url(), seed=8)
 
-                async def later_is_done():
-                    if await here.holder(later) == "host:1":  # it has lost the first, and was the quicker one
-                        slow.go_on.set()
-                    return await here.status(later) is Status.COMPLETED
+            async def later_is_done():
+                if await here.holder(later) == "host:1":  # it has lost the first, and was the quicker one
+                    slow.go_on.set()
+                return await here.status(later) is Status.COMPLETED
 
-                await until(later_is_done)
-                slow.go_on.set()
+            await until(later_is_done)
+            slow.go_on.set()
 
-                async def is_done():
-                    return await here.status(task) is Status.COMPLETED
+            async def is_done():
+                return await here.status(task) is Status.COMPLETED
 
-                await until(is_done)
-                async with delivering(here):
-                    await until(lambda: everyone_is_told(here, task, later))
-            assert len(receiver.received) == 2  # and no more: each has ended once
-
-    asyncio.run(scenario())
+            await until(is_done)
+            async with delivering(here):
+                await until(lambda: everyone_is_told(here, task, later))
+        assert len(receiver.received) == 2  # and no more: each has ended once
 
 
 async def everyone_is_told(here, *tasks):
     return [(await here.owed(task)).state for task in tasks] == [DeliveryState.DELIVERED] * len(tasks)
 
 
-def test_a_clock_that_was_set_back_holds_up_no_fresh_task_and_no_turn(tmp_path):
-    async def scenario():
-        async with place(tmp_path) as here, here.worker("host:1", painter()):
-            for step_s in (0, -DAY_S, -DAY_S, 3 * DAY_S, -HOUR_S):
-                here.clock.now_s += step_s
-                task = await here.submit()
+async def test_a_clock_that_was_set_back_holds_up_no_fresh_task_and_no_turn(tmp_path):
+    async with place(tmp_path) as here, here.worker("host:1", painter()):
+        for step_s in (0, -DAY_S, -DAY_S, 3 * DAY_S, -HOUR_S):
+            here.clock.now_s += step_s
+            task = await here.submit()
 
-                async def is_done(task=task):
-                    return await here.status(task) is Status.COMPLETED
+            async def is_done(task=task):
+                return await here.status(task) is Status.COMPLETED
 
-                await until(is_done)
-
-    asyncio.run(scenario())
+            await until(is_done)

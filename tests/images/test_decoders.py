@@ -37,14 +37,6 @@ def holed() -> bytes:
     return saved(image)
 
 
-def run(scenario, processes=2):
-    async def main():
-        with closing(Decoders(processes)) as decoders:
-            return await scenario(decoders)
-
-    return asyncio.run(main())
-
-
 def children(of: int) -> list[int]:
     """Processes that a process has started."""
     listed = Path(f"/proc/{of}/task/{of}/children")
@@ -68,9 +60,10 @@ async def working() -> int:
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_the_pixels_are_those_that_are_read_here(with_mask):
+async def test_the_pixels_are_those_that_are_read_here(with_mask):
     mask = saved(Image.linear_gradient("L").resize((320, 200))) if with_mask else None
-    there = run(lambda decoders: decoders.prepare("key", SIZES, holed(), mask))
+    with closing(Decoders(2)) as decoders:
+        there = await decoders.prepare("key", SIZES, holed(), mask)
     here = prepare(SIZES, holed(), mask)
     assert there.warnings == here.warnings
     for size in SIZES:
@@ -82,19 +75,17 @@ def test_the_pixels_are_those_that_are_read_here(with_mask):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_it_says_what_a_file_is_by_its_bytes_or_where_it_lies(kind, tmp_path):
+async def test_it_says_what_a_file_is_by_its_bytes_or_where_it_lies(kind, tmp_path):
     (tmp_path / "file").write_bytes(data := saved(Image.new("RGB", (40, 20)), kind))
 
-    async def scenario(decoders):
+    with closing(Decoders(2)) as decoders:
         for file in (data, tmp_path / "file"):
             assert await decoders.look("key", "image", file) is ImageFormat(kind.lower())
             assert await decoders.shown_size("key", "image", file) == (40, 20)
 
-    run(scenario)
 
-
-def test_what_is_wrong_is_said_as_it_would_be_here():
-    async def scenario(decoders):
+async def test_what_is_wrong_is_said_as_it_would_be_here():
+    with closing(Decoders(2)) as decoders:
         with pytest.raises(InvalidInput, match=r"^mask is not an image that can be read \(5 bytes\); accepted: a PNG"):
             await decoders.look("key", "mask", b"hello")
         with pytest.raises(InvalidInput, match=r"^mask is 40\*20 pixels and image 320\*200; accepted: equal sizes$"):
@@ -102,13 +93,11 @@ def test_what_is_wrong_is_said_as_it_would_be_here():
         with pytest.raises(InvalidInput, match="33 scans or more"):
             await decoders.prepare("key", SIZES, progressive_jpeg(8192, 400), None)
 
-    run(scenario)
-
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "PPM", "ICO"])
-def test_other_formats_are_none_of_pillows_business(kind):
-    with pytest.raises(InvalidInput, match="is not an image that can be read"):
-        run(lambda decoders: decoders.prepare("key", SIZES, saved(Image.new("RGB", (32, 32)), kind), None))
+async def test_other_formats_are_none_of_pillows_business(kind):
+    with closing(Decoders(2)) as decoders, pytest.raises(InvalidInput, match="is not an image that can be read"):
+        await decoders.prepare("key", SIZES, saved(Image.new("RGB", (32, 32)), kind), None)
 
 
 @pytest.mark.parametrize(
@@ -138,17 +127,15 @@ def test_what_a_broken_process_says_is_believed_in_nothing(tmp_path, said):
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_takes_too_long_ends_and_says_so():
-    async def scenario(decoders):
+async def test_what_takes_too_long_ends_and_says_so():
+    with closing(Decoders(1)) as decoders:
         with pytest.raises(InvalidInput, match=r"^image takes more than 1 seconds to read; accepted: "):
             await decoders.look("key", "image", SLOW, SOON)
         assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
 
-    run(scenario, processes=1)
 
-
-def test_what_sleeps_ends_by_the_clock():
-    async def scenario(decoders):
+async def test_what_sleeps_ends_by_the_clock():
+    with closing(Decoders(2)) as decoders:
         asking = asyncio.create_task(decoders.look("key", "image", SLOW, replace(IDENTIFY_LIMITS, wall_s=1)))
         os.kill(await working(), signal.SIGSTOP)  # takes no core, as if others had them all
         with pytest.raises(TimeoutError):
@@ -158,34 +145,28 @@ def test_what_sleeps_ends_by_the_clock():
         with pytest.raises(InvalidInput, match="takes more than 10 seconds to read"):
             await asking
 
-    run(scenario)
-
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="other systems have no limit on memory that holds")
-def test_what_takes_too_much_memory_ends_and_says_so():
-    async def scenario(decoders):
+async def test_what_takes_too_much_memory_ends_and_says_so():
+    with closing(Decoders(1)) as decoders:
         large = saved(Image.new("RGB", (8192, 8192), "red"))
         with pytest.raises(InvalidInput, match=r"^image .*memory.*; accepted: an image of fewer pixels$"):
             await decoders.prepare("key", SIZES, large, None, replace(PREPARE_LIMITS, memory_bytes=2**28))
         assert await decoders.prepare("key", SIZES, PHOTO, None)
 
-    run(scenario, processes=1)
 
-
-def test_the_first_to_go_when_memory_is_short_is_the_job():
-    async def scenario(decoders):
+async def test_the_first_to_go_when_memory_is_short_is_the_job():
+    with closing(Decoders(2)) as decoders:
         asking = asyncio.create_task(decoders.look("key", "image", SLOW))
         os.kill(await working(), signal.SIGKILL)  # as Linux does
         with pytest.raises(InvalidInput, match=r"^image takes more memory than it may; accepted: "):
             await asking
         assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
 
-    run(scenario)
-
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="other systems do not say when a process has ended")
-def test_what_takes_long_is_put_behind_other_processes():
-    async def scenario(decoders):
+async def test_what_takes_long_is_put_behind_other_processes():
+    with closing(Decoders(2)) as decoders:
         asking = asyncio.create_task(decoders.look("key", "image", SLOW))
         job = await working()
         async with asyncio.timeout(30):
@@ -194,14 +175,12 @@ def test_what_takes_long_is_put_behind_other_processes():
         asking.cancel()
         await asyncio.wait([asking])
 
-    run(scenario)
-
 
 # --- whose turn it is ------------------------------------------------------------------------------------------------
 
 
-def test_slow_images_of_one_key_hold_no_other_up():
-    async def scenario(decoders):
+async def test_slow_images_of_one_key_hold_no_other_up():
+    with closing(Decoders(2)) as decoders:
         await decoders.look("quiet", "image", PHOTO)
         attack = [asyncio.create_task(decoders.look("loud", "image", SLOW)) for _ in range(20)]
         await working()
@@ -215,24 +194,20 @@ def test_slow_images_of_one_key_hold_no_other_up():
         )
         assert await decoders.look("loud", "image", PHOTO) is ImageFormat.JPEG
 
-    run(scenario)
 
-
-def test_keys_take_turns():
+async def test_keys_take_turns():
     order = []
 
     async def ask(decoders, key):
         await decoders.look(key, "image", PHOTO)
         order.append(key)
 
-    async def scenario(decoders):
+    with closing(Decoders(1)) as decoders:
         await asyncio.gather(*(ask(decoders, key) for key in ["a"] * 4 + ["b"] * 2 + ["c"]))
-
-    run(scenario, processes=1)
     assert order == ["a", "b", "c", "a", "b", "a", "a"]
 
 
-def test_a_file_is_read_when_its_turn_has_come():
+async def test_a_file_is_read_when_its_turn_has_come():
     """So that those that wait are not in memory; what reading it raises is raised."""
     reading = most = 0
 
@@ -247,19 +222,18 @@ def test_a_file_is_read_when_its_turn_has_come():
     async def gone():
         raise NotFound("there is no such file")
 
-    async def scenario(decoders):
+    with closing(Decoders(2)) as decoders:
         sizes = await asyncio.gather(*(decoders.shown_size("key", "image", read) for _ in range(20)))
         assert set(sizes) == {(320, 200)}
         with pytest.raises(NotFound):
             await decoders.shown_size("key", "image", gone)
         assert (await decoders.prepare("key", SIZES, read, None)).planes
-
-    run(scenario)
     assert most == 1
 
 
-def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
-    async def scenario(decoders):
+async def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
+    with closing(Decoders(2)) as decoders:
+
         async def read():
             decoders.close()
             return PHOTO
@@ -268,11 +242,9 @@ def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
             await decoders.look("key", "image", read)
         assert not zygotes()
 
-    run(scenario)
 
-
-def test_who_gives_up_leaves_nothing_behind():
-    async def scenario(decoders):
+async def test_who_gives_up_leaves_nothing_behind():
+    with closing(Decoders(2)) as decoders:
         asking = asyncio.create_task(decoders.look("key", "image", SLOW))
         job = await working()
         asking.cancel()
@@ -283,11 +255,9 @@ def test_who_gives_up_leaves_nothing_behind():
                 await asyncio.sleep(0.005)
         assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
 
-    run(scenario)
 
-
-def test_closing_ends_what_is_read_and_what_waits():
-    async def scenario(decoders):
+async def test_closing_ends_what_is_read_and_what_waits():
+    with closing(Decoders(2)) as decoders:
         asking = [asyncio.create_task(decoders.look("key", "image", SLOW)) for _ in range(3)]
         await working()
         started = time.monotonic()
@@ -299,34 +269,30 @@ def test_closing_ends_what_is_read_and_what_waits():
             await decoders.look("key", "image", PHOTO)
         assert not zygotes()
 
-    run(scenario)
 
-
-def test_a_process_that_was_ended_by_others_is_started_anew():
-    async def scenario(decoders):
+async def test_a_process_that_was_ended_by_others_is_started_anew():
+    with closing(Decoders(2)) as decoders:
         await decoders.look("key", "image", PHOTO)
         for pid in zygotes():
             os.kill(pid, signal.SIGKILL)
         assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
 
-    run(scenario)
 
-
-def test_it_ends_with_whoever_has_started_it():
+async def test_it_ends_with_whoever_has_started_it():
     async def scenario(decoders):
         await decoders.look("key", "image", PHOTO)
         assert len(zygotes()) == 1
 
-    asyncio.run(scenario(Decoders()))
+    await scenario(Decoders())
     gc.collect()
     assert not zygotes()
 
 
-def test_it_knows_no_secret(monkeypatch):
+async def test_it_knows_no_secret(monkeypatch):
     monkeypatch.setenv("HIDREAM_API_KEY", "a secret")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
 
-    async def scenario(decoders):
+    with closing(Decoders(2)) as decoders:
         await decoders.look("key", "image", PHOTO)
         (pid,) = zygotes()
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes().lower()  # noqa: ASYNC240
@@ -335,8 +301,6 @@ def test_it_knows_no_secret(monkeypatch):
         assert opened.pop("0").startswith("socket:")
         assert opened.pop("1") == "null"
         assert set(opened) == {"2"}, "but for the log, no file of the process that has started it"
-
-    run(scenario)
 
 
 # --- at full size ----------------------------------------------------------------------------------------------------
@@ -352,14 +316,12 @@ def _of(mode: str) -> Image.Image:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
-def test_the_largest_that_is_accepted_is_within_the_limits(kind, mode):
+async def test_the_largest_that_is_accepted_is_within_the_limits(kind, mode):
     """8192² pixels as each format has them, with a mask as large, to the largest sizes."""
     large = saved(_of(mode), kind)
     mask = saved(Image.linear_gradient("L").resize((8192, 8192)))
 
-    async def scenario(decoders):
+    with closing(Decoders(2)) as decoders:
         assert await decoders.look("key", "image", large) is ImageFormat(kind.lower())
         sizes = [Size(2048, 2048), Size(1024, 1024)]
         assert set((await decoders.prepare("key", sizes, large, mask)).planes) == set(sizes)
-
-    run(scenario)

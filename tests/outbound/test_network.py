@@ -36,67 +36,52 @@ def asked(receiver, tls=None, content=b"hello"):
     return send_request(checked(receiver.url()), tls or TlsContext(), 20.0, "POST", [("X-A", "b")], content)
 
 
-def test_what_is_asked_and_answered():
-    async def scenario():
-        answers = says(200, "X-Some: one", "x-some: two", body=b"hello")
-        async with Receiver(answers) as receiver, asked(receiver) as answer:
-            assert (answer.status, header(answer, "x-some"), header(answer, "x-other")) == (200, "one", "")
-            assert await read_body(answer, 100) == b"hello"
-        (received,) = receiver.received
-        assert (received.line, received.body) == ("POST /hook HTTP/1.1", b"hello")
-        assert received.headers["x-a"] == "b"
-        assert received.headers["host"] == f"127.0.0.1:{receiver.port}"
-        assert received.headers["connection"] == "close"
-
-    asyncio.run(scenario())
+async def test_what_is_asked_and_answered():
+    answers = says(200, "X-Some: one", "x-some: two", body=b"hello")
+    async with Receiver(answers) as receiver, asked(receiver) as answer:
+        assert (answer.status, header(answer, "x-some"), header(answer, "x-other")) == (200, "one", "")
+        assert await read_body(answer, 100) == b"hello"
+    (received,) = receiver.received
+    assert (received.line, received.body) == ("POST /hook HTTP/1.1", b"hello")
+    assert received.headers["x-a"] == "b"
+    assert received.headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert received.headers["connection"] == "close"
 
 
-def test_of_a_long_answer_just_more_than_enough_is_read():
-    async def scenario():
-        endless = sends(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000)
-        async with Receiver(endless) as receiver, asked(receiver) as answer:
-            return await read_body(answer, 5000)
-
-    assert 5000 < len(asyncio.run(scenario())) < 5_000_000  # what one reading of the socket may bring
+async def test_of_a_long_answer_just_more_than_enough_is_read():
+    endless = sends(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 1000)
+    async with Receiver(endless) as receiver, asked(receiver) as answer:
+        assert 5000 < len(await read_body(answer, 5000)) < 5_000_000  # what one reading of the socket may bring
 
 
-def test_a_connection_to_another_host_is_our_own_mistake():
-    async def scenario():
-        with pytest.raises(AssertionError, match="for one target"):
-            await checked("http://127.0.0.1:1/").connect_tcp("127.0.0.2", 1)
-
-    asyncio.run(scenario())
+async def test_a_connection_to_another_host_is_our_own_mistake():
+    with pytest.raises(AssertionError, match="for one target"):
+        await checked("http://127.0.0.1:1/").connect_tcp("127.0.0.2", 1)
 
 
-def test_a_network_opens_one_connection_and_closes_it():
-    async def scenario():
-        gone = asyncio.Event()
+async def test_a_network_opens_one_connection_and_closes_it():
+    gone = asyncio.Event()
 
-        async def wait(reader, writer):
-            await reader.read()
-            gone.set()
-            writer.close()
+    async def wait(reader, writer):
+        await reader.read()
+        gone.set()
+        writer.close()
 
-        async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
-            port = server.sockets[0].getsockname()[1]
-            one = checked(f"http://some.example:{port}/", resolves("127.0.0.1"))
-            await one.aclose()  # nothing is open yet
+    async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        one = checked(f"http://some.example:{port}/", resolves("127.0.0.1"))
+        await one.aclose()  # nothing is open yet
+        await one.connect_tcp("some.example", port, 1.0)
+        with pytest.raises(AssertionError, match="one connection per target"):
             await one.connect_tcp("some.example", port, 1.0)
-            with pytest.raises(AssertionError, match="one connection per target"):
-                await one.connect_tcp("some.example", port, 1.0)
-            await one.aclose()
-            await asyncio.wait_for(gone.wait(), 20)
-
-    asyncio.run(scenario())
+        await one.aclose()
+        await asyncio.wait_for(gone.wait(), 20)
 
 
-def test_an_inner_address_among_those_of_a_name_is_refused():
-    async def scenario():
-        one = checked("http://some.example/", resolves("93.184.215.14", "10.0.0.1"))
-        with pytest.raises(InvalidInput, match="not public"):
-            await one.connect_tcp("some.example", 80, 1.0)
-
-    asyncio.run(scenario())
+async def test_an_inner_address_among_those_of_a_name_is_refused():
+    one = checked("http://some.example/", resolves("93.184.215.14", "10.0.0.1"))
+    with pytest.raises(InvalidInput, match="not public"):
+        await one.connect_tcp("some.example", 80, 1.0)
 
 
 async def _failed(url, lookup=targets.resolve, within_s=20.0):
@@ -106,7 +91,7 @@ async def _failed(url, lookup=targets.resolve, within_s=20.0):
     return connection_error(raised.value, within_s)
 
 
-def test_why_there_is_no_connection_is_said_without_addresses():
+async def test_why_there_is_no_connection_is_said_without_addresses():
     async def unknown(host, port):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -114,10 +99,10 @@ def test_why_there_is_no_connection_is_said_without_addresses():
         await asyncio.Event().wait()
 
     with deaf_port() as port:
-        assert asyncio.run(_failed(f"http://127.0.0.1:{port}/")) == "no connection: Connection refused"
-    said = asyncio.run(_failed("http://some.example/", unknown))
+        assert await _failed(f"http://127.0.0.1:{port}/") == "no connection: Connection refused"
+    said = await _failed("http://some.example/", unknown)
     assert said == "the host name could not be resolved: Name or service not known"
-    assert asyncio.run(_failed("http://some.example/", silent, 0.1)) == "no connection within 0.1 s"
+    assert await _failed("http://some.example/", silent, 0.1) == "no connection within 0.1 s"
 
 
 @pytest.mark.parametrize("error", [httpcore.ReadError(), httpcore.RemoteProtocolError("x"), ValueError("10.0.0.1")])
@@ -132,33 +117,27 @@ def _count(monkeypatch):
     return made
 
 
-def test_authorities_are_read_once_and_when_they_are_needed(monkeypatch):
+async def test_authorities_are_read_once_and_when_they_are_needed(monkeypatch):
     made = _count(monkeypatch)
 
-    async def scenario():
-        trust = TlsContext()
-        async with Receiver(says(200)) as receiver, asked(receiver, trust):
-            assert made == []
-        return [await trust.context(), *await asyncio.gather(*(trust.context() for _ in range(20)))]
-
-    found = asyncio.run(scenario())
+    trust = TlsContext()
+    async with Receiver(says(200)) as receiver, asked(receiver, trust):
+        assert made == []
+    found = [await trust.context(), *await asyncio.gather(*(trust.context() for _ in range(20)))]
     assert len(made) == 1
     assert all(context is made[0] for context in found)
     assert made[0].verify_mode is ssl.CERT_REQUIRED
     assert made[0].check_hostname
 
 
-def test_many_who_need_authorities_at_the_same_time_share_one_reading(monkeypatch):
+async def test_many_who_need_authorities_at_the_same_time_share_one_reading(monkeypatch):
     made = _count(monkeypatch)
 
-    async def scenario():
-        trust = TlsContext()
-        return await asyncio.gather(*(trust.context() for _ in range(20)))
-
-    assert len(set(map(id, asyncio.run(scenario())))) == len(made) == 1
+    trust = TlsContext()
+    assert len(set(map(id, await asyncio.gather(*(trust.context() for _ in range(20)))))) == len(made) == 1
 
 
-def test_a_context_that_is_given_is_used_as_it_is(monkeypatch):
+async def test_a_context_that_is_given_is_used_as_it_is(monkeypatch):
     made, context = _count(monkeypatch), ssl.create_default_context()
-    assert asyncio.run(TlsContext(context).context()) is context
+    assert await TlsContext(context).context() is context
     assert made == []

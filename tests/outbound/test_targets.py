@@ -204,46 +204,46 @@ def test_what_the_operator_cannot_mean_is_an_error(entry):
     assert repr(entry) in error.value.message
 
 
-def found(url, *answer, allowed=NOTHING):
+async def found(url, *answer, allowed=NOTHING):
     async def lookup(host, port):
         return list(answer)
 
-    return asyncio.run(targets.addresses(targets.check(url, allowed), allowed, lookup))
+    return await targets.addresses(targets.check(url, allowed), allowed, lookup)
 
 
-def test_a_host_is_refused_if_any_of_its_addresses_is_inner():
+async def test_a_host_is_refused_if_any_of_its_addresses_is_inner():
     url = "https://example.com/"
-    assert found(url, "8.8.8.8", "2606:4700::1") == [IPv4Address("8.8.8.8"), IPv6Address("2606:4700::1")]
+    assert await found(url, "8.8.8.8", "2606:4700::1") == [IPv4Address("8.8.8.8"), IPv6Address("2606:4700::1")]
     for inner in ("127.0.0.1", "::1", "fe80::1%lo", "::ffff:10.0.0.1", "169.254.169.254"):
         with pytest.raises(InvalidInput, match="webhook leads to an address that is not public") as error:
-            found(url, "8.8.8.8", inner)
+            await found(url, "8.8.8.8", inner)
         assert inner not in error.value.message
 
 
-def test_an_allowed_host_may_lead_anywhere_and_others_to_allowed_networks():
-    assert found("http://hooks.internal/", "10.1.2.3", allowed=Allowlist.read(["hooks.internal"]))
-    assert found("http://hooks.internal/", "10.1.2.3", allowed=Allowlist.read(["10.0.0.0/8"]))
+async def test_an_allowed_host_may_lead_anywhere_and_others_to_allowed_networks():
+    assert await found("http://hooks.internal/", "10.1.2.3", allowed=Allowlist.read(["hooks.internal"]))
+    assert await found("http://hooks.internal/", "10.1.2.3", allowed=Allowlist.read(["10.0.0.0/8"]))
     with pytest.raises(InvalidInput):
-        found("http://not.internal/", "10.1.2.3", allowed=Allowlist.read(["hooks.internal"]))
+        await found("http://not.internal/", "10.1.2.3", allowed=Allowlist.read(["hooks.internal"]))
 
 
-def test_a_literal_address_is_checked_again_and_not_looked_up():
-    assert found("http://8.8.8.8/", "127.0.0.1") == [IPv4Address("8.8.8.8")]
-    assert found("http://[2606:4700::1]/", "127.0.0.1") == [IPv6Address("2606:4700::1")]
+async def test_a_literal_address_is_checked_again_and_not_looked_up():
+    assert await found("http://8.8.8.8/", "127.0.0.1") == [IPv4Address("8.8.8.8")]
+    assert await found("http://[2606:4700::1]/", "127.0.0.1") == [IPv6Address("2606:4700::1")]
     with pytest.raises(InvalidInput):  # it was allowed when it was submitted
-        asyncio.run(targets.addresses(Target("http", "10.1.2.3", 80, "/"), NOTHING, targets.resolve))
+        await targets.addresses(Target("http", "10.1.2.3", 80, "/"), NOTHING, targets.resolve)
 
 
-def test_a_host_without_addresses_is_not_resolved():
+async def test_a_host_without_addresses_is_not_resolved():
     with pytest.raises(socket.gaierror, match="no address"):
-        found("https://example.com/")
+        await found("https://example.com/")
 
 
-def test_the_systems_resolver_knows_localhost():
-    assert {ip_address(text).is_loopback for text in asyncio.run(targets.resolve("localhost", 80))} == {True}
+async def test_the_systems_resolver_knows_localhost():
+    assert {ip_address(text).is_loopback for text in await targets.resolve("localhost", 80)} == {True}
 
 
-def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch):
+async def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch):
     release, asked = threading.Event(), threading.Barrier(65)
     real = socket.getaddrinfo
 
@@ -255,14 +255,11 @@ def test_a_name_server_that_does_not_answer_holds_nobody_up(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
 
-    async def scenario():
-        waiting = [asyncio.create_task(targets.resolve("slow.example", 80)) for _ in range(64)]
-        await asyncio.to_thread(asked.wait, 20)  # all 64 are being asked at once
-        assert await asyncio.wait_for(targets.resolve("fast.example", 80), 20)
-        for task in waiting[1:]:
-            task.cancel()
-        await asyncio.gather(*waiting[1:], return_exceptions=True)
-        release.set()
-        assert await asyncio.wait_for(waiting[0], 20)
-
-    asyncio.run(scenario())
+    waiting = [asyncio.create_task(targets.resolve("slow.example", 80)) for _ in range(64)]
+    await asyncio.to_thread(asked.wait, 20)  # all 64 are being asked at once
+    assert await asyncio.wait_for(targets.resolve("fast.example", 80), 20)
+    for task in waiting[1:]:
+        task.cancel()
+    await asyncio.gather(*waiting[1:], return_exceptions=True)
+    release.set()
+    assert await asyncio.wait_for(waiting[0], 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -50,12 +51,10 @@ def own_s3(tmp_path):
 
 @pytest.fixture
 def failing():
-    """Give a function that runs a scenario with a server that gives these answers, the last one for ever.
+    """Open a server that gives these answers, the last one for ever: its endpoint, and the methods it was asked for."""
 
-    The scenario gets the endpoint; returned are the methods that were asked for.
-    """
-
-    async def answering(answers, scenario):
+    @asynccontextmanager
+    async def failing(answers):
         seen = []
 
         async def respond(reader, writer):
@@ -66,50 +65,46 @@ def failing():
             writer.close()
 
         async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
-            await scenario(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        return seen
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
 
-    return answering
+    return failing
 
 
 def response(status, body=""):
     return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-def test_an_object_lies_under_prefix_and_namespace(s3):
-    asyncio.run(bucket(s3.access(), "some/where").write(NAME, b"data"))
-    asyncio.run(bucket(s3.access(), "").write(NAME, b"data"))
+async def test_an_object_lies_under_prefix_and_namespace(s3):
+    await bucket(s3.access(), "some/where").write(NAME, b"data")
+    await bucket(s3.access(), "").write(NAME, b"data")
     assert (s3.objects / "some" / "where" / "outputs" / NAME).read_bytes() == b"data"
     assert (s3.objects / "outputs" / NAME).read_bytes() == b"data"
 
 
-def test_a_signed_url_is_good_for_its_object_alone_and_not_for_ever(s3):
+async def test_a_signed_url_is_good_for_its_object_alone_and_not_for_ever(s3):
     place = bucket(s3.access(signed_urls=True))
 
-    async def scenario():
-        await place.write(NAME, b"a picture")
-        await place.write(OTHER, b"another")
-        url, brief = await place.url(NAME, "https://us.example", 60), await place.url(NAME, "https://us.example", 0.5)
-        async with httpx.AsyncClient() as client:
-            answer = await client.get(url)
-            assert answer.status_code == 200
-            assert answer.content == b"a picture"
-            assert answer.headers["content-type"] == "image/webp"
-            assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
-            for wrong in (url.replace(NAME, OTHER), url[:-1] + ("1" if url[-1] == "0" else "0")):
-                assert (await client.get(wrong)).status_code == 403
-            assert (await client.put(url, content=b"mine now")).status_code == 403
-            await asyncio.sleep(2.1)
-            assert (await client.get(brief)).status_code in (400, 403)  # rclone, AWS
-        assert SECRET not in url
-
-    asyncio.run(scenario())
+    await place.write(NAME, b"a picture")
+    await place.write(OTHER, b"another")
+    url, brief = await place.url(NAME, "https://us.example", 60), await place.url(NAME, "https://us.example", 0.5)
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(url)
+        assert answer.status_code == 200
+        assert answer.content == b"a picture"
+        assert answer.headers["content-type"] == "image/webp"
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        for wrong in (url.replace(NAME, OTHER), url[:-1] + ("1" if url[-1] == "0" else "0")):
+            assert (await client.get(wrong)).status_code == 403
+        assert (await client.put(url, content=b"mine now")).status_code == 403
+        await asyncio.sleep(2.1)
+        assert (await client.get(brief)).status_code in (400, 403)  # rclone, AWS
+    assert SECRET not in url
 
 
-def test_a_signed_url_is_valid_as_long_as_s3_allows_and_names_the_public_endpoint(s3):
+async def test_a_signed_url_is_valid_as_long_as_s3_allows_and_names_the_public_endpoint(s3):
     place = bucket(s3.access(signed_urls=True, public_endpoint="https://pictures.example:444"))
     for valid_s, signed_s in ((60, 60), (1e9, SIGNED_MAX_S)):
-        url = urlsplit(asyncio.run(place.url(NAME, "https://us.example", valid_s)))
+        url = urlsplit(await place.url(NAME, "https://us.example", valid_s))
         assert (url.scheme, url.netloc) == ("https", "pictures.example:444")
         assert url.path == f"/{BUCKET}/test/outputs/{NAME}"
         assert parse_qs(url.query)["X-Amz-Expires"] == [str(signed_s)]
@@ -125,95 +120,83 @@ async def errors_of(place):
 
 
 @pytest.mark.integration
-def test_a_store_that_is_away_and_comes_back(own_s3):
+async def test_a_store_that_is_away_and_comes_back(own_s3):
     place = bucket(own_s3.access())
-    asyncio.run(place.write(NAME, b"data"))
+    await place.write(NAME, b"data")
     own_s3.stop()
-    messages, took_s = asyncio.run(errors_of(place))
+    messages, took_s = await errors_of(place)
     assert took_s < own_s3.access().timeout_s / 3, "it was not waited for"
     for message in messages.values():
         assert "the store cannot be reached; try again later" in message
     own_s3.start()
-    assert asyncio.run(place.read(NAME)) == b"data"
+    assert await place.read(NAME) == b"data"
 
 
 @pytest.mark.integration
-def test_a_store_that_hangs_costs_no_more_than_the_timeout(own_s3):
+async def test_a_store_that_hangs_costs_no_more_than_the_timeout(own_s3):
     place = bucket(own_s3.access(timeout_s=QUICK_S))
 
-    async def scenario():
-        own_s3.pause()
-        messages, took_s = await errors_of(place)
-        assert took_s < QUICK_S + 3
-        for message in messages.values():
-            assert "the store does not answer in time" in message
-        own_s3.go_on()  # and do what nobody waits for any more
-        patient = bucket(own_s3.access())
-        await patient.write(OTHER, b"data")
-        assert await patient.read(OTHER) == b"data"
-
-    asyncio.run(scenario())
+    own_s3.pause()
+    messages, took_s = await errors_of(place)
+    assert took_s < QUICK_S + 3
+    for message in messages.values():
+        assert "the store does not answer in time" in message
+    own_s3.go_on()  # and do what nobody waits for any more
+    patient = bucket(own_s3.access())
+    await patient.write(OTHER, b"data")
+    assert await patient.read(OTHER) == b"data"
 
 
 @pytest.mark.integration
-def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
+async def test_a_store_that_hangs_in_the_middle_of_a_file(own_s3):
     place, data = bucket(own_s3.access(timeout_s=QUICK_S)), bytes(50_000_000)
 
-    async def scenario():
-        await bucket(own_s3.access()).write(NAME, data)
-        metadata, chunks = await place.open(NAME)
-        stretch = chunks(0, metadata.size_bytes)
-        await anext(stretch)
-        own_s3.pause()
-        begun = time.monotonic()
-        with pytest.raises(ObjectStoreUnavailable):
-            [chunk async for chunk in stretch]
-        assert time.monotonic() - begun < QUICK_S + 3
-        own_s3.go_on()
-
-    asyncio.run(scenario())
+    await bucket(own_s3.access()).write(NAME, data)
+    metadata, chunks = await place.open(NAME)
+    stretch = chunks(0, metadata.size_bytes)
+    await anext(stretch)
+    own_s3.pause()
+    begun = time.monotonic()
+    with pytest.raises(ObjectStoreUnavailable):
+        [chunk async for chunk in stretch]
+    assert time.monotonic() - begun < QUICK_S + 3
+    own_s3.go_on()
 
 
 @pytest.mark.integration
-def test_a_slow_reader_gets_a_file_whole(own_s3):
+async def test_a_slow_reader_gets_a_file_whole(own_s3):
     place, data = bucket(own_s3.access(timeout_s=QUICK_S)), bytes(range(250)) * 40_000
 
-    async def scenario():
-        await bucket(own_s3.access()).write(NAME, data)
-        metadata, chunks = await place.open(NAME)
-        read = b""
-        async for chunk in chunks(0, metadata.size_bytes):
-            await asyncio.sleep(1.5 * QUICK_S if not read else 0)  # longer than any call may take
-            read += chunk
-        assert read == data
-
-    asyncio.run(scenario())
+    await bucket(own_s3.access()).write(NAME, data)
+    metadata, chunks = await place.open(NAME)
+    read = b""
+    async for chunk in chunks(0, metadata.size_bytes):
+        await asyncio.sleep(1.5 * QUICK_S if not read else 0)  # longer than any call may take
+        read += chunk
+    assert read == data
 
 
-def test_a_store_that_fails_for_a_moment_is_not_noticed(s3, failing):
-    async def scenario(endpoint):
-        await bucket(s3.access(endpoint=endpoint)).write(NAME, b"data")
-
+async def test_a_store_that_fails_for_a_moment_is_not_noticed(s3, failing):
     answers = [response("503 Slow Down"), response("500 Internal Server Error"), response('200 OK\r\nETag: "x"')]
-    assert asyncio.run(failing(answers, scenario)) == ["PUT"] * 3
+    async with failing(answers) as (endpoint, seen):
+        await bucket(s3.access(endpoint=endpoint)).write(NAME, b"data")
+    assert seen == ["PUT"] * 3
 
 
 @pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Slow Down", "429 Too Many Requests"])
-def test_a_store_that_fails(s3, failing, status):
-    async def scenario(endpoint):
+async def test_a_store_that_fails(s3, failing, status):
+    async with failing([response(status, "<Error><Code>SlowDown</Code></Error>")]) as (endpoint, seen):
         messages, _ = await errors_of(bucket(s3.access(endpoint=endpoint)))
         for what, message in messages.items():
             code = "" if what == "about" else " SlowDown"  # the answer to a HEAD has no text
             assert f"the store answers {status[:3]}{code}; try again later" in message
-
-    seen = asyncio.run(failing([response(status, "<Error><Code>SlowDown</Code></Error>")], scenario))
     assert seen.count("PUT") > 2, "each was asked again"
 
 
-def test_an_answer_that_is_cut_off_is_never_a_shorter_file(s3, failing):
+async def test_an_answer_that_is_cut_off_is_never_a_shorter_file(s3, failing):
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nLast-Modified: Mon, 23 Nov 2026 03:44:52 GMT\r\n\r\nonly this"
 
-    async def scenario(endpoint):
+    async with failing([cut]) as (endpoint, _):
         place = bucket(s3.access(endpoint=endpoint, timeout_s=QUICK_S))
         with pytest.raises(ObjectStoreUnavailable):
             await place.read(NAME)
@@ -221,25 +204,20 @@ def test_an_answer_that_is_cut_off_is_never_a_shorter_file(s3, failing):
         with pytest.raises(ObjectStoreUnavailable):
             [chunk async for chunk in chunks(0, metadata.size_bytes)]
 
-    asyncio.run(failing([cut], scenario))
 
-
-def test_errors_do_not_say_endpoint_key_or_name(s3, own_s3):
+async def test_errors_do_not_say_endpoint_key_or_name(s3, own_s3):
     wrong = bucket(replace(s3.access(), secret_access_key="wrong"))
     own_s3.stop()
     away = bucket(own_s3.access(timeout_s=QUICK_S))
 
-    async def scenario():
-        for place in (wrong, away):
-            results = await asyncio.gather(*(call() for call in calls(place).values()), return_exceptions=True)
-            for secret in (NAME, "127.0.0.1", "test-key-id", "wrong", SECRET):
-                assert not [result.message for result in results if secret in result.message]
-
-    asyncio.run(scenario())
+    for place in (wrong, away):
+        results = await asyncio.gather(*(call() for call in calls(place).values()), return_exceptions=True)
+        for secret in (NAME, "127.0.0.1", "test-key-id", "wrong", SECRET):
+            assert not [result.message for result in results if secret in result.message]
     assert SECRET not in repr(s3.access())
 
 
-def test_a_store_that_says_no_is_said_at_the_start(s3):
+async def test_a_store_that_says_no_is_said_at_the_start(s3):
     refused = {
         "403 SignatureDoesNotMatch": bucket(replace(s3.access(), secret_access_key="wrong")),
         "403 InvalidAccessKeyId": bucket(replace(s3.access(), access_key_id="wrong")),
@@ -247,17 +225,17 @@ def test_a_store_that_says_no_is_said_at_the_start(s3):
     }
     for reason, place in refused.items():
         with pytest.raises(ConfigurationError, match=f"answers {reason}; accepted: a bucket that exists"):
-            asyncio.run(place.check())
+            await place.check()
         with pytest.raises(ObjectStoreUnavailable, match=reason):
-            asyncio.run(place.write(NAME, b"data"))
+            await place.write(NAME, b"data")
 
 
-def test_a_bucket_that_is_not_there_is_no_missing_file(s3):
+async def test_a_bucket_that_is_not_there_is_no_missing_file(s3):
     with pytest.raises(ObjectStoreUnavailable, match="404 NoSuchBucket"):
-        asyncio.run(bucket(s3.access(), name="no-such-bucket").read(NAME))
+        await bucket(s3.access(), name="no-such-bucket").read(NAME)
 
 
-def test_given_access_is_stronger_than_the_environment(s3, monkeypatch):
+async def test_given_access_is_stronger_than_the_environment(s3, monkeypatch):
     for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
@@ -265,15 +243,15 @@ def test_given_access_is_stronger_than_the_environment(s3, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "wrong")
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
     place = bucket(s3.access(signed_urls=True))
-    asyncio.run(place.check())
-    assert "wrong" not in asyncio.run(place.url(NAME, "", 60))
+    await place.check()
+    assert "wrong" not in await place.url(NAME, "", 60)
 
 
-def test_what_is_not_given_is_taken_from_the_environment(s3, monkeypatch):
+async def test_what_is_not_given_is_taken_from_the_environment(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access().access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    asyncio.run(bucket(replace(s3.access(), endpoint=None, access_key_id=None, secret_access_key=None)).check())
+    await bucket(replace(s3.access(), endpoint=None, access_key_id=None, secret_access_key=None)).check()
 
 
 @pytest.mark.parametrize(
@@ -291,7 +269,7 @@ def test_access_that_cannot_be_right(s3, wrong, named):
         bucket(s3.access(**wrong))
 
 
-def test_a_foreign_object_is_left_alone(s3):
+async def test_a_foreign_object_is_left_alone(s3):
     place = bucket(s3.access(), "shared")
     folder = s3.objects / "shared" / "outputs"
     folder.mkdir(parents=True)
@@ -299,13 +277,10 @@ def test_a_foreign_object_is_left_alone(s3):
     (folder / "deeper").mkdir()
     (folder / "deeper" / NAME).write_text("mine")
 
-    async def scenario():
-        await place.write(NAME, b"ours")
-        assert await all_names(place) == [NAME]
-        await place.delete([NAME])
-        with pytest.raises(NotFound):
-            await place.read(NAME)
-
-    asyncio.run(scenario())
+    await place.write(NAME, b"ours")
+    assert await all_names(place) == [NAME]
+    await place.delete([NAME])
+    with pytest.raises(NotFound):
+        await place.read(NAME)
     assert (folder / "README").exists()
     assert (folder / "deeper" / NAME).exists()

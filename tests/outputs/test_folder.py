@@ -51,31 +51,31 @@ def full_disk(after_bytes):
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_full_disk_is_said_and_leaves_what_was(tmp_path):
+async def test_a_full_disk_is_said_and_leaves_what_was(tmp_path):
     folder = folder_at(tmp_path)
-    asyncio.run(folder.write(NAME, b"first"))
+    await folder.write(NAME, b"first")
     with (
         full_disk(1000),
         pytest.raises(ObjectStoreUnavailable, match="cannot be written now: File too large; try again"),
     ):
-        asyncio.run(folder.write(NAME, b"x" * 5000))
+        await folder.write(NAME, b"x" * 5000)
     assert files_of(folder) == [NAME]
-    assert asyncio.run(folder.read(NAME)) == b"first"
+    assert await folder.read(NAME) == b"first"
 
 
-def test_an_error_does_not_say_the_name_or_the_path(tmp_path):
+async def test_an_error_does_not_say_the_name_or_the_path(tmp_path):
     folder = folder_at(tmp_path)
     (folder.path / NAME).mkdir(parents=True)
     for ask in (folder.read(NAME), folder.write(NAME, b"data"), folder.delete([NAME])):
         with pytest.raises(ObjectStoreUnavailable) as caught:
-            asyncio.run(ask)
+            await ask
         assert NAME not in caught.value.message
         assert str(tmp_path) not in caught.value.message
     assert files_of(folder) == []
 
 
 @pytest.mark.integration
-def test_what_a_killed_process_left_is_found_and_removed(tmp_path):
+async def test_what_a_killed_process_left_is_found_and_removed(tmp_path):
     script = f"""
 import asyncio, os
 from pathlib import Path
@@ -86,22 +86,20 @@ asyncio.run(Folder(Path({str(tmp_path)!r}), Namespace.OUTPUTS).write({NAME!r}, b
 """
     folder = folder_at(tmp_path)
     (folder.path / ".parts").mkdir(parents=True)  # making it would be synced, too
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    killed = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script])
+    assert killed.returncode == -signal.SIGKILL
     assert len(files_of(folder)) == 1
 
-    async def scenario():
-        await folder.write(OTHER, b"whole")
-        with pytest.raises(NotFound):
-            await folder.read(NAME)
-        assert await listed(folder, datetime.now(UTC) - timedelta(minutes=1)) == []
-        assert sorted(await listed(folder, datetime.now(UTC) + timedelta(minutes=1))) == sorted([NAME, OTHER])
-        await folder.delete([NAME])
-
-    asyncio.run(scenario())
+    await folder.write(OTHER, b"whole")
+    with pytest.raises(NotFound):
+        await folder.read(NAME)
+    assert await listed(folder, datetime.now(UTC) - timedelta(minutes=1)) == []
+    assert sorted(await listed(folder, datetime.now(UTC) + timedelta(minutes=1))) == sorted([NAME, OTHER])
+    await folder.delete([NAME])
     assert files_of(folder) == [OTHER]
 
 
-def test_each_new_folder_and_file_is_synced_before_it_is_there(tmp_path, monkeypatch):
+async def test_each_new_folder_and_file_is_synced_before_it_is_there(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
 
@@ -111,7 +109,7 @@ def test_each_new_folder_and_file_is_synced_before_it_is_there(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", fsync)
     folder = folder_at(tmp_path / "made" / "on demand")
-    asyncio.run(folder.write(NAME, b"data"))
+    await folder.write(NAME, b"data")
     outputs = folder.path
     folders = [tmp_path, tmp_path / "made", tmp_path / "made" / "on demand", outputs]
     assert synced[:4] == [str(path) for path in folders]  # of each, that it holds the next
@@ -119,67 +117,58 @@ def test_each_new_folder_and_file_is_synced_before_it_is_there(tmp_path, monkeyp
     assert synced[5:] == [str(outputs)]
 
 
-def test_what_is_no_file_of_ours_is_left_alone(tmp_path):
+async def test_what_is_no_file_of_ours_is_left_alone(tmp_path):
     folder = folder_at(tmp_path)
     folder.path.mkdir()
     (folder.path / "README").write_text("mine")
     (folder.path / ".parts").mkdir()
     (folder.path / ".parts" / "note").write_text("mine")
-    assert asyncio.run(listed(folder, datetime.now(UTC) + timedelta(days=1))) == []
-    asyncio.run(folder.delete([NAME]))
+    assert await listed(folder, datetime.now(UTC) + timedelta(days=1)) == []
+    await folder.delete([NAME])
     assert files_of(folder) == ["README", "note"]
 
 
-def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
+async def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
     folder = folder_at(tmp_path)
 
-    async def scenario():
-        await folder.write(NAME, b"x" * (CHUNK_BYTES + 5))
-        metadata, chunks = await folder.open(NAME)
-        stretch = chunks(0, metadata.size_bytes)
-        assert await anext(stretch) == b"x" * CHUNK_BYTES
-        await folder.write(NAME, b"less")
-        with pytest.raises(ObjectStoreUnavailable, match="truncated"):
-            await anext(stretch)
-
-    asyncio.run(scenario())
+    await folder.write(NAME, b"x" * (CHUNK_BYTES + 5))
+    metadata, chunks = await folder.open(NAME)
+    stretch = chunks(0, metadata.size_bytes)
+    assert await anext(stretch) == b"x" * CHUNK_BYTES
+    await folder.write(NAME, b"less")
+    with pytest.raises(ObjectStoreUnavailable, match="truncated"):
+        await anext(stretch)
 
 
-def test_a_download_that_is_given_up_keeps_nothing_open(tmp_path):
+async def test_a_download_that_is_given_up_keeps_nothing_open(tmp_path):
     folder = folder_at(tmp_path)
 
-    async def scenario():
-        await folder.write(NAME, b"x" * 2 * CHUNK_BYTES)
-        stretches = [(await folder.open(NAME))[1](0, 2 * CHUNK_BYTES) for _ in range(5)]
-        for stretch in stretches:
-            await anext(stretch)
-        assert open_files(tmp_path) == []
-
-    asyncio.run(scenario())
+    await folder.write(NAME, b"x" * 2 * CHUNK_BYTES)
+    stretches = [(await folder.open(NAME))[1](0, 2 * CHUNK_BYTES) for _ in range(5)]
+    for stretch in stretches:
+        await anext(stretch)
+    assert open_files(tmp_path) == []
 
 
-def test_a_check_names_a_folder_that_cannot_be(tmp_path):
+async def test_a_check_names_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ConfigurationError, match=r"taken/outputs cannot be written to: .*; accepted"):
-        asyncio.run(folder_at(tmp_path / "taken").check())
+        await folder_at(tmp_path / "taken").check()
 
 
-def test_deleting_a_file_leaves_anothers_half_written_part(tmp_path):
+async def test_deleting_a_file_leaves_anothers_half_written_part(tmp_path):
     folder = folder_at(tmp_path)
 
-    async def scenario():
-        await folder.write(NAME, b"whole")
-        part = folder.path / ".parts" / f"{OTHER}.half"
-        part.write_bytes(b"ha")
-        await folder.delete([NAME])
-        assert files_of(folder) == [part.name]
-        await folder.delete([OTHER])
-        assert files_of(folder) == []
-
-    asyncio.run(scenario())
+    await folder.write(NAME, b"whole")
+    part = folder.path / ".parts" / f"{OTHER}.half"
+    part.write_bytes(b"ha")
+    await folder.delete([NAME])
+    assert files_of(folder) == [part.name]
+    await folder.delete([OTHER])
+    assert files_of(folder) == []
 
 
-def test_a_check_writes_where_files_are_begun(tmp_path, monkeypatch):
+async def test_a_check_writes_where_files_are_begun(tmp_path, monkeypatch):
     """Another folder, of another disk or owner, may well be writable."""
     written = []
     real = tempfile.TemporaryFile
@@ -191,6 +180,6 @@ def test_a_check_writes_where_files_are_begun(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
     folder = folder_at(tmp_path)
-    asyncio.run(folder.check())
+    await folder.check()
     assert written == [folder.path / ".parts"]
     assert files_of(folder) == []

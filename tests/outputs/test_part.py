@@ -1,6 +1,5 @@
 """Files that are written piece by piece, and then put in their places: on a folder and on a bucket."""
 
-import asyncio
 import contextlib
 import os
 from datetime import UTC, datetime, timedelta
@@ -17,38 +16,32 @@ from hidream.types import ImageFormat
 NAME = random_name(ImageFormat.PNG)
 
 
-def test_what_was_written_in_pieces_is_there_whole(place):
-    async def scenario():
-        for pieces in ([b"first ", b"and longer"], [b"second"], []):
-            async with place.part() as part:
-                for piece in pieces:
-                    await part.write(piece)
-                assert part.size_bytes == sum(map(len, pieces))
-                await place.adopt(NAME, part)
-            assert await place.read(NAME) == b"".join(pieces)
-            assert not part.path.exists()
-
-    asyncio.run(scenario())
+async def test_what_was_written_in_pieces_is_there_whole(place):
+    for pieces in ([b"first ", b"and longer"], [b"second"], []):
+        async with place.part() as part:
+            for piece in pieces:
+                await part.write(piece)
+            assert part.size_bytes == sum(map(len, pieces))
+            await place.adopt(NAME, part)
+        assert await place.read(NAME) == b"".join(pieces)
+        assert not part.path.exists()
 
 
-def test_what_nobody_takes_is_gone(place):
-    async def scenario():
-        paths = []
-        with pytest.raises(RuntimeError):
-            async with place.part() as part:
-                paths.append(part.path)
-                await part.write(b"x" * 1_000_000)
-                raise RuntimeError
+async def test_what_nobody_takes_is_gone(place):
+    paths = []
+    with pytest.raises(RuntimeError):
         async with place.part() as part:
             paths.append(part.path)
-            await part.write(b"x")
-            with pytest.raises(NotFound):
-                await place.adopt("../x", part)
-        assert not any(path.exists() for path in paths)
+            await part.write(b"x" * 1_000_000)
+            raise RuntimeError
+    async with place.part() as part:
+        paths.append(part.path)
+        await part.write(b"x")
         with pytest.raises(NotFound):
-            await place.read(NAME)
-
-    asyncio.run(scenario())
+            await place.adopt("../x", part)
+    assert not any(path.exists() for path in paths)
+    with pytest.raises(NotFound):
+        await place.read(NAME)
 
 
 @pytest.fixture
@@ -64,43 +57,37 @@ async def brought(folder, data, act):
         return await act(part)
 
 
-def test_the_file_itself_is_moved(folder):
+async def test_the_file_itself_is_moved(folder):
     async def move(part):
         inode = part.path.stat().st_ino
         await folder.adopt(NAME, part)
         return inode
 
-    inode = asyncio.run(brought(folder, b"a picture", move))
+    inode = await brought(folder, b"a picture", move)
     assert (folder.path / NAME).stat().st_ino == inode
     assert list((folder.path / ".parts").iterdir()) == []
 
 
-def test_what_a_process_left_is_found_by_a_sweep(folder):
+async def test_what_a_process_left_is_found_by_a_sweep(folder):
     async def leave(part):
         left = part.path.with_name(f"{part.path.name}x")  # as if there were no end to the block
         os.link(part.path, left)
         return left
 
-    async def scenario():
-        left = await brought(folder, b"half", leave)
-        names = [name async for name in folder.names(datetime.now(UTC) + timedelta(days=1))]
-        assert len(names) == 1
-        await folder.delete(names)
-        assert not left.exists()
-
-    asyncio.run(scenario())
+    left = await brought(folder, b"half", leave)
+    names = [name async for name in folder.names(datetime.now(UTC) + timedelta(days=1))]
+    assert len(names) == 1
+    await folder.delete(names)
+    assert not left.exists()
 
 
-def test_a_disk_that_is_full_is_said(tmp_path):
+async def test_a_disk_that_is_full_is_said(tmp_path):
     folder = Folder(tmp_path, Namespace.UPLOADS)
 
-    async def scenario(full):
+    with contextlib.suppress(OSError), Path("/dev/full").open("wb") as full:  # noqa: ASYNC230
         async with folder.part() as part:
             part._file.close()
             part._file = full
             with pytest.raises(ObjectStoreUnavailable, match="cannot be written now: No space left") as raised:
                 await part.write(b"x" * 1_000_000)
             assert str(tmp_path) not in raised.value.message
-
-    with contextlib.suppress(OSError), Path("/dev/full").open("wb") as full:
-        asyncio.run(scenario(full))

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,32 +80,47 @@ class Api:
 
 
 @pytest.fixture
-def with_api(sqlite_copies, tmp_path):
-    """Run `scenario(api)` in an event loop of its own; keywords are settings of the table [server].
+def open_apis(sqlite_copies, tmp_path):
+    """Open as many applications, each with a connection of its own to one database.
 
-    With `instances` there are as many applications, each with a connection to the database of its own, and the scenario
-    gets them all.
+    Keywords are settings of the table [server].
     """
 
-    def run(scenario, *, instances=1, allowed="", **server):
+    @asynccontextmanager
+    async def open_apis(instances, *, allowed="", **server):
         sqlite_copies.url(tmp_path)
         settings = replace(Settings(home=tmp_path), server=Server(**server), webhooks=Webhooks(allowed=allowed))
+        apis, secret = [], None
+        async with AsyncExitStack() as stack:
+            for _ in range(instances):
+                database = await stack.enter_async_context(Database.open(settings.database_url))
+                secret = secret or (await keys.create(database, "test"))[1]
+                service = assemble(settings, database)
+                transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+                client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
+                apis.append(Api(await stack.enter_async_context(client), service, secret))
+            yield apis
 
-        async def main():
-            apis, secret = [], None
-            async with AsyncExitStack() as stack:
-                for _ in range(instances):
-                    database = await stack.enter_async_context(Database.open(settings.database_url))
-                    secret = secret or (await keys.create(database, "test"))[1]
-                    service = assemble(settings, database)
-                    transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
-                    client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
-                    apis.append(Api(await stack.enter_async_context(client), service, secret))
-                return await scenario(*apis)
+    return open_apis
 
-        return asyncio.run(main())
 
-    return run
+@pytest.fixture
+def open_api(open_apis):
+    """Open one application; keywords as for `open_apis`."""
+
+    @asynccontextmanager
+    async def open_api(**settings):
+        async with open_apis(1, **settings) as (api,):
+            yield api
+
+    return open_api
+
+
+@pytest.fixture
+async def api(open_api):
+    """The application with default settings."""
+    async with open_api() as api:
+        yield api
 
 
 @pytest.fixture

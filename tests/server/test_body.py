@@ -1,7 +1,5 @@
 """Reading a body: the type it must say, the size it may have, and the JSON it must be."""
 
-import asyncio
-
 import pytest
 from starlette.requests import Request
 
@@ -12,12 +10,10 @@ from hidream.server.bodies.long_bodies import SHORT_BYTES, is_long
 PATH = "/api/v3/wavespeed-ai/hidream-i1-dev"
 
 
-def post(with_api, content, content_type="application/json", **server):
-    async def scenario(api):
+async def post(open_api, content, content_type="application/json", **server):
+    async with open_api(**server) as api:
         headers = api.bearer | ({"Content-Type": content_type} if content_type else {})
         return await api.client.post(PATH, content=content, headers=headers)
-
-    return with_api(scenario, **server)
 
 
 @pytest.mark.parametrize(
@@ -37,37 +33,37 @@ def post(with_api, content, content_type="application/json", **server):
     ],
     ids=lambda value: f"{value!r:.30}",
 )
-def test_what_is_not_a_json_object_is_a_400(with_api, content, message):
-    answer = post(with_api, content)
+async def test_what_is_not_a_json_object_is_a_400(open_api, content, message):
+    answer = await post(open_api, content)
     assert answer.status_code == 400
     assert message in answer.json()["message"]
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "json"])
-def test_another_content_type_is_a_400(with_api, content_type):
-    answer = post(with_api, b'{"prompt": "a house"}', content_type)
+async def test_another_content_type_is_a_400(open_api, content_type):
+    answer = await post(open_api, b'{"prompt": "a house"}', content_type)
     assert answer.status_code == 400
     assert "accepted: application/json" in answer.json()["message"]
 
 
-def test_parameters_of_the_content_type_are_welcome(with_api):
-    assert post(with_api, b'{"prompt": "a house"}', "Application/JSON; charset=utf-8").status_code == 200
+async def test_parameters_of_the_content_type_are_welcome(open_api):
+    assert (await post(open_api, b'{"prompt": "a house"}', "Application/JSON; charset=utf-8")).status_code == 200
 
 
-def test_the_largest_body_and_one_byte_more(with_api):
+async def test_the_largest_body_and_one_byte_more(open_api):
     body = b'{"prompt": "a house"}'
-    assert post(with_api, body, body_max_bytes=len(body)).status_code == 200
-    answer = post(with_api, body, body_max_bytes=len(body) - 1)
+    assert (await post(open_api, body, body_max_bytes=len(body))).status_code == 200
+    answer = await post(open_api, body, body_max_bytes=len(body) - 1)
     assert answer.status_code == 413
     assert answer.json()["code"] == 413
 
 
-def test_a_body_without_an_announced_length_is_counted_too(with_api):
+async def test_a_body_without_an_announced_length_is_counted_too(open_api):
     async def chunks():
         for _ in range(100):
             yield b" " * 1000
 
-    answer = post(with_api, chunks(), body_max_bytes=50_000)
+    answer = await post(open_api, chunks(), body_max_bytes=50_000)
     assert answer.status_code == 413
 
 
@@ -86,21 +82,21 @@ def piece(body, more=True):
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-def test_a_short_body_may_come_in_pieces():
+async def test_a_short_body_may_come_in_pieces():
     request = came(piece(b'{"a"'), {"type": "http.request", "more_body": True}, piece(b": 1}", more=False))
-    assert asyncio.run(read_json(request, 1000)) == {"a": 1}
+    assert await read_json(request, 1000) == {"a": 1}
 
 
-def test_a_short_body_that_ends_early_is_no_body():
+async def test_a_short_body_that_ends_early_is_no_body():
     request = came(piece(b'{"a": 1}'), {"type": "http.disconnect"})
     with pytest.raises(InvalidInput, match="ended before its announced length"):
-        asyncio.run(read_json(request, 1000))
+        await read_json(request, 1000)
 
 
-def test_a_short_body_is_counted_whatever_it_announces():
+async def test_a_short_body_is_counted_whatever_it_announces():
     request = came(piece(b" " * 6), piece(b" " * 6), length=b"4")
     with pytest.raises(BodyTooLarge, match="larger than 10 bytes"):
-        asyncio.run(read_json(request, 10))
+        await read_json(request, 10)
 
 
 @pytest.mark.parametrize(

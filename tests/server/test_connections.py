@@ -77,30 +77,27 @@ class Application:
         self.left += scope["path"] == "/large"
 
 
-def running(scenario, timeouts=QUICK, limit=100):
-    """Run `scenario(served)`, where `served` can `connect`."""
-
-    async def main():
-        with listen(Server(port=0)) as listener:
-            app, connections = Application(), Connections(limit, timeouts)
-            config = uvicorn.Config(
-                app, http=connections.connection, ws="none", lifespan="off", log_config=None, access_log=False
-            )
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                async with asyncio.timeout(30):
-                    await scenario(Served(app, connections, listener.getsockname()))
-                    assert "Traceback" not in "".join(app.paths)
-            finally:
-                app.release.set()
-                server.should_exit = True
-                await serving
-            assert not connections.open
-            assert not connections.idle
-            assert not connections.reserved
-
-    asyncio.run(main())
+@contextlib.asynccontextmanager
+async def running(timeouts=QUICK, limit=100):
+    """A server, which can `connect`."""
+    with listen(Server(port=0)) as listener:
+        app, connections = Application(), Connections(limit, timeouts)
+        config = uvicorn.Config(
+            app, http=connections.connection, ws="none", lifespan="off", log_config=None, access_log=False
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            async with asyncio.timeout(30):
+                yield Served(app, connections, listener.getsockname())
+                assert "Traceback" not in "".join(app.paths)
+        finally:
+            app.release.set()
+            server.should_exit = True
+            await serving
+        assert not connections.open
+        assert not connections.idle
+        assert not connections.reserved
 
 
 class Served:
@@ -167,15 +164,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("sent", REFUSED, ids=lambda sent: str(sent[:60]))
-def test_what_could_be_read_in_two_ways_is_refused_in_the_envelope_and_closed(sent):
-    async def scenario(served):
+async def test_what_could_be_read_in_two_ways_is_refused_in_the_envelope_and_closed(sent):
+    async with running() as served:
         answer = await served.ask(sent)
         code, named = REFUSED[sent]
         assert status(answer) == code
         assert named in envelope(answer)
         assert served.app.paths in ([], ["/body"])
-
-    running(scenario)
 
 
 @pytest.mark.parametrize(
@@ -191,22 +186,19 @@ def test_what_could_be_read_in_two_ways_is_refused_in_the_envelope_and_closed(se
     ],
 )
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
-def test_what_is_right_is_read_in_however_many_pieces(sent, pieces):
-    async def scenario(served):
-        async with served.connect() as (reader, writer):
-            for _ in range(3):  # on one connection
-                step = -(-len(sent) // pieces)
-                for at in range(0, len(sent), step):
-                    writer.write(sent[at : at + step])
-                    await asyncio.sleep(0)
-                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-                assert await reader.readexactly(2) == b"xx"
-
-    running(scenario, SLOW)
+async def test_what_is_right_is_read_in_however_many_pieces(sent, pieces):
+    async with running(SLOW) as served, served.connect() as (reader, writer):
+        for _ in range(3):  # on one connection
+            step = -(-len(sent) // pieces)
+            for at in range(0, len(sent), step):
+                writer.write(sent[at : at + step])
+                await asyncio.sleep(0)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(2) == b"xx"
 
 
-def test_a_smuggled_request_is_not_read():
-    async def scenario(served):
+async def test_a_smuggled_request_is_not_read():
+    async with running() as served:
         body = b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
         head = b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: %d\r\n\r\n" % len(
             body
@@ -214,11 +206,9 @@ def test_a_smuggled_request_is_not_read():
         assert status(await served.ask(head + body)) == 400
         assert served.app.paths == []
 
-    running(scenario)
 
-
-def test_who_says_nothing_or_never_ends_a_head_is_closed():
-    async def scenario(served):
+async def test_who_says_nothing_or_never_ends_a_head_is_closed():
+    async with running() as served:
         async with served.connect() as (silent, _), served.connect(b"GET / HT") as (partial, writer):
             assert await silent.read() == b""
             with contextlib.suppress(ConnectionError):
@@ -237,11 +227,9 @@ def test_who_says_nothing_or_never_ends_a_head_is_closed():
             await reader.readuntil(b"xx")
             assert await reader.read() == b""  # but not for ever
 
-    running(scenario)
 
-
-def test_a_body_of_a_byte_at_a_time_does_not_hold_a_place():
-    async def scenario(served):
+async def test_a_body_of_a_byte_at_a_time_does_not_hold_a_place():
+    async with running() as served:
         head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
         async with served.connect(head) as (silent, _), served.connect(head) as (slow, writer):
             assert "too slowly" in envelope(await silent.read())
@@ -251,11 +239,9 @@ def test_a_body_of_a_byte_at_a_time_does_not_hold_a_place():
             assert status(slow._buffer) == 408
         await served.until(lambda: served.app.left == 2)  # who read them is told
 
-    running(scenario)
 
-
-def test_a_body_that_is_quick_enough_passes_however_long_it_takes():
-    async def scenario(served):
+async def test_a_body_that_is_quick_enough_passes_however_long_it_takes():
+    async with running() as served:
         pieces, piece = 60, b"x" * 1000
         head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (pieces * len(piece))
         async with served.connect(head) as (reader, writer):
@@ -264,60 +250,52 @@ def test_a_body_that_is_quick_enough_passes_however_long_it_takes():
                 await asyncio.sleep(0.03)  # three times as long as the grace; 30,000 bytes a second
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
-    running(scenario)
+
+async def test_a_request_in_work_is_waited_for():
+    async with running() as served, served.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
+        await served.until(lambda: served.app.held)
+        await asyncio.sleep(2 * QUICK.head_s)
+        served.app.release.set()
+        assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
 
 
-def test_a_request_in_work_is_waited_for():
-    async def scenario(served):
-        async with served.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
-            await served.until(lambda: served.app.held)
-            await asyncio.sleep(2 * QUICK.head_s)
-            served.app.release.set()
-            assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
-
-    running(scenario)
+async def test_who_does_not_read_an_answer_is_closed():
+    async with running() as served, served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as (_, writer):
+        writer.transport.pause_reading()
+        await served.until(lambda: served.app.left)  # its route has ended, and nothing of it is kept
+        assert not served.connections.open
 
 
-def test_who_does_not_read_an_answer_is_closed():
-    async def scenario(served):
-        async with served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as (_, writer):
-            writer.transport.pause_reading()
-            await served.until(lambda: served.app.left)  # its route has ended, and nothing of it is kept
-            assert not served.connections.open
-
-    running(scenario)
-
-
-def test_who_reads_an_answer_slowly_gets_all_of_it():
-    async def scenario(served):
-        async with served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as (reader, _):
-            size = 0
-            while data := await reader.read(2**21):
-                size += len(data)
-                await asyncio.sleep(0.02)
-            assert size > LARGE_BYTES
-
-    running(scenario)
+async def test_who_reads_an_answer_slowly_gets_all_of_it():
+    async with (
+        running() as served,
+        served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") as (reader, _),
+    ):
+        size = 0
+        while data := await reader.read(2**21):
+            size += len(data)
+            await asyncio.sleep(0.02)
+        assert size > LARGE_BYTES
 
 
-def test_who_reads_in_small_pieces_is_seen_to_read():
+async def test_who_reads_in_small_pieces_is_seen_to_read():
     """By what the client takes, not by when the system's buffer of megabytes has room again."""
 
-    async def scenario(served):
-        async with served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
-            began, size = time.monotonic(), 0
-            while (took_s := time.monotonic() - began) < 2:
-                while size < 800_000 * took_s:
-                    size += len(await reader.read(2**14))
-                await asyncio.sleep(0.02)
-            assert served.connections.open
-
-    running(scenario, dataclasses.replace(QUICK, reading_rate=400_000))
+    async with (
+        running(dataclasses.replace(QUICK, reading_rate=400_000)) as served,
+        served.connect(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _),
+    ):
+        began, size = time.monotonic(), 0
+        while (took_s := time.monotonic() - began) < 2:
+            while size < 800_000 * took_s:
+                size += len(await reader.read(2**14))
+            await asyncio.sleep(0.02)
+        assert served.connections.open
 
 
 @pytest.mark.parametrize("path", [b"/whole", b"/large"])
-def test_who_does_not_read_makes_room_with_a_request_in_work_or_not(path):
-    async def scenario(served):
+async def test_who_does_not_read_makes_room_with_a_request_in_work_or_not(path):
+    async with running(dataclasses.replace(SLOW, tick_s=0.02, crowded_grace_s=0.05), limit=3) as served:
         opened, asked = served.connections.open, b"GET %s HTTP/1.1\r\nHost: x\r\n" % path
         async with contextlib.AsyncExitStack() as stack:
             for i in range(7):
@@ -330,11 +308,9 @@ def test_who_does_not_read_makes_room_with_a_request_in_work_or_not(path):
             async with served.connect(HELLO) as (reader, _):
                 assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
 
-    running(scenario, dataclasses.replace(SLOW, tick_s=0.02, crowded_grace_s=0.05), limit=3)
 
-
-def test_the_next_request_in_a_row_waits_until_the_answer_is_taken():
-    async def scenario(served):
+async def test_the_next_request_in_a_row_waits_until_the_answer_is_taken():
+    async with running(SLOW) as served:
         asked, paths = b"GET /whole HTTP/1.1\r\nHost: x\r\n", served.app.paths
         async with served.connect(2 * (asked + b"\r\n")) as (reader, writer):
 
@@ -356,11 +332,9 @@ def test_the_next_request_in_a_row_waits_until_the_answer_is_taken():
             await take()
             assert len(paths) == 3
 
-    running(scenario, SLOW)
 
-
-def test_the_rest_of_a_body_that_was_answered_is_taken_for_a_moment_only():
-    async def scenario(served):
+async def test_the_rest_of_a_body_that_was_answered_is_taken_for_a_moment_only():
+    async with running() as served:
         head = b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
         async with served.connect(head) as (reader, writer):
             assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
@@ -371,13 +345,11 @@ def test_the_rest_of_a_body_that_was_answered_is_taken_for_a_moment_only():
                         await writer.drain()
                         await asyncio.sleep(0.01)
 
-    running(scenario)
 
-
-def test_a_crowd_that_hangs_up_is_not_read_and_holds_nobody_up():
+async def test_a_crowd_that_hangs_up_is_not_read_and_holds_nobody_up():
     """Each has sent its request and left before the loop, busy with this test's connecting, has looked at it."""
 
-    async def scenario(served):
+    async with running(SLOW, limit=1000) as served:
         await served.ask(b"GET /first HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         for _ in range(300):
             with socket.create_connection(served.address) as client:
@@ -385,11 +357,9 @@ def test_a_crowd_that_hangs_up_is_not_read_and_holds_nobody_up():
         assert status(await served.ask(HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) == 200
         assert served.app.paths == ["/first", "/hello"]
 
-    running(scenario, SLOW, limit=1000)
 
-
-def test_a_crowd_that_stays_is_answered_to_the_last_whatever_its_pieces():
-    async def scenario(served):
+async def test_a_crowd_that_stays_is_answered_to_the_last_whatever_its_pieces():
+    async with running(SLOW) as served:
         async with contextlib.AsyncExitStack() as stack:
             crowd = [await stack.enter_async_context(served.connect()) for _ in range(60)]
             for piece in (b"GET /hello HT", b"TP/1.1\r\nHost: x\r\n\r\nGET /he", b"llo HTTP/1.1\r\nHost: x\r\n\r\n"):
@@ -402,11 +372,9 @@ def test_a_crowd_that_stays_is_answered_to_the_last_whatever_its_pieces():
         await served.until(lambda: not served.connections.open)
         assert not served.connections.fair_queue._queues
 
-    running(scenario, SLOW)
 
-
-def test_of_a_body_that_nobody_reads_so_much_is_thrown_away():
-    async def scenario(served):
+async def test_of_a_body_that_nobody_reads_so_much_is_thrown_away():
+    async with running(dataclasses.replace(SLOW, linger_bytes=1_000_000)) as served:
         head = b"POST /closes HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
         async with served.connect(head) as (reader, writer):
             answer = await reader.read()
@@ -419,35 +387,28 @@ def test_of_a_body_that_nobody_reads_so_much_is_thrown_away():
                     sent += 100_000
             assert sent >= 1_000_000
 
-    running(scenario, dataclasses.replace(SLOW, linger_bytes=1_000_000))
 
-
-def test_requests_in_a_row_are_answered_in_their_order_and_bounded():
-    async def scenario(served):
+async def test_requests_in_a_row_are_answered_in_their_order_and_bounded():
+    async with running() as served:
         answer = await served.ask(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i for i in range(1000)))
         assert served.app.paths == [f"/{i}" for i in range(PIPELINE_MAX + 1)]
         assert answer.count(b"HTTP/1.1 200") == PIPELINE_MAX + 1
 
-    running(scenario)
+
+async def test_a_full_server_gives_the_places_of_the_idle_to_who_asks():
+    async with running(SLOW, limit=10) as served, contextlib.AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(served.connect()) for _ in range(10)]
+        await served.until(lambda: len(served.connections.open) == 10)
+        async with served.connect(HELLO) as (reader, _):
+            assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
+        told = await first[0][0].read()
+        assert status(told) == 503
+        assert b"\r\nretry-after: 2\r\n" in told.lower()
+        assert "in use" in json.loads(told.partition(b"\r\n\r\n")[2])["error"]
 
 
-def test_a_full_server_gives_the_places_of_the_idle_to_who_asks():
-    async def scenario(served):
-        async with contextlib.AsyncExitStack() as stack:
-            first = [await stack.enter_async_context(served.connect()) for _ in range(10)]
-            await served.until(lambda: len(served.connections.open) == 10)
-            async with served.connect(HELLO) as (reader, _):
-                assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
-            told = await first[0][0].read()
-            assert status(told) == 503
-            assert b"\r\nretry-after: 2\r\n" in told.lower()
-            assert "in use" in json.loads(told.partition(b"\r\n\r\n")[2])["error"]
-
-    running(scenario, SLOW, limit=10)
-
-
-def test_a_server_full_of_work_answers_health_and_refuses_the_rest():
-    async def scenario(served):
+async def test_a_server_full_of_work_answers_health_and_refuses_the_rest():
+    async with running(SLOW, limit=10) as served:
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(10):
                 await stack.enter_async_context(served.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n"))
@@ -468,8 +429,6 @@ def test_a_server_full_of_work_answers_health_and_refuses_the_rest():
         await served.until(lambda: not served.connections.open)
         async with served.connect(HELLO) as (reader, _):
             assert (await reader.readuntil(b"xx")).startswith(b"HTTP/1.1 200")
-
-    running(scenario, SLOW, limit=10)
 
 
 def opened():
@@ -499,10 +458,10 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_needed(caplog):
     assert "LimitNOFILE" in record.getMessage()
 
 
-def test_out_of_descriptors_connections_are_refused_and_the_log_stays_small(caplog):
+async def test_out_of_descriptors_connections_are_refused_and_the_log_stays_small(caplog):
     """Beside a limit of connections that is too high, or files that others have opened."""
 
-    async def scenario(served):
+    async with running(SLOW) as served:
         used = []
         with descriptors(opened() + 40):
             clients = [socket.socket() for _ in range(20)]
@@ -520,13 +479,11 @@ def test_out_of_descriptors_connections_are_refused_and_the_log_stays_small(capl
             assert status(await served.ask(HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) == 200
             for client in clients:
                 client.close()
-
-    running(scenario, SLOW)
     assert len([line for line in caplog.messages if line.startswith("descriptors_exhausted count=")]) == 1
 
 
 @pytest.mark.long
-def test_a_real_server_waits_for_nobody_for_ever(tmp_path):
+async def test_a_real_server_waits_for_nobody_for_ever(tmp_path):
     """Heads and bodies of a byte a second, and nothing at all, with the patience that is shipped."""
     begun = {
         "nothing": b"",
@@ -553,7 +510,7 @@ def test_a_real_server_waits_for_nobody_for_ever(tmp_path):
 
     with api(tmp_path / "home") as server:
         url = httpx.URL(server.url)
-        found = asyncio.run(all_ended((url.host, url.port)))
+        found = await all_ended((url.host, url.port))
         assert server.stop()[0] == 0
     assert found["nothing"][0] == b""
     assert status(found["a head"][0]) == status(found["a body"][0]) == 408
@@ -582,21 +539,21 @@ def test_the_page_says_what_holds():
     )
 
 
-def test_a_real_server_with_few_descriptors_answers_health_beside_a_crowd(tmp_path):
-    crowd(tmp_path, 300)
+async def test_a_real_server_with_few_descriptors_answers_health_beside_a_crowd(tmp_path):
+    await crowd(tmp_path, 300)
 
 
 @pytest.mark.long
-def test_a_real_server_with_few_descriptors_answers_health_beside_a_thousand(tmp_path):
-    crowd(tmp_path, 1000)
+async def test_a_real_server_with_few_descriptors_answers_health_beside_a_thousand(tmp_path):
+    await crowd(tmp_path, 1000)
 
 
-def crowd(folder, count):
+async def crowd(folder, count):
     """Idle connections that come back as soon as they are closed, to a server that may open 256 files."""
     few = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh"]
     with api(folder / "home", within=few) as server:
         url = httpx.URL(server.url)
-        took_s, closed = asyncio.run(probed((url.host, url.port), count))
+        took_s, closed = await probed((url.host, url.port), count)
         assert server.stop()[0] == 0
     assert sorted(took_s)[len(took_s) * 9 // 10] < 1  # all were answered; this machine may stand still
     assert closed > count / 2

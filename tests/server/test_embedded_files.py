@@ -47,123 +47,102 @@ def same_as_of_old(answer):
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_a_result_has_the_bytes_of_old(with_api, version):
-    async def scenario(api):
-        prediction_id, texts = await drawn(api)
-        data = same_as_of_old(await api.get(f"/api/{version}/predictions/{prediction_id}/result"))["data"]
-        assert data["outputs"] == texts
-        assert data["warnings"] == ["größer als gewöhnlich"]
-
-    with_api(scenario)
+async def test_a_result_has_the_bytes_of_old(api, version):
+    prediction_id, texts = await drawn(api)
+    data = same_as_of_old(await api.get(f"/api/{version}/predictions/{prediction_id}/result"))["data"]
+    assert data["outputs"] == texts
+    assert data["warnings"] == ["größer als gewöhnlich"]
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
-def test_a_submission_that_waits_and_one_that_is_repeated(with_api, version):
-    async def scenario(api):
-        body = {"prompt": "a", "enable_base64_output": True, "enable_sync_mode": True}
-        asking = asyncio.create_task(api.submit(version, headers={"Idempotency-Key": "k"}, **body))
-        task = await api.draw(b"the picture")
-        first = same_as_of_old(await asking)
-        assert first["data"]["outputs"] == [base64.b64encode(b"the picture").decode()]
-        again = await api.submit(version, headers={"Idempotency-Key": "k"}, **body)
-        assert same_as_of_old(again) == first
-        assert again.headers["Idempotent-Replayed"] == "true"
-        assert task.id == first["data"]["id"]
-
-    with_api(scenario)
+async def test_a_submission_that_waits_and_one_that_is_repeated(api, version):
+    body = {"prompt": "a", "enable_base64_output": True, "enable_sync_mode": True}
+    asking = asyncio.create_task(api.submit(version, headers={"Idempotency-Key": "k"}, **body))
+    task = await api.draw(b"the picture")
+    first = same_as_of_old(await asking)
+    assert first["data"]["outputs"] == [base64.b64encode(b"the picture").decode()]
+    again = await api.submit(version, headers={"Idempotency-Key": "k"}, **body)
+    assert same_as_of_old(again) == first
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert task.id == first["data"]["id"]
 
 
-def test_openai_has_the_bytes_of_old(with_api):
-    async def scenario(api):
-        body = {"prompt": "a", "n": 4, "response_format": "b64_json"}
-        headers = api.bearer | {"Idempotency-Key": "k"}
-        asking = asyncio.create_task(api.client.post("/v1/images/generations", json=body, headers=headers))
-        files = pictures(SIZES_BYTES)
-        await api.draw(files)
-        texts = [base64.b64encode(file).decode() for file in files]
-        same_as_of_old(await asking)
-        answer = await api.client.post("/v1/images/generations", json=body, headers=headers)
-        assert same_as_of_old(answer)["data"] == [{"b64_json": text} for text in texts]
-
-    with_api(scenario)
+async def test_openai_has_the_bytes_of_old(api):
+    body = {"prompt": "a", "n": 4, "response_format": "b64_json"}
+    headers = api.bearer | {"Idempotency-Key": "k"}
+    asking = asyncio.create_task(api.client.post("/v1/images/generations", json=body, headers=headers))
+    files = pictures(SIZES_BYTES)
+    await api.draw(files)
+    texts = [base64.b64encode(file).decode() for file in files]
+    same_as_of_old(await asking)
+    answer = await api.client.post("/v1/images/generations", json=body, headers=headers)
+    assert same_as_of_old(answer)["data"] == [{"b64_json": text} for text in texts]
 
 
-def test_events_have_them_too(with_api):
-    async def scenario(api):
-        prediction_id, texts = await drawn(api)
-        ((name, _, data),) = told((await api.get(f"/api/v3/predictions/{prediction_id}/events")).text)
-        result = await api.get(f"/api/v3/predictions/{prediction_id}")
-        assert (name, data) == ("status", json.dumps(result.json()["data"]))
-        assert json.loads(data)["outputs"] == texts
-
-    with_api(scenario)
+async def test_events_have_them_too(api):
+    prediction_id, texts = await drawn(api)
+    ((name, _, data),) = told((await api.get(f"/api/v3/predictions/{prediction_id}/events")).text)
+    result = await api.get(f"/api/v3/predictions/{prediction_id}")
+    assert (name, data) == ("status", json.dumps(result.json()["data"]))
+    assert json.loads(data)["outputs"] == texts
 
 
 @pytest.mark.parametrize("gone", range(4))
-def test_a_picture_that_is_gone_is_an_error_and_not_half_an_answer(with_api, gone):
-    async def scenario(api):
-        prediction_id, _ = await drawn(api)
-        listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
-        await api.service.outputs.delete([listed[gone].rpartition("/")[2]])
-        answer = await api.get(f"/api/v3/predictions/{prediction_id}/result")
-        assert (answer.status_code, answer.json()["error"]) == (404, "there is no such file")
-
-    with_api(scenario)
+async def test_a_picture_that_is_gone_is_an_error_and_not_half_an_answer(api, gone):
+    prediction_id, _ = await drawn(api)
+    listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
+    await api.service.outputs.delete([listed[gone].rpartition("/")[2]])
+    answer = await api.get(f"/api/v3/predictions/{prediction_id}/result")
+    assert (answer.status_code, answer.json()["error"]) == (404, "there is no such file")
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_and_not_half_an_answer(with_api):
-    async def scenario(api):
-        prediction_id, _ = await drawn(api)
-        listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
-        path = api.service.outputs.path / listed[0].rpartition("/")[2]
-        path.unlink()
-        path.mkdir()
-        assert (await api.get(f"/api/v3/predictions/{prediction_id}/result")).status_code == 503
-
-    with_api(scenario)
+async def test_a_picture_that_cannot_be_read_is_an_error_and_not_half_an_answer(api):
+    prediction_id, _ = await drawn(api)
+    listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
+    path = api.service.outputs.path / listed[0].rpartition("/")[2]
+    path.unlink()
+    path.mkdir()
+    assert (await api.get(f"/api/v3/predictions/{prediction_id}/result")).status_code == 503
 
 
 @pytest.mark.parametrize("path", ["result", "events"])
-def test_readers_that_do_not_read_cost_little(with_api, path):
+async def test_readers_that_do_not_read_cost_little(api, path):
     """And who reads on at last gets all of it."""
 
-    async def scenario(api):
-        prediction_id, texts = await drawn(api, sizes_bytes=(6 * 2**20,) * 4)
-        sent = f"GET /api/v3/predictions/{prediction_id}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        sent += f"Authorization: Bearer {api.secret}\r\n\r\n"
-        with listen(Server(port=0)) as listener:
-            connections = Connections(100)
-            config = uvicorn.Config(
-                create_app(api.service), http=connections.connection, ws="none", lifespan="off", log_config=None
-            )
-            server = uvicorn.Server(config)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            tracemalloc.start()
-            try:
-                async with asyncio.timeout(60):
-                    before, _ = tracemalloc.get_traced_memory()
-                    clients = [await unread(listener.getsockname(), sent.encode()) for _ in range(READERS)]
-                    while sum(each.flow.write_paused for each in connections.open) < READERS:
-                        await asyncio.sleep(0.01)
-                    held = tracemalloc.get_traced_memory()[0] - before
-                    for _, writer in clients[1:]:
-                        writer.close()
-                    reader, writer = clients[0]
-                    writer.transport.resume_reading()
-                    head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+    prediction_id, texts = await drawn(api, sizes_bytes=(6 * 2**20,) * 4)
+    sent = f"GET /api/v3/predictions/{prediction_id}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    sent += f"Authorization: Bearer {api.secret}\r\n\r\n"
+    with listen(Server(port=0)) as listener:
+        connections = Connections(100)
+        config = uvicorn.Config(
+            create_app(api.service), http=connections.connection, ws="none", lifespan="off", log_config=None
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        tracemalloc.start()
+        try:
+            async with asyncio.timeout(60):
+                before, _ = tracemalloc.get_traced_memory()
+                clients = [await unread(listener.getsockname(), sent.encode()) for _ in range(READERS)]
+                while sum(each.flow.write_paused for each in connections.open) < READERS:
+                    await asyncio.sleep(0.01)
+                held = tracemalloc.get_traced_memory()[0] - before
+                for _, writer in clients[1:]:
                     writer.close()
-            finally:
-                tracemalloc.stop()
-                server.should_exit = True
-                await serving
-        assert held < READERS * READER_MAX_BYTES
-        if path == "result":
-            assert f"content-length: {len(answer)}".encode() in head
-            assert json.loads(answer)["data"]["outputs"] == texts
-        else:
-            assert answer.endswith(b"\r\n0\r\n\r\n")
-
-    with_api(scenario)
+                reader, writer = clients[0]
+                writer.transport.resume_reading()
+                head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+                writer.close()
+        finally:
+            tracemalloc.stop()
+            server.should_exit = True
+            await serving
+    assert held < READERS * READER_MAX_BYTES
+    if path == "result":
+        assert f"content-length: {len(answer)}".encode() in head
+        assert json.loads(answer)["data"]["outputs"] == texts
+    else:
+        assert answer.endswith(b"\r\n0\r\n\r\n")
 
 
 async def unread(address, sent):

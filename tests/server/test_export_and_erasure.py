@@ -68,66 +68,61 @@ async def exported(api, key, out):
 
 
 @pytest.mark.parametrize("name", ["all.zip", "all"])
-def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(with_api, picture, tmp_path, name):
-    async def scenario(api):
-        key, _ = await used(api, picture)
-        secret = (await api.get("/api/v3/webhook/secret")).json()["data"]["secret"]
-        other = await api.client.post(
-            "/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "not yours"}, headers=await api.key()
-        )
-        assert other.status_code == 200
-        files = await exported(api, key, tmp_path / name)
-        rows = {
-            name: [json.loads(line) for line in files[f"{name}.jsonl"].splitlines()]
-            for name in key_data.KEY_TABLES
-            if name != "previews"
-        }
-        assert [row["input"]["prompt"] for row in rows["predictions"]] == [
-            "Ada's ein Füchslein",
-            "another",
-            "a third",
-            "a fourth",
-        ]
-        assert [row["url"] for row in rows["deliveries"]] == ["https://example.com/hook"]
-        assert [row["idempotency_key"] for row in rows["idempotency_keys"]] == ["once"]
-        assert [row["filename"] for row in rows["uploads"]] == ["mine.png"]
-        assert [row["act"] for row in rows["acts"]] == ["keys create", "keys export"]
-        told = json.loads(files["key.json"])
-        assert (told["id"], told["name"], told["scopes"]) == (key.id, "test", "read,submit")
-        assert told["turn"] > 0
-        outputs = [data for path, data in files.items() if path.startswith("outputs/")]
-        assert outputs == [b"the picture"] * 2
-        assert files[f"uploads/{rows['uploads'][0]['name']}"] == picture()
-        assert files[f"previews/{rows['predictions'][2]['id']}.jpg"] == b"a preview"
-        assert "missing.json" not in files
-        everything = b"".join(files.values())
-        for private in (b"not yours", api.secret.encode(), secret.encode(), keys.digest_of(api.secret, "").encode()):
-            assert private not in everything
-        assert stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 == 0
-
-    with_api(scenario)
+async def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(api, picture, tmp_path, name):
+    key, _ = await used(api, picture)
+    secret = (await api.get("/api/v3/webhook/secret")).json()["data"]["secret"]
+    other = await api.client.post(
+        "/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "not yours"}, headers=await api.key()
+    )
+    assert other.status_code == 200
+    files = await exported(api, key, tmp_path / name)
+    rows = {
+        name: [json.loads(line) for line in files[f"{name}.jsonl"].splitlines()]
+        for name in key_data.KEY_TABLES
+        if name != "previews"
+    }
+    assert [row["input"]["prompt"] for row in rows["predictions"]] == [
+        "Ada's ein Füchslein",
+        "another",
+        "a third",
+        "a fourth",
+    ]
+    assert [row["url"] for row in rows["deliveries"]] == ["https://example.com/hook"]
+    assert [row["idempotency_key"] for row in rows["idempotency_keys"]] == ["once"]
+    assert [row["filename"] for row in rows["uploads"]] == ["mine.png"]
+    assert [row["act"] for row in rows["acts"]] == ["keys create", "keys export"]
+    told = json.loads(files["key.json"])
+    assert (told["id"], told["name"], told["scopes"]) == (key.id, "test", "read,submit")
+    assert told["turn"] > 0
+    outputs = [data for path, data in files.items() if path.startswith("outputs/")]
+    assert outputs == [b"the picture"] * 2
+    assert files[f"uploads/{rows['uploads'][0]['name']}"] == picture()
+    assert files[f"previews/{rows['predictions'][2]['id']}.jpg"] == b"a preview"
+    assert "missing.json" not in files
+    everything = b"".join(files.values())
+    for private in (b"not yours", api.secret.encode(), secret.encode(), keys.digest_of(api.secret, "").encode()):
+        assert private not in everything
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 == 0
 
 
-def test_what_lies_in_a_bucket_is_written_out_and_erased(with_api, picture, tmp_path):
-    async def scenario(api):
-        places = [open_object_store(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
-        api.service = dataclasses.replace(api.service, outputs=places[0], uploads=places[1])
-        api.service.input_images._store = places[1]
-        key, _ = await used(api, picture)
-        files = await exported(api, key, tmp_path / "all.zip")
-        assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the picture"] * 2
-        assert [data for path, data in files.items() if path.startswith("uploads/")] == [picture()]
-        await erase(api.database, *places, key.id, "me@here", known_s=0)
-        assert [path for path in s3.objects.rglob("*") if path.is_file()] == []
-
+async def test_what_lies_in_a_bucket_is_written_out_and_erased(open_api, picture, tmp_path):
     with S3Server(tmp_path / "s3") as s3:
-        with_api(scenario)
+        async with open_api() as api:
+            places = [open_object_store(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
+            api.service = dataclasses.replace(api.service, outputs=places[0], uploads=places[1])
+            api.service.input_images._store = places[1]
+            key, _ = await used(api, picture)
+            files = await exported(api, key, tmp_path / "all.zip")
+            assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the picture"] * 2
+            assert [data for path, data in files.items() if path.startswith("uploads/")] == [picture()]
+            await erase(api.database, *places, key.id, "me@here", known_s=0)
+            assert [path for path in s3.objects.rglob("*") if path.is_file()] == []
 
 
-def test_an_export_goes_page_by_page_and_says_what_is_missing(with_api, picture, tmp_path, monkeypatch):
+async def test_an_export_goes_page_by_page_and_says_what_is_missing(picture, tmp_path, monkeypatch, open_api):
     monkeypatch.setattr(key_data, "PAGE", 3)
 
-    async def scenario(api):
+    async with open_api() as api:
         for n in range(7):
             await api.submit(query=HOOK, prompt=f"house {n}")
             task = await api.draw()
@@ -138,28 +133,23 @@ def test_an_export_goes_page_by_page_and_says_what_is_missing(with_api, picture,
         assert len([path for path in files if path.startswith("outputs/")]) == 6
         assert json.loads(files["missing.json"]) == {"missing": [f"outputs/{task.output_name}"]}
 
-    with_api(scenario)
 
-
-def test_an_export_that_cannot_be_made_leaves_nothing(with_api, tmp_path):
-    async def scenario(api):
-        await api.submit(prompt="a house")
-        await api.draw()
-        (key,) = await keys.list_keys(api.database)
-        service, out = api.service, tmp_path / "out.zip"
-        with pytest.raises(NotFound, match="there is no key 'nobody'"):
-            await export(api.database, service.outputs, service.uploads, "nobody", out, "me@here")
-        out.write_bytes(b"mine")
-        with pytest.raises(InvalidInput, match=r"out\.zip', which is there already"):
-            await export(api.database, service.outputs, service.uploads, key.id, out, "me@here")
-        assert out.read_bytes() == b"mine"
-        for name in ("new.zip", "new"):
-            with pytest.raises(ObjectStoreUnavailable):
-                await export(api.database, Away(service.outputs), service.uploads, key.id, tmp_path / name, "me@here")
-        assert not list(tmp_path.glob("new*"))
-        assert [act.act for act in await audit_log.entries(api.database)].count("keys export") == 2  # what was begun
-
-    with_api(scenario)
+async def test_an_export_that_cannot_be_made_leaves_nothing(api, tmp_path):
+    await api.submit(prompt="a house")
+    await api.draw()
+    (key,) = await keys.list_keys(api.database)
+    service, out = api.service, tmp_path / "out.zip"
+    with pytest.raises(NotFound, match="there is no key 'nobody'"):
+        await export(api.database, service.outputs, service.uploads, "nobody", out, "me@here")
+    out.write_bytes(b"mine")
+    with pytest.raises(InvalidInput, match=r"out\.zip', which is there already"):
+        await export(api.database, service.outputs, service.uploads, key.id, out, "me@here")
+    assert out.read_bytes() == b"mine"
+    for name in ("new.zip", "new"):
+        with pytest.raises(ObjectStoreUnavailable):
+            await export(api.database, Away(service.outputs), service.uploads, key.id, tmp_path / name, "me@here")
+    assert not list(tmp_path.glob("new*"))
+    assert [act.act for act in await audit_log.entries(api.database)].count("keys export") == 2  # what was begun
 
 
 class Away:
@@ -186,44 +176,41 @@ async def left(api, key):
     return {name: count for name, count in counts.items() if count}
 
 
-def test_an_erasure_leaves_nothing_but_that_the_key_was_there(with_api, picture, tmp_path):
-    async def scenario(api):
-        key, task = await used(api, picture)
-        await api.get("/api/v3/webhook/secret")
-        bearer = await api.key()
-        other = await api.client.post("/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "hers"}, headers=bearer)
-        service = api.service
-        erased = await erase(api.database, service.outputs, service.uploads, key.id, "me@here", known_s=0)
-        assert erased == {"predictions": 4, "uploads": 1}
-        assert await left(api, key) == {}
-        assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".png", ".jpeg")] == []
-        async with api.database.read() as connection:
-            for table in METADATA.sorted_tables:
-                rows = str((await connection.execute(sa.select(table))).all())
-                assert "Ada" not in rows
-                assert "example.com" not in rows
-                assert "mine.png" not in rows
-            row = (await connection.execute(sa.select(KEYS).where(KEYS.c.id == key.id))).one()
-            assert (row.name, row.webhook_secret, row.webhook_secret_before) == ("", "", "")
-        assert await keys.find(api.database, api.secret) is None
-        await keys.register(api.database, "HIDREAM_API_KEY", api.secret)
-        assert await keys.find(api.database, api.secret) is None, "what was erased is not registered again"
-        assert (await api.client.get(other.json()["data"]["urls"]["get"], headers=bearer)).status_code == 200
-        # a worker that draws on
-        await service.outputs.write(task.output_name, b"late")
-        assert not await predictions.complete(api.database, task, [False], 1)
-        assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(2, 2, b"x")})
-        told = [(act.act, act.actor, act.details) for act in await audit_log.entries(api.database, subject=key.id)]
-        assert ("keys erase", "me@here", {}) in told
-        assert ("keys erased", "me@here", {"predictions": 4, "uploads": 1}) in told
-
-    with_api(scenario)
+async def test_an_erasure_leaves_nothing_but_that_the_key_was_there(api, picture, tmp_path):
+    key, task = await used(api, picture)
+    await api.get("/api/v3/webhook/secret")
+    bearer = await api.key()
+    other = await api.client.post("/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "hers"}, headers=bearer)
+    service = api.service
+    erased = await erase(api.database, service.outputs, service.uploads, key.id, "me@here", known_s=0)
+    assert erased == {"predictions": 4, "uploads": 1}
+    assert await left(api, key) == {}
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".png", ".jpeg")] == []
+    async with api.database.read() as connection:
+        for table in METADATA.sorted_tables:
+            rows = str((await connection.execute(sa.select(table))).all())
+            assert "Ada" not in rows
+            assert "example.com" not in rows
+            assert "mine.png" not in rows
+        row = (await connection.execute(sa.select(KEYS).where(KEYS.c.id == key.id))).one()
+        assert (row.name, row.webhook_secret, row.webhook_secret_before) == ("", "", "")
+    assert await keys.find(api.database, api.secret) is None
+    await keys.register(api.database, "HIDREAM_API_KEY", api.secret)
+    assert await keys.find(api.database, api.secret) is None, "what was erased is not registered again"
+    assert (await api.client.get(other.json()["data"]["urls"]["get"], headers=bearer)).status_code == 200
+    # a worker that draws on
+    await service.outputs.write(task.output_name, b"late")
+    assert not await predictions.complete(api.database, task, [False], 1)
+    assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(2, 2, b"x")})
+    told = [(act.act, act.actor, act.details) for act in await audit_log.entries(api.database, subject=key.id)]
+    assert ("keys erase", "me@here", {}) in told
+    assert ("keys erased", "me@here", {"predictions": 4, "uploads": 1}) in told
 
 
-def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(with_api, picture, tmp_path, monkeypatch):
+async def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(picture, tmp_path, monkeypatch, open_api):
     monkeypatch.setattr(key_data, "PAGE", 1)
 
-    async def scenario(api):
+    async with open_api() as api:
         key, _ = await used(api, picture)
         service = api.service
         for calls in range(3):
@@ -245,47 +232,39 @@ def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(with_api, pic
         assert await left(api, key) == {}
         assert not list(tmp_path.rglob("*.png"))
 
-    with_api(scenario)
 
-
-def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
-    with_api, picture, tmp_path, monkeypatch
+async def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
+    picture, tmp_path, monkeypatch, api
 ):
-    async def scenario(api):
-        key, _ = await used(api, picture)
-        with pytest.raises(ObjectStoreUnavailable):
-            await erase(api.database, Away(api.service.outputs), api.service.uploads, key.id, "me@here", known_s=0)
-        await sweep.Sweep(api.service).once()
-        assert (await left(api, key))["predictions"]  # somebody may be at it
-        monkeypatch.setattr(key_data, "ERASING_MS", -1)
-        await sweep.Sweep(api.service).once()
-        assert await left(api, key) == {}
-        late = ImageRequest("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
-        await api.service.enqueuer.submit(NewTask(key, next(iter(MODELS)), late))
-        await sweep.Sweep(api.service).once()
-        assert await left(api, key) == {}
-        told = [act.actor for act in await audit_log.entries(api.database, subject=key.id) if act.act == "keys erased"]
-        assert told == ["hidream", "hidream"]
-        await sweep.Sweep(api.service).once()
-        assert len([act for act in await audit_log.entries(api.database) if act.act == "keys erased"]) == 2
-
-    with_api(scenario)
+    key, _ = await used(api, picture)
+    with pytest.raises(ObjectStoreUnavailable):
+        await erase(api.database, Away(api.service.outputs), api.service.uploads, key.id, "me@here", known_s=0)
+    await sweep.Sweep(api.service).once()
+    assert (await left(api, key))["predictions"]  # somebody may be at it
+    monkeypatch.setattr(key_data, "ERASING_MS", -1)
+    await sweep.Sweep(api.service).once()
+    assert await left(api, key) == {}
+    late = ImageRequest("late", Size(256, 256), 7, False, True, False, ImageFormat.PNG)
+    await api.service.enqueuer.submit(NewTask(key, next(iter(MODELS)), late))
+    await sweep.Sweep(api.service).once()
+    assert await left(api, key) == {}
+    told = [act.actor for act in await audit_log.entries(api.database, subject=key.id) if act.act == "keys erased"]
+    assert told == ["hidream", "hidream"]
+    await sweep.Sweep(api.service).once()
+    assert len([act for act in await audit_log.entries(api.database) if act.act == "keys erased"]) == 2
 
 
-def test_a_server_that_still_knows_the_key_lets_nothing_in_that_stays(with_api, monkeypatch):
+async def test_a_server_that_still_knows_the_key_lets_nothing_in_that_stays(monkeypatch, api):
     """A request that came in the second for which a key is remembered is erased too."""
 
-    async def scenario(api):
-        (key,) = await keys.list_keys(api.database)
-        assert (await api.submit(prompt="before")).status_code == 200
-        erasing = asyncio.create_task(
-            erase(api.database, api.service.outputs, api.service.uploads, key.id, "me@here", erasure.KNOWN_S)
-        )
-        while (await keys.list_keys(api.database))[0].revoked_ms is None:
-            await asyncio.sleep(0.005)
-        assert (await api.submit(prompt="meanwhile")).status_code in (200, 401)
-        await erasing
-        assert (await api.submit(prompt="afterwards")).status_code == 401
-        assert await left(api, key) == {}
-
-    with_api(scenario)
+    (key,) = await keys.list_keys(api.database)
+    assert (await api.submit(prompt="before")).status_code == 200
+    erasing = asyncio.create_task(
+        erase(api.database, api.service.outputs, api.service.uploads, key.id, "me@here", erasure.KNOWN_S)
+    )
+    while (await keys.list_keys(api.database))[0].revoked_ms is None:
+        await asyncio.sleep(0.005)
+    assert (await api.submit(prompt="meanwhile")).status_code in (200, 401)
+    await erasing
+    assert (await api.submit(prompt="afterwards")).status_code == 401
+    assert await left(api, key) == {}

@@ -47,66 +47,54 @@ async def refusal(url, **rules):
     return raised.value.message
 
 
-def test_the_connection_goes_to_the_address_that_was_checked():
+async def test_the_connection_goes_to_the_address_that_was_checked():
     """The name moves right after it was checked: to an address that would be refused, where another one listens."""
 
-    async def scenario():
-        allowed = Allowlist.read(["127.0.0.1"])
-        resolve = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
-        async with (
-            Receiver(says(200, body=b"good")) as good,
-            Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
-        ):
-            url = f"http://pictures.example:{good.port}/a.png"
-            assert await fetched("image", url, Rules(allowed, MAX_BYTES, resolve=resolve)) == b"good"
-            assert resolve.asked == ["pictures.example"]
-            message = await refusal(url, allowed=allowed, resolve=resolve)
-            assert message.startswith("image leads to an address that is not public")
-            assert (good.connections, bad.connections) == (1, 0)
-
-    asyncio.run(scenario())
+    allowed = Allowlist.read(["127.0.0.1"])
+    resolve = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
+    async with (
+        Receiver(says(200, body=b"good")) as good,
+        Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
+    ):
+        url = f"http://pictures.example:{good.port}/a.png"
+        assert await fetched("image", url, Rules(allowed, MAX_BYTES, resolve=resolve)) == b"good"
+        assert resolve.asked == ["pictures.example"]
+        message = await refusal(url, allowed=allowed, resolve=resolve)
+        assert message.startswith("image leads to an address that is not public")
+        assert (good.connections, bad.connections) == (1, 0)
 
 
-def test_where_a_redirect_leads_is_resolved_and_checked_anew():
-    async def scenario():
-        allowed = Allowlist.read(["127.0.0.1"])
-        resolve = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
-        async with (
-            Receiver(says(200, body=b"")) as first,
-            Receiver(says(200, body=b"inner"), "127.0.0.2", port=first.port) as second,
-        ):
-            first.behaviour = says(302, f"Location: http://second.example:{first.port}/")
-            url = f"http://first.example:{first.port}/"
-            message = await refusal(url, allowed=allowed, resolve=resolve)
-            assert message.startswith("image leads to an address that is not public")
-            assert resolve.asked == ["first.example", "second.example"]
-            assert (first.connections, second.connections) == (1, 0)
-
-    asyncio.run(scenario())
+async def test_where_a_redirect_leads_is_resolved_and_checked_anew():
+    allowed = Allowlist.read(["127.0.0.1"])
+    resolve = resolves(first=[["127.0.0.1"]], second=[["127.0.0.2"]])
+    async with (
+        Receiver(says(200, body=b"")) as first,
+        Receiver(says(200, body=b"inner"), "127.0.0.2", port=first.port) as second,
+    ):
+        first.behaviour = says(302, f"Location: http://second.example:{first.port}/")
+        url = f"http://first.example:{first.port}/"
+        message = await refusal(url, allowed=allowed, resolve=resolve)
+        assert message.startswith("image leads to an address that is not public")
+        assert resolve.asked == ["first.example", "second.example"]
+        assert (first.connections, second.connections) == (1, 0)
 
 
-def test_an_allowed_host_is_asked_wherever_it_is():
-    async def scenario():
-        async with Receiver(says(200, body=b"picture")) as site:
-            rules = Rules(Allowlist.read(["pictures.internal"]), MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]))
-            assert await fetched("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
-
-    asyncio.run(scenario())
+async def test_an_allowed_host_is_asked_wherever_it_is():
+    async with Receiver(says(200, body=b"picture")) as site:
+        rules = Rules(Allowlist.read(["pictures.internal"]), MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]))
+        assert await fetched("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
 
 
-def test_of_many_addresses_some_of_each_family_are_tried():
+async def test_of_many_addresses_some_of_each_family_are_tried():
     six = [f"::ffff:127.0.0.{n}" for n in range(10, 15)]
     four = [f"127.0.0.{n}" for n in range(20, 25)]
 
-    async def scenario():
-        async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
-            rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[[*six, *four]]))
-            return await fetched("image", f"http://pictures.example:{site.port}/", rules)
-
-    assert asyncio.run(scenario()) == b"picture"
+    async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
+        rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[[*six, *four]]))
+        assert await fetched("image", f"http://pictures.example:{site.port}/", rules) == b"picture"
 
 
-def test_why_a_server_is_not_reached_is_said_and_names_no_address():
+async def test_why_a_server_is_not_reached_is_said_and_names_no_address():
     async def silent(host, port):
         await asyncio.Event().wait()
 
@@ -119,7 +107,7 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
             (unknown, 20, "the host name could not be resolved: Name or service not known"),
             (silent, 0.2, "no connection within 0.2 s"),
         ):
-            message = asyncio.run(refusal(f"http://pictures.example:{port}/", resolve=resolve, connect_s=connect_s))
+            message = await refusal(f"http://pictures.example:{port}/", resolve=resolve, connect_s=connect_s)
             said = f"its server cannot be reached ({reason}); accepted: a URL that answers with a file"
             assert message == f"image could not be fetched: {said}"
 
@@ -127,15 +115,12 @@ def test_why_a_server_is_not_reached_is_said_and_names_no_address():
 @pytest.mark.parametrize(
     ("connect_s", "total_s", "message"), [(0.2, 5.0, "no connection within 0.2 s"), (5.0, 0.2, "within 0.2 s")]
 )
-def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s, message):
-    async def scenario():
-        tls = TlsContext(ssl.create_default_context())  # so that reading the authorities takes none of the time
-        async with unheard() as (port, closed):
-            said = await refusal(f"https://127.0.0.1:{port}/", connect_s=connect_s, total_s=total_s, tls=tls)
-            await asyncio.wait_for(closed.wait(), 20)
-            return said
-
-    assert message in asyncio.run(scenario())
+async def test_a_tls_greeting_that_is_not_answered_leaves_nothing_open(connect_s, total_s, message):
+    tls = TlsContext(ssl.create_default_context())  # so that reading the authorities takes none of the time
+    async with unheard() as (port, closed):
+        said = await refusal(f"https://127.0.0.1:{port}/", connect_s=connect_s, total_s=total_s, tls=tls)
+        await asyncio.wait_for(closed.wait(), 20)
+        assert message in said
     gc.collect()  # a transport that was left open would warn, and warnings are errors
 
 
@@ -151,7 +136,7 @@ def trusting(authority):
     return context
 
 
-def test_tls_verifies_the_name_although_the_address_is_pinned():
+async def test_tls_verifies_the_name_although_the_address_is_pinned():
     authority = trustme.CA()
     rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]), tls=TlsContext(trusting(authority)))
 
@@ -159,12 +144,12 @@ def test_tls_verifies_the_name_although_the_address_is_pinned():
         async with Receiver(says(200, body=b"picture"), tls=listening(authority, name)) as site:
             return await fetched("image", f"https://pictures.example:{site.port}/", rules)
 
-    assert asyncio.run(scenario("pictures.example")) == b"picture"
+    assert await scenario("pictures.example") == b"picture"
     with pytest.raises(InvalidInput, match=r"cannot be reached \(the certificate was not accepted: Hostname mismatch"):
-        asyncio.run(scenario("other.example"))
+        await scenario("other.example")
 
 
-def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api, picture, monkeypatch):
+async def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(picture, monkeypatch, open_api):
     authority, readings = trustme.CA(), []
 
     def reading():
@@ -181,7 +166,7 @@ def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api
             ].state is not DeliveryState.DELIVERED:
                 await asyncio.sleep(0.01)
 
-    async def scenario(api):
+    async with open_api(allowed="127.0.0.0/8") as api:
         running = asyncio.create_task(WebhookLoop(api.service).run())
         tls = listening(authority, "127.0.0.1")
         async with Receiver(says(200, body=picture()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
@@ -194,5 +179,3 @@ def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(with_api
         api.database.changes.stop()
         await running
         assert len(readings) == 1
-
-    with_api(scenario, allowed="127.0.0.0/8")

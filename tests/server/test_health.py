@@ -25,115 +25,97 @@ async def figures_of(api, headers=None):
     return {name: float(value) for name, value in lines}
 
 
-def test_ready_means_that_somebody_draws(with_api):
-    async def scenario(api):
-        assert (await api.client.get("/healthz")).json()["data"] == {"status": "ok"}
-        answer = await api.client.get("/readyz")
-        assert (answer.status_code, "no worker" in answer.json()["message"]) == (503, True)
-        await workers.register(api.database, WORKER)
-        answer = await api.client.get("/readyz")
-        assert answer.status_code == 200
-        assert answer.json()["data"] == {
-            "status": "degraded",
-            "workers": 1,
-            "models": list(WORKER.models),
-            "versions": ["v1"],
-            "by_model": {
-                DEV: {"ready": True, "workers": 1},
-                FULL: {"ready": False, "workers": 0},
-                FAST: {"ready": False, "workers": 0},
-            },
-        }
-        await workers.register(api.database, Worker("host:2", list(MODELS), "v2"))
-        data = (await api.client.get("/readyz")).json()["data"]
-        assert (data["status"], data["workers"], data["versions"]) == ("ready", 2, ["v1", "v2"])
-        assert [each["workers"] for each in data["by_model"].values()] == [2, 1, 1]
-        api.database.changes.stop()
-        answer = await api.client.get("/readyz")
-        assert (answer.status_code, answer.json()["message"]) == (503, "this process is stopping")
-
-    with_api(scenario)
+async def test_ready_means_that_somebody_draws(api):
+    assert (await api.client.get("/healthz")).json()["data"] == {"status": "ok"}
+    answer = await api.client.get("/readyz")
+    assert (answer.status_code, "no worker" in answer.json()["message"]) == (503, True)
+    await workers.register(api.database, WORKER)
+    answer = await api.client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json()["data"] == {
+        "status": "degraded",
+        "workers": 1,
+        "models": list(WORKER.models),
+        "versions": ["v1"],
+        "by_model": {
+            DEV: {"ready": True, "workers": 1},
+            FULL: {"ready": False, "workers": 0},
+            FAST: {"ready": False, "workers": 0},
+        },
+    }
+    await workers.register(api.database, Worker("host:2", list(MODELS), "v2"))
+    data = (await api.client.get("/readyz")).json()["data"]
+    assert (data["status"], data["workers"], data["versions"]) == ("ready", 2, ["v1", "v2"])
+    assert [each["workers"] for each in data["by_model"].values()] == [2, 1, 1]
+    api.database.changes.stop()
+    answer = await api.client.get("/readyz")
+    assert (answer.status_code, answer.json()["message"]) == (503, "this process is stopping")
 
 
-def test_a_model_without_workers_is_not_ready_though_others_are(with_api):
-    async def scenario(api):
-        assert (await api.client.get("/readyz?model=hidream-i1-dev")).status_code == 503
-        await workers.register(api.database, WORKER)
-        for name, status in ((DEV, 200), ("hidream-i1-dev", 200), (FULL, 503), ("hidream-i1-fast", 503)):
-            answer = await api.client.get("/readyz", params={"model": name})
-            assert answer.status_code == status, name
-            if status == 503:
-                assert answer.json()["message"] == (
-                    f"no worker that serves wavespeed-ai/{name.removeprefix('wavespeed-ai/')} was seen in the last "
-                    f"15 seconds; those that were serve {DEV}"
-                )
-        answer = await api.client.get("/readyz", params={"model": [DEV, FULL]})
-        assert (answer.status_code, f"that serves {FULL} was" in answer.json()["message"]) == (503, True)
-        for name in ("flux", ""):
-            answer = await api.client.get("/readyz", params={"model": name})
-            assert (answer.status_code, f"there is no model {name!r}" in answer.json()["message"]) == (404, True)
-
-    with_api(scenario)
+async def test_a_model_without_workers_is_not_ready_though_others_are(api):
+    assert (await api.client.get("/readyz?model=hidream-i1-dev")).status_code == 503
+    await workers.register(api.database, WORKER)
+    for name, status in ((DEV, 200), ("hidream-i1-dev", 200), (FULL, 503), ("hidream-i1-fast", 503)):
+        answer = await api.client.get("/readyz", params={"model": name})
+        assert answer.status_code == status, name
+        if status == 503:
+            assert answer.json()["message"] == (
+                f"no worker that serves wavespeed-ai/{name.removeprefix('wavespeed-ai/')} was seen in the last "
+                f"15 seconds; those that were serve {DEV}"
+            )
+    answer = await api.client.get("/readyz", params={"model": [DEV, FULL]})
+    assert (answer.status_code, f"that serves {FULL} was" in answer.json()["message"]) == (503, True)
+    for name in ("flux", ""):
+        answer = await api.client.get("/readyz", params={"model": name})
+        assert (answer.status_code, f"there is no model {name!r}" in answer.json()["message"]) == (404, True)
 
 
-def test_a_misspelt_probe_is_not_green_for_ever(with_api):
-    async def scenario(api):
-        answer = await api.client.get("/readyz?modle=hidream-i1-full")
-        assert answer.status_code == 400
-        assert "'modle' is not a parameter of /readyz; accepted: model" in answer.json()["message"]
-
-    with_api(scenario)
+async def test_a_misspelt_probe_is_not_green_for_ever(api):
+    answer = await api.client.get("/readyz?modle=hidream-i1-full")
+    assert answer.status_code == 400
+    assert "'modle' is not a parameter of /readyz; accepted: model" in answer.json()["message"]
 
 
-def test_workers_for_what_is_not_offered_make_nothing_ready(with_api):
-    async def scenario(api):
-        del api.service.models[DEV]
-        await workers.register(api.database, WORKER)
-        answer = await api.client.get("/readyz")
-        assert answer.status_code == 503
-        assert answer.json()["message"].startswith(f"no worker that serves {FULL} or {FAST} was seen")
-
-    with_api(scenario)
+async def test_workers_for_what_is_not_offered_make_nothing_ready(api):
+    del api.service.models[DEV]
+    await workers.register(api.database, WORKER)
+    answer = await api.client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["message"].startswith(f"no worker that serves {FULL} or {FAST} was seen")
 
 
-def test_not_ready_says_that_the_database_is_away(with_api, monkeypatch):
-    async def scenario(api):
-        async def away(*_):
-            raise DatabaseUnavailable("the database does not answer: gone")
+async def test_not_ready_says_that_the_database_is_away(monkeypatch, api):
+    async def away(*_):
+        raise DatabaseUnavailable("the database does not answer: gone")
 
-        monkeypatch.setattr(workers, "ready", away)
-        answer = await api.client.get("/readyz")
-        assert (answer.status_code, answer.json()["message"]) == (503, "the database does not answer: gone")
-        assert (await api.client.get("/healthz")).status_code == 200
-
-    with_api(scenario)
+    monkeypatch.setattr(workers, "ready", away)
+    answer = await api.client.get("/readyz")
+    assert (answer.status_code, answer.json()["message"]) == (503, "the database does not answer: gone")
+    assert (await api.client.get("/healthz")).status_code == 200
 
 
-def test_figures_of_tasks(with_api):
-    async def scenario(api):
-        await api.service.metrics.begin()
-        await workers.register(api.database, WORKER)
-        for size in ("512*512", "512*512", "1536*1024"):
-            await api.submit(prompt="a house", size=size)
-        task = await api.claim()
-        await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(28, 28)})
-        assert await predictions.complete(api.database, task, [False], 1500)
-        await api.fail(1405, "no")
-        dev = 'model="wavespeed-ai/hidream-i1-dev"'
-        for _ in range(2):  # asking changes nothing
-            found = await figures_of(api)
-            assert found[f'hidream_queue_tasks{{{dev},size="larger",status="created"}}'] == 1
-            assert found[f'hidream_queue_tasks{{{dev},size="512",status="created"}}'] == 0
-            assert found[f'hidream_tasks_total{{code="0",{dev},status="completed"}}'] == 1
-            assert found[f'hidream_tasks_total{{code="1405",{dev},status="failed"}}'] == 1
-            assert found[f"hidream_steps_total{{{dev}}}"] == 28
-            assert found[f'hidream_task_inference_seconds_sum{{{dev},size="512"}}'] == 1.5
-            assert found[f'hidream_task_seconds_count{{{dev},size="512"}}'] == 2
-            assert found[f'hidream_task_waiting_seconds_count{{{dev},size="512"}}'] == 2
-            assert found[f"hidream_workers{{{dev}}}"] == 1
-            assert found["hidream_webhooks_owed"] == 0
-
-    with_api(scenario)
+async def test_figures_of_tasks(api):
+    await api.service.metrics.begin()
+    await workers.register(api.database, WORKER)
+    for size in ("512*512", "512*512", "1536*1024"):
+        await api.submit(prompt="a house", size=size)
+    task = await api.claim()
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(28, 28)})
+    assert await predictions.complete(api.database, task, [False], 1500)
+    await api.fail(1405, "no")
+    dev = 'model="wavespeed-ai/hidream-i1-dev"'
+    for _ in range(2):  # asking changes nothing
+        found = await figures_of(api)
+        assert found[f'hidream_queue_tasks{{{dev},size="larger",status="created"}}'] == 1
+        assert found[f'hidream_queue_tasks{{{dev},size="512",status="created"}}'] == 0
+        assert found[f'hidream_tasks_total{{code="0",{dev},status="completed"}}'] == 1
+        assert found[f'hidream_tasks_total{{code="1405",{dev},status="failed"}}'] == 1
+        assert found[f"hidream_steps_total{{{dev}}}"] == 28
+        assert found[f'hidream_task_inference_seconds_sum{{{dev},size="512"}}'] == 1.5
+        assert found[f'hidream_task_seconds_count{{{dev},size="512"}}'] == 2
+        assert found[f'hidream_task_waiting_seconds_count{{{dev},size="512"}}'] == 2
+        assert found[f"hidream_workers{{{dev}}}"] == 1
+        assert found["hidream_webhooks_owed"] == 0
 
 
 async def series_of(api):
@@ -174,76 +156,63 @@ def alert_of_operations(name):
     return alert["expr"]
 
 
-def test_the_alert_of_the_docs_sees_a_model_that_waits_in_vain(with_api):
+async def test_the_alert_of_the_docs_sees_a_model_that_waits_in_vain(api):
     expression = alert_of_operations("HidreamModelWithoutWorker")
 
-    async def scenario(api):
-        await workers.register(api.database, WORKER)
-        assert alarmed(expression, await series_of(api)) == set(), "nobody asks for the two without workers"
-        await api.submit(model=FULL, prompt="a house")
-        await api.submit(model=DEV, prompt="a house")
-        now = api.database.now_ms()
-        api.database.now_ms = lambda: now + 10_000  # lease and alert are both longer
-        series = await series_of(api)
-        (oldest,) = [value for labels, value in series["hidream_queue_oldest_seconds"] if labels["model"] == FULL]
-        assert 10 <= oldest < 60
-        assert alarmed(expression, series) == set()
-        api.database.now_ms = lambda: now + 70_000
-        await workers.heartbeat(api.database, WORKER.id)
-        assert alarmed(expression, await series_of(api)) == {(("model", FULL),)}
-        await workers.register(api.database, Worker("host:2", [FULL], "v"))
-        assert alarmed(expression, await series_of(api)) == set()
-        while await api.claim():
-            pass
-        oldest = {value for _, value in (await series_of(api))["hidream_queue_oldest_seconds"]}
-        assert oldest == {0.0}, "what is drawn does not wait"
-
-    with_api(scenario)
+    await workers.register(api.database, WORKER)
+    assert alarmed(expression, await series_of(api)) == set(), "nobody asks for the two without workers"
+    await api.submit(model=FULL, prompt="a house")
+    await api.submit(model=DEV, prompt="a house")
+    now = api.database.now_ms()
+    api.database.now_ms = lambda: now + 10_000  # lease and alert are both longer
+    series = await series_of(api)
+    (oldest,) = [value for labels, value in series["hidream_queue_oldest_seconds"] if labels["model"] == FULL]
+    assert 10 <= oldest < 60
+    assert alarmed(expression, series) == set()
+    api.database.now_ms = lambda: now + 70_000
+    await workers.heartbeat(api.database, WORKER.id)
+    assert alarmed(expression, await series_of(api)) == {(("model", FULL),)}
+    await workers.register(api.database, Worker("host:2", [FULL], "v"))
+    assert alarmed(expression, await series_of(api)) == set()
+    while await api.claim():
+        pass
+    oldest = {value for _, value in (await series_of(api))["hidream_queue_oldest_seconds"]}
+    assert oldest == {0.0}, "what is drawn does not wait"
 
 
-def test_no_label_comes_from_a_client(with_api):
-    async def scenario(api):
-        for i in range(20):
-            await api.submit(prompt=f"house {i}")
-            await api.get(f"/api/v3/predictions/{i}")
-            await api.client.get(f"/nothing/{i}")
-            await api.client.request(f"ODD{i}", "/healthz")
-        await figures_of(api)
-        before = await figures_of(api)
-        for i in range(100, 140):
-            await api.submit(prompt=f"house {i}", size=f"{512 + i}*512")
-            await api.get(f"/api/v3/predictions/{i}")
-            await api.client.get(f"/nothing/{i}")
-            await api.client.request(f"ODD{i}", "/healthz")
-        after = await figures_of(api)
-        assert after.keys() == before.keys()
-        assert after['hidream_http_requests_total{method="GET",route="none",status="404"}'] == 60
-        assert not [name for name in after if re.search(r"ODD|nothing|/\d", name)]
-
-    with_api(scenario)
+async def test_no_label_comes_from_a_client(api):
+    for i in range(20):
+        await api.submit(prompt=f"house {i}")
+        await api.get(f"/api/v3/predictions/{i}")
+        await api.client.get(f"/nothing/{i}")
+        await api.client.request(f"ODD{i}", "/healthz")
+    await figures_of(api)
+    before = await figures_of(api)
+    for i in range(100, 140):
+        await api.submit(prompt=f"house {i}", size=f"{512 + i}*512")
+        await api.get(f"/api/v3/predictions/{i}")
+        await api.client.get(f"/nothing/{i}")
+        await api.client.request(f"ODD{i}", "/healthz")
+    after = await figures_of(api)
+    assert after.keys() == before.keys()
+    assert after['hidream_http_requests_total{method="GET",route="none",status="404"}'] == 60
+    assert not [name for name in after if re.search(r"ODD|nothing|/\d", name)]
 
 
-def test_who_may_read_figures(with_api):
-    async def admin_only(api):
+async def test_who_may_read_figures(open_api):
+    async with open_api(metrics="admin") as api:
         assert (await api.client.get("/metrics")).status_code == 401
         assert (await api.get("/metrics")).status_code == 403
         await figures_of(api, await api.key("admin"))
 
-    with_api(admin_only, metrics="admin")
-
-    async def nobody(api):
+    async with open_api(metrics="off") as api:
         answer = await api.client.get("/metrics")
         assert (answer.status_code, "switched /metrics off" in answer.json()["message"]) == (404, True)
 
-    with_api(nobody, metrics="off")
-
 
 @pytest.mark.parametrize("result", ["delivered", "failed", "given_up"])
-def test_figures_of_webhooks(with_api, result):
-    async def scenario(api):
-        api.service.metrics.webhook(result, 0.2)
-        found = await figures_of(api)
-        assert found[f'hidream_webhook_attempts_total{{result="{result}"}}'] == 1
-        assert found["hidream_webhook_seconds_sum"] == 0.2
-
-    with_api(scenario)
+async def test_figures_of_webhooks(api, result):
+    api.service.metrics.webhook(result, 0.2)
+    found = await figures_of(api)
+    assert found[f'hidream_webhook_attempts_total{{result="{result}"}}'] == 1
+    assert found["hidream_webhook_seconds_sum"] == 0.2

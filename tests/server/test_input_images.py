@@ -63,41 +63,35 @@ async def given(api):
     return [await api.service.uploads.read(name) for name in (asked.image, asked.mask) if name]
 
 
-def test_base64_and_data_uris(with_api, picture):
-    async def scenario(api):
-        image, mask = picture("JPEG"), picture("PNG")
-        naked, other = base64.b64encode(image).decode(), base64.b64encode(mask).decode()
-        for text in (naked, f"data:image/png;base64,{naked}", f" {naked[:9]}\n{naked[9:]} "):
-            answer = await api.submit(prompt="a", image=text, mask=f"data:;base64,{other}", strength=0.5)
-            assert answer.status_code == 200, answer.text
-            assert await given(api) == [image, mask]
-
-    with_api(scenario)
+async def test_base64_and_data_uris(api, picture):
+    image, mask = picture("JPEG"), picture("PNG")
+    naked, other = base64.b64encode(image).decode(), base64.b64encode(mask).decode()
+    for text in (naked, f"data:image/png;base64,{naked}", f" {naked[:9]}\n{naked[9:]} "):
+        answer = await api.submit(prompt="a", image=text, mask=f"data:;base64,{other}", strength=0.5)
+        assert answer.status_code == 200, answer.text
+        assert await given(api) == [image, mask]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_base64_as_clients_write_it(with_api, picture, kind):
+async def test_base64_as_clients_write_it(api, picture, kind):
     """Without padding, in the URL-safe alphabet, in lines, and with its signs escaped in a data: URI."""
 
-    async def scenario(api):
-        for width in (7, 8, 9):  # files of different lengths, and so of different padding
-            image = picture(kind, size=(width, 8))
-            usual, url_safe = base64.b64encode(image).decode(), base64.urlsafe_b64encode(image).decode()
-            escaped = usual.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
-            for text in (
-                usual.rstrip("="),
-                url_safe,
-                url_safe.rstrip("="),
-                "\r\n".join(usual[i : i + 76] for i in range(0, len(usual), 76)),
-                f"data:image/png;base64,{url_safe.rstrip('=')}\n",
-                f"data:image/png;base64,{escaped}",
-                f"data:image/png;base64, {usual}",
-            ):
-                answer = await api.submit(prompt="a", image=text)
-                assert answer.status_code == 200, answer.text
-                assert await given(api) == [image]
-
-    with_api(scenario)
+    for width in (7, 8, 9):  # files of different lengths, and so of different padding
+        image = picture(kind, size=(width, 8))
+        usual, url_safe = base64.b64encode(image).decode(), base64.urlsafe_b64encode(image).decode()
+        escaped = usual.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+        for text in (
+            usual.rstrip("="),
+            url_safe,
+            url_safe.rstrip("="),
+            "\r\n".join(usual[i : i + 76] for i in range(0, len(usual), 76)),
+            f"data:image/png;base64,{url_safe.rstrip('=')}\n",
+            f"data:image/png;base64,{escaped}",
+            f"data:image/png;base64, {usual}",
+        ):
+            answer = await api.submit(prompt="a", image=text)
+            assert answer.status_code == 200, answer.text
+            assert await given(api) == [image]
 
 
 @pytest.mark.parametrize(
@@ -115,70 +109,56 @@ def test_base64_as_clients_write_it(with_api, picture, kind):
         ("=", "is not an image that can be read (0 bytes)"),
     ],
 )
-def test_what_is_wrong_with_a_text_is_said(with_api, text, wrong):
-    async def scenario(api):
-        answer = await api.submit(prompt="a", image=text)
-        if wrong is None:
-            assert answer.status_code == 200
-            return
-        message = answer.json()["message"]
-        assert (answer.status_code, message.startswith("image ")) == (400, True)
-        assert wrong in message
-        assert "accepted" in message
-
-    with_api(scenario)
+async def test_what_is_wrong_with_a_text_is_said(api, text, wrong):
+    answer = await api.submit(prompt="a", image=text)
+    if wrong is None:
+        assert answer.status_code == 200
+        return
+    message = answer.json()["message"]
+    assert (answer.status_code, message.startswith("image ")) == (400, True)
+    assert wrong in message
+    assert "accepted" in message
 
 
 @pytest.mark.parametrize("value", [5, True, ["aGVsbG8="], {"url": "https://a.example"}])
-def test_an_image_is_a_text(with_api, value):
-    async def scenario(api):
-        answer = await api.submit(prompt="a", image=value)
-        assert answer.status_code == 400
-        assert answer.json()["message"].startswith(f"image is {value!r}; accepted: the text of a URL")
-
-    with_api(scenario)
+async def test_an_image_is_a_text(api, value):
+    answer = await api.submit(prompt="a", image=value)
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith(f"image is {value!r}; accepted: the text of a URL")
 
 
-def test_a_telephones_photo_with_more_images_behind_the_first(with_api):
-    async def scenario(api):
-        photo = io.BytesIO()
-        first, second = (Image.new("RGB", size, (200, 30, 60)) for size in ((640, 320), (64, 32)))
-        first.save(photo, "MPO", save_all=True, append_images=[second])
-        answer = await api.submit(prompt="a", image=base64.b64encode(photo.getvalue()).decode())
-        assert answer.status_code == 200, answer.text
-        asked = (await api.claim()).input
-        assert (asked.image.endswith(".jpeg"), str(asked.size)) == (True, "640*320")
-
-    with_api(scenario)
+async def test_a_telephones_photo_with_more_images_behind_the_first(api):
+    photo = io.BytesIO()
+    first, second = (Image.new("RGB", size, (200, 30, 60)) for size in ((640, 320), (64, 32)))
+    first.save(photo, "MPO", save_all=True, append_images=[second])
+    answer = await api.submit(prompt="a", image=base64.b64encode(photo.getvalue()).decode())
+    assert answer.status_code == 200, answer.text
+    asked = (await api.claim()).input
+    assert (asked.image.endswith(".jpeg"), str(asked.size)) == (True, "640*320")
 
 
-def test_a_file_may_be_as_large_as_the_limit_and_no_larger(with_api, picture):
-    async def scenario(api):
+async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(open_api, picture):
+    async with open_api(upload_max_bytes=4096) as api:
         file = picture("JPEG").ljust(4096, b"\0")
         for data, status in ((file, 200), (file + b"\0", 400)):
             answer = await api.submit(prompt="a", image=base64.b64encode(data).decode())
             assert answer.status_code == status, answer.text
         assert answer.json()["message"] == "image has 4097 bytes; accepted: up to 4096"
 
-    with_api(scenario, upload_max_bytes=4096)
-
 
 @pytest.mark.parametrize("sides", [(9000, 9000), (20_000, 20_000), (60_000, 60_000), (1, 65_537)])
-def test_a_bomb_is_told_by_its_pixels(with_api, picture, sides):
+async def test_a_bomb_is_told_by_its_pixels(api, picture, sides):
     """The header alone says it: 81 million are more than are accepted, 400 million more than Pillow opens.
 
     Of rows of a single pixel, each takes Pillow tens of bytes.
     """
 
-    async def scenario(api):
-        head = b"IHDR" + struct.pack(">II", *sides) + bytes((8, 2, 0, 0, 0))
-        file = picture("PNG")
-        file = file[:12] + head + struct.pack(">I", zlib.crc32(head)) + file[33:]
-        answer = await api.submit(prompt="a", image=base64.b64encode(file).decode())
-        told = "pixels; accepted: 67108864 in all, 65536 a side"
-        assert (answer.status_code, told in answer.json()["message"]) == (400, True)
-
-    with_api(scenario)
+    head = b"IHDR" + struct.pack(">II", *sides) + bytes((8, 2, 0, 0, 0))
+    file = picture("PNG")
+    file = file[:12] + head + struct.pack(">I", zlib.crc32(head)) + file[33:]
+    answer = await api.submit(prompt="a", image=base64.b64encode(file).decode())
+    told = "pixels; accepted: 67108864 in all, 65536 a side"
+    assert (answer.status_code, told in answer.json()["message"]) == (400, True)
 
 
 SIZES = [
@@ -194,114 +174,96 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("pixels", "expected"), SIZES)
-def test_an_image_decides_the_size_that_nobody_else_does(with_api, picture, pixels, expected):
-    async def scenario(api):
-        image = base64.b64encode(picture(size=pixels)).decode()
-        for said in ({}, {"aspect_ratio": "auto"}, {"size": None, "width": ""}):
-            id_ = (await api.submit(prompt="a", image=image, **said)).json()["data"]["id"]
-            task = await api.claim()
-            assert (task.id, str(task.input.size)) == (id_, expected)
-            assert task.pixels == task.input.size.width * task.input.size.height
-        listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
-        assert {item["input"]["size"] for item in listed} == {expected}
-        for said, own in (
-            ({"size": "512*768"}, "512*768"),
-            ({"width": 512, "height": 768}, "512*768"),
-            ({"target_size": {"width": 512, "height": 768}}, "512*768"),
-            ({"aspect_ratio": "16:9"}, "1360*768"),
-        ):
-            await api.submit(prompt="a", image=image, **said)
-            assert str((await api.claim()).input.size) == own
-
-    with_api(scenario)
+async def test_an_image_decides_the_size_that_nobody_else_does(api, picture, pixels, expected):
+    image = base64.b64encode(picture(size=pixels)).decode()
+    for said in ({}, {"aspect_ratio": "auto"}, {"size": None, "width": ""}):
+        id_ = (await api.submit(prompt="a", image=image, **said)).json()["data"]["id"]
+        task = await api.claim()
+        assert (task.id, str(task.input.size)) == (id_, expected)
+        assert task.pixels == task.input.size.width * task.input.size.height
+    listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
+    assert {item["input"]["size"] for item in listed} == {expected}
+    for said, own in (
+        ({"size": "512*768"}, "512*768"),
+        ({"width": 512, "height": 768}, "512*768"),
+        ({"target_size": {"width": 512, "height": 768}}, "512*768"),
+        ({"aspect_ratio": "16:9"}, "1360*768"),
+    ):
+        await api.submit(prompt="a", image=image, **said)
+        assert str((await api.claim()).input.size) == own
 
 
-def test_an_uploaded_image_decides_the_size_as_it_is_shown(with_api, picture):
-    async def scenario(api):
-        for orientation, expected in (
-            (None, "640*320"),
-            (1, "640*320"),
-            (3, "640*320"),
-            (6, "320*640"),
-            (8, "320*640"),
-        ):
-            exif = Image.Exif()
-            if orientation:
-                exif[ExifTags.Base.Orientation] = orientation
-            for kind in ("JPEG", "PNG", "WEBP"):
-                files = {"file": ("a", picture(kind, size=(640, 320), exif=exif))}
-                answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
-                answer = await api.submit(prompt="a", image=answer.json()["data"]["download_url"])
-                assert "warnings" not in answer.json()["data"]
-                assert str((await api.claim()).input.size) == expected
-
-    with_api(scenario)
+async def test_an_uploaded_image_decides_the_size_as_it_is_shown(api, picture):
+    for orientation, expected in (
+        (None, "640*320"),
+        (1, "640*320"),
+        (3, "640*320"),
+        (6, "320*640"),
+        (8, "320*640"),
+    ):
+        exif = Image.Exif()
+        if orientation:
+            exif[ExifTags.Base.Orientation] = orientation
+        for kind in ("JPEG", "PNG", "WEBP"):
+            files = {"file": ("a", picture(kind, size=(640, 320), exif=exif))}
+            answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+            answer = await api.submit(prompt="a", image=answer.json()["data"]["download_url"])
+            assert "warnings" not in answer.json()["data"]
+            assert str((await api.claim()).input.size) == expected
 
 
-def test_an_upload_by_its_url_from_wherever_it_is_reached(with_api, picture):
-    async def scenario(api):
-        files = {"file": ("a.png", picture())}
-        answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
-        url = answer.json()["data"]["download_url"]
-        name = url.rpartition("/")[2]
-        for text in (url, f"https://other.example/prefix/uploads/{name}", name, f" {url}\n"):
-            assert (await api.submit(prompt="a", image=text)).status_code == 200
-            assert (await api.claim()).input.image == name
-        listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
-        assert {item["input"]["image"] for item in listed} == {url}
-
-    with_api(scenario)
+async def test_an_upload_by_its_url_from_wherever_it_is_reached(api, picture):
+    files = {"file": ("a.png", picture())}
+    answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+    url = answer.json()["data"]["download_url"]
+    name = url.rpartition("/")[2]
+    for text in (url, f"https://other.example/prefix/uploads/{name}", name, f" {url}\n"):
+        assert (await api.submit(prompt="a", image=text)).status_code == 200
+        assert (await api.claim()).input.image == name
+    listed = (await api.post("/api/v3/predictions", include_inputs=True)).json()["data"]["items"]
+    assert {item["input"]["image"] for item in listed} == {url}
 
 
-def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(with_api):
-    async def scenario(api):
-        files = {"file": ("a", progressive_jpeg(8192, 400))}
-        answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
-        assert answer.status_code == 400
-        assert answer.json()["message"] == "file has 33 scans or more of its size; accepted: up to 32"
-
-    with_api(scenario)
+async def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(api):
+    files = {"file": ("a", progressive_jpeg(8192, 400))}
+    answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
+    assert answer.status_code == 400
+    assert answer.json()["message"] == "file has 33 scans or more of its size; accepted: up to 32"
 
 
-def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_process(with_api, picture):
+async def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_process(api, picture):
     """What is counted lets them pass, and each takes seconds."""
     slow = progressive_jpeg(8192, 32)
 
-    async def scenario(api):
-        other = await api.key()
+    other = await api.key()
 
-        async def upload(data, headers):
-            path = "/api/v3/media/upload/binary"
-            return await api.client.post(path, files={"file": ("a", data)}, headers=headers)
+    async def upload(data, headers):
+        path = "/api/v3/media/upload/binary"
+        return await api.client.post(path, files={"file": ("a", data)}, headers=headers)
 
-        assert (await upload(picture(), other)).status_code == 200
-        attack = [asyncio.create_task(upload(slow, api.bearer)) for _ in range(6)]
-        await asyncio.sleep(0)  # they are first
-        for _ in range(3):
-            assert (await upload(picture("JPEG"), other)).status_code == 200
-        assert not any(task.done() for task in attack)
-        api.service.input_images.stop()
-        async with asyncio.timeout(5):
-            answers = await asyncio.gather(*attack)
-        assert {answer.status_code for answer in answers} == {503}
-        assert answers[0].json()["message"].endswith("cannot be read now: the process is stopping; try again later")
-
-    with_api(scenario)
+    assert (await upload(picture(), other)).status_code == 200
+    attack = [asyncio.create_task(upload(slow, api.bearer)) for _ in range(6)]
+    await asyncio.sleep(0)  # they are first
+    for _ in range(3):
+        assert (await upload(picture("JPEG"), other)).status_code == 200
+    assert not any(task.done() for task in attack)
+    api.service.input_images.stop()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*attack)
+    assert {answer.status_code for answer in answers} == {503}
+    assert answers[0].json()["message"].endswith("cannot be read now: the process is stopping; try again later")
 
 
-def test_a_picture_from_a_url_also_after_redirects(with_api, picture):
-    async def scenario(api):
-        async with site() as web:
-            web.put("/a.png", picture())
-            web.put("/1", b"", "302 Found", Location="/2?x=%20")
-            web.put("/2?x=%20", b"", "307 Temporary Redirect", Location=f"{web.url}/a.png")
-            for path in ("/a.png", "/1"):
-                answer = await api.submit(prompt="a", image=web.url + path)
-                assert answer.status_code == 200, answer.text
-                assert await given(api) == [picture()]
-            assert not any(api.secret in head for head in web.asked)
-
-    with_api(scenario, allowed=LOOPBACK)
+async def test_a_picture_from_a_url_also_after_redirects(open_api, picture):
+    async with open_api(allowed=LOOPBACK) as api, site() as web:
+        web.put("/a.png", picture())
+        web.put("/1", b"", "302 Found", Location="/2?x=%20")
+        web.put("/2?x=%20", b"", "307 Temporary Redirect", Location=f"{web.url}/a.png")
+        for path in ("/a.png", "/1"):
+            answer = await api.submit(prompt="a", image=web.url + path)
+            assert answer.status_code == 200, answer.text
+            assert await given(api) == [picture()]
+        assert not any(api.secret in head for head in web.asked)
 
 
 @pytest.mark.parametrize(
@@ -317,21 +279,18 @@ def test_a_picture_from_a_url_also_after_redirects(with_api, picture):
         ("/nonsense", "image could not be fetched: its server cannot be reached"),
     ],
 )
-def test_a_url_that_gives_no_picture_is_a_400(with_api, path, message):
-    async def scenario(api):
-        async with site() as web:
-            web.put("/text", b"hello")
-            web.put("/large", b"x" * 5000)
-            web.put("/round", b"", "301 Moved", Location="/round")
-            web.put("/inner", b"", "302 Found", Location="http://169.254.169.254/latest")
-            web.put("/file", b"", "302 Found", Location="file:///etc/passwd")
-            web.answers["/cut"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"
-            web.answers["/nonsense"] = b"hello\r\n\r\n"
-            answer = await api.submit(prompt="a", image=web.url + path)
-            assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
-            assert await api.claim() is None
-
-    with_api(scenario, allowed=LOOPBACK, upload_max_bytes=4096)
+async def test_a_url_that_gives_no_picture_is_a_400(open_api, path, message):
+    async with open_api(allowed=LOOPBACK, upload_max_bytes=4096) as api, site() as web:
+        web.put("/text", b"hello")
+        web.put("/large", b"x" * 5000)
+        web.put("/round", b"", "301 Moved", Location="/round")
+        web.put("/inner", b"", "302 Found", Location="http://169.254.169.254/latest")
+        web.put("/file", b"", "302 Found", Location="file:///etc/passwd")
+        web.answers["/cut"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello"
+        web.answers["/nonsense"] = b"hello\r\n\r\n"
+        answer = await api.submit(prompt="a", image=web.url + path)
+        assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
+        assert await api.claim() is None
 
 
 @pytest.mark.parametrize(
@@ -344,12 +303,9 @@ def test_a_url_that_gives_no_picture_is_a_400(with_api, path, message):
         "https://0x7f000001/",
     ],
 )
-def test_inner_addresses_are_refused(with_api, url):
-    async def scenario(api):
-        answer = await api.submit(prompt="a", image=url)
-        assert (answer.status_code, answer.json()["message"].startswith("image is ")) == (400, True)
-
-    with_api(scenario)
+async def test_inner_addresses_are_refused(api, url):
+    answer = await api.submit(prompt="a", image=url)
+    assert (answer.status_code, answer.json()["message"].startswith("image is ")) == (400, True)
 
 
 @pytest.mark.parametrize(
@@ -366,61 +322,47 @@ def test_inner_addresses_are_refused(with_api, url):
         ({"image": "aGVsbG8=", "strength": 0}, "strength is 0; accepted: a number from 0.01 to 1"),
     ],
 )
-def test_what_is_no_picture_is_a_400(with_api, body, message):
-    async def scenario(api):
+async def test_what_is_no_picture_is_a_400(open_api, body, message):
+    async with open_api(upload_max_bytes=4096) as api:
         answer = await api.submit(prompt="a", **body)
         assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
         assert len(answer.json()["message"]) < 300
 
-    with_api(scenario, upload_max_bytes=4096)
+
+async def test_a_repeated_request_fetches_nothing_again(open_api, picture):
+    async with open_api(allowed=LOOPBACK) as api, site() as web:
+        web.put("/a.png", picture())
+        key = {"Idempotency-Key": "a"}
+        first = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
+        web.answers.clear()
+        again = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
+        assert again.json()["data"]["id"] == first.json()["data"]["id"]
+        assert again.headers["idempotent-replayed"] == "true"
+        assert (await api.submit(prompt="b", image="aGVsbG8=", headers=key)).status_code == 400
+        other = base64.b64encode(picture("JPEG")).decode()
+        assert (await api.submit(prompt="a", image=other, headers=key)).status_code == 409
 
 
-def test_a_repeated_request_fetches_nothing_again(with_api, picture):
-    async def scenario(api):
-        async with site() as web:
-            web.put("/a.png", picture())
-            key = {"Idempotency-Key": "a"}
-            first = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
-            web.answers.clear()
-            again = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
-            assert again.json()["data"]["id"] == first.json()["data"]["id"]
-            assert again.headers["idempotent-replayed"] == "true"
-            assert (await api.submit(prompt="b", image="aGVsbG8=", headers=key)).status_code == 400
-            other = base64.b64encode(picture("JPEG")).decode()
-            assert (await api.submit(prompt="a", image=other, headers=key)).status_code == 409
-
-    with_api(scenario, allowed=LOOPBACK)
-
-
-def test_nothing_is_fetched_for_what_is_refused_or_by_v2(with_api):
-    async def scenario(api):
-        async with site() as web:
-            assert (await api.submit("v2", prompt="a", image=f"{web.url}/a")).status_code == 200
-            refused = await api.submit(prompt="naked child", image=f"{web.url}/a")
-            assert refused.json()["data"]["code"] == 1200
-            assert not web.asked
-
-    with_api(scenario, allowed=LOOPBACK)
+async def test_nothing_is_fetched_for_what_is_refused_or_by_v2(open_api):
+    async with open_api(allowed=LOOPBACK) as api, site() as web:
+        assert (await api.submit("v2", prompt="a", image=f"{web.url}/a")).status_code == 200
+        refused = await api.submit(prompt="naked child", image=f"{web.url}/a")
+        assert refused.json()["data"]["code"] == 1200
+        assert not web.asked
 
 
 @pytest.mark.integration
-def test_a_server_that_hangs_is_not_waited_for():
-    async def scenario():
-        async with site() as web:
-            web.answers["/hang"] = None
-            rules = Rules(Allowlist.read([LOOPBACK]), 4096, total_s=0.2)
-            with pytest.raises(InvalidInput, match=r"image could not be fetched within 0\.2 s"):
-                await fetched("image", f"{web.url}/hang", rules)
-
-    asyncio.run(scenario())
+async def test_a_server_that_hangs_is_not_waited_for():
+    async with site() as web:
+        web.answers["/hang"] = None
+        rules = Rules(Allowlist.read([LOOPBACK]), 4096, total_s=0.2)
+        with pytest.raises(InvalidInput, match=r"image could not be fetched within 0\.2 s"):
+            await fetched("image", f"{web.url}/hang", rules)
 
 
-def test_a_name_that_leads_inside_is_refused():
+async def test_a_name_that_leads_inside_is_refused():
     async def inside(host, port):
         return ["93.184.215.14", "10.0.0.1"]
 
-    async def scenario():
-        with pytest.raises(InvalidInput, match="image leads to an address that is not public"):
-            await fetched("image", "https://pictures.example/a.png", Rules(Allowlist(), 4096, resolve=inside))
-
-    asyncio.run(scenario())
+    with pytest.raises(InvalidInput, match="image leads to an address that is not public"):
+        await fetched("image", "https://pictures.example/a.png", Rules(Allowlist(), 4096, resolve=inside))

@@ -6,10 +6,11 @@ from contextlib import closing
 from hidream.store import sqlite
 
 
-def test_a_database_that_is_locked_leaves_no_file_behind(with_api, picture, tmp_path, monkeypatch):
+async def test_a_database_that_is_locked_leaves_no_file_behind(picture, tmp_path, monkeypatch, open_api):
     monkeypatch.setattr(sqlite, "_PRAGMAS", ("PRAGMA busy_timeout = 1", *sqlite._PRAGMAS[1:]))
 
-    async def scenario(api):
+    async with open_api() as api:
+
         async def upload():
             files = {"file": ("a.png", picture())}
             return await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
@@ -21,5 +22,3 @@ def test_a_database_that_is_locked_leaves_no_file_behind(with_api, picture, tmp_
             assert (await upload()).status_code == 503
         assert len(kept) == 1
         assert sorted(tmp_path.glob("uploads/*.png")) == kept
-
-    with_api(scenario)

@@ -1,6 +1,5 @@
 """JSON that comes in pieces: long texts lie in files, the rest is what `json` makes of it."""
 
-import asyncio
 import json
 import tracemalloc
 from contextlib import AsyncExitStack
@@ -16,23 +15,20 @@ from hidream.server.bodies import long_text
 from hidream.server.bodies.long_text import LONG_BYTES, LongText, Splitter
 
 
-def split(folder, pieces):
+async def split(folder, pieces):
     """Read pieces; the value, with what long texts there are as (their text)."""
 
-    async def scenario():
-        async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
 
-            async def new():
-                part = await stack.enter_async_context(Folder(folder, Namespace.UPLOADS).part())
-                return LongText(part, AsyncExitStack())
+        async def new():
+            part = await stack.enter_async_context(Folder(folder, Namespace.UPLOADS).part())
+            return LongText(part, AsyncExitStack())
 
-            splitter = Splitter(new)
-            for piece in pieces:
-                await splitter.feed(piece)
-            value = await splitter.value()
-            return read(value), [text.path.read_text() for text in splitter.texts]
-
-    return asyncio.run(scenario())
+        splitter = Splitter(new)
+        for piece in pieces:
+            await splitter.feed(piece)
+        value = await splitter.value()
+        return read(value), [text.path.read_text() for text in splitter.texts]
 
 
 def read(value):
@@ -55,18 +51,18 @@ values = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(texts, values, max_size=4), st.booleans(), st.integers(1, 9))
-def test_any_json_is_read_as_it_is_however_it_is_cut(tmp_path_factory, value, escaped, size):
+async def test_any_json_is_read_as_it_is_however_it_is_cut(tmp_path_factory, value, escaped, size):
     data = json.dumps(value, ensure_ascii=escaped).encode()
     folder = tmp_path_factory.getbasetemp()
-    assert split(folder, pieces_of(data, size)) == (value, [])
+    assert await split(folder, pieces_of(data, size)) == (value, [])
 
 
 @pytest.mark.parametrize("size", [1000, 65_536, 1_000_000])
 @pytest.mark.parametrize("escape", ["/", "\\/", "\\u002f"])
-def test_long_texts_are_values_in_files(tmp_path, size, escape):
+async def test_long_texts_are_values_in_files(tmp_path, size, escape):
     long = "ab/d" * (LONG_BYTES // 4 + 100)
     data = json.dumps({"prompt": "a", "image": long, "x": {"mask": long[4:]}, "n": [1, 'q"']}).replace("/", escape)
-    value, found = split(tmp_path, pieces_of(data.encode(), size))
+    value, found = await split(tmp_path, pieces_of(data.encode(), size))
     assert found == [long, long[4:]]
     assert value == {"prompt": "a", "image": ("long", long), "x": {"mask": ("long", long[4:])}, "n": [1, 'q"']}
 
@@ -86,9 +82,9 @@ def test_long_texts_are_values_in_files(tmp_path, size, escape):
         b'{"x":' + b"[" * 1500 + b"]" * 1500 + b"}",
     ],
 )
-def test_what_is_no_json_is_none_in_pieces_either(tmp_path, data):
+async def test_what_is_no_json_is_none_in_pieces_either(tmp_path, data):
     with pytest.raises(ValueError, match=r"\w"):
-        split(tmp_path, pieces_of(data, 5000))
+        await split(tmp_path, pieces_of(data, 5000))
 
 
 @pytest.mark.parametrize(
@@ -102,44 +98,41 @@ def test_what_is_no_json_is_none_in_pieces_either(tmp_path, data):
     ],
     ids=["values", "blanks", "number", "name", "in a list"],
 )
-def test_what_is_long_without_a_long_value_is_too_large(tmp_path, data):
+async def test_what_is_long_without_a_long_value_is_too_large(tmp_path, data):
     with pytest.raises(BodyTooLarge, match="the body has more than"):
-        split(tmp_path, pieces_of(data, 65_536))
+        await split(tmp_path, pieces_of(data, 65_536))
 
 
-def test_a_body_has_four_long_texts_at_most(tmp_path):
+async def test_a_body_has_four_long_texts_at_most(tmp_path):
     many = [json.dumps({f"a{i}": "A" * (LONG_BYTES + 1) for i in range(count)}).encode() for count in (4, 126)]
-    assert len(split(tmp_path, pieces_of(many[0], 65_536))[1]) == 4
+    assert len((await split(tmp_path, pieces_of(many[0], 65_536)))[1]) == 4
     with pytest.raises(BodyTooLarge, match="more than 4 texts of over 131072 bytes, which only images are"):
-        split(tmp_path, pieces_of(many[1], 65_536))
+        await split(tmp_path, pieces_of(many[1], 65_536))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_client_cannot_name_the_files_of_others(tmp_path):
-    value, _ = split(tmp_path, [b'{"image":"' + b"a" * 200_000 + b'","x":{"0":0}}'])
+async def test_a_client_cannot_name_the_files_of_others(tmp_path):
+    value, _ = await split(tmp_path, [b'{"image":"' + b"a" * 200_000 + b'","x":{"0":0}}'])
     assert value["x"] == {"0": 0}
 
 
-def test_memory_does_not_grow_with_the_text(tmp_path):
+async def test_memory_does_not_grow_with_the_text(tmp_path):
     piece = b"a" * 65_536
     tracemalloc.start()
     split_only = pieces = [b'{"image":"', *[piece] * 200, b'"}']
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
 
-    async def scenario():
-        async with Folder(tmp_path, Namespace.UPLOADS).part() as part:
+    async with Folder(tmp_path, Namespace.UPLOADS).part() as part:
 
-            async def new():
-                return LongText(part, AsyncExitStack())
+        async def new():
+            return LongText(part, AsyncExitStack())
 
-            splitter = Splitter(new)
-            for each in split_only:
-                await splitter.feed(each)
-            await splitter.value()
-            return part.size_bytes
-
-    assert asyncio.run(scenario()) == 200 * len(piece)
+        splitter = Splitter(new)
+        for each in split_only:
+            await splitter.feed(each)
+        await splitter.value()
+        assert part.size_bytes == 200 * len(piece)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert peak < 2_000_000, pieces[:1]

@@ -12,69 +12,60 @@ class Clock:
         return self.now
 
 
-def test_the_line_is_looked_at_once_for_all(with_api, monkeypatch):
-    async def scenario(api):
-        for _ in range(5):
-            await api.submit(prompt="a")
-        total, tasks = await history.list_predictions(api.database, (await api.claim()).key_id, history.Query())
-        clock, looked, line = Clock(), [], history.queue_snapshot
+async def test_the_line_is_looked_at_once_for_all(monkeypatch, api):
+    for _ in range(5):
+        await api.submit(prompt="a")
+    total, tasks = await history.list_predictions(api.database, (await api.claim()).key_id, history.Query())
+    clock, looked, line = Clock(), [], history.queue_snapshot
 
-        async def counted(*given):
-            looked.append(given)
-            return await line(*given)
+    async def counted(*given):
+        looked.append(given)
+        return await line(*given)
 
-        monkeypatch.setattr(history, "queue_snapshot", counted)
-        queue_status = QueueStatus(api.database, clock)
-        still = [task for task in tasks if task.status == "created"]
-        assert total == len(still) + 1 == 5
-        for task in still:
-            assert await queue_status.position(task) == (await line(api.database, task.model)).place(task)
-        assert len(looked) == 1
+    monkeypatch.setattr(history, "queue_snapshot", counted)
+    queue_status = QueueStatus(api.database, clock)
+    still = [task for task in tasks if task.status == "created"]
+    assert total == len(still) + 1 == 5
+    for task in still:
+        assert await queue_status.position(task) == (await line(api.database, task.model)).place(task)
+    assert len(looked) == 1
 
-        await api.submit(prompt="b")
-        newest = (await history.list_predictions(api.database, still[0].key_id, history.Query()))[1][0]
-        assert (await queue_status.position(newest)).before == 4, "it came since"
-        await api.claim()
-        assert [(await queue_status.position(newest)).before for _ in range(2)] == [4, 4], "as it was seen, and once"
-        assert len(looked) == 1
-        clock.now += TTL_S
-        assert (await queue_status.position(newest)).before == 3
-        assert len(looked) == 2
-
-    with_api(scenario)
+    await api.submit(prompt="b")
+    newest = (await history.list_predictions(api.database, still[0].key_id, history.Query()))[1][0]
+    assert (await queue_status.position(newest)).before == 4, "it came since"
+    await api.claim()
+    assert [(await queue_status.position(newest)).before for _ in range(2)] == [4, 4], "as it was seen, and once"
+    assert len(looked) == 1
+    clock.now += TTL_S
+    assert (await queue_status.position(newest)).before == 3
+    assert len(looked) == 2
 
 
-def test_the_estimate_is_the_stores(with_api):
-    async def scenario(api):
-        for _ in range(3):
-            await api.submit(prompt="a")
-        done = await api.draw()
-        await api.claim()
-        _, tasks = await history.list_predictions(api.database, done.key_id, history.Query(status="created"))
-        line = await history.queue_snapshot(api.database, tasks[0].model)
-        assert await QueueStatus(api.database).position(tasks[0]) == line.place(tasks[0])
-
-    with_api(scenario)
+async def test_the_estimate_is_the_stores(api):
+    for _ in range(3):
+        await api.submit(prompt="a")
+    done = await api.draw()
+    await api.claim()
+    _, tasks = await history.list_predictions(api.database, done.key_id, history.Query(status="created"))
+    line = await history.queue_snapshot(api.database, tasks[0].model)
+    assert await QueueStatus(api.database).position(tasks[0]) == line.place(tasks[0])
 
 
-def test_who_serves_a_model_is_looked_at_once_for_all(with_api, monkeypatch):
-    async def scenario(api):
-        clock, looked, ready = Clock(), [], workers.ready
+async def test_who_serves_a_model_is_looked_at_once_for_all(monkeypatch, api):
+    clock, looked, ready = Clock(), [], workers.ready
 
-        async def counted(*given):
-            looked.append(given)
-            return await ready(*given)
+    async def counted(*given):
+        looked.append(given)
+        return await ready(*given)
 
-        monkeypatch.setattr(workers, "ready", counted)
-        serving = WorkerCounts(api.database, 15, clock)
-        for number in (1, 2):
-            await workers.register(api.database, Worker(f"host:{number}", ["m", "m", f"n{number}"], "v"))
-        assert [await serving.workers(model) for model in ("m", "n1", "n2", "n3")] == [2, 1, 1, 0]
-        assert len(looked) == 1
-        await workers.deregister(api.database, "host:1")
-        assert await serving.workers("m") == 2
-        clock.now += TTL_S
-        assert [await serving.workers(model) for model in ("m", "n1")] == [1, 0]
-        assert len(looked) == 2
-
-    with_api(scenario)
+    monkeypatch.setattr(workers, "ready", counted)
+    serving = WorkerCounts(api.database, 15, clock)
+    for number in (1, 2):
+        await workers.register(api.database, Worker(f"host:{number}", ["m", "m", f"n{number}"], "v"))
+    assert [await serving.workers(model) for model in ("m", "n1", "n2", "n3")] == [2, 1, 1, 0]
+    assert len(looked) == 1
+    await workers.deregister(api.database, "host:1")
+    assert await serving.workers("m") == 2
+    clock.now += TTL_S
+    assert [await serving.workers(model) for model in ("m", "n1")] == [1, 0]
+    assert len(looked) == 2

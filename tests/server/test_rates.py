@@ -70,8 +70,8 @@ def test_streams_are_counted_by_key():
     assert not streams._open
 
 
-def test_every_answer_to_a_reader_says_what_is_left_also_a_refusal(with_api):
-    async def scenario(api):
+async def test_every_answer_to_a_reader_says_what_is_left_also_a_refusal(open_api):
+    async with open_api(reads_per_minute=6) as api:
         made = (await api.submit(prompt="a house")).json()["data"]
         submitted = await api.submit(prompt="a house")
         assert "ratelimit-limit" not in submitted.headers
@@ -93,11 +93,9 @@ def test_every_answer_to_a_reader_says_what_is_left_also_a_refusal(with_api):
         assert (await api.submit(prompt="a house")).status_code == 200, "submissions have limits of their own"
         assert (await api.client.get("/api/v3/balance", headers=await api.key())).status_code == 200
 
-    with_api(scenario, reads_per_minute=6)
 
-
-def test_streams_and_long_polls_of_a_key_have_a_number(with_api):
-    async def scenario(api):
+async def test_streams_and_long_polls_of_a_key_have_a_number(open_api):
+    async with open_api(streams_max=2) as api:
         made = (await api.submit(prompt="a house")).json()["data"]
         path, other = f"/api/v3/predictions/{made['id']}", await api.key()
         async with served(api) as client:
@@ -119,11 +117,9 @@ def test_streams_and_long_polls_of_a_key_have_a_number(with_api):
                 await asyncio.sleep(0.01)
             assert (await client.get(f"{path}/events")).status_code == 200
 
-    with_api(scenario, streams_max=2)
 
-
-def test_streams_whose_clients_left_are_open_no_more(with_api):
-    async def scenario(api):
+async def test_streams_whose_clients_left_are_open_no_more(open_api):
+    async with open_api(streams_max=1) as api:
         made = (await api.submit(prompt="a house")).json()["data"]
         async with served(api) as client:
             for _ in range(3):
@@ -133,5 +129,3 @@ def test_streams_whose_clients_left_are_open_no_more(with_api):
                 async with asyncio.timeout(20):
                     while api.service.stream_limiter._open or api.service.revocations._watched:
                         await asyncio.sleep(0.01)
-
-    with_api(scenario, streams_max=1)

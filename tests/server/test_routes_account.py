@@ -7,17 +7,15 @@ from hidream.server.parameters import V3, parse
 DEV, FULL, FAST = (f"wavespeed-ai/hidream-i1-{variant}" for variant in ("dev", "full", "fast"))
 
 
-def test_the_balance_is_a_number_by_setting(with_api):
-    async def scenario(api):
+async def test_the_balance_is_a_number_by_setting(open_api):
+    async with open_api(balance=12.5) as api:
         for version in ("v2", "v3"):
             assert (await api.get(f"/api/{version}/balance")).json()["data"] == {"balance": 12.5}
         assert (await api.client.get("/api/v3/balance")).status_code == 401
 
-    with_api(scenario, balance=12.5)
 
-
-def test_models_are_those_that_are_served_with_what_each_takes(with_api):
-    async def scenario(api):
+async def test_models_are_those_that_are_served_with_what_each_takes(open_api):
+    async with open_api(price=0.25) as api:
         models = (await api.get("/api/v3/models")).json()["data"]
         assert sorted(model["model_id"] for model in models) == sorted((DEV, FULL, FAST))
         for model in models:
@@ -33,18 +31,14 @@ def test_models_are_those_that_are_served_with_what_each_takes(with_api):
                 {"prompt": "a", "seed": 7}, V3, variant
             ), "its defaults are the defaults"
 
-    with_api(scenario, price=0.25)
 
-
-def test_prices(with_api):
-    async def scenario(api):
+async def test_prices(open_api):
+    async with open_api(price=0.25) as api:
         asked = {"model_id": DEV, "inputs": {"prompt": "a", "num_images": 3}}
         unit = (await api.post("/api/v3/model/pricing", **asked)).json()["data"]
         assert unit == {"model_id": DEV, "unit_price": 0.75, "currency": "USD"}
         total = (await api.post("/api/v3/model/price", model_id=DEV)).json()["data"]
         assert total == {"model_id": DEV, "price": 0.25, "discounted_price": 0.25, "currency": "USD"}
-
-    with_api(scenario, price=0.25)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +54,9 @@ def test_prices(with_api):
     ],
 )
 @pytest.mark.parametrize("route", ["price", "pricing"])
-def test_prices_of_what_there_is_not(with_api, asked, status, message, route):
-    async def scenario(api):
-        answer = await api.post(f"/api/v3/model/{route}", **asked)
-        assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
-
-    with_api(scenario)
+async def test_prices_of_what_there_is_not(api, asked, status, message, route):
+    answer = await api.post(f"/api/v3/model/{route}", **asked)
+    assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +69,8 @@ def test_prices_of_what_there_is_not(with_api, asked, status, message, route):
         ("predictions/delete", {"ids": ["0" * 32], "idss": 1}, "did you mean ids?"),
     ],
 )
-def test_what_a_route_does_not_know_is_told(with_api, path, body, known):
-    async def scenario(api):
-        answer = await api.client.post(f"/api/v3/{path}", json=body, headers=api.bearer)
-        assert answer.status_code == 200
-        (warning,) = answer.json()["data"]["warnings"]
-        assert known in warning
-
-    with_api(scenario)
+async def test_what_a_route_does_not_know_is_told(api, path, body, known):
+    answer = await api.client.post(f"/api/v3/{path}", json=body, headers=api.bearer)
+    assert answer.status_code == 200
+    (warning,) = answer.json()["data"]["warnings"]
+    assert known in warning

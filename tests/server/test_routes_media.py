@@ -40,16 +40,13 @@ async def upload(api, data, filename="a.png", api_name="v3", field="file"):
 
 @pytest.mark.parametrize("api_name", ["v2", "v3"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_form_is_taken(with_api, picture, api_name, kind):
-    async def scenario(api):
-        data = picture(kind) + b"\r\n--x\r\n\r\n"  # what looks like a boundary is none
-        answer = await upload(api, data, 'straße ".png', api_name)
-        got = answer.json()["data"]
-        assert (answer.status_code, got["type"], got["size"]) == (200, "image", len(data))
-        file = await api.client.get(got["download_url"])
-        assert (file.content, file.headers["content-type"]) == (data, f"image/{kind.lower()}")
-
-    with_api(scenario)
+async def test_a_form_is_taken(api, picture, api_name, kind):
+    data = picture(kind) + b"\r\n--x\r\n\r\n"  # what looks like a boundary is none
+    answer = await upload(api, data, 'straße ".png', api_name)
+    got = answer.json()["data"]
+    assert (answer.status_code, got["type"], got["size"]) == (200, "image", len(data))
+    file = await api.client.get(got["download_url"])
+    assert (file.content, file.headers["content-type"]) == (data, f"image/{kind.lower()}")
 
 
 @pytest.mark.parametrize(
@@ -73,17 +70,14 @@ def test_a_form_is_taken(with_api, picture, api_name, kind):
         ),
     ],
 )
-def test_another_form_is_a_400(with_api, content_type, body, status, message):
-    async def scenario(api):
-        headers = api.bearer | {"Content-Type": content_type}
-        answer = await api.client.post("/api/v3/media/upload/binary", content=body, headers=headers)
-        assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
-
-    with_api(scenario)
+async def test_another_form_is_a_400(api, content_type, body, status, message):
+    headers = api.bearer | {"Content-Type": content_type}
+    answer = await api.client.post("/api/v3/media/upload/binary", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
 
 
-def test_a_file_that_is_too_large_is_a_413(with_api, picture):
-    async def scenario(api):
+async def test_a_file_that_is_too_large_is_a_413(open_api, picture):
+    async with open_api(upload_max_bytes=2048) as api:
         data = picture()
         assert (await upload(api, data + b"x" * (2048 - len(data)))).status_code == 200
         assert (await upload(api, data + b"x" * (2049 - len(data)))).status_code == 413
@@ -92,73 +86,59 @@ def test_a_file_that_is_too_large_is_a_413(with_api, picture):
         ticket = (await api.post("/api/v3/media/uploads", filename="a", size=5)).json()["data"]
         assert (await api.client.put(ticket["upload"]["url"], content=b"x" * 2049)).status_code == 413
 
-    with_api(scenario, upload_max_bytes=2048)
-
 
 @pytest.mark.parametrize(
     "data",
     [b"", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bomb(), bomb(9000, 9000), b"\x89PNG\r\n\x1a\n", avif()],
     ids=["empty", "svg", "gif", "pdf", "bomb", "small bomb", "half", "avif"],
 )
-def test_what_is_no_picture_is_refused_whatever_it_calls_itself(with_api, data):
-    async def scenario(api):
-        answer = await upload(api, data, "photo.png")
-        assert answer.status_code == 400
-        assert answer.json()["message"].startswith("file ")
-        asked = {"filename": "photo.png", "size": max(1, len(data))}
-        ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
-        answer = await api.client.put(ticket["upload"]["url"], content=data)
-        assert (answer.status_code, (await api.client.get(ticket["download_url"])).status_code) == (400, 404)
-
-    with_api(scenario)
+async def test_what_is_no_picture_is_refused_whatever_it_calls_itself(api, data):
+    answer = await upload(api, data, "photo.png")
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("file ")
+    asked = {"filename": "photo.png", "size": max(1, len(data))}
+    ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
+    answer = await api.client.put(ticket["upload"]["url"], content=data)
+    assert (answer.status_code, (await api.client.get(ticket["download_url"])).status_code) == (400, 404)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_file_that_ends_too_early_is_refused(with_api, picture, kind):
-    async def scenario(api):
-        data = picture(kind, (300, 300))
-        assert (await upload(api, data[: len(data) // 2])).status_code == 400
-
-    with_api(scenario)
+async def test_a_file_that_ends_too_early_is_refused(api, picture, kind):
+    data = picture(kind, (300, 300))
+    assert (await upload(api, data[: len(data) // 2])).status_code == 400
 
 
-def test_a_place_for_a_file_is_filled_once(with_api, picture):
-    async def scenario(api):
-        data = picture("JPEG")
-        asked = {"filename": "a.jpg", "size": len(data), "content_type": "image/jpeg"}
-        ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
-        put = ticket["upload"]
-        assert (put["method"], put["headers"]) == ("PUT", {"Content-Type": "image/jpeg"})
-        for _ in range(2):
-            answer = await api.client.put(put["url"], content=data, headers=put["headers"])
-            assert answer.json()["data"] == {"filename": "a.jpg", "size": len(data)}
-        other = await api.client.put(put["url"], content=picture("PNG"))
-        assert other.status_code == 400
-        assert (await api.client.get(ticket["download_url"])).content == data
-        for name in ("x" * 43 + ".png", "x", "..%2Fhidream.db"):
-            assert (await api.client.put(f"/uploads/{name}", content=data)).status_code == 404
-
-    with_api(scenario)
+async def test_a_place_for_a_file_is_filled_once(api, picture):
+    data = picture("JPEG")
+    asked = {"filename": "a.jpg", "size": len(data), "content_type": "image/jpeg"}
+    ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
+    put = ticket["upload"]
+    assert (put["method"], put["headers"]) == ("PUT", {"Content-Type": "image/jpeg"})
+    for _ in range(2):
+        answer = await api.client.put(put["url"], content=data, headers=put["headers"])
+        assert answer.json()["data"] == {"filename": "a.jpg", "size": len(data)}
+    other = await api.client.put(put["url"], content=picture("PNG"))
+    assert other.status_code == 400
+    assert (await api.client.get(ticket["download_url"])).content == data
+    for name in ("x" * 43 + ".png", "x", "..%2Fhidream.db"):
+        assert (await api.client.put(f"/uploads/{name}", content=data)).status_code == 404
 
 
-def test_what_a_revoked_key_has_announced_is_a_404(with_api, picture):
-    async def scenario(api):
-        data = picture()
-        tickets = [(await api.post("/api/v3/media/uploads", filename="a", size=len(data))).json()["data"] for _ in "ab"]
-        urls = [ticket["upload"]["url"] for ticket in tickets]
-        assert (await api.client.put(urls[0], content=data)).status_code == 200
-        (key,) = await keys.list_keys(api.database)
-        await keys.revoke(api.database, key.id)
-        for url in urls:
-            answer = await api.client.put(url, content=data)
-            assert (answer.status_code, "its key was revoked" in answer.json()["message"]) == (404, True)
-        assert [(await api.client.get(url)).status_code for url in urls] == [200, 404]
-
-    with_api(scenario)
+async def test_what_a_revoked_key_has_announced_is_a_404(api, picture):
+    data = picture()
+    tickets = [(await api.post("/api/v3/media/uploads", filename="a", size=len(data))).json()["data"] for _ in "ab"]
+    urls = [ticket["upload"]["url"] for ticket in tickets]
+    assert (await api.client.put(urls[0], content=data)).status_code == 200
+    (key,) = await keys.list_keys(api.database)
+    await keys.revoke(api.database, key.id)
+    for url in urls:
+        answer = await api.client.put(url, content=data)
+        assert (answer.status_code, "its key was revoked" in answer.json()["message"]) == (404, True)
+    assert [(await api.client.get(url)).status_code for url in urls] == [200, 404]
 
 
-def test_two_processes_that_fill_one_upload_keep_one_file_whole(with_api, picture):
-    async def scenario(one, two):
+async def test_two_processes_that_fill_one_upload_keep_one_file_whole(open_apis, picture):
+    async with open_apis(2) as (one, two):
         pictures = [picture("PNG"), picture("JPEG"), picture("WEBP")] * 2
         given = (await one.post("/api/v3/media/uploads", filename="a", size=max(map(len, pictures)))).json()["data"]
         name = given["upload"]["url"].rpartition("/")[2]
@@ -175,8 +155,6 @@ def test_two_processes_that_fill_one_upload_keep_one_file_whole(with_api, pictur
         row = await uploads.get(two.database, name)
         assert (row.stored, row.size) == (True, len(kept))
         assert (await two.client.put(f"/uploads/{name}", content=kept)).status_code == 200
-
-    with_api(scenario, instances=2)
 
 
 @pytest.mark.parametrize(
@@ -198,22 +176,16 @@ def test_two_processes_that_fill_one_upload_keep_one_file_whole(with_api, pictur
         ({"filename": "a", "size": 5, "content_type": ["image/png"]}, "content_type is ['image/png']"),
     ],
 )
-def test_an_announcement_that_is_not_accepted(with_api, asked, message):
-    async def scenario(api):
-        answer = await api.post("/api/v3/media/uploads", **asked)
-        assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
-
-    with_api(scenario)
+async def test_an_announcement_that_is_not_accepted(api, asked, message):
+    answer = await api.post("/api/v3/media/uploads", **asked)
+    assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
 
 
-def test_names_of_files_are_kept_as_far_as_they_can_be_shown(with_api, picture):
-    async def scenario(api):
-        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a\0b\x1b[1m\xff.png"\r\n\r\n'
-        content_type = "multipart/form-data; boundary=x"
-        answer = await api.raw("/api/v3/media/upload/binary", head + picture() + b"\r\n--x--", content_type)
-        assert answer.json()["data"]["filename"] == "ab[1m\ufffd.png"
-        assert len((await upload(api, picture(), "x" * 300 + ".png")).json()["data"]["filename"]) == 256
-        asked = await api.post("/api/v3/media/uploads", filename="x" * 300, size=5)
-        assert asked.status_code == 200
-
-    with_api(scenario)
+async def test_names_of_files_are_kept_as_far_as_they_can_be_shown(api, picture):
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a\0b\x1b[1m\xff.png"\r\n\r\n'
+    content_type = "multipart/form-data; boundary=x"
+    answer = await api.raw("/api/v3/media/upload/binary", head + picture() + b"\r\n--x--", content_type)
+    assert answer.json()["data"]["filename"] == "ab[1m\ufffd.png"
+    assert len((await upload(api, picture(), "x" * 300 + ".png")).json()["data"]["filename"]) == 256
+    asked = await api.post("/api/v3/media/uploads", filename="x" * 300, size=5)
+    assert asked.status_code == 200

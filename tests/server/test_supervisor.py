@@ -19,27 +19,21 @@ def test_the_worker_gets_the_servers_settings_but_neither_its_key_nor_the_pepper
 
 
 @pytest.mark.integration
-def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_worker(tmp_path, monkeypatch, capfd):
+async def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_worker(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HIDREAM_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("HIDREAM_SERVER_PORT", "tcp://10.0.0.1:8000")
     settings = Settings(home=tmp_path, models=Models(dev=tmp_path / "nothing"))
 
-    async def scenario():
-        async with Database.open(settings.database_url) as database, asyncio.timeout(60):
-            await keep_worker(settings, database)
-
-    asyncio.run(scenario())
+    async with Database.open(settings.database_url) as database, asyncio.timeout(60):
+        await keep_worker(settings, database)
     log = capfd.readouterr().err
     assert "worker_cannot_start" in log
     assert "passed_over" not in log
 
 
 @pytest.mark.integration
-def test_a_start_that_is_hopeless_is_not_tried_again(tmp_path):
+async def test_a_start_that_is_hopeless_is_not_tried_again(tmp_path):
     settings = Settings(home=tmp_path, models=Models(dev=tmp_path / "nothing"))
 
-    async def scenario():
-        async with Database.open(settings.database_url) as database, asyncio.timeout(60):
-            return await keep_worker(settings, database)
-
-    assert asyncio.run(scenario()) == 1
+    async with Database.open(settings.database_url) as database, asyncio.timeout(60):
+        assert await keep_worker(settings, database) == 1

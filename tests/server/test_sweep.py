@@ -35,115 +35,93 @@ def files(api):
     return sorted(path.name for path in api.settings.outputs_dir.iterdir() if path.is_file())
 
 
-def test_what_is_old_goes_and_the_rest_stays(with_api):
-    async def scenario(api):
-        at(api, -8 * DAY_S)
-        _, old = await drawn(api, num_images=3)
-        await api.submit(prompt="is not finished")
-        unfinished = await api.claim()
-        at(api, -6 * DAY_S)
-        _, young = await drawn(api)
-        at(api, 0)
-        assert await Sweep(api.service).once() == 1
-        assert files(api) == sorted(young.output_names)
-        assert await history.get(api.database, old.id, old.key_id) is None
-        assert (await history.get(api.database, young.id, young.key_id)).status is Status.COMPLETED
-        assert (await history.get(api.database, unfinished.id, young.key_id)).status is Status.PROCESSING
-        assert await Sweep(api.service).once() == 0
-
-    with_api(scenario)
+async def test_what_is_old_goes_and_the_rest_stays(api):
+    at(api, -8 * DAY_S)
+    _, old = await drawn(api, num_images=3)
+    await api.submit(prompt="is not finished")
+    unfinished = await api.claim()
+    at(api, -6 * DAY_S)
+    _, young = await drawn(api)
+    at(api, 0)
+    assert await Sweep(api.service).once() == 1
+    assert files(api) == sorted(young.output_names)
+    assert await history.get(api.database, old.id, old.key_id) is None
+    assert (await history.get(api.database, young.id, young.key_id)).status is Status.COMPLETED
+    assert (await history.get(api.database, unfinished.id, young.key_id)).status is Status.PROCESSING
+    assert await Sweep(api.service).once() == 0
 
 
-def test_what_a_client_deletes_goes_even_where_all_is_kept(with_api):
-    async def scenario(api):
-        data, task = await drawn(api)
-        keeping = replace(
-            api.service, settings=replace(api.settings, store=replace(api.settings.store, retention_days=0))
-        )
-        at(api, 1000 * DAY_S)
-        assert await Sweep(keeping).once() == 0
-        assert await predictions.delete(api.database, [data["id"]], task.key_id)
-        assert files(api) == [task.output_name]
-        assert await Sweep(keeping).once() == 1
-        assert files(api) == []
-
-    with_api(scenario)
+async def test_what_a_client_deletes_goes_even_where_all_is_kept(api):
+    data, task = await drawn(api)
+    keeping = replace(api.service, settings=replace(api.settings, store=replace(api.settings.store, retention_days=0)))
+    at(api, 1000 * DAY_S)
+    assert await Sweep(keeping).once() == 0
+    assert await predictions.delete(api.database, [data["id"]], task.key_id)
+    assert files(api) == [task.output_name]
+    assert await Sweep(keeping).once() == 1
+    assert files(api) == []
 
 
-def test_uploads_go_too(with_api):
-    async def scenario(api):
-        _, task = await drawn(api)
-        name = random_name(ImageFormat.PNG)
-        await api.service.uploads.write(name, b"picture")
-        await uploads.create(
-            api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True)
-        )
-        await Sweep(api.service).once()
-        assert await api.service.uploads.read(name) == b"picture"
-        at(api, 8 * DAY_S)
-        await Sweep(api.service).once()
-        assert await uploads.get(api.database, name) is None
-        assert not list((api.settings.home / "uploads").glob("*.png"))
-
-    with_api(scenario)
+async def test_uploads_go_too(api):
+    _, task = await drawn(api)
+    name = random_name(ImageFormat.PNG)
+    await api.service.uploads.write(name, b"picture")
+    await uploads.create(api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True))
+    await Sweep(api.service).once()
+    assert await api.service.uploads.read(name) == b"picture"
+    at(api, 8 * DAY_S)
+    await Sweep(api.service).once()
+    assert await uploads.get(api.database, name) is None
+    assert not list((api.settings.home / "uploads").glob("*.png"))
 
 
-def test_uploads_that_were_used_are_kept_for_ever_where_all_is(with_api, picture):
-    async def scenario(api):
-        ticket = (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+async def test_uploads_that_were_used_are_kept_for_ever_where_all_is(api, picture):
+    ticket = (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+    assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
+    await drawn(api, image=ticket["download_url"])
+    settings = replace(api.settings, store=replace(api.settings.store, retention_days=0))
+    at(api, 1000 * DAY_S)
+    await Sweep(replace(api.service, settings=settings)).once()
+    name = ticket["download_url"].rpartition("/")[2]
+    assert await api.service.uploads.read(name) == picture()
+    assert await uploads.get(api.database, name) is not None
+
+
+async def test_an_upload_that_nothing_has_used_goes_within_the_hour(api, picture):
+    kept, given_up, announced = [
+        (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+        for _ in range(3)
+    ]
+    for ticket in (kept, given_up):
         assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
-        await drawn(api, image=ticket["download_url"])
-        settings = replace(api.settings, store=replace(api.settings.store, retention_days=0))
-        at(api, 1000 * DAY_S)
-        await Sweep(replace(api.service, settings=settings)).once()
-        name = ticket["download_url"].rpartition("/")[2]
-        assert await api.service.uploads.read(name) == picture()
-        assert await uploads.get(api.database, name) is not None
-
-    with_api(scenario)
-
-
-def test_an_upload_that_nothing_has_used_goes_within_the_hour(with_api, picture):
-    async def scenario(api):
-        kept, given_up, announced = [
-            (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
-            for _ in range(3)
-        ]
-        for ticket in (kept, given_up):
-            assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
-        await api.submit(prompt="a house", image=kept["download_url"])
-        at(api, 3590)
-        await Sweep(api.service).once()
-        assert (await api.client.get(given_up["download_url"])).status_code == 200
-        at(api, 3610)
-        await Sweep(api.service).once()
-        answers = [await api.client.get(ticket["download_url"]) for ticket in (kept, given_up, announced)]
-        assert [answer.status_code for answer in answers] == [200, 404, 404]
-        for ticket in (given_up, announced):
-            assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 404
-        assert (await api.draw()).input.image == kept["download_url"].rpartition("/")[2]
-
-    with_api(scenario)
+    await api.submit(prompt="a house", image=kept["download_url"])
+    at(api, 3590)
+    await Sweep(api.service).once()
+    assert (await api.client.get(given_up["download_url"])).status_code == 200
+    at(api, 3610)
+    await Sweep(api.service).once()
+    answers = [await api.client.get(ticket["download_url"]) for ticket in (kept, given_up, announced)]
+    assert [answer.status_code for answer in answers] == [200, 404, 404]
+    for ticket in (given_up, announced):
+        assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 404
+    assert (await api.draw()).input.image == kept["download_url"].rpartition("/")[2]
 
 
-def test_files_that_nobody_knows_go_when_they_are_old(with_api):
-    async def scenario(api):
-        _, task = await drawn(api, num_images=2)
-        orphan, new = random_name(ImageFormat.JPEG), random_name(ImageFormat.JPEG)
-        for name in (orphan, new):
-            await api.service.outputs.write(name, b"nobody's")
-        for name in (orphan, *task.output_names):
-            os.utime(api.settings.outputs_dir / name, (time.time() - 2 * DAY_S,) * 2)
-        assert await Sweep(api.service).orphans() == 1
-        assert files(api) == sorted([new, *task.output_names])
-
-    with_api(scenario)
+async def test_files_that_nobody_knows_go_when_they_are_old(api):
+    _, task = await drawn(api, num_images=2)
+    orphan, new = random_name(ImageFormat.JPEG), random_name(ImageFormat.JPEG)
+    for name in (orphan, new):
+        await api.service.outputs.write(name, b"nobody's")
+    for name in (orphan, *task.output_names):
+        os.utime(api.settings.outputs_dir / name, (time.time() - 2 * DAY_S,) * 2)
+    assert await Sweep(api.service).orphans() == 1
+    assert files(api) == sorted([new, *task.output_names])
 
 
-def test_files_that_nobody_knows_go_without_being_asked(with_api, monkeypatch):
+async def test_files_that_nobody_knows_go_without_being_asked(monkeypatch, open_api):
     monkeypatch.setattr(sweep, "EVERY_S", 0.01)
 
-    async def scenario(api):
+    async with open_api() as api:
         _, task = await drawn(api)
         orphan = random_name(ImageFormat.JPEG)
         await api.service.outputs.write(orphan, b"nobody's")
@@ -155,8 +133,6 @@ def test_files_that_nobody_knows_go_without_being_asked(with_api, monkeypatch):
         api.database.changes.stop()
         await running
 
-    with_api(scenario)
-
 
 @pytest.mark.parametrize(("suffix", "first"), [("", True), ("-1", True), ("-3", True), ("-x", False), ("_1", False)])
 def test_a_tasks_files_lead_to_its_first(suffix, first):
@@ -165,10 +141,10 @@ def test_a_tasks_files_lead_to_its_first(suffix, first):
     assert first_of(of_task) == (name if first else of_task)
 
 
-def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
+async def test_a_store_that_is_away_leaves_the_rows(monkeypatch, caplog, open_api):
     monkeypatch.setattr(sweep, "EVERY_S", 0.05)
 
-    async def scenario(api):
+    async with open_api() as api:
         data, task = await drawn(api)
         assert await predictions.delete(api.database, [data["id"]], task.key_id)
         away = iter([True, True])
@@ -188,13 +164,11 @@ def test_a_store_that_is_away_leaves_the_rows(with_api, monkeypatch, caplog):
         await running
         assert caplog.text.count("sweep_failed error=away") == 2
 
-    with_api(scenario)
 
-
-def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
+async def test_a_loop_that_raises_is_begun_anew(monkeypatch, caplog, open_api):
     monkeypatch.setattr(loops, "RESTART_S", 0.01)
 
-    async def scenario(api):
+    async with open_api() as api:
         runs = []
 
         async def loop():
@@ -208,16 +182,11 @@ def test_a_loop_that_raises_is_begun_anew(with_api, monkeypatch, caplog):
         assert len(runs) == 3
         assert "loop_raised name=test" in caplog.text
 
-    with_api(scenario)
 
-
-def test_the_loops_end_with_the_process(with_api):
-    async def scenario(api):
-        running = asyncio.create_task(loops.run(api.service))
-        await asyncio.sleep(0.2)
-        assert not running.done()
-        api.database.changes.stop()
-        async with asyncio.timeout(10):
-            await running
-
-    with_api(scenario)
+async def test_the_loops_end_with_the_process(api):
+    running = asyncio.create_task(loops.run(api.service))
+    await asyncio.sleep(0.2)
+    assert not running.done()
+    api.database.changes.stop()
+    async with asyncio.timeout(10):
+        await running

@@ -1,6 +1,5 @@
 """Spans: one per request, with route and status, and nothing that is not to be seen; none where nobody asked."""
 
-import asyncio
 import gzip
 import json
 import subprocess
@@ -21,54 +20,46 @@ from hidream.server.tracing import ENDPOINT, Traced, traced
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def test_a_request_is_a_span(with_api):
-    async def scenario(api):
-        kept = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(kept))
-        app = Traced(create_app(api.service), provider.get_tracer("test"))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            data = (await api.submit(prompt="a private house")).json()["data"]
-            headers = api.bearer | {"traceparent": PARENT}
-            assert (await client.get(f"/api/v3/predictions/{data['id']}", headers=headers)).status_code == 200
-            await client.get("/readyz")
-        one, other = kept.get_finished_spans()
-        assert one.name == "GET /api/{api}/predictions/{prediction_id}"
-        assert dict(one.attributes) == {
-            "http.request.method": "GET",
-            "http.route": "/api/{api}/predictions/{prediction_id}",
-            "http.response.status_code": 200,
-            "hidream.prediction_id": data["id"],
-        }
-        assert f"{one.context.trace_id:032x}" == PARENT.split("-")[1]
-        assert (other.name, other.status.is_ok) == ("GET /readyz", False)
-        for span in (one, other):
-            assert api.secret not in span.to_json()
-            assert "private" not in span.to_json()
-
-    with_api(scenario)
+async def test_a_request_is_a_span(api):
+    kept = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    app = Traced(create_app(api.service), provider.get_tracer("test"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        data = (await api.submit(prompt="a private house")).json()["data"]
+        headers = api.bearer | {"traceparent": PARENT}
+        assert (await client.get(f"/api/v3/predictions/{data['id']}", headers=headers)).status_code == 200
+        await client.get("/readyz")
+    one, other = kept.get_finished_spans()
+    assert one.name == "GET /api/{api}/predictions/{prediction_id}"
+    assert dict(one.attributes) == {
+        "http.request.method": "GET",
+        "http.route": "/api/{api}/predictions/{prediction_id}",
+        "http.response.status_code": 200,
+        "hidream.prediction_id": data["id"],
+    }
+    assert f"{one.context.trace_id:032x}" == PARENT.split("-")[1]
+    assert (other.name, other.status.is_ok) == ("GET /readyz", False)
+    for span in (one, other):
+        assert api.secret not in span.to_json()
+        assert "private" not in span.to_json()
 
 
-def test_without_an_endpoint_nothing_is_traced(with_api):
-    async def scenario(api):
-        app = create_app(api.service)
-        assert traced(app, {}) is app
-        assert traced(app, {ENDPOINT: ""}) is app
-
-    with_api(scenario)
+async def test_without_an_endpoint_nothing_is_traced(api):
+    app = create_app(api.service)
+    assert traced(app, {}) is app
+    assert traced(app, {ENDPOINT: ""}) is app
 
 
-def test_without_the_extra_it_says_so(with_api, monkeypatch, caplog):
+async def test_without_the_extra_it_says_so(monkeypatch, caplog, open_api):
     for name in [name for name in sys.modules if name.startswith("opentelemetry.exporter")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
 
-    async def scenario(api):
+    async with open_api() as api:
         app = create_app(api.service)
         assert traced(app, {ENDPOINT: "http://127.0.0.1:1"}) is app
         assert f"tracing_off reason={ENDPOINT} is set" in caplog.text
-
-    with_api(scenario)
 
 
 @pytest.mark.integration
@@ -108,14 +99,11 @@ asyncio.run(main())
     assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["GET none"]
 
 
-def test_other_protocols_pass():
-    async def main():
-        passed = []
+async def test_other_protocols_pass():
+    passed = []
 
-        async def app(scope, receive, send):
-            passed.append(scope["type"])
+    async def app(scope, receive, send):
+        passed.append(scope["type"])
 
-        await Traced(app, None)({"type": "lifespan"}, None, None)
-        assert json.dumps(passed) == '["lifespan"]'
-
-    asyncio.run(main())
+    await Traced(app, None)({"type": "lifespan"}, None, None)
+    assert json.dumps(passed) == '["lifespan"]'

@@ -61,17 +61,16 @@ async def attacked(apis, attackers, hooks, count, total_s):
 
 
 @pytest.mark.parametrize("attackers", [1, 3])
-def test_hooks_that_hang_on_many_addresses_leave_room_for_others(with_api, attackers):
-    async def scenario(api):
+async def test_hooks_that_hang_on_many_addresses_leave_room_for_others(open_api, attackers):
+    async with open_api(allowed=LOCAL) as api:
         took, connections = await attacked([api], attackers, 40, 10, total_s=60)  # none of them ends meanwhile
         assert took[-1] < 5, took
         assert connections < api.settings.webhooks.together_max
 
-    with_api(scenario, allowed=LOCAL)
 
+async def test_hooks_that_hang_at_a_host_leave_room_for_anothers_at_the_same_host(open_api):
+    async with open_api(allowed=LOCAL) as api:
 
-def test_hooks_that_hang_at_a_host_leave_room_for_anothers_at_the_same_host(with_api):
-    async def scenario(api):
         async def answer(writer):
             await (hangs if "stuck" in receiver.received[-1].line else says(204))(writer)
 
@@ -91,16 +90,12 @@ def test_hooks_that_hang_at_a_host_leave_room_for_anothers_at_the_same_host(with
             api.database.changes.stop()
         await running
 
-    with_api(scenario, allowed=LOCAL)
-
 
 @pytest.mark.long
 @pytest.mark.parametrize("instances", [1, 2])
-def test_600_hooks_that_hang_on_600_addresses(with_api, instances):
-    async def scenario(*apis):
+async def test_600_hooks_that_hang_on_600_addresses(open_apis, instances):
+    async with open_apis(instances, allowed=LOCAL) as apis:
         took, _ = await attacked(apis, 1, 600, 100, total_s=TOTAL_S)
         median, late = took[len(took) // 2], took[int(len(took) * 0.95)]
         print(f"{instances} processes: median {median:.3f} s, p95 {late:.3f} s, most {took[-1]:.3f} s")  # noqa: T201
         assert late < 1
-
-    with_api(scenario, allowed=LOCAL, instances=instances)

@@ -162,22 +162,19 @@ def url(request, tmp_path):
     return request.getfixturevalue("postgres").url()
 
 
-def soak(folder, url, seed, least, kill_every_s, told_within_s=0):
-    async def scenario():
-        async with Receiver(says(200)) as receiver:
-            with Fleet(folder, HIDREAM_STORE_DATABASE_URL=url, FAST_WORKER_PACE_S="0.05") as fleet:
-                run = Soak(fleet, receiver.url(), seed, least, kill_every_s)
-                await run.run()
-                await run.verify()
-                if told_within_s:
-                    async with asyncio.timeout(told_within_s):
-                        while len(told(receiver)) < run.count:
-                            await asyncio.sleep(0.2)
-                assert told(receiver) <= set(run.owed.items())  # each under one id
-                assert "Traceback" not in fleet.logs()
-                assert KEY not in fleet.logs()
-
-    asyncio.run(scenario())
+async def soak(folder, url, seed, least, kill_every_s, told_within_s=0):
+    async with Receiver(says(200)) as receiver:
+        with Fleet(folder, HIDREAM_STORE_DATABASE_URL=url, FAST_WORKER_PACE_S="0.05") as fleet:
+            run = Soak(fleet, receiver.url(), seed, least, kill_every_s)
+            await run.run()
+            await run.verify()
+            if told_within_s:
+                async with asyncio.timeout(told_within_s):
+                    while len(told(receiver)) < run.count:
+                        await asyncio.sleep(0.2)
+            assert told(receiver) <= set(run.owed.items())  # each under one id
+            assert "Traceback" not in fleet.logs()
+            assert KEY not in fleet.logs()
 
 
 def told(receiver):
@@ -185,12 +182,12 @@ def told(receiver):
     return {(json.loads(got.body)["id"], got.headers["webhook-id"]) for got in receiver.received}
 
 
-def test_killed_at_random_nothing_is_lost_and_nothing_ends_twice(tmp_path, url):
-    soak(tmp_path, url, seed=1, least=60, kill_every_s=0.8)
+async def test_killed_at_random_nothing_is_lost_and_nothing_ends_twice(tmp_path, url):
+    await soak(tmp_path, url, seed=1, least=60, kill_every_s=0.8)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(10))
-def test_two_thousand_tasks_under_fire(tmp_path, url, seed, first_seed):
-    soak(tmp_path, url, seed=first_seed + seed, least=2000, kill_every_s=1.0, told_within_s=TOLD_WITHIN_S)
+async def test_two_thousand_tasks_under_fire(tmp_path, url, seed, first_seed):
+    await soak(tmp_path, url, seed=first_seed + seed, least=2000, kill_every_s=1.0, told_within_s=TOLD_WITHIN_S)

@@ -1,6 +1,5 @@
 """A database without rows on a clock that the test sets: each test runs on both kinds."""
 
-import asyncio
 from dataclasses import dataclass
 
 import pytest
@@ -53,14 +52,6 @@ def new_url(request, tmp_path):
 
 
 @pytest.fixture
-def in_database(url, clock):
-    """Run `scenario(database)` in an event loop of its own."""
-
-    def run(scenario):
-        async def main():
-            async with Database.open(url, clock) as database:
-                return await scenario(database)
-
-        return asyncio.run(main())
-
-    return run
+async def database(url, clock):
+    async with Database.open(url, clock) as database:
+        yield database

@@ -10,6 +10,7 @@ from store_calls import claim_one, new_key, submit
 from hidream.errors import TooMany
 from hidream.store import cached_sums, predictions, uploads
 from hidream.store.cached_sums import CachedSums
+from hidream.store.database import Database
 from hidream.store.keys import Limits
 from hidream.store.uploads import Upload
 
@@ -18,10 +19,10 @@ def upload(database, key, name, size):
     return Upload(name, key.id, "a.png", "image/png", size, database.now_ms(), stored=True)
 
 
-def test_a_large_sum_is_not_made_in_the_transaction(in_database, clock, monkeypatch):
+async def test_a_large_sum_is_not_made_in_the_transaction(clock, monkeypatch, url):
     monkeypatch.setattr(cached_sums, "EXACT_ROWS_MAX", 1)
 
-    async def scenario(database):
+    async with Database.open(url, clock) as database:
         limits = Limits(bytes_max=100)
         key = replace(await new_key(database), limits=limits)
         tasks = [await submit(database, key) for _ in range(2)]
@@ -44,19 +45,14 @@ def test_a_large_sum_is_not_made_in_the_transaction(in_database, clock, monkeypa
         clock.now += cached_sums.CACHED_MS / 1000
         await submit(database, key)
 
-    in_database(scenario)
 
+async def test_what_comes_while_a_sum_is_made_counts():
+    made = CachedSums(lambda: 1)
 
-def test_what_comes_while_a_sum_is_made_counts():
-    async def scenario():
-        made = CachedSums(lambda: 1)
+    async def add_up():
+        made.add("key", 5)
+        return cached_sums.EXACT_ROWS_MAX + 1, 100
 
-        async def add_up():
-            made.add("key", 5)
-            return cached_sums.EXACT_ROWS_MAX + 1, 100
-
-        await asyncio.gather(*(made.prepare("key", add_up) for _ in range(3)))
-        assert made.large("key") == 105
-        assert made.large("other") is None
-
-    asyncio.run(scenario())
+    await asyncio.gather(*(made.prepare("key", add_up) for _ in range(3)))
+    assert made.large("key") == 105
+    assert made.large("other") is None

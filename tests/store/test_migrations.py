@@ -1,6 +1,5 @@
 """The steps from one release's tables to the next: nothing is lost."""
 
-import asyncio
 import importlib
 import json
 import pkgutil
@@ -54,55 +53,46 @@ def insert(connection, row):
     connection.execute(sa.text(f"INSERT INTO predictions ({', '.join(row)}) VALUES (:{', :'.join(row)})"), row)
 
 
-def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
+async def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
     path = tmp_path / "hidream.db"
     make_first_release(path)
 
-    async def scenario():
-        for _ in range(2):  # the second start has nothing to do
-            async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
-                task = await history.get(database, "a" * 32, "k")
-                assert (task.status, task.warnings, task.nsfw) == ("created", (), ())
-                assert (task.input.steps, task.input.num_images) == (None, 1)
+    for _ in range(2):  # the second start has nothing to do
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
-            versions = {"m": dict.fromkeys(Mode, "v1")}
-            (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
-            assert await predictions.complete(database, task, [True], 1, ["“long”"])
-            return await history.get(database, task.id, "k")
-
-    done = asyncio.run(scenario())
+            task = await history.get(database, "a" * 32, "k")
+            assert (task.status, task.warnings, task.nsfw) == ("created", (), ())
+            assert (task.input.steps, task.input.num_images) == (None, 1)
+    async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
+        versions = {"m": dict.fromkeys(Mode, "v1")}
+        (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
+        assert await predictions.complete(database, task, [True], 1, ["“long”"])
+        done = await history.get(database, task.id, "k")
     assert (done.status, done.warnings, done.nsfw) == ("completed", ("“long”",), (True,))
     with closing(sqlite3.connect(path)) as older:
         assert older.execute("SELECT has_nsfw FROM predictions WHERE id = ?", (done.id,)).fetchone() == (1,)
 
 
-def test_what_was_over_in_the_first_release_stays_as_it_was(tmp_path):
+async def test_what_was_over_in_the_first_release_stays_as_it_was(tmp_path):
     path = tmp_path / "hidream.db"
     make_first_release(path)
 
-    async def scenario():
-        async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
-            return [await history.get(database, letter * 32, "k") for letter in "cde"]
-
-    flagged, fine, failed = asyncio.run(scenario())
+    async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
+        flagged, fine, failed = [await history.get(database, letter * 32, "k") for letter in "cde"]
     assert (flagged.status, flagged.nsfw, flagged.output_names) == ("completed", (True,), ("x.png",))
     assert (fine.status, fine.nsfw) == ("completed", (False,))
     assert (failed.status, failed.nsfw, failed.code, failed.error) == ("failed", (), 1405, "no")
 
 
-def test_a_row_that_names_no_newer_column_is_read(tmp_path):
+async def test_a_row_that_names_no_newer_column_is_read(tmp_path):
     path = tmp_path / "hidream.db"
     make_first_release(path)
 
-    async def scenario():
-        async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
-            with closing(sqlite3.connect(path)) as older:
-                row = WAITING | {"id": "b" * 32, "has_nsfw": None}
-                older.execute(f"INSERT INTO predictions ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
-                older.commit()
-            return await history.get(database, "b" * 32, "k")
-
-    assert asyncio.run(scenario()).warnings == ()
+    async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
+        with closing(sqlite3.connect(path)) as older:
+            row = WAITING | {"id": "b" * 32, "has_nsfw": None}
+            older.execute(f"INSERT INTO predictions ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
+            older.commit()
+        assert (await history.get(database, "b" * 32, "k")).warnings == ()
 
 
 @pytest.mark.parametrize("name", STEPS)

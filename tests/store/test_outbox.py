@@ -23,128 +23,107 @@ async def owed(database, clock, count=1):
     return key, ended
 
 
-def test_every_way_to_end_owes_one_and_only_if_one_was_asked_for(in_database, clock):
-    async def scenario(database):
-        key = await new_key(database)
-        for hook in ("https://hook", ""):
-            refused = await submit(database, key, webhook=hook, refusal=PromptRefused("no"))
-            completed, failed, cancelled, lost = [await submit(database, key, webhook=hook) for _ in range(4)]
-            await predictions.complete(database, await claim_one(database), [False], 1)
-            await predictions.fail(database, await claim_one(database), 1405, "no")
-            await predictions.cancel(database, (await claim_one(database)).id, key.id)
-            await claim_one(database, "dead")
-            await predictions.recover(database, 1, "dead")
-            for prediction in (refused, completed, failed, cancelled, lost):
-                found = await outbox.list_deliveries(database, prediction.id, key.id)
-                assert [(d.url, d.state, d.attempts) for d in found] == [(hook, DeliveryState.WAITING, 0)] * bool(hook)
-
-    in_database(scenario)
+async def test_every_way_to_end_owes_one_and_only_if_one_was_asked_for(database, clock):
+    key = await new_key(database)
+    for hook in ("https://hook", ""):
+        refused = await submit(database, key, webhook=hook, refusal=PromptRefused("no"))
+        completed, failed, cancelled, lost = [await submit(database, key, webhook=hook) for _ in range(4)]
+        await predictions.complete(database, await claim_one(database), [False], 1)
+        await predictions.fail(database, await claim_one(database), 1405, "no")
+        await predictions.cancel(database, (await claim_one(database)).id, key.id)
+        await claim_one(database, "dead")
+        await predictions.recover(database, 1, "dead")
+        for prediction in (refused, completed, failed, cancelled, lost):
+            found = await outbox.list_deliveries(database, prediction.id, key.id)
+            assert [(d.url, d.state, d.attempts) for d in found] == [(hook, DeliveryState.WAITING, 0)] * bool(hook)
 
 
-def test_the_most_overdue_is_claimed_first_and_is_due_again_when_its_carrier_dies(in_database, clock):
-    async def scenario(database):
-        _, ended = await owed(database, clock, 5)
-        first = await outbox.claim(database, 4, 30)  # one key gets half of the places
-        assert [d.prediction_id for d in first] == [prediction.id for prediction in ended[:2]]
-        assert [d.attempts for d in first] == [1, 1]
-        assert [d.prediction_id for d in await outbox.claim(database, 9, 30)] == [p.id for p in ended[2:]]
-        assert await outbox.claim(database, 9, 30) == []
-        assert await outbox.next_due_ms(database) == first[0].due_ms == database.now_ms() + 30_000
-        clock.now += 30
-        again = await outbox.claim(database, 9, 30)
-        assert {d.id: d.attempts for d in again}.items() >= {d.id: 2 for d in first}.items()
-        assert not await outbox.record_attempt(database, first[0], DeliveryState.DELIVERED, 200, "")
-
-    in_database(scenario)
+async def test_the_most_overdue_is_claimed_first_and_is_due_again_when_its_carrier_dies(database, clock):
+    _, ended = await owed(database, clock, 5)
+    first = await outbox.claim(database, 4, 30)  # one key gets half of the places
+    assert [d.prediction_id for d in first] == [prediction.id for prediction in ended[:2]]
+    assert [d.attempts for d in first] == [1, 1]
+    assert [d.prediction_id for d in await outbox.claim(database, 9, 30)] == [p.id for p in ended[2:]]
+    assert await outbox.claim(database, 9, 30) == []
+    assert await outbox.next_due_ms(database) == first[0].due_ms == database.now_ms() + 30_000
+    clock.now += 30
+    again = await outbox.claim(database, 9, 30)
+    assert {d.id: d.attempts for d in again}.items() >= {d.id: 2 for d in first}.items()
+    assert not await outbox.record_attempt(database, first[0], DeliveryState.DELIVERED, 200, "")
 
 
-def test_what_became_of_it_is_written_down(in_database, clock):
-    async def scenario(database):
-        key, (task,) = await owed(database, clock)
-        (first,) = await outbox.claim(database, 1, 30)
-        assert await outbox.record_attempt(database, first, DeliveryState.WAITING, 500, "HTTP 500", again_in_s=60)
-        (row,) = await outbox.list_deliveries(database, task.id, key.id)
-        assert (row.state, row.status_code, row.error, row.finished_ms) == (
-            DeliveryState.WAITING,
-            500,
-            "HTTP 500",
-            None,
-        )
-        assert await outbox.claim(database, 1, 30) == []
-        clock.now += 60
-        (second,) = await outbox.claim(database, 1, 30)
-        assert await outbox.record_attempt(database, second, DeliveryState.DELIVERED, 200, "")
-        assert not await outbox.record_attempt(database, second, DeliveryState.GIVEN_UP, 500, "")
-        (row,) = await outbox.list_deliveries(database, task.id, key.id)
-        assert (row.id, row.state, row.attempts, row.status_code, row.error) == (
-            first.id,
-            DeliveryState.DELIVERED,
-            2,
-            200,
-            "",
-        )
-        assert row.finished_ms == database.now_ms()
-        assert await outbox.next_due_ms(database) is None
-        assert await outbox.list_deliveries(database, task.id, (await new_key(database)).id) == []
-
-    in_database(scenario)
+async def test_what_became_of_it_is_written_down(database, clock):
+    key, (task,) = await owed(database, clock)
+    (first,) = await outbox.claim(database, 1, 30)
+    assert await outbox.record_attempt(database, first, DeliveryState.WAITING, 500, "HTTP 500", again_in_s=60)
+    (row,) = await outbox.list_deliveries(database, task.id, key.id)
+    assert (row.state, row.status_code, row.error, row.finished_ms) == (
+        DeliveryState.WAITING,
+        500,
+        "HTTP 500",
+        None,
+    )
+    assert await outbox.claim(database, 1, 30) == []
+    clock.now += 60
+    (second,) = await outbox.claim(database, 1, 30)
+    assert await outbox.record_attempt(database, second, DeliveryState.DELIVERED, 200, "")
+    assert not await outbox.record_attempt(database, second, DeliveryState.GIVEN_UP, 500, "")
+    (row,) = await outbox.list_deliveries(database, task.id, key.id)
+    assert (row.id, row.state, row.attempts, row.status_code, row.error) == (
+        first.id,
+        DeliveryState.DELIVERED,
+        2,
+        200,
+        "",
+    )
+    assert row.finished_ms == database.now_ms()
+    assert await outbox.next_due_ms(database) is None
+    assert await outbox.list_deliveries(database, task.id, (await new_key(database)).id) == []
 
 
-def test_of_those_that_are_claimed_together_only_the_settled_one_is_settled(in_database, clock):
-    async def scenario(database):
-        key, tasks = await owed(database, clock, 3)
-        first, second, third = await outbox.claim(database, 6, 30)
-        assert await outbox.record_attempt(database, first, DeliveryState.DELIVERED, 200, "")
-        await outbox.postpone(database, [second], 5)
-        rows = [(await outbox.list_deliveries(database, task.id, key.id))[0] for task in tasks]
-        assert [row.state for row in rows] == [DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.WAITING]
-        assert [row.attempts for row in rows] == [1, 0, 1]
-        assert rows[2] == third
-        clock.now += 30
-        assert {d.id for d in await outbox.claim(database, 6, 30)} == {second.id, third.id}
-
-    in_database(scenario)
+async def test_of_those_that_are_claimed_together_only_the_settled_one_is_settled(database, clock):
+    key, tasks = await owed(database, clock, 3)
+    first, second, third = await outbox.claim(database, 6, 30)
+    assert await outbox.record_attempt(database, first, DeliveryState.DELIVERED, 200, "")
+    await outbox.postpone(database, [second], 5)
+    rows = [(await outbox.list_deliveries(database, task.id, key.id))[0] for task in tasks]
+    assert [row.state for row in rows] == [DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.WAITING]
+    assert [row.attempts for row in rows] == [1, 0, 1]
+    assert rows[2] == third
+    clock.now += 30
+    assert {d.id for d in await outbox.claim(database, 6, 30)} == {second.id, third.id}
 
 
-def test_a_delivery_is_replayed_as_its_own_tasks_only(in_database, clock):
-    async def scenario(database):
-        key, (task, other) = await owed(database, clock, 2)
-        for _ in range(2):
-            for delivery in await outbox.claim(database, 4, 30):
-                assert await outbox.record_attempt(database, delivery, DeliveryState.DELIVERED, 200, "")
-        (mine,) = await outbox.list_deliveries(database, task.id, key.id)
-        assert not await outbox.replay(database, mine.id, other.id, key.id)
-        assert await outbox.next_due_ms(database) is None
-
-    in_database(scenario)
+async def test_a_delivery_is_replayed_as_its_own_tasks_only(database, clock):
+    key, (task, other) = await owed(database, clock, 2)
+    for _ in range(2):
+        for delivery in await outbox.claim(database, 4, 30):
+            assert await outbox.record_attempt(database, delivery, DeliveryState.DELIVERED, 200, "")
+    (mine,) = await outbox.list_deliveries(database, task.id, key.id)
+    assert not await outbox.replay(database, mine.id, other.id, key.id)
+    assert await outbox.next_due_ms(database) is None
 
 
-def test_a_replayed_one_begins_anew_and_is_fenced_from_its_past(in_database, clock):
-    async def scenario(database):
-        key, (task,) = await owed(database, clock)
-        (old,) = await outbox.claim(database, 1, 30)
-        clock.now += 1
-        assert not await outbox.replay(database, old.id, task.id, (await new_key(database)).id)
-        assert not await outbox.replay(database, "none", task.id, key.id)
-        assert await outbox.replay(database, old.id, task.id, key.id)
-        (new,) = await outbox.claim(database, 1, 30)
-        assert (new.id, new.attempts) == (old.id, 1)
-        assert not await outbox.record_attempt(database, old, DeliveryState.GIVEN_UP, 500, "late")
-        assert await outbox.record_attempt(database, new, DeliveryState.DELIVERED, 200, "")
-        assert await outbox.replay(database, old.id, task.id, key.id)
-        assert [d.id for d in await outbox.claim(database, 1, 30)] == [old.id]
-
-    in_database(scenario)
+async def test_a_replayed_one_begins_anew_and_is_fenced_from_its_past(database, clock):
+    key, (task,) = await owed(database, clock)
+    (old,) = await outbox.claim(database, 1, 30)
+    clock.now += 1
+    assert not await outbox.replay(database, old.id, task.id, (await new_key(database)).id)
+    assert not await outbox.replay(database, "none", task.id, key.id)
+    assert await outbox.replay(database, old.id, task.id, key.id)
+    (new,) = await outbox.claim(database, 1, 30)
+    assert (new.id, new.attempts) == (old.id, 1)
+    assert not await outbox.record_attempt(database, old, DeliveryState.GIVEN_UP, 500, "late")
+    assert await outbox.record_attempt(database, new, DeliveryState.DELIVERED, 200, "")
+    assert await outbox.replay(database, old.id, task.id, key.id)
+    assert [d.id for d in await outbox.claim(database, 1, 30)] == [old.id]
 
 
-def test_its_task_is_found_whosever_it_is_until_it_is_deleted(in_database, clock):
-    async def scenario(database):
-        key, (task,) = await owed(database, clock)
-        assert await history.get_for_webhook(database, task.id) == task
-        await predictions.delete(database, [task.id], key.id)
-        assert await history.get_for_webhook(database, task.id) is None
-
-    in_database(scenario)
+async def test_its_task_is_found_whosever_it_is_until_it_is_deleted(database, clock):
+    key, (task,) = await owed(database, clock)
+    assert await history.get_for_webhook(database, task.id) == task
+    await predictions.delete(database, [task.id], key.id)
+    assert await history.get_for_webhook(database, task.id) is None
 
 
 def test_places_are_handed_out_in_turns_and_one_is_left_for_who_has_none():
@@ -157,62 +136,53 @@ def test_places_are_handed_out_in_turns_and_one_is_left_for_who_has_none():
     assert _round_robin({"a": ["a0"], "b": ["b0"]}, {"a": 1, "b": 1}, 1) == []
 
 
-def test_a_key_with_many_holds_up_nobody_and_what_is_full_is_passed_over(in_database, clock):
-    async def scenario(database):
-        many, _ = await owed(database, clock, 20)
-        few, (late,) = await owed(database, clock)
-        held = {many.id: 5}
-        claimed = await outbox.claim(database, 5, 30, held)
-        assert [d.key_id for d in claimed] == [few.id]
-        assert claimed[0].prediction_id == late.id
-        assert await outbox.claim(database, 5, 30, held) == []
-        due_ms = await outbox.next_due_ms(database, 5, held)
-        assert due_ms == claimed[0].due_ms  # not the overdue ones of the key that may have no more
-        assert await outbox.next_due_ms(database) < database.now_ms()
-        assert [d.key_id for d in await outbox.claim(database, 7, 30, held)] == [many.id]
-
-    in_database(scenario)
+async def test_a_key_with_many_holds_up_nobody_and_what_is_full_is_passed_over(database, clock):
+    many, _ = await owed(database, clock, 20)
+    few, (late,) = await owed(database, clock)
+    held = {many.id: 5}
+    claimed = await outbox.claim(database, 5, 30, held)
+    assert [d.key_id for d in claimed] == [few.id]
+    assert claimed[0].prediction_id == late.id
+    assert await outbox.claim(database, 5, 30, held) == []
+    due_ms = await outbox.next_due_ms(database, 5, held)
+    assert due_ms == claimed[0].due_ms  # not the overdue ones of the key that may have no more
+    assert await outbox.next_due_ms(database) < database.now_ms()
+    assert [d.key_id for d in await outbox.claim(database, 7, 30, held)] == [many.id]
 
 
-def test_rows_of_older_processes_are_one_key(in_database, clock):
-    async def scenario(database):
-        await owed(database, clock, 4)
-        async with database.write() as connection:
-            await connection.execute(sa.update(D).values(key_id=""))
-        await owed(database, clock, 4)
-        assert [bool(d.key_id) for d in await outbox.claim(database, 6, 30)] == [False, True, False, True]
-
-    in_database(scenario)
+async def test_rows_of_older_processes_are_one_key(database, clock):
+    await owed(database, clock, 4)
+    async with database.write() as connection:
+        await connection.execute(sa.update(D).values(key_id=""))
+    await owed(database, clock, 4)
+    assert [bool(d.key_id) for d in await outbox.claim(database, 6, 30)] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
-def test_with_100_000_owed_a_claim_reads_few_rows(in_database, clock, analyzed):
+async def test_with_100_000_owed_a_claim_reads_few_rows(database, clock, analyzed):
     """One key is owed them all, ten thousand wait of a hundred others, and one is due of the last."""
 
-    async def scenario(database):
-        key, _ = await owed(database, clock)
-        await copies(database, 100_000, lambda n: sa.literal(key.id), lambda n: D.c.due_ms)
-        await copies(
-            database, 10_000, lambda n: sa.literal("other ") + sa.cast(n % 100, sa.String), lambda n: D.c.due_ms + 10**9
-        )
-        last, _ = await owed(database, clock)
-        if analyzed:
-            is_sqlite = database._backend.one_writer
-            async with database._backend.reader.connect() as connection:
-                await connection.exec_driver_sql("ANALYZE" if is_sqlite else "VACUUM ANALYZE deliveries")
-        plans = await listening(database)
-        held, took_s = {key.id: 16}, []
-        for _ in range(7):
-            began = time.perf_counter()
-            found = await outbox.claim(database, 16, 0, held)
-            await outbox.next_due_ms(database, 16, held)
-            took_s.append(time.perf_counter() - began)
-            assert [d.key_id for d in found] == [last.id]
-        for statement, plan in await plans():
-            assert not re.search("SCAN deliveries|Seq Scan on deliveries", plan), (statement, plan)
-        assert min(took_s) < 0.05, took_s
-
-    in_database(scenario)
+    key, _ = await owed(database, clock)
+    await copies(database, 100_000, lambda n: sa.literal(key.id), lambda n: D.c.due_ms)
+    await copies(
+        database, 10_000, lambda n: sa.literal("other ") + sa.cast(n % 100, sa.String), lambda n: D.c.due_ms + 10**9
+    )
+    last, _ = await owed(database, clock)
+    if analyzed:
+        is_sqlite = database._backend.one_writer
+        async with database._backend.reader.connect() as connection:
+            await connection.exec_driver_sql("ANALYZE" if is_sqlite else "VACUUM ANALYZE deliveries")
+    plans = await listening(database)
+    held, took_s = {key.id: 16}, []
+    for _ in range(7):
+        began = time.perf_counter()
+        found = await outbox.claim(database, 16, 0, held)
+        await outbox.next_due_ms(database, 16, held)
+        took_s.append(time.perf_counter() - began)
+        assert [d.key_id for d in found] == [last.id]
+    for statement, plan in await plans():
+        assert not re.search("SCAN deliveries|Seq Scan on deliveries", plan), (statement, plan)
+    assert min(took_s) < 0.05, took_s
 
 
 async def copies(database, count, key_id, due_ms):

@@ -9,6 +9,7 @@ from store_calls import SUBMISSION, claim_one, new_key, no_statements, submit
 
 from hidream.errors import DatabaseUnavailable
 from hidream.store import history, predictions
+from hidream.store.database import Database
 from hidream.store.predictions import StepReport
 from hidream.store.progress import ProgressWatcher, TaskView, watch
 from hidream.types import Status
@@ -26,85 +27,73 @@ async def see(progress, id_, seen, wanted):
     return seen
 
 
-def test_a_task_is_seen_from_its_claim_to_its_end(in_database):
-    async def scenario(database):
-        progress = ProgressWatcher(database)
-        prediction = await submit(database, await new_key(database))
-        async with progress.watching(prediction.id):
-            seen = await progress.next_view(prediction.id, None, 60)
-            assert seen.prediction == prediction
-            task = await claim_one(database)
-            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status is Status.PROCESSING)
-            assert seen.prediction.attempt == 1
-            async with asyncio.timeout(60):
-                while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
-                    await asyncio.sleep(0.01)
-            await report(database, task, 3, b"small picture")
-            seen = await see(progress, prediction.id, seen, lambda v: v.preview)
-            assert (seen.step, seen.steps, seen.preview_step, seen.preview) == (3, 28, 3, b"small picture")
-            await report(database, task, 4)
-            seen = await see(progress, prediction.id, seen, lambda v: v.step == 4)
-            assert seen.preview_step == 3
-            assert await predictions.complete(database, task, [False], 7)
-            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status.final)
-            assert seen.prediction == await history.get(database, prediction.id, prediction.key_id)
-
-    in_database(scenario)
+async def test_a_task_is_seen_from_its_claim_to_its_end(database):
+    progress = ProgressWatcher(database)
+    prediction = await submit(database, await new_key(database))
+    async with progress.watching(prediction.id):
+        seen = await progress.next_view(prediction.id, None, 60)
+        assert seen.prediction == prediction
+        task = await claim_one(database)
+        seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status is Status.PROCESSING)
+        assert seen.prediction.attempt == 1
+        async with asyncio.timeout(60):
+            while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
+                await asyncio.sleep(0.01)
+        await report(database, task, 3, b"small picture")
+        seen = await see(progress, prediction.id, seen, lambda v: v.preview)
+        assert (seen.step, seen.steps, seen.preview_step, seen.preview) == (3, 28, 3, b"small picture")
+        await report(database, task, 4)
+        seen = await see(progress, prediction.id, seen, lambda v: v.step == 4)
+        assert seen.preview_step == 3
+        assert await predictions.complete(database, task, [False], 7)
+        seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status.final)
+        assert seen.prediction == await history.get(database, prediction.id, prediction.key_id)
 
 
-def test_a_task_that_begins_again_begins_again(in_database):
-    async def scenario(database):
-        progress = ProgressWatcher(database)
-        prediction = await submit(database, await new_key(database))
-        async with progress.watching(prediction.id):
-            task = await claim_one(database)
-            await report(database, task, 9, b"old")
-            seen = await see(progress, prediction.id, None, lambda v: v and v.preview)
-            await predictions.requeue(database, task)
-            await claim_one(database)
-            seen = await see(progress, prediction.id, seen, lambda v: v.prediction.attempt == 2)
-            assert (seen.step, seen.prediction.status) == (0, Status.PROCESSING)
-
-    in_database(scenario)
+async def test_a_task_that_begins_again_begins_again(database):
+    progress = ProgressWatcher(database)
+    prediction = await submit(database, await new_key(database))
+    async with progress.watching(prediction.id):
+        task = await claim_one(database)
+        await report(database, task, 9, b"old")
+        seen = await see(progress, prediction.id, None, lambda v: v and v.preview)
+        await predictions.requeue(database, task)
+        await claim_one(database)
+        seen = await see(progress, prediction.id, seen, lambda v: v.prediction.attempt == 2)
+        assert (seen.step, seen.prediction.status) == (0, Status.PROCESSING)
 
 
-def test_a_deleted_task_is_gone_for_those_who_watch(in_database):
-    async def scenario(database):
-        progress = ProgressWatcher(database)
-        prediction = await submit(database, await new_key(database))
-        async with progress.watching(prediction.id), progress.watching("0" * 32):
-            assert await progress.next_view("0" * 32, TaskView(prediction, 0, 0), 60) is None
-            await predictions.cancel(database, prediction.id, prediction.key_id)
-            seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
-            assert seen.prediction.status is Status.CANCELLED
-        await predictions.delete(database, [prediction.id], prediction.key_id)
-        async with progress.watching(prediction.id):
-            assert await progress.next_view(prediction.id, seen, 60) is None
-
-    in_database(scenario)
+async def test_a_deleted_task_is_gone_for_those_who_watch(database):
+    progress = ProgressWatcher(database)
+    prediction = await submit(database, await new_key(database))
+    async with progress.watching(prediction.id), progress.watching("0" * 32):
+        assert await progress.next_view("0" * 32, TaskView(prediction, 0, 0), 60) is None
+        await predictions.cancel(database, prediction.id, prediction.key_id)
+        seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
+        assert seen.prediction.status is Status.CANCELLED
+    await predictions.delete(database, [prediction.id], prediction.key_id)
+    async with progress.watching(prediction.id):
+        assert await progress.next_view(prediction.id, seen, 60) is None
 
 
-def test_nothing_new_is_what_was_seen(in_database):
-    async def scenario(database):
-        progress = ProgressWatcher(database)
-        prediction = await submit(database, await new_key(database))
-        async with progress.watching(prediction.id):
-            seen = await progress.next_view(prediction.id, None, 60)
-            assert await progress.next_view(prediction.id, seen, 0.1) is seen
-            waiting = asyncio.create_task(progress.next_view(prediction.id, seen, 300))
-            await asyncio.sleep(0.05)
-            database.changes.stop()
-            async with asyncio.timeout(60):
-                assert await waiting is seen
-                assert progress.stopped
-
-    in_database(scenario)
+async def test_nothing_new_is_what_was_seen(database):
+    progress = ProgressWatcher(database)
+    prediction = await submit(database, await new_key(database))
+    async with progress.watching(prediction.id):
+        seen = await progress.next_view(prediction.id, None, 60)
+        assert await progress.next_view(prediction.id, seen, 0.1) is seen
+        waiting = asyncio.create_task(progress.next_view(prediction.id, seen, 300))
+        await asyncio.sleep(0.05)
+        database.changes.stop()
+        async with asyncio.timeout(60):
+            assert await waiting is seen
+            assert progress.stopped
 
 
-def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
+async def test_many_who_watch_cost_one_question_a_change(monkeypatch, url, clock):
     monkeypatch.setattr("hidream.store.progress.POLL_S", 60.0)  # until then only a change makes it look
 
-    async def scenario(database):
+    async with Database.open(url, clock) as database:
         progress = ProgressWatcher(database)
         key = await new_key(database)
         tasks = [await submit(database, key, replace(SUBMISSION, seed=seed)) for seed in range(5)]
@@ -128,37 +117,29 @@ def test_many_who_watch_cost_one_question_a_change(in_database, monkeypatch):
         assert not progress._watched
         assert not progress._views
 
-    in_database(scenario)
+
+async def test_a_database_that_is_away_is_an_error_and_not_a_wait(database):
+    progress = ProgressWatcher(database)
+    prediction = await submit(database, await new_key(database))
+    async with progress.watching(prediction.id):
+        seen = await progress.next_view(prediction.id, None, 60)
+
+        async def away():
+            raise DatabaseUnavailable("away")
+
+        progress._look = away
+        with pytest.raises(DatabaseUnavailable):
+            async with asyncio.timeout(60):
+                await progress.next_view(prediction.id, seen, 300)
 
 
-def test_a_database_that_is_away_is_an_error_and_not_a_wait(in_database):
-    async def scenario(database):
-        progress = ProgressWatcher(database)
-        prediction = await submit(database, await new_key(database))
-        async with progress.watching(prediction.id):
-            seen = await progress.next_view(prediction.id, None, 60)
-
-            async def away():
-                raise DatabaseUnavailable("away")
-
-            progress._look = away
-            with pytest.raises(DatabaseUnavailable):
-                async with asyncio.timeout(60):
-                    await progress.next_view(prediction.id, seen, 300)
-
-    in_database(scenario)
-
-
-def test_only_what_is_drawn_is_asked_for(in_database):
-    async def scenario(database):
-        key = await new_key(database)
-        drawn, waiting = await submit(database, key), await submit(database, key)
-        task = await claim_one(database)
-        assert task.id == drawn.id
-        await watch(database, [drawn.id, waiting.id], 30)
-        await watch(database, [], 30)
-        await claim_one(database)
-        held = await predictions.renew(database, "w1", 15)
-        assert {each.id for each in held if each.watched} == {drawn.id}
-
-    in_database(scenario)
+async def test_only_what_is_drawn_is_asked_for(database):
+    key = await new_key(database)
+    drawn, waiting = await submit(database, key), await submit(database, key)
+    task = await claim_one(database)
+    assert task.id == drawn.id
+    await watch(database, [drawn.id, waiting.id], 30)
+    await watch(database, [], 30)
+    await claim_one(database)
+    held = await predictions.renew(database, "w1", 15)
+    assert {each.id for each in held if each.watched} == {drawn.id}

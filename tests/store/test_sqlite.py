@@ -1,6 +1,5 @@
 """SQLite's file: the pragmas that durability rests on, and files that are not ours."""
 
-import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -12,23 +11,18 @@ from hidream.store import keys, sqlite
 from hidream.store.database import Database
 
 
-def test_what_is_written_survives_a_power_cut(tmp_path):
-    async def scenario():
-        async with Database.open(f"sqlite+aiosqlite:///{tmp_path}/new.db") as database, database.write() as connection:
-            return {
-                name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
-                for name in ("journal_mode", "synchronous", "foreign_keys")
-            }
-
-    assert asyncio.run(scenario()) == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+async def test_what_is_written_survives_a_power_cut(tmp_path):
+    async with Database.open(f"sqlite+aiosqlite:///{tmp_path}/new.db") as database, database.write() as connection:
+        pragmas = {
+            name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+        assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
-def opened(path):
-    async def scenario():
-        async with Database.open(f"sqlite+aiosqlite:///{path}"):
-            pass
-
-    asyncio.run(scenario())
+async def opened(path):
+    async with Database.open(f"sqlite+aiosqlite:///{path}"):
+        pass
 
 
 def beneath_a_file(path):
@@ -55,52 +49,46 @@ def foreign(path):
         (foreign, "table keys already exists"),
     ],
 )
-def test_what_is_no_database_of_ours_is_refused(tmp_path, made, why):
+async def test_what_is_no_database_of_ours_is_refused(tmp_path, made, why):
     path = tmp_path / "home" / "hidream.db"
     path.parent.mkdir()
     made(path)
     with pytest.raises(ConfigurationError) as caught:
-        opened(path)
+        await opened(path)
     assert str(caught.value).startswith(f"the database URL is sqlite+aiosqlite:///{path}: {why}; accepted: ")
 
 
-def test_a_database_that_is_locked_for_long_is_no_fault_of_the_configuration(tmp_path, monkeypatch):
+async def test_a_database_that_is_locked_for_long_is_no_fault_of_the_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "_PRAGMAS", ("PRAGMA busy_timeout = 1", *sqlite._PRAGMAS[1:]))
     path = tmp_path / "hidream.db"
-    opened(path)
+    await opened(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseUnavailable, match="database is locked"):
-            opened(path)
+            await opened(path)
 
 
-def test_a_write_that_waits_too_long_says_so_and_the_next_one_works(sqlite_url, tmp_path, monkeypatch):
+async def test_a_write_that_waits_too_long_says_so_and_the_next_one_works(sqlite_url, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "_PRAGMAS", ("PRAGMA busy_timeout = 1", *sqlite._PRAGMAS[1:]))
 
-    async def scenario():
-        async with Database.open(sqlite_url) as database:
-            with closing(sqlite3.connect(tmp_path / "hidream.db", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                with pytest.raises(DatabaseUnavailable, match="database is locked"):
-                    await keys.create(database, "one")
-                assert await keys.list_keys(database) == []
-                other.execute("ROLLBACK")
-            await keys.create(database, "two")
-            return [key.name for key in await keys.list_keys(database)]
-
-    assert asyncio.run(scenario()) == ["two"]
+    async with Database.open(sqlite_url) as database:
+        with closing(sqlite3.connect(tmp_path / "hidream.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseUnavailable, match="database is locked"):
+                await keys.create(database, "one")
+            assert await keys.list_keys(database) == []
+            other.execute("ROLLBACK")
+        await keys.create(database, "two")
+        assert [key.name for key in await keys.list_keys(database)] == ["two"]
 
 
-def test_a_full_disk_says_so(sqlite_url):
-    async def scenario():
-        async with Database.open(sqlite_url) as database:
-            async with database.write() as connection:
-                pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
-                for _ in range(sqlite.CONNECTIONS):
-                    await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-            with pytest.raises(DatabaseUnavailable, match="database or disk is full"):
-                for _ in range(1000):
-                    await keys.create(database, "x" * 200)
-            assert await keys.list_keys(database)
-
-    asyncio.run(scenario())
+async def test_a_full_disk_says_so(sqlite_url):
+    async with Database.open(sqlite_url) as database:
+        async with database.write() as connection:
+            pages = (await connection.exec_driver_sql("PRAGMA page_count")).scalar()
+            for _ in range(sqlite.CONNECTIONS):
+                await connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(DatabaseUnavailable, match="database or disk is full"):
+            for _ in range(1000):
+                await keys.create(database, "x" * 200)
+        assert await keys.list_keys(database)

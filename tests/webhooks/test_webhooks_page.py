@@ -1,6 +1,5 @@
 """docs/WEBHOOKS.md: its example verifies, its receiver works on what is really sent, its numbers are the code's."""
 
-import asyncio
 import re
 import shutil
 import subprocess
@@ -52,17 +51,14 @@ def test_the_example_is_genuine_for_300_seconds(genuine, monkeypatch):
 
 
 @pytest.mark.integration
-def test_what_is_delivered_is_genuine(genuine):
+async def test_what_is_delivered_is_genuine(genuine):
     secret = signature.new_secret()
 
-    async def scenario():
-        async with Receiver(says(200)) as receiver:
-            courier = delivery.WebhookClient(allowed=targets.Allowlist.read(["127.0.0.1"]))
-            sent = delivery.WebhookMessage("6488c275", receiver.url(), secret, "ein Füchslein".encode())
-            assert (await delivery.deliver(courier, sent)).delivered
-            return receiver.received[0]
-
-    received = asyncio.run(scenario())
+    async with Receiver(says(200)) as receiver:
+        courier = delivery.WebhookClient(allowed=targets.Allowlist.read(["127.0.0.1"]))
+        sent = delivery.WebhookMessage("6488c275", receiver.url(), secret, "ein Füchslein".encode())
+        assert (await delivery.deliver(courier, sent)).delivered
+        received = receiver.received[0]
     assert genuine(secret, received.headers, received.body)
     assert not genuine(secret, received.headers | {"webhook-id": "6488c276"}, received.body)
 

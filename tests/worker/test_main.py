@@ -34,7 +34,7 @@ def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
     assert said in caplog.text
 
 
-def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
+async def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
     """Pictures of nano's variants on the model thread: each is the library's."""
     engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.75)
     settings = Settings(home=tmp_path, compute=Compute(device="cpu", dtype="float32"), engine=engine)
@@ -44,7 +44,7 @@ def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
     asked.append((Variant.FAST, ImageRequest("a green boat", Size(256, 256), seed=9, steps=2)))
     asked.append((Variant.FULL, ImageRequest("a red apple", Size(256, 256), seed=5, steps=3, negative_prompt="fog")))
 
-    async def scenario():
+    with caplog.at_level(logging.INFO):
         bridge, never = Bridge(), asyncio.Event()
         loaded = await bridge.run(lambda: _load(settings), never)
         for engine in loaded.engines.values():
@@ -55,10 +55,6 @@ def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
             *(bridge.generate(NAMES[variant], str(i), each, never) for i, (variant, each) in enumerate(asked))
         )
         await bridge.close()
-        return loaded, drawn
-
-    with caplog.at_level(logging.INFO):
-        loaded, drawn = asyncio.run(scenario())
     for variant in Variant:
         assert re.search(rf"engine_ready variant={variant} tokens=5000 memory_gb=0\.\d policy=fifo", caplog.text)
     for (variant, request), picture in zip(asked, drawn, strict=True):
