@@ -108,10 +108,16 @@ def test_what_is_remembered_is_bounded_and_holds_no_secret(tmp_path):
         await key_cache.find(secret)
         assert secret not in repr(key_cache._cached)
         (remembered,) = key_cache._cached.values()
+        (name,) = key_cache._cached
+        for i in range(KEYS_MAX + 1):
+            key_cache._cached[bytes([i % 256, i // 256])] = remembered
+            await key_cache.find(secret)
+        assert len(key_cache._cached) == KEYS_MAX
+        assert name in key_cache._cached, "a key in use stays"
         key_cache._cached.update({bytes([i % 256, i // 256]): remembered for i in range(KEYS_MAX)})
-        clock.now += 2
-        await key_cache.find(secret)
-        assert len(key_cache._cached) == 1
+        assert name not in key_cache._cached
+        assert await key_cache.find(secret) == key
+        assert len(key_cache._cached) == KEYS_MAX
 
     in_store(tmp_path, scenario)
 
