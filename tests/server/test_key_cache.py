@@ -107,17 +107,23 @@ async def test_another_pepper_knows_no_key(database, clock, secret):
     assert await ApiKeyCache(database, "", clock).find(secret) is None
 
 
-async def test_what_is_remembered_is_bounded_and_holds_no_secret(key_cache, clock, secret):
+async def test_what_is_remembered_is_bounded_and_holds_no_secret(key_cache, key, secret):
     for i in range(20):
         await key_cache.find(f"guess {i}")
     assert not key_cache._cached
     await key_cache.find(secret)
     assert secret not in repr(key_cache._cached)
     (remembered,) = key_cache._cached.values()
+    (name,) = key_cache._cached
+    for i in range(KEYS_MAX + 1):
+        key_cache._cached[bytes([i % 256, i // 256])] = remembered
+        await key_cache.find(secret)
+    assert len(key_cache._cached) == KEYS_MAX
+    assert name in key_cache._cached, "a key in use stays"
     key_cache._cached.update({bytes([i % 256, i // 256]): remembered for i in range(KEYS_MAX)})
-    clock.now += 2
-    await key_cache.find(secret)
-    assert len(key_cache._cached) == 1
+    assert name not in key_cache._cached
+    assert await key_cache.find(secret) == key
+    assert len(key_cache._cached) == KEYS_MAX
 
 
 async def test_wrong_keys_are_slowed_down_by_address_and_right_ones_never(key_cache, clock, key, secret):

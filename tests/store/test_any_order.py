@@ -21,7 +21,7 @@ from reference_store import DAY_MS, Plain, Task
 from store_calls import MODEL, OTHER, SUBMISSION, VERSIONS
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import admission, history, keys, outbox, predictions, progress, retention, workers
+from hidream.store import admission, enqueue, history, keys, outbox, predictions, progress, retention, workers
 from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.database import Database
 from hidream.store.enqueue import Enqueuer
@@ -577,8 +577,8 @@ FAULTS = {
     "lost webhook": (predictions, "_end", owing_nothing),
     "suspected beside others": (predictions, "_fitting", lambda waiting, room: waiting[: room.tasks]),
     "half a minute": (admission, "MINUTE_MS", 30_000),
-    "short memory": (admission, "REMEMBERED_MS", 3_600_000),
-    "no last places": (admission, "LAST_PLACES", 0.0),
+    "short memory": (enqueue, "IDEMPOTENCY_MS", 3_600_000),
+    "no last places": (admission, "NEW_KEY_SHARE", 0.0),
     "served and abandoned": (predictions, "_all_of", lambda _models: set()),
 }
 

@@ -29,6 +29,7 @@ from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.predictions import VIRTUAL_TIME
+from hidream.store.schema import DAY_MS, MINUTE_MS
 from hidream.store.schema import IDEMPOTENCY_RECORDS as IDEMPOTENCY
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import VIRTUAL_STARTS as STARTS
@@ -36,7 +37,6 @@ from hidream.types import Status
 
 RETRY_AFTER_S = 5
 """The Retry-After of a client that finds the queue full."""
-MINUTE_MS, DAY_MS = 60_000, 86_400_000
 IDEMPOTENCY_MS = DAY_MS
 """How long an Idempotency-Key is valid."""
 NEW_KEY_SHARE = 0.1

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
+
 METADATA = sa.MetaData()
 
 KEYS = sa.Table(
