@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import ObjectStoreUnavailable
+from fakes import Away, Hangs
 from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.server import removal
@@ -29,16 +29,6 @@ def test_the_files_of_a_deleted_prediction_are_gone_at_once(with_api):
         assert (await api.client.get(f"/outputs/{other.output_name}")).status_code == 404
 
     with_api(scenario)
-
-
-class Away(Folder):
-    async def delete(self, names):
-        raise ObjectStoreUnavailable("away")
-
-
-class Hangs(Folder):
-    async def delete(self, names):
-        await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("kind", [Away, Hangs])
