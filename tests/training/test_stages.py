@@ -148,6 +148,7 @@ def sprites():
         patch.setattr(compose.Sprites, "load", staticmethod(lambda device="cpu": made))
         patch.setattr(autoencoder, "CALIBRATION", 8)
         patch.setattr(classifiers, "HELD_OUT_PICTURES", 2)
+        patch.setattr(words, "CAPTIONS", 2000)
         yield made
 
 
