@@ -13,19 +13,22 @@ from hidream.types import Status
 from hidream.worker import loop
 
 
+class Later:
+    """An object store whose files are written by whoever reads `late`."""
+
+    def __init__(self, place, late):
+        self.place, self.late = place, late
+
+    async def write(self, name, data):
+        self.late[name] = self.place, data
+
+
 def early_commit():
     """The row says completed, and then the files are written."""
     late, real_draw, real_complete = {}, loop.generate, predictions.complete
 
-    class Later:
-        def __init__(self, place):
-            self.place = place
-
-        async def write(self, name, data):
-            late[name] = self.place, data
-
     async def draw(bridge, tools, job):
-        return await real_draw(bridge, dataclasses.replace(tools, outputs=Later(tools.outputs)), job)
+        return await real_draw(bridge, dataclasses.replace(tools, outputs=Later(tools.outputs, late)), job)
 
     async def complete(database, task, *args):
         done = await real_complete(database, task, *args)

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import ObjectStoreUnavailable
+from fakes import AwayAtFirst
 from hidream.file_names import first_of, random_name
-from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.server.background import loops, sweep
 from hidream.server.background.sweep import Sweep
@@ -147,15 +146,8 @@ async def test_a_store_that_is_away_leaves_the_rows(monkeypatch, caplog, open_ap
     async with open_api() as api:
         data, task = await drawn(api)
         assert await predictions.delete(api.database, [data["id"]], task.key_id)
-        away = iter([True, True])
-
-        class Away(Folder):
-            async def delete(self, names):
-                if next(away, False):
-                    raise ObjectStoreUnavailable("away")
-                await super().delete(names)
-
-        place = Away(api.settings.home, Namespace.OUTPUTS)
+        AwayAtFirst.times = 2
+        place = AwayAtFirst(api.settings.home, Namespace.OUTPUTS)
         running = asyncio.create_task(Sweep(replace(api.service, outputs=place)).run())
         async with asyncio.timeout(20):
             while files(api):

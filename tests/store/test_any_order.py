@@ -550,7 +550,7 @@ def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
 @pytest.mark.timeout(1800)
 def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_url, postgresql_url):
     long = settings.get_current_profile_name() == "long"
-    steps = drive(clock, [sqlite_url, postgresql_url], 250 if long else 25)
+    steps = drive(clock, [sqlite_url, postgresql_url], 250 if long else 12)
     assert steps.total() >= (5000 if long else 300)
     if long:
         named = {name for name in vars(Plain) if not name.startswith("_") and callable(getattr(Plain, name))}

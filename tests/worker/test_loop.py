@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from painter import STEPS, Painter
 from PIL import Image
 
-from hidream.errors import DatabaseUnavailable, InvalidInput, ObjectStoreUnavailable
+from fakes import Clock, Flaky, Meanwhile, Slow
+from hidream.errors import DatabaseUnavailable, InvalidInput
 from hidream.file_names import random_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
@@ -41,44 +42,6 @@ ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
 TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
 ROOM = Capacity(1, 10**12, has_tasks=False)
-
-
-class Flaky(Database):
-    """One that can be away; with `deaf`, it carries the next transaction out, but its answer is lost."""
-
-    away = deaf = False
-
-    @asynccontextmanager
-    async def write(self, **how):
-        self._check()
-        async with super().write(**how) as connection:
-            yield connection
-        if self.deaf:
-            self.deaf = False
-            raise DatabaseUnavailable("the answer was lost")
-
-    @asynccontextmanager
-    async def read(self):
-        self._check()
-        async with super().read() as connection:
-            yield connection
-
-    def _check(self):
-        if self.away:
-            raise DatabaseUnavailable("away")
-
-
-class Slow(Folder):
-    """One that cannot be written to until `there` is set."""
-
-    there = asyncio.Event()
-    tries = 0
-
-    async def write(self, name, data):
-        Slow.tries += 1
-        if not Slow.there.is_set():
-            raise ObjectStoreUnavailable("the bucket cannot be written to now")
-        await super().write(name, data)
 
 
 class Studio:
@@ -109,15 +72,6 @@ class Studio:
 
     async def pictures(self, prediction):
         return [Image.open(io.BytesIO(await self.tools.outputs.read(name))) for name in prediction.output_names]
-
-
-class Clock:
-    """The database's, which a test moves: no lease ends because the machine is busy."""
-
-    now = 1e9
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -465,14 +419,6 @@ async def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painte
         done = await s.now(cancelled)
         assert (done.status, done.attempt) == (Status.CANCELLED, 1)
         await until(lambda: len(painter.aborted) == 2)
-
-
-class Meanwhile(Folder):
-    """One whose writes are followed by what a client does meanwhile."""
-
-    async def write(self, name, data):
-        await super().write(name, data)
-        await Meanwhile.does()
 
 
 @pytest.mark.parametrize("end", ["cancel", "cancel and delete"])

@@ -4,15 +4,18 @@ The loop's own numbers and the store's own choice, on a queue that is a list: `t
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
 import pytest
 from painter import Progress
 
+from hidream.request import ImageRequest
 from hidream.settings.tables import Worker as Limits
+from hidream.store.prediction import Prediction
 from hidream.store.predictions import _fitting, _reserved
+from hidream.types import Size, Status
 from hidream.worker.generation import Job
 from hidream.worker.loop import IMAGE_WORK, WorkerLoop
 from hidream.worker.progress import TaskProgress
@@ -21,13 +24,32 @@ LIVES = 100
 UNIT = IMAGE_WORK // 64
 
 
-@dataclass
-class Task:
-    id: int
-    key_id: str
-    work: int
-    virtual_start: int
-    workers_lost: int = 0
+TASK = Prediction(
+    id="",
+    key_id="",
+    model="",
+    input=ImageRequest("a house", Size(64, 64), 0),
+    output_name="",
+    status=Status.CREATED,
+    code=0,
+    error="",
+    version="",
+    nsfw=(),
+    created_ms=0,
+    started_ms=None,
+    finished_ms=None,
+    inference_ms=0,
+    warnings=(),
+    attempt=1,
+    workers_lost=0,
+    pixels=0,
+    work=0,
+    virtual_start=0,
+    base_url="",
+    webhook="",
+    step=0,
+    steps=0,
+)
 
 
 @dataclass
@@ -35,8 +57,8 @@ class Life:
     """A worker, its queue, and the turns that `store/admission` gives."""
 
     limits: Limits
-    waiting: list[Task] = field(default_factory=list)
-    claimed: list[Task] = field(default_factory=list)
+    waiting: list[Prediction] = field(default_factory=list)
+    claimed: list[Prediction] = field(default_factory=list)
     next_turn: dict[str, int] = field(default_factory=dict)
     serving: int = 0
     numbers: count = field(default_factory=count)
@@ -48,7 +70,14 @@ class Life:
     def submit(self, key_id, work, workers_lost=0):
         virtual_start = max(self.next_turn.get(key_id, 0), self.serving)
         self.next_turn[key_id] = virtual_start + work
-        task = Task(next(self.numbers), key_id, work, virtual_start, workers_lost)
+        task = replace(
+            TASK,
+            id=f"{next(self.numbers):06}",
+            key_id=key_id,
+            work=work,
+            virtual_start=virtual_start,
+            workers_lost=workers_lost,
+        )
         self.waiting.append(task)
         self.waiting.sort(key=lambda task: (task.virtual_start, task.id))
         return task
