@@ -18,14 +18,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
 from hidream.request import ImageRequest, random_seed
 from hidream.settings import private, sources
 from hidream.settings.tables import Settings
-from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, ImageFormat, Size, Variant
+from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, ImageFormat, Size, Step, Variant
 
 if TYPE_CHECKING:
     from hidream.store.database import Database
@@ -120,9 +120,9 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
         model = load_configured(Variant(given.variant), config)
     with tqdm(unit="step", desc=f"seed {request.seed}") as bar:
 
-        def on_step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def on_step(step: Step[Any]) -> None:
+            bar.total = step.of
+            bar.update(step.done - bar.n)
 
         generated = generate(model, request, on_step)
     version = model.version_of(request.mode)

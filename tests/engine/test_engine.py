@@ -207,7 +207,7 @@ def test_progress_and_previews(model):
     seen = []
     engine.add("a", request(size=Size(160, 128)), seen.append, wants_preview=lambda done: done % 2 == 0)
     drain(engine)
-    assert [(each.id, each.done, each.total) for each in seen] == [("a", i, 6) for i in range(1, 7)]
+    assert [(each.done, each.of) for each in seen] == [(i, 6) for i in range(1, 7)]
     assert [each.preview is not None for each in seen] == [False, True, False, True, False, False]
     cells = 128 // model.vae.factor, 160 // model.vae.factor
     assert seen[1].preview.shape == (*cells, 3)

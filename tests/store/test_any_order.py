@@ -29,10 +29,10 @@ from hidream.store.history import Query
 from hidream.store.keys import Key, Limits
 from hidream.store.outbox import DeliveryState
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import TRANSITIONS, Capacity, ReserveCapacity, StepReport
+from hidream.store.predictions import TRANSITIONS, Capacity, ReserveCapacity
 from hidream.store.schema import DELIVERIES, IDEMPOTENCY_RECORDS, METADATA, PREDICTIONS, PREVIEWS, VIRTUAL_STARTS
 from hidream.store.workers import Worker
-from hidream.types import Mode, Size, Status
+from hidream.types import Mode, Size, Status, Step
 
 QUEUE_MAX, QUEUE_SHARE, WORKERS_MAX, LEASE_S = 12, 0.5, 2, 10
 LIMITS = [
@@ -120,7 +120,7 @@ class Real:
         return self._held(await predictions.renew(self.database, worker, lease_ms / 1000))
 
     async def report(self, worker, steps):
-        said = {(self.ids[number], attempt): StepReport(*step) for (number, attempt), step in steps.items()}
+        said = {(self.ids[number], attempt): Step(*step) for (number, attempt), step in steps.items()}
         return self._held(await predictions.report(self.database, worker, said))
 
     async def watch(self, number, for_ms):

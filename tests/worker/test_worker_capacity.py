@@ -9,10 +9,10 @@ from itertools import count
 from random import Random
 
 import pytest
-from painter import Progress
 
 from hidream.settings.tables import Worker as Limits
 from hidream.store.predictions import _fitting, _reserved
+from hidream.types import Step
 from hidream.worker.generation import Job
 from hidream.worker.loop import IMAGE_WORK, WorkerLoop
 from hidream.worker.progress import TaskProgress
@@ -88,7 +88,7 @@ class Life:
         """Draw a sixteenth, or more, of a task."""
         progress = job.progress
         done = min(16, progress._done[0] + steps)
-        progress.listener(0).on_progress(Progress("a", done, 16, None))
+        progress.listener(0).on_step(Step(done, 16))
         if done == 16:
             del self.jobs[job.task.id, 1]
 

@@ -9,7 +9,7 @@ from typing import Any
 from hidream.file_names import all_names
 from hidream.request import ImageRequest
 from hidream.store.schema import PREDICTIONS
-from hidream.types import Status
+from hidream.types import Status, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class Prediction:
     webhook: str
     step: int
     steps: int
+
+    @property
+    def progress(self) -> Step[bytes]:
+        """Its progress, as last reported."""
+        return Step(self.step, self.steps)
 
     @property
     def execution_ms(self) -> int:

@@ -49,7 +49,7 @@ from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import PREVIEWS, VIRTUAL_STARTS, WORKERS
-from hidream.types import Mode, Status
+from hidream.types import Mode, Status, Step
 
 TRANSITIONS: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "claim": ((Status.CREATED,), Status.PROCESSING),
@@ -102,15 +102,6 @@ class Lease:
     id: str
     attempt: int
     watched: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """A task's progress, and the preview as the bytes of a JPEG file, if there is one."""
-
-    step: int
-    steps: int
-    preview: bytes | None = None
 
 
 async def claim(
@@ -198,26 +189,29 @@ async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease
     return {Lease(row.id, row.attempt, row.watched_until_ms > now) for row in rows}
 
 
-async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], StepReport]) -> set[Lease]:
-    """Record the progress of tasks, by id and attempt; return the leases that the worker still holds."""
+async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], Step[bytes]]) -> set[Lease]:
+    """Record the steps of tasks, by id and attempt; return the leases that the worker still holds.
+
+    A preview is the bytes of a JPEG file.
+    """
     now = database.now_ms()
     held: set[Lease] = set()
     async with database.write() as connection:
-        for (id_, attempt), at in steps.items():
+        for (id_, attempt), step in steps.items():
             statement = (
                 sa.update(P)
                 .where(P.c.id == id_, P.c.attempt == attempt, P.c.status == Status.PROCESSING)
                 .where(P.c.worker_id == worker_id)
-                .values(step=at.step, steps=at.steps)
+                .values(step=step.done, steps=step.of)
                 .returning(P.c.watched_until_ms)
             )
             watched_until_ms = (await connection.execute(statement)).scalar()
             if watched_until_ms is None:
                 continue
             held.add(Lease(id_, attempt, watched_until_ms > now))
-            if at.preview is not None:
+            if step.preview is not None:
                 await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id == id_))
-                row = {"prediction_id": id_, "step": at.step, "image": at.preview}
+                row = {"prediction_id": id_, "step": step.done, "image": step.preview}
                 await connection.execute(sa.insert(PREVIEWS).values(row))
     return held
 

@@ -35,9 +35,9 @@ from hidream.types import Size
 from hidream.worker.failure import reason
 
 if TYPE_CHECKING:
-    from hidream.engine.loop import OnProgress, Outcome, WantsPreview
+    from hidream.engine.loop import Outcome, WantsPreview
     from hidream.images.prepared import Prepared
-    from hidream.model.pipeline import GeneratedImage
+    from hidream.model.pipeline import GeneratedImage, OnStep
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class ImageEngine(Protocol):
         self,
         id: str,  # noqa: A002
         request: ImageRequest,
-        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
         *,
         wants_preview: WantsPreview | None = None,
         init_image: Prepared | None = None,
@@ -81,7 +81,7 @@ class ImageEngine(Protocol):
 class StepCallbacks:
     """The callbacks for the steps of an image, which run on the model thread."""
 
-    on_progress: OnProgress
+    on_step: OnStep
     wants_preview: WantsPreview | None = None
 
 
@@ -190,11 +190,9 @@ class Bridge:
     ) -> None:
         assert pending.model in self._engines, f"there is no engine for {pending.model!r}"
         assert id_ not in self._pending, f"request {id_!r} exists already"
-        on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
+        on_step, wants_preview = (listener.on_step, listener.wants_preview) if listener else (None, None)
         try:
-            self._engines[pending.model].add(
-                id_, request, on_progress, wants_preview=wants_preview, init_image=prepared
-            )
+            self._engines[pending.model].add(id_, request, on_step, wants_preview=wants_preview, init_image=prepared)
         except Exception as error:  # the edge of a request
             _deliver(pending, None, error)
             return

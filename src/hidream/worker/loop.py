@@ -24,20 +24,24 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hidream.errors import DatabaseUnavailable, HiDreamError, Interrupted, ObjectStoreUnavailable, TaskFailed
 from hidream.settings.tables import Worker as WorkerSettings
 from hidream.store import history, predictions, workers
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import Capacity, Lease, ReserveCapacity, StepReport
+from hidream.store.predictions import Capacity, Lease, ReserveCapacity
 from hidream.store.workers import Worker
-from hidream.types import USUAL_STEPS
+from hidream.types import USUAL_STEPS, Step
 from hidream.worker.bridge import Bridge
 from hidream.worker.failure import out_of_memory, reason
 from hidream.worker.generation import Generated, Job, Tools, generate
-from hidream.worker.progress import ProgressUpdate, preview_jpeg
+from hidream.worker.progress import preview_jpeg
 from hidream.worker.retry import retry_unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IDLE_S = 1.0
 """How often a worker with free capacity looks for the tasks of lost workers."""
@@ -294,8 +298,8 @@ class WorkerLoop:
         """Report the jobs that have made progress, and abort those whose tasks were cancelled."""
         steps = {}
         for claim, job in list(self._jobs.items()):
-            if (update := job.progress.take_update()) is not None:
-                steps[claim] = await _step(job.task, update)
+            if (step := job.progress.take_step()) is not None:
+                steps[claim] = await _with_jpeg(job.task, step)
         if steps:
             self._apply_leases(set(steps), await predictions.report(self._database, self._worker.id, steps))
         changed = self._database.changes.version()
@@ -393,11 +397,9 @@ class WorkerLoop:
         return done
 
 
-async def _step(task: Prediction, update: ProgressUpdate) -> StepReport:
-    """Make the report of a job's progress, with its preview as a JPEG file."""
-    preview = update.preview
-    if preview is None:
-        return StepReport(update.done, update.steps)
-    return StepReport(
-        update.done, update.steps, await asyncio.to_thread(preview_jpeg, preview, task.input.seed, task.version)
-    )
+async def _with_jpeg(task: Prediction, step: Step[np.ndarray]) -> Step[bytes]:
+    """Return a job's step with its preview as a JPEG file, as the store has it."""
+    if step.preview is None:
+        return Step(step.done, step.of)
+    jpeg = await asyncio.to_thread(preview_jpeg, step.preview, task.input.seed, task.version)
+    return Step(step.done, step.of, jpeg)
