@@ -110,6 +110,10 @@ SAMPLING_PRESETS = {
 """What a request's `steps`, `guidance`, `shift` and `sampler` are where it names none."""
 USUAL_STEPS = SAMPLING_PRESETS[Variant.DEV].steps
 """Steps of the unit in which work is told to people, and of a task whose model is not known here."""
+USUAL_WORK = 1024 * 1024 * USUAL_STEPS
+"""The work of a usual image in pixel steps: the unit of `[worker] pictures_max`, and of a level of priority."""
+PRIORITY_MAX = 4
+"""The priority of a key is −4 to 4."""
 
 
 class Conformance(StrEnum):

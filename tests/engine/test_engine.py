@@ -202,6 +202,15 @@ def test_a_short_request_overtakes_a_long_one(model):
     assert ends == ["short", "long"]
 
 
+def test_a_request_of_higher_priority_overtakes_an_equal_one(model):
+    engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
+    engine.add("usual", request(steps=4))
+    engine.step()
+    engine.add("urgent", request(steps=4), priority=1)
+    engine.add("idle", request(steps=2), priority=-1)
+    assert [outcome.id for _ in range(10) for outcome in engine.step()] == ["urgent", "usual", "idle"]
+
+
 def test_progress_and_previews(model):
     engine = Engine(model, Options(tokens=1, memory_bytes=2**33, together=True))
     seen = []

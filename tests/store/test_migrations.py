@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from hidream.store import history, migrations, predictions
+from hidream.store import history, keys, migrations, predictions
 from hidream.store.database import Database
 from hidream.store.migrations import versions
 from hidream.store.predictions import Capacity
@@ -103,6 +103,20 @@ def test_a_row_that_names_no_newer_column_is_read(tmp_path):
             return await history.get(database, "b" * 32, "k")
 
     assert asyncio.run(scenario()).warnings == ()
+
+
+def test_keys_and_tasks_of_older_releases_have_no_priority_until_they_are_given_one(tmp_path):
+    path = tmp_path / "hidream.db"
+    make_first_release(path)
+
+    async def scenario():
+        async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
+            assert [key.priority for key in await keys.list_keys(database)] == [0]
+            assert [(await history.get(database, letter * 32, "k")).priority for letter in "acde"] == [0] * 4
+            await keys.set_limits(database, "k", {}, priority=3)
+            return [key.priority for key in await keys.list_keys(database)]
+
+    assert asyncio.run(scenario()) == [3]
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -45,6 +45,7 @@ class Painter:
     warnings: tuple[str, ...] = ()
     requests: list[ImageRequest] = field(default_factory=list)
     prepared: list[Prepared | None] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
     together: list[frozenset[int]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -60,10 +61,11 @@ class Painter:
     def init_image_sizes(self, request):
         return [request.size]
 
-    def add(self, id, request, on_step=None, *, wants_preview=None, init_image=None):  # noqa: A002
+    def add(self, id, request, on_step=None, *, priority=0, wants_preview=None, init_image=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
         self.prepared.append(init_image)
+        self.priorities.append(priority)
         if request.seed in self.refused:
             raise self.refused[request.seed]
         self.here[id] = request, on_step, wants_preview, [0]

@@ -826,6 +826,30 @@ def test_a_huge_task_holds_up_no_small_one_of_another_key(studio, painter, until
     assert {1, 2, 3, 4, 21} in painter.together
 
 
+def test_a_key_of_higher_priority_overtakes_another_by_its_head_start(studio, painter, until):
+    """One place, and no reserve for such tasks. The head start of one level is 2.2 of them."""
+
+    async def scenario():
+        painter.go_on.clear()
+        async with studio(tasks_max=1, pictures_max=0.01) as s:
+            high, _ = await keys.create(s.database, "high", priority=1)
+
+            async def submit(seed, key):
+                asked = ImageRequest("a house", Size(256, 256), seed, steps=200)
+                return await s.enqueuer.submit(NewTask(key, MODEL, asked))
+
+            low = [await submit(1, s.key)]
+            await until(painter.painting.is_set)
+            low += [await submit(seed, s.key) for seed in (2, 3, 4)]
+            urgent = [await submit(seed, high) for seed in range(11, 17)]
+            painter.go_on.set()
+            assert {done.status for done in await s.ends_of(low + urgent)} == {Status.COMPLETED}
+
+    asyncio.run(scenario())
+    assert painter.seeds == [1, 11, 12, 13, 14, 2, 15, 3, 16, 4]
+    assert painter.priorities == [0, 1, 1, 1, 1, 0, 1, 0, 1, 0]
+
+
 def test_a_flood_of_small_tasks_holds_up_no_small_one_of_another_key(studio, painter, until):
     async def scenario():
         painter.go_on.clear()

@@ -12,13 +12,13 @@ import pytest
 
 from hidream.settings.tables import Worker as Limits
 from hidream.store.predictions import _fitting, _reserved
-from hidream.types import Step
+from hidream.types import USUAL_WORK, Step
 from hidream.worker.generation import Job
-from hidream.worker.loop import IMAGE_WORK, WorkerLoop
+from hidream.worker.loop import WorkerLoop
 from hidream.worker.progress import TaskProgress
 
 LIVES = 100
-UNIT = IMAGE_WORK // 64
+UNIT = USUAL_WORK // 64
 
 
 @dataclass
@@ -129,7 +129,7 @@ def test_random_lives_keep_within_the_limits_and_leave_nobody(block):
 def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
     """A stream of small ones, and two huge ones: the second is drawn as soon as the first has ended."""
     life = Life(Limits())
-    first, second = life.submit("first", 64 * IMAGE_WORK), life.submit("second", 64 * IMAGE_WORK)
+    first, second = life.submit("first", 64 * USUAL_WORK), life.submit("second", 64 * USUAL_WORK)
     life.fill()
     waited = []
     for number in range(100):
@@ -146,12 +146,12 @@ def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
 
 def test_what_is_left_of_a_task_is_what_counts():
     life = Life(Limits(pictures_max=2.0))
-    one, two = life.submit("a", IMAGE_WORK), life.submit("a", 2 * IMAGE_WORK)
+    one, two = life.submit("a", USUAL_WORK), life.submit("a", 2 * USUAL_WORK)
     life.fill()
     assert life.claimed == [one]
     life.draw(life.jobs[one.id, 1], 15)
-    three = life.submit("b", IMAGE_WORK // 2)
-    assert life.loop._capacity().work == 2 * IMAGE_WORK - IMAGE_WORK // 16
+    three = life.submit("b", USUAL_WORK // 2)
+    assert life.loop._capacity().work == 2 * USUAL_WORK - USUAL_WORK // 16
     life.fill()
     assert life.claimed == [one, three], "the second needs all of the room, and the third is before it"
     life.draw(life.jobs[one.id, 1])

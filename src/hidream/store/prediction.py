@@ -17,9 +17,9 @@ class Prediction:
     """A request and its state. Times are ms since the epoch, None until they are known.
 
     `attempt` counts the claims, `workers_lost` those whose worker was lost. `nsfw` has a flag for each image.
-    `work` is its cost in pixel steps; the queue is sorted by `virtual_start` (`admission`). `base_url` is the URL by
-    which its client reached the server. `warnings` are those of the request, then those of the worker. `step` of
-    `steps` is its progress, as last reported.
+    `work` is its cost in pixel steps; the queue is sorted by `virtual_start` (`admission`). `priority` is that of its
+    key when it was accepted. `base_url` is the URL by which its client reached the server. `warnings` are those of the
+    request, then those of the worker. `step` of `steps` is its progress, as last reported.
     """
 
     id: str
@@ -46,6 +46,7 @@ class Prediction:
     webhook: str
     step: int
     steps: int
+    priority: int = 0
 
     @property
     def progress(self) -> Step[bytes]:

@@ -68,7 +68,8 @@ VIRTUAL_TIME = ""
 """The key id under which VIRTUAL_STARTS holds the system's virtual time."""
 LOOK_AHEAD = 1000
 """How many tasks at the head of the queue are considered for a reserve: reading the index takes a millisecond. A key
-without tasks waits behind at most one task of each other key, so only as many keys could hide it."""
+without tasks waits behind at most one task of each other key, so only as many keys could hide it; of a key of higher
+priority, it waits behind as many as fit into its head start."""
 
 
 @dataclass(frozen=True, slots=True)

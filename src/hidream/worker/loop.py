@@ -33,7 +33,7 @@ from hidream.store.database import Database
 from hidream.store.prediction import Prediction
 from hidream.store.predictions import Capacity, Lease, ReserveCapacity
 from hidream.store.workers import Worker
-from hidream.types import USUAL_STEPS, Step
+from hidream.types import USUAL_WORK, Step
 from hidream.worker.bridge import Bridge
 from hidream.worker.failure import out_of_memory, reason
 from hidream.worker.generation import Generated, Job, Tools, generate
@@ -54,9 +54,6 @@ SHUTDOWN_RETRY_S = 5.0
 twice as long. A task that was not requeued is recovered when its lease has expired."""
 ERROR_MAX_CHARS = 1000
 """The length limit of an unexpected error's text: some contain a whole tensor."""
-IMAGE_WORK = 1024 * 1024 * USUAL_STEPS
-"""The unit of `pictures_max`: the pixel steps of a usual image."""
-
 RESERVE_SHARE = 0.5
 """The size of the reserve as a share of the capacity; at least one task."""
 
@@ -176,7 +173,7 @@ class WorkerLoop:
     @property
     def _capacity_work(self) -> int:
         """The capacity in pixel steps."""
-        return round(self._limits.pictures_max * IMAGE_WORK)
+        return round(self._limits.pictures_max * USUAL_WORK)
 
     @property
     def _has_quarantined(self) -> bool:
