@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from hidream.store import history, keys, migrations, predictions
+from hidream.store import claims, history, keys, migrations, predictions
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
 from hidream.store.migrations import versions
-from hidream.store.predictions import Capacity
 from hidream.types import Mode
 
 STEPS = sorted(module.name for module in pkgutil.iter_modules(versions.__path__))
@@ -66,7 +66,7 @@ def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
                 assert (task.input.steps, task.input.num_images) == (None, 1)
         async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
             versions = {"m": dict.fromkeys(Mode, "v1")}
-            (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
+            (task,) = await claims.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
             assert await predictions.complete(database, task, [True], 1, ["“long”"])
             return await history.get(database, task.id, "k")
 

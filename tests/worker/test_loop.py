@@ -20,12 +20,12 @@ from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.request import ImageRequest, LoraUse
 from hidream.settings.tables import Worker as Limits
-from hidream.store import history, keys, predictions, progress, workers
+from hidream.store import claims, history, keys, predictions, progress, workers
 from hidream.store.admission import NewTask
+from hidream.store.claims import Capacity
 from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
 from hidream.store.enqueue import Enqueuer
-from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import SEED_MAX, Conformance, ImageFormat, Mode, Render, Sampler, Size, Status
@@ -439,7 +439,7 @@ def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter, until
             prediction = await s.submit()
             await until(painter.painting.is_set)
             await predictions.recover(s.database, 3, lost_worker_id=ME.id)
-            (other,) = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
+            (other,) = await claims.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
             assert other.id == prediction.id
             await until(lambda: not s.loop._jobs)
             untouched = await s.now(prediction)
@@ -480,7 +480,7 @@ def test_what_another_worker_has_lost_is_drawn(studio, painter):
             lost = await s.submit(seed=2)
             task = []
             while not task:  # whichever of the two the loop has left over
-                task = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v0"}}, 0, ROOM)
+                task = await claims.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v0"}}, 0, ROOM)
             painter.go_on.set()
             for prediction in (blocking, lost):
                 assert (await s.end_of(prediction)).version == "v1"
@@ -651,7 +651,7 @@ def test_when_another_worker_was_faster_after_an_outage_its_picture_counts(
             await until(lambda: not painter.here)
             async with Database.open(url) as others:
                 await predictions.recover(others, 3, lost_worker_id=ME.id)
-                (taken,) = await predictions.claim(others, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
+                (taken,) = await claims.claim(others, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
                 assert await predictions.complete(others, taken, [False], 1)
             s.database.away = False
             await until(lambda: not s.loop._jobs)
@@ -663,7 +663,7 @@ def test_when_another_worker_was_faster_after_an_outage_its_picture_counts(
 
 
 def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypatch, caplog):
-    claim, lost = predictions.claim, []
+    claim, lost = claims.claim, []
 
     async def claim_once_in_vain(*arguments):
         tasks = await claim(*arguments)
@@ -672,7 +672,7 @@ def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypa
             raise DatabaseUnavailable("the answer was lost")
         return tasks
 
-    monkeypatch.setattr(predictions, "claim", claim_once_in_vain)
+    monkeypatch.setattr(claims, "claim", claim_once_in_vain)
 
     async def scenario():
         async with studio(lease_s=1, clock=Clock()) as s:

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from hidream.settings.tables import Worker as Limits
-from hidream.store.predictions import _fitting, _reserved
+from hidream.store.claims import fitting, for_reserve
 from hidream.types import USUAL_WORK, Step
 from hidream.worker.generation import Job
 from hidream.worker.loop import WorkerLoop
@@ -62,7 +62,7 @@ class Life:
         room = self.loop._capacity()
         if room is None:
             return []
-        taken = list(_fitting(self.waiting[: room.tasks], room))
+        taken = list(fitting(self.waiting[: room.tasks], room))
         assert taken == self.waiting[: len(taken)], "nobody is passed over in the room"
         if not self.jobs and self.waiting:
             assert taken, "an empty worker takes whoever is next, however much work that is"
@@ -74,7 +74,7 @@ class Life:
         if reserve is None:
             return []
         fit = [t for t in self.waiting if not t.workers_lost and t.key_id not in reserve.excluded_keys]
-        ids = _reserved([t for t in fit if t.work <= reserve.work // 2], reserve)
+        ids = for_reserve([t for t in fit if t.work <= reserve.work // 2], reserve)
         return self.take([task for task in fit if task.id in ids], reserved=True)
 
     def take(self, tasks, reserved):

@@ -31,10 +31,10 @@ from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
 from hidream.file_names import random_name
 from hidream.request import ImageRequest
 from hidream.store import outbox, uploads
+from hidream.store.claims import VIRTUAL_TIME
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import COLUMNS, Prediction, writable
-from hidream.store.predictions import VIRTUAL_TIME
 from hidream.store.schema import IDEMPOTENCY_RECORDS as IDEMPOTENCY
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import VIRTUAL_STARTS as STARTS

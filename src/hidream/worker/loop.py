@@ -1,7 +1,7 @@
 """The worker's main loop: it claims tasks, has them generated together, and records the outcome of each.
 
 The settings `tasks_max` and `pictures_max` are its *capacity*; a task occupies the work that is left of it. It also
-has a *reserve*, half as large, for keys that have no task here (`store/predictions`), so that a huge task of one key
+has a *reserve*, half as large, for keys that have no task here (`store/claims`), so that a huge task of one key
 does not delay a small one of another. The engine generates the small one first.
 
 Meanwhile it renews its row and its leases, reports progress, and aborts jobs whose tasks were cancelled or whose leases
@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING
 
 from hidream.errors import DatabaseUnavailable, HiDreamError, Interrupted, ObjectStoreUnavailable, TaskFailed
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import history, predictions, workers
+from hidream.store import claims, history, predictions, workers
+from hidream.store.claims import Capacity, ReserveCapacity
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import Capacity, Lease, ReserveCapacity
+from hidream.store.predictions import Lease
 from hidream.store.workers import Worker
 from hidream.types import USUAL_WORK, Step
 from hidream.worker.bridge import Bridge
@@ -136,7 +137,7 @@ class WorkerLoop:
         room = self._capacity()
         if room is None:
             return []
-        tasks = await retry_unavailable(partial(self._claim, predictions.claim, room), stopping, "claim")
+        tasks = await retry_unavailable(partial(self._claim, claims.claim, room), stopping, "claim")
         return [self._add_job(task) for task in tasks]
 
     async def _claim_for_reserve(self, stopping: asyncio.Event) -> list[Job]:
@@ -145,7 +146,7 @@ class WorkerLoop:
         self._reserve_due = reserve is not None and clock() < self._reserve_at
         if reserve is None or self._reserve_due:
             return []
-        tasks = await retry_unavailable(partial(self._claim, predictions.claim_reserve, reserve), stopping, "claim")
+        tasks = await retry_unavailable(partial(self._claim, claims.claim_reserve, reserve), stopping, "claim")
         self._reserve_at = -math.inf if tasks else clock() + RESERVE_CHECK_S
         return [self._add_job(task, reserved=True) for task in tasks]
 
