@@ -1,6 +1,6 @@
 """What a worker takes: a room in turn, a reserve beside it; random lives of a queue, and the promises that they keep.
 
-The loop's own numbers and the store's own choice, on a queue that is a list: `tests/store` has the same in SQL.
+The worker's own numbers and the store's own choice, on a queue that is a list: `tests/store` has the same in SQL.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ import pytest
 from hidream.settings.tables import Worker as Limits
 from hidream.store.claims import fitting, for_reserve
 from hidream.types import USUAL_WORK, Step
+from hidream.worker.capacity import capacity_work, free_capacity, free_reserve
 from hidream.worker.generation import Job
-from hidream.worker.loop import WorkerLoop
 from hidream.worker.progress import TaskProgress
 
 LIVES = 100
@@ -40,10 +40,7 @@ class Life:
     next_turn: dict[str, int] = field(default_factory=dict)
     serving: int = 0
     numbers: count = field(default_factory=count)
-
-    def __post_init__(self):
-        self.loop = WorkerLoop(None, None, None, None, self.limits)
-        self.jobs = self.loop._jobs
+    jobs: dict[tuple, Job] = field(default_factory=dict)
 
     def submit(self, key_id, work, workers_lost=0):
         virtual_start = max(self.next_turn.get(key_id, 0), self.serving)
@@ -59,7 +56,7 @@ class Life:
             self.check()
 
     def fill_room(self):
-        room = self.loop._capacity()
+        room = free_capacity(self.jobs.values(), self.limits)
         if room is None:
             return []
         taken = list(fitting(self.waiting[: room.tasks], room))
@@ -70,7 +67,7 @@ class Life:
         return self.take(taken, reserved=False)
 
     def fill_reserve(self):
-        reserve = self.loop._reserve()
+        reserve = free_reserve(self.jobs.values(), self.limits)
         if reserve is None:
             return []
         fit = [t for t in self.waiting if not t.workers_lost and t.key_id not in reserve.excluded_keys]
@@ -97,9 +94,9 @@ class Life:
         room = [job for job in self.jobs.values() if not job.reserved]
         beside = [job for job in self.jobs.values() if job.reserved]
         assert len(room) <= self.limits.tasks_max
-        assert len(room) == 1 or sum(job.work_left for job in room) <= self.loop._capacity_work
+        assert len(room) == 1 or sum(job.work_left for job in room) <= capacity_work(self.limits)
         assert len(beside) <= max(1, self.limits.tasks_max // 2)
-        assert sum(job.work_left for job in beside) < self.loop._capacity_work / 2
+        assert sum(job.work_left for job in beside) < capacity_work(self.limits) / 2
         assert len({job.task.key_id for job in beside}) == len(beside)
         if any(job.task.workers_lost for job in self.jobs.values()):
             assert len(self.jobs) == 1, "what is suspected is alone"
@@ -151,7 +148,7 @@ def test_what_is_left_of_a_task_is_what_counts():
     assert life.claimed == [one]
     life.draw(life.jobs[one.id, 1], 15)
     three = life.submit("b", USUAL_WORK // 2)
-    assert life.loop._capacity().work == 2 * USUAL_WORK - USUAL_WORK // 16
+    assert free_capacity(life.jobs.values(), life.limits).work == 2 * USUAL_WORK - USUAL_WORK // 16
     life.fill()
     assert life.claimed == [one, three], "the second needs all of the room, and the third is before it"
     life.draw(life.jobs[one.id, 1])
