@@ -20,7 +20,7 @@ from hidream.parts import NAMED_ALONE
 from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
 from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
-from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, SEED_MAX, Variant
+from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, PRIORITY_MAX, SEED_MAX, Variant
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
@@ -233,6 +233,8 @@ def _limit_flags(command: argparse.ArgumentParser, default: int | None, note: st
     for name, label in LIMITS.items():
         flag = f"--{name.replace('_', '-')}"
         command.add_argument(flag, type=_limit, default=default, metavar="N", help=f"{label} ({note})")
+    about = f"how early its tasks go: {-PRIORITY_MAX} to {PRIORITY_MAX}, a higher one before a lower one (a new key: 0)"
+    command.add_argument("--priority", type=_priority, default=default, metavar="N", help=about)
 
 
 def _mcp(commands: Commands) -> None:
@@ -361,6 +363,12 @@ def _scopes(text: str) -> tuple[str, ...]:
 def _limit(text: str) -> int:
     if not re.fullmatch(r"\d{1,15}", text, re.ASCII):
         raise _refused(text, "a limit", "a whole number, 0 for none")
+    return int(text)
+
+
+def _priority(text: str) -> int:
+    if not re.fullmatch(r"[-+]?\d", text, re.ASCII) or abs(int(text)) > PRIORITY_MAX:
+        raise _refused(text, "a priority", f"a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}")
     return int(text)
 
 

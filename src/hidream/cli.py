@@ -18,18 +18,18 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
 from hidream.request import ImageRequest, random_seed
 from hidream.settings import private, sources
 from hidream.settings.tables import Settings
-from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, ImageFormat, Size, Variant
+from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, ImageFormat, Size, Step, Variant
 
 if TYPE_CHECKING:
     from hidream.store.database import Database
-    from hidream.store.keys import Limits
+    from hidream.store.keys import Key
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
         model = load_configured(Variant(given.variant), config)
     with tqdm(unit="step", desc=f"seed {request.seed}") as bar:
 
-        def on_step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def on_step(step: Step[Any]) -> None:
+            bar.total = step.of
+            bar.update(step.done - bar.n)
 
         generated = generate(model, request, on_step)
     version = model.version_of(request.mode)
@@ -244,7 +244,7 @@ def _keys_create(given: argparse.Namespace, config: Settings) -> int:
     pepper = config.store.key_pepper
     options = {"pepper": pepper, "actor": _actor()}
     key, secret = _in_store(
-        config, lambda database: keys.create(database, given.name, scopes, limits, **options), make=True
+        config, lambda database: keys.create(database, given.name, scopes, limits, given.priority, **options), make=True
     )
     print(f"{secret}\nshown once: only its hash is stored; the key's id is {key.id}")
     return 0
@@ -255,15 +255,16 @@ def _keys_list(given: argparse.Namespace, config: Settings) -> int:
 
     for key in _in_store(config, keys.list_keys):
         revoked = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "valid"
-        scopes, limits = ",".join(sorted(key.scopes)), _limits(key.limits)
+        scopes, limits = ",".join(sorted(key.scopes)), _limits(key)
         print(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {scopes:11}  {limits:9}  {key.name}")
     return 0
 
 
-def _limits(limits: Limits) -> str:
-    """Describe the limits of a key."""
-    values = {label: getattr(limits, name) for name, label in arguments.LIMITS.items()}
-    return ", ".join(f"{limit} {label}" for label, limit in values.items() if limit) or "no limits"
+def _limits(key: Key) -> str:
+    """Describe the limits of a key, and its priority."""
+    values = {label: getattr(key.limits, name) for name, label in arguments.LIMITS.items()}
+    described = [f"{limit} {label}" for label, limit in values.items() if limit] or ["no limits"]
+    return ", ".join(described + [f"priority {key.priority}"] * bool(key.priority))
 
 
 def _limits_given(given: argparse.Namespace) -> dict[str, int]:
@@ -276,12 +277,14 @@ def _keys_limit(given: argparse.Namespace, config: Settings) -> int:
     from hidream.store import keys
 
     changed = _limits_given(given)
-    if not changed:
+    if not changed and given.priority is None:
         raise InvalidInput(
             "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
         )
-    _in_store(config, lambda database: keys.set_limits(database, given.id, changed, actor=_actor()))
-    limits = (f"{limit or 'any number of'} {arguments.LIMITS[name]}" for name, limit in changed.items())
+    options = {"priority": given.priority, "actor": _actor()}
+    _in_store(config, lambda database: keys.set_limits(database, given.id, changed, **options))
+    limits = [f"{limit or 'any number of'} {arguments.LIMITS[name]}" for name, limit in changed.items()]
+    limits += [] if given.priority is None else [f"priority {given.priority}"]
     print(f"changed {given.id}: {', '.join(limits)}")
     return 0
 

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import sqlalchemy as sa
 
-from hidream.store import outbox, predictions
+from hidream.store import claims, outbox, predictions
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
@@ -92,14 +92,14 @@ def double_claim():
             return []
         await asyncio.sleep(0.05)
         lease = {"worker_id": worker_id, "lease_until_ms": database.now_ms() + round(lease_s * 1000)}
-        version = sa.case({row.id: predictions._version(versions, row) for row in rows}, value=P.c.id)
+        version = sa.case({row.id: claims._version(versions, row) for row in rows}, value=P.c.id)
         taken = sa.update(P).where(P.c.id.in_([row.id for row in rows]))
         values = {"status": Status.PROCESSING, "attempt": P.c.attempt + 1, "version": version, **lease}
         async with database.write() as connection:
             found = await connection.execute(taken.values(started_ms=database.now_ms(), **values).returning(*COLUMNS))
             return [Prediction.of_row(row) for row in found.all()]
 
-    predictions.claim = claim
+    claims.claim = claim
 
 
 FAULTS = {each.__name__: each for each in (early_commit, missing_fence, lost_webhook, double_claim)}

@@ -17,11 +17,11 @@ from hidream.server.background.webhook_loop import LEASE_S, WebhookLoop
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Webhooks
 from hidream.settings.tables import Worker as Limits
-from hidream.store import history, keys, outbox, predictions
+from hidream.store import claims, history, keys, outbox, predictions
 from hidream.store.admission import NewTask
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
 from hidream.store.outbox import DeliveryState
-from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
@@ -51,7 +51,7 @@ class Place:
     async def end(self, task):
         """Do what a worker does."""
         room = Capacity(1, 10**12, has_tasks=False)
-        (claimed,) = await predictions.claim(self.database, [MODEL], "host:1", VERSIONS, 15, room)
+        (claimed,) = await claims.claim(self.database, [MODEL], "host:1", VERSIONS, 15, room)
         assert claimed.id == task.id
         assert await predictions.complete(self.database, claimed, [False], 100)
 
