@@ -153,6 +153,22 @@ def test_the_time_of_a_call_is_kept():
     assert raised.value.task_id == TASK["id"]
 
 
+def test_a_silent_stream_does_not_go_on_beyond_the_time():
+    """The stream has a heartbeat every ten seconds; the last one is opened with what is left of the time."""
+    world = World(lambda request: streams.pop(0) if request.url.endswith("/events") else says(TASK))
+
+    def passes(seconds, then):
+        world.now_s += seconds
+        return then
+
+    beat = lambda: passes(10, b":\n\n")  # noqa: E731
+    streams = [[beat, beat, beat], [lambda: passes(10, httpx.ReadTimeout("silence"))]]
+    connection = world.connection()
+    with pytest.raises(TimedOut):
+        world.run(following.events(connection, TASK["id"], connection.deadline(30)))
+    assert (world.now_s, world.slept, streams) == (30, [], [])
+
+
 @pytest.mark.parametrize("data", ["", "{", "[]", '{"step": "x"}', '{"step": 1}'])
 def test_events_that_cannot_be_read_are_an_error_of_the_server(data):
     with pytest.raises((ServerError, ConnectionFailed)):

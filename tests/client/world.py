@@ -23,7 +23,10 @@ def says(data, status=200, **headers):
 
 @dataclass
 class World:
-    """Plays calls against `answer(request)`, which returns a Response, a list of bytes for a stream, or an error."""
+    """Plays calls against `answer(request)`, which returns a Response, a list of bytes for a stream, or an error.
+
+    In a stream there may be errors, too, and functions that give the bytes when they are read.
+    """
 
     answer: object
     now_s: float = 0.0
@@ -53,7 +56,8 @@ class World:
                         stream = iter(reply)
                         reply = Response(200, {"content-type": "text/event-stream"}, b"")
                 case Read():
-                    reply = next(stream, b"")
+                    piece = next(stream, b"")
+                    reply = piece() if callable(piece) else piece
                 case Sleep(seconds):
                     self.slept.append(seconds)
                     self.now_s += seconds

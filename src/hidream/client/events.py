@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EVENT_MAX_BYTES = 16 * 2**20
 """The largest event that is read; a preview has some kilobytes."""
+LAST_S = 15.0
+"""The time before the end of a call in which a silent stream must not go on: as long as the server's heartbeat."""
 NO_STREAM = (404, 405, 406, 501)
 """Statuses of servers that have no events; 404 may also mean that there is no such task."""
 
@@ -108,14 +110,15 @@ def events(connection: Connection, task_id: str, deadline: Deadline) -> Steps[No
     yield Emit(task.last)
     failures = 0
     while not task.last.prediction.ended:
-        known_id, wanted_s = task.last_id, 0.0
+        known_id, wanted_s, left_s = task.last_id, 0.0, deadline.left_s
         try:
             head = yield Open(_stream(task), deadline.at_s)
             if head.status in NO_STREAM or (head.status < 300 and not _is_stream(head)):
                 yield from _poll(task)
                 return
             if head.status == 200:
-                yield from _read(task)
+                if (yield from _read(task, last=left_s <= LAST_S)):
+                    continue
                 failure: HiDreamError = ConnectionFailed("the server's stream of events ended before the task")
             else:
                 wanted_s = retry_after_s(head.headers.get("retry-after", ""), connection.now_s())
@@ -132,8 +135,11 @@ def events(connection: Connection, task_id: str, deadline: Deadline) -> Steps[No
             yield from _pause(task, failure, failures, wanted_s)
 
 
-def _read(task: _Followed) -> Steps[None]:
-    """Emit what the open stream says, until it ends."""
+def _read(task: _Followed, *, last: bool) -> Steps[bool]:
+    """Emit what the open stream says, until it ends; return whether to open it again at once, for the last time.
+
+    httpx fixes the limit of a silence when a stream begins. So the `last` one begins when the end of the time is near.
+    """
     parser = Parser()
     while data := (yield Read()):
         for message in parser.feed(data):
@@ -141,6 +147,9 @@ def _read(task: _Followed) -> Steps[None]:
             task.last_id = message.id or task.last_id
         if task.deadline.left_s <= 0:
             raise overdue(task.last.prediction)
+        if not last and task.deadline.left_s <= LAST_S and not task.last.prediction.ended:
+            return True
+    return False
 
 
 def _poll(task: _Followed) -> Steps[None]:
