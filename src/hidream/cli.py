@@ -123,7 +123,7 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
     request = ImageRequest(**parameters, output_format=output_format)
 
     _let_threads_sleep()
-    from hidream.worker.main import gc_frozen
+    from hidream.worker.garbage import gc_frozen
 
     with gc_frozen():
         from tqdm import tqdm

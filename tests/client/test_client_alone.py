@@ -61,6 +61,12 @@ def test_a_command_names_the_extras_that_it_needs(tmp_path, command, package, ex
     assert alone(code, blocked=[package]).splitlines()[-2:] == [said, "1"]
 
 
+def test_the_commands_of_the_model_need_no_package_of_the_server():
+    server = ("sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "obstore", "prometheus_client", "mcp")
+    rooms = "worker.garbage, worker.loading, model.pipeline, outputs.encode, images.measure, formats.convert"
+    alone(f"import {', '.join(f'hidream.{room}' for room in rooms.split(', '))}", blocked=server)
+
+
 def test_every_command_has_its_extras():
     from hidream import cli
 
