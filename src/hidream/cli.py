@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hidream import __version__, arguments, logs
 from hidream.errors import ConfigurationError, HiDreamError, InvalidInput
+from hidream.missing import importing
 from hidream.request import ImageRequest, random_seed
 from hidream.settings import private, sources
 from hidream.settings.tables import Settings
@@ -36,6 +37,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SUFFIXES = {f".{name}": image_format for name, image_format in FORMAT_NAMES.items()}
+
+EXTRAS = {
+    "generate": "torch",
+    "info": "torch",
+    "convert": "torch",
+    "serve": "torch,server",
+    "worker": "torch,server",
+    "api": "server",
+    "keys": "server",
+    "audit": "server",
+    "mcp": "mcp",
+}
+"""The extras of `pyproject.toml` that a command needs."""
 
 SERVICES = ("serve", "api", "worker")
 """Commands that a service manager keeps running."""
@@ -54,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _warn_about_ignored_variables()
         if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
             _keep_private(config)
-        return COMMANDS[given.command](given, config)
+        with importing(f"`hidream {given.command}`", EXTRAS[given.command.partition(" ")[0]]):
+            return COMMANDS[given.command](given, config)
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
         return _fail(error.message, ConfigurationError.exit_status if hopeless else 1)
@@ -108,7 +123,7 @@ def _generate(given: argparse.Namespace, config: Settings) -> int:
     request = ImageRequest(**parameters, output_format=output_format)
 
     _let_threads_sleep()
-    from hidream.worker.main import gc_frozen
+    from hidream.worker.garbage import gc_frozen
 
     with gc_frozen():
         from tqdm import tqdm
@@ -377,10 +392,8 @@ def _actor() -> str:
 
 
 def _mcp(given: argparse.Namespace, config: Settings) -> int:
-    try:
-        from hidream.mcp_server import run
-    except ImportError as error:
-        raise ConfigurationError("`hidream mcp` needs an extra; accepted: pip install 'hidream[mcp]'") from error
+    from hidream.mcp_server import run
+
     return run(config)
 
 
