@@ -13,6 +13,7 @@
     ├── ObjectStoreUnavailable        5003   503  yes    the folder or bucket of files cannot be used, or is full
     ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
     │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
+    ├── HubError                         –     –  no     the Hub cannot be reached, or does not let us download
     ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  yes    a worker could not finish a task
     ├── DatabaseUnavailable           5003   503  yes    the database does not answer, or its disk is full
@@ -142,6 +143,10 @@ class ConfigurationError(HiDreamError):
 
 class CheckpointError(ConfigurationError):
     """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
+
+
+class HubError(HiDreamError):
+    """The Hugging Face Hub cannot be reached, refuses a file, or sends another one than it announced."""
 
 
 class NotFinite(HiDreamError):
