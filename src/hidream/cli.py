@@ -448,7 +448,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "mcp": _mcp,
     "info": _info,
     "convert": _convert,
-} | dict.fromkeys(("models pull", "models list", "models show", "models verify", "models rm"), _models)
+    "models pull": _models,
+    "models list": _models,
+    "models show": _models,
+    "models verify": _models,
+    "models rm": _models,
+}
 """The function of each command; it returns the exit status."""
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from hidream.hub.names import ModelId, as_id, parse
         ("models/dev.gguf", None),
         ("models/dev.safetensors", None),
         ("owner /name", None),
+        ("owner/name@../x", None),
+        ("owner/name@", None),
         ("", None),
     ],
 )
@@ -42,7 +44,7 @@ def test_what_is_here_is_a_path(tmp_path, monkeypatch):
     assert as_id("HiDream-ai/HiDream-I1-Dev") is None
 
 
-@pytest.mark.parametrize("revision", ["../x", "a/../b", "/x", "x y", "a//b", "..", "x\n", "."])
+@pytest.mark.parametrize("revision", ["", "../x", "a/../b", "/x", "x y", "a//b", "..", "x\n", "."])
 def test_a_revision_cannot_lead_elsewhere(revision):
     for text in (f"owner/name@{revision}", f"dev@{revision}"):
         with pytest.raises(InvalidInput):

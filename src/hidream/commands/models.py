@@ -194,7 +194,7 @@ def _confirm(yes: bool, what: str) -> None:
         raise InvalidInput(
             f"nobody can be asked whether to {what}: standard input is no terminal; accepted: with --yes"
         )
-    print(f"{what.capitalize()}? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{what[0].upper()}{what[1:]}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise InvalidInput("nothing was done; accepted: y, or --yes")
 

@@ -115,21 +115,21 @@ def _missing_weights(folder: Path) -> list[str]:
     """What a folder lacks: its configuration, the shards that its index names, or any weights."""
     found = [] if (folder / "config.json").is_file() else ["config.json"]
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices and not indices[0].is_file():
-        return [*found, indices[0].name]
     if indices:
-        return found + [name for name in _shards(indices[0]) if not (folder / name).is_file()]
+        shards = _shards(indices[0])
+        return found + [name for name in shards if not (folder / name).is_file()] + [indices[0].name] * (not shards)
     weights = [path for path in folder.glob("*") if path.suffix in WEIGHTS]
     return found + [path.name for path in weights if not path.is_file()] + ["*.safetensors"] * (not weights)
 
 
 def _shards(index: Path) -> list[str]:
+    """The files that an index names; none if it cannot be read."""
     try:
         named = read_object(index, "an index as published").get("weight_map")
     except CheckpointError:
-        return [index.name]
+        return []
     names = {Path(str(name)).name for name in named.values()} if isinstance(named, dict) else set()
-    return sorted(names) or [index.name]
+    return sorted(names)
 
 
 def _missing_tokenizer(folder: Path) -> list[str]:

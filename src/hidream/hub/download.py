@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**20
 WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 """Before each further attempt, counted from the last byte that arrived."""
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas of this kind
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
 
@@ -78,7 +79,7 @@ def download(transfer: Transfer, on_bytes: Callable[[int], None], stop: Event) -
         try:
             _download(transfer, on_bytes, stop)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise HubError(
                 f"no space is left for {transfer.file.path} in {transfer.blob.parent}; free some, or set HF_HOME to "
@@ -126,10 +127,12 @@ def _download(transfer: Transfer, on_bytes: Callable[[int], None], stop: Event) 
 def _resume(transfer: Transfer, stream: BinaryIO) -> _Arrived:
     """Read what an earlier download has left; more than the file has is thrown away."""
     arrived = _Arrived(stream, new_digest(transfer.file.digest, transfer.file.size_bytes), 0)
-    if transfer.partial.stat().st_size > transfer.file.size_bytes:
+    size = os.fstat(stream.fileno()).st_size
+    if size > transfer.file.size_bytes:
         stream.truncate(0)
+        size = 0
     with transfer.partial.open("rb") as earlier:
-        while chunk := earlier.read(CHUNK_BYTES):
+        while chunk := earlier.read(min(CHUNK_BYTES, size - arrived.count)):
             arrived.digest.update(chunk)
             arrived.count += len(chunk)
     return arrived
@@ -173,7 +176,7 @@ def _request(transfer: Transfer, arrived: _Arrived, on_bytes: Callable[[int], No
         if arrived.count and response.status_code != 206:  # the server has ignored the range
             on_bytes(-arrived.count)
             _begin_again(transfer, arrived)
-        for chunk in response.iter_bytes(CHUNK_BYTES):
+        for chunk in response.iter_bytes():  # as they come: chunks of a fixed size would be lost with the connection
             if stop.is_set():
                 raise Interrupted(f"the download of {transfer.file.path} was interrupted")
             if arrived.count + len(chunk) > transfer.file.size_bytes:

@@ -30,15 +30,14 @@ class Row:
 
 def rows(named: Mapping[str, Path]) -> list[Row]:
     """The known models, others in the cache that belong to HiDream, and what `[models]` names (by key)."""
-    ids = {key: found for key, path in named.items() if (found := names.as_id(path))}
+    ids = {key: model for key, path in named.items() if (model := names.as_id(path))}
     models = [ModelId(entry.repository) for entry in CATALOGUE.values()]
     models += [ModelId(repository) for repository in cache.repositories() if _is_ours(repository)]
     models += ids.values()
-    found = [
-        _row(model, tuple(f"[models] {key}" for key, each in ids.items() if each == model))
-        for model in dict.fromkeys(models)
+    users = {model: tuple(f"[models] {key}" for key, each in ids.items() if each == model) for model in models}
+    return [_row(model, used_by) for model, used_by in users.items()] + [
+        _row_of_path(key, path) for key, path in named.items() if key not in ids
     ]
-    return found + [_row_of_path(key, path) for key, path in named.items() if key not in ids]
 
 
 def row_of(model: ModelId) -> Row:
@@ -105,7 +104,7 @@ def _row(model: ModelId, used_by: tuple[str, ...]) -> Row:
     name = name_of(model.repository) if model.revision == names.MAIN else str(model)
     size = cache.unfinished(model.repository)
     if folder is not None:
-        size += sum(file.stat().st_size for file in cache.files_of(folder).values())
+        size += sum(blob.stat().st_size for blob in {file.resolve() for file in cache.files_of(folder).values()})
     try:
         locate.snapshot(model)
     except CheckpointError as error:

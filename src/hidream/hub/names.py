@@ -32,14 +32,14 @@ def as_id(model: str | Path) -> ModelId | None:
     match = _ID.fullmatch(text)
     if not match or match[1].endswith(WEIGHTS) or Path(text).exists():
         return None
-    return ModelId(match[1], revision(match[2]) if match[2] else MAIN)
+    return ModelId(match[1], match[2] or MAIN) if match[2] is None or _is_revision(match[2]) else None
 
 
 def parse(text: str) -> ModelId:
     """The id that a short name or an id names, for `hidream models`. Raises InvalidInput."""
     name, _, given = text.partition("@")
     if name in CATALOGUE:
-        return ModelId(CATALOGUE[name].repository, revision(given) if given else MAIN)
+        return ModelId(CATALOGUE[name].repository, revision(given) if "@" in text else MAIN)
     match = _ID.fullmatch(text)
     if not match:
         raise InvalidInput(
@@ -51,6 +51,10 @@ def parse(text: str) -> ModelId:
 
 def revision(text: str) -> str:
     """A branch, a tag or a commit. Raises InvalidInput: it becomes the name of a file."""
-    if not _REVISION.fullmatch(text) or ".." in text:
+    if not _is_revision(text):
         raise InvalidInput(f"the revision is {text!r:.100}; accepted: a branch, a tag or a commit of 40 digits")
     return text
+
+
+def _is_revision(text: str) -> bool:
+    return _REVISION.fullmatch(text) is not None and ".." not in text

@@ -53,12 +53,12 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """The size of all files."""
-        return sum(each.file.size_bytes for each in self.files)
+        """The size of all files; those of the same content are stored once."""
+        return sum({each.file.digest: each.file.size_bytes for each in self.files}.values())
 
     @property
     def to_download(self) -> int:
-        """The bytes that are missing; files of the same content are downloaded once."""
+        """The bytes that are missing."""
         return sum({each.file.digest: each.to_download for each in self.files}.values())
 
     @property
