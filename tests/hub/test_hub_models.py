@@ -38,7 +38,7 @@ def test_list_shows_the_cache_and_the_settings(hidream, tmp_path):
     (folder / "model_index.json").write_text("{}")
     environ = {"HIDREAM_MODELS_LLAMA": LLAMA, "HIDREAM_MODELS_FULL": str(folder), "HIDREAM_MODELS_FAST": "/nowhere"}
     found = row(hidream, "llama", **environ)
-    assert (found["state"], found["size_bytes"], found["commit"]) == ("complete", 11, COMMIT)
+    assert (found["state"], found["size_bytes"], found["commit"]) == ("complete", 9, COMMIT)
     assert (found["folder"], found["used_by"]) == (str(snapshot), ["[models] llama"])
     rows = hidream.json("models", "list", **environ)
     assert [each["name"] for each in rows] == ["dev", "full", "fast", "llama", GGUF, "full", "fast"]
@@ -99,8 +99,8 @@ def test_rm_asks_and_removes_one_model(hidream):
     put(hidream.cache, LLAMA, FILES)
     put(hidream.cache, GGUF, {"dev-Q4.gguf": b"0"})
     out, err = hidream.run("models", "rm", "llama", status=1, HIDREAM_MODELS_LLAMA=LLAMA)
-    assert "nobody can be asked whether to delete 11 B" in err
-    assert ": 11 B, which `[models] llama` names" in out
+    assert "nobody can be asked whether to delete 9 B" in err
+    assert ": 9 B, which `[models] llama` names" in out
     hidream.run("models", "rm", "llama", "--yes")
     assert row(hidream, "llama")["state"] == "absent"
     assert row(hidream, GGUF)["state"] == "complete"
