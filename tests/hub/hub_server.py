@@ -57,7 +57,7 @@ class Hub(ThreadingHTTPServer):
         self.cuts: dict[str, list[int]] = {}  # by path: after how many bytes the next GETs end
         self.held: dict[str, int] = {}  # by path: after how many bytes the next GET waits for `released`
         self.released = threading.Event()
-        self.statuses: dict[str, list[int]] = {}  # by path: what the next GETs are answered with
+        self.statuses: dict[str, list[int]] = {}  # by path: what the next GETs are answered with; 0 is as usual
         self.replaced: dict[str, bytes] = {}  # by path: what is sent instead of the content
 
     @property
@@ -168,8 +168,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(file, content, common)
 
     def send_file(self, file: str, content: bytes, headers: dict[str, str]):
-        if statuses := self.server.statuses.get(file):
-            self.send(statuses.pop(0), b"busy", {})
+        if (statuses := self.server.statuses.get(file)) and (status := statuses.pop(0)):
+            self.send(status, b"busy", {})
             return
         content = self.server.replaced.get(file, content)
         first = int(self.request_seen.range.removeprefix("bytes=").rstrip("-") or 0)

@@ -141,13 +141,13 @@ def test_a_download_that_is_interrupted_goes_on_in_the_next(hub, hidream, dev, n
 
 
 def test_an_unfinished_download_is_not_the_model(hub, hidream, dev):
-    hub.cuts[WEIGHTS] = [1000, *[0] * 20]
+    hub.cuts[WEIGHTS], hub.statuses[WEIGHTS] = [1000], [0, 404]
     _, err = hidream.run("models", "pull", "dev", "--yes", status=1)
-    assert "what has arrived stays, try again" in err
-    for command in (("generate", "a fox", "--model", DEV), ("info", "--plan", "--model", DEV)):
-        _, err = hidream.run(*command, status=1)
-        assert f"{DEV} is neither a file or folder here nor in the Hub's cache" in err
-        assert "`hidream models pull dev` downloads it (47.2 GB in all), and goes on" in err
+    assert f"{hub.url} answers 404 for {DEV}; what has arrived stays, try again" in err
+    assert partial(hidream).stat().st_size == 1000
+    _, err = hidream.run("generate", "a fox", "--model", DEV, status=1)
+    assert f"{DEV} is neither a file or folder here nor in the Hub's cache" in err
+    assert "`hidream models pull dev` downloads it (47.2 GB in all), and goes on" in err
     (row,) = (each for each in hidream.json("models", "list") if each["name"] == "dev")
     assert row["state"] == "incomplete"
 
@@ -177,7 +177,7 @@ def test_a_wrong_checksum_is_found_and_the_file_is_not_used(hub, hidream, dev, w
 
 
 def test_a_wrong_small_file_is_found_too(hub, hidream, dev):
-    hub.replaced["model_index.json"] = b"[]"
+    hub.replaced["model_index.json"] = b"?" * len(SMALL["model_index.json"])
     _, err = hidream.run("models", "pull", "dev", "--yes", status=1)
     assert "has arrived with the digest" in err
 
@@ -298,8 +298,6 @@ def test_a_revision_is_pinned(hub, hidream, dev):
     hidream.run("models", "pull", f"dev@{COMMIT}", "--yes")
     folder = hidream.cache / "models--HiDream-ai--HiDream-I1-Dev"
     assert not (folder / "refs" / "main").exists()
-    _, err = hidream.run("info", "--plan", "--model", DEV, status=1)
-    assert f"which has other revisions of it ({DEV}@{COMMIT})" in err
     dev.branches |= {"main": OTHER, "v1": COMMIT}
     hidream.run("models", "pull", "dev", "--yes")
     assert (folder / "refs" / "main").read_text() == OTHER
@@ -313,7 +311,7 @@ def test_a_branch_that_moves_means_the_old_files_until_the_new_ones_are_there(hu
     changed = CONTENT[::-1]
     dev.commits[OTHER] = SMALL | {WEIGHTS: changed}
     dev.branches["main"] = OTHER
-    hub.cuts[WEIGHTS] = [1000, *[0] * 20]
+    hub.cuts[WEIGHTS], hub.statuses[WEIGHTS] = [1000], [0, 404]
     hidream.run("models", "pull", "dev", "--yes", status=1)
     folder = hidream.cache / "models--HiDream-ai--HiDream-I1-Dev"
     assert (folder / "refs" / "main").read_text() == COMMIT
