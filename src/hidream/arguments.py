@@ -105,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     _mcp(commands)
     _info(commands)
     _convert(commands)
+    _models(commands)
     return top
 
 
@@ -276,6 +277,34 @@ def _convert(commands: Commands) -> None:
     convert.set_defaults(command="convert")
 
 
+def _models(commands: Commands) -> None:
+    models = commands.add_parser(
+        "models", help="download models from the Hugging Face Hub; list, show, verify and remove what is there"
+    ).add_subparsers(required=True, metavar="ACTION")
+    about = "dev, full, fast, llama, or an id such as owner/name; also with @REVISION"
+    pull = models.add_parser("pull", help="download what hidream reads of a model, after showing what and how much")
+    pull.add_argument("names", nargs="+", metavar="NAME", type=_text, help=about)
+    pull.add_argument("--revision", type=_text, help="a branch, a tag or a commit (default: main)")
+    pull.add_argument(
+        "--include", action="append", default=[], type=_text, metavar="PATTERN",
+        help="files to download instead of those that hidream chooses, such as '*Q4_K_M.gguf'; may be repeated",
+    )  # fmt: skip
+    pull.add_argument("--dry-run", action="store_true", help="only show what would be downloaded")
+    listing = models.add_parser("list", help="list the models that are known, in the cache, or in the settings")
+    show = models.add_parser("show", help="show a model's files, digests and licence, and the command that uses it")
+    show.add_argument("name", metavar="NAME", type=_text, help=about)
+    verify = models.add_parser("verify", help="compare the content of cached files with their digests")
+    verify.add_argument("names", nargs="*", metavar="NAME", type=_text, help=f"{about} (default: all in the cache)")
+    verify.add_argument("--remove", action="store_true", help="delete files whose content is wrong")
+    rm = models.add_parser("rm", help="delete models from the cache")
+    rm.add_argument("names", nargs="+", metavar="NAME", type=_text, help=about)
+    for command in (pull, rm):
+        command.add_argument("--yes", "-y", action="store_true", help="do not ask; needed where nobody can be asked")
+    for name, command in {"pull": pull, "list": listing, "show": show, "verify": verify, "rm": rm}.items():
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+        command.set_defaults(command=f"models {name}")
+
+
 def _address(command: argparse.ArgumentParser) -> None:
     _setting(command, "server", "host", "address to listen on")
     _setting(command, "server", "port", "port to listen on; 0 takes a free one")
@@ -284,7 +313,7 @@ def _address(command: argparse.ArgumentParser) -> None:
 def _model_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
-        help="the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
+        help="an id of the Hub, the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)",
     )
     for part, about in MODELS.items():
         _setting(command, "models", part, about)

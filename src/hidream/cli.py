@@ -1,4 +1,4 @@
-"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `audit`, `mcp`, `info`, `convert`.
+"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `audit`, `mcp`, `info`, `convert`, `models`.
 
 Each command reads flags (`arguments.py`) and settings, calls one function of one package, and prints the result. The
 commands import the packages that they need, so that `hidream --help` responds at once.
@@ -215,6 +215,7 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
 
     from hidream.formats.convert import convert, format_of
     from hidream.formats.targets import Format, Wish
+    from hidream.hub.locate import locate
     from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
@@ -226,10 +227,16 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        written = convert(given.source, given.target, wish, published_config, on_bytes)
+        written = convert(locate(str(given.source)), given.target, wish, published_config, on_bytes)
     for path in written:
         print(path)
     return 0
+
+
+def _models(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.commands import models
+
+    return models.COMMANDS[given.command](given, config)
 
 
 def _serve(given: argparse.Namespace, config: Settings) -> int:
@@ -457,6 +464,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "mcp": _mcp,
     "info": _info,
     "convert": _convert,
+    "models pull": _models,
+    "models list": _models,
+    "models show": _models,
+    "models verify": _models,
+    "models rm": _models,
 }
 """The function of each command; it returns the exit status."""
 

@@ -14,6 +14,7 @@
     ├── ConfigurationError               –     –  a setting, a checkpoint or a file on disk is wrong
     │   ├── CheckpointError              –     –  a model folder that cannot be loaded
     │   └── MissingPackage               –     –  a package of an extra is not installed; an ImportError too
+    ├── HubError                         –     –  the Hub cannot be reached, or does not let us download
     ├── NotFinite                     1403   200  an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  a worker could not finish a task
     ├── DatabaseUnavailable           5003   503  the database does not answer, or its disk is full
@@ -149,6 +150,10 @@ class ConfigurationError(HiDreamError):
 
 class CheckpointError(ConfigurationError):
     """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
+
+
+class HubError(HiDreamError):
+    """The Hugging Face Hub cannot be reached, refuses a file, or sends another one than it announced."""
 
 
 class MissingPackage(ConfigurationError, ImportError):
