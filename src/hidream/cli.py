@@ -42,6 +42,7 @@ EXTRAS = {
     "generate": "torch",
     "info": "torch",
     "convert": "torch",
+    "models": "torch",
     "serve": "torch,server",
     "worker": "torch,server",
     "api": "server",
