@@ -105,10 +105,11 @@ class Pipeline:
             A folder of LoRAs. A call names them by their file names, without .safetensors.
         compiled
             Whether torch.compile makes the transformer's blocks; None is on CUDA, unless layers are streamed.
-        revision, token
-            The branch, tag or commit of a Hub id, and the token of an account.
+        revision
+            The branch, tag or commit of the model's Hub id.
         local_files_only
-            False downloads from the Hub what its cache lacks, tens of GB; `hidream models pull` does it with progress.
+            False downloads from the Hub what its cache lacks, tens of GB, with `token`, if the repository asks for an
+            account; `hidream models pull` does the same with progress.
         llama, t5, clip_l, clip_g, vae, tokenizers
             Parts that the checkpoint lacks, or others than its own: folders, files or Hub ids. The official
             repositories lack Llama.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ class Reader:
             raise InvalidInput(f"{shown}, {cure} none, or the variant full", field="negative_prompt")
 
     def _loras(self, value: object) -> tuple[LoraUse, ...]:
-        entries = value if isinstance(value, list) or _is_several(value) else [value]
-        uses = [use for entry in entries for use in self._lora(entry)]
+        uses = [use for entry in _entries(value) for use in self._lora(entry)]
         read: tuple[LoraUse, ...] = BY_NAME["loras"].kind.read("loras", uses)
         return read
 
@@ -164,9 +163,10 @@ def _read_size(value: object) -> Size:
     return BY_NAME["size"].kind.read("size", value)  # type: ignore[no-any-return]
 
 
-def _is_several(value: object) -> bool:
-    """Whether a tuple holds several LoRAs: ("name", 0.8) is one."""
-    return isinstance(value, tuple) and not (len(value) == 2 and isinstance(_plain(value[1]), int | float))
+def _entries(value: object) -> Sequence[object]:
+    """The LoRAs in a list or a tuple; but ("name", 0.8) is one."""
+    is_one = isinstance(value, tuple) and len(value) == 2 and isinstance(_plain(value[1]), int | float)
+    return value if isinstance(value, list | tuple) and not is_one else [value]
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever was given

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypedDict
@@ -69,24 +69,47 @@ _SCHEDULERS = {Sampler.UNIPC: _UNIPC, Sampler.FLASH: _FLASH}
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """How Hub ids are looked up."""
+    """How Hub ids are looked up: `revision` is the model's; `token` is for downloads."""
 
     revision: str | None = None
     token: str | None = None
     local_files_only: bool = True
 
-    def path(self, field: str, given: PathOrId) -> tuple[Path, bool]:
-        """Find a path or a Hub id; also return whether it was an id. Raises InvalidInput, or the Hub's errors."""
-        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
-            raise InvalidInput(f"{field} is {given!r:.100}; accepted: {ACCEPTED}", field=field)
-        path = Path(given).expanduser()
-        if isinstance(given, os.PathLike) or os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers anywhere
-            return path, False
-        if not _HUB_ID.fullmatch(given):
-            raise InvalidInput(f"{field} is {given!r:.100}, which does not exist; accepted: {ACCEPTED}", field=field)
-        hub = importlib.import_module("hidream.hub")  # late: it imports huggingface_hub
-        find = hub.locate if self.local_files_only else hub.pull
-        return Path(find(given, revision=self.revision, token=self.token)), True
+    def locate(self, named: Mapping[str, Path], ids: Collection[str]) -> dict[str, Path]:
+        """Replace the ids among some paths by the folders of the cache, after a download if that is wanted.
+
+        With an official repository comes the Llama of the cache. Raises CheckpointError with what the cache lacks and
+        how to download it, or HubError.
+        """
+        if not ids:
+            self._check_unused()
+            return dict(named)
+        if self.revision is not None:
+            if "folder" not in ids:
+                raise InvalidInput(f"revision is {self.revision!r:.100}, and model is no Hub id", field="revision")
+            named = {**named, "folder": Path(f"{named['folder'].as_posix()}@{self.revision}")}
+        if self.token is not None and self.local_files_only:
+            accepted = "accepted: a token with local_files_only=False"
+            raise InvalidInput(f"token is given, and nothing is downloaded; {accepted}", field="token")
+        if not self.local_files_only:
+            for name in ids:
+                self._download(named[name].as_posix())
+        found: dict[str, Path] = importlib.import_module("hidream.hub.locate").parts(named)
+        return found
+
+    def _download(self, model: str) -> None:
+        names, pull = (importlib.import_module(f"hidream.hub.{name}") for name in ("names", "pull"))
+        plan = pull.plan(names.parse(model), token=self.token)
+        pull.check(plan, self.token)
+        pull.pull(plan, lambda _bytes: None, self.token)
+
+    def _check_unused(self) -> None:
+        """Refuse what is only said to the Hub where nothing comes from there."""
+        given = {"revision": self.revision is not None, "token": self.token is not None}
+        given["local_files_only"] = not self.local_files_only
+        name = next((name for name, is_given in given.items() if is_given), None)
+        if name is not None:
+            raise InvalidInput(f"{name} is given, and nothing is named by a Hub id; accepted: with one", field=name)
 
 
 def find(
@@ -98,18 +121,30 @@ def find(
     ConfigurationError where a file cannot be read.
     """
     keywords.check_names(parts, PART_NAMES, CALLED_ELSEWHERE)
-    named = None if variant is None else Variant(Choice(Variant).read("variant", variant))
-    found = {name: hub.path(name, value) for name, value in parts.items() if value is not None}
-    ids = [path for path, of_hub in found.values() if of_hub]
+    settled = None if variant is None else Variant(Choice(Variant).read("variant", variant))
+    named, ids = {}, set()
+    for field, given in {"folder": model, **parts}.items():
+        if given is not None:
+            named[field], of_hub = _path("model" if field == "folder" else field, given)
+            ids |= {field} if of_hub else set()
+    found = hub.locate(named, ids)
     if model is None:
-        _check_hub(hub, bool(ids))
-        settled = named or Variant.DEV
-        return settled, dataclasses.replace(embedded(settled), **{name: path for name, (path, _) in found.items()})
-    folder, of_hub = hub.path("model", model)
-    _check_hub(hub, of_hub or bool(ids))
-    checkpoint = Checkpoint(folder, **{name: path for name, (path, _) in found.items()})
-    name = str(model).partition("@")[0] if of_hub else str(folder.absolute())
-    return _settled(named, variant_of(folder, name, named), name), checkpoint
+        settled = settled or Variant.DEV
+        return settled, dataclasses.replace(embedded(settled), **found)
+    name = str(model).partition("@")[0] if "folder" in ids else str(named["folder"].absolute())
+    return _settled(settled, variant_of(found["folder"], name, settled), name), Checkpoint(**found)
+
+
+def _path(field: str, given: object) -> tuple[Path, bool]:
+    """Read a path, or a Hub id as one, and whether it is an id. Raises InvalidInput."""
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise InvalidInput(f"{field} is {given!r:.100}; accepted: {ACCEPTED}", field=field)
+    path = Path(given).expanduser()
+    if isinstance(given, os.PathLike) or os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers anywhere
+        return path, False
+    if not _HUB_ID.fullmatch(given):
+        raise InvalidInput(f"{field} is {given!r:.100}, which does not exist; accepted: {ACCEPTED}", field=field)
+    return path, True
 
 
 def variant_of(path: Path, name: str, named: Variant | None) -> Variant | None:
@@ -158,15 +193,6 @@ def _settled(named: Variant | None, told: Variant | None, name: str) -> Variant:
             field="variant",
         )
     return named or told or Variant.DEV
-
-
-def _check_hub(hub: Hub, used: bool) -> None:
-    """Refuse what is only said to the Hub where nothing comes from there."""
-    given = {"revision": hub.revision is not None, "token": hub.token is not None}
-    given["local_files_only"] = not hub.local_files_only
-    name = next((name for name, is_given in given.items() if is_given), None)
-    if name is not None and not used:
-        raise InvalidInput(f"{name} is given, and nothing is named by a Hub id; accepted: with a Hub id", field=name)
 
 
 def memory_gb(memory: float | str | None) -> float:
