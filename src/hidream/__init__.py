@@ -1,6 +1,11 @@
 """hidream: the self-hosted home of the HiDream-I1 text-to-image model.
 
-The names below are imported when they are first used, so that `import hidream` loads nothing.
+    import hidream
+
+    pipe = hidream.Pipeline.from_pretrained()
+    pipe("a fox in the snow", seed=7).save("fox.png")
+
+The names below are imported when they are first used (PEP 562), so that `import hidream` loads nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +18,36 @@ if TYPE_CHECKING:
     from hidream.client.async_client import AsyncClient
     from hidream.client.client import Client
     from hidream.client.retries import Retry
+    from hidream.library.image import Image, Progress
+    from hidream.library.pipeline import Pipeline
+    from hidream.request import Prompts
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "Retry", "errors", "webhooks"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Image",
+    "Pipeline",
+    "Progress",
+    "Prompts",
+    "Retry",
+    "__version__",
+    "errors",
+    "webhooks",
+]
 
 _MODULES = {
     "AsyncClient": "hidream.client.async_client",
     "Client": "hidream.client.client",
+    "Image": "hidream.library.image",
+    "Pipeline": "hidream.library.pipeline",
+    "Progress": "hidream.library.image",
+    "Prompts": "hidream.request",
     "Retry": "hidream.client.retries",
 }
 """Where each name is; the others in `__all__` are modules."""
 
-_EXTRAS: dict[str, str] = {}
+_EXTRAS = dict.fromkeys(("Image", "Pipeline", "Progress"), "torch")
 """The extra that installs what a name needs, if the base does not."""
 
 
@@ -39,4 +62,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})
