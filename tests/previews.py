@@ -1,4 +1,4 @@
-"""The small picture of a task, as the database has it."""
+"""The small image of a task, as the database has it."""
 
 import sqlalchemy as sa
 

@@ -1,4 +1,4 @@
-"""The command line: a picture in a file, errors in one line, and a quick start."""
+"""The command line: an image in a file, errors in one line, and a quick start."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "kind"), [("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP"), ("d.avif", "AVIF")]
 )
-def test_generate_writes_the_picture(home, capsys, name, kind):
+def test_generate_writes_the_image(home, capsys, name, kind):
     out = home / name
     assert (
         cli.main(["generate", "3d a frog", "--size", "640*512", "--seed", "7", "--steps", "2", "--out", str(out)]) == 0
     )
-    with Image.open(out) as picture:
-        assert (picture.format, picture.size) == (kind, (640, 512))
+    with Image.open(out) as image:
+        assert (image.format, image.size) == (kind, (640, 512))
     printed = capsys.readouterr()
     assert "seed 7" in printed.out
     assert "denoise" in printed.out
@@ -196,7 +196,7 @@ def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(
     code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'create', '--name', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
-    assert "WARNING hidream.cli environment_passed_over names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
+    assert "WARNING hidream.cli environment_ignored names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
     assert "enableServiceLinks: false" in line
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
-from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole, in_words
+from hidream.parameter import Choice, CommandFlag, Integer, Number, Parameter, Text, in_words
 from hidream.parts import NAMED_ALONE
 from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
 from hidream.settings.nearest import nearest
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; `{self.prog} --help` says more\n")
 
 
-class OfPlan(argparse.Action):
+class OnlyWithPlan(argparse.Action):
     """Stores the value of a flag that only `--plan` uses, and in `complain` how to refuse it without `--plan`."""
 
     def __call__(
@@ -253,7 +253,7 @@ def _info(commands: Commands) -> None:
         action="store_true",
         help="show instead how a model uses some memory: --model, or else the published one",
     )
-    plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OfPlan)
+    plan = functools.partial(info.add_argument_group("only with --plan").add_argument, action=OnlyWithPlan)
     plan("--memory", type=_cards, default="8,12,16,24,32,48,80", help="cards in GB (default: %(default)s)")
     plan("--host", type=_host, default=64, help="GB of host memory beside the card (default: %(default)s)")
     plan("--size", default=str(DEFAULT_SIZE), help="width*height in pixels (default: %(default)s)")
@@ -378,7 +378,7 @@ def _lora(text: str) -> LoraUse:
         raise argparse.ArgumentTypeError(error.message) from None
 
 
-_TYPES: dict[type, Callable[[str], object]] = {Text: _text, Whole: _integer, Number: _number, Source: _path}
+_TYPES: dict[type, Callable[[str], object]] = {Text: _text, Integer: _integer, Number: _number, Source: _path}
 """The conversion of text to a value of each kind."""
 
 

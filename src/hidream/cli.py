@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _warn_about_ignored_variables() -> None:
-    if names := sources.passed_over(os.environ):
+    if names := sources.ignored_variables(os.environ):
         reason = "Kubernetes or Docker set them; `enableServiceLinks: false` in the pod's spec prevents that"
-        logger.warning("environment_passed_over names=%s because=%s", ",".join(names), reason)
+        logger.warning("environment_ignored names=%s reason=%s", ",".join(names), reason)
 
 
 def _keep_private(config: Settings) -> None:
@@ -206,7 +206,7 @@ def _plan(given: argparse.Namespace, config: Settings) -> int:
     shape, options, parts = plan_configured(request, config)
     for part in parts:
         print(part)
-    print(plan_report.tell(given.memory, given.host, options, device, shape))
+    print(plan_report.describe(given.memory, given.host, options, device, shape))
     return 0
 
 
@@ -215,12 +215,12 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
     from tqdm import tqdm
 
     from hidream.formats.convert import convert, format_of
-    from hidream.formats.targets import Format, Wish
+    from hidream.formats.targets import ConversionOptions, Format
     from hidream.hub.locate import locate
     from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
-    wish = Wish(to, given.type, given.shard_size, given.force, given.variant)
+    options = ConversionOptions(to, given.type, given.shard_size, given.force, given.variant)
     with tqdm(unit="B", unit_scale=True, delay=0.2) as bar:
 
         def on_bytes(target: Path, done: int, total: int) -> None:
@@ -228,7 +228,7 @@ def _convert(given: argparse.Namespace, config: Settings) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        written = convert(locate(str(given.source)), given.target, wish, published_config, on_bytes)
+        written = convert(locate(str(given.source)), given.target, options, published_config, on_bytes)
     for path in written:
         print(path)
     return 0
@@ -435,9 +435,9 @@ def _size_of(given: str | None, image: bytes | None) -> Size:
         return Size.parse(given)
     if image is None:
         return DEFAULT_SIZE
-    from hidream.images.measure import shown_size
+    from hidream.images.measure import oriented_size
 
-    return Size.near(*shown_size("image", image))
+    return Size.near(*oriented_size("image", image))
 
 
 def _bytes(path: Path | None) -> bytes | None:

@@ -16,16 +16,16 @@ from typing import Annotated, Any, Self, TypeVar
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import (
-    AsItIs,
+    Boolean,
     Choice,
     CommandFlag,
-    Flag,
+    Integer,
     Number,
     OverlongText,
     Parameter,
+    PlainJson,
     Schema,
     Text,
-    Whole,
     by_name,
     declared,
     in_words,
@@ -147,7 +147,7 @@ class Dimensions:
 
 
 @dataclass(frozen=True, slots=True)
-class Source(AsItIs):
+class Source(PlainJson):
     """The location or the content of an image file; the server resolves it."""
 
     @property
@@ -261,7 +261,7 @@ class ImageRequest:
     seed: Annotated[
         int,
         Parameter(
-            Whole(-1, SEED_MAX),
+            Integer(-1, SEED_MAX),
             "The same seed gives the same image; -1 chooses a random seed.",
             default=-1,
             documented=True,
@@ -272,7 +272,7 @@ class ImageRequest:
     enable_base64_output: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Return the images as base64 instead of URLs.",
             documented=True,
             notes="`outputs` contains plain base64 instead of URLs",
@@ -281,7 +281,7 @@ class ImageRequest:
     enable_safety_checker: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Check the prompt and flag unsafe images.",
             documented=True,
             notes="see [SAFETY.md](SAFETY.md)",
@@ -290,7 +290,7 @@ class ImageRequest:
     enable_sync_mode: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Respond when the images are finished.",
             documented=True,
             notes="the response waits for the images, for up to `sync_timeout_s`",
@@ -302,7 +302,7 @@ class ImageRequest:
     num_images: Annotated[
         int,
         Parameter(
-            Whole(1, IMAGES_MAX),
+            Integer(1, IMAGES_MAX),
             "The number of images, with seed, seed + 1, and so on.",
             notes="the images have the seeds `seed`, `seed` + 1, and so on",
         ),
@@ -310,7 +310,7 @@ class ImageRequest:
     output_quality: Annotated[
         int | None,
         Parameter(
-            Whole(1, QUALITY_MAX),
+            Integer(1, QUALITY_MAX),
             f"The quality of {_LOSSY} files.",
             shown_default=_QUALITIES,
             notes="PNG is lossless and has no quality",
@@ -348,7 +348,7 @@ class ImageRequest:
     steps: Annotated[
         int | None,
         Parameter(
-            Whole(1, STEPS_MAX),
+            Integer(1, STEPS_MAX),
             "The number of denoising steps; default: that of the model.",
             name="num_inference_steps",
             flag=CommandFlag(name="--steps", help="number of denoising steps (default: that of the variant)"),
@@ -492,13 +492,13 @@ _ROW_NAMES = tuple(parameter.name for parameter in PARAMETERS)
 _ALL = attrgetter(*(parameter.attribute for parameter in PARAMETERS))
 _RENAMED = tuple((p.name, p.attribute) for p in PARAMETERS if p.name != p.attribute)
 _TO_JSON = tuple((p.name, p.kind.to_json) for p in PARAMETERS if isinstance(p.kind, Dimensions | Loras))
-_FROM_JSON = tuple((p.name, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, AsItIs))
+_FROM_JSON = tuple((p.name, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, PlainJson))
 _SIDE = (1, SIDE_MAX_PX, f"a whole number from 1 to {SIDE_MAX_PX}")
 _BOUNDS = (
     *(
         (p.attribute, 0 if p.attribute == "seed" else p.kind.smallest, p.kind.largest, p.kind.accepted)
         for p in PARAMETERS
-        if isinstance(p.kind, Whole | Number)
+        if isinstance(p.kind, Integer | Number)
     ),
     ("width", *_SIDE),
     ("height", *_SIDE),

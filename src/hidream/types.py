@@ -63,7 +63,7 @@ MODELS = {f"wavespeed-ai/hidream-i1-{variant}": variant for variant in Variant}
 
 
 class Render(StrEnum):
-    """Which shape the model itself draws, before the picture is brought to the size that was asked.
+    """Which shape the model itself draws, before the image is brought to the size that was asked.
 
     BEST: REFINE where the asked size is well above the model's best area and the model can, else SCALED.
     SCALED: the model's own best area, in the legal shape nearest to the asked aspect, then scaled; no padding.
@@ -80,9 +80,9 @@ class Render(StrEnum):
 
 
 class Sampler(StrEnum):
-    """How noise becomes a picture; `model/sampling/sampler.py` holds their steps.
+    """How noise becomes an image; `model/sampling/sampler.py` holds their steps.
 
-    FLASH: predict the picture, noise it afresh (Dev and Fast).
+    FLASH: predict the image, noise it afresh (Dev and Fast).
     UNIPC: a multistep solver of second order (Full).
     EULER: one straight step at a time, without fresh noise: what others offer for flow-matching models.
     """
@@ -139,9 +139,9 @@ class WeightFormat(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a picture may lose for speed: numbers in `model/sampling/step_cache.py`, their cost in docs/PERFORMANCE.md.
+    """What an image may lose for speed: numbers in `model/sampling/step_cache.py`, their cost in docs/PERFORMANCE.md.
 
-    EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for a picture that is nearly the same.
+    EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for an image that is nearly the same.
     """
 
     EXACT = "exact"
@@ -205,7 +205,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Width and height of a picture in pixels."""
+    """Width and height of an image in pixels."""
 
     width: int
     height: int
@@ -257,7 +257,7 @@ class Step(Generic[Preview]):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one picture went, in seconds of model time."""
+    """Where the time of one image went, in seconds of model time."""
 
     text_s: float
     denoise_s: float

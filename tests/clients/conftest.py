@@ -83,7 +83,7 @@ def drive(tmp_path_factory):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture of the user's, to start from."""
+    """An image of the user's, to start from."""
     from PIL import Image
 
     path = tmp_path / "photo.png"

@@ -34,7 +34,7 @@ CHECKS = [
 ]
 TIMEOUT_S = 60
 NEVER_RIGHT = {"PUT /uploads/{name}"}
-"""It takes the picture that was announced, and no other."""
+"""It takes the image that was announced, and no other."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def fleet(tmp_path_factory):
 
 
 def known(fleet):
-    """Make a task, its delivery, a picture and an upload; how paths name them."""
+    """Make a task, its delivery, an image and an upload; how paths name them."""
     with fleet.client() as http:
         body = {"prompt": "a house", "webhook": "http://127.0.0.1:9/hook", "enable_base64_output": False}
         task = told(http.post(f"/api/v3/{MODEL}", json=body))

@@ -34,7 +34,7 @@ from hidream.outputs.object_store import Namespace
 from hidream.store import postgresql, sqlite
 from hidream.store.database import Database
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 """A child that takes longer hangs: it takes one or two."""
 TOLD_CHARS = 3000
 """Of a child's log, when something is wrong."""
@@ -150,7 +150,7 @@ async def live(run, number, verdict):
         wrong = await oracle.at_death(database, memory, outputs)
         verdict.write_text(json.dumps(wrong))
         sites.armed = number < run.job.deaths_max
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await story.Story(run.settings, memory, run.hook, sites, number).live()
         sites.armed = False
         lines = map(json.loads, (run.folder / "received").read_text().splitlines())

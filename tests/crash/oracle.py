@@ -108,7 +108,7 @@ async def _files(found, outputs):
                     pixels = np.asarray(image)
                 is_whole = pixels.shape[:2] == (task.input.size.height, task.input.size.width)
                 if not (is_whole and (pixels == (task.input.seed + i) % 256).all()):
-                    wrong.append(f"{task.input.prompt} has another picture")
+                    wrong.append(f"{task.input.prompt} has another image")
             except Exception as error:  # noqa: BLE001, RUF100 - missing or broken, it is a complaint
                 wrong.append(f"{task.input.prompt} is completed, and its file is not there: {type(error).__name__}")
     return wrong

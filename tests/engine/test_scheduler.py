@@ -119,7 +119,7 @@ def test_fifo_ends_equals_in_the_order_of_arrival(tokens, steps, budget, count):
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
 def test_srpt_answers_sooner_on_average_than_fifo_under_a_heavy_tailed_load(seed):
-    fifo, srpt = (simulation.responses(policy, seed, pictures=400) for policy in (Policy.FIFO, Policy.SRPT))
+    fifo, srpt = (simulation.responses(policy, seed, images=400) for policy in (Policy.FIFO, Policy.SRPT))
     assert mean(chain(*srpt.values())) < 0.6 * mean(chain(*fifo.values()))  # measured: 0.41 to 0.51
     assert mean(srpt[1024]) < 0.35 * mean(fifo[1024])  # measured: 0.18 to 0.27
 

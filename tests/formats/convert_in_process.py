@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from hidream.formats.convert import convert, format_of
-from hidream.formats.targets import Wish
+from hidream.formats.targets import ConversionOptions
 
 
 def anonymous_bytes() -> int:
@@ -21,7 +21,7 @@ def anonymous_bytes() -> int:
 
 def main() -> None:
     source, target, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    wish = Wish(format_of(target), kind, shard_bytes=2**30)
+    options = ConversionOptions(format_of(target), kind, shard_bytes=2**30)
     done = threading.Event()
     before = peak = anonymous_bytes()
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    convert(source, target, wish, lambda kind, shapes: {}, lambda path, so_far, total: None)
+    convert(source, target, options, lambda kind, shapes: {}, lambda path, so_far, total: None)
     done.set()
     watcher.join()
     sys.stdout.write(str(peak - before))

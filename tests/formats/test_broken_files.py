@@ -19,7 +19,7 @@ from test_gguf_encoders import llama, t5
 import llama_cpp
 from hidream.errors import CheckpointError
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.detect import config_of, outline, read
+from hidream.formats.detect import config_of, read, read_shapes
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.json_object import object_of
 from hidream.model.checkpoint.inferred import published_config
@@ -84,7 +84,7 @@ def entry(offsets=(0, 16), dtype="F32", shape=(2, 2)):
 def test_safetensors(tmp_path, content, what):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    for call in (read, outline):
+    for call in (read, read_shapes):
         assert_said(path, call, what, "accepted: a whole safetensors file", "download it again")
 
 
@@ -220,7 +220,7 @@ def test_any_change_of_a_header_is_read_or_said(tmp_path, kind):
                 (0, 1, 8, 127, 255, generator.randrange(256))
             )
         path.write_bytes(torn)
-        for call in (read, outline, config_of):
+        for call in (read, read_shapes, config_of):
             try:
                 call(path)
             except CheckpointError as error:

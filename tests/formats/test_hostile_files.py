@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from hidream.errors import CheckpointError
-from hidream.formats.adapters import adapter, outlined
+from hidream.formats.adapters import adapter, adapter_spec
 from hidream.formats.detect import config_of, read
 from hidream.formats.gguf_file import HIDREAM_KEY, open_gguf
 from hidream.formats.json_object import BRACKETS_MAX, object_of
@@ -178,13 +178,13 @@ BOMBS = {
 def test_a_product_larger_than_its_layer_is_not_made(bomb):
     parts = BOMBS[bomb]
     try:
-        outline = outlined("x", {name: part.shape for name, part in parts.items()})
+        spec = adapter_spec("x", {name: part.shape for name, part in parts.items()})
     except CheckpointError:
         with pytest.raises(CheckpointError, match=r"is made for one of \[60000, 60000\]|has the rank"):
             adapter("x", "x", parts, PeftSettings())
     else:  # no larger than any layer, which the model's own have to be compared with
         assert bomb == "LoHa's core"
-        assert outline.shape == (99_999, 1)
+        assert spec.shape == (99_999, 1)
 
 
 def test_of_layers_that_are_not_wanted_nothing_is_read(tmp_path):
@@ -194,8 +194,8 @@ def test_of_layers_that_are_not_wanted_nothing_is_read(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     seen = {}
 
-    def wants(key, outline):
-        seen[key] = (outline.shape, outline.values)
+    def wants(key, spec):
+        seen[key] = (spec.shape, spec.values)
         return key == "a"
 
     file = read_lora(tmp_path / "a.safetensors", wants)

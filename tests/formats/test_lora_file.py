@@ -16,7 +16,7 @@ import hidream
 from hidream.errors import CheckpointError
 from hidream.formats import detect
 from hidream.formats.adapters import HADAMARD, Hadamard, Kronecker, LowRank
-from hidream.formats.lora_file import LoraFormat, bare, read_lora
+from hidream.formats.lora_file import LoraFormat, layer_name, read_lora
 
 A, B = torch.randn(4, 6), torch.randn(10, 4)
 LAYER = "double_stream_blocks.3.block.attn1.to_q"
@@ -50,7 +50,7 @@ def test_formats(down, up, format_, tmp_path):
     file = read(tmp_path, {down: A, up: B})
     (key, adapter), *others = file.adapters.items()
     assert (file.name, file.format, file.notes, others) == ("style", format_, (), [])
-    assert bare(key) in (LAYER, UNDERSCORED)
+    assert layer_name(key) in (LAYER, UNDERSCORED)
     assert down.startswith(key)
     assert isinstance(adapter, LowRank)
     assert adapter.shape == (10, 6)
@@ -171,7 +171,7 @@ def test_loha_in_every_layout(layer, default, tmp_path):
     tensors = {f"{layer}.hada_{name}{default}": tensor for name, tensor in parts.items()}
     file = read(tmp_path, tensors | {f"{layer}.alpha": torch.tensor(2.0)})
     assert (file.format, file.notes, list(file.adapters)) == (LoraFormat.LYCORIS, (), [layer])
-    assert bare(layer) in (LAYER, UNDERSCORED)
+    assert layer_name(layer) in (LAYER, UNDERSCORED)
     adapter = file.adapters[layer]
     assert isinstance(adapter, Hadamard)
     torch.testing.assert_close(adapter.delta(), loha.diff_weight(down_1, up_1, down_2, up_2, None, None, gamma=0.5))
@@ -267,7 +267,7 @@ def test_a_torn_file(size, tmp_path):
 
 
 def test_a_file_that_becomes_another_while_it_is_read(tmp_path):
-    def write(key, outline):
+    def write(key, spec):
         (tmp_path / "style.safetensors").write_bytes(save({"other": torch.ones(20, 20)}))
         return True
 
@@ -279,7 +279,7 @@ def test_a_file_that_becomes_another_while_it_is_read(tmp_path):
 def test_a_loha_is_not_taken_for_a_model():
     names = [f"{LAYER}.{part}" for part in HADAMARD]
     assert detect.kind_of(names) is None
-    assert detect.looks_like(names).startswith("a LoRA, which is named per request")
+    assert detect.description_of(names).startswith("a LoRA, which is named per request")
 
 
 def test_a_type_that_torch_does_not_have(tmp_path):

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
 from hidream.images.image_file import UNTRUSTED_FORMATS, exif_of
-from hidream.images.measure import look, shown_size
+from hidream.images.measure import identify, oriented_size
 from hidream.images.prepared import prepare
 from hidream.images.structure import check, check_exif
 from hidream.types import ImageFormat, Size
@@ -63,7 +63,7 @@ def test_what_encoders_write_is_accepted(kind):
     photo = noise(640, 480)
     progressive = {"progressive": True} if kind == "JPEG" else {}
     file = saved(photo, kind, icc_profile=profile, exif=tags, **progressive)
-    assert check("image", file) == look("image", file) == ImageFormat(kind.lower())
+    assert check("image", file) == identify("image", file) == ImageFormat(kind.lower())
 
 
 def test_telephones_and_animations_are_accepted():
@@ -209,8 +209,8 @@ def only_refused(data: bytes) -> None:
     for read in (
         lambda: check("image", data),
         lambda: check_exif("image", data),
-        lambda: look("image", data),
-        lambda: shown_size("image", data),
+        lambda: identify("image", data),
+        lambda: oriented_size("image", data),
         lambda: prepare([Size(16, 16)], data, data, UNTRUSTED_FORMATS),
     ):
         try:

@@ -276,7 +276,7 @@ def test_as_many_are_kept_as_there_is_memory_for(tmp_path, monkeypatch):
     one = sum(tensor.nbytes for tensor in tensors_of().values())
     for name in "abcd":
         save_file(tensors_of(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(lora_folder, "KEPT_BYTES", 2 * one)
+    monkeypatch.setattr(lora_folder, "CACHE_BYTES", 2 * one)
     folder = LoraFolder(tmp_path, LAYERS)
     c, d = folder.named("c"), folder.named("d")
     assert folder.named("c") is c
@@ -284,7 +284,7 @@ def test_as_many_are_kept_as_there_is_memory_for(tmp_path, monkeypatch):
     assert folder.named("a") is a
     assert folder.named("c") is c
     assert folder.named("d") is not d
-    monkeypatch.setattr(lora_folder, "KEPT_BYTES", 0)
+    monkeypatch.setattr(lora_folder, "CACHE_BYTES", 0)
     latest = folder.named("b")
     assert folder.named("b") is latest  # one is always kept
 

@@ -160,7 +160,7 @@ def test_nano_fits_anywhere():
     assert answer.fits
 
 
-def test_beside_a_transformer_that_stays_a_picture_is_decoded_in_tiles(real):
+def test_beside_a_transformer_that_stays_an_image_is_decoded_in_tiles(real):
     answer = plan(Hardware.card(16, 16), real, DEV)
     assert answer.part(BLOCKS).placement is Placement.DEVICE
     assert answer.tile_px == TILE_PX

@@ -63,7 +63,7 @@ async def test_the_file_itself_is_moved(folder):
         await folder.adopt(NAME, part)
         return inode
 
-    inode = await brought(folder, b"a picture", move)
+    inode = await brought(folder, b"an image", move)
     assert (folder.path / NAME).stat().st_ino == inode
     assert list((folder.path / ".parts").iterdir()) == []
 

@@ -5,12 +5,12 @@ import re
 import pytest
 
 
-async def test_a_finished_picture_is_downloaded_without_a_key(api):
+async def test_a_finished_image_is_downloaded_without_a_key(api):
     await api.submit(prompt="a house", num_images=2)
-    task = await api.draw(b"the picture")
+    task = await api.draw(b"the image")
     for name in task.output_names:
         file = await api.client.get(f"/outputs/{name}")
-        assert (file.status_code, file.content) == (200, b"the picture")
+        assert (file.status_code, file.content) == (200, b"the image")
         assert file.headers["content-type"] == "image/jpeg"
         assert "immutable" in file.headers["cache-control"]
         assert file.headers["x-content-type-options"] == "nosniff"
@@ -24,7 +24,7 @@ async def test_a_finished_picture_is_downloaded_without_a_key(api):
 
 async def test_a_range_outside_the_file_is_a_416_in_our_form(api):
     await api.submit(prompt="a house")
-    name = (await api.draw(b"the picture")).output_name
+    name = (await api.draw(b"the image")).output_name
     answer = await api.client.get(f"/outputs/{name}", headers={"Range": "bytes=99-"})
     assert (answer.status_code, answer.json()["code"]) == (416, 416)
     assert answer.headers["content-range"] == "bytes */11"
@@ -40,8 +40,8 @@ async def test_no_other_file_is_served(api, path, folder):
     assert (answer.status_code, answer.json()["code"]) == (404, 404)
 
 
-async def test_an_upload_is_served_as_what_its_bytes_are(api, picture):
-    data = picture("WEBP")
+async def test_an_upload_is_served_as_what_its_bytes_are(api, make_image):
+    data = make_image("WEBP")
     ticket = (await api.post("/api/v3/media/uploads", filename="photo.png", size=len(data))).json()["data"]
     url = ticket["download_url"]
     assert re.fullmatch(r"http://test/uploads/[\w-]{43}\.png", url)

@@ -28,7 +28,7 @@ async def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_w
         await keep_worker(settings, database)
     log = capfd.readouterr().err
     assert "worker_cannot_start" in log
-    assert "passed_over" not in log
+    assert "environment_ignored" not in log
 
 
 @pytest.mark.integration

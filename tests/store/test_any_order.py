@@ -218,7 +218,7 @@ class Real:
             "deliveries": {
                 (n := self.number(row["prediction_id"])): dataclasses.astuple(plain_delivery(n, row)) for row in owed
             },
-            "previews": {self.number(id_): (step, picture) for id_, step, picture in previews},
+            "previews": {self.number(id_): (step, image) for id_, step, image in previews},
             "repeats": {
                 (key[row["key_id"]], row["idempotency_key"]): (
                     row["body_hash"],

@@ -42,7 +42,7 @@ class Capacity(NamedTuple):
 
 @torch.inference_mode()
 def measure(model: Model) -> Capacity:
-    """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small pictures, of random noise."""
+    """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small images, of random noise."""
     side = max(1, round(math.sqrt(model.best_tokens) / 2))
     config, text = model.transformer.config, model.text.embed([""]).embeds
     conditioning = model.transformer.condition(*text, (side, side))

@@ -1,6 +1,6 @@
 """What the scheduler is told: a request in numbers, and how much of them the machine bears at once.
 
-Knows nothing of prompts, pictures or tensors. The loop makes a `Work` of each request, whose user input was checked
+Knows nothing of prompts, images or tensors. The loop makes a `Work` of each request, whose user input was checked
 long before; a wrong number here is our own bug.
 """
 

@@ -3,7 +3,7 @@
 Shapes: I inputs and O outputs of the layer, R rank; ⊗ is the Kronecker product, ⊙ multiplies value by value.
 
 Knows the parts by name, whatever the keys were (`lora_file.py`), and each trainer's rule for the strength. Every
-adapter is checked here, once: parts that belong together, matrices of one rank, finite values. `outlined` tells from
+adapter is checked here, once: parts that belong together, matrices of one rank, finite values. `adapter_spec` tells from
 the shapes alone what an adapter is made for, before anything is read or multiplied: factors of a few kilobytes may have
 a product of gigabytes.
 Source: LyCORIS 3 (modules/lokr.py, loha.py), peft 0.21.2 (tuners/lora, lokr, loha).
@@ -104,14 +104,14 @@ Adapter = LowRank | Kronecker | Hadamard
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class AdapterSpec:
     """What an adapter will be."""
 
     shape: tuple[int, int]  # (O, I) of the layer that it is made for
     values: int  # that it will hold
 
 
-def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
+def adapter_spec(key: str, shapes: Mapping[str, Shape]) -> AdapterSpec:
     """What the adapter of a layer will be, told by the shapes of its parts.
 
     Raises CheckpointError when parts are missing, have no two dimensions or do not fit together, when one of them is of
@@ -139,15 +139,15 @@ def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
         held = [_chained(key, *_factors(flat, side)) for side in ("w1", "w2")]
         shape = math.prod(each[0] for each in held), math.prod(each[1] for each in held)
     _check_size(key, shape, held)
-    return Outline(shape, sum(map(math.prod, held)) + 2 * math.prod(magnitude))
+    return AdapterSpec(shape, sum(map(math.prod, held)) + 2 * math.prod(magnitude))
 
 
 def adapter(key: str, layer: str, parts: Mapping[str, Tensor], settings: PeftSettings) -> Adapter:
     """Make the adapter of a layer, whose key has its name after a prefix, of its parts.
 
-    Raises CheckpointError as `outlined` does, and when the parts are no matrices of finite floats.
+    Raises CheckpointError as `adapter_spec` does, and when the parts are no matrices of finite floats.
     """
-    outlined(key, {name: tensor.shape for name, tensor in parts.items()})
+    adapter_spec(key, {name: tensor.shape for name, tensor in parts.items()})
     matrices = {name: _matrix(key, name, tensor) for name, tensor in parts.items() if name != "alpha"}
     magnitude = matrices.pop("magnitude", None)
     if "down" in matrices:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy_scales import object_in, some
+from hidream.formats.comfy_scales import first_names, object_in
 from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
 
 STATE = ".quant_state.bitsandbytes__"
@@ -42,7 +42,7 @@ def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Quantized]:
     ):
         if names:
             raise CheckpointError(
-                f"{len(names)} weights of bitsandbytes {what}: {some(names)}; accepted: whole NF4 files"
+                f"{len(names)} weights of bitsandbytes {what}: {first_names(names)}; accepted: whole NF4 files"
             )
     folded = parts.keys() | set(states.values())
     return {

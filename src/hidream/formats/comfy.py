@@ -40,7 +40,7 @@ def clip_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     tensors = {_renamed(OPEN_CLIP, name): tensor for name, tensor in tensors.items()}
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        if name in CLIP_LEFT_OUT or name.endswith("position_ids"):
+        if name in CLIP_IGNORED or name.endswith("position_ids"):
             continue
         layer, packed, kind = name.partition(".attn.in_proj_")
         if packed and isinstance(tensor, Tensor):
@@ -81,7 +81,7 @@ def autoencoder_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
         return dict(tensors)
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        new = replaced(AUTOENCODER, from_the_other_end(name, len(levels)))
+        new = replaced(AUTOENCODER, with_reversed_level(name, len(levels)))
         is_product = ".attentions." in new and isinstance(tensor, Tensor) and tensor.dim() == 4
         named[new] = tensor.flatten(1) if is_product and isinstance(tensor, Tensor) else tensor
     return named
@@ -94,12 +94,12 @@ def replaced(pieces: Sequence[tuple[str, str]], name: str) -> str:
     return name
 
 
-def from_the_other_end(name: str, levels: int) -> str:
+def with_reversed_level(name: str, levels: int) -> str:
     """A name of an autoencoder's decoder with its level counted as the other of FLUX and diffusers counts it."""
     return re.sub(r"^(decoder\.up(?:_blocks)?\.)(\d+)", lambda found: f"{found[1]}{levels - 1 - int(found[2])}", name)
 
 
-CLIP_LEFT_OUT = ("logit_scale", "attn_mask")
+CLIP_IGNORED = ("logit_scale", "attn_mask")
 OPEN_CLIP = (
     (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
     (r"^token_embedding\.", "text_model.embeddings.token_embedding."),

@@ -18,7 +18,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.comfy_scales import stated_in, with_scales
+from hidream.formats.comfy_scales import tensors_of_metadata, with_scales
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.quantized import StoredTensor
@@ -28,7 +28,7 @@ from hidream.parts import Kind
 
 GGUF_MAGIC = b"GGUF"
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
-FEW = 3
+NAMES_SHOWN = 3
 NAME_MAX_CHARS = 100
 
 
@@ -46,7 +46,7 @@ def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
     return _published(path, with_scales(comfy.without_prefix(_open(path)), str(path)), tuple(accepted))
 
 
-def outline(path: Path) -> Published:
+def read_shapes(path: Path) -> Published:
     """Open a folder or a file for its names and shapes alone, as `read` does; of scales nothing is read or said."""
     return _published(path, comfy.without_prefix(_open(path)), tuple(Kind))
 
@@ -66,14 +66,14 @@ def config_of(path: Path) -> dict[str, Any] | None:
     """
     if path.is_dir() and (path / "config.json").is_file():
         return read_json(path / "config.json")
-    stated = stated_as("config", path)
+    stated = metadata_object("config", path)
     beside = path.parent / "config.json"
     if stated is not None or path.is_dir() or not beside.is_file():
         return stated
     return read_json(beside)
 
 
-def stated_as(key: str, path: Path) -> dict[str, Any] | None:
+def metadata_object(key: str, path: Path) -> dict[str, Any] | None:
     """The JSON object that the metadata of a file, or of a folder's first one, has under a key; None without it."""
     stated = _metadata(files_of(path)[0]).get(key)
     try:
@@ -103,14 +103,14 @@ def kind_of(names: Iterable[str]) -> Kind | None:
     return None
 
 
-def looks_like(names: Iterable[str]) -> str:
+def description_of(names: Iterable[str]) -> str:
     """What a file of somebody else's names seems to be, in words."""
     names = sorted(names)
     for mark, what in FOREIGN:
         if any(mark in name for name in names):
             return what
-    shown = ", ".join(names[:FEW])
-    return f"tensors that are not known ({shown}{', …' * (len(names) > FEW)})" if names else "no tensors"
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"tensors that are not known ({shown}{', …' * (len(names) > NAMES_SHOWN)})" if names else "no tensors"
 
 
 MARKS: dict[Kind, tuple[str, ...]] = {
@@ -159,7 +159,7 @@ FOREIGN = (
 def _published(path: Path, tensors: Mapping[str, StoredTensor], accepted: tuple[Kind, ...]) -> Published:
     kind = kind_of(tensors)
     if kind is None or kind not in accepted:
-        found = kind or looks_like(tensors)
+        found = kind or description_of(tensors)
         raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
     empty = next((name for name, tensor in tensors.items() if not tensor.shape.numel()), None)
     if empty is not None:
@@ -183,11 +183,11 @@ def _open(path: Path) -> dict[str, StoredTensor]:
         if _magic(file).startswith(PICKLE_MAGIC):
             raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
         metadata, found = open_safetensors(file)
-        found |= stated_in(metadata, str(file))
+        found |= tensors_of_metadata(metadata, str(file))
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(
-                f"{path}: {len(twice)} keys stand in {file.name} and in another file too ({', '.join(twice[:FEW])}); "
+                f"{path}: {len(twice)} keys stand in {file.name} and in another file too ({', '.join(twice[:NAMES_SHOWN])}); "
                 "accepted: the files of one model, in one type"
             )
         tensors |= found

@@ -31,7 +31,7 @@ TENSORS_MAX = 65_536
 NAME_MAX_CHARS = 1024
 DIMS_MAX = 16
 FILE_NAME_MAX_CHARS = 255
-FEW = 3
+NAMES_SHOWN = 3
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -79,7 +79,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {wrong_with(path)}; accepted: a whole safetensors file "
+            f"{path} cannot be read: {reason_refused(path)}; accepted: a whole safetensors file "
             "(compare with the published size and download it again)"
         ) from error
 
@@ -126,7 +126,7 @@ def read_tensor(stream: BinaryIO, entry: Entry) -> Tensor:
     return torch.frombuffer(data, dtype=torch.uint8).view(entry.dtype).view(entry.shape)
 
 
-def wrong_with(path: Path) -> str:
+def reason_refused(path: Path) -> str:
     """What is wrong with a file that the package refuses, whose own words are for programmers."""
     try:
         header_of(path)
@@ -141,10 +141,12 @@ def shards(folder: Path) -> list[Path]:
     Raises CheckpointError when one is missing or there is none.
     """
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = _named_by(indices[0]) if indices else sorted(folder.glob("*.safetensors"))
+    files = _files_of_index(indices[0]) if indices else sorted(folder.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        shown = ", ".join(missing[:FEW]) + f" and {len(missing) - FEW} more" * (len(missing) > FEW)
+        shown = ", ".join(missing[:NAMES_SHOWN]) + f" and {len(missing) - NAMES_SHOWN} more" * (
+            len(missing) > NAMES_SHOWN
+        )
         raise CheckpointError(f"{folder} lacks {shown or 'its *.safetensors file'}")
     return files
 
@@ -186,7 +188,7 @@ def _check(entries: Mapping[str, Entry], data: int, size: int) -> None:
         raise ValueError(f"a file whose header does not fit its {size:,} bytes: its tensors end at {at:,}")
 
 
-def _named_by(index: Path) -> list[Path]:
+def _files_of_index(index: Path) -> list[Path]:
     accepted = "an index with a `weight_map` of names to files"
     files = read_object(index, accepted).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):

@@ -121,11 +121,11 @@ def _turn_upright(image: Image.Image) -> bool:
 
 def _scale_trns(image: ImageFile.ImageFile) -> None:
     """Scale a PNG's transparent colour to the 8 bits to which Pillow scales the pixels."""
-    said, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
-    if isinstance(said, int) and raw in TRNS_FACTORS:
-        image.info["transparency"] = said * TRNS_FACTORS[raw]
-    elif isinstance(said, tuple) and raw == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in said)
+    transparency, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(transparency, int) and raw in TRNS_FACTORS:
+        image.info["transparency"] = transparency * TRNS_FACTORS[raw]
+    elif isinstance(transparency, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
 
 
 def _on_white(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -161,6 +161,10 @@ def _deep(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | No
     if float_:
         return Image.fromarray(np.rint(values * (255 if largest <= 1 else 1)).astype(np.uint8)), None
     values = values.astype(np.uint16, copy=False)
-    said = image.info.get("transparency")
-    alpha = None if said is None else Image.fromarray(np.where(values == said, np.uint8(0), np.uint8(OPAQUE)))
+    transparency = image.info.get("transparency")
+    alpha = (
+        None
+        if transparency is None
+        else Image.fromarray(np.where(values == transparency, np.uint8(0), np.uint8(OPAQUE)))
+    )
     return Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8)), alpha  # 257 = 65535 / 255, rounded

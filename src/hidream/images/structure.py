@@ -103,7 +103,7 @@ def _directory(order: str, data: bytes, at: list[int]) -> Iterator[int]:
         at += [following] if following else []
 
 
-class _Beside:
+class _Metadata:
     """What was found so far of what a file says beside its pixels."""
 
     def __init__(self, field: str) -> None:
@@ -141,36 +141,36 @@ class _Beside:
 def _check_png(field: str, data: bytes) -> None:
     if data[12:16] == b"IHDR" and len(data) >= 24:
         check_file(field, *struct.unpack_from(">II", data, 16))
-    at, count, beside = len(_PNG_SIGNATURE), 0, _Beside(field)
+    at, count, metadata = len(_PNG_SIGNATURE), 0, _Metadata(field)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         count += 1
         _at_most(f"{field} has {count:,} chunks or more", count, CHUNKS_MAX)
         if kind not in _PIXELS:
-            _check_text(field, kind, data[at + 8 : at + 8 + length], beside)
+            _check_text(field, kind, data[at + 8 : at + 8 + length], metadata)
         elif kind == b"fcTL":
-            beside.frame()
+            metadata.frame()
         elif kind == b"IEND":
             return
         at += length + 12
 
 
-def _check_text(field: str, kind: bytes, body: bytes, beside: _Beside) -> None:
+def _check_text(field: str, kind: bytes, body: bytes, metadata: _Metadata) -> None:
     """Look at a PNG chunk that is not of the image."""
-    beside.add(len(body))
+    metadata.add(len(body))
     if kind == b"eXIf":
         check_exif(field, body)
     _, _, rest = body.partition(b"\0")
     if kind in (b"zTXt", b"iCCP"):
-        size = beside.inflate(rest[1:])
+        size = metadata.inflate(rest[1:])
         if kind == b"iCCP":
-            beside.profile(size)
+            metadata.profile(size)
     elif kind == b"iTXt" and rest[:1] == b"\1":
-        beside.inflate(b"\0".join(rest[2:].split(b"\0", 2)[2:]))
+        metadata.inflate(b"\0".join(rest[2:].split(b"\0", 2)[2:]))
 
 
 def _check_jpeg(field: str, data: bytes) -> None:
-    at, segments, scans, scans_max, beside, exif = 2, 0, 0, SCANS_MAX, _Beside(field), b""
+    at, segments, scans, scans_max, metadata, exif = 2, 0, 0, SCANS_MAX, _Metadata(field), b""
     while (found := _MARKER.search(data, at)) and found[1][0] != _END:
         at, marker = found.end(), found[1][0]
         segments += 1
@@ -186,23 +186,23 @@ def _check_jpeg(field: str, data: bytes) -> None:
             scans += 1
             _at_most(f"{field} has {scans:,} scans or more of its size", scans, scans_max)
         elif marker == _COMMENT or 0xE0 <= marker <= 0xEF:
-            exif += _check_application(field, data[at + 2 : at + length], beside)
+            exif += _check_application(field, data[at + 2 : at + length], metadata)
         at += max(2, length)
     check_exif(field, exif)
 
 
-def _check_application(field: str, body: bytes, beside: _Beside) -> bytes:
+def _check_application(field: str, body: bytes, metadata: _Metadata) -> bytes:
     """Look at what a JPEG segment says beside the image; what it has of EXIF data, which may go on in the next."""
-    beside.add(len(body))
+    metadata.add(len(body))
     if body.startswith(b"ICC_PROFILE\0"):
-        beside.profile(len(body))
+        metadata.profile(len(body))
     elif body.startswith(b"MPF\0"):  # where a telephone's further images lie, in the form of EXIF data
         check_exif(field, body[4:])
     return body[6:] if body.startswith(b"Exif\0\0") else b""
 
 
 def _check_webp(field: str, data: bytes) -> None:
-    at, count, beside = 12, 0, _Beside(field)
+    at, count, metadata = 12, 0, _Metadata(field)
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)
         body = at + 8
@@ -211,11 +211,11 @@ def _check_webp(field: str, data: bytes) -> None:
         if size := _webp_size(kind, data[body : body + 10]):
             check_file(field, *size)
         if kind == b"ANMF":
-            beside.frame()
+            metadata.frame()
         elif kind not in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM"):
-            beside.add(min(length, len(data) - body))
+            metadata.add(min(length, len(data) - body))
             if kind == b"ICCP":
-                beside.profile(length)
+                metadata.profile(length)
             elif kind == b"EXIF":
                 check_exif(field, data[body : body + length])
         at = body + length + length % 2

@@ -299,7 +299,7 @@ class Pipeline:
         """Wrap a finished image, after the image check. Raises the error of a request that failed."""
         if outcome.error is not None:
             raise outcome.error
-        generated = outcome.picture
+        generated = outcome.image
         assert generated is not None, "a request ends with an image or an error"
         return Image(
             generated.pixels,

@@ -144,9 +144,9 @@ def _size(given: Mapping[str, Any], image: bytes | None) -> Size:
         return _read_size(given["size"])
     if image is None:
         return DEFAULT_SIZE
-    from hidream.images.measure import shown_size
+    from hidream.images.measure import oriented_size
 
-    return Size.near(*shown_size("image", image))
+    return Size.near(*oriented_size("image", image))
 
 
 def _read_size(value: object) -> Size:

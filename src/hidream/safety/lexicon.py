@@ -200,7 +200,7 @@ white power line, white power bank, lynching memorial, national memorial lynchin
 
 # Words that join listed words in a string without spaces ("hotteenporn"); never a reason to refuse by
 # themselves.
-GLUE = """
+JOINED_WORDS = """
 girl, girls, woman, women, young, little, small, hot, video, videos, pics, photo, photos, free, with, and
 """
 

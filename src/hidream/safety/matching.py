@@ -42,9 +42,9 @@ _Entry = tuple[tuple[str, ...], Kind]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The kinds of words in a prompt: those `said`, and those `affirmed`: said without a "no" before."""
+    """The kinds of words in a prompt: those `named`, and those `affirmed`: said without a "no" before."""
 
-    said: frozenset[Kind]
+    named: frozenset[Kind]
     affirmed: frozenset[Kind]
 
 
@@ -64,23 +64,23 @@ class _Index:
 
 def find(prompt: str) -> Found:
     """Return which kinds of words a prompt holds, over all its readings."""
-    said: set[Kind] = set()
+    named: set[Kind] = set()
     affirmed: set[Kind] = set()
     for words in readings(prompt):
         for kind, negated in _hits(words):
-            said.add(kind)
+            named.add(kind)
             if not negated:
                 affirmed.add(kind)
-        said.update(_anywhere("".join(words)))
+        named.update(_anywhere("".join(words)))
         for run in fragments(words):
-            said.update(_spaced_out(run))
+            named.update(_spaced_out(run))
         if speaks_of_age_under_18(words):
-            said.add(Kind.MINOR)
+            named.add(Kind.MINOR)
     if any(char >= _CJK_FIRST for char in prompt):
         kinds = set(_cjk(native(prompt)))
-        said |= kinds
+        named |= kinds
         affirmed |= kinds
-    return Found(frozenset(said), frozenset(affirmed))
+    return Found(frozenset(named), frozenset(affirmed))
 
 
 @cache
@@ -98,7 +98,7 @@ def _with_plurals(word: str) -> list[str]:
 
 @cache
 def _index() -> _Index:
-    index = _Index(parts=set(_entries(lexicon.GLUE)))
+    index = _Index(parts=set(_entries(lexicon.JOINED_WORDS)))
     for kind in Kind:
         for entry in _entries(getattr(lexicon, kind.name)):
             *head, last = entry.split()
@@ -248,11 +248,11 @@ def _cjk(text: str) -> Iterator[Kind]:
     for kind in Kind:
         if kind is not Kind.HARMLESS:
             entries = _entries(getattr(lexicon, f"CJK_{kind.name}"))
-            if any(entry in squeezed and _katakana_whole(entry, squeezed) for entry in entries):
+            if any(entry in squeezed and _is_whole_katakana_word(entry, squeezed) for entry in entries):
                 yield kind
 
 
-def _katakana_whole(entry: str, text: str) -> bool:
+def _is_whole_katakana_word(entry: str, text: str) -> bool:
     """Whether a katakana entry stands in `text` by itself: ロリ does not stand in カロリー."""
     before = f"(?<!{_KATAKANA})" if re.match(_KATAKANA, entry[0]) else ""
     after = f"(?!{_KATAKANA})" if re.match(_KATAKANA, entry[-1]) else ""

@@ -60,10 +60,10 @@ def check(prompt: str, negative_prompt: str = "", *, enabled: bool) -> None:
 def classify(prompt: str, negative_prompt: str = "") -> Category | None:
     """Return the gravest category a prompt falls into (rules 1 to 3), or None."""
     found = find(prompt)
-    sexual = Kind.EXPLICIT in found.said or Kind.SUGGESTIVE in found.said
-    if Kind.MINOR_SEXUAL in found.said or (Kind.MINOR in found.said and sexual):
+    sexual = Kind.EXPLICIT in found.named or Kind.SUGGESTIVE in found.named
+    if Kind.MINOR_SEXUAL in found.named or (Kind.MINOR in found.named and sexual):
         return Category.MINORS
-    if Kind.MINOR in found.said and _names_clothes(negative_prompt):
+    if Kind.MINOR in found.named and _names_clothes(negative_prompt):
         return Category.MINORS
     return next((category for kind, category in _ALONE.items() if kind in found.affirmed), None)
 

@@ -29,7 +29,7 @@ from hidream.model.memory.candidates import HOST_RESERVE_BYTES
 from hidream.model.memory.candidates import Options as PlanOptions
 from hidream.model.memory.footprint import ModelShape
 from hidream.model.memory.hardware import hardware_of
-from hidream.model.memory.offload import held
+from hidream.model.memory.offload import own_tensors
 from hidream.model.memory.plan_input import PlanRequest, partial
 from hidream.model.model import Model
 from hidream.model.resolve import HOST, resolve_device
@@ -211,7 +211,7 @@ def _taken(models: Sequence[Model], device: torch.device) -> int:
 def _values(modules: Iterable[nn.Module]) -> dict[int, Tensor | Quantized]:
     """Parameters, buffers and quantised weights, each once."""
     parts = (part for module in modules for part in module.modules())
-    return {id(value): value for part in parts for _, value in held(part)}
+    return {id(value): value for part in parts for _, value in own_tensors(part)}
 
 
 def _named(models: Sequence[Model]) -> str:

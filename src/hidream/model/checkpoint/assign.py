@@ -65,7 +65,7 @@ def assign(module: nn.Module, tensors: Mapping[str, StoredTensor], target: Targe
             setattr(module.get_submodule(owner), leaf, kept)
 
 
-def settled(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
+def resolve_stored(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
     """The requested weight format, or else the file's own if it has fewer than 16 bits, or else the compute type."""
     small = any(isinstance(tensor, Quantized) or tensor.element_size() == 1 for tensor in tensors.values())
     return storage or (WeightFormat.STORED if small else WeightFormat.COMPUTE)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy_folder import parts_in
-from hidream.formats.detect import Published, class_in, config_of, files_of, read, read_json, stated_as
+from hidream.formats.detect import Published, class_in, config_of, files_of, metadata_object, read, read_json
 from hidream.formats.quantized import StoredTensor
-from hidream.model.checkpoint.assign import Target, assign, settled
+from hidream.model.checkpoint.assign import Target, assign, resolve_stored
 from hidream.model.checkpoint.inferred import transformer_config
 from hidream.model.memory.footprint import BLOCKS, part_of
 from hidream.model.network import matmul
@@ -144,10 +144,10 @@ class Checkpoint:
             path = None if folder is None else folder / "model_index.json"
             if path is not None and path.is_file():
                 return read_json(path)
-        return stated_as("model_index", transformer) or {}
+        return metadata_object("model_index", transformer) or {}
 
     def weight_files(self) -> list[Path]:
-        """Every file of weights that decides the picture."""
+        """Every file of weights that decides the image."""
         return [file for name in PARTS for file in files_of(self.part(name))]
 
     def _missing(self, name: str) -> str:
@@ -185,7 +185,7 @@ def load_transformer(
     weights may be copied for speed. For `compiled`, call `compile_blocks` on the result.
     """
     published = checkpoint.read("transformer")
-    target = Target(device, dtype, settled(storage, published.tensors), placed, unquantised=UNQUANTISED)
+    target = Target(device, dtype, resolve_stored(storage, published.tensors), placed, unquantised=UNQUANTISED)
     kernels = choose(
         device.type,
         dtype,

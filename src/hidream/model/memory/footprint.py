@@ -220,7 +220,7 @@ def step_bytes(
 
 
 def decode_bytes(channels: int, pixels: int, compute_bytes: int) -> int:
-    """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the picture."""
+    """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the image."""
     return pixels * (3 * channels * compute_bytes + 2 * 3 * 4)
 
 

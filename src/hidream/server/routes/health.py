@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound
 from hidream.server import model_registry
-from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
+from hidream.server.responses import failure, no_worker, success
 from hidream.server.service import Route, key_of, service_of
 from hidream.store import workers
 from hidream.store.keys import Scope

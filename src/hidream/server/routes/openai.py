@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthorized
 from hidream.server import embedded_files, model_registry, openai_parameters, parameters
-from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.bodies.body import read_json
 from hidream.server.bodies.long_bodies import release
+from hidream.server.responses import base_url, no_worker, output_list
 from hidream.server.results import awaited, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
-from hidream.server.submission import refusal_of, repeat_of, replayed
+from hidream.server.submission import idempotency_record, refusal_of, replayed
 from hidream.store import predictions
 from hidream.store.admission import NewTask
 from hidream.store.keys import Key
@@ -113,7 +113,7 @@ def _read(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewTa
         model,
         submission,
         base_url(request, service.settings.server.public_url),
-        idempotency=repeat_of(idempotency_key, [PREFIX, model, body]),
+        idempotency=idempotency_record(idempotency_key, [PREFIX, model, body]),
         refusal=refusal_of(submission),
         warnings=tuple(openai_parameters.unused_of(body, request.query_params, values, variant, submission)),
     )

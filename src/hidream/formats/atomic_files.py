@@ -14,7 +14,7 @@ WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Give a path to write a file or a folder to, which takes `target`'s place at the end, or vanishes after an error.
 
     It lies in a folder of its own beside the target. Raises ConfigurationError when the disk is full or not ours.
@@ -35,13 +35,13 @@ def appearing(target: Path) -> Iterator[Path]:
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def copying(source: Path, target: Path) -> None:
+def atomic_copy(source: Path, target: Path) -> None:
     """Copy a small file into a folder that may have to be made. Raises ConfigurationError when that fails."""
-    with appearing(target) as path:
+    with atomic_write(target) as path:
         shutil.copyfile(source, path)
 
 
-def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[str] = ()) -> None:
+def check_target(target: Path, force: bool, is_folder: bool, renewed: Collection[str] = ()) -> None:
     """Raise ConfigurationError when something is in the way of a new file or folder that may not be replaced.
 
     With `force` may be: a file, or a folder with config.json and beside it only weights and files named in `renewed`.
@@ -59,11 +59,11 @@ def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[s
         return
     if not force:
         raise ConfigurationError(f"{target} exists; accepted: a new path, or --force to replace it")
-    others = sorted(path.name for path in target.iterdir() if not _may_go(path, renewed)) if is_folder else []
+    others = sorted(path.name for path in target.iterdir() if not _is_replaceable(path, renewed)) if is_folder else []
     if others or (is_folder and not (target / "config.json").is_file()):
         shown = f"more than one part ({', '.join(others[:3])})" if others else "weights, but no config.json of one part"
         raise ConfigurationError(f"{target} holds {shown}, and --force would delete it all; accepted: a new path")
 
 
-def _may_go(path: Path, renewed: Collection[str]) -> bool:
+def _is_replaceable(path: Path, renewed: Collection[str]) -> bool:
     return path.is_file() and (path.name.endswith(WEIGHTS) or path.name in renewed)

@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import Request
 
 from hidream.errors import InvalidInput
-from hidream.server.answers import base_url
+from hidream.server.responses import base_url
 
 
 def request(**headers):

@@ -45,14 +45,14 @@ def test_quantised_weights_travel_as_they_are():
 
 def test_two_blocks_at_most_are_away(streamed, monkeypatch):
     alive, most = weakref.WeakValueDictionary(), []
-    moved = streaming.moved
+    copy_to = streaming.copy_to
 
     def counted(value, device):
-        copy = moved(value, device)
+        copy = copy_to(value, device)
         alive[id(copy)] = copy
         return copy
 
-    monkeypatch.setattr(streaming, "moved", counted)
+    monkeypatch.setattr(streaming, "copy_to", counted)
     for block in streamed.streams.blocks:
         most.append(sum(tensor.nbytes for tensor in alive.values()))
         assert id(block.attn1.to_q.weight) in alive
