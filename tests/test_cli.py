@@ -156,7 +156,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["worker", "--device", "meta"], "--device is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
         (["info", "--plan", "--storage", "int3"], "--storage is 'int3'; accepted: auto, compute, stored"),
         (["info", "--plan", "--size", "9*9"], "size is '9*9'; accepted: width*height, each 256 to 2048"),
-        (["info", "--plan", "--storage", "fp8", "--device", "mps"], "fp8 is asked for on mps"),
+        (["info", "--plan", "--storage", "fp8", "--device", "mps"], "storage is fp8, which mps does not support"),
         (["convert", "/nowhere", "x" * 300], "File name too long"),
     ],
 )

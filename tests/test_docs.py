@@ -1,4 +1,4 @@
-"""The docs name every setting, route, flag and status that there is."""
+"""The docs name every setting, route, flag and status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of parameters: what each reads, describes, and says of what it does not accept."""
+"""Kinds of parameters: what each reads and describes, and its errors."""
 
 from __future__ import annotations
 

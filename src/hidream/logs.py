@@ -80,7 +80,7 @@ def _plain(value: object) -> object:
 
 
 class RateLimitedLog:
-    """An event that clients can cause at will: at most one line per second, with the number of events."""
+    """Logs an event that clients can cause at will: at most one line per second, with the number of events."""
 
     EVERY_S = 1.0
 

@@ -150,7 +150,7 @@ async def _call(client: httpx.AsyncClient, method: str, path: str, **request: An
     try:
         message = answer.json()["message"]
     except (ValueError, KeyError, TypeError):
-        message = "no answer of a hidream server"
+        message = "not the response of a hidream server"
     raise ToolError(f"{answer.status_code}: {message}")
 
 

@@ -1,4 +1,4 @@
-"""`hidream serve` as a user starts it: a real socket, a worker of its own, and the embedded model."""
+"""Starts `hidream serve` as a user does: a real socket, its own worker, and the embedded model."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What was acknowledged is drawn, whoever is killed, and it is the image it would have been."""
+"""After a kill of any process, every acknowledged task completes with the image that it would have had."""
 
 import os
 import random

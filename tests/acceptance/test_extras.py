@@ -1,4 +1,4 @@
-"""What v3 takes beyond the documents, over HTTP: the image is the one that the library draws for the same request."""
+"""Parameters that v3 has beyond the documents, over HTTP: the library generates the same image for the same request."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Plain HTTP: from a prompt to an image, by every way that the documents describe."""
+"""Plain HTTP: from a prompt to an image, in every way that the documents describe."""
 
 import base64
 import io

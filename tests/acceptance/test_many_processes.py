@@ -1,4 +1,4 @@
-"""Two API processes and two workers on one PostgreSQL and one bucket: whoever is replaced, nothing is lost.
+"""Two API processes and two workers on one PostgreSQL and one bucket: each may be replaced, and nothing is lost.
 
 The worker that is killed outright is one without a model, which never ends what it has begun: of a process that is
 killed there remain its rows and leases only, and so it need not load anything before it is.

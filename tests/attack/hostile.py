@@ -1,4 +1,4 @@
-"""What attackers send: image files that are small and a large amount of work, and sockets that keep others waiting."""
+"""What attackers send: small image files that need much work, and sockets that keep others waiting."""
 
 import asyncio
 import io

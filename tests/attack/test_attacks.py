@@ -1,4 +1,4 @@
-"""Each attack of docs/SECURITY.md on a real installation, and what the other key sees meanwhile.
+"""Each attack of docs/SECURITY.md on a real installation, and its effect on the other key.
 
 The short form holds what must come out: no error for the bystander, no process lost, memory in bounds. The long form
 has full size, and also holds how long the bystander waits; `-s` shows the figures as lines of JSON.

@@ -1,4 +1,4 @@
-"""The peers of the benchmarks: what makes a comparison void, and that the stock pipeline draws what ours draws."""
+"""The peers of the benchmarks: what makes a comparison void, and that the stock pipeline generates our images."""
 
 from __future__ import annotations
 

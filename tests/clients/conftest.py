@@ -1,4 +1,4 @@
-"""What the clients are run against: a service with its worker, and two API processes that answer otherwise.
+"""The servers for the clients: a service with its worker, and two API processes with other settings.
 
 - `service`: `hidream serve` with the embedded model, from the acceptance tests.
 - `hasty`: another API process on the same home, whose sync mode waits for nothing: everything there takes too long.

@@ -1,4 +1,4 @@
-"""Clients in processes of their own, which do what a test asks of them; `answer.py` and `answer.mjs` are their end."""
+"""Runs clients in processes of their own; `answer.py` and `answer.mjs` are the other side."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Looking at what a client got: an image of the size and the format that were asked for?"""
+"""Checks an image that a client received: its size and format."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""docs/CLIENTS.md: its lines run as they stand, but for the server's address and the key.
+"""docs/CLIENTS.md: its examples run unchanged, except for the server's address and the key.
 
 A block's first line names the language and the environment: ```` ```python pypi-openai ````. What it prints last is its
 image: a URL, or a file. JSON is the configuration of an agent, whose place the test takes.

@@ -1,4 +1,4 @@
-"""Requests by the thousand, made by schemathesis from the OpenAPI document: no 5xx, every answer as documented.
+"""Thousands of requests that schemathesis generates from the OpenAPI document: no 5xx, and documented responses.
 
 Of each operation it sends what the document allows and what it does not. Half of the rounds are about tasks and files
 that there are, because an id that was drawn at random only ever shows the 404.

@@ -1,4 +1,4 @@
-"""What a hostile client tries, against real processes on real sockets.
+"""Attacks by a hostile client on real processes and real sockets.
 
 URLs of webhooks and of images have their own: tests/outbound, tests/server/test_input_images.py. Keys are found by
 their hash, so no secret is compared; signatures are, by `hmac.compare_digest` (webhooks/signature.py).

@@ -1,4 +1,4 @@
-"""The sweep itself, a process of its own: it has no thread and no event loop, so that it may fork.
+"""The sweep itself, in a process of its own without threads or an event loop, so that it may fork.
 
 Each lane has a database and a folder. A run empties them and forks one child after the other: each asks the oracle
 what the last one has left, and carries on with the story until it dies itself or has told it to the end. In the full

@@ -1,4 +1,4 @@
-"""What must be true whoever has died: told from the rows, a journal of their changes, the files and the receiver.
+"""What must be true after any crash, checked on the rows, a journal of their changes, the files and the receiver.
 
 The journal is written by triggers, in the transactions themselves, so that it has what was committed and nothing else.
 It and the table of moves below know nothing of the code that is tested.

@@ -1,4 +1,4 @@
-"""What happens in the sweep: a day in which everything is asked of the store, by clients that remember.
+"""The story of the sweep: clients that use every function of the store, and remember the responses.
 
 A client writes down what was acknowledged, and after a death it asks again for what was not, with the same
 Idempotency-Key. So the same story is told in the process that dies and in the one that carries on.

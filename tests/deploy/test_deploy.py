@@ -1,4 +1,4 @@
-"""What is deployed: files that name only commands, settings, variables and paths that there are."""
+"""The files under deploy/ name only commands, settings, variables and paths that exist."""
 
 import asyncio
 import dataclasses

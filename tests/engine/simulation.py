@@ -1,4 +1,4 @@
-"""The scheduler seen from outside: a loop without a model, and a ledger that judges every step.
+"""Drives the scheduler without a model, with a ledger that checks every step.
 
 The ledger knows only what was said to the scheduler and what it answered. It works out order, patience and memory a
 second time, from the formulas of `scheduler.py`'s docstring and with no thought of speed. `schedule` is one random

@@ -1,4 +1,4 @@
-"""The engine against the pipeline: the same image to the last bit, whoever else is drawn, comes and goes."""
+"""The engine against the pipeline: the same image to the last bit, whatever other requests run, come and go."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     engine.add("small", request(size=Size(256, 256)))
     large = request(size=Size(2048, 2048), render=Render.NATIVE)
-    with pytest.raises(InvalidInput, match=r"^size is 2048\*2048, .* needs \d\.\d GB .* there are 0\.3 GB; accepted:"):
+    with pytest.raises(InvalidInput, match=r"^size is 2048\*2048: .* needs \d\.\d GB .* 0\.3 GB are available; accept"):
         engine.add("large", large)
     assert drain(engine).keys() == {"small"}
     monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 2**40)

@@ -1,4 +1,4 @@
-"""Two thousand random schedules, a state machine and small cases worked out by hand; `simulation.py` is the judge.
+"""Two thousand random schedules, a state machine, and small cases computed by hand; `simulation.py` checks them.
 
 The long form has ten thousand.
 """
@@ -274,7 +274,7 @@ def test_an_id_that_came_back_during_a_step_begins_anew():
 def test_an_id_is_refused_while_it_is_here():
     scheduler = Scheduler(Policy.FIFO, Limits(10, 10), 1, 0)
     scheduler.add(Work("a", (1,), 1))
-    with pytest.raises(InvalidInput, match="id is 'a'; accepted: one that no request has"):
+    with pytest.raises(InvalidInput, match="id is 'a'; accepted: an id that no current request has"):
         scheduler.add(Work("a", (2,), 1))
     assert scheduler.remaining == 1
     scheduler.advance(scheduler.batch())
@@ -298,7 +298,7 @@ def test_a_step_that_failed_can_be_asked_for_again():
     with pytest.raises(AssertionError, match="not the latest"):
         scheduler.advance(failed)
     assert scheduler.advance(again) == ("a",)
-    with pytest.raises(AssertionError, match="nobody had asked for"):
+    with pytest.raises(AssertionError, match="was not requested"):
         scheduler.advance(again)
 
 

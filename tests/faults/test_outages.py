@@ -1,4 +1,4 @@
-"""A full disk, a database that is away, a store that is stopped or hangs: nothing acknowledged is lost, nobody dies.
+"""A full disk, a database or store that is stopped or hangs: nothing acknowledged is lost, no process dies.
 
 Clients see 503s meanwhile, never a 500, and everything that was acknowledged is there and drawn once it is over.
 """

@@ -1,4 +1,4 @@
-"""Convert argv[1] to argv[2] in the type argv[3], and write the most memory that was not the mapped files', in bytes.
+"""Converts argv[1] to argv[2] in the type argv[3], and writes the peak memory beside the mapped files, in bytes.
 
 Less what was in use before: the interpreter and its libraries. A file of its own, so that it is measured alone.
 """

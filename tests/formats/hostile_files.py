@@ -1,4 +1,4 @@
-"""Writes files that were tampered with, one after the other, opens each as a worker would, and counts the faults.
+"""Writes damaged files, opens each as a worker would, and counts the faults.
 
     python hostile_files.py FOLDER KINDS SEED COUNT
 

@@ -1,4 +1,4 @@
-"""Scales join their matrices; a file that is scaled and has lost one, or holds a wrong one, is refused."""
+"""Joining scales with their matrices; a scaled file with a missing or wrong scale is refused."""
 
 from __future__ import annotations
 
@@ -184,7 +184,9 @@ def test_what_is_converted_to_scaled_fp8_leaves_no_matrix_of_eight_bits_unscaled
     [torch.tensor(2**40), torch.zeros(2**17, dtype=torch.uint8), torch.tensor([1.5]), torch.tensor([[123], [125]])],
 )
 def test_a_text_in_a_tensor_is_bytes_of_a_sensible_length(stated):
-    with pytest.raises(CheckpointError, match=r"a\.comfy_quant says what cannot be read; accepted: float8_e4m3fn"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.comfy_quant says something that cannot be read; accepted: float8_e4m3fn"
+    ):
         with_scales({"a.weight": FP8, "a.comfy_quant": stated, "a.scale_weight": torch.tensor(1.0)}, "file")
 
 

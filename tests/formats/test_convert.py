@@ -1,4 +1,4 @@
-"""Nano from format to format and back, read by those whose formats they are: diffusers, transformers, gguf."""
+"""Nano converted between all formats and back, read by diffusers, transformers and gguf."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_k_quants_can_be_read_but_not_written(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(
-        ConfigurationError, match=r"is in Q6_K, in which no gguf file can be written; accepted types: bf16"
+        ConfigurationError, match=r"is in Q6_K, a type that gguf files cannot be written in; accepted: bf16"
     ):
         convert(tmp_path / "k.gguf", tmp_path / "again.gguf")
     convert(tmp_path / "k.gguf", tmp_path / "plain.safetensors", "fp32")
@@ -345,7 +345,7 @@ def test_nothing_is_replaced_unless_asked(tmp_path):
     with pytest.raises(ConfigurationError, match=r"holds weights, but no config.json of one part, and --force would"):
         convert(NANO / "text_encoder", folder, force=True)
     (tmp_path / "b.safetensors.part").mkdir()
-    with pytest.raises(ConfigurationError, match=r"b.safetensors.part exists: somebody is writing"):
+    with pytest.raises(ConfigurationError, match=r"b.safetensors.part exists: another process is writing"):
         convert(NANO / "text_encoder", tmp_path / "b.safetensors")
     convert(NANO / "text_encoder", tmp_path / "b.safetensors", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "folder"]
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_nothing_torn(tmp_path, target):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 10**6, limits[1]))  # a write beyond it fails as on a full disk
     try:
-        with pytest.raises(ConfigurationError, match=f"{target} cannot be written: .*; nothing has been left"):
+        with pytest.raises(ConfigurationError, match=f"{target} cannot be written: .*; nothing was left"):
             convert(TRANSFORMER, path, "fp32", force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -401,7 +401,7 @@ def test_a_tensor_at_a_time_is_in_memory(tmp_path, matrices, shape, target, kind
 def test_a_variant_is_for_a_folder_of_comfy_only(tmp_path):
     for source in (NANO, TRANSFORMER, NANO / "transformer" / "diffusion_pytorch_model.safetensors"):
         with pytest.raises(
-            ConfigurationError, match=r"variant is dev, and .* is no ComfyUI models folder; accepted: none"
+            ConfigurationError, match=r"variant is dev, and .* is not a ComfyUI models folder; accepted: no variant"
         ):
             convert(source, tmp_path / "a", variant=Variant.DEV)
 

@@ -1,4 +1,4 @@
-"""Strangers' images, decoded elsewhere: the same pixels, bounded in time and memory, and nobody waits for another's."""
+"""Untrusted images, decoded in another process: the same pixels, limited time and memory, and fairness between keys."""
 
 from __future__ import annotations
 

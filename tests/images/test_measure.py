@@ -1,4 +1,4 @@
-"""How large an image is as it is shown."""
+"""The size of an image after EXIF orientation."""
 
 import io
 

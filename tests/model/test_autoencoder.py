@@ -1,4 +1,4 @@
-"""The autoencoder: there and back, the scale of its latents, layout and tiles, for both classes of checkpoints."""
+"""The autoencoder: encoding and decoding, the scale of latents, layout and tiles, for both classes of checkpoints."""
 
 from __future__ import annotations
 

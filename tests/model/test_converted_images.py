@@ -1,4 +1,4 @@
-"""What was converted computes and draws what it did before: to the last bit, or within the error of its type."""
+"""A converted model generates the same image: to the last bit, or within the error of its type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image to start from, and its mask: where it may change, at which sizes, in how much memory, and what is said."""
+"""The init image and its mask: what may change, at which sizes, in how much memory, and the warnings."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_what_is_transparent_in_an_image_without_a_mask_may_change(there):
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
     assert said == (
-        "image has transparent parts and comes without a mask: they alone may change, and begin white; "
-        "to let all of it change as it looks on white, give it without transparency"
+        "image has transparent parts and no mask: only they may change, starting from white; "
+        "to let all of it change as it looks on white, send it without transparency"
     )
     value = 255 - there
     assert to_pixels(opened.at(SIZE).image)[0, 0].tolist() == [value] * 3
@@ -156,7 +156,7 @@ def test_an_image_that_is_nowhere_transparent_by_half_may_change_everywhere():
     opened = init_image(holed((200, 60, 40), 128))
     assert opened.at(SIZE).mask is None
     assert opened.warnings == (
-        "image is translucent, and nowhere by half: it is laid on white, and all of it may change",
+        "image is translucent, but nowhere by half: it is blended over white, and all of it may change",
     )
 
 
@@ -177,7 +177,7 @@ def test_a_mask_with_a_hole_and_light_says_which_of_them_was_taken():
     opened = init_image(photo(256, 256), holed((255, 255, 255)))
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
-    assert said.startswith("mask has transparent parts and light ones: the transparent ones may change, and no others;")
+    assert said.startswith("mask has transparent parts and light ones: only the transparent ones may change;")
 
 
 @pytest.mark.parametrize("alpha", [128, 255])
@@ -201,13 +201,13 @@ def test_a_mask_that_leaves_nothing_to_change_says_so(mask):
     opened = init_image(photo(256, 256), mask)
     assert not opened.at(SIZE).mask.any()
     (said,) = opened.warnings
-    assert said.startswith("the mask leaves nothing of the image to change;")
+    assert said.startswith("the mask lets no part of the image change;")
 
 
 def test_so_does_one_that_is_white_only_where_the_image_is_cut_off():
     mask = Image.new("L", (512, 256))
     mask.paste(255, (0, 0, 100, 256))
-    assert any("nothing" in said for said in init_image(photo(512, 256), mask).warnings)
+    assert any("lets no part of the image change" in said for said in init_image(photo(512, 256), mask).warnings)
 
 
 def test_both_are_turned_upright_before_they_are_compared():

@@ -1,4 +1,4 @@
-"""A memory plan, carried out: wherever the parts live, the image is the same."""
+"""A memory plan, carried out: the image is the same wherever the parts are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`generate` equals stock diffusers on the same folder, keeps its promise about seeds, and delivers the asked size."""
+"""`generate` equals stock diffusers on the same folder, depends only on the seed, and has the requested size."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_an_init_image_of_one_line_takes_the_memory_of_the_output(dev):
 def test_warnings_about_an_init_image_come_with_the_image(dev, photo):
     nothing = png(np.zeros((256, 256), np.uint8))
     generated = generate(dev, request(image=png(photo), mask=nothing, steps=2))
-    assert [said.split(";")[0] for said in generated.warnings] == ["the mask leaves nothing of the image to change"]
+    assert [said.split(";")[0] for said in generated.warnings] == ["the mask lets no part of the image change"]
     assert np.array_equal(generated.pixels, photo)
 
 

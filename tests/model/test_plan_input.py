@@ -1,4 +1,4 @@
-"""What the memory plan is asked is what lies in the files: sizes, bits, LoRAs, and the bytes that are computed in."""
+"""The input of the memory plan matches the files: sizes, bits, LoRAs, and the bytes that are computed in."""
 
 from __future__ import annotations
 

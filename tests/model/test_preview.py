@@ -1,4 +1,4 @@
-"""Previews look like what the autoencoder decodes, whichever autoencoder it is."""
+"""Previews look like what the autoencoder decodes, for any autoencoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said to be left out of a long prompt is what stock diffusers says, and what the tokenizer really left out."""
+"""The warning about a long prompt says what stock diffusers says, and what the tokenizer really truncated."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_encoders_that_read_the_same_are_named_together(words):
     tokenizers, limits = [words] * 4, (2, 2, 3, 9)
     lines = warnings([Prompts("one two three four"), Prompts("a b", llama="c " * 12)], tokenizers, limits)
     assert lines == (
-        "the prompt is too long for CLIP-L, CLIP-G: 4 tokens, of which 2 are read; left out from 'three four' on",
-        "the prompt is too long for T5: 4 tokens, of which 3 are read; left out from 'four' on",
-        "the prompt is too long for Llama: 12 tokens, of which 9 are read; left out from 'c c c' on",
+        "the prompt is too long for CLIP-L, CLIP-G: 4 tokens, of which 2 are read; ignored from 'three four' on",
+        "the prompt is too long for T5: 4 tokens, of which 3 are read; ignored from 'four' on",
+        "the prompt is too long for Llama: 12 tokens, of which 9 are read; ignored from 'c c c' on",
     )
 
 

@@ -1,4 +1,4 @@
-"""Nano written as others publish it draws the embedded model's image, to the last bit where nothing is rounded."""
+"""Nano in other publishers' formats generates the embedded model's image, to the last bit if nothing is rounded."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_gguf_encoders_draw_the_same_image_also_from_a_models_folder(dev, tmp_pa
     checkpoint = Checkpoint(folder).of_variant(Variant.DEV)
     assert checkpoint.t5 == folder / "clip" / "t5xxl-f32.gguf"
     with pytest.raises(
-        CheckpointError, match=r"come without tokenizers: .* --tokenizers. What a GGUF file has of one is not read"
+        CheckpointError, match=r"come without tokenizers: .* --tokenizers. A tokenizer inside a GGUF file is not read"
     ):
         load_tokenizer(checkpoint, "tokenizer_4")
     model = loaded(dev, dataclasses.replace(checkpoint, tokenizers=embedded(Variant.DEV).folder))

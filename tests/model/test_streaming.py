@@ -1,4 +1,4 @@
-"""Blocks that visit the device: the same answers, two blocks away from home at most, home as it was afterwards."""
+"""Streamed blocks: the same results, at most two blocks on the device, and the host copies are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bucket of a real S3 server: signatures, headers, and a store that is away, hangs, fails or says no."""
+"""A bucket of a real S3 server: signatures, headers, and a store that is unreachable, hangs, fails or refuses."""
 
 import asyncio
 import time

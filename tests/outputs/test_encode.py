@@ -1,4 +1,4 @@
-"""Each format gives the image back, with the seed and the version that drew it."""
+"""Each format preserves the image, with its seed and version."""
 
 import io
 import json

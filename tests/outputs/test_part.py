@@ -1,4 +1,4 @@
-"""Files that are written piece by piece, and then put in their places: on a folder and on a bucket."""
+"""Files that are written piece by piece and then stored, in a folder and in a bucket."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The application on a real store and a real folder, called without a socket; the worker's part is played by hand."""
+"""The application on a real store and a real folder, called without a socket; tests act as the worker."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""Bodies that are there to cost much: not waited for, held to what was said, never in memory, counted before."""
+"""Expensive bodies: not waited for, limited to their announced size, never in memory, counted first."""
 
 import asyncio
 import base64

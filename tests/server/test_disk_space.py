@@ -1,4 +1,4 @@
-"""The low-water mark: below it nothing is taken in, and what is there goes on."""
+"""The low-water mark: below it nothing new is accepted, and existing tasks continue."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Images within JSON: the bytes of old, and not in memory while their reader takes its time."""
+"""Images within JSON: the same bytes as before, and not in memory while a client reads slowly."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""A task's events: told as they happen, once each, from wherever a reader left off."""
+"""A task's events: sent as they happen, once each, and resumed where a client stopped."""
 
 import asyncio
 import base64

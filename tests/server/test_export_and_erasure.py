@@ -1,4 +1,4 @@
-"""All that is kept of a key: written out, and erased; another key's is not touched."""
+"""All data of a key: exported, and erased; other keys are not affected."""
 
 import asyncio
 import dataclasses

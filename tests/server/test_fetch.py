@@ -1,4 +1,4 @@
-"""Fetching by the checked way out: pinned addresses, redirects, TLS, and the reason when a server is not reached.
+"""Fetching through the checked network: pinned addresses, redirects, TLS, and the reason if a server is unreachable.
 
 What the answers of a server lead to is in `test_images`.
 """

@@ -1,4 +1,4 @@
-"""Images that requests bring: from wherever they are, into the worker's hands, or a 400 that says what is wrong."""
+"""Images of requests, from any source: stored for the worker, or a 400 that says what is wrong."""
 
 import asyncio
 import base64
@@ -97,11 +97,11 @@ async def test_base64_as_clients_write_it(api, make_image, kind):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("aGVs!G8=", "with '!' at 4: no base64"),
-        ("aGVs\nbG8$=", "with '$' at 8: no base64"),
-        ("data:image/png;base64,aGVs.G8=", "with '.' at 26: no base64"),
-        ("aGV=sbG8", "with '=' at 3: no base64"),
-        ("ftp://example.org/a.png", "with ':' at 3: no base64"),
+        ("aGVs!G8=", "with '!' at 4: not base64"),
+        ("aGVs\nbG8$=", "with '$' at 8: not base64"),
+        ("data:image/png;base64,aGVs.G8=", "with '.' at 26: not base64"),
+        ("aGV=sbG8", "with '=' at 3: not base64"),
+        ("ftp://example.org/a.png", "with ':' at 3: not base64"),
         ("data:image/png,aGVsbG8=", "a data: URI without ;base64 before its comma"),
         ("aGVsb", "ends within a byte, after 5 digits of base64"),
         ("aGVsbG8", "is not an image that can be read (5 bytes)"),
@@ -228,7 +228,7 @@ async def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(api):
     files = {"file": ("a", progressive_jpeg(8192, 400))}
     answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
     assert answer.status_code == 400
-    assert answer.json()["message"] == "file has 33 scans or more of its size; accepted: up to 32"
+    assert answer.json()["message"] == "file has 33 scans or more, too many for its size; accepted: up to 32"
 
 
 async def test_slow_images_of_one_key_hold_no_others_up_nor_the_end_of_the_process(api, make_image):

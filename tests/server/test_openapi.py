@@ -1,4 +1,4 @@
-"""The OpenAPI document against the routes that there are, and against their answers."""
+"""The OpenAPI document against the registered routes and their responses."""
 
 import asyncio
 import re

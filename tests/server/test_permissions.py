@@ -1,4 +1,4 @@
-"""What strangers on the machine may read of what hidream has made: nothing, whatever the umask."""
+"""Other users of the machine may read nothing that hidream has written, whatever the umask."""
 
 import os
 

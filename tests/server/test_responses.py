@@ -1,4 +1,4 @@
-"""Answers: the URL a client is told, whoever stands between."""
+"""Responses: the URL that a client sees, behind any proxy."""
 
 import pytest
 from starlette.requests import Request

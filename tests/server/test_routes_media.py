@@ -1,4 +1,4 @@
-"""Uploads, old and new: what is taken, and what only looks like an image."""
+"""Uploads in both forms: what is accepted, and what only looks like an image."""
 
 import asyncio
 import zlib

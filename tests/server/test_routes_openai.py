@@ -1,4 +1,4 @@
-"""OpenAI's images API: their parameters, their answers, their form of error."""
+"""OpenAI's images API: its parameters, responses and errors."""
 
 import asyncio
 import base64
@@ -133,7 +133,7 @@ async def test_what_takes_too_long_and_can_be_asked_for_again_goes_on(open_api):
         headers = {"Idempotency-Key": "one"}
         answer = await ask(api, headers, prompt="a")
         assert answer.status_code == 504
-        assert "goes on: the same request with the same Idempotency-Key" in answer.json()["error"]["message"]
+        assert "continues: repeat it with its Idempotency-Key" in answer.json()["error"]["message"]
         await api.draw(b"the image")
         again = await ask(api, headers, prompt="a")
         assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")

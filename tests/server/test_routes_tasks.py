@@ -1,4 +1,4 @@
-"""Tasks over HTTP: field for field what the documents say, and who may see what."""
+"""Tasks over HTTP: every field as documented, and who may see what."""
 
 import asyncio
 import base64

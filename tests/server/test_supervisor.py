@@ -1,4 +1,4 @@
-"""The worker beside the server: what it is told, and when it is not started again."""
+"""The worker as a child of the server: its settings, and when it is not restarted."""
 
 import asyncio
 from dataclasses import replace

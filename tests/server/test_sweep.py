@@ -1,4 +1,4 @@
-"""The sweep: what is old, deleted or nobody's goes, files before rows, and nothing else."""
+"""The sweep: deletes what is old, deleted or orphaned, files before rows, and nothing else."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""An image whose row could not be written leaves no file: nobody would know of it."""
+"""An image whose row could not be written leaves no file, because nothing would refer to it."""
 
 import sqlite3
 from contextlib import closing

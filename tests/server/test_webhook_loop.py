@@ -1,4 +1,4 @@
-"""Webhooks on their way: signed, tried again, given up, and nobody held up by a receiver that hangs."""
+"""Webhook delivery: signed, retried, given up, and not delayed by another receiver that hangs."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Receivers of one key that hang leave room for the webhooks of another: none of them waits for a time-out."""
+"""Receivers of one key that hang do not delay the webhooks of another key."""
 
 import asyncio
 import time

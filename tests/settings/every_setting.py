@@ -1,4 +1,4 @@
-"""Every setting by name, with its type and what it accepts, for tests that ask all of them."""
+"""Every setting by name, with its type and what it accepts, for tests of all settings."""
 
 from __future__ import annotations
 

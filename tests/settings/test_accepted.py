@@ -1,4 +1,4 @@
-"""What a setting accepts: both ends and nothing beyond, all of a text and nothing more."""
+"""What a setting accepts: both ends of a range and nothing beyond; only whole matches of a pattern."""
 
 from __future__ import annotations
 

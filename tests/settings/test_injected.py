@@ -1,4 +1,4 @@
-"""What Kubernetes and Docker put into the environment is told apart from settings, one of the same name included."""
+"""Variables that Kubernetes and Docker set are distinguished from settings, even with the same name."""
 
 import pytest
 from every_setting import HINTS

@@ -1,4 +1,4 @@
-"""Tasks by the hundred while whoever serves and draws them is killed at random: each ends once, as it should.
+"""Hundreds of tasks while API processes and workers are killed at random: each ends once, correctly.
 
 Clients behave as good ones do: they name each task by an Idempotency-Key, and repeat what was not acknowledged, to
 whichever API process there is. The log of acknowledgements is the oracle:

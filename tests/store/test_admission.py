@@ -1,4 +1,4 @@
-"""What is taken in: limits are exact, the queue has a share for each key, and turns are fair."""
+"""Admission: exact limits, a share of the queue for each key, and fair order."""
 
 import asyncio
 import dataclasses

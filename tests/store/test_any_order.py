@@ -1,4 +1,4 @@
-"""Any order of operations gives the same answers and the same rows in plain Python, SQLite and PostgreSQL."""
+"""Any order of operations gives the same results and rows in plain Python, SQLite and PostgreSQL."""
 
 import asyncio
 import dataclasses

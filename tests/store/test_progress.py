@@ -1,4 +1,4 @@
-"""Watching tasks being drawn: everybody sees each change, and not one more query is made for each of them."""
+"""Watching running tasks: every watcher sees each change, without a further query for each."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""At the same time, from two processes' connections: whatever comes first, it is as if one had come after the other."""
+"""Concurrent calls from two processes' connections: the result is as if one had come after the other."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Images show their scenes: places, sizes, numbers, styles and grounds, on tiny sprites made here."""
+"""Images show their scenes: places, sizes, numbers, styles and backgrounds, with tiny sprites made here."""
 
 from __future__ import annotations
 

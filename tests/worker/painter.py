@@ -1,4 +1,4 @@
-"""An engine without a model: it fills each image with a colour made from the seed, all of them step by step."""
+"""An engine without a model: it fills each image with a colour that follows from the seed, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge: one thread, outcomes come back, giving up does not wait, and no error is lost."""
+"""The bridge: one thread, outcomes are returned, cancellation does not wait, and no error is lost."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The worker's loop, on a real store and real files: what becomes of a task, whatever happens while it is drawn."""
+"""The worker's loop on a real store and real files: the outcome of a task, whatever happens while it runs."""
 
 import asyncio
 import io
@@ -40,7 +40,7 @@ from previews import preview
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
-TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
+TOO_LARGE = "the size is too large for the available memory; accepted: a smaller size, or fewer images at a time"
 ROOM = Capacity(1, 10**12, has_tasks=False)
 
 

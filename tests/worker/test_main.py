@@ -1,4 +1,4 @@
-"""The process: what is loaded draws as the settings say, and a start that is hopeless says so in its exit status."""
+"""The process: models load as configured, and a hopeless start has its own exit status."""
 
 import asyncio
 import gc

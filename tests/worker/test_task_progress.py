@@ -1,4 +1,4 @@
-"""How far a task is: the mean of its images, and previews are made only for those who watch."""
+"""The progress of a task: the mean of its images; previews are made only for watchers."""
 
 import io
 

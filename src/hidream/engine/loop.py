@@ -208,8 +208,8 @@ class Engine:
             self._usable_bytes = max(self._usable_bytes, usable_bytes(self._model))
         if needed > self._usable_bytes:
             raise InvalidInput(
-                f"size is {size}, for which this request needs {needed / 1e9:.1f} GB beside the model's weights, and "
-                f"there are {self._usable_bytes / 1e9:.1f} GB; accepted: a smaller size"
+                f"size is {size}: this request needs {needed / 1e9:.1f} GB in addition to the model's weights, and "
+                f"{self._usable_bytes / 1e9:.1f} GB are available; accepted: a smaller size"
             )
 
     def _finished(self) -> list[Outcome]:

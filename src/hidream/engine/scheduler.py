@@ -100,11 +100,11 @@ class Scheduler:
         Raises InvalidInput if a request of that id is still here, or if it could never be admitted.
         """
         if work.id in self._requests:
-            raise InvalidInput(f"id is {work.id!r}; accepted: one that no request has that is still here")
+            raise InvalidInput(f"id is {work.id!r}; accepted: an id that no current request has")
         if work.memory_bytes > self._limits.memory_bytes:
             raise InvalidInput(
                 f"memory_bytes of {work.id!r} is {work.memory_bytes}; accepted: at most {self._limits.memory_bytes}, "
-                "which is what the engine may give to all requests together"
+                "the limit for all requests together"
             )
         request = _Request(work, self._arrivals, self._clock, sum(work.steps))
         self._arrivals += 1
@@ -152,9 +152,9 @@ class Scheduler:
 
         `batch` is the latest. Requests aborted since it was made are skipped, also if their id is in use again.
         """
-        assert self._batch is not None, "a step was done that nobody had asked for"
+        assert self._batch is not None, "a step was computed that was not requested"
         latest, chosen, led = self._batch
-        assert batch is latest, "the step that was done is not the latest that was asked for"
+        assert batch is latest, "the computed step is not the latest one that was requested"
         self._batch = None
         self._clock += batch.tokens
         if led is _LedBy.SHORTEST:

@@ -1,6 +1,6 @@
 """ComfyUI's single files: their tensors under the names that diffusers and transformers give them.
 
-Only names and layouts change here; the values stay where they are, in the mapped file. Knows no modules.
+Only names and layouts change here; the values stay in the mapped file. Knows no modules.
 Source: Comfy-Org/ComfyUI, comfy/utils.py (transformers_convert), comfy/sd.py
 (load_text_encoder_state_dicts); black-forest-labs/flux, src/flux/modules/autoencoder.py for the autoencoder's names.
 """
@@ -24,11 +24,11 @@ PREFIXES = (
     "first_stage_model.",
     "vae.",
 )
-"""What stands before every name in files that were cut out of, or saved as, a whole checkpoint."""
+"""Prefixes of all names in files that were extracted from, or saved as, a complete checkpoint."""
 
 
 def without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Take off what stands before every name."""
+    """Remove the prefix that all names have."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -88,14 +88,14 @@ def autoencoder_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
 
 
 def replaced(pieces: Sequence[tuple[str, str]], name: str) -> str:
-    """A name with every piece that is the first of a pair in the second's stead."""
+    """Replace each first piece of a pair in a name by the second."""
     for piece, other in pieces:
         name = name.replace(piece, other)
     return name
 
 
 def with_reversed_level(name: str, levels: int) -> str:
-    """A name of an autoencoder's decoder with its level counted as the other of FLUX and diffusers counts it."""
+    """Reverse the number of a level in a name of the decoder: FLUX and diffusers count the levels in opposite order."""
     return re.sub(r"^(decoder\.up(?:_blocks)?\.)(\d+)", lambda found: f"{found[1]}{levels - 1 - int(found[2])}", name)
 
 

@@ -3,10 +3,11 @@
     diffusion_models/ or unet/      the transformers of all variants, and of other models
     text_encoders/ or clip/         CLIP-L, CLIP-G, T5 and Llama, and other models' encoders
     vae/                            FLUX's autoencoder, and others
-    tokenizers/ or tokenizer*/      which ComfyUI has not: `hidream convert` writes them
+    tokenizers/ or tokenizer*/      ComfyUI does not have these: `hidream convert` writes them
 
-What a file is, is told by its names and shapes: nothing but headers is read. Only the variant of a transformer stands
-nowhere but in its file's name. What is another model's is passed over; where two files would do, neither is chosen.
+A file is recognised by the names and shapes of its tensors; only headers are read. The variant of a transformer is an
+exception: only the name of its file states it. Files of other models are ignored. If two files are possible, it is an
+error.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ ROOTS = ("", "split_files", "models")
 SUFFIXES = (".safetensors", ".sft", ".gguf")
 TOKENIZERS = "tokenizers"
 PARTS_IN_ORDER = (TRANSFORMER, *ENCODERS, VAE)
-"""The parts, in the order in which they are looked for."""
+"""The parts, in the order in which they are searched."""
 STOCK_CLIP_POSITIONS = 77
 """Of CLIPs that were not trained anew for HiDream-I1."""
 PUBLISHED_LLAMA = (128256, 4096)
 """Vocabulary and width of Llama-3.1-8B; others of this width have another vocabulary."""
 POSITIONS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 EDIT_MODEL = "e1"
-"""What stands in the names of HiDream-E1's files, whose tensors are those of I1."""
+"""Part of the names of HiDream-E1's files, which have the same tensors as I1's."""
 CAPTION = re.compile(r"caption_projection\.(\d+)\.")
 PATCH = 2
 
@@ -168,7 +169,7 @@ def _widths(transformer: Path) -> _Widths:
             latent=shapes["final_layer.linear.weight"][0] // PATCH**2,
         )
     except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{transformer} is no whole HiDream-I1 transformer: {error} is missing") from error
+        raise CheckpointError(f"{transformer} is not a complete HiDream-I1 transformer: {error} is missing") from error
 
 
 def _tokenizers(root: Path) -> dict[str, Path]:
@@ -223,7 +224,7 @@ def _not_one(
     passed = [
         f"{file.relative_to(root)} ({why})" for file, why in others.items() if _under(file, root, row.comfy_folders)
     ]
-    shown = f"; passed over: {', '.join(passed)}" if passed else ""
+    shown = f"; ignored: {', '.join(passed)}" if passed else ""
     return f"{root} has no {what} in {where}{shown}; accepted: {row.comfy_published}, or its path in {row.flag}"
 
 

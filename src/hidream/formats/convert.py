@@ -1,10 +1,10 @@
-"""Published files from one format and type into another: what `hidream convert` does.
+"""Conversion of published files from one format and type to another: `hidream convert`.
 
     source: anything that `detect.read` opens, or a whole model, part by part: a folder of diffusers or of ComfyUI
     target: a folder of one part for diffusers, a ComfyUI file, a GGUF file (`targets.py`), or a folder of all parts
 
-One tensor at a time is in memory, beside the mapped pages of the source, which the system takes back when it wants.
-What HiDream-I1 has no use for (Llama's head, T5's decoder) is left out. Files appear whole or not at all.
+One tensor at a time is in memory, besides mapped pages of the source, which the system may drop at any time. Parts that
+HiDream-I1 does not use (Llama's head, T5's decoder) are left out. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from hidream.parts import ENCODERS, PARTS, TRANSFORMER, VAE, Kind
 from hidream.types import Variant
 
 OnBytes = Callable[[Path, int, int], None]
-"""Is told what is being written, and how many bytes, of how many, have been dealt with."""
+"""Called with the target, the bytes that are done, and the bytes in all."""
 
 SUFFIXES = {".gguf": Format.GGUF, ".safetensors": Format.COMFY}
-"""What the name of a file says; any other is a folder's."""
+"""The format, by the suffix of the target; any other name is that of a folder."""
 MODEL_INDEX = "model_index.json"
-"""Makes a folder of diffusers a whole model."""
+"""The file that makes a diffusers folder a complete model."""
 MODEL_FILES = {"model_index": MODEL_INDEX, "scheduler": "scheduler/scheduler_config.json"}
-"""What else a whole model says of itself: in the metadata of a transformer's file, and in a folder of diffusers."""
+"""What else describes a complete model: keys in the metadata of a transformer's file, files in a diffusers folder."""
 MODEL_PARTS = (TRANSFORMER, *ENCODERS, VAE)
-"""The parts of a whole model, in the order in which they are written."""
+"""The parts of a complete model, in the order in which they are written."""
 SMALL_FILE_SUFFIXES = (".json", ".model", ".txt", ".jinja")
-"""Endings of small files beside weights, such as a tokenizer's."""
+"""Suffixes of small files beside weights, such as a tokenizer's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,17 @@ def convert(source: Path, target: Path, options: ConversionOptions, infer: Infer
 
 
 def format_of(target: Path) -> Format:
-    """The format that a target's name asks for."""
+    """The format that a target's name implies."""
     return SUFFIXES.get(target.suffix.lower(), Format.DIFFUSERS)
 
 
 def _full_model(source: Path, variant: Variant | None) -> _FullModel | None:
-    """What of a whole model there is; None: it is a part."""
+    """Find the parts of a complete model; None if the source is a single part."""
     is_comfy = source.is_dir() and root_of(source) is not None
     if variant is not None and not is_comfy:
-        raise ConfigurationError(f"variant is {variant}, and {source} is no ComfyUI models folder; accepted: none")
+        raise ConfigurationError(
+            f"variant is {variant}, and {source} is not a ComfyUI models folder; accepted: no variant"
+        )
     if source.is_dir() and (source / MODEL_INDEX).is_file():
         parts = {name: source / name for name in (each.name for each in MODEL_PARTS) if (source / name).is_dir()}
         found = {key: read_json(source / name) for key, name in MODEL_FILES.items() if (source / name).is_file()}
@@ -118,7 +120,7 @@ def _full_model(source: Path, variant: Variant | None) -> _FullModel | None:
 
 
 def _model_configs(part: Path) -> Mapping[str, Config]:
-    """What a transformer's metadata, or the folder of the whole model that it is a part of, says of that model."""
+    """The configurations of the complete model, from a transformer's metadata or from the folder it is in."""
     found = {key: metadata_object(key, part) for key in MODEL_FILES}
     beside = {key: part.parent / name for key, name in MODEL_FILES.items() if part.is_dir()}
     read = {key: read_json(file) for key, file in beside.items() if file.is_file()}
@@ -126,7 +128,7 @@ def _model_configs(part: Path) -> Mapping[str, Config]:
 
 
 def _parts(model: _FullModel, target: Path, options: ConversionOptions) -> list[_Job]:
-    """Every part that a whole model has: only a transformer becomes GGUF, only large parts get under 16 bits."""
+    """The jobs for all parts of a model: only a transformer becomes GGUF, only large parts get less than 16 bits."""
     jobs = []
     for name, source in model.parts.items():
         own, path = options, target / name
@@ -137,7 +139,7 @@ def _parts(model: _FullModel, target: Path, options: ConversionOptions) -> list[
             path = target / name / "transformer.gguf"
         elif options.to is Format.GGUF:
             own = replace(options, to=Format.DIFFUSERS, type=None)
-        in_files = name == "transformer" and options.to is not Format.DIFFUSERS  # else it stands in files of its own
+        in_files = name == "transformer" and options.to is not Format.DIFFUSERS  # else it is in files of its own
         jobs.append(_Job(source, path, own, model.configs if in_files else {}))
     return jobs
 
@@ -154,14 +156,14 @@ def _convert(job: _Job, infer: Infer, on_bytes: OnBytes) -> None:
 
 
 def _model_metadata(job: _Job, kind: Kind) -> Mapping[str, Config]:
-    """What a transformer's files have to say of the whole model."""
+    """The metadata about the complete model that a transformer's files get."""
     if job.configs is None:
         return _model_configs(job.source) if kind is Kind.TRANSFORMER else {}
     return job.configs
 
 
 def _config(published: Published) -> Config | None:
-    """What a part says of itself, but for how it was quantised; what lies beside a file may be another part's."""
+    """A part's own configuration without its quantisation; a config.json beside a file may belong to another part."""
     configs = config_of(published.path)
     if configs is None:
         return None
@@ -185,7 +187,7 @@ def _small_files_in(folder: Path) -> dict[str, Path]:
 
 
 def _files_to_copy(model: _FullModel, target: Path, to: Format) -> dict[Path, Path]:
-    """Small files that are copied because no part brings them along: where to, and where from."""
+    """Small files that belong to no part and are copied: target to source."""
     if to is Format.COMFY:
         return {
             target / TOKENIZERS / name: file for name, file in model.small_files.items() if name.startswith("tokenizer")
@@ -200,7 +202,7 @@ def _files_to_copy(model: _FullModel, target: Path, to: Format) -> dict[Path, Pa
 
 
 def _write_model_files(model: _FullModel, target: Path) -> None:
-    """Write what makes a folder whole, at the very end: one that is torn is not to be taken for it."""
+    """Write the files that make a folder a complete model, last: an incomplete folder must not look like one."""
     for key in reversed(MODEL_FILES):
         if key in model.configs:
             with atomic_write(target / MODEL_FILES[key]) as path:
@@ -208,5 +210,5 @@ def _write_model_files(model: _FullModel, target: Path) -> None:
 
 
 def _family(kind: Kind) -> str:
-    """How the class begins that the configuration of such a part names."""
+    """The prefix of the class names in the configuration of such a part."""
     return next(part.family for part in MODEL_PARTS if part.kind is kind)

@@ -1,4 +1,4 @@
-"""LoRA files: safetensors of any published layout to adapters, told apart by their keys.
+"""Reads LoRA files: safetensors of any published layout, recognised by their keys, to adapters.
 
 | keys of one layer                                         | written by                                     |
 |-----------------------------------------------------------|------------------------------------------------|
@@ -11,10 +11,10 @@
 | `.alpha` beside any of them                               | strength: alpha over rank; without it 1        |
 | `.lora_magnitude_vector` or `.dora_scale` beside them     | DoRA                                           |
 
-PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. Knows files and keys; what the parts
-of a layer are, `adapters.py` knows, and which layers a model has, `model/network/lora.py`, which is asked by the shapes
-in the header: of layers that it does not want nothing is read. The others are read into memory rather than mapped,
-because the file may be replaced while a request uses it.
+PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. This module knows files and keys.
+`adapters.py` knows the parts of a layer, and `model/network/lora.py` which layers a model has: it decides from the
+shapes in the header which layers are read. They are read into memory, not mapped, because the file may be replaced
+while a request uses it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def read_lora(path: Path, wants: Wants = lambda key, spec: True) -> LoraFile:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{shown} cannot be read: {why(error)}; {ACCEPTED}") from error
     except (MemoryError, RuntimeError) as error:
-        raise CheckpointError(f"{shown} is too large for the memory there is; accepted: a smaller file") from error
+        raise CheckpointError(f"{shown} is too large for the available memory; accepted: a smaller file") from error
     settings = _settings(file, shown, header.metadata)
     adapters = {key: adapter(key, layer_name(key), tensors.pop(key), settings) for key in list(tensors)}
     notes = [f"skipped tensors of text encoders: {len(keys.encoders)}"] if keys.encoders else []
@@ -204,7 +204,7 @@ def _keys(header: Header, shown: str) -> _Keys:
         )
     partly = [key for key in keys.left if any(layer in keys.layers for layer in _layers_of(key))]
     if partly:
-        raise CheckpointError(f"{shown} changes layers in a way that is not known: {_kinds(partly)}; {ACCEPTED}")
+        raise CheckpointError(f"{shown} changes layers in an unknown way: {_kinds(partly)}; {ACCEPTED}")
     return keys
 
 
@@ -267,7 +267,7 @@ def _unsupported(keys: list[str]) -> list[str]:
 def _kinds(keys: list[str]) -> str:
     """Show some keys that are not read, and say what they are, as far as that is known."""
     kinds = " and ".join(_unsupported(keys))
-    return f"{first_keys(keys)} ({kinds}, which is not read)" if kinds else first_keys(keys)
+    return f"{first_keys(keys)} ({kinds}, which is not supported)" if kinds else first_keys(keys)
 
 
 def _contents(names: list[str], keys: _Keys) -> str:

@@ -1,6 +1,6 @@
-"""Names of a part's tensors in each format that is written: the way back from what `detect.read` gives.
+"""Names of a part's tensors in each format that is written: the inverse of `detect.read`.
 
-Transformer, T5 and CLIP have the same names everywhere (ComfyUI takes those of transformers). Source: as `comfy.py`.
+Transformer, T5 and CLIP have the same names everywhere (ComfyUI uses those of transformers). Source: as `comfy.py`.
 """
 
 from __future__ import annotations

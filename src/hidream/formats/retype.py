@@ -1,7 +1,7 @@
-"""In which type each tensor of a part is written to a safetensors file, and how it gets there.
+"""The type in which each tensor of a part is written to a safetensors file, and the conversion to it.
 
-A plain type is given to all tensors. Eight bits are for the matrices of linear layers; the others stay as they are, as
-do all where no type is asked for. What the target cannot hold (blocks of GGUF, 4 bits, a scale for each row) becomes
+A plain type applies to all tensors. An 8-bit type applies to the matrices of linear layers; the others keep their type,
+as do all if no type is requested. What the target cannot hold (blocks of GGUF, 4 bits, a scale for each row) becomes
 bfloat16, in which HiDream-I1 is published. Knows no files.
 """
 
@@ -38,10 +38,10 @@ transformer's ends, a five-hundredth of it. ComfyUI before convert_old_quants ca
 def pieces(
     tensors: Mapping[str, StoredTensor], kind: Kind, requested: str | None, kept_dtypes: Collection[torch.dtype]
 ) -> list[Piece]:
-    """Say how each tensor is written in the type `requested`: one of PLAIN, FP8, FP8_SCALED, or None for as it is stored.
+    """Return how each tensor is written in the type `requested`: one of PLAIN, FP8, FP8_SCALED; None keeps its type.
 
-    `kept_dtypes` are the types that the target can hold; matrices with one scale count as E4M3. What is made raises
-    ConfigurationError on values that leave fp16's range.
+    `kept_dtypes` are the types that the target can hold; matrices with one scale count as E4M3. Making a piece raises
+    ConfigurationError if a value leaves fp16's range.
     """
     made = [_piece(name, value, kind, requested, kept_dtypes) for name, value in tensors.items()]
     if any(len(piece.layout) > 1 for piece in made):

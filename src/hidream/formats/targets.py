@@ -1,6 +1,6 @@
-"""One part, written in one of three formats; which types each format can be written in.
+"""Writes one part in one of three formats, and knows the types of each format.
 
-Knows neither folders of several parts nor what is in the way: `convert.py` does.
+Folders of several parts and existing targets are the business of `convert.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from hidream.types import Variant
 Config = Mapping[str, Any]
 """`config.json` of diffusers or transformers."""
 Infer = Callable[[Kind, Mapping[str, Size]], Config]
-"""The configuration of a part whose file does not state it, from the shapes of its tensors."""
+"""Infers the configuration of a part from the shapes of its tensors, if its file does not state it."""
 OnBytes = Callable[[int, int], None]
-"""Is told how many bytes, of how many, have been dealt with."""
+"""Called with the bytes that are done, and the bytes in all."""
 
 
 class Format(StrEnum):
@@ -65,13 +65,13 @@ SHARD_BYTES = 5 * 10**9
 
 @dataclass(frozen=True, slots=True)
 class ConversionOptions:
-    """What is asked for."""
+    """The options of a conversion."""
 
     to: Format
-    type: str | None = None  # one of TYPES; None: as it is stored, as far as the format can hold it
+    type: str | None = None  # one of TYPES; None: the stored type, if the format supports it
     shard_bytes: int = SHARD_BYTES
     force: bool = False  # replace what is there
-    variant: Variant | None = None  # whose transformer is meant, where a folder has several
+    variant: Variant | None = None  # which transformer, if a folder has several
 
 
 def resolve_type(to: Format, asked: str | None) -> str | None:
@@ -178,7 +178,7 @@ def _most_common_type(published: Published) -> str:
     if kind not in TYPES[Format.GGUF]:
         accepted = ", ".join(TYPES[Format.GGUF])
         raise ConfigurationError(
-            f"{published.path} is in {kind}, in which no gguf file can be written; accepted types: {accepted}"
+            f"{published.path} is in {kind}, a type that gguf files cannot be written in; accepted: {accepted}"
         )
     return kind
 

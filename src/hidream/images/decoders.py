@@ -156,7 +156,7 @@ class _Zygote:
             try:
                 status = await self._status(job, [out.fileno(), *(file.fileno() for file in given)])
             except BaseException:
-                self.end()  # nobody needs the result
+                self.end()  # the result is not needed
                 raise
             if status is None:
                 self.end()

@@ -51,7 +51,7 @@ def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
         _scale_trns(image)
         upright = _turn_upright(image)
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
-        warnings = () if upright else (f"{field} has EXIF data that cannot be read: it is taken as it lies",)
+        warnings = () if upright else (f"{field} has EXIF data that cannot be read: its orientation was ignored",)
         return Decoded(*_on_white(field, image), profile, warnings)
     except InvalidInput:
         raise
@@ -61,7 +61,7 @@ def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
         raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except MemoryError as error:
         raise InvalidInput(
-            f"{field} is too large for the memory there is; accepted: an image of fewer pixels"
+            f"{field} is too large for the available memory; accepted: an image of fewer pixels"
         ) from error
     except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
         raise InvalidInput(
@@ -91,7 +91,9 @@ def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
         colours = _in(mode, file.colours)
         return transform.apply(colours, colours if mode == "RGB" else None), ()  # in place, where it can be
     except (OSError, ValueError, ImageCms.PyCMSError):
-        warning = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
+        warning = (
+            f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: it was ignored"
+        )
         return _in("RGB", file.colours), (warning,)
 
 

@@ -60,7 +60,7 @@ def prepare(
     colours, profile_warnings = srgb("image", decoded)
     planes = {size: _planes(colours, may_change, decoded.alpha, size, mask is None) for size in sizes}
     if any(each.mask is not None and not each.mask.any() for each in planes.values()):
-        warnings += ("the mask leaves nothing of the image to change; what may change is white in it, or transparent",)
+        warnings += ("the mask lets no part of the image change; make the parts that may change white or transparent",)
     return Prepared(planes, decoded.warnings + profile_warnings + warnings)
 
 
@@ -85,10 +85,10 @@ def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:
     """Use the image's own alpha as its mask, as OpenAI's API does."""
     if image.alpha is None:
         return None, ()
-    remedy = "to let all of it change as it looks on white, give it without transparency"
+    remedy = "to let all of it change as it looks on white, send it without transparency"
     if not any(image.alpha.histogram()[:HALF]):
-        return None, ("image is translucent, and nowhere by half: it is laid on white, and all of it may change",)
-    warning = f"image has transparent parts and comes without a mask: they alone may change, and begin white; {remedy}"
+        return None, ("image is translucent, but nowhere by half: it is blended over white, and all of it may change",)
+    warning = f"image has transparent parts and no mask: only they may change, starting from white; {remedy}"
     return _below_half(image.alpha), (warning,)
 
 
@@ -102,8 +102,8 @@ def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
     if not any(opaque_light.histogram()[HALF:]):
         return transparent, ()
     warning = (
-        "mask has transparent parts and light ones: the transparent ones may change, and no others; "
-        "to let the light ones change, give it without transparency"
+        "mask has transparent parts and light ones: only the transparent ones may change; "
+        "to let the light ones change, send it without transparency"
     )
     return transparent, (warning,)
 
@@ -115,7 +115,7 @@ def _below_half(alpha: Image.Image) -> Image.Image:
 def _planes(
     colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, without_mask: bool
 ) -> Planes:
-    """Scale an image to a size. If it comes `without_mask`, without a mask, its alpha limits how much of it is kept."""
+    """Scale an image to a size. `without_mask`, its alpha limits how much of it is kept."""
     image = np.stack([fitted(colours.getchannel(band), size, 127.5, 1) for band in colours.getbands()])
     if mask is None:
         return Planes(image, None, None)

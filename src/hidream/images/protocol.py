@@ -62,9 +62,9 @@ class Result:
             length = min(int.from_bytes(self._memory[-8:], "little"), JSON_BYTES_MAX)
             self._json = json.loads(self._memory[-8 - length : -8])
         except (ValueError, OSError, RecursionError) as error:
-            raise NoResult("no JSON where an answer should end") from error
+            raise NoResult("no JSON at the end of the result") from error
         if not isinstance(self._json, dict):
-            raise NoResult("no object where an answer should end")
+            raise NoResult("no object at the end of the result")
         if "refused" in self._json:
             raise InvalidInput(_text(self._json["refused"], 1000))
 
@@ -73,7 +73,7 @@ class Result:
         try:
             return ImageFormat(self._json["format"])
         except (KeyError, ValueError, TypeError) as error:
-            raise NoResult("no format that there is") from error
+            raise NoResult("an unknown format") from error
 
     def size(self) -> tuple[int, int]:
         """Return width and height from an `oriented_size` job. Raises NoResult."""
@@ -111,11 +111,11 @@ class Result:
         try:
             found = np.frombuffer(self._memory, dtype, count, at).reshape(channels, size.height, size.width)
         except ValueError as error:
-            raise NoResult("fewer numbers than the sizes have") from error
+            raise NoResult("fewer numbers than the sizes need") from error
         return found, at + found.nbytes + -found.nbytes % ALIGN
 
 
 def _text(value: object, max_chars: int) -> str:
     if not isinstance(value, str):
-        raise NoResult("no text where one should be")
+        raise NoResult("not a text")
     return value[:max_chars]

@@ -160,7 +160,7 @@ def variant_of(path: Path, name: str, named: Variant | None) -> Variant | None:
         return found
     words = _words(Path(name).stem if path.is_file() else Path(name).name)
     if path.is_dir() and words is None:
-        transformer = parts_in(path, named, {}, whole=False).get(TRANSFORMER.name)
+        transformer = parts_in(path, named, {}, complete=False).get(TRANSFORMER.name)
         return None if transformer is None else _words(transformer.stem)
     return words
 

@@ -1,6 +1,6 @@
-"""When an image is not made of finite numbers: says what it was computed with, and which weights are to blame.
+"""Explains an image that is not made of finite numbers: what it was computed with, and which weights are broken.
 
-Looks at weights only once an image has failed: they are tens of gigabytes. Knows no requests but the failed one.
+It reads the weights, which are tens of gigabytes, only after an image has failed.
 """
 
 from __future__ import annotations

@@ -312,7 +312,7 @@ def size_of(model: Model, grid: Grid) -> Size:
 
 
 def inpainting_blend(model: Model, init_image: InitImage, grid: Grid, init_latent: Tensor, noise: Tensor) -> Blend:
-    """Make the function that resets what lies outside the mask to `init_latent`, at any noise level."""
+    """Make the function that resets everything outside the mask to `init_latent`, at any noise level."""
     mask = init_image.at(size_of(model, grid)).mask
     if mask is None:
         return _no_blend

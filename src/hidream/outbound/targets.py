@@ -108,7 +108,7 @@ class Allowlist:
                 hosts.add(text)
             else:
                 raise ConfigurationError(
-                    f"{entry!r:.100} is no target of webhooks; accepted: a network such as 10.1.0.0/16 or fd00:1::/32, "
+                    f"{entry!r:.100} is not a webhook target; accepted: a network such as 10.1.0.0/16 or fd00:1::/32, "
                     "an address, or a host name without scheme and port"
                 )
         return cls(tuple(networks), frozenset(hosts))

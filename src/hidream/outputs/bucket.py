@@ -160,7 +160,7 @@ class Bucket:
         if not self._access.signed_urls:
             return f"{base_url}/{self.namespace}/{name}"
         valid = timedelta(seconds=max(1, min(valid_s, SIGNED_MAX_S)))
-        async with self._translated_errors("cannot be signed for"):
+        async with self._translated_errors("cannot sign a URL"):
             return await obstore.sign_async(self._signer, "GET", name, valid)
 
     async def _put(self, name: str, data: bytes | Path) -> None:

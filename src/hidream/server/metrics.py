@@ -55,16 +55,16 @@ class Metrics:
             "hidream_webhook_attempts", "Attempts to deliver a webhook", ("result",), registry=registry
         )
         self._webhook_s = Histogram(
-            "hidream_webhook_seconds", "Time of these attempts", buckets=WEBHOOK_S, registry=registry
+            "hidream_webhook_seconds", "Time of webhook delivery attempts", buckets=WEBHOOK_S, registry=registry
         )
         self._swept = Counter("hidream_swept", "What retention has removed", ("what",), registry=registry)
         self._queue = Gauge("hidream_queue_tasks", "Unfinished tasks", ("model", "size", "status"), registry=registry)
         self._oldest = Gauge(
-            "hidream_queue_oldest_seconds", "Age of the oldest task that waits", ("model",), registry=registry
+            "hidream_queue_oldest_seconds", "Age of the oldest waiting task", ("model",), registry=registry
         )
-        self._pending_webhooks = Gauge("hidream_webhooks_owed", "Webhooks that are to be delivered", registry=registry)
+        self._pending_webhooks = Gauge("hidream_webhooks_owed", "Webhooks to be delivered", registry=registry)
         self._workers = Gauge("hidream_workers", "Workers with a loaded model", ("model",), registry=registry)
-        self._tasks = Counter("hidream_tasks", "Tasks that have ended", task, registry=registry)
+        self._tasks = Counter("hidream_tasks", "Finished tasks", task, registry=registry)
         self._steps = Counter("hidream_steps", "Denoising steps of completed tasks", ("model",), registry=registry)
         self._waited = Histogram(
             "hidream_task_waiting_seconds",

@@ -153,7 +153,7 @@ class Server:
     log_format: Annotated[str, Pattern("text|json", "text or json")] = "text"
     """Log format of every process: text for people, or one JSON object per line."""
     metrics: Annotated[str, Pattern("open|admin|off", "open, admin or off")] = "open"
-    """Who may read /metrics: everybody (open), keys with the scope admin, or nobody (off)."""
+    """Who may read /metrics: everyone (open), keys with the scope admin, or no one (off)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,9 +186,7 @@ def _remaining_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Mo
         round(compute.memory_gb * 1e9) if device.type == "cuda" else hardware_of(device, compute.memory_gb).host_bytes
     )
     if limit <= taken:
-        raise ConfigurationError(
-            f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are all there is"
-        )
+        raise ConfigurationError(f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are available")
     return (limit - taken) / 1e9
 
 
@@ -198,7 +196,7 @@ def _check_together(models: Sequence[Model]) -> None:
     if len(models) > 1 and taken > budget:
         raise ConfigurationError(
             f"{_named(models)} take {taken / 1e9:.1f} GB of the machine's memory together, and "
-            f"{budget / 1e9:.1f} GB are available beside the system; {FEWER}"
+            f"{budget / 1e9:.1f} GB are available beside what the system needs; {FEWER}"
         )
 
 

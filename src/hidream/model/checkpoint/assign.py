@@ -92,7 +92,7 @@ def _check(wanted: Mapping[str, Size], tensors: Mapping[str, StoredTensor], wher
         ("missing", wanted.keys() - tensors.keys()),
         ("unexpected", tensors.keys() - wanted.keys()),
         ("of another shape", {key for key in common if wanted[key] != tensors[key].shape}),
-        ("of a type that is no float", {key for key in common if not _is_float(tensors[key])}),
+        ("of a type that is not a float", {key for key in common if not _is_float(tensors[key])}),
     ]
     texts = [f"{len(keys)} {what} ({_some(keys, wanted, tensors, what)})" for what, keys in problems if keys]
     if texts:
@@ -118,7 +118,7 @@ def _type(tensor: StoredTensor) -> str:
 
 
 def _matrix(layer: str, value: StoredTensor, target: Target) -> StoredTensor:
-    """The matrix of a linear layer where it lives, stored as asked."""
+    """The matrix of a linear layer on its device, in the requested weight format."""
     place = target.place(layer)
     if layer.endswith(target.float32) and target.float32:
         return _dense(value, place, torch.float32)

@@ -1,6 +1,7 @@
 """One text encoder or tokenizer from published files, through the classes of `transformers`.
 
-From a folder with its configuration, or from a single file whose numbers `inferred.py` tells. Knows no prompts.
+They come from a folder with a configuration, or from a single file whose numbers `inferred.py` infers. Knows no
+prompts.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
     try:
         odd = [file.name for file in folder.iterdir() if not file.is_file() and not file.is_dir()]
         if odd:  # the reading of a pipe might never end
-            raise ValueError(f"{odd[0]!r:.100} is no file")
+            raise ValueError(f"{odd[0]!r:.100} is not a file")
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -88,7 +89,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
         files = sorted(file.name for file in folder.glob("*"))[:FILES_SHOWN]
         help_text = LLAMA_HELP if name == LLAMA.tokenizer else TOKENIZER_HELP
         raise CheckpointError(
-            f"the tokenizer in {folder} cannot be loaded: torn or not whole ({', '.join(files) or 'empty'}); "
+            f"the tokenizer in {folder} cannot be loaded: damaged or incomplete ({', '.join(files) or 'empty'}); "
             f"accepted: tokenizer.json and tokenizer_config.json as published. {help_text}"
         ) from error
 
@@ -103,7 +104,7 @@ def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
     ]
     for name, width, wanted in widths:
         if width != wanted:
-            raise CheckpointError(f"{name} gives {width} channels; accepted by this transformer: {wanted}")
+            raise CheckpointError(f"{name} has {width} channels; accepted by this transformer: {wanted}")
     layers = max(config.llama_layers) + 1
     if llama.num_hidden_layers != layers:
         raise CheckpointError(f"Llama has {llama.num_hidden_layers} layers; accepted by this transformer: {layers}")

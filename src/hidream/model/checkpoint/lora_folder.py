@@ -1,8 +1,8 @@
-"""The folder of LoRAs that requests name: each file is read when it is first seen, and again once it has changed.
+"""The folder of the LoRAs that requests may name: a file is read when it is first seen, and again after each change.
 
-A name is looked up when a request is prepared: that costs a `stat` if the file is as it was, and its reading, on the
-thread that draws, if it is not. A LoRA that cannot be used fails the requests that name it, and nothing else. A request
-under way keeps the tensors that it began with; beside these, one version of each file is kept, of the latest used.
+A name is looked up when a request is prepared. That costs a `stat` if the file has not changed; otherwise the file is
+read on the model thread. A LoRA that cannot be used fails only the requests that name it. A running request keeps the
+tensors that it began with. Besides these, one version of each recently used file is cached.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class LoraFolder:
 
     def _listed(self) -> list[str]:
         names = [file.name.removesuffix(SUFFIX) for file in lora_files(self._folder)]
-        return sorted(name for name in names if name and name.isprintable())  # others could not stand in an answer
+        return sorted(name for name in names if name and name.isprintable())  # others could not be shown in a response
 
     def _file(self, name: str) -> Path:
         assert self._folder is not None, "without a folder there are no names"
@@ -140,7 +140,7 @@ def _state_of(file: Path) -> State:
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
     if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe, whose reading might never end
-        return f"{file.name} is no file; accepted: a safetensors file"
+        return f"{file.name} is not a file; accepted: a safetensors file"
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

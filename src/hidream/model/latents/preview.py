@@ -1,11 +1,11 @@
 """A small image of a latent, without the autoencoder: a linear map from a cell's channels to one colour.
 
-The map is fitted to the autoencoder at hand, so that any checkpoint has previews and none ships numbers: the encoder
-looks at a few images made of gradients and shapes, and least squares finds how each cell's mean colour follows from
-its channels. No decoding is needed, and what the regression sees are latents of images. Random latents are none:
+The map is fitted to the autoencoder at hand, so any checkpoint has previews without extra files. The encoder encodes a
+few synthetic images of gradients and shapes, and least squares finds how each cell's mean colour follows from its
+channels. Nothing is decoded, and the regression sees latents of images. Random latents do not work: with a map that is
 fitted to what they decode to, previews of nano's images are 6 dB worse.
 
-Knows neither steps nor requests: whoever has an estimate x0 may draw it. Shapes: C latent channels, h × w latent cells.
+Knows neither steps nor requests; it renders any estimate x0. Shapes: C latent channels, h × w latent cells.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Preview:
 
 @torch.no_grad()
 def fit_preview(vae: Autoencoder) -> Preview:
-    """Fit the map to an autoencoder, which has to be where it computes (`phases.Phases.autoencoding`).
+    """Fit the map to an autoencoder, which must be on the device where it computes (`phases.Phases.autoencoding`).
 
     Takes 0.5 s of a CPU for nano's, 6 s for FLUX's. Equal weights give equal maps, and no random generator but its own
     is touched. On final latents of eight of nano's images the preview is 24.4 dB from the mean colours of what they

@@ -1,4 +1,4 @@
-"""Sizes: which shape the model draws for a size that was asked, and how the drawing becomes exactly that size.
+"""Sizes: which shape the model generates for a requested size, and how the result becomes exactly that size.
 
 Shapes are counted in tokens, rows × columns; a token covers `token_px` pixels along each side.
 """
@@ -16,7 +16,7 @@ from hidream.images.prepared import BICUBIC_REACH, SPARE
 from hidream.types import Render, Size
 
 AREA_WEIGHT = 0.5
-"""How much a deviation from the best area counts beside one from the asked aspect (both as logarithms)."""
+"""Weight of a deviation from the best area, relative to one from the requested aspect (both as logarithms)."""
 
 
 class Grid(NamedTuple):
@@ -27,7 +27,7 @@ class Grid(NamedTuple):
 
 
 def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max_tokens: int) -> Grid:
-    """Choose the shape to draw for `size`.
+    """Choose the shape to generate for `size`.
 
     `best_tokens` is the area the model was trained for, `max_tokens` the largest trained area; see `types.Render`, of
     which BEST and REFINE begin as SCALED does.
@@ -42,7 +42,7 @@ def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max
 
 
 def _nearest(size: Size, best_tokens: int, max_tokens: int) -> Grid:
-    """Weigh every shape of at most `max_tokens`: the asked aspect first, then the best area."""
+    """Compare all shapes of at most `max_tokens`: the requested aspect first, then the best area."""
     aspect = min(max(size.width / size.height, 1 / max_tokens), max_tokens)
 
     def deviation(grid: Grid) -> float:
@@ -71,7 +71,7 @@ def fit(image: Tensor, size: Size) -> Tensor:
 
 
 def trim(image: Tensor, size: Size) -> Tensor:
-    """Cut off both ends of an image [C, H, W], as far as they lie well outside of what `fit` makes of it.
+    """Crop both ends of an image [C, H, W], as far as they are well outside of what `fit` keeps.
 
     Before anything is scaled: 2000 × 1 pixels would cover 1024² with two million columns. SPARE times the size stays.
     """

@@ -162,7 +162,7 @@ def tiers(hardware: Hardware, options: Options) -> list[tuple[WeightFormat, bool
 def _storages(hardware: Hardware, options: Options, requested: WeightFormat | None) -> list[WeightFormat]:
     """Return the weight formats that a part may have, best first."""
     if requested is WeightFormat.FP8 and not hardware.fp8:
-        raise ConfigurationError(f"storage fp8 is asked for on {hardware.device}, which has none; accepted: int8, nf4")
+        raise ConfigurationError(f"storage is fp8, which {hardware.device} does not support; accepted: int8, nf4")
     if requested is not None:
         return [requested]
     exact = [WeightFormat.COMPUTE, WeightFormat.STORED] if hardware.device == "cpu" else [WeightFormat.COMPUTE]

@@ -1,4 +1,4 @@
-"""What the parts of a model weigh, and what computing with them takes: arithmetic only.
+"""The memory of a model's weights and of computing with them: arithmetic only.
 
 Knows no hardware and no decisions (`plan.py` makes them) and touches no tensor. The numbers of the transformer come
 from its configuration, those of the other parts from `measure` or, for the published checkpoints, from `PUBLISHED`;

@@ -1,4 +1,4 @@
-"""What a memory plan needs to know of a checkpoint: the sizes of its parts, and how its files store them.
+"""The input of a memory plan from a checkpoint: the sizes of its parts, and how its files store them.
 
 Builds modules on meta and reads headers; loads no weight. `plan.py` makes the plan, `loading.py` carries it out.
 """
@@ -61,7 +61,7 @@ def plan_checkpoint(checkpoint: Checkpoint, request: PlanRequest, hardware: Hard
     chosen = plan(hardware, shape, options)
     if not chosen.fits:
         verdict = plan_report.verdict(chosen, shape)
-        raise ConfigurationError(f"the model does not fit into the memory there is: {verdict}")
+        raise ConfigurationError(f"the model does not fit into the available memory: {verdict}")
     for reason in plan_report.reasons(chosen):
         logger.info("memory_plan %s", reason)
     return chosen

@@ -25,7 +25,7 @@ def describe(
     device: str = "cuda",
     model: ModelShape = PUBLISHED,
 ) -> str:
-    """Tell what would happen to a model, the published one unless said: a report for one machine, a table for several.
+    """Describe the plans of a model, by default the published one: a report for one machine, a table for several.
 
     `memory_gb` are cards in a machine of `host_gb`; for the device "cpu" or "mps" it is the machine's own memory.
     """
@@ -58,24 +58,25 @@ def reasons(chosen: Plan) -> Iterator[str]:
     """Say why a plan is as it is, one line for each decision."""
     blocks, options = chosen.part(BLOCKS), chosen.options
     missed = [f"{m.storage}{' streamed' * m.streamed} is short of {_gb(m.short_bytes)}" for m in chosen.missed]
-    why = "; ".join(missed) or ("as asked" if options.transformer else "the best there is")
+    why = "; ".join(missed) or ("as requested" if options.transformer else "the best option")
     yield f"transformer in {blocks.storage}, {_placement(chosen)}: {why}"
     others = chosen.part(MODULATIONS)
     if others.placement is Placement.STREAMED:
         size = _gb(others.nbytes + chosen.part(CAPTIONS).nbytes)
-        yield f"modulations and captions: computed once per image for all steps, so that their {size} need not stay"
+        yield f"modulations and captions: computed once per image for all steps, so their {size} need not stay"
     t5, llama = (chosen.part(name) for name in ENCODERS[2:])
     yield f"encoders: T5 in {t5.storage}, Llama in {llama.storage}, {_encoder_place(llama.placement)}"
     if options.lora_bytes:
         yield f"LoRAs: room for {_gb(options.lora_bytes)}, the largest that one request may name together"
-    whole = "whole images" if chosen.tile_px is None else f"tiles of {chosen.tile_px} px, because a whole one is large"
-    yield f"decoding: {whole}"
+    tiles = f"tiles of {chosen.tile_px} px, because a whole image takes too much memory"
+    yield f"decoding: {'whole images' if chosen.tile_px is None else tiles}"
     if not chosen.hardware.separate:
         kinds = sorted({p.storage for p in chosen.parts if p.placement in (Placement.SEQUENTIAL, Placement.STREAMED)})
         if chosen.hardware.device == "cpu" and kinds:
-            yield f"sequential means mapped: it needs files that are stored so ({', '.join(kinds)}; `hidream convert`)"
+            types = ", ".join(kinds)
+            yield f"sequential means memory-mapped: the files must be stored in this type ({types}; `hidream convert`)"
     elif chosen.moved_bytes:
-        yield f"{_gb(chosen.moved_bytes)} go to the device for an image with a new prompt"
+        yield f"{_gb(chosen.moved_bytes)} are copied to the device for an image with a new prompt"
 
 
 def verdict(chosen: Plan, model: ModelShape) -> str:
@@ -83,9 +84,10 @@ def verdict(chosen: Plan, model: ModelShape) -> str:
     if chosen.fits:
         return f"fits: {_gb(chosen.peak.nbytes)} at most, while {chosen.peak.phase}"
     machine = chosen.hardware
-    text = f"does not fit: {_gb(chosen.peak.nbytes)} while {chosen.peak.phase}, there are {_gb(machine.device_budget)}"
+    text = f"does not fit: {_gb(chosen.peak.nbytes)} needed while {chosen.peak.phase}"
+    text += f", {_gb(machine.device_budget)} available"
     if machine.separate:
-        text += f"; {_gb(chosen.host_bytes)} in the host's memory, there are {_gb(machine.host_budget)}"
+        text += f"; {_gb(chosen.host_bytes)} needed in the host's memory, {_gb(machine.host_budget)} available"
     remedies = "; ".join(_remedies(chosen, model)) or "none of: a larger card, more memory, fewer bits, 512*512"
     return f"{text}; accepted: {remedies}"
 

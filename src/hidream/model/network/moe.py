@@ -280,7 +280,7 @@ def _note_imbalance(gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Ten
 
 
 def _is_within(token: Tensor, rows: slice) -> Tensor:
-    """Which tokens lie in `rows`."""
+    """Which tokens are in `rows`."""
     if rows == slice(None):
         return torch.ones_like(token, dtype=torch.bool)
     return (token >= rows.start) & (token < rows.stop)

@@ -340,7 +340,7 @@ class Transformer(nn.Module):
         return rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)
 
     def _unpatchify(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """Tokens [B, N, p·p·C] to a latent; what stands behind them is the pad token."""
+        """Tokens [B, N, p·p·C] to a latent; a further token is the pad token."""
         size = self.config.patch_size
         rows, columns = like.shape[2] // size, like.shape[3] // size
         tokens = tokens[:, : rows * columns]

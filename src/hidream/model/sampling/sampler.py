@@ -1,7 +1,7 @@
 """The samplers of HiDream-I1 as pure functions: `schedule` makes the noise levels, `step` takes one step.
 
-They never own the loop and draw nothing themselves: the noise of a step comes from the generator in the state, which
-belongs to one request. Latents are kept in float32 between the steps.
+They do not own the loop. The noise of a step comes from the generator in the state, which belongs to one request.
+Latents are kept in float32 between the steps.
 
     σ  noise level, 1 (noise) to 0 (image);  x_σ = (1 − σ)·x0 + σ·noise
     v  velocity, the negated output of the transformer;  x0 = x − σ·v
@@ -9,11 +9,12 @@ belongs to one request. Latents are kept in float32 between the steps.
 Sources: Flash is diffusers' FlowMatchLCMScheduler and the official `flash_flow_match.py`. UniPC is Zhao et al., arXiv
 2302.04867, B(h) = expm1(−h) ("bh2"), order 2, as diffusers' UniPCMultistepScheduler with flow sigmas and the official
 `fm_solvers_unipc.py`. Euler is diffusers' FlowMatchEulerDiscreteScheduler, on Flash's noise levels. The steps are the
-same in both references; what `Conformance` decides is in the schedule alone:
+same in both references; `Conformance` changes only the schedule:
 
-- Flash: officially the last step forgets to denoise, so that the image still has the noise of the last level (3.5 %
-  with Dev's settings). What the model answers there is thrown away; here it is not asked: one call less.
-- UniPC: officially the even spacing runs from just below 1 to 0; in diffusers from 1 to 0.001, the first level lowered.
+- Flash: the official code does not denoise in its last step, so the image still has the noise of the last level (3.5 %
+  with Dev's settings). It discards the velocity of that step, so the model is not evaluated here: one call less.
+- UniPC: in the official code, the even spacing runs from just below 1 to 0; in diffusers from 1 to 0.001, with the
+  first level lowered.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class SamplerState:
 
 
 def schedule(sampler: Sampler, steps: int, shift: float, conformance: Conformance = Conformance.DIFFUSERS) -> Schedule:
-    """Noise levels and model times of `steps` steps; the official Flash asks the model one time less.
+    """Noise levels and model times of `steps` steps; the official Flash evaluates the model one time less.
 
     Raises InvalidInput when nothing would be left of it.
     """

@@ -31,7 +31,7 @@ SAVING: Mapping[Mode, float] = {Mode.EXACT: 1, Mode.BALANCED: 2, Mode.TURBO: 3.5
 FEWEST: Mapping[Sampler, int] = {Sampler.FLASH: 4, Sampler.UNIPC: 10, Sampler.EULER: 10}
 """Evaluations of an image from noise in any mode; one that starts at a lower noise level gets its share of them.
 
-With Flash and 4, nano draws what it is asked for, with a quarter less of the finest detail; with 2, its objects are
+With Flash and 4, nano generates what the prompt says, with a quarter less of the finest detail; with 2, its objects are
 blots. Without fresh noise nothing mends what too few calls miss: of 12 of Full's images the worst was at 34 dB (PSNR,
 against all 50 calls) with 14 calls, at 19 with 10 and at 17 with 8.
 """

@@ -1,11 +1,11 @@
-"""What of a prompt the four encoders do not read, and how it is told.
+"""Warnings about the part of a prompt that the four encoders do not read.
 
-Length policy: every encoder reads what the model was trained with, 128 tokens, and what goes beyond is left out where
-the reference leaves it out, but never silently. All four are cut at the same length because that is what was measured
-best: with T5 above 128 images wash out and end as noise (HiDream-I1#33, ComfyUI#7620 and #7622), with Llama at 256
-the validation loss rises a little (diffusion-pipe, docs/supported_models.md), and 218 tokens in all are "not tested"
-by the model's makers (HiDream-I1#18). Who needs more words spends them where they count: Llama carries nearly all the
-weight, and each encoder may be given a prompt of its own.
+Every encoder reads 128 tokens, as in the model's training. The rest is truncated where the reference truncates it, but
+never silently. All four have the same limit, because that gives the best results: with more than 128 tokens for T5,
+images wash out and end as noise (HiDream-I1#33, ComfyUI#7620 and #7622); with 256 for Llama, the validation loss rises
+a little (diffusion-pipe, docs/supported_models.md); and the model's makers have "not tested" 218 tokens in all
+(HiDream-I1#18). For longer prompts, note that Llama has nearly all the effect, and that each encoder may be given its
+own prompt.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def warnings(prompts: Sequence[Prompts], tokenizers: Sequence[Any], limits: Sequ
 def _sentence(names: list[str], lost: Truncation) -> str:
     return (
         f"the prompt is too long for {', '.join(names)}: {lost.tokens} tokens, of which {lost.limit} are read; "
-        f"left out from {lost.words!r} on"
+        f"ignored from {lost.words!r} on"
     )
 
 

@@ -119,5 +119,5 @@ def connection_limit(wanted: int, beside: int) -> int:
     possible = max(8, (soft - RESERVED_CONNECTIONS - OWN_DESCRIPTORS - beside) // 2)
     advice = f"{soft} descriptors; {needed} are needed: LimitNOFILE of systemd, `ulimit -n`"
     limit = min(possible, wanted)
-    logger.warning("connections_limited connections_max=%d instead_of=%d because=%s", limit, wanted, advice)
+    logger.warning("connections_limited connections_max=%d instead_of=%d reason=%s", limit, wanted, advice)
     return limit

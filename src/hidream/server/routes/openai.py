@@ -134,10 +134,10 @@ async def _not_completed(service: Service, prediction: Prediction, timeout_s: fl
         status = 400 if prediction.code in (InvalidInput.code, MissingInput.code) else 500
         return failure(status, prediction.error, NO_RETRY)
     if service.completion_waiter.stopped:
-        message = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
+        message = f"this server is stopping; the images are still generated: GET /api/v3/predictions/{prediction.id}"
         return failure(503, message, NO_RETRY)
-    then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"
-    message = f"the image was not done within {timeout_s:g} seconds, and {then}"
+    then = "was cancelled" if cancelled else "continues: repeat it with its Idempotency-Key to wait for it again"
+    message = f"the image was not finished within {timeout_s:g} seconds, and {then}"
     if not await service.worker_counts.workers(prediction.model):
         message += f"; {no_worker([prediction.model], service.worker_counts.seen_s)}"
     return failure(504, message, NO_RETRY)
