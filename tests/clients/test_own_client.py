@@ -78,7 +78,7 @@ def test_images_to_start_from_are_uploaded(client, photo):
     image = Image.open(photo)
     mask = Image.new("L", image.size, 255)
     for source in (image, str(photo), photo.read_bytes(), client.upload(photo)):
-        result = client(PROMPT, image=image, mask=mask, strength=0.5, seed=1, num_inference_steps=2)
+        result = client(PROMPT, image=source, mask=mask, strength=0.5, seed=1, num_inference_steps=2)
         assert result.image.size == image.size
 
 
