@@ -21,7 +21,7 @@ from reference_store import DAY_MS, Plain, Task
 from store_calls import MODEL, OTHER, SUBMISSION, VERSIONS
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import admission, claims, enqueue, history, keys, outbox, predictions, progress, retention, workers
+from hidream.store import admission, claims, history, keys, outbox, predictions, progress, retention, workers
 from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.claims import Capacity, ReserveCapacity
 from hidream.store.database import Database
@@ -578,7 +578,7 @@ FAULTS = {
     "lost webhook": (predictions, "_end", owing_nothing),
     "suspected beside others": (claims, "fitting", lambda waiting, room: waiting[: room.tasks]),
     "half a minute": (admission, "MINUTE_MS", 30_000),
-    "short memory": (enqueue, "IDEMPOTENCY_MS", 3_600_000),
+    "short memory": (admission, "IDEMPOTENCY_MS", 3_600_000),
     "no last places": (admission, "NEW_KEY_SHARE", 0.0),
     "served and abandoned": (predictions, "_all_of", lambda _models: set()),
 }
