@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hidream import __version__
 from hidream.errors import InvalidInput
+from hidream.nearest import nearest
 from hidream.parameter import Choice, CommandFlag, Integer, Number, Parameter, Text, in_words
 from hidream.parts import NAMED_ALONE
 from hidream.request import PARAMETERS, Dimensions, Loras, LoraUse, Source
-from hidream.settings.nearest import nearest
 from hidream.settings.sources import flag_name
 from hidream.types import DEFAULT_SIZE, FORMAT_NAMES, PRIORITY_MAX, SEED_MAX, Variant
 

@@ -67,28 +67,35 @@ def test_many_loras_have_many_forms_too():
     assert body(loras=[])["loras"] == []
 
 
+def test_numbers_of_numpy_are_numbers():
+    sent = body(seed=np.int64(7), num_images=np.uint8(2), size=(np.int32(640), 480), loras=("ink", np.float32(0.5)))
+    expected = {"seed": 7, "num_images": 2, "size": "640*480", "loras": [{"name": "ink", "scale": 0.5}]}
+    assert sent == body() | expected
+    assert type(sent["seed"]) is int
+
+
 def test_a_size_may_be_given_by_its_sides():
     assert body(width=640, height=480)["size"] == "640*480"
-    with pytest.raises(InvalidInput, match="width is given beside size"):
+    with pytest.raises(InvalidInput, match="size and width are given; accepted: one of the two"):
         body(width=640, height=480, size="640x480")
 
 
 @pytest.mark.parametrize(
     ("options", "field", "said"),
     [
-        ({"seeed": 7}, "seeed", "seeed is not a parameter; did you mean seed?"),
-        ({"steps": 7}, "steps", "did you mean num_inference_steps?"),
-        ({"width": 512}, "width", "width is given alone; accepted: width and height, or size"),
-        ({"xyz": 1}, "xyz", "accepted: size, seed, "),
-        ({"enable_sync_mode": True}, "enable_sync_mode", "is not a parameter"),
+        ({"seeed": 7}, "seeed", "unknown keyword 'seeed'; the nearest is seed; accepted: size, width"),
+        ({"steps": 7}, "steps", "unknown keyword 'steps'; the nearest is num_inference_steps"),
+        ({"width": 512}, "height", "height is absent; accepted: width and height together, or size"),
+        ({"xyz": 1}, "xyz", "unknown keyword 'xyz'; accepted: size, width, height, seed, "),
+        ({"enable_sync_mode": True}, "enable_sync_mode", "unknown keyword 'enable_sync_mode'"),
         ({"seed": -2}, "seed", "seed is -2; accepted: a whole number from -1"),
-        ({"size": 1024}, "size", "size is 1024; accepted: (width, height) or a text"),
+        ({"size": 1024}, "size", 'size is 1024; accepted: a text such as "1024x1024", or'),
         ({"size": (10, 10)}, "size", "size is '10*10'; accepted: width*height, each 256 to 2048"),
         ({"size": "big"}, "size", "size is 'big'"),
-        ({"loras": 7}, "loras", "loras is 7; accepted: names, such as"),
+        ({"loras": 7}, "loras", 'loras is 7; accepted: "name", ("name", 0.8)'),
         ({"loras": [("ink", 11)]}, "loras[0].scale", "accepted: a number from -10 to 10"),
         ({"sampler": "ddim"}, "sampler", "accepted: flash, unipc, euler"),
-        ({"image": 7}, "image", "image is 7; accepted: an image of Pillow"),
+        ({"image": 7}, "image", "image is 7; accepted: a PIL image"),
         ({"image": "no such file.png"}, "image", "cannot be read: No such file"),
         ({"image": "a\0b"}, "image", "cannot be read"),
         ({"image": b""}, "image", "image is an empty file"),

@@ -14,7 +14,7 @@ import pytest
 
 import hidream
 from hidream.errors import InvalidInput, MissingInput, PromptRefused
-from hidream.keywords import NAMES
+from hidream.keywords import OF_PIPELINE
 from hidream.library.session import READ_AHEAD
 from hidream.model.pipeline import generate
 from hidream.outputs.encode import encode
@@ -262,7 +262,7 @@ def test_an_error_of_the_iterator_is_its_users(pipe):
 
 
 def test_help_reads_well():
-    assert set(NAMES) <= set(inspect.signature(hidream.Pipeline.__call__).parameters)
+    assert set(OF_PIPELINE.names) <= set(inspect.signature(hidream.Pipeline.__call__).parameters)
     text = inspect.getdoc(hidream.Pipeline)
     assert text.startswith("A HiDream-I1 model that generates images.")
     for method in (hidream.Pipeline.__call__, hidream.Pipeline.stream, hidream.Pipeline.map):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from hidream import options as keywords
 from hidream.client.connection import Connection, Deadline, model_name
 from hidream.client.effects import READ_S, Emit, Repeat, Request, Response, Sleep, Steps
 from hidream.client.input_files import file_of, url_of
@@ -16,6 +15,7 @@ from hidream.client.prediction import Prediction, Result, embedded
 from hidream.client.responses import content_of, data_of
 from hidream.client.retries import call
 from hidream.errors import ConnectionFailed, HiDreamError, InvalidInput, ServerError, TimedOut
+from hidream.keywords import FILES, OF_CLIENT
 from hidream.request import BY_NAME
 
 API = "/api/v3"
@@ -50,11 +50,11 @@ def submission(
     options: Mapping[str, Any],
 ) -> Submission:
     """Check a request before anything is sent. Raises InvalidInput, with the name of the field."""
-    given = keywords.checked(options)
+    given = OF_CLIENT.read(options)
     body: dict[str, Any] = {"prompt": BY_NAME["prompt"].kind.read("prompt", prompt)}
     body["output_format"] = BY_NAME["output_format"].default
-    body |= {name: BY_NAME[name].kind.to_json(value) for name, value in given.items() if name not in keywords.FILES}
-    images = {name: given[name] for name in keywords.FILES if name in given}
+    body |= {name: BY_NAME[name].kind.to_json(value) for name, value in given.items() if name not in FILES}
+    images = {name: given[name] for name in FILES if name in given}
     body |= {name: url for name, value in images.items() if (url := url_of(value))}
     files = {name: file_of(name, value) for name, value in images.items() if name not in body}
     name = connection.model if model is None else model_name(model)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
 
@@ -23,10 +23,7 @@ from hidream.client.input_files import file_of
 from hidream.client.prediction import Prediction, Result
 from hidream.client.retries import Retry
 from hidream.client.runners import LIMITS, Runner
-from hidream.options import Options, spelled_out
-
-if TYPE_CHECKING:
-    from hidream.options import Picture
+from hidream.keywords import OF_CLIENT, ImageSource, Options
 
 
 class Client:
@@ -72,7 +69,7 @@ class Client:
         if self._owned:
             self._runner.http.close()
 
-    @spelled_out
+    @OF_CLIENT.documented
     def generate(
         self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
     ) -> Result:
@@ -80,14 +77,14 @@ class Client:
         submission = calls.submission(self._connection, prompt, model, None, None, options)
         return self._runner.run(calls.generate(self._connection, submission, self._connection.deadline(timeout)))
 
-    @spelled_out
+    @OF_CLIENT.documented
     def __call__(
         self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
     ) -> Result:
         """Generate images: the same as `generate`."""
         return self.generate(prompt, model=model, timeout=timeout, **options)
 
-    @spelled_out
+    @OF_CLIENT.documented
     def submit(
         self,
         prompt: str,
@@ -136,7 +133,7 @@ class Client:
         """Delete finished tasks with their images, and cancel others; return how many there were."""
         return self._runner.run(calls.delete(self._connection, ids, self._connection.deadline(None)))
 
-    def upload(self, image: Picture) -> str:
+    def upload(self, image: ImageSource) -> str:
         """Upload an image, and return its URL for `image` or `mask`: a path, a file's bytes, an image or an array."""
         file = file_of("image", image)
         return self._runner.run(calls.upload(self._connection, file, self._connection.deadline(None)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
-_ACCEPTED = "an image of Pillow, an array of uint8, a path, the bytes of a file, or a URL"
+_ACCEPTED = "a PIL image, an array [height, width, 3 or 4] of uint8, the path of a file, its bytes, or a URL"
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 

@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast, overload
 import numpy as np
 import torch
 
-from hidream import keywords
 from hidream.engine.loop import Outcome
-from hidream.keywords import Keywords, documented, spelled_out
+from hidream.keywords import OF_PIPELINE, Keywords
 from hidream.library import source
 from hidream.library.image import Image, Progress
 from hidream.library.requests import Reader
@@ -138,7 +137,7 @@ class Pipeline:
     def __call__(self, prompt: str | Prompts, **options: Unpack[Keywords]) -> Image: ...
     @overload
     def __call__(self, prompt: str | Prompts, *, num_images: int, **options: Unpack[Keywords]) -> list[Image]: ...
-    @documented
+    @OF_PIPELINE.documented
     def __call__(
         self, prompt: str | Prompts, *, num_images: int | None = None, **options: Unpack[Keywords]
     ) -> Image | list[Image]:
@@ -154,7 +153,7 @@ class Pipeline:
         assert last.image is not None, "a stream ends with its image"
         return last.image
 
-    @spelled_out
+    @OF_PIPELINE.spelled_out
     def stream(self, prompt: str | Prompts, *, previews: int = 0, **options: Unpack[Keywords]) -> Iterator[Progress]:
         """Generate an image, and yield its progress after each step; the last has the image.
 
@@ -187,7 +186,7 @@ class Pipeline:
         errors: Literal["return"],
         **options: Unpack[Keywords],
     ) -> Iterator[tuple[int, Image | Exception]]: ...
-    @spelled_out
+    @OF_PIPELINE.spelled_out
     def map(
         self,
         requests: Iterable[OneRequest],
@@ -211,7 +210,7 @@ class Pipeline:
         """
         if errors not in ("raise", "return"):
             raise refused("errors", errors, '"raise" or "return"')
-        keywords.check_names(options)
+        OF_PIPELINE.check_names(options)
         results = self._map(requests, options)
         if errors == "raise":
             results = _raised(results)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypedDict
 
-from hidream import keywords
 from hidream.errors import ConfigurationError, InvalidInput
 from hidream.formats.comfy_folder import parts_in
 from hidream.formats.detect import read_json
+from hidream.keywords import check_names
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
 from hidream.parameter import Choice, in_words
 from hidream.parts import NAMED_ALONE, TRANSFORMER
@@ -121,7 +121,7 @@ def find(
     Raises InvalidInput on arguments that are unknown, contradict each other or leave the variant open, and
     ConfigurationError where a file cannot be read.
     """
-    keywords.check_names(parts, PART_NAMES, CALLED_ELSEWHERE)
+    check_names(parts, PART_NAMES, CALLED_ELSEWHERE)
     settled = None if variant is None else Variant(Choice(Variant).read("variant", variant))
     named, ids = {}, set()
     for field, given in {"folder": model, **parts}.items():

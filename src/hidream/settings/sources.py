@@ -22,8 +22,8 @@ from typing import get_args, get_type_hints
 import platformdirs
 
 from hidream.errors import ConfigurationError
+from hidream.nearest import nearest
 from hidream.settings.injected import injected
-from hidream.settings.nearest import nearest
 from hidream.settings.tables import SECRETS, TABLES, Settings
 from hidream.types import Variant
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hidream.settings.nearest import nearest
+from hidream.nearest import nearest
 
 KNOWN = {"port": "[server] port", "host": "[server] host", "lease_s": "[worker] lease_s"}
 
