@@ -1,0 +1,1 @@
+"""The commands of `hidream`, one module each. `cli.py` runs them."""
