@@ -8,13 +8,17 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Windows has no pipes at paths, so no O_NONBLOCK, and it alone has O_BINARY. Python adds what keeps a descriptor from
+child processes."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises OSError when there is none, or something else: a pipe's reading might never end.
 
     The open file is looked at, not the path, so that nothing can take its place in between.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, FLAGS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no file", str(path))
