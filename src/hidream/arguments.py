@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     _worker(commands)
     _keys(commands)
     _audit(commands)
+    _store(commands)
     _mcp(commands)
     _info(commands)
     _convert(commands)
@@ -228,6 +229,17 @@ def _audit(commands: Commands) -> None:
     )
     audit.add_argument("--json", action="store_true", help="one JSON object per line")
     audit.set_defaults(command="audit")
+
+
+def _store(commands: Commands) -> None:
+    store = commands.add_parser("store", help="copy a database, or all files, to another one").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    copy = store.add_parser("copy", help="copy a database to another one, or all files to another folder or bucket")
+    copy.add_argument("source", type=_text, metavar="FROM", help="the URL of a database; or a folder or s3:// URL")
+    copy.add_argument("target", type=_text, metavar="TO", help="the same kind as FROM; a database must be empty or new")
+    copy.add_argument("--dry-run", action="store_true", help="only show what would be copied")
+    copy.set_defaults(command="store copy")
 
 
 def _limit_flags(command: argparse.ArgumentParser, default: int | None, note: str) -> None:

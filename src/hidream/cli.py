@@ -1,4 +1,4 @@
-"""The command line: `hidream generate`, `serve`, `api`, `worker`, `keys`, `audit`, `mcp`, `info`, `convert`, `models`.
+"""The command line, from `hidream generate` to `hidream store copy`.
 
 Each command reads flags (`arguments.py`) and settings, calls one function of one package, and prints the result. The
 commands import the packages that they need, so that `hidream --help` responds at once.
@@ -48,6 +48,7 @@ EXTRAS = {
     "api": "server",
     "keys": "server",
     "audit": "server",
+    "store": "server",
     "mcp": "mcp",
 }
 """The extras of `pyproject.toml` that a command needs."""
@@ -390,6 +391,12 @@ def _audit(given: argparse.Namespace, config: Settings) -> int:
     return 0
 
 
+def _store_copy(given: argparse.Namespace, config: Settings) -> int:
+    from hidream.commands.store import copy
+
+    return copy(given.source, given.target, config, dry_run=given.dry_run)
+
+
 def _actor() -> str:
     """Who runs this command, for the audit log: the names of the user and the host."""
     try:
@@ -462,6 +469,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "keys export": _keys_export,
     "keys erase": _keys_erase,
     "audit": _audit,
+    "store copy": _store_copy,
     "mcp": _mcp,
     "info": _info,
     "convert": _convert,

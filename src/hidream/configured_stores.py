@@ -10,6 +10,11 @@ from hidream.settings.tables import Settings
 
 def open_configured_store(settings: Settings, namespace: Namespace) -> ObjectStore:
     """Open the object store of a namespace in the configured folder or bucket. Raises ConfigurationError."""
+    return open_store_at(settings.outputs_url, settings, namespace)
+
+
+def open_store_at(url: str, settings: Settings, namespace: Namespace) -> ObjectStore:
+    """Open the object store of a namespace elsewhere, with the configured access. Raises ConfigurationError."""
     outputs = settings.outputs
     access = BucketAccess(
         endpoint=outputs.endpoint or None,
@@ -19,4 +24,4 @@ def open_configured_store(settings: Settings, namespace: Namespace) -> ObjectSto
         signed_urls=outputs.signed_urls == "on",
         public_endpoint=outputs.public_endpoint or None,
     )
-    return open_object_store(settings.outputs_url, namespace, access)
+    return open_object_store(url, namespace, access)

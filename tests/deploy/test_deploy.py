@@ -97,6 +97,20 @@ def test_compose_runs_commands_with_settings_that_there_are(name, files):
     assert arguments.parse(services[0]["command"]).command == name
 
 
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_compose_names_a_model_for_a_cpu_and_none_means_nano(name):
+    def models(files, **given):
+        services = [composed(file, **given)["services"][name] for file in files]
+        environ = {k: str(v) for service in services for k, v in service.get("environment", {}).items()}
+        return sources.load(environ | {"HIDREAM_HOME": "/nowhere"}).models
+
+    assert not models(["compose.yaml"]).configured
+    given = {"HIDREAM_MODEL": "/models/mine", "HIDREAM_MODELS_LLAMA": "/models/llama"}
+    for files in (["compose.yaml"], ["compose.yaml", "compose.cuda.yaml"]):
+        named = models(files, **given)
+        assert (named.dev, named.llama) == (Path("/models/mine"), Path("/models/llama"))
+
+
 def test_the_manifest_of_the_docs_runs_what_there_is_without_service_links():
     blocks = re.findall(
         r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "OPERATIONS.md").read_text(), re.MULTILINE | re.DOTALL

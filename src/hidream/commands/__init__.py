@@ -1,1 +1,1 @@
-"""Commands that need more than a function of `cli.py`: one module for each, which prints what a room returns."""
+"""The commands of `hidream`, one module each. `cli.py` runs them."""

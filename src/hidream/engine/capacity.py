@@ -8,12 +8,10 @@ The measurement also shows whether a request's bits depend on the other requests
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
-from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -100,9 +98,5 @@ def _free_bytes(model: Model) -> int:
 
 
 def _free_host_bytes() -> int:
-    """The memory that Linux would give to a new process, including the page cache; elsewhere half of the memory."""
-    meminfo = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    if found:
-        return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """What the system would give to a new process, the page cache included."""
+    return int(psutil.virtual_memory().available)

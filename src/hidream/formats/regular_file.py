@@ -8,13 +8,17 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Windows has no pipes at paths, so no O_NONBLOCK, and it alone has O_BINARY. Python adds what keeps a descriptor from
+child processes."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises OSError if it is missing or no regular file: reading a pipe might never end.
 
     The open file is checked, not the path, so nothing can take its place in between.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, FLAGS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a file", str(path))

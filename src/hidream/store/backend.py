@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from hidream.errors import ConfigurationError, DatabaseUnavailable
+from hidream.errors import ConfigurationError, DatabaseUnavailable, InvalidInput
 from hidream.store.changes import Changes
 
 CHANGED = "changed"
@@ -147,6 +147,14 @@ def missing(url: sa.URL) -> ConfigurationError:
     return ConfigurationError(
         f"there is no database of this server at {redacted(url)}; accepted: the HIDREAM_HOME, or the "
         "HIDREAM_STORE_DATABASE_URL, that the server runs with, after its first start or `hidream keys create`"
+    )
+
+
+def in_use(url: sa.URL, by: str) -> InvalidInput:
+    """Make the error of a database that must not be open in any other process."""
+    return InvalidInput(
+        f"{redacted(url)} is in use by {by}; accepted: a database that no other process has open. Stop all servers and "
+        "workers first: what they write during or after a copy is not in it"
     )
 
 

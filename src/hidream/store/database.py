@@ -77,8 +77,8 @@ class Database:
         Raises ConfigurationError if the URL is not accepted, or the database is not hidream's or must not be created,
         and DatabaseUnavailable if it does not answer.
         """
-        parsed = _parsed(url)
-        async with BACKENDS[parsed.drivername](parsed, make) as backend:
+        place = parsed(url)
+        async with BACKENDS[place.drivername](place, make) as backend:
             database = cls(backend, clock)
             looking = asyncio.create_task(database._watch_file())
             try:
@@ -228,14 +228,15 @@ class Database:
             raise
 
 
-def _parsed(url: str) -> sa.URL:
+def parsed(url: str) -> sa.URL:
+    """Parse the URL of a database. Raises ConfigurationError if it is none that hidream can open."""
     try:
-        parsed = sa.make_url(url)
+        place = sa.make_url(url)
     except sa.exc.ArgumentError as error:
         raise ConfigurationError(f"the database URL is not one that SQLAlchemy reads: {error}") from error
-    if parsed.drivername not in BACKENDS:
+    if place.drivername not in BACKENDS:
         raise ConfigurationError(
-            f"the database URL is {redacted(parsed)}; accepted: {sqlite.DRIVER}:///FILE, "
+            f"the database URL is {redacted(place)}; accepted: {sqlite.DRIVER}:///FILE, "
             f"{postgresql.DRIVER}://USER:PASSWORD@HOST/DATABASE"
         )
-    return parsed
+    return place

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError, DatabaseUnavailable
-from hidream.store.backend import CHANGED, Backend, migrate, missing, reason, wrap_open_errors
+from hidream.store.backend import CHANGED, Backend, in_use, migrate, missing, reason, wrap_open_errors
 from hidream.store.changes import Changes
 
 DRIVER = "postgresql+asyncpg"
@@ -38,11 +38,17 @@ CHECK_MS = 1_000
 """How long a health check waits for a lock."""
 RECONNECT_S = 0.5
 """Pause before a lost listening connection is opened again."""
+LEAVING_S = 3.0
+"""How long the session of a process that has ended may remain."""
 CHANNEL = "hidream"
 
 _TABLES = sa.text("SELECT to_regclass('alembic_version')")
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock(hashtext('{CHANNEL}'))")
 _CHECK = sa.text(f"SELECT current_setting('transaction_read_only'), set_config('lock_timeout', '{CHECK_MS}', true)")
+_OTHERS = sa.text(
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
 _ANNOUNCE = sa.text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 logger = logging.getLogger(__name__)
@@ -79,6 +85,41 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
     finally:
         for engine in (writer, readers, checker):
             await engine.dispose()
+
+
+@asynccontextmanager
+async def connect_alone(url: sa.URL, make: bool) -> AsyncIterator[AsyncConnection]:
+    """Open a database that no other session has open, in a transaction that the caller commits.
+
+    Meanwhile, processes of hidream that open it wait: they need the same lock. The tables are migrated in this
+    transaction, and `make` creates them. Raises InvalidInput if there is another session, and what `connect` raises.
+    """
+    engine = _engine(url, None, 1, idle_s=0)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            with wrap_open_errors(url, ACCEPTED):
+                connection = await stack.enter_async_context(engine.connect())
+                await connection.execute(_LOCK)
+                if not make and (await connection.execute(_TABLES)).scalar() is None:
+                    raise missing(url)
+                if others := await _others(connection):
+                    raise in_use(url, f"{others} other session{'s' * (others > 1)}")
+                await connection.run_sync(migrate)
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def _others(connection: AsyncConnection) -> int:
+    """Count the other sessions of the database, when those that are ending have had LEAVING_S to do so."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + LEAVING_S
+    while others := int((await connection.execute(_OTHERS)).scalar_one()):
+        if clock() > until:
+            break
+        await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
+        await asyncio.sleep(0.1)
+    return others
 
 
 def _track_changes(engine: AsyncEngine) -> None:
@@ -128,9 +169,12 @@ async def _migrate(url: sa.URL, make: bool) -> None:
         await engine.dispose()
 
 
-def _engine(url: sa.URL, statement_s: float | None, connections: int) -> AsyncEngine:
-    """Make an engine; `statement_s` limits a statement and its wait for a lock, None means no limit."""
-    server = {"idle_in_transaction_session_timeout": f"{IDLE_S * 1000:.0f}"}
+def _engine(url: sa.URL, statement_s: float | None, connections: int, idle_s: float = IDLE_S) -> AsyncEngine:
+    """Make an engine; `statement_s` limits a statement and its wait for a lock, None means no limit.
+
+    `idle_s` is how long a transaction may be idle; 0 means no limit.
+    """
+    server = {"idle_in_transaction_session_timeout": f"{idle_s * 1000:.0f}"}
     if statement_s is not None:
         server["lock_timeout"] = f"{statement_s * 900:.0f}"  # before the driver closes the connection
     try:

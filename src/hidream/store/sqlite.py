@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from hidream.errors import ConfigurationError
-from hidream.store.backend import Backend, migrate, missing, redacted, url_error, wrap_open_errors
+from hidream.store.backend import Backend, in_use, is_timeout, migrate, missing, redacted, url_error, wrap_open_errors
 from hidream.store.changes import Changes
 
 DRIVER = "sqlite+aiosqlite"
@@ -51,7 +51,7 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
 
     Raises ConfigurationError if it is not a hidream database, or does not exist and must not be created.
     """
-    if not make and not _is_there(url):
+    if not make and not is_there(url):
         raise missing(url)
     with closing(_watching(url)) as watching:
         writer, reader, checker = _engine(url, 1), _engine(url, CONNECTIONS), _engine(url, 1, CHECK_MS)
@@ -69,6 +69,40 @@ async def connect(url: sa.URL, make: bool = True) -> AsyncIterator[Backend]:
         finally:
             for engine in (writer, reader, checker):
                 await engine.dispose()
+
+
+@asynccontextmanager
+async def connect_alone(url: sa.URL, make: bool) -> AsyncIterator[AsyncConnection]:
+    """Open a file that no other process has open, in a transaction that the caller commits; none can open it meanwhile.
+
+    The tables are migrated in this transaction, and `make` creates a file that does not exist. Raises InvalidInput
+    if another process has the file open, and what `connect` raises.
+    """
+    if not make and not is_there(url):
+        raise missing(url)
+    _create_private(_path(url))
+    engine = create_async_engine(url, hide_parameters=True)
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own class
+        connection.isolation_level = None  # the driver opens no transactions: `on_begin` does
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: sa.Connection) -> None:
+        for statement in ("PRAGMA locking_mode = EXCLUSIVE", *_PRAGMAS, "BEGIN IMMEDIATE"):
+            connection.exec_driver_sql(statement)
+
+    try:
+        async with engine.connect() as connection:
+            with wrap_open_errors(url, ACCEPTED):
+                try:
+                    await connection.begin()
+                except sa.exc.OperationalError as error:
+                    raise (in_use(url, "another process") if is_timeout(error) else error) from error
+                await connection.run_sync(migrate)
+            yield connection
+    finally:
+        await engine.dispose()
 
 
 class _Files:
@@ -116,7 +150,7 @@ async def _check(engine: AsyncEngine, durable: bool) -> None:
             await transaction.rollback()
 
 
-def _is_there(url: sa.URL) -> bool:
+def is_there(url: sa.URL) -> bool:
     """Whether a file has anything in it; one that cannot be looked at is there, and opening it says what is wrong."""
     try:
         return Path(url.database or "").stat().st_size > 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
+import psutil
 import torch
 
 from hidream.model.memory.candidates import Hardware
@@ -13,7 +13,7 @@ from hidream.model.memory.plan import CONTEXT_BYTES
 
 def host_bytes() -> int:
     """Return the machine's own memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)
 
 
 def hardware_of(device: torch.device, memory_gb: float) -> Hardware:
