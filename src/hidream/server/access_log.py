@@ -60,10 +60,13 @@ class AccessLog:
         state = scope["state"]
         prediction_id = str(state.get("prediction_id") or scope.get("path_params", {}).get("prediction_id", ""))
         values = scope["method"], route, status, took_s * 1000, state["request_id"]
+        more = {}
         if prediction_id.isalnum() and prediction_id.isascii() and len(prediction_id) <= ID_MAX_CHARS:
-            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s id=%s", *values, prediction_id)
-        else:
-            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s", *values)
+            more["id"] = prediction_id
+        if end_user := state.get("end_user"):
+            more["end_user"] = end_user
+        names = "".join(f" {name}=%s" for name in more)
+        logger.info(f"request method=%s route=%s status=%d ms=%.1f request=%s{names}", *values, *more.values())
 
 
 def _request_id(scope: Scope) -> str:
