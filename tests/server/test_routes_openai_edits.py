@@ -7,6 +7,7 @@ import json
 import pytest
 
 from hidream.types import Mode, Size
+from image_files import noise, saved
 
 PATH = "/v1/images/edits"
 
@@ -67,11 +68,10 @@ async def test_every_type_of_parameter_in_a_form(api, picture):
 async def test_the_forms_of_json(api, picture):
     data = picture(size=(300, 320))
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    long = uri + "A" * 0 if len(uri) > 200_000 else uri
     for body in (
         {"image": uri},
         {"image": [uri]},
-        {"images": [{"image_url": long}], "mask": {"image_url": uri}},
+        {"images": [{"image_url": uri}], "mask": {"image_url": uri}},
         {"image": {"image_url": uri}, "mask": uri},
     ):
         task, answer = await drawn(api, api.post(PATH, prompt="a hat", **body))
@@ -81,8 +81,6 @@ async def test_the_forms_of_json(api, picture):
 
 
 async def test_a_long_image_in_json_goes_to_a_file(api):
-    from image_files import noise, saved
-
     data = saved(noise(400, 400))
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     assert len(uri) > 131_072
@@ -191,7 +189,7 @@ async def test_what_open_webui_sends(open_api, picture):
         generation = {"model": "dall-e-2", "prompt": "a hat", "n": 1, "size": "512x512", "response_format": "b64_json"}
         _, answer = await drawn(api, api.post("/v1/images/generations?api-version=2024-02-01", **generation))
         assert base64.b64decode(answer.json()["data"][0]["b64_json"]) == b"the picture"
-        assert ["api-version is not" in each for each in answer.json()["warnings"]] == [False]  # it is shown escaped
+        assert len(answer.json()["warnings"]) == 1  # about api-version, which only Azure has
         generation = {"model": "gpt-image-1", "prompt": "a hat", "n": 1, "size": "auto"}
         _, answer = await drawn(api, api.post("/v1/images/generations", **generation))
         assert list(answer.json()["data"][0]) == ["b64_json"]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from served import served
 
+from hidream.errors import DatabaseUnavailable
 from hidream.server import openai_stream
 from hidream.store import keys, predictions
 from hidream.types import Step
@@ -131,6 +132,26 @@ async def test_a_worker_that_dies_interrupts_nothing(api):
         assert (event["partial_image_index"], base64.b64decode(event["b64_json"])) == (0, b"of the second")
         await finish(api, again)
         assert [event["type"] for event in await told.rest()] == ["image_generation.completed"]
+
+
+async def test_a_database_that_is_away_for_a_while_interrupts_nothing(monkeypatch, api):
+    progress, tries = api.service.progress, []
+
+    async def away():
+        tries.append(1)
+        if len(tries) == 3:
+            monkeypatch.undo()
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(openai_stream, "RETRY_S", 0.01)
+    monkeypatch.setattr(progress, "_look", away)
+    async with stream(api, partial_images=1) as told:
+        task = await claimed(api)
+        await report(api, task, 14, b"preview")
+        assert (await told.event())["type"] == "image_generation.partial_image"
+        await finish(api, task)
+        assert [event["type"] for event in await told.rest()] == ["image_generation.completed"]
+    assert len(tries) == 3
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1405, "server_error"), (1401, "invalid_request_error")])

@@ -2,7 +2,8 @@
 
 The request id is the one that a client or proxy sent, if it is a plain word, else a random one. The response contains
 it too, so that a user can name the line in the log. A request about a prediction is logged with the prediction's id; a
-route that creates one puts the id into `request.state`.
+route that creates one puts the id into `request.state`. OpenAI's routes also put a digest there of the end user that
+their client names.
 """
 
 from __future__ import annotations
