@@ -4,8 +4,9 @@ import re
 
 import pytest
 from driven import Raised
-from received_images import is_image
-from service import MODEL, PROMPT
+from PIL import Image, ImageChops
+from received_images import is_image, look
+from service import MODEL, PROMPT, until
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
 
@@ -40,7 +41,7 @@ def test_an_image_as_base64(client, service):
 
 
 def test_what_only_openais_models_have_changes_nothing(client, service):
-    said = {"background": "auto", "moderation": "low", "quality": "hd", "style": "vivid", "user": "somebody"}
+    said = {"background": "auto", "moderation": "auto", "quality": "hd", "style": "vivid", "user": "somebody"}
     (image,) = client("generate", **at(service), **SMALL | said)
     assert is_image(image["url"], kind="PNG")
 
@@ -50,6 +51,66 @@ def test_what_only_our_models_have_is_said_beside(python, service):
     first, again = (python("generate", **at(service), **SMALL | said | {"response_format": "b64_json"}) for _ in "12")
     assert is_image(first[0]["b64_json"], kind="WEBP")
     assert first == again
+
+
+def test_an_answer_says_what_the_image_is(client, service):
+    answer = client("answer_of", **at(service), **SMALL, n=2, quality="low", output_format="webp")
+    assert (answer["background"], answer["output_format"]) == ("opaque", "webp")
+    assert (answer["quality"], answer["size"]) == ("low", "256x256")
+    assert answer["usage"]["total_tokens"] == answer["usage"]["output_tokens_details"]["image_tokens"] == 2 * 16 * 16
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_edit_of_a_file_with_a_mask(client, service, photo, tmp_path, listed):
+    mask = Image.new("RGBA", (256, 256), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 128, 256))
+    mask.save(tmp_path / "mask.png")
+    image = [str(photo)] if listed else str(photo)
+    said = {"model": MODEL, "prompt": PROMPT, "mask": str(tmp_path / "mask.png"), "response_format": "b64_json"}
+    answer = client("edit", **at(service), image=image, **said)
+    assert answer["size"] == "256x256"  # the photo's
+    drawn, before = look(answer["data"][0]["b64_json"]).convert("RGB"), Image.open(photo)
+    kept, changed = (
+        ImageChops.difference(drawn.crop(box), before.crop(box)).getextrema()
+        for box in ((136, 0, 256, 256), (0, 0, 120, 256))
+    )
+    assert max(high for _, high in kept) == 0  # what is opaque in OpenAI's masks stays
+    assert max(high for _, high in changed) > 30
+
+
+def test_two_images_are_refused_by_name(client, service, photo):
+    with pytest.raises(Raised, match=r"400 .*image is a second file") as raised:
+        client("edit", **at(service), model=MODEL, prompt=PROMPT, image=[str(photo)] * 2)
+    assert "BadRequestError" in raised.value.kinds
+
+
+@pytest.mark.parametrize("name", ["image_generation", "image_edit"])
+def test_a_stream_has_partial_images_and_the_image(client, service, photo, name):
+    said = {"model": MODEL, "prompt": PROMPT, "size": "1024x1024", "partial_images": 2}
+    image = {} if name == "image_generation" else {"image": str(photo)}
+    *partial, last = client("stream", **at(service), **said, **image)
+    assert last["type"] == f"{name}.completed"
+    assert is_image(last["b64_json"], size=(1024, 1024), kind="PNG")
+    assert last["usage"]["output_tokens"] == 64 * 64
+    assert 1 <= len(partial) <= 2
+    for i, event in enumerate(partial):
+        assert (event["type"], event["partial_image_index"]) == (f"{name}.partial_image", i)
+        assert (event["output_format"], look(event["b64_json"]).format) == ("jpeg", "JPEG")
+
+
+def test_an_error_within_a_stream_is_raised(client, service, photo):
+    said = {"model": MODEL, "prompt": PROMPT, "extra_body": {"loras": [{"name": "nothing"}]}}
+    if client.name == "npm-openai":
+        said |= said.pop("extra_body")
+    with pytest.raises(Raised, match="nothing") as raised:
+        client("stream", **at(service), **said)
+    assert "APIError" in raised.value.kinds
+
+
+def test_a_stream_that_is_left_is_cancelled(client, idle):
+    before = len(tasks(idle))
+    client("leave", **at(idle), model=MODEL, prompt=PROMPT)
+    until(lambda: [task["status"] for task in tasks(idle)[: len(tasks(idle)) - before]] == ["cancelled"])
 
 
 def test_the_models(client, service):

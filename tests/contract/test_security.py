@@ -322,6 +322,7 @@ def test_an_image_that_is_called_otherwise_is_served_as_what_it_is(http):
         (f"/api/v3/{MODEL}", "application/json"),
         ("/api/v3/predictions", "application/json"),
         ("/v1/images/generations", "application/json"),
+        ("/v1/images/edits", "multipart/form-data; boundary=x"),
         ("/api/v3/media/upload/binary", "multipart/form-data; boundary=x"),
     ],
 )
@@ -333,7 +334,8 @@ def test_a_body_without_end_is_refused_before_its_end_and_not_kept(fleet, http, 
     with socket.create_connection((url.host, url.port), timeout=20) as connection:
         connection.sendall("\r\n".join(head).encode())
         if "form-data" in content_type:  # blanks alone are no form, and a 400 at once
-            begun = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+            field = b"image" if "edits" in path else b"file"
+            begun = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="a.png"\r\n\r\n' % field
             connection.sendall(b"%x\r\n%s\r\n" % (len(begun), begun))
         with contextlib.suppress(ConnectionError):  # of what comes behind the answer, it reads a part
             while sent < ENDLESS_BYTES:

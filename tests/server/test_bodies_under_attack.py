@@ -53,6 +53,8 @@ async def test_the_body_of_what_is_refused_is_not_waited_for(open_api):
                 (f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}", 401),
                 (f"POST /api/v3/{MODEL} HTTP/1.1\n{long}\n{json}\nAuthorization: Bearer x", 401),
                 (f"POST /v1/images/generations HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /v1/images/edits HTTP/1.1\n{long}\n{json}", 401),
+                (f"POST /v1/images/edits HTTP/1.1\n{long}\n{form}", 401),
                 (f"POST /api/v3/predictions HTTP/1.1\n{long}\n{json}", 401),
                 (f"POST /api/v3/media/upload/binary HTTP/1.1\n{long}\n{form}", 401),
                 (f"POST /api/v3/media/uploads HTTP/1.1\n{long}\n{json}", 401),

@@ -127,6 +127,12 @@ async def test_answers_are_as_it_says(api, make_image):
     generating = api.post("/v1/images/generations", prompt="a", n=4, seeed=7, output_format="avif")
     generated, task = await asyncio.gather(generating, api.draw())
     check(generated, "post", "/v1/images/generations")
+    form = {"data": {"prompt": "a"}, "files": {"image": make_image()}, "headers": api.bearer}
+    edited, _ = await asyncio.gather(api.client.post("/v1/images/edits", **form), api.draw())
+    check(edited, "post", "/v1/images/edits")
+    streamed, _ = await asyncio.gather(api.post("/v1/images/generations", prompt="a", stream=True), api.draw())
+    check(streamed, "post", "/v1/images/generations")
+    check(await api.post("/v1/images/edits", prompt="a"), "post", "/v1/images/edits")
     assert generated.json()["warnings"]
     for name in task.output_names:
         assert fits_path(name, "/outputs/{name}", "name")
@@ -159,12 +165,15 @@ async def test_a_models_parameters_are_those_that_it_takes(api, model):
         assert kinds[-1] == "null"
 
 
-async def test_openais_parameters_are_those_that_the_route_knows(api):
+@pytest.mark.parametrize("path", [openai_parameters.GENERATIONS, openai_parameters.EDITS])
+async def test_openais_parameters_are_those_that_the_route_knows(api, path):
     document = (await api.client.get("/openapi.json")).json()
-    post = document["paths"]["/v1/images/generations"]["post"]
-    described = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    described = content["application/json"]["schema"]["properties"]
     refused = {name for name, (nothing, _) in openai_parameters.UNSERVED.items() if not nothing}
     assert described.keys() == openai_parameters.NAMES - refused
+    if path == openai_parameters.EDITS:
+        assert content["multipart/form-data"]["schema"]["properties"].keys() == described.keys() | {"image[]"}
     size = described["size"]["anyOf"][0]["pattern"]
     assert all(re.search(size, text) for text in ("1024x1024", "1792x1024", "256*256", "auto"))
     sides = [described[name]["anyOf"][0] for name in ("width", "height")]

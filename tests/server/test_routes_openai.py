@@ -2,15 +2,18 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 
 import httpx
 import pytest
 from served import served
 
-from hidream.types import ImageFormat, Sampler, Size
+from hidream.types import ImageFormat, Mode, Sampler, Size
 
 FULL = "wavespeed-ai/hidream-i1-full"
+ABOUT = ["created", "background", "output_format", "quality", "size", "data", "usage"]
+"""The names of an answer without warnings."""
 
 
 async def ask(api, headers=None, **body):
@@ -28,7 +31,16 @@ async def test_urls_by_default(api):
     assert answer.status_code == 200
     body = answer.json()
     assert body["created"] == task.created_ms // 1000
-    assert list(body) == ["created", "data"]
+    assert list(body) == ABOUT
+    assert [body[name] for name in ABOUT[1:5]] == ["opaque", "png", "high", "1024x1024"]
+    details = {"image_tokens": 2 * 64 * 64, "text_tokens": 0}
+    assert body["usage"] == {
+        "input_tokens": 0,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        "output_tokens": 2 * 64 * 64,
+        "output_tokens_details": details,
+        "total_tokens": 2 * 64 * 64,
+    }
     assert body["data"] == [{"url": f"http://test/outputs/{name}"} for name in task.output_names]
     assert (task.input.num_images, task.input.output_format, task.input.size) == (
         2,
@@ -73,7 +85,8 @@ async def test_a_model_by_its_short_name_or_none(api, model):
         ({"prompt": "a", "size": "1792x2049"}, 400, "size", None),
         ({"prompt": "a", "size": 5}, 400, "size", None),
         ({"prompt": "a", "response_format": "png"}, 400, "response_format", None),
-        ({"prompt": "a", "model": "dall-e-3"}, 404, None, "model_not_found"),
+        ({"prompt": "a", "model": "dall-e-3"}, 404, "model", "model_not_found"),
+        ({"prompt": "a", "model": 3}, 404, "model", "model_not_found"),
     ],
 )
 async def test_errors_have_their_form(api, body, status, param, code):
@@ -89,13 +102,16 @@ async def test_errors_of_the_framework_and_of_keys_too(api):
     client = api.client
     cases = (
         (await client.post("/v1/images/generations", json={}), 401, "invalid_api_key"),
-        (await client.post("/v1/nothing"), 404, "model_not_found"),
+        (await client.post("/v1/nothing"), 404, None),
+        (await client.get("/v1"), 404, None),
         (await client.get("/v1/images/generations"), 405, None),
         (await client.get("/v1/models/dall-e-3", headers=api.bearer), 404, "model_not_found"),
         (await client.post("/v1/images/generations", content=b"{", headers=api.bearer), 400, None),
     )
     for answer, status, code in cases:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    for answer in (await client.post("/v1/nothing"), await client.post("/v1/images/variations")):
+        assert "POST /v1/images/generations, POST /v1/images/edits" in answer.json()["error"]["message"]
 
     limited = await api.key(tasks_max=1)
     await client.post("/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "a"}, headers=limited)
@@ -142,7 +158,8 @@ async def test_what_takes_too_long_and_can_be_asked_for_again_goes_on(open_api):
 async def test_v3s_parameters_are_used_by_their_own_names(api):
     said = {"width": 640, "height": 512, "num_inference_steps": 3, "sampler": "euler", "num_images": 2}
     task, answer = await drawn(api, prompt="a", model=FULL, guidance_scale=2.5, output_format="webp", **said)
-    assert list(answer.json()) == ["created", "data"]
+    assert list(answer.json()) == ABOUT
+    assert [answer.json()[name] for name in ABOUT[2:5]] == ["webp", "high", "640x512"]
     asked = task.input
     assert (asked.size, asked.steps, asked.num_images) == (Size(640, 512), 3, 2)
     assert (asked.sampler, asked.guidance, asked.output_format) == (Sampler.EULER, 2.5, ImageFormat.WEBP)
@@ -178,10 +195,23 @@ async def test_two_names_for_one_thing_must_agree(api, said):
 @pytest.mark.parametrize(
     ("name", "value", "nothing", "instead"),
     [
-        ("stream", True, False, "/events"),
-        ("partial_images", 2, 0, "/events"),
-        ("image", "aGVsbG8=", "", "/api/v3/"),
-        ("mask", "aGVsbG8=", None, "/api/v3/"),
+        ("partial_images", 2, 0, "stream: true"),
+        ("partial_images", 4, 0, "0 to 3"),
+        ("mask", "aGVsbG8=", None, "a mask of the image"),
+        ("quality", "best", "standard", "auto, standard, low, medium, high"),
+        ("style", "natural", "vivid", "vivid"),
+        ("moderation", "low", "auto", "enable_safety_checker"),
+        ("input_fidelity", "high", "low", "strength"),
+        ("complexity", "high", None, "does not plan"),
+        ("markup", "aGVsbG8=", None, "a mask says"),
+        ("user", 5, "somebody", "up to 10000"),
+        ("safety_identifier", ["a"], "somebody", "up to 10000"),
+        ("output_compression", 90, 100, "100 for PNG, which is lossless, or output_format jpeg"),
+        ("output_compression", 0, 100, "1 to 100"),
+        ("frame_count", 4, None, "no animation"),
+        ("images", [{"file_id": "file-1"}], [], "image_url"),
+        ("image", ["a", "b"], "", "one image"),
+        ("stream", "yes", False, "true or false"),
         ("webhook", "https://receiver.example", "", "/api/v3/"),
         ("webhook_url", "https://receiver.example", "", "/api/v3/"),
         ("enable_sync_mode", False, True, "/api/v3/"),
@@ -197,7 +227,7 @@ async def test_what_this_route_cannot_do_is_refused_by_name(api, name, value, no
     assert instead in error["message"]
     assert await api.claim() is None
     _, answer = await drawn(api, prompt="a", **{name: nothing})
-    assert list(answer.json()) == ["created", "data"]
+    assert list(answer.json()) == ABOUT
 
 
 @pytest.mark.parametrize(
@@ -224,12 +254,11 @@ async def test_a_failed_tasks_error_is_no_longer_taken_for_a_parameters_name(api
 
 
 async def test_what_has_no_effect_is_told_beside_the_images(api):
-    ours = {"quality": "hd", "style": "vivid", "user": "me", "moderation": "low"}
-    other = {"output_compression": 90, "seeed": 7, "guidance_scale": 5}
-    answer = asyncio.create_task(ask(api, prompt="a", background="auto", **ours, **other))
+    other = {"output_quality": 90, "seeed": 7, "guidance_scale": 5, "strength": 0.5}
+    answer = asyncio.create_task(ask(api, prompt="a", background="auto", **other))
     await api.draw(warnings=["the prompt is too long"])
     warnings = (await answer).json()["warnings"]
-    assert {warning.partition(" ")[0] for warning in warnings[:-1]} == {*ours, *other}
+    assert {warning.partition(" ")[0] for warning in warnings[:-1]} == {*other}
     assert warnings[-1] == "the prompt is too long"
     harmless = {"quality": "auto", "moderation": "auto", "background": "opaque", "user": None, "stream": False}
     _, answer = await drawn(api, prompt="a", **harmless)
@@ -237,9 +266,9 @@ async def test_what_has_no_effect_is_told_beside_the_images(api):
 
 
 async def test_what_would_be_refused_is_not_suggested(api):
-    _, answer = await drawn(api, prompt="a house", images=["x"], input_image="x", seeed=1)
+    _, answer = await drawn(api, prompt="a house", backgrund="x", markups="x", input_image="x", seeed=1)
     told = answer.json()["warnings"]
-    assert [each.partition("; did you mean")[2] for each in told] == ["", "", " seed?"]
+    assert [each.partition("; did you mean")[2] for each in told] == ["", "", " image?", " seed?"]
 
 
 async def test_a_webhook_in_the_url_is_refused_too(api):
@@ -340,3 +369,75 @@ async def test_models(api):
         assert (model["object"], model["created"], model["owned_by"]) == ("model", 1_743_984_000, "wavespeed-ai")
         for name in (model["id"], model["id"].partition("/")[2]):
             assert (await api.get(f"/v1/models/{name}")).json() == model
+
+
+@pytest.mark.parametrize(
+    ("quality", "mode", "shown"),
+    [
+        ("auto", Mode.EXACT, "high"),
+        ("standard", Mode.EXACT, "high"),
+        ("low", Mode.TURBO, "low"),
+        ("medium", Mode.BALANCED, "medium"),
+        ("high", Mode.EXACT, "high"),
+        ("hd", Mode.EXACT, "high"),
+        ("max", Mode.EXACT, "high"),
+    ],
+)
+async def test_a_quality_is_a_mode(api, quality, mode, shown):
+    task, answer = await drawn(api, prompt="a", quality=quality)
+    assert (task.input.mode, answer.json()["quality"]) == (mode, shown)
+    other = Mode.TURBO if mode is Mode.EXACT else Mode.EXACT
+    answer = asyncio.create_task(ask(api, prompt="a", quality=quality, mode=other))
+    if quality in ("auto", "standard"):
+        assert (await api.draw()).input.mode is other
+        assert (await answer).json()["quality"] == "low"
+    else:
+        error = (await answer).json()["error"]
+        assert (error["param"], f"and mode is '{other}'" in error["message"]) == ("quality", True)
+
+
+async def test_an_init_image_by_v3s_names(api, make_image):
+    source = base64.b64encode(make_image(size=(300, 400))).decode()
+    task, answer = await drawn(api, prompt="a", image=source, mask=source, strength=0.5)
+    assert (task.input.size, task.input.strength, answer.json()["size"]) == (Size(300, 400), 0.5, "300x400")
+    assert task.input.image != task.input.mask
+
+
+async def test_whom_a_client_generates_for_is_in_the_log_as_a_digest(open_api, caplog):
+    async with open_api() as api:
+        with caplog.at_level("INFO", "hidream.server.access_log"):
+            await drawn(api, prompt="a", user="me@example.com")
+            await drawn(api, prompt="a", user="me@example.com", safety_identifier="another")
+    told = [record.getMessage().partition(" end_user=")[2] for record in caplog.records]
+    assert told == [hashlib.sha256(name).hexdigest()[:16] for name in (b"me@example.com", b"another")]
+    assert "example" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations/", "/v1/images/edits/", "/v1/models/", "/v1/models/x/"])
+async def test_a_slash_at_the_end_changes_nothing(api, path):
+    method = "GET" if "models" in path else "POST"
+    answers = [
+        await api.client.request(method, each, headers=api.bearer, json={"prompt": ""}) for each in (path, path[:-1])
+    ]
+    assert answers[0].status_code == answers[1].status_code != 404 or path == "/v1/models/x/"
+    assert answers[0].json() == answers[1].json()
+
+
+async def test_an_alias_is_a_model(open_api):
+    aliases = "gpt-image-1 = hidream-i1-full, dall-e-3=wavespeed-ai/hidream-i1-dev"
+    async with open_api(model_aliases=aliases) as api:
+        task, answer = await drawn(api, prompt="a", model="gpt-image-1")
+        assert (task.model, list(answer.json()["data"][0])) == (FULL, ["b64_json"])
+        task, answer = await drawn(api, prompt="a", model="gpt-image-1", response_format="url")
+        assert list(answer.json()["data"][0]) == ["url"]
+        task, answer = await drawn(api, prompt="a", model="dall-e-3")
+        assert (task.model, list(answer.json()["data"][0])) == ("wavespeed-ai/hidream-i1-dev", ["url"])
+        listed = {each["id"]: each.get("root") for each in (await api.get("/v1/models")).json()["data"]}
+        assert listed == dict.fromkeys(api.service.models) | {
+            "gpt-image-1": FULL,
+            "dall-e-3": "wavespeed-ai/hidream-i1-dev",
+        }
+        assert (await api.get("/v1/models/gpt-image-1")).json()["root"] == FULL
+        unknown = (await ask(api, prompt="a", model="gpt-image-2")).json()["error"]
+        assert "dall-e-3" in unknown["message"]
+        assert (await api.submit(prompt="a", model="wavespeed-ai/gpt-image-1")).status_code == 404  # v3 has no aliases

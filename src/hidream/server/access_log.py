@@ -2,7 +2,8 @@
 
 The request id is the one that a client or proxy sent, if it is a plain word, else a random one. The response contains
 it too, so that a user can name the line in the log. A request about a prediction is logged with the prediction's id; a
-route that creates one puts the id into `request.state`.
+route that creates one puts the id into `request.state`. OpenAI's routes also put a digest there of the end user that
+their client names.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ class AccessLog:
         state = scope["state"]
         prediction_id = str(state.get("prediction_id") or scope.get("path_params", {}).get("prediction_id", ""))
         values = scope["method"], route, status, took_s * 1000, state["request_id"]
+        more = {}
         if prediction_id.isalnum() and prediction_id.isascii() and len(prediction_id) <= ID_MAX_CHARS:
-            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s id=%s", *values, prediction_id)
-        else:
-            logger.info("request method=%s route=%s status=%d ms=%.1f request=%s", *values)
+            more["id"] = prediction_id
+        if end_user := state.get("end_user"):
+            more["end_user"] = end_user
+        names = "".join(f" {name}=%s" for name in more)
+        logger.info(f"request method=%s route=%s status=%d ms=%.1f request=%s{names}", *values, *more.values())
 
 
 def _request_id(scope: Scope) -> str:

@@ -12,9 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hidream.errors import HiDreamError, Unauthorized
+from hidream.server import openai_answers
 from hidream.server.access_log import REQUEST_ID, AccessLog
 from hidream.server.bodies.long_bodies import LongBodies
 from hidream.server.limits.rates import RateLimitHeaders
@@ -50,6 +51,19 @@ class PlainRoute(Route):
         return match, found if match is Match.NONE else {**found, "route": self}
 
 
+class TrailingSlash:
+    """ASGI middleware: under `/v1`, a path with a slash at its end is the same without it, as at OpenAI."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] == "http" and scope["path"].startswith(openai_answers.PREFIX):
+            scope["path"] = scope["path"].rstrip("/")  # in place, because the access log reads the route from it
+        await self._app(scope, receive, send)
+
+
 def create_app(service: Service) -> FastAPI:
     """Build the application of a service."""
     app = FastAPI(
@@ -74,6 +88,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_exception)
     app.add_middleware(LongBodies)
+    app.add_middleware(TrailingSlash)
     app.add_middleware(RateLimitHeaders)
     _allow_origins(app, service.settings.server.cors_origins)
     app.add_middleware(AccessLog, count=service.metrics.request)  # outermost, so that each response has a request id
@@ -119,7 +134,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "the handler is registered for this class"
     headers = dict(error.headers or {})
     message = error.detail
-    if error.status_code == 404:
+    if error.status_code == 404 and openai_answers.is_ours(request.scope["path"]):
+        message = openai_answers.NO_SUCH_PATH
+    elif error.status_code == 404:
         models = request.app.state.service.models
         message = f"there is no such path; generate images with POST /api/v3/{next(iter(models))}"
     if error.status_code == 405:
@@ -158,6 +175,6 @@ def _error_response(
     request: Request, status: int, message: str, headers: dict[str, str] | None = None, parameter: str = ""
 ) -> Response:
     """Answer an error in the format of the API that the path belongs to."""
-    if request.scope["path"].startswith(openai.PREFIX):
-        return openai.failure(status, message, headers, parameter=parameter)
+    if openai_answers.is_ours(request.scope["path"]):
+        return openai_answers.failure(status, message, headers, parameter=parameter)
     return failure(status, message, headers)

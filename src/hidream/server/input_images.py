@@ -22,6 +22,7 @@ from hidream.outbound.targets import Allowlist
 from hidream.outputs.object_store import ObjectStore
 from hidream.outputs.part import Part
 from hidream.server.bodies import base64_text
+from hidream.server.bodies.form import FormFile
 from hidream.server.bodies.long_text import LongText
 from hidream.server.fetch import Rules, fetch
 from hidream.server.limits.concurrency import LARGE_AT_ONCE, QUEUE_TIMEOUT_S, RETRY_AFTER_S, ConcurrencyLimiter
@@ -75,7 +76,7 @@ class InputImages:
         """Check whether a key may upload an image now, before the body is read. Raises TooMany."""
         await uploads.check(self._database, key)
 
-    async def take(self, key: Key, field: str, given: str | LongText) -> str:
+    async def take(self, key: Key, field: str, given: str | LongText | FormFile) -> str:
         """Store the image that a request gives in `field`, unless it is an upload; return the upload's name.
 
         Raises InvalidInput, TooMany, ObjectStoreUnavailable.
@@ -85,6 +86,8 @@ class InputImages:
             if match and (upload := await self.find(match[1])) is not None:
                 return upload.name
         await uploads.check(self._database, key, within_request=True)
+        if isinstance(given, FormFile):
+            return (await self._kept(key, field, given.part)).name
         if isinstance(given, str) and re.match("https?://", given, re.IGNORECASE):
             async with self._fetches.slot(key.id), self._store.part() as part:
                 await fetch(field, given, self._rules, part)

@@ -152,38 +152,82 @@ def _account(upload_max_bytes: int) -> Json:
 
 
 def _openai() -> Json:
-    body = _with_nulls({"type": "object", "properties": _openai_properties(), "required": ["prompt"]})
+    texts = {"type": "array", "items": _TEXT}
     image = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
-    data, warnings = ({"type": "array", "items": each} for each in (image, _TEXT))
-    images = _object(created=_INTEGER, data=data, warnings=warnings, optional=("warnings",))
-    model = _object(id=_TEXT, object=_TEXT, created=_INTEGER, owned_by=_TEXT)
+    data = {"type": "array", "items": image}
+    images = _object(
+        created=_INTEGER,
+        background=_TEXT,
+        output_format=_TEXT,
+        quality=_TEXT,
+        size=_TEXT,
+        data=data,
+        usage=_usage(),
+        warnings=texts,
+        optional=("warnings",),
+    )
+    model = _object(id=_TEXT, object=_TEXT, created=_INTEGER, owned_by=_TEXT, root=_TEXT, optional=("root",))
     listed = _object(object=_TEXT, data={"type": "array", "items": model})
-    name = _parameter("name", "path", {"type": "string", "pattern": "^([a-z0-9-]{1,60}/)?[a-z0-9-]{1,60}$"})
-    errors = (400, 408, 409, 413, 429, 500, 504, 507)
+    name = _parameter("name", "path", {"type": "string", "pattern": "^([\\w.:-]{1,60}/)?[\\w.:-]{1,60}$"})
+    generate, edit = (
+        _operation(summary, images, body=_with_nulls(_openai_body()), errors=_OPENAI_ERRORS, form="OpenAIError")
+        for summary in ("Generate images.", "Generate images from an image.")
+    )
+    for operation in (generate, edit):
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {}}
+    edit["requestBody"]["content"]["multipart/form-data"] = {"schema": _openai_form()}
     return {
-        "/v1/images/generations": {
-            "post": _operation("Generate images.", images, body=body, errors=errors, form="OpenAIError")
-        },
+        openai_parameters.GENERATIONS: {"post": generate},
+        openai_parameters.EDITS: {"post": edit},
         "/v1/models": {"get": _operation("List models.", listed, form="OpenAIError")},
         "/v1/models/{name}": {"get": _operation("Read a model.", model, [name], form="OpenAIError")},
     }
 
 
-def _openai_properties() -> Json:
+_OPENAI_ERRORS = (400, 408, 409, 413, 429, 500, 504, 507)
+
+
+def _openai_body() -> Json:
     """OpenAI's parameters and those of v3."""
     numbers = {name: openai_parameters.FORM.kind(ours).schema() for name, ours in openai_parameters.ALIASES.items()}
     ours = schema.submission(openai_parameters.FORM, Variant.FULL)["properties"]
     nothing = {name: {"enum": [*values]} for name, (values, _) in openai_parameters.UNSERVED.items() if values}
     known = {name: each for name, each in ours.items() if name not in openai_parameters.UNSERVED}
-    return {
+    source = {"anyOf": [_TEXT, _object(image_url=_TEXT)]}
+    sources = {"anyOf": [source, {"type": "array", "items": source, "maxItems": 1}]}
+    properties = {
         **known,
         **numbers,
         **nothing,
-        **dict.fromkeys(openai_parameters.IGNORED, _TEXT),
+        **{name: kind.schema() for name, kind in openai_parameters.STREAMED.items()},
         "model": _TEXT,
         "size": {**ours["size"], "pattern": r"^([0-9]{1,6}[*xX][0-9]{1,6}|auto)$"},
         "response_format": {"enum": ["url", "b64_json"]},
+        "quality": {"enum": [*openai_parameters.QUALITIES]},
+        "image": sources,
+        "images": sources,
+        "mask": source,
     }
+    return {"type": "object", "properties": properties, "required": ["prompt"]}
+
+
+def _openai_form() -> Json:
+    """The form of an edit: files, and the other parameters as texts."""
+    file = {"type": "string", "format": "binary"}
+    properties = dict.fromkeys(_openai_body()["properties"], _TEXT) | dict.fromkeys(openai_parameters.FILES, file)
+    required = [{"required": [field]} for field, name in openai_parameters.FILES.items() if name == "image"]
+    return {"type": "object", "properties": properties, "required": ["prompt"], "anyOf": required}
+
+
+def _usage() -> Json:
+    details = _object(image_tokens=_INTEGER, text_tokens=_INTEGER)
+    return _object(
+        input_tokens=_INTEGER,
+        input_tokens_details=details,
+        output_tokens=_INTEGER,
+        output_tokens_details=details,
+        total_tokens=_INTEGER,
+    )
 
 
 def _open() -> Json:

@@ -22,6 +22,7 @@ from typing import Any, cast
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import Boolean, Integer, Kind, Parameter, PlainJson, Schema, Text, by_name, refused
 from hidream.request import BY_NAME, MASK_ALONE, PARAMETERS, Dimensions, ImageRequest, random_seed
+from hidream.server.bodies.form import FormFile
 from hidream.server.bodies.long_text import LongText
 from hidream.types import (
     DEFAULT_SIZE,
@@ -227,8 +228,8 @@ def parse(body: dict[str, Any], api: Api, variant: Variant) -> ImageRequest:
 class Sources:
     """The init image and the mask as the request gives them; `sizes` if the image determines the output's size."""
 
-    image: str | LongText | None
-    mask: str | LongText | None
+    image: str | LongText | FormFile | None
+    mask: str | LongText | FormFile | None
     sizes: bool = False
 
 
@@ -241,7 +242,7 @@ def sources(body: dict[str, Any], api: Api) -> Sources:
         return Sources(None, None)
     given = _given(body, api)
     image, mask = (
-        cast("str | LongText", api.kind(name).read(name, given[name])) if name in given else None
+        cast("str | LongText | FormFile", api.kind(name).read(name, given[name])) if name in given else None
         for name in ("image", "mask")
     )
     if mask is not None and image is None:

@@ -41,11 +41,11 @@ class Service:
     """The application's state, one per process.
 
     `outputs` and `uploads` are object stores. `input_images` stores the images that clients send. `models` are the
-    names that are served. `allowlist` has the targets that may be requested although they are not public; `tls` holds
-    the certificates that are accepted there. `read_limiter`, `rate_limiter` and `stream_limiter` keep the readers of
-    one key from blocking those of others. `revocations` tells waiting requests that their key was revoked.
-    `disk_space` checks whether enough disk space is free to accept tasks and uploads. `body_limiter` limits how many
-    large bodies are read at once.
+    names that are served, `aliases` other names of them under `/v1`. `allowlist` has the targets that may be requested
+    although they are not public; `tls` holds the certificates that are accepted there. `read_limiter`, `rate_limiter`
+    and `stream_limiter` keep the readers of one key from blocking those of others. `revocations` tells waiting requests
+    that their key was revoked. `disk_space` checks whether enough disk space is free to accept tasks and uploads.
+    `body_limiter` limits how many large bodies are read at once.
     """
 
     settings: Settings
@@ -63,6 +63,7 @@ class Service:
     uploads: ObjectStore
     input_images: InputImages
     models: dict[str, Variant]
+    aliases: dict[str, str]
     allowlist: Allowlist
     tls: TlsContext
     progress: ProgressWatcher
@@ -76,6 +77,7 @@ def assemble(settings: Settings, database: Database) -> Service:
     uploads = open_configured_store(settings, Namespace.UPLOADS)
     allowlist = Allowlist.read(entry for entry in settings.webhooks.allowed.split(",") if entry.strip())
     tls = TlsContext()
+    models = model_registry.served(settings.models)
     body_limiter = ConcurrencyLimiter(
         None, LARGE_AT_ONCE, QUEUE_TIMEOUT_S, "too many large bodies are under way, of this key or of all"
     )
@@ -94,7 +96,8 @@ def assemble(settings: Settings, database: Database) -> Service:
         outputs=open_configured_store(settings, Namespace.OUTPUTS),
         uploads=uploads,
         input_images=InputImages(database, uploads, allowlist, settings.server.upload_max_bytes, tls, body_limiter),
-        models=model_registry.served(settings.models),
+        models=models,
+        aliases=model_registry.aliases(settings.server.model_aliases, models),
         allowlist=allowlist,
         tls=tls,
         progress=ProgressWatcher(database),

@@ -18,6 +18,7 @@ from hidream.outbound import targets
 from hidream.request import ImageRequest
 from hidream.safety import prompt as prompt_check
 from hidream.server import parameters, unused
+from hidream.server.bodies.form import FormFile
 from hidream.server.bodies.long_text import LongText
 from hidream.server.parameters import Api, Sources
 from hidream.server.responses import base_url
@@ -36,7 +37,7 @@ async def submit(
     Raises InvalidInput, TooMany.
     """
     task, sources = _read(service, request, model, api, key, body)
-    prediction, headers = await _enqueue(service, task, sources)
+    prediction, headers = await enqueue(service, task, sources)
     return task, prediction, headers
 
 
@@ -58,7 +59,7 @@ def _read(
     return NewTask(key, model, submission, url, webhook, idempotency, refusal_of(submission), warnings), sources
 
 
-async def _enqueue(service: Service, task: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
+async def enqueue(service: Service, task: NewTask, sources: Sources) -> tuple[Prediction, dict[str, str]]:
     """Enqueue a task with its images. They are not fetched if the task exists already, or if it will be refused."""
     image = sources.image
     if image is None or task.refusal is not None:
@@ -83,7 +84,7 @@ def _smallest(task: NewTask, sources: Sources) -> NewTask:
     return replace(task, submission=replace(task.submission, size=size))
 
 
-async def _with_images(service: Service, task: NewTask, source: str | LongText, sources: Sources) -> NewTask:
+async def _with_images(service: Service, task: NewTask, source: str | LongText | FormFile, sources: Sources) -> NewTask:
     """Store a request's images, and return the task with their names. Raises InvalidInput."""
     image = await service.input_images.take(task.key, "image", source)
     mask = None if sources.mask is None else await service.input_images.take(task.key, "mask", sources.mask)
@@ -110,8 +111,13 @@ def idempotency_record(key: str | None, content: object) -> IdempotencyRecord | 
     """
     if key is None:
         return None
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=LongText.digest)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_digest)
     return IdempotencyRecord(key, hashlib.sha256(canonical.encode("ascii")).hexdigest())
+
+
+def _digest(value: object) -> dict[str, str]:
+    assert isinstance(value, LongText | FormFile), f"{type(value).__name__} is not a JSON value"
+    return value.digest()
 
 
 def replayed(task: NewTask, prediction: Prediction) -> dict[str, str]:

@@ -108,6 +108,7 @@ class Engine:
     """GB for the state of images in progress; 0 is half of the memory that is free after loading, less one step."""
 
 
+_ALIAS = r"[\w.:/-]{1,100} ?= ?[\w./-]{1,100}"
 _ORIGIN = r"https?://[\w.:\[\]-]+"
 
 
@@ -141,6 +142,11 @@ class Server:
     """Largest input image: as an upload, from a URL, or in a request body."""
     sync_timeout_s: Annotated[float, Range(0, DAY_S)] = 90.0
     """Seconds that enable_sync_mode waits before it responds with code 5004."""
+    model_aliases: Annotated[
+        str,
+        Pattern(rf"({_ALIAS}(, ?{_ALIAS})*)?", "NAME=MODEL such as gpt-image-1=hidream-i1-dev, separated by commas"),
+    ] = ""
+    """Other names of models under /v1, for clients that name OpenAI's: gpt-image-1=hidream-i1-dev."""
     cors_origins: Annotated[
         str,
         Pattern(rf"(\*|{_ORIGIN}(, ?{_ORIGIN})*)?", "origins such as https://app.example, separated by commas, or *"),

@@ -1,14 +1,18 @@
-"""The file in a form (multipart/form-data, RFC 7578), written to disk as it is received."""
+"""The files in a form (multipart/form-data, RFC 7578), written to disk as they are received, and its texts."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from hidream.errors import BodyTooLarge, InvalidInput
 from hidream.outputs.part import Part
+from hidream.parameter import OverlongText
 
 FORM_BYTES = 65_536
 """The total size of a form's other fields and headers."""
@@ -24,16 +28,77 @@ _FIELD = re.compile(r'[; ]name="([^"]*)"')
 _FILENAME = re.compile(r'filename="((?:[^"\\]|\\.)*)"')
 
 
-class FileOfForm:
-    """Parses one form. The first file in `field` goes to `part`; `filename` is set once its headers were read."""
+class Sink(Protocol):
+    """What the bytes of a file are appended to, in a thread."""
 
-    def __init__(self, boundary: bytes, field: str, part: Part, max_bytes: int) -> None:
-        self.filename: str | None = None
-        self._field, self._part, self._max_bytes = field, part, max_bytes
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it has."""
+
+    def append(self, data: memoryview) -> None:
+        """Append. Raises OSError."""
+
+
+class FormFile(OverlongText):
+    """A file of a form, in a part. A parameter's reader passes it on, as it does a text that is too long for memory."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self._hash = hashlib.sha256()
+
+    def __repr__(self) -> str:
+        return f"a file of {self.size_bytes} bytes"
+
+    @property
+    def size(self) -> int:
+        """The number of bytes, which errors about texts call characters."""
+        return self.part.size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """The number of bytes."""
+        return self.part.size_bytes
+
+    def append(self, data: memoryview) -> None:
+        """Append. Raises OSError."""
+        self._hash.update(data)
+        self.part.append(data)
+
+    def digest(self) -> dict[str, str]:
+        """Return what stands for the file in the digest of its request."""
+        return {"sha256": self._hash.hexdigest()}
+
+
+def passed_over(field: str) -> None:
+    """Let a file that belongs nowhere pass: its bytes count as the form's other fields."""
+
+
+class Form:
+    """Parses one form: files go to the sinks of their fields, other fields become `texts`.
+
+    The first file of a sink fills it, and its name is put into `filenames`, by its field. `other_file` is called with
+    the field of any other file, and may raise. `max_bytes` is the limit of each file, `others_bytes` that of all the
+    rest together.
+    """
+
+    def __init__(
+        self,
+        boundary: bytes,
+        sinks: Mapping[str, Sink],
+        max_bytes: int,
+        others_bytes: int = FORM_BYTES,
+        other_file: Callable[[str], None] = passed_over,
+    ) -> None:
+        self.filenames: dict[str, str] = {}
+        self.texts: list[tuple[str, bytes]] = []
+        self._sinks, self._max_bytes, self._others_bytes, self._other_file = sinks, max_bytes, others_bytes, other_file
+        self._filled: list[Sink] = []
         self._read = self._delimiters = 0
         self._delimiter = b"\r\n--" + boundary
         self._header, self._disposition = bytearray(), ""
-        self._inside = self._complete = False
+        self._field = ""
+        self._sink: Sink | None = None  # of the file that is being read
+        self._text: bytearray | None = None  # the text that is being read
         self._parser = MultipartParser(
             boundary,
             {
@@ -60,13 +125,13 @@ class FileOfForm:
             self._parser.write(piece)
         except FormParserError as error:
             raise InvalidInput(f"the form cannot be read ({error}); accepted: multipart/form-data") from error
-        if self._read - self._part.size_bytes > FORM_BYTES + _BEHIND_BYTES:
-            raise BodyTooLarge(f"the form has more than {FORM_BYTES} bytes beside its file; accepted: less")
+        if self._read - sum(sink.size_bytes for sink in self._filled) > self._others_bytes + _BEHIND_BYTES:
+            raise BodyTooLarge(f"the form has more than {self._others_bytes} bytes beside its file; accepted: less")
 
     def end(self) -> None:
-        """Finish the form. Raises InvalidInput if the file is incomplete."""
-        if self.filename is not None and not self._complete:
-            raise InvalidInput(f"the form ends within the field {self._field!r}; accepted: a whole form")
+        """Finish the form. Raises InvalidInput if it ends within a file or a text."""
+        if self._sink is not None or self._text is not None:
+            raise InvalidInput(f"the form ends within the field {self._field!r:.100}; accepted: a whole form")
 
     def _on_part_begin(self) -> None:
         self._disposition = ""
@@ -86,17 +151,30 @@ class FileOfForm:
 
     def _on_headers_finished(self) -> None:
         name, filename = _FIELD.search(self._disposition), _FILENAME.search(self._disposition)
-        self._inside = bool(self.filename is None and name and filename and name[1] == self._field)
-        if self._inside and filename:
-            self.filename = filename[1]
+        self._field = name[1] if name else ""
+        if not name:
+            return
+        if filename is None:
+            self._text = bytearray()
+            return
+        sink = self._sinks.get(self._field)
+        if sink is None or sink in self._filled:
+            self._other_file(self._field)
+            return
+        self._sink = sink
+        self._filled.append(sink)
+        self.filenames[self._field] = filename[1]
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if not self._inside:
+        if self._text is not None:
+            self._text += data[start:end]
+        if self._sink is None:
             return
-        if self._part.size_bytes + end - start > self._max_bytes:
+        if self._sink.size_bytes + end - start > self._max_bytes:
             raise BodyTooLarge(f"{self._field} is larger than {self._max_bytes} bytes, the most that is accepted")
-        self._part.append(memoryview(data)[start:end])
+        self._sink.append(memoryview(data)[start:end])
 
     def _on_part_end(self) -> None:
-        self._complete = self._complete or self._inside
-        self._inside = False
+        if self._text is not None:
+            self.texts.append((self._field, bytes(self._text)))
+        self._sink = self._text = None

@@ -73,9 +73,12 @@ async def release(request: Request) -> None:
 
 
 def is_long(scope: Scope) -> bool:
-    """Whether a request announces a body that is not short, or does not announce its length."""
+    """Whether a request announces a body that is not short, does not announce its length, or sends a form.
+
+    The files of a form go to disk, however short it is.
+    """
     for name, value in scope["headers"]:
-        if name == b"transfer-encoding":
+        if name == b"transfer-encoding" or (name == b"content-type" and value[:10].lower() == b"multipart/"):
             return True
         if name == b"content-length" and (not value.isdigit() or int(value[:20]) > SHORT_BYTES):
             return True
