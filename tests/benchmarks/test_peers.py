@@ -59,7 +59,7 @@ def test_the_stock_pipeline_draws_what_ours_draws():
     model, request = load(Variant.DEV), ImageRequest("flat style a fox in the snow", Size(256, 256), seed=3)
     drawn = stock.Stock(Variant.DEV, model, stock.SPEED_UPS["diffusers"])(request)
     steps: list[int] = []
-    image = generate(model, request, lambda done, total: steps.append(done))
+    image = generate(model, request, lambda step: steps.append(step.done))
     assert drawn.seen == seen_of_ours(model, request, len(steps))
     assert psnr(drawn.pixels, image.pixels) > SAME_IMAGE_DB
     assert set(drawn.seconds) == set(stock.STAGES)

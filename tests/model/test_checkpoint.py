@@ -269,7 +269,7 @@ def test_a_single_file_passes_over_another_parts_configuration(folder):
         ("text_encoder", "clip_l_hidream.*--clip-l"),
         ("text_encoder_2", "clip_g_hidream.*--clip-g"),
         ("text_encoder_3", "t5xxl.*--t5"),
-        ("text_encoder_4", r"Llama-3.1-8B-Instruct: download unsloth.*--llama"),
+        ("text_encoder_4", r"Llama-3.1-8B-Instruct: run `hidream models pull llama`.*unsloth.*--llama"),
         ("tokenizer_3", "without tokenizers: download.*--tokenizers"),
     ],
 )
@@ -414,7 +414,7 @@ def test_llama_may_lie_elsewhere(tmp_path):
     shutil.copytree(tmp_path / "model" / "tokenizer_4", llama, dirs_exist_ok=True)
     for part in ("text_encoder_4", "tokenizer_4"):
         shutil.rmtree(tmp_path / "model" / part)
-    with pytest.raises(CheckpointError, match=r"Llama-3.1-8B-Instruct: download"):
+    with pytest.raises(CheckpointError, match=r"Llama-3.1-8B-Instruct: run `hidream models pull llama`"):
         load(Variant.DEV, tmp_path / "model")
     with pytest.raises(CheckpointError, match="does not exist"):
         load(Variant.DEV, Checkpoint(tmp_path / "model", llama=tmp_path / "nowhere"))

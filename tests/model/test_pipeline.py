@@ -110,7 +110,7 @@ def test_strength_says_how_far_an_image_is_left(dev, full, variant, strengths, p
 
 def test_only_a_share_of_the_steps_is_taken(dev, photo):
     seen = []
-    generate(dev, request(image=png(photo), strength=0.25), lambda done, total: seen.append((done, total)))
+    generate(dev, request(image=png(photo), strength=0.25), lambda step: seen.append((step.done, step.of)))
     assert seen[-1] == (7, 7)
 
 
@@ -173,7 +173,7 @@ def test_refining_draws_the_tail_on_the_larger_grid(dev, monkeypatch):
         pipeline, "initial_noise", lambda model, grid, g: grids.append(grid) or original(model, grid, g)
     )
     asked = request(size=Size(512, 384), steps=6, render=Render.REFINE)
-    generated = generate(dev, asked, lambda done, total: steps.append((done, total)))
+    generated = generate(dev, asked, lambda step: steps.append((step.done, step.of)))
     assert generated.pixels.shape == (384, 512, 3)
     assert grids == [(7, 9), (12, 16)]
     below = sum(sigma <= pipeline.REFINE_FROM for sigma in schedule(Sampler.FLASH, 6, 6.0).sigmas[:-1])
@@ -194,7 +194,7 @@ def test_samplers_and_conformance_are_chosen_by_the_request(dev, full):
     images = [generate(full, request(steps=4, sampler=sampler)).pixels for sampler in Sampler]
     assert all(distance(a, b) > 0.5 for a, b in itertools.combinations(images, 2))
     calls = []
-    generate(dev, request(steps=4, conformance=Conformance.OFFICIAL), lambda done, total: calls.append(total))
+    generate(dev, request(steps=4, conformance=Conformance.OFFICIAL), lambda step: calls.append(step.of))
     assert calls == [3, 3, 3]
 
 

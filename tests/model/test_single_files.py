@@ -214,7 +214,7 @@ def test_encoders_of_another_model_are_named(dev):
     t5, llama, pooled, layers = *config.caption_channels, config.text_emb_dim, len(config.llama_layers)
     check_fit(dev.text.encoders, config)
     for changes, message in [
-        ({"text_emb_dim": 2048}, f"both CLIPs together gives {pooled} channels; accepted by this transformer: 2048"),
+        ({"text_emb_dim": 2048}, f"both CLIPs together has {pooled} channels; accepted by this transformer: 2048"),
         ({"caption_channels": (4096, llama)}, f"T5 gives {t5}"),
         ({"caption_channels": (t5, 4096)}, f"Llama gives {llama}"),
         (
