@@ -8,7 +8,6 @@ each page beside it, and `llms.txt` at the top. Without FOLDER the site goes whe
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import posixpath
@@ -22,6 +21,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hidream
 import http_reference
 from hidream import cli
 from hidream.server import model_registry, openapi
@@ -33,17 +33,8 @@ SITE = ROOT / "src" / "hidream" / "server" / "site"
 PROJECT = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 """Pages of the repository's root that are part of the site."""
 
-PUBLIC = {
-    "hidream.library.pipeline": ["Pipeline"],
-    "hidream.library.image": ["Image", "Progress"],
-    "hidream.request": ["Prompts"],
-    "hidream.client.client": ["Client"],
-    "hidream.client.async_client": ["AsyncClient"],
-    "hidream.client.retries": ["Retry"],
-    "hidream.webhooks": [],
-    "hidream.errors": [],
-}
-"""What the Python reference describes: names of modules, or the modules as a whole."""
+PUBLIC = [f"hidream.{name}" for name in hidream.__all__ if name != "__version__"]
+"""The classes and modules that the Python reference describes."""
 
 _LINK = re.compile(r"\[([^]\n]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```(\w+) .*$", re.MULTILINE)
@@ -141,16 +132,14 @@ def helps(command: list[str]) -> Iterator[tuple[list[str], str]]:
 
 def python_page(describe: Callable[[str], str]) -> str:
     """Render the Python reference; `describe` turns the path of a module or class into its description."""
-    paths = [path for module, names in PUBLIC.items() for path in ([f"{module}.{name}" for name in names] or [module])]
     lines = ["# Python reference", "", "The names that `import hidream` offers; [the library](../LIBRARY.md) and"]
     lines += ["[the clients](../CLIENTS.md#hidream) have examples.", ""]
-    return "\n".join([*lines, *(f"{describe(path)}\n" for path in paths)])
+    return "\n".join([*lines, *(f"{describe(path)}\n" for path in PUBLIC)])
 
 
 def plain(path: str) -> str:
     """Render a module or class as the text that `help` shows, for readers of the Markdown."""
-    module, _, name = path.rpartition(".")
-    shown = getattr(importlib.import_module(module), name) if name[0].isupper() else importlib.import_module(path)
+    shown = getattr(hidream, path.removeprefix("hidream."))
     return f"## {path}\n\n```text\n{pydoc.plain(pydoc.render_doc(shown)).strip()}\n```"
 
 

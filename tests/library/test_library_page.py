@@ -72,4 +72,4 @@ def test_the_artists_commands_draw(tmp_path, monkeypatch):
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as image:
             sizes[path.stem] = image.size
-    assert sizes == {"cat": (1024, 1024), "wide": (1024, 768), "snow": (1024, 1024), "hat": (1024, 1024)}
+    assert sizes == {"cat": (1024, 768), "other": (1024, 1024), "snow": (1024, 768), "hat": (1024, 768)}
