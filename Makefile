@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SUITES ?= tests
 PROCESSES ?= 2
 
-.PHONY: help setup demo serve check format tables test test-unit test-long postgresql proxies bench clean
+.PHONY: help setup demo serve check format tables test test-unit test-long postgresql proxies bench docs clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -40,6 +40,9 @@ format: $(READY) ## put the code into shape
 tables: $(READY) ## write the computed tables into docs/API.md and docs/MEMORY.md
 	$(BIN)/python tests/parameter_tables.py docs/API.md
 	$(BIN)/python tests/model/memory_tables.py docs/MEMORY.md
+
+docs: $(READY)  ## build the documents as a site, which the server serves at /docs and the wheel contains
+	$(BIN)/python docs/site/build.py
 
 test: $(READY) postgresql proxies ## every suite in its short form
 	$(BIN)/pytest -n $(PROCESSES) -m "not long"
@@ -76,4 +79,4 @@ nano: $(READY)  ## make the embedded model again, from the images to the scores 
 	@BIN=$(BIN) bash training/run.sh
 
 clean:          ## remove what the targets above made
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) src/hidream/server/site .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -120,7 +120,7 @@ def test_what_architecture_names_exists():
 
 
 def test_links_lead_somewhere():
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -140,13 +140,26 @@ def test_commands_of_the_readme_are_commands(capsys):
 
 def commands_of(name: str) -> list[list[str]]:
     """Every `hidream …` of a page's blocks, without `hidream` itself and what the shell makes of the line."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)(?: .*?)?\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
     shell = "\n".join(text for language, text in blocks if not language).replace("\\\n", " ")
     lines = re.findall(r"^(?:\w+=\S+ )*hidream (.+)$", shell, re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/MODELS.md", "docs/MEMORY.md", "docs/OPERATIONS.md", "docs/MCP.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/MODELS.md",
+        "docs/MEMORY.md",
+        "docs/OPERATIONS.md",
+        "docs/MCP.md",
+        "docs/start/api.md",
+        "docs/start/artist.md",
+        "docs/start/operator.md",
+        "docs/start/ml.md",
+    ],
+)
 def test_commands_are_understood(name):
     commands = commands_of(name)
     assert commands

@@ -90,3 +90,18 @@ def drawn_for_an_agent(home, name, configuration):
     if name == "npm-wavespeed-mcp":
         return said(server, "run_model", model=MODEL, input={"prompt": PROMPT})["outputs"][0]
     return said(server, "text_to_image", prompt=PROMPT)["urls"][0]
+
+
+@pytest.mark.parametrize("page", ["api", "operator"])
+def test_the_quick_starts_run_against_a_server(service, tmp_path, page):
+    text = (HERE.parents[1] / "docs" / "start" / f"{page}.md").read_text()
+    blocks = re.findall(r"^```(\w+) hidream\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for language, lines in blocks:
+        lines = lines.replace("http://127.0.0.1:8000", service.url).replace("hd_YOUR_KEY", service.key)
+        asked = {"bash": ["bash", "-e", "-o", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+        last = printed(tmp_path, [*asked, lines], surroundings(tmp_path) | {"PYTHONPATH": str(SOURCE)}).split()[-1]
+        if page == "api":
+            assert look(last if last.startswith("http") else tmp_path / last).size == (512, 512)
+        else:
+            assert int(last) > 10

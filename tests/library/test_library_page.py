@@ -1,4 +1,4 @@
-"""docs/LIBRARY.md and README.md: their Python runs as it stands, in order, with nano.
+"""docs/LIBRARY.md, README.md and the quick starts: their Python runs as it stands, in order, with nano.
 
 Blocks with `needs-files` after the language need a checkpoint of the real model; they are only compiled.
 """
@@ -6,9 +6,13 @@ Blocks with `needs-files` after the language need a checkpoint of the real model
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+from hidream import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,3 +46,30 @@ def test_the_readme_runs(tmp_path, monkeypatch):
     for name in ("fox.png", "0.png", "1.png", "2.png"):
         with Image.open(tmp_path / name) as image:
             assert image.text["seed"] == "7"
+
+
+@pytest.mark.parametrize("page", ["docs/start/ml.md", "docs/start/contributor.md"])
+def test_the_quick_starts_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for mark, lines in blocks(page):
+        code = compile(lines, page, "exec")
+        if not mark:
+            exec(code, names)
+    assert "pipe" in names
+
+
+def test_the_artists_commands_draw(tmp_path, monkeypatch):
+    page = (ROOT / "docs/start/artist.md").read_text()
+    commands = [line for line in re.findall(r"^hidream (generate .+)$", page, re.MULTILINE) if "--model" not in line]
+    assert len(commands) == 4
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIDREAM_HOME", str(tmp_path))
+    for command in commands:
+        assert cli.main(shlex.split(command)) == 0
+    sizes = {}
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            sizes[path.stem] = image.size
+    assert sizes == {"cat": (1024, 768), "other": (1024, 1024), "snow": (1024, 768), "hat": (1024, 768)}

@@ -13,7 +13,7 @@ from hidream.errors import DatabaseUnavailable
     [
         ("GET", "/", 404),
         ("GET", "/nothing/here", 404),
-        ("GET", "/docs", 404),
+        ("GET", "/redoc", 404),
         ("GET", "/api/v9/predictions/x", 404),
         ("POST", "/api/v3/other-vendor/model", 404),
         ("GET", "/healthz/", 404),

@@ -48,10 +48,11 @@ PREVIEWS_MAX = 100
 class Pipeline:
     """A HiDream-I1 model that generates images.
 
-    >>> import hidream
-    >>> pipe = hidream.Pipeline.from_pretrained()  # nano, the model inside the package
-    >>> image = pipe("a fox in the snow", seed=7)
-    >>> image.save("fox.png")
+    Examples:
+        >>> import hidream
+        >>> pipe = hidream.Pipeline.from_pretrained()  # nano, the model inside the package
+        >>> image = pipe("a fox in the snow", seed=7)
+        >>> image.save("fox.png")
 
     Call it for one image, or for a few with `num_images`. `stream` shows the progress of one image, and `map` generates
     many in batches. All of them take the same keywords, which `help(hidream.Pipeline.__call__)` lists. All may be used
@@ -157,9 +158,10 @@ class Pipeline:
     def stream(self, prompt: str | Prompts, *, previews: int = 0, **options: Unpack[Keywords]) -> Iterator[Progress]:
         """Generate an image, and yield its progress after each step; the last has the image.
 
-        >>> for progress in pipe.stream("a fox in the snow", previews=3):
-        ...     print(progress.done, "of", progress.of, progress.preview)
-        >>> progress.image.save("fox.png")
+        Examples:
+            >>> for progress in pipe.stream("a fox in the snow", previews=3):
+            ...     print(progress.done, "of", progress.of, progress.preview)
+            >>> progress.image.save("fox.png")
 
         previews: how many previews to make on the way, evenly spread. To cancel, leave the loop: with the iterator, all
         that the image holds is freed. The keywords are those of a call.
@@ -197,8 +199,9 @@ class Pipeline:
     ) -> Iterator[tuple[int, Image | Exception]]:
         """Generate many images, some at a time in one batch, and yield each with the index of its request.
 
-        >>> for i, image in pipe.map(["a fox", "an owl", "a bear"], size="512x512"):
-        ...     image.save(f"{i}.png")
+        Examples:
+            >>> for i, image in pipe.map(["a fox", "an owl", "a bear"], size="512x512"):
+            ...     image.save(f"{i}.png")
 
         requests: prompts, pairs (prompt, seed), or mappings such as {"prompt": "a fox", "seed": 7}; an endless iterator
         is read only as far as the engine needs it. The keywords are those of a call, for all requests that do not have

@@ -29,12 +29,13 @@ from hidream.server.routes import (
     health,
     media,
     openai,
+    site,
     tasks,
     webhook_secret,
 )
 from hidream.server.service import Service
 
-SUBJECTS = (tasks, events, deliveries, webhook_secret, media, account, openai, files, health, document)
+SUBJECTS = (tasks, events, deliveries, webhook_secret, media, account, openai, files, health, document, site)
 
 CORS_MAX_AGE_S = 600
 """How long a browser may cache the answer to a preflight request."""

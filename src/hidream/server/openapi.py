@@ -256,11 +256,21 @@ def _open() -> Json:
         "/readyz": {"get": _operation("Check that tasks are accepted and run.", state, model, errors=(400,))},
         "/metrics": {"get": metrics},
         "/openapi.json": {"get": _operation("Read this document.", {"type": "object"})},
+        **_site(),
     }
     return {
         path: {method: {**operation, "security": []} for method, operation in operations.items()}
         for path, operations in routes.items()
     }
+
+
+def _site() -> Json:
+    path = _parameter("path", "path", {"type": "string", "pattern": "^([A-Za-z0-9_][A-Za-z0-9_./-]{0,100})?$"})
+    start, page = _operation("Go to the documents.", None), _operation("Read a page of the documents.", None, [path])
+    start["responses"]["307"] = {"description": "The start page, `/docs/`."}
+    page["responses"]["200"] = {"description": "A page, its Markdown, or a file that it uses."}
+    page["responses"]["304"] = {"description": "The file has not changed since the client read it."}
+    return {"/docs": {"get": start}, "/docs/{path}": {"get": page}}
 
 
 def _operation(
