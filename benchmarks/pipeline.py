@@ -111,7 +111,7 @@ def warmed(draw: Draw, request: ImageRequest, kind: SpeedUp) -> Side:
 def ours(model: Model, request: ImageRequest) -> Drawn:
     """Draw with the product's own pipeline and encoder."""
     steps: list[int] = []
-    image = generate(model, request, lambda done, total: steps.append(done))
+    image = generate(model, request, lambda step: steps.append(step.done))
     started = time.perf_counter()
     encode(image.pixels, ImageFormat.PNG, seed=request.seed, version=model.version)
     t = image.timings

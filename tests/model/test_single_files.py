@@ -215,8 +215,8 @@ def test_encoders_of_another_model_are_named(dev):
     check_fit(dev.text.encoders, config)
     for changes, message in [
         ({"text_emb_dim": 2048}, f"both CLIPs together has {pooled} channels; accepted by this transformer: 2048"),
-        ({"caption_channels": (4096, llama)}, f"T5 gives {t5}"),
-        ({"caption_channels": (t5, 4096)}, f"Llama gives {llama}"),
+        ({"caption_channels": (4096, llama)}, f"T5 has {t5}"),
+        ({"caption_channels": (t5, 4096)}, f"Llama has {llama}"),
         (
             {"llama_layers": (*config.llama_layers[:-1], 31)},
             f"Llama has {layers} layers; accepted by this transformer: 32",
