@@ -1,0 +1,58 @@
+"""`hidream serve`, `api`, `worker` and `mcp`: processes that run until they are told to stop."""
+
+from __future__ import annotations
+
+from hidream.commands.grammar import Command, Flag, Given
+from hidream.commands.setting_flags import SettingFlag, address_flags, model_flags
+from hidream.commands.threads import let_threads_sleep
+from hidream.settings.tables import Settings
+
+
+def _serve(given: Given, config: Settings) -> int:
+    from hidream.server.serve import run
+
+    return run(config, with_worker=True)
+
+
+def _api(given: Given, config: Settings) -> int:
+    from hidream.server.serve import run
+
+    return run(config, with_worker=False)
+
+
+def _worker(given: Given, config: Settings) -> int:
+    let_threads_sleep()
+    from hidream.worker.main import run
+
+    return run(config, with_parent=given.with_parent)
+
+
+def _mcp(given: Given, config: Settings) -> int:
+    from hidream.errors import ConfigurationError
+
+    try:
+        from hidream.mcp_server import run
+    except ImportError as error:
+        raise ConfigurationError("`hidream mcp` needs an extra; accepted: pip install 'hidream[mcp]'") from error
+    return run(config)
+
+
+SERVE = Command(
+    _serve,
+    [*address_flags(), *model_flags()],
+    service=True,
+    examples=["hidream serve", "hidream serve --port 8080 --model HiDream-I1-Dev --llama Meta-Llama-3.1-8B-Instruct"],
+)
+API = Command(_api, address_flags(), service=True, examples=["hidream api --host 0.0.0.0"])
+WORKER = Command(
+    _worker,
+    [Flag(["--with-parent"], is_flag=True, help="end when standard input is closed"), *model_flags()],
+    service=True,
+    examples=["hidream worker --device cuda:1"],
+)
+MCP = Command(
+    _mcp,
+    [SettingFlag("mcp", "url", "base URL of a hidream server")],
+    service=True,
+    examples=["hidream mcp --url http://127.0.0.1:8000"],
+)
