@@ -37,8 +37,9 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-tables: $(READY) ## write the tables of parameters into docs/API.md
-	$(BIN)/python -m hidream.server.parameter_tables docs/API.md
+tables: $(READY) ## write the computed tables into docs/API.md and docs/MEMORY.md
+	$(BIN)/python tests/parameter_tables.py docs/API.md
+	$(BIN)/python tests/model/memory_tables.py docs/MEMORY.md
 
 test: $(READY) postgresql proxies ## every suite in its short form
 	$(BIN)/pytest -n $(PROCESSES) -m "not long"

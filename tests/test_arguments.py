@@ -119,12 +119,16 @@ def test_a_keys_scopes_and_limits_are_read():
     assert parsed("keys", "create").scopes == ("submit", "read")
     assert set(arguments.SCOPES) == set(Scope)
     assert set(parsed("keys", "create").scopes) == DEFAULT_SCOPES
+    assert parsed("keys", "create").priority == 0
+    assert parsed("keys", "create", "--priority", "-2").priority == -2
     assert list(arguments.LIMITS) == [field.name for field in dataclasses.fields(Limits)]
 
 
 def test_limits_that_are_not_said_stay_as_they_are():
     given = parsed("keys", "limit", "abc", "--steps-max", "30", "--work-per-day", "0")
     assert (given.id, given.steps_max, given.work_per_day, given.tasks_max) == ("abc", 30, 0, None)
+    assert given.priority is None
+    assert parsed("keys", "limit", "abc", "--priority", "+4").priority == 4
 
 
 @pytest.mark.parametrize(
@@ -134,6 +138,8 @@ def test_limits_that_are_not_said_stay_as_they_are():
         (["--scopes", ""], "'' is not a list of scopes"),
         (["--pixels-per-day", "-1"], "'-1' is not a limit; accepted: a whole number, 0 for none"),
         (["--tasks-max", "many"], "'many' is not a limit"),
+        (["--priority", "5"], "'5' is not a priority; accepted: a whole number from -4 to 4"),
+        (["--priority", "high"], "'high' is not a priority"),
     ],
 )
 def test_what_a_key_cannot_have_is_named(capsys, typed, named):

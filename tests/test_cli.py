@@ -319,6 +319,11 @@ def test_keys_are_made_rotated_and_revoked_with_a_pepper(home, capsys, monkeypat
     assert cli.main(["keys", "limit", key.id, "--tasks-max", "0", "--work-per-day", "1000"]) == 0
     assert "any number of unfinished tasks at a time, 1000 pixel steps in 24 hours" in capsys.readouterr().out
     assert found(secret, "a secret beside the database").limits == Limits(9, steps_max=30, work_per_day=1000)
+    assert cli.main(["keys", "limit", key.id, "--priority", "2"]) == 0
+    assert capsys.readouterr().out == f"changed {key.id}: priority 2\n"
+    assert found(secret, "a secret beside the database").priority == 2
+    assert cli.main(["keys", "list"]) == 0
+    assert "1000 pixel steps in 24 hours, priority 2" in capsys.readouterr().out
     assert cli.main(["keys", "limit", key.id]) == 1
     assert "no limit is given" in capsys.readouterr().err
     assert cli.main(["keys", "rotate", key.id]) == 0

@@ -16,12 +16,12 @@ from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
 from hidream.server.app import create_app
 from hidream.server.metrics import Metrics
-from hidream.server.parameter_tables import filled
 from hidream.server.parameters import WIRE
 from hidream.server.service import assemble
 from hidream.settings import sources, tables
 from hidream.types import SAMPLING_PRESETS, STEPS_MAX, Conformance, Render, Sampler, Variant, WeightFormat
 from hidream.webhooks.delivery import ATTEMPTS_MAX, DELAYS_S
+from parameter_tables import filled
 
 ROOT = Path(__file__).parent.parent
 

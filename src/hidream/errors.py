@@ -1,24 +1,24 @@
 """Every error that hidream raises on purpose.
 
-    HiDreamError                      code  HTTP  retryable
-    ├── InvalidInput                  1401   400  no     a request says something that is not accepted
-    │   └── MissingInput              1400   400  no     a required field is absent or empty
-    ├── Unauthorized                     –   401  no     no key, or one that is not known
-    ├── Forbidden                        –   403  no     the key may not do this
-    ├── NotFound                         –   404  no     no such path, model or prediction (or another key's)
-    ├── Conflict                         –   409  no     an Idempotency-Key came with another request, or the like
-    ├── BodyTooLarge                     –   413  no     more bytes than a request may have
-    ├── TooMany                          –   429  yes    more than the operator allows, of all or of this key
-    ├── PromptRefused                 1200   200  no     the safety room does not allow the prompt
-    ├── ObjectStoreUnavailable        5003   503  yes    the folder or bucket of files cannot be used, or is full
-    ├── ConfigurationError               –     –  no     a setting, a checkpoint or a file on disk is wrong
-    │   └── CheckpointError              –     –  no     a model folder that cannot be loaded
-    ├── NotFinite                     1403   200  no     an image came out as numbers that are not finite
-    ├── TaskFailed                    1405   200  yes    a worker could not finish a task
-    ├── DatabaseUnavailable           5003   503  yes    the database does not answer, or its disk is full
-    │   └── DatabaseGone              5003   503  yes    the database's file was deleted or replaced while in use
-    ├── DiskFull                      5003   507  yes    too little of the disk is free to take anything in
-    └── Interrupted                      –     –  yes    an image was aborted before it was finished
+    HiDreamError                      code  HTTP
+    ├── InvalidInput                  1401   400  a request says something that is not accepted
+    │   └── MissingInput              1400   400  a required field is absent or empty
+    ├── Unauthorized                     –   401  no key, or one that is not known
+    ├── Forbidden                        –   403  the key may not do this
+    ├── NotFound                         –   404  no such path, model or prediction (or another key's)
+    ├── Conflict                         –   409  an Idempotency-Key came with another request, or the like
+    ├── BodyTooLarge                     –   413  more bytes than a request may have
+    ├── TooMany                          –   429  more than the operator allows, of all or of this key
+    ├── PromptRefused                 1200   200  the safety room does not allow the prompt
+    ├── ObjectStoreUnavailable        5003   503  the folder or bucket of files cannot be used, or is full
+    ├── ConfigurationError               –     –  a setting, a checkpoint or a file on disk is wrong
+    │   └── CheckpointError              –     –  a model folder that cannot be loaded
+    ├── NotFinite                     1403   200  an image came out as numbers that are not finite
+    ├── TaskFailed                    1405   200  a worker could not finish a task
+    ├── DatabaseUnavailable           5003   503  the database does not answer, or its disk is full
+    │   └── DatabaseGone              5003   503  the database's file was deleted or replaced while in use
+    ├── DiskFull                      5003   507  too little of the disk is free to take anything in
+    └── Interrupted                      –     –  an image was aborted before it was finished
 
 `field` is the place in the request that is wrong, such as "seed" or "loras[0].name", where the error is about one.
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
@@ -36,7 +36,6 @@ class HiDreamError(Exception):
 
     code: ClassVar[int] = 5000
     http_status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
     retry_after_s: int | None = None
     field: str
 
@@ -102,7 +101,6 @@ class TooMany(HiDreamError):
     """More was asked for than the operator allows, of all keys together or of this one; try again later."""
 
     http_status = 429
-    retryable = True
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -121,7 +119,6 @@ class ObjectStoreUnavailable(HiDreamError):
 
     code = 5003
     http_status = 503
-    retryable = True
 
 
 class DiskFull(HiDreamError):
@@ -129,7 +126,6 @@ class DiskFull(HiDreamError):
 
     code = 5003
     http_status = 507
-    retryable = True
     retry_after_s = 60
 
 
@@ -156,7 +152,6 @@ class TaskFailed(HiDreamError):
 
     code = 1405
     http_status = 200
-    retryable = True
 
 
 class DatabaseUnavailable(HiDreamError):
@@ -164,7 +159,6 @@ class DatabaseUnavailable(HiDreamError):
 
     code = 5003
     http_status = 503
-    retryable = True
     retry_after_s = 2
 
 
@@ -177,5 +171,3 @@ class DatabaseGone(DatabaseUnavailable):
 
 class Interrupted(HiDreamError):
     """An image was aborted before it was finished, because its caller asked for it."""
-
-    retryable = True

@@ -12,7 +12,6 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -85,17 +84,16 @@ class Seldom:
 
     EVERY_S = 1.0
 
-    def __init__(self, logger: logging.Logger, event: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, logger: logging.Logger, event: str) -> None:
         self._logger = logger
         self._event = event
-        self._clock = clock
         self._count = 0
         self._next = -math.inf
 
     def say(self, because: object) -> None:
         """Log a warning, or only count the event."""
         self._count += 1
-        now = self._clock()
+        now = time.monotonic()
         if now >= self._next:
             self._logger.warning(f"{self._event} count=%d because=%s", self._count, because)
             self._count, self._next = 0, now + self.EVERY_S

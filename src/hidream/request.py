@@ -2,7 +2,8 @@
 
 Everything else is derived from it: how each version of the API reads a body (`server/parameters`), the OpenAPI document
 and the schema of `GET /models` (`server/schema`), the database row, the worker's request to the model, the flags of
-`hidream generate` (`commands/parameter_flags`), the schema of the MCP tool, and the tables in docs/API.md (`server/parameter_tables`).
+`hidream generate` (`commands/parameter_flags`), the schema of the MCP tool, and the tables of docs/API.md
+(`make tables`).
 CONTRIBUTING.md describes how to add a parameter. Standard library only.
 """
 

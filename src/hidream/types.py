@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from hidream.errors import InvalidInput
+
+Preview = TypeVar("Preview", covariant=True)
+"""A preview: pixels [h, w, 3] of uint8 in the model, the engine and the worker, a JPEG file in the store."""
 
 SEED_MAX = 9_999_999_999
 """Largest seed that is accepted (the seed document's range is −1 to 9999999999; −1 asks for a random one)."""
@@ -107,6 +110,10 @@ SAMPLING_PRESETS = {
 """What a request's `steps`, `guidance`, `shift` and `sampler` are where it names none."""
 USUAL_STEPS = SAMPLING_PRESETS[Variant.DEV].steps
 """Steps of the unit in which work is told to people, and of a task whose model is not known here."""
+USUAL_WORK = 1024 * 1024 * USUAL_STEPS
+"""The work of a usual image in pixel steps: the unit of `[worker] pictures_max`, and of a level of priority."""
+PRIORITY_MAX = 4
+"""The priority of a key is −4 to 4."""
 
 
 class Conformance(StrEnum):
@@ -234,6 +241,18 @@ class Size:
 
 
 DEFAULT_SIZE = Size(1024, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[Preview]):
+    """A step of an image or a task: `done` steps `of` all of them are done. `preview` shows the image so far, if made.
+
+    The same record passes from the model to the client of an event stream.
+    """
+
+    done: int
+    of: int
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,7 @@ from hidream.model.network.config import TransformerConfig
 from hidream.model.network.kernels import Experts, Kernels
 from hidream.model.network.ragged_batch import RaggedBatch
 from hidream.model.network.transformer import Transformer
-
-TINY = TransformerConfig(
-    num_layers=2,
-    num_single_layers=3,
-    attention_head_dim=32,
-    num_attention_heads=2,
-    caption_channels=(48, 40),
-    text_emb_dim=24,
-    axes_dims_rope=(16, 8, 8),
-    llama_layers=(0, 1, 2, 2, 2),
-)
+from model.tiny import CONFIG as TINY
 
 
 @torch.inference_mode()

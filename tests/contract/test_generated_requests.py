@@ -154,7 +154,7 @@ def hold(fleet, wanted, each, first_seed):
 
 
 def test_two_rounds_of_requests(fleet, first_seed):
-    hold(fleet, 500, each=5, first_seed=first_seed)
+    hold(fleet, 200, each=3, first_seed=first_seed)
 
 
 @pytest.mark.long

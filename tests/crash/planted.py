@@ -6,26 +6,29 @@ from contextvars import ContextVar
 
 import sqlalchemy as sa
 
-from hidream.store import outbox, predictions
+from hidream.store import claims, outbox, predictions
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
 from hidream.types import Status
 from hidream.worker import loop
 
 
+class Later:
+    """An object store whose files are written by whoever reads `late`."""
+
+    def __init__(self, place, late):
+        self.place, self.late = place, late
+
+    async def write(self, name, data):
+        self.late[name] = self.place, data
+
+
 def early_commit():
     """The row says completed, and then the files are written."""
     late, real_draw, real_complete = {}, loop.generate, predictions.complete
 
-    class Later:
-        def __init__(self, place):
-            self.place = place
-
-        async def write(self, name, data):
-            late[name] = self.place, data
-
     async def draw(bridge, tools, job):
-        return await real_draw(bridge, dataclasses.replace(tools, outputs=Later(tools.outputs)), job)
+        return await real_draw(bridge, dataclasses.replace(tools, outputs=Later(tools.outputs, late)), job)
 
     async def complete(database, task, *args):
         done = await real_complete(database, task, *args)
@@ -89,14 +92,14 @@ def double_claim():
             return []
         await asyncio.sleep(0.05)
         lease = {"worker_id": worker_id, "lease_until_ms": database.now_ms() + round(lease_s * 1000)}
-        version = sa.case({row.id: predictions._version(versions, row) for row in rows}, value=P.c.id)
+        version = sa.case({row.id: claims._version(versions, row) for row in rows}, value=P.c.id)
         taken = sa.update(P).where(P.c.id.in_([row.id for row in rows]))
         values = {"status": Status.PROCESSING, "attempt": P.c.attempt + 1, "version": version, **lease}
         async with database.write() as connection:
             found = await connection.execute(taken.values(started_ms=database.now_ms(), **values).returning(*COLUMNS))
             return [Prediction.of_row(row) for row in found.all()]
 
-    predictions.claim = claim
+    claims.claim = claim
 
 
 FAULTS = {each.__name__: each for each in (early_commit, missing_fence, lost_webhook, double_claim)}

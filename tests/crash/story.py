@@ -30,13 +30,24 @@ from hidream.server.export import export
 from hidream.server.service import assemble
 from hidream.settings.tables import Outputs, Settings, Webhooks
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import audit_log, history, keys, outbox, predictions, task_metrics, uploads, webhook_secrets, workers
+from hidream.store import (
+    audit_log,
+    claims,
+    history,
+    keys,
+    outbox,
+    predictions,
+    task_metrics,
+    uploads,
+    webhook_secrets,
+    workers,
+)
 from hidream.store.admission import IdempotencyRecord, NewTask
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
 from hidream.store.key_data import KEY_TABLES, pages
 from hidream.store.keys import Limits
 from hidream.store.outbox import DeliveryState
-from hidream.store.predictions import Capacity
 from hidream.store.schema import DELIVERIES, KEYS, PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
@@ -244,7 +255,7 @@ class Story:
         """Have a worker take a task and fall silent."""
         await self.submit("stalled", webhook=True)
         room = Capacity(tasks=1, work=2**62, has_tasks=False)
-        (stale,) = await predictions.claim(self.database, [MODEL], "w0", VERSIONS, 15, room)
+        (stale,) = await claims.claim(self.database, [MODEL], "w0", VERSIONS, 15, room)
         self.clock.jump(16)
         assert await predictions.recover(self.database, 3) == 1
         return stale

@@ -11,16 +11,17 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
+from fakes import Clock
 from hidream.request import ImageRequest
 from hidream.server.background.webhook_loop import LEASE_S, WebhookLoop
 from hidream.server.service import assemble
 from hidream.settings.tables import Settings, Webhooks
 from hidream.settings.tables import Worker as Limits
-from hidream.store import history, keys, outbox, predictions
+from hidream.store import claims, history, keys, outbox, predictions
 from hidream.store.admission import NewTask
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
 from hidream.store.outbox import DeliveryState
-from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import ImageFormat, Mode, Size, Status
@@ -37,16 +38,6 @@ DAY_S, HOUR_S = 86_400, 3600
 SUBMISSION = ImageRequest("a house", Size(64, 48), 7, False, True, False, ImageFormat.PNG)
 
 
-class Clock:
-    """Seconds since the epoch, as somebody sets them."""
-
-    def __init__(self):
-        self.now_s = 1_900_000_000.0
-
-    def __call__(self):
-        return self.now_s
-
-
 class Place:
     """A database of this clock, a service on it, and one key."""
 
@@ -60,7 +51,7 @@ class Place:
     async def end(self, task):
         """Do what a worker does."""
         room = Capacity(1, 10**12, has_tasks=False)
-        (claimed,) = await predictions.claim(self.database, [MODEL], "host:1", VERSIONS, 15, room)
+        (claimed,) = await claims.claim(self.database, [MODEL], "host:1", VERSIONS, 15, room)
         assert claimed.id == task.id
         assert await predictions.complete(self.database, claimed, [False], 100)
 
@@ -98,7 +89,7 @@ class Place:
 
 @asynccontextmanager
 async def place(folder):
-    clock = Clock()
+    clock = Clock(1_900_000_000.0)
     settings = Settings(home=folder, webhooks=Webhooks(allowed="127.0.0.0/8"))
     async with Database.open(settings.database_url, clock) as database:
         key, _ = await keys.create(database, "test")
@@ -137,11 +128,11 @@ async def test_a_receiver_that_fails_eight_times_is_told_at_the_ninth(tmp_path):
             owed = await here.owed(task)
             assert (owed.state, owed.attempts, owed.status_code) == (DeliveryState.WAITING, attempt, 500)
             assert len(receiver.received) == attempt
-            here.clock.now_s = owed.due_ms / 1000 - 1  # and a second before its time nothing is sent
+            here.clock.now = owed.due_ms / 1000 - 1  # and a second before its time nothing is sent
             async with delivering(here):
                 await asyncio.sleep(0.1)
             assert len(receiver.received) == attempt
-            here.clock.now_s += 1.001
+            here.clock.now += 1.001
         receiver.behaviour = says(200)
         await tried(here, task, 9)
         assert (await here.owed(task)).state is DeliveryState.DELIVERED
@@ -192,7 +183,7 @@ async def test_a_clock_that_jumps_while_a_task_is_drawn(tmp_path, jump_s):
         task = await here.submit(receiver.url())
         await asyncio.to_thread(slow.painting.wait, 20)
         async with here.worker("host:2", painter()):
-            here.clock.now_s += jump_s
+            here.clock.now += jump_s
             later = await here.submit(receiver.url(), seed=8)
 
             async def later_is_done():
@@ -219,7 +210,7 @@ async def everyone_is_told(here, *tasks):
 async def test_a_clock_that_was_set_back_holds_up_no_fresh_task_and_no_turn(tmp_path):
     async with place(tmp_path) as here, here.worker("host:1", painter()):
         for step_s in (0, -DAY_S, -DAY_S, 3 * DAY_S, -HOUR_S):
-            here.clock.now_s += step_s
+            here.clock.now += step_s
             task = await here.submit()
 
             async def is_done(task=task):

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from live_bytes import LiveBytes, peak_of
 
 from hidream.formats.quantized import Quantized, Scheme, quantize
+from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.memory import footprint
 from hidream.model.memory.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
 from hidream.model.network.config import TransformerConfig
@@ -25,17 +26,7 @@ from hidream.model.network.transformer import Transformer
 from hidream.model.text.text_encoders import MAX_TOKENS
 from hidream.types import Variant, WeightFormat
 
-NANO = TransformerConfig(
-    num_layers=2,
-    num_single_layers=6,
-    attention_head_dim=64,
-    num_attention_heads=3,
-    caption_channels=(128, 128),
-    text_emb_dim=128,
-    axes_dims_rope=(32, 16, 16),
-    max_resolution=(64, 64),
-    llama_layers=tuple(range(8)),
-)
+NANO = TransformerConfig.from_json(embedded(Variant.DEV).config("transformer"))
 
 
 def encoders() -> tuple[torch.nn.Module, ...]:
@@ -168,7 +159,14 @@ def test_a_step_takes_what_the_code_has_alive(tokens, batch, dtype, fused):
 
 
 NARROW = dataclasses.replace(
-    NANO, num_layers=1, num_single_layers=2, num_attention_heads=8, max_resolution=(64, 64), llama_layers=(0, 1, 2)
+    NANO,
+    num_layers=1,
+    num_single_layers=2,
+    num_attention_heads=8,
+    caption_channels=(128, 128),
+    text_emb_dim=128,
+    num_routed_experts=4,
+    llama_layers=(0, 1, 2),
 )
 
 

@@ -19,7 +19,7 @@ from hidream.model.memory.plan import Part, Plan, plan
 from hidream.model.memory.plan_input import PlanRequest
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest
-from hidream.types import Size, Variant, WeightFormat
+from hidream.types import Size, Step, Variant, WeightFormat
 
 CARD = torch.device("cpu:1")  # to torch another device than "cpu", so that parts really move
 REQUEST = ImageRequest("cartoon a fox in the snow", Size(256, 256), seed=4, steps=2)
@@ -58,7 +58,7 @@ def test_every_placement_draws_the_same_picture(dev, roomy, places, changes, awa
     home = [weight() for weight in weights]
     away = list(range(len(home))) if away is None else away  # None: every block
 
-    def on_step(done: int, total: int) -> None:
+    def on_step(step: Step) -> None:
         assert [i for i, weight in enumerate(weights) if weight() is not home[i]] == away
 
     expected = generate(dev, REQUEST).pixels

@@ -17,7 +17,7 @@ from torch import nn
 
 from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, Kronecker, LowRank
-from hidream.formats.lora_file import LoraFile, LoraFormat
+from hidream.formats.lora_file import LoraFile, LoraFormat, read_lora
 from hidream.formats.quantized import Quantized, Scheme
 from hidream.model.network.kernels import Experts, Kernels
 from hidream.model.network.linear import Linear
@@ -27,8 +27,8 @@ from hidream.model.network.lora import (
     checked_bytes,
     deltas,
     layers,
-    load_lora,
     match,
+    wants,
     warnings,
 )
 from hidream.model.network.ragged_batch import RaggedBatch
@@ -47,6 +47,12 @@ def base():
 @pytest.fixture(scope="module")
 def model(base):
     return tiny.ours(base)
+
+
+def load_lora(path, transformer):
+    """Read a LoRA for this transformer."""
+    with_deltas = layers(transformer)
+    return match(read_lora(path, wants(path.stem, with_deltas)), with_deltas)
 
 
 def linears(reference) -> list[str]:

@@ -110,7 +110,8 @@ def test_an_indexed_layout_is_the_same_in_other_words(model):
     "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.integration])]
 )
 def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
-    compiled = tiny.ours(tiny.reference(), kernels=Kernels(fused=True, compiled=True))
+    reference = tiny.reference(tiny.SHORT)
+    compiled = tiny.ours(reference, tiny.SHORT, Kernels(fused=True, compiled=True))
     compiled.compile_blocks(backend)
     batch = requests(compiled)
     latents, conditionings, modulations = zip(*batch, strict=True)
@@ -119,7 +120,7 @@ def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
         pick = [[series[i] for i in which] for series in (latents, modulations, conditionings)]
         return compiled.velocity(pick[0], pick[1], compiled.batch(pick[2]))
 
-    plain = together(tiny.ours(tiny.reference()), batch)
+    plain = together(tiny.ours(reference, tiny.SHORT), batch)
     velocities([0])  # one segment is a graph of its own,
     velocities([0, 2])  # several are the other
     for which in ([0, 1, 2, 3, 4], [4], [1, 3], [2, 2, 2, 0]):

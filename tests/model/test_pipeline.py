@@ -18,7 +18,7 @@ from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.model.sampling.sampler import schedule
 from hidream.request import ImageRequest, LoraUse, Prompts
-from hidream.types import Conformance, Render, Sampler, Size, Variant
+from hidream.types import Conformance, Render, Sampler, Size, Step, Variant
 
 PROMPT = "flat style a sailboat in the ocean"
 
@@ -50,9 +50,7 @@ def test_same_seed_same_picture_whatever_else_runs(dev):
     first = generate(dev, request())
     torch.randn(1000)
     generate(dev, request(seed=8))
-    assert np.array_equal(
-        generate(dev, request(), on_step=lambda done, total: torch.randn(3).sum()).pixels, first.pixels
-    )
+    assert np.array_equal(generate(dev, request(), on_step=lambda step: torch.randn(3).sum()).pixels, first.pixels)
 
 
 def test_another_seed_is_another_picture(dev):
@@ -217,14 +215,14 @@ def test_encoders_may_be_told_different_things(dev):
 def test_progress_is_told_and_may_end_the_picture(dev):
     seen = []
 
-    def on_step(done: int, total: int) -> None:
-        seen.append((done, total))
-        if done == 3:
+    def on_step(step: Step) -> None:
+        seen.append(step)
+        if step.done == 3:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         generate(dev, request(), on_step)
-    assert seen == [(1, 28), (2, 28), (3, 28)]
+    assert seen == [Step(1, 28), Step(2, 28), Step(3, 28)]
 
 
 def test_negative_prompt_and_guidance_count_on_full_only(dev, full):

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import gguf
 import pytest
+from memory_tables import GGUF_BITS, memory_tables
 
 from hidream import cli
 from hidream.model.memory.candidates import Hardware, Options
 from hidream.model.memory.footprint import PUBLISHED
 from hidream.model.memory.plan import plan
-from hidream.model.memory.plan_report import GGUF_BITS, memory_tables, reasons, report, verdict
+from hidream.model.memory.plan_report import reasons, report, verdict
 
 PAGE = Path(__file__).parents[2] / "docs" / "MEMORY.md"
 
 
 def test_the_page_has_the_tables_of_the_plan():
     found = dict(re.findall(r"<!-- ([\w-]+) -->\n(.*?)\n<!-- end -->", PAGE.read_text(), re.DOTALL))
-    assert found == memory_tables()
+    assert found == memory_tables(), "run `make tables`"
 
 
 def test_the_bits_of_gguf_are_the_packages():

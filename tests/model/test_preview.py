@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import EncoderOutput
 from torch import nn
 
 from hidream.model.latents.autoencoder import Autoencoder
@@ -35,7 +34,7 @@ class Mosaic(nn.Module):
 
     def encode(self, picture):
         cells = F.avg_pool2d(picture, self.factor)
-        return SimpleNamespace(latent=torch.einsum("bchw,dc->bdhw", cells, self.mix) + self.offset[:, None, None])
+        return EncoderOutput(latent=torch.einsum("bchw,dc->bdhw", cells, self.mix) + self.offset[:, None, None])
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import tiny
 import torch
@@ -91,7 +89,7 @@ def test_all_modulations_at_once_equal_one_by_one(reference):
 )
 @pytest.mark.integration
 def test_compiles_to_one_graph_and_equals_eager(padded, dtype, tolerance):
-    config = dataclasses.replace(tiny.CONFIG, num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
+    config = tiny.SHORT
     model = tiny.ours(tiny.reference(config), config, kernels=tiny.SEPARATE).copy_with(tiny.FUSED, dtype)
     latent, time, *text = tiny.inputs(1, 8, 12)
     x = (latent.to(dtype), time, *(value.to(dtype) for value in text))

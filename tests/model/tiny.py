@@ -25,6 +25,9 @@ CONFIG = TransformerConfig(
     llama_layers=(0, 1, 2, 2, 2),
 )
 
+SHORT = dataclasses.replace(CONFIG, num_layers=1, num_single_layers=2, llama_layers=(0, 1, 2))
+"""One block of each kind, and a last one: for what compiles, which takes seconds for each block."""
+
 
 def reference(config: TransformerConfig = CONFIG, seed: int = 0) -> HiDreamImageTransformer2DModel:
     """Diffusers' transformer, every weight random, large enough that each of them matters."""

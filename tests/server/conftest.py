@@ -13,9 +13,9 @@ from PIL import Image
 from hidream.server.app import create_app
 from hidream.server.service import Service, assemble
 from hidream.settings.tables import Server, Settings, Webhooks
-from hidream.store import keys, predictions
+from hidream.store import claims, keys, predictions
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
-from hidream.store.predictions import Capacity
 from hidream.types import MODELS, Mode
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
@@ -56,7 +56,7 @@ class Api:
     async def claim(self):
         """Take the task whose turn it is, as a worker does; None if there is none."""
         room = Capacity(tasks=1, work=2**62, has_tasks=False)
-        tasks = await predictions.claim(self.database, list(MODELS), "host:1", VERSIONS, 15, room)
+        tasks = await claims.claim(self.database, list(MODELS), "host:1", VERSIONS, 15, room)
         return tasks[0] if tasks else None
 
     async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):

@@ -76,7 +76,7 @@ async def test_head_of_events_ends(api):
 async def test_a_file_that_cannot_be_read_is_a_503_that_tells_no_path(api):
     submitted = (await api.submit("v2", prompt="a house")).json()["data"]
     task = await api.draw()
-    path = api.settings.outputs_dir / task.output_name
+    path = api.settings.home / "outputs" / task.output_name
     path.unlink()
     path.mkdir()  # a folder where a file should be
     answer = await api.get(submitted["urls"]["get"])

@@ -6,22 +6,22 @@ import json
 
 import pytest
 from served import served
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from hidream.errors import TooMany
 from hidream.server.limits.concurrency import LARGE_AT_ONCE, PER_KEY, ConcurrencyLimiter
 from hidream.store import history, keys
 
 
-class Visitor:
-    """Stands for a request: all that the limiter asks of one is whether its client is there."""
+def visitor(here=True):
+    """A request whose client is there, or has left."""
 
-    def __init__(self, here=True):
-        self.here = here
+    async def receive():
+        if here:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
 
-    async def is_disconnected(self):
-        await asyncio.sleep(0)
-        return not self.here
+    return Request({"type": "http"}, receive)
 
 
 class Looks:
@@ -30,9 +30,9 @@ class Looks:
     def __init__(self, limiter):
         self.limiter, self.inside, self.done = limiter, [], []
 
-    def visit(self, key, name, visitor=None):
+    def visit(self, key, name, request=None):
         async def look():
-            async with self.limiter.slot(key, visitor):
+            async with self.limiter.slot(key, request):
                 leave = asyncio.Event()
                 self.inside.append((name, leave))
                 await leave.wait()
@@ -79,11 +79,11 @@ async def test_so_many_of_a_key_and_so_many_in_all_are_inside_the_keys_in_turn()
 
 
 async def test_who_has_left_when_his_turn_comes_is_sent_away_and_costs_nobody_a_turn():
-    looks, visitor = Looks(ConcurrencyLimiter(per_key=1)), Visitor()
-    first = looks.visit("a", "first", visitor)
-    gone = [looks.visit("a", f"gone{i}", Visitor(here=False)) for i in range(1500)]
-    last = looks.visit("a", "last", visitor)
-    other = looks.visit("b", "other", visitor)
+    looks = Looks(ConcurrencyLimiter(per_key=1))
+    first = looks.visit("a", "first", visitor())
+    gone = [looks.visit("a", f"gone{i}", visitor(here=False)) for i in range(1500)]
+    last = looks.visit("a", "last", visitor())
+    other = looks.visit("b", "other", visitor())
     await settle()
     assert looks.names == ["first", "other"]
     await looks.let_go()

@@ -10,12 +10,11 @@ from served import served, told
 from hidream.server.routes import events
 from hidream.server.routes.events import EventCursor
 from hidream.store import predictions
-from hidream.store.predictions import StepReport
-from hidream.types import Status
+from hidream.types import Status, Step
 
 
 async def report(api, task, step, preview=None):
-    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(step, 28, preview)})
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(step, 28, preview)})
 
 
 class Reader:

@@ -18,7 +18,6 @@ from hidream.server.erasure import erase
 from hidream.server.export import export
 from hidream.store import audit_log, key_data, keys, predictions
 from hidream.store.admission import NewTask
-from hidream.store.predictions import StepReport
 from hidream.store.schema import (
     DELIVERIES,
     IDEMPOTENCY_RECORDS,
@@ -29,7 +28,7 @@ from hidream.store.schema import (
     UPLOADS,
     VIRTUAL_STARTS,
 )
-from hidream.types import MODELS, ImageFormat, Size
+from hidream.types import MODELS, ImageFormat, Size, Step
 from s3_server import S3Server
 
 HOOK = "?webhook=https%3A%2F%2Fexample.com%2Fhook"
@@ -46,7 +45,7 @@ async def used(api, picture):
     upload = await api.client.post("/api/v3/media/upload/binary", files=form, headers=api.bearer)
     drawn = await api.submit(prompt="a third")
     task = await api.claim()
-    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(1, 2, b"a preview")})
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(1, 2, b"a preview")})
     waiting = await api.submit(prompt="a fourth")
     for answer in (done, failed, upload, drawn, waiting):
         assert answer.status_code == 200, answer.text
@@ -201,7 +200,7 @@ async def test_an_erasure_leaves_nothing_but_that_the_key_was_there(api, picture
     # a worker that draws on
     await service.outputs.write(task.output_name, b"late")
     assert not await predictions.complete(api.database, task, [False], 1)
-    assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(2, 2, b"x")})
+    assert not await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(2, 2, b"x")})
     told = [(act.act, act.actor, act.details) for act in await audit_log.entries(api.database, subject=key.id)]
     assert ("keys erase", "me@here", {}) in told
     assert ("keys erased", "me@here", {"predictions": 4, "uploads": 1}) in told

@@ -81,7 +81,8 @@ def test_only_a_key_that_was_found_valid_has_turns_of_its_own():
     assert fair_queue.client("127.0.0.1", key) == "its id"
     for other in range(VALID_KEYS_MAX):
         fair_queue.add_valid_key(other, str(other))
-    assert len(fair_queue._valid) <= VALID_KEYS_MAX
+        assert fair_queue.client("127.0.0.1", key) == "its id", "a key in use stays"
+    assert len(fair_queue._valid) == VALID_KEYS_MAX
 
 
 def test_a_key_has_the_same_turns_however_it_is_written():

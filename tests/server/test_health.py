@@ -10,9 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hidream.errors import DatabaseUnavailable
 from hidream.store import predictions, workers
-from hidream.store.predictions import StepReport
 from hidream.store.workers import Worker
-from hidream.types import MODELS
+from hidream.types import MODELS, Step
 
 DEV, FULL, FAST = (f"wavespeed-ai/hidream-i1-{variant}" for variant in ("dev", "full", "fast"))
 WORKER = Worker("host:1", ["wavespeed-ai/hidream-i1-dev"], "v1")
@@ -100,7 +99,7 @@ async def test_figures_of_tasks(api):
     for size in ("512*512", "512*512", "1536*1024"):
         await api.submit(prompt="a house", size=size)
     task = await api.claim()
-    await predictions.report(api.database, "host:1", {(task.id, task.attempt): StepReport(28, 28)})
+    await predictions.report(api.database, "host:1", {(task.id, task.attempt): Step(28, 28)})
     assert await predictions.complete(api.database, task, [False], 1500)
     await api.fail(1405, "no")
     dev = 'model="wavespeed-ai/hidream-i1-dev"'

@@ -1,23 +1,15 @@
 """Keys that were seen lately: no look-up, but for a second at most."""
 
 import asyncio
-from dataclasses import dataclass
 
 import pytest
 
+from fakes import Clock
 from hidream.errors import TooMany
 from hidream.server.key_cache import KEYS_MAX, REFRESH_S, TTL_S, ApiKeyCache
 from hidream.server.limits.failed_auth import ADDRESSES_MAX, BURST, DELAYED_MAX, PER_S, FailedAuthThrottle
 from hidream.store import keys
 from hidream.store.database import Database
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -28,7 +20,7 @@ async def database(tmp_path):
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture
@@ -107,17 +99,23 @@ async def test_another_pepper_knows_no_key(database, clock, secret):
     assert await ApiKeyCache(database, "", clock).find(secret) is None
 
 
-async def test_what_is_remembered_is_bounded_and_holds_no_secret(key_cache, clock, secret):
+async def test_what_is_remembered_is_bounded_and_holds_no_secret(key_cache, key, secret):
     for i in range(20):
         await key_cache.find(f"guess {i}")
     assert not key_cache._cached
     await key_cache.find(secret)
     assert secret not in repr(key_cache._cached)
     (remembered,) = key_cache._cached.values()
+    (name,) = key_cache._cached
+    for i in range(KEYS_MAX + 1):
+        key_cache._cached[bytes([i % 256, i // 256])] = remembered
+        await key_cache.find(secret)
+    assert len(key_cache._cached) == KEYS_MAX
+    assert name in key_cache._cached, "a key in use stays"
     key_cache._cached.update({bytes([i % 256, i // 256]): remembered for i in range(KEYS_MAX)})
-    clock.now += 2
-    await key_cache.find(secret)
-    assert len(key_cache._cached) == 1
+    assert name not in key_cache._cached
+    assert await key_cache.find(secret) == key
+    assert len(key_cache._cached) == KEYS_MAX
 
 
 async def test_wrong_keys_are_slowed_down_by_address_and_right_ones_never(key_cache, clock, key, secret):
@@ -142,7 +140,7 @@ async def test_wrong_keys_are_slowed_down_by_address_and_right_ones_never(key_ca
 
 
 async def test_too_many_wrong_keys_are_a_429_that_says_when_to_come_back():
-    clock = Clock()
+    clock = Clock(100.0)
     throttle = FailedAuthThrottle(clock, delay_s=0)
     for _ in range(BURST):
         await throttle.failed("2001:db8:0:1::1")
@@ -158,7 +156,7 @@ async def test_too_many_wrong_keys_are_a_429_that_says_when_to_come_back():
 
 
 async def test_addresses_and_delays_are_bounded():
-    throttle = FailedAuthThrottle(Clock(), delay_s=3600)
+    throttle = FailedAuthThrottle(Clock(100.0), delay_s=3600)
     for i in range(ADDRESSES_MAX + 10):
         await throttle.failed(f"10.0.{i // 256}.{i % 256}")
     assert len(throttle._left) == ADDRESSES_MAX

@@ -1,22 +1,16 @@
 """The place in the queue: as the store says, but looked for once a second at most."""
 
+from fakes import Clock
 from hidream.server.queue_status import TTL_S, QueueStatus, WorkerCounts
 from hidream.store import history, workers
 from hidream.store.workers import Worker
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 async def test_the_line_is_looked_at_once_for_all(monkeypatch, api):
     for _ in range(5):
         await api.submit(prompt="a")
     total, tasks = await history.list_predictions(api.database, (await api.claim()).key_id, history.Query())
-    clock, looked, line = Clock(), [], history.queue_snapshot
+    clock, looked, line = Clock(0.0), [], history.queue_snapshot
 
     async def counted(*given):
         looked.append(given)
@@ -52,7 +46,7 @@ async def test_the_estimate_is_the_stores(api):
 
 
 async def test_who_serves_a_model_is_looked_at_once_for_all(monkeypatch, api):
-    clock, looked, ready = Clock(), [], workers.ready
+    clock, looked, ready = Clock(0.0), [], workers.ready
 
     async def counted(*given):
         looked.append(given)

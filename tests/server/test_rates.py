@@ -1,21 +1,13 @@
 """How much a key may read: exact, of each key by itself, and said in every answer's head."""
 
 import asyncio
-from dataclasses import dataclass
 
 import pytest
 from served import served
 
+from fakes import Clock
 from hidream.errors import TooMany
 from hidream.server.limits.rates import RateLimiter, StreamLimiter
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 def counted(reads, key="a"):
@@ -29,7 +21,7 @@ def counted(reads, key="a"):
 
 
 def test_a_burst_of_a_minutes_worth_then_as_fast_as_the_bucket_drains():
-    clock = Clock()
+    clock = Clock(100.0)
     reads = RateLimiter(6, clock)
     assert [counted(reads) for _ in range(6)] == [[6, 6 - i, 10 * i] for i in range(1, 7)]
     with pytest.raises(TooMany, match="6 times a minute") as caught:
@@ -52,7 +44,7 @@ def test_zero_is_no_limit_and_says_nothing():
 
 
 def test_many_in_a_row_are_exact():
-    reads = RateLimiter(30_000, Clock())
+    reads = RateLimiter(30_000, Clock(100.0))
     for _ in range(30_000):
         counted(reads)
     with pytest.raises(TooMany) as caught:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import ObjectStoreUnavailable
+from fakes import Away, Hangs
 from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.server import removal
@@ -26,16 +26,6 @@ async def test_the_files_of_a_deleted_prediction_are_gone_at_once(api):
     answer = await api.post("/api/v3/predictions/delete", ids=[other.id])
     assert answer.json()["data"] == {"deleted_count": 1}
     assert (await api.client.get(f"/outputs/{other.output_name}")).status_code == 404
-
-
-class Away(Folder):
-    async def delete(self, names):
-        raise ObjectStoreUnavailable("away")
-
-
-class Hangs(Folder):
-    async def delete(self, names):
-        await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("kind", [Away, Hangs])
@@ -75,7 +65,7 @@ async def test_five_hundred_are_deleted_without_holding_up_the_others(api):
     ticking.cancel()
     assert answer.json()["data"] == {"deleted_count": 500}
     assert max(gaps) < 1
-    assert not [path for path in api.settings.outputs_dir.iterdir() if path.is_file()]
+    assert not [path for path in (api.settings.home / "outputs").iterdir() if path.is_file()]
     assert await api.claim() is None
     print(f"longest gap {max(gaps):.3f} s")  # noqa: T201
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from hidream.errors import ObjectStoreUnavailable
+from fakes import AwayAtFirst
 from hidream.file_names import first_of, random_name
-from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.server.background import loops, sweep
 from hidream.server.background.sweep import Sweep
@@ -32,7 +31,7 @@ async def drawn(api, **body):
 
 
 def files(api):
-    return sorted(path.name for path in api.settings.outputs_dir.iterdir() if path.is_file())
+    return sorted(path.name for path in (api.settings.home / "outputs").iterdir() if path.is_file())
 
 
 async def test_what_is_old_goes_and_the_rest_stays(api):
@@ -113,7 +112,7 @@ async def test_files_that_nobody_knows_go_when_they_are_old(api):
     for name in (orphan, new):
         await api.service.outputs.write(name, b"nobody's")
     for name in (orphan, *task.output_names):
-        os.utime(api.settings.outputs_dir / name, (time.time() - 2 * DAY_S,) * 2)
+        os.utime(api.settings.home / "outputs" / name, (time.time() - 2 * DAY_S,) * 2)
     assert await Sweep(api.service).orphans() == 1
     assert files(api) == sorted([new, *task.output_names])
 
@@ -125,7 +124,7 @@ async def test_files_that_nobody_knows_go_without_being_asked(monkeypatch, open_
         _, task = await drawn(api)
         orphan = random_name(ImageFormat.JPEG)
         await api.service.outputs.write(orphan, b"nobody's")
-        os.utime(api.settings.outputs_dir / orphan, (time.time() - 2 * DAY_S,) * 2)
+        os.utime(api.settings.home / "outputs" / orphan, (time.time() - 2 * DAY_S,) * 2)
         running = asyncio.create_task(Sweep(api.service).run())
         async with asyncio.timeout(20):
             while files(api) != [task.output_name]:
@@ -147,15 +146,8 @@ async def test_a_store_that_is_away_leaves_the_rows(monkeypatch, caplog, open_ap
     async with open_api() as api:
         data, task = await drawn(api)
         assert await predictions.delete(api.database, [data["id"]], task.key_id)
-        away = iter([True, True])
-
-        class Away(Folder):
-            async def delete(self, names):
-                if next(away, False):
-                    raise ObjectStoreUnavailable("away")
-                await super().delete(names)
-
-        place = Away(api.settings.home, Namespace.OUTPUTS)
+        AwayAtFirst.times = 2
+        place = AwayAtFirst(api.settings.home, Namespace.OUTPUTS)
         running = asyncio.create_task(Sweep(replace(api.service, outputs=place)).run())
         async with asyncio.timeout(20):
             while files(api):

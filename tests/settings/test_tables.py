@@ -43,5 +43,5 @@ def test_parts_of_a_model_are_named_one_by_one():
 def test_all_state_lies_under_the_home(tmp_path):
     config = sources.load({"HIDREAM_HOME": str(tmp_path)})
     assert str(tmp_path) in config.database_url
-    assert config.outputs_dir.is_relative_to(tmp_path)
+    assert Path(config.outputs_url).is_relative_to(tmp_path)
     assert not any(tmp_path.iterdir())  # reading settings makes nothing

@@ -47,6 +47,7 @@ class FastPainter(Painter):
         self.bad.clear()
         self.requests.clear()
         self.prepared.clear()
+        self.priorities.clear()
         self.together.clear()
         return outcome
 

@@ -1,23 +1,14 @@
 """A database without rows on a clock that the test sets: each test runs on both kinds."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from databases import url_in
+from fakes import Clock
 from hidream.store import postgresql
 from hidream.store.database import Database
 from postgres import postgres
 
 __all__ = ["postgres"]
-
-
-@dataclass
-class Clock:
-    now: float = 1_700_000_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

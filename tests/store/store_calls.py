@@ -3,11 +3,11 @@
 import asyncio
 
 from hidream.request import ImageRequest
-from hidream.store import keys, predictions
+from hidream.store import claims, keys
 from hidream.store.admission import NewTask
+from hidream.store.claims import Capacity, ReserveCapacity
 from hidream.store.enqueue import Enqueuer
 from hidream.store.keys import Limits
-from hidream.store.predictions import Capacity, ReserveCapacity
 from hidream.types import ImageFormat, Mode, Size
 
 MODEL, OTHER = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
@@ -30,12 +30,12 @@ async def claim(
     database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, has_tasks=False, reserved=False, models=(MODEL,)
 ):
     room = Capacity(tasks, work, has_tasks, reserved)
-    return await predictions.claim(database, models, worker, VERSIONS, lease_s, room)
+    return await claims.claim(database, models, worker, VERSIONS, lease_s, room)
 
 
 async def claim_reserve(database, worker="w1", lease_s=15, tasks=1, work=ENDLESS, without=(), models=(MODEL,)):
     reserve = ReserveCapacity(tasks, work, frozenset(key.id for key in without))
-    return await predictions.claim_reserve(database, models, worker, VERSIONS, lease_s, reserve)
+    return await claims.claim_reserve(database, models, worker, VERSIONS, lease_s, reserve)
 
 
 async def claim_one(database, *args, **kwargs):

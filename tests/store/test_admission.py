@@ -7,10 +7,10 @@ import pytest
 from store_calls import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
 
 from hidream.errors import Forbidden, PromptRefused, TooMany
-from hidream.store import history, predictions, retention
+from hidream.store import history, keys, predictions, retention
 from hidream.store.admission import IdempotencyRecord, NewTask, QueueLimits
 from hidream.store.enqueue import Enqueuer
-from hidream.types import Size, Status
+from hidream.types import USUAL_WORK, Size, Status
 
 IDEMPOTENCY = IdempotencyRecord("once", "hash")
 
@@ -87,7 +87,6 @@ async def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(database, 
     with pytest.raises(Forbidden) as caught:
         await submit(database, key, task, idempotency=IDEMPOTENCY)
     assert words in caught.value.message
-    assert not caught.value.retryable
     with pytest.raises(Forbidden):
         await Enqueuer(database, 10).submit_with(NewTask(key, MODEL, task), asyncio.Event().wait)
     small = dataclasses.replace(SUBMISSION, size=Size(256, 256), steps=4)
@@ -176,3 +175,61 @@ async def test_one_key_with_many_tasks_does_not_hold_up_anothers_first(database,
     clock.now += 1
     first = await enqueuer.submit(NewTask(late, "m", SUBMISSION))
     assert (await history.queue_snapshot(database, first.model)).place(first).before <= 1
+
+
+USUAL = dataclasses.replace(SUBMISSION, size=Size(1024, 1024), steps=28)
+"""A task that is as much work as the head start of one level of priority."""
+
+
+async def of_priority(database, clock, priority):
+    """Make a key, and what submits a usual task of it, a millisecond after whatever was before."""
+    key, _ = await keys.create(database, f"priority {priority}", priority=priority)
+
+    async def give():
+        clock.now += 0.001
+        task = await submit(database, key, USUAL)
+        assert (task.work, task.priority) == (USUAL_WORK, priority)
+        return task
+
+    return key, give
+
+
+async def test_a_higher_priority_is_a_head_start_and_not_a_larger_share(database, clock):
+    _, give_low = await of_priority(database, clock, -1)
+    high, give_high = await of_priority(database, clock, 1)
+    for give in (give_low, give_high):
+        for _ in range(12):
+            await give()
+    claimed = [await claim_one(database) for _ in range(24)]
+    order = "".join("H" if task.key_id == high.id else "L" for task in claimed)
+    assert order == "HH" + 10 * "LH" + "LL", "two levels are two usual tasks; then they take turns"
+
+
+@pytest.mark.parametrize(
+    ("priorities", "waits"),
+    [((0, 0), [1, 1, 1, 1]), ((0, 4), [5, 1, 1, 1]), ((-4, 4), [9, 4, 4, 4])],
+)
+async def test_whoever_has_a_lower_priority_waits_a_head_start_and_no_longer(database, clock, priorities, waits):
+    """The tasks of a higher key, which always has ten waiting, that go before each one of a lower key."""
+    (low, give_low), (_, give_high) = [await of_priority(database, clock, each) for each in priorities]
+    for _ in range(10):
+        await give_high()
+    found = []
+    for _ in waits:
+        await give_low()
+        found.append(0)
+        while (await claim_one(database)).key_id != low.id:
+            found[-1] += 1
+            await give_high()
+    assert found == waits
+
+
+async def test_a_new_key_waits_for_no_more_than_the_head_start_of_a_key_that_has_used_it_up(database, clock):
+    _, give_high = await of_priority(database, clock, 4)
+    new, give_new = await of_priority(database, clock, 0)
+    for _ in range(30):
+        await give_high()
+    for _ in range(10):
+        await claim_one(database)
+    await give_new()
+    assert (await claim_one(database)).key_id == new.id

@@ -21,18 +21,19 @@ from reference_store import DAY_MS, Plain, Task
 from store_calls import MODEL, OTHER, SUBMISSION, VERSIONS
 
 from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
-from hidream.store import admission, history, keys, outbox, predictions, progress, retention, workers
+from hidream.store import admission, claims, enqueue, history, keys, outbox, predictions, progress, retention, workers
 from hidream.store.admission import IdempotencyRecord, NewTask
+from hidream.store.claims import Capacity, ReserveCapacity
 from hidream.store.database import Database
 from hidream.store.enqueue import Enqueuer
 from hidream.store.history import Query
 from hidream.store.keys import Key, Limits
 from hidream.store.outbox import DeliveryState
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import TRANSITIONS, Capacity, ReserveCapacity, StepReport
+from hidream.store.predictions import TRANSITIONS
 from hidream.store.schema import DELIVERIES, IDEMPOTENCY_RECORDS, METADATA, PREDICTIONS, PREVIEWS, VIRTUAL_STARTS
 from hidream.store.workers import Worker
-from hidream.types import Mode, Size, Status
+from hidream.types import Mode, Size, Status, Step
 
 QUEUE_MAX, QUEUE_SHARE, WORKERS_MAX, LEASE_S = 12, 0.5, 2, 10
 LIMITS = [
@@ -103,13 +104,13 @@ class Real:
         return "task", self.number(prediction.id)
 
     async def claim(self, models, worker, lease_ms, *room):
-        tasks = await predictions.claim(self.database, models, worker, VERSIONS, lease_ms / 1000, Capacity(*room))
+        tasks = await claims.claim(self.database, models, worker, VERSIONS, lease_ms / 1000, Capacity(*room))
         self.claims += tasks
         return [(self.number(task.id), task.attempt) for task in tasks]
 
     async def claim_beside(self, models, worker, lease_ms, tasks, work, excluded_keys):
         reserve = ReserveCapacity(tasks, work, frozenset(self.keys[key].id for key in excluded_keys))
-        taken = await predictions.claim_reserve(self.database, models, worker, VERSIONS, lease_ms / 1000, reserve)
+        taken = await claims.claim_reserve(self.database, models, worker, VERSIONS, lease_ms / 1000, reserve)
         self.claims += taken
         return [(self.number(task.id), task.attempt) for task in taken]
 
@@ -120,7 +121,7 @@ class Real:
         return self._held(await predictions.renew(self.database, worker, lease_ms / 1000))
 
     async def report(self, worker, steps):
-        said = {(self.ids[number], attempt): StepReport(*step) for (number, attempt), step in steps.items()}
+        said = {(self.ids[number], attempt): Step(*step) for (number, attempt), step in steps.items()}
         return self._held(await predictions.report(self.database, worker, said))
 
     async def watch(self, number, for_ms):
@@ -550,7 +551,7 @@ def drive(clock, urls, examples, phases=(Phase.generate, Phase.shrink)):
 @pytest.mark.timeout(1800)
 def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_url, postgresql_url):
     long = settings.get_current_profile_name() == "long"
-    steps = drive(clock, [sqlite_url, postgresql_url], 250 if long else 25)
+    steps = drive(clock, [sqlite_url, postgresql_url], 250 if long else 12)
     assert steps.total() >= (5000 if long else 300)
     if long:
         named = {name for name in vars(Plain) if not name.startswith("_") and callable(getattr(Plain, name))}
@@ -562,7 +563,7 @@ def test_any_order_of_operations_gives_what_the_plain_store_says(clock, sqlite_u
 
 
 async def without_its_attempt(database, task, move, **values):
-    statement = predictions._transition(move).where(PREDICTIONS.c.id == task.id)
+    statement = predictions.transition(move).where(PREDICTIONS.c.id == task.id)
     async with database.write() as connection:
         statement = statement.values(worker_id=None, lease_until_ms=None, **values)
         return await predictions._end(connection, statement, database.now_ms()) == 1
@@ -575,10 +576,10 @@ async def owing_nothing(connection, statement, _now):
 FAULTS = {
     "missing fence": (predictions, "_leave_processing", without_its_attempt),
     "lost webhook": (predictions, "_end", owing_nothing),
-    "suspected beside others": (predictions, "_fitting", lambda waiting, room: waiting[: room.tasks]),
+    "suspected beside others": (claims, "fitting", lambda waiting, room: waiting[: room.tasks]),
     "half a minute": (admission, "MINUTE_MS", 30_000),
-    "short memory": (admission, "REMEMBERED_MS", 3_600_000),
-    "no last places": (admission, "LAST_PLACES", 0.0),
+    "short memory": (enqueue, "IDEMPOTENCY_MS", 3_600_000),
+    "no last places": (admission, "NEW_KEY_SHARE", 0.0),
     "served and abandoned": (predictions, "_all_of", lambda _models: set()),
 }
 

@@ -7,11 +7,12 @@ import pytest
 import sqlalchemy as sa
 from store_calls import submit
 
-from hidream.errors import ConfigurationError, NotFound
-from hidream.store import keys
+from hidream.errors import ConfigurationError, InvalidInput, NotFound
+from hidream.store import audit_log, keys
 from hidream.store.database import Database
 from hidream.store.keys import Limits, Scope
 from hidream.store.schema import KEYS
+from hidream.types import PRIORITY_MAX
 
 
 async def test_a_key_is_found_by_its_secret_only(database):
@@ -64,8 +65,9 @@ async def test_the_operators_own_key_is_registered_once_and_stays_revoked(databa
 
 async def test_what_a_key_may_is_kept(database):
     limits = Limits(requests_per_minute=60, tasks_max=4, pixels_per_day=10**12)
-    key, secret = await keys.create(database, "robot", {Scope.READ}, limits)
+    key, secret = await keys.create(database, "robot", {Scope.READ}, limits, -3)
     assert await keys.find(database, secret) == key
+    assert key.priority == -3
     assert (key.limits, key.may(Scope.READ), key.may(Scope.SUBMIT)) == (limits, True, False)
     usual, _ = await keys.create(database, "usual")
     assert {scope for scope in Scope if usual.may(scope)} == {Scope.SUBMIT, Scope.VIEW, Scope.READ}
@@ -84,6 +86,22 @@ async def test_limits_of_a_key_can_be_changed(database):
     assert next(each for each in await keys.list_keys(database) if each.id == beside.id) == beside
     with pytest.raises(NotFound):
         await keys.set_limits(database, "nobody", {"steps_max": 1})
+
+
+async def test_the_priority_of_a_key_can_be_changed_within_its_range(database):
+    key, secret = await keys.create(database, "robot", limits=Limits(steps_max=30))
+    assert key.priority == 0
+    await keys.set_limits(database, key.id, {"tasks_max": 2}, priority=PRIORITY_MAX)
+    await keys.set_limits(database, key.id, {"steps_max": 9})
+    changed = await keys.find(database, secret)
+    assert (changed.priority, changed.limits) == (PRIORITY_MAX, Limits(tasks_max=2, steps_max=9))
+    assert {"tasks_max": 2, "priority": 4} in [act.details for act in await audit_log.entries(database)]
+    for priority in (PRIORITY_MAX + 1, -PRIORITY_MAX - 1):
+        with pytest.raises(InvalidInput, match=f"priority is {priority}; accepted: a whole number from -4 to 4"):
+            await keys.set_limits(database, key.id, {"tasks_max": 3}, priority=priority)
+        with pytest.raises(InvalidInput, match=f"priority is {priority}"):
+            await keys.create(database, "other", priority=priority)
+    assert await keys.list_keys(database) == [changed]
 
 
 async def test_a_digest_is_valid_until_its_secret_is_not(database):

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from hidream.store import history, migrations, predictions
+from hidream.store import claims, history, keys, migrations, predictions
+from hidream.store.claims import Capacity
 from hidream.store.database import Database
 from hidream.store.migrations import versions
-from hidream.store.predictions import Capacity
 from hidream.types import Mode
 
 STEPS = sorted(module.name for module in pkgutil.iter_modules(versions.__path__))
@@ -64,7 +64,7 @@ async def test_a_task_that_waited_in_the_first_release_is_drawn(tmp_path):
             assert (task.input.steps, task.input.num_images) == (None, 1)
     async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
         versions = {"m": dict.fromkeys(Mode, "v1")}
-        (task,) = await predictions.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
+        (task,) = await claims.claim(database, ["m"], "w", versions, 15, Capacity(8, 1, has_tasks=False))
         assert await predictions.complete(database, task, [True], 1, ["“long”"])
         done = await history.get(database, task.id, "k")
     assert (done.status, done.warnings, done.nsfw) == ("completed", ("“long”",), (True,))
@@ -93,6 +93,16 @@ async def test_a_row_that_names_no_newer_column_is_read(tmp_path):
             older.execute(f"INSERT INTO predictions ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
             older.commit()
         assert (await history.get(database, "b" * 32, "k")).warnings == ()
+
+
+async def test_keys_and_tasks_of_older_releases_have_no_priority_until_they_are_given_one(tmp_path):
+    path = tmp_path / "hidream.db"
+    make_first_release(path)
+    async with Database.open(f"sqlite+aiosqlite:///{path}") as database:
+        assert [key.priority for key in await keys.list_keys(database)] == [0]
+        assert [(await history.get(database, letter * 32, "k")).priority for letter in "acde"] == [0] * 4
+        await keys.set_limits(database, "k", {}, priority=3)
+        assert [key.priority for key in await keys.list_keys(database)] == [3]
 
 
 @pytest.mark.parametrize("name", STEPS)

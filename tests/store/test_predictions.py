@@ -8,9 +8,9 @@ from store_calls import MODEL, OTHER, SUBMISSION, claim, claim_one, claim_reserv
 
 from hidream.errors import PromptRefused
 from hidream.store import history, outbox, predictions, progress
-from hidream.store.predictions import TRANSITIONS, Lease, StepReport
+from hidream.store.predictions import TRANSITIONS, Lease
 from hidream.store.schema import PREDICTIONS
-from hidream.types import Mode, Status
+from hidream.types import Mode, Status, Step
 from previews import preview
 
 
@@ -94,7 +94,7 @@ async def test_what_is_handed_back_starts_from_its_beginning(database, clock):
     key = await new_key(database)
     prediction = await submit(database, key)
     task = await claim_one(database)
-    await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(3, 4, None)})
+    await predictions.report(database, "w1", {(task.id, task.attempt): Step(3, 4, None)})
     assert (await history.get(database, prediction.id, key.id)).step == 3
     assert await predictions.requeue(database, task)
     waiting = await history.get(database, prediction.id, key.id)
@@ -279,19 +279,19 @@ async def test_what_a_worker_says_of_its_drawings_is_seen(database, clock):
     await submit(database, key)
     task = await claim_one(database)
     mine = (task.id, task.attempt)
-    assert await predictions.report(database, "w1", {mine: StepReport(3, 28)}) == {Lease(*mine, watched=False)}
+    assert await predictions.report(database, "w1", {mine: Step(3, 28)}) == {Lease(*mine, watched=False)}
     await progress.watch(database, [task.id], 10)
     assert await predictions.renew(database, "w1", 15) == {Lease(*mine, watched=True)}
-    await predictions.report(database, "w1", {mine: StepReport(4, 28, b"four")})
+    await predictions.report(database, "w1", {mine: Step(4, 28, b"four")})
     assert await preview(database, task.id) == (4, b"four")
-    await predictions.report(database, "w1", {mine: StepReport(5, 28, b"five")})
+    await predictions.report(database, "w1", {mine: Step(5, 28, b"five")})
     assert await preview(database, task.id) == (5, b"five")
     clock.now += 11
-    assert await predictions.report(database, "w1", {mine: StepReport(6, 28)}) == {Lease(*mine, watched=False)}
+    assert await predictions.report(database, "w1", {mine: Step(6, 28)}) == {Lease(*mine, watched=False)}
     seen = await history.get(database, task.id, key.id)
     assert (seen.step, seen.steps) == (6, 28)
     for worker, attempt in (("w2", 1), ("w1", 2), ("w1", 0)):
-        assert await predictions.report(database, worker, {(task.id, attempt): StepReport(9, 28, b"no")}) == set()
+        assert await predictions.report(database, worker, {(task.id, attempt): Step(9, 28, b"no")}) == set()
     assert await history.get(database, task.id, key.id) == seen
     await predictions.complete(database, task, [False], 1)
     assert await preview(database, task.id) is None

@@ -10,13 +10,12 @@ from store_calls import SUBMISSION, claim_one, new_key, no_statements, submit
 from hidream.errors import DatabaseUnavailable
 from hidream.store import history, predictions
 from hidream.store.database import Database
-from hidream.store.predictions import StepReport
 from hidream.store.progress import ProgressWatcher, TaskView, watch
-from hidream.types import Status
+from hidream.types import Status, Step
 
 
 async def report(database, task, step, preview=None):
-    return await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(step, 28, preview)})
+    return await predictions.report(database, "w1", {(task.id, task.attempt): Step(step, 28, preview)})
 
 
 async def see(progress, id_, seen, wanted):
@@ -40,11 +39,11 @@ async def test_a_task_is_seen_from_its_claim_to_its_end(database):
             while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
                 await asyncio.sleep(0.01)
         await report(database, task, 3, b"small picture")
-        seen = await see(progress, prediction.id, seen, lambda v: v.preview)
-        assert (seen.step, seen.steps, seen.preview_step, seen.preview) == (3, 28, 3, b"small picture")
+        seen = await see(progress, prediction.id, seen, lambda v: v.previewed)
+        assert (seen.step, seen.previewed) == (Step(3, 28), Step(3, 28, b"small picture"))
         await report(database, task, 4)
-        seen = await see(progress, prediction.id, seen, lambda v: v.step == 4)
-        assert seen.preview_step == 3
+        seen = await see(progress, prediction.id, seen, lambda v: v.step.done == 4)
+        assert seen.previewed.done == 3
         assert await predictions.complete(database, task, [False], 7)
         seen = await see(progress, prediction.id, seen, lambda v: v.prediction.status.final)
         assert seen.prediction == await history.get(database, prediction.id, prediction.key_id)
@@ -56,18 +55,18 @@ async def test_a_task_that_begins_again_begins_again(database):
     async with progress.watching(prediction.id):
         task = await claim_one(database)
         await report(database, task, 9, b"old")
-        seen = await see(progress, prediction.id, None, lambda v: v and v.preview)
+        seen = await see(progress, prediction.id, None, lambda v: v and v.previewed)
         await predictions.requeue(database, task)
         await claim_one(database)
         seen = await see(progress, prediction.id, seen, lambda v: v.prediction.attempt == 2)
-        assert (seen.step, seen.prediction.status) == (0, Status.PROCESSING)
+        assert (seen.step.done, seen.prediction.status) == (0, Status.PROCESSING)
 
 
 async def test_a_deleted_task_is_gone_for_those_who_watch(database):
     progress = ProgressWatcher(database)
     prediction = await submit(database, await new_key(database))
     async with progress.watching(prediction.id), progress.watching("0" * 32):
-        assert await progress.next_view("0" * 32, TaskView(prediction, 0, 0), 60) is None
+        assert await progress.next_view("0" * 32, TaskView.of(prediction), 60) is None
         await predictions.cancel(database, prediction.id, prediction.key_id)
         seen = await see(progress, prediction.id, None, lambda v: v and v.prediction.status.final)
         assert seen.prediction.status is Status.CANCELLED
@@ -103,14 +102,14 @@ async def test_many_who_watch_cost_one_question_a_change(monkeypatch, url, clock
 
         async def follow(id_):
             async with progress.watching(id_):
-                return await see(progress, id_, None, lambda v: v and v.step == 5)
+                return await see(progress, id_, None, lambda v: v and v.step.done == 5)
 
         following = [asyncio.create_task(follow(task.id)) for task in tasks for _ in range(20)]
         claimed = [await claim_one(database) for _ in tasks]
         while len(progress._asked) < len(tasks):  # until it has seen that they are drawn
             await asyncio.sleep(0.01)
         await no_statements(statements)
-        await predictions.report(database, "w1", {(task.id, 1): StepReport(5, 28) for task in claimed})
+        await predictions.report(database, "w1", {(task.id, 1): Step(5, 28) for task in claimed})
         await asyncio.gather(*following)
         asked = [statement for statement in statements if "previews" in statement]
         assert len(asked) <= 2, asked

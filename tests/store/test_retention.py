@@ -5,9 +5,9 @@ from store_calls import claim_one, new_key, submit
 
 from hidream.store import history, predictions, retention, uploads
 from hidream.store.admission import DAY_MS, IdempotencyRecord
-from hidream.store.predictions import StepReport
 from hidream.store.schema import METADATA
 from hidream.store.uploads import Upload
+from hidream.types import Step
 
 
 async def counts(database):
@@ -33,7 +33,7 @@ async def test_of_what_is_deleted_nothing_remains_after_a_day(database, clock):
     key = await new_key(database)
     prediction = await submit(database, key, webhook="https://hook", idempotency=IdempotencyRecord("once", "hash"))
     task = await claim_one(database)
-    await predictions.report(database, "w1", {(task.id, 1): StepReport(1, 2, b"jpeg")})
+    await predictions.report(database, "w1", {(task.id, 1): Step(1, 2, b"jpeg")})
     await predictions.complete(database, task, [False], 1)
     assert (await retention.purgeable(database, 0)).predictions == []
     await predictions.delete(database, [prediction.id], key.id)

@@ -6,9 +6,8 @@ from store_calls import MODEL, OTHER, SUBMISSION, claim_one, new_key, submit
 
 from hidream.errors import PromptRefused
 from hidream.store import outbox, predictions, task_metrics
-from hidream.store.predictions import StepReport
 from hidream.store.task_metrics import FinishedFeed, SizeClass, UnfinishedCount
-from hidream.types import Size, Status
+from hidream.types import Size, Status, Step
 
 SMALL, LARGE = replace(SUBMISSION, size=Size(512, 512)), replace(SUBMISSION, size=Size(1024, 1024), num_images=2)
 
@@ -47,7 +46,7 @@ async def test_each_end_is_told_once(database, clock):
     _, _, cancelled = [await submit(database, key, LARGE) for _ in range(3)]
     clock.now += 10
     task = await claim_one(database)
-    await predictions.report(database, "w1", {(task.id, task.attempt): StepReport(28, 28)})
+    await predictions.report(database, "w1", {(task.id, task.attempt): Step(28, 28)})
     clock.now += 20
     await predictions.complete(database, task, [False, True], 19_000)
     (end,) = await ends.read()

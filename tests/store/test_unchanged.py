@@ -12,7 +12,8 @@ from hidream.store import predictions, uploads
 from hidream.store.admission import NewTask
 from hidream.store.database import Database
 from hidream.store.enqueue import Enqueuer
-from hidream.store.predictions import Lease, StepReport
+from hidream.store.predictions import Lease
+from hidream.types import Step
 
 
 def announcements(database):
@@ -39,7 +40,7 @@ async def test_what_changes_nothing_wakes_nobody(url):
             assert await claim(database, tasks=7, work=1, has_tasks=True) == []
         assert await claim_reserve(database, without=[key]) == []
         assert await predictions.renew(database, "w1", 15) == set()
-        assert await predictions.report(database, "w1", {(task.id, 1): StepReport(1, 2)}) == set()
+        assert await predictions.report(database, "w1", {(task.id, 1): Step(1, 2)}) == set()
         assert await predictions.recover(database, 3, "w1") == 0
         assert not await predictions.requeue(database, Lease(task.id, 1, False))
         assert not await predictions.cancel(database, "unknown", key.id)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hidream.images.prepared import Prepared
 from hidream.request import ImageRequest
-from hidream.types import Timings
+from hidream.types import Step, Timings
 
 STEPS = 4
 
@@ -29,14 +29,6 @@ class Outcome:
     error: Exception | None
 
 
-@dataclass(frozen=True)
-class Progress:
-    id: str
-    done: int
-    total: int
-    preview: np.ndarray | None
-
-
 @dataclass
 class Painter:
     """Draws in `STEPS` steps of `pace_s` whatever it has, together; before each it waits for `go_on`.
@@ -53,6 +45,7 @@ class Painter:
     warnings: tuple[str, ...] = ()
     requests: list[ImageRequest] = field(default_factory=list)
     prepared: list[Prepared | None] = field(default_factory=list)
+    priorities: list[int] = field(default_factory=list)
     together: list[frozenset[int]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -68,13 +61,14 @@ class Painter:
     def init_image_sizes(self, request):
         return [request.size]
 
-    def add(self, id, request, on_progress=None, *, wants_preview=None, init_image=None):  # noqa: A002
+    def add(self, id, request, on_step=None, *, priority=0, wants_preview=None, init_image=None):  # noqa: A002
         self.threads.add(threading.get_ident())
         self.requests.append(request)
         self.prepared.append(init_image)
+        self.priorities.append(priority)
         if request.seed in self.refused:
             raise self.refused[request.seed]
-        self.here[id] = request, on_progress, wants_preview, [0]
+        self.here[id] = request, on_step, wants_preview, [0]
 
     def abort(self, id):  # noqa: A002
         self.threads.add(threading.get_ident())
@@ -87,14 +81,14 @@ class Painter:
         self.painting.set()
         assert self.go_on.wait(30)
         time.sleep(self.pace_s)
-        for id_, (request, on_progress, wants_preview, done) in self.here.items():
+        for request, on_step, wants_preview, done in self.here.values():
             if request.seed in self.fatal:
                 raise self.fatal[request.seed]
             done[0] += 1
-            if on_progress:
+            if on_step:
                 wanted = wants_preview is not None and done[0] < STEPS and wants_preview(done[0])
                 preview = np.full((30, 600, 3), request.seed % 256, np.uint8) if wanted else None
-                on_progress(Progress(id_, done[0], STEPS, preview))
+                on_step(Step(done[0], STEPS, preview))
         ended = {id_: request for id_, (request, *_, done) in self.here.items() if done[0] == STEPS}
         for id_ in ended:
             del self.here[id_]

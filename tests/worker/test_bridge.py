@@ -107,7 +107,7 @@ async def test_progress_is_told(start_bridge):
     _, draw = start_bridge()
     said = []
     await draw(1, listener=StepCallbacks(said.append, lambda done: done == 2))
-    assert [(each.id, each.done, each.total) for each in said] == [("1", i, STEPS) for i in range(1, STEPS + 1)]
+    assert [(each.done, each.of) for each in said] == [(i, STEPS) for i in range(1, STEPS + 1)]
     assert [each.preview is not None for each in said] == [False, True, False, False]
 
 

@@ -14,18 +14,19 @@ import sqlalchemy as sa
 from painter import STEPS, Painter
 from PIL import Image
 
-from hidream.errors import DatabaseUnavailable, InvalidInput, ObjectStoreUnavailable
+from fakes import Clock, Flaky, Meanwhile, Slow
+from hidream.errors import DatabaseUnavailable, InvalidInput
 from hidream.file_names import random_name
 from hidream.outputs.folder import Folder
 from hidream.outputs.object_store import Namespace
 from hidream.request import ImageRequest, LoraUse
 from hidream.settings.tables import Worker as Limits
-from hidream.store import history, keys, predictions, progress, workers
+from hidream.store import claims, history, keys, predictions, progress, workers
 from hidream.store.admission import NewTask
+from hidream.store.claims import Capacity
 from hidream.store.completion_waiter import CompletionWaiter
 from hidream.store.database import Database
 from hidream.store.enqueue import Enqueuer
-from hidream.store.predictions import Capacity
 from hidream.store.schema import PREDICTIONS
 from hidream.store.workers import Worker
 from hidream.types import SEED_MAX, Conformance, ImageFormat, Mode, Render, Sampler, Size, Status
@@ -41,44 +42,6 @@ ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
 TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
 ROOM = Capacity(1, 10**12, has_tasks=False)
-
-
-class Flaky(Database):
-    """One that can be away; with `deaf`, it carries the next transaction out, but its answer is lost."""
-
-    away = deaf = False
-
-    @asynccontextmanager
-    async def write(self, **how):
-        self._check()
-        async with super().write(**how) as connection:
-            yield connection
-        if self.deaf:
-            self.deaf = False
-            raise DatabaseUnavailable("the answer was lost")
-
-    @asynccontextmanager
-    async def read(self):
-        self._check()
-        async with super().read() as connection:
-            yield connection
-
-    def _check(self):
-        if self.away:
-            raise DatabaseUnavailable("away")
-
-
-class Slow(Folder):
-    """One that cannot be written to until `there` is set."""
-
-    there = asyncio.Event()
-    tries = 0
-
-    async def write(self, name, data):
-        Slow.tries += 1
-        if not Slow.there.is_set():
-            raise ObjectStoreUnavailable("the bucket cannot be written to now")
-        await super().write(name, data)
 
 
 class Studio:
@@ -109,15 +72,6 @@ class Studio:
 
     async def pictures(self, prediction):
         return [Image.open(io.BytesIO(await self.tools.outputs.read(name))) for name in prediction.output_names]
-
-
-class Clock:
-    """The database's, which a test moves: no lease ends because the machine is busy."""
-
-    now = 1e9
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -384,7 +338,7 @@ async def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter,
         prediction = await s.submit()
         await until(painter.painting.is_set)
         await predictions.recover(s.database, 3, lost_worker_id=ME.id)
-        (other,) = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
+        (other,) = await claims.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
         assert other.id == prediction.id
         await until(lambda: not s.loop._jobs)
         untouched = await s.now(prediction)
@@ -419,7 +373,7 @@ async def test_what_another_worker_has_lost_is_drawn(studio, painter):
         lost = await s.submit(seed=2)
         task = []
         while not task:  # whichever of the two the loop has left over
-            task = await predictions.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v0"}}, 0, ROOM)
+            task = await claims.claim(s.database, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v0"}}, 0, ROOM)
         painter.go_on.set()
         for prediction in (blocking, lost):
             assert (await s.end_of(prediction)).version == "v1"
@@ -465,14 +419,6 @@ async def test_a_task_that_is_cancelled_is_let_go_within_a_second(studio, painte
         done = await s.now(cancelled)
         assert (done.status, done.attempt) == (Status.CANCELLED, 1)
         await until(lambda: len(painter.aborted) == 2)
-
-
-class Meanwhile(Folder):
-    """One whose writes are followed by what a client does meanwhile."""
-
-    async def write(self, name, data):
-        await super().write(name, data)
-        await Meanwhile.does()
 
 
 @pytest.mark.parametrize("end", ["cancel", "cancel and delete"])
@@ -566,7 +512,7 @@ async def test_when_another_worker_was_faster_after_an_outage_its_picture_counts
         await until(lambda: not painter.here)
         async with Database.open(url) as others:
             await predictions.recover(others, 3, lost_worker_id=ME.id)
-            (taken,) = await predictions.claim(others, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
+            (taken,) = await claims.claim(others, [MODEL], "host:2", {MODEL: {Mode.EXACT: "v2"}}, 60, ROOM)
             assert await predictions.complete(others, taken, [False], 1)
         s.database.away = False
         await until(lambda: not s.loop._jobs)
@@ -576,7 +522,7 @@ async def test_when_another_worker_was_faster_after_an_outage_its_picture_counts
 
 
 async def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, monkeypatch, caplog):
-    claim, lost = predictions.claim, []
+    claim, lost = claims.claim, []
 
     async def claim_once_in_vain(*arguments):
         tasks = await claim(*arguments)
@@ -585,7 +531,7 @@ async def test_a_claim_whose_answer_was_lost_is_found_and_handed_back(studio, mo
             raise DatabaseUnavailable("the answer was lost")
         return tasks
 
-    monkeypatch.setattr(predictions, "claim", claim_once_in_vain)
+    monkeypatch.setattr(claims, "claim", claim_once_in_vain)
 
     async with studio(lease_s=1, clock=Clock()) as s:
         done = await s.end_of(await s.submit())
@@ -713,6 +659,26 @@ async def test_a_huge_task_holds_up_no_small_one_of_another_key(studio, painter,
         painter.go_on.set()
         assert {done.status for done in await s.ends_of([huge, own, small, again, large])} == {Status.COMPLETED}
     assert {1, 2, 3, 4, 21} in painter.together
+
+
+async def test_a_key_of_higher_priority_overtakes_another_by_its_head_start(studio, painter, until):
+    """One place, and no reserve for such tasks. The head start of one level is 2.2 of them."""
+    painter.go_on.clear()
+    async with studio(tasks_max=1, pictures_max=0.01) as s:
+        high, _ = await keys.create(s.database, "high", priority=1)
+
+        async def submit(seed, key):
+            asked = ImageRequest("a house", Size(256, 256), seed, steps=200)
+            return await s.enqueuer.submit(NewTask(key, MODEL, asked))
+
+        low = [await submit(1, s.key)]
+        await until(painter.painting.is_set)
+        low += [await submit(seed, s.key) for seed in (2, 3, 4)]
+        urgent = [await submit(seed, high) for seed in range(11, 17)]
+        painter.go_on.set()
+        assert {done.status for done in await s.ends_of(low + urgent)} == {Status.COMPLETED}
+    assert painter.seeds == [1, 11, 12, 13, 14, 2, 15, 3, 16, 4]
+    assert painter.priorities == [0, 1, 1, 1, 1, 0, 1, 0, 1, 0]
 
 
 async def test_a_flood_of_small_tasks_holds_up_no_small_one_of_another_key(studio, painter, until):

@@ -4,25 +4,25 @@ import io
 
 import numpy as np
 import pytest
-from painter import Progress
 from PIL import Image
 
-from hidream.worker.progress import PREVIEW_SIDE_PX, ProgressUpdate, TaskProgress, preview_jpeg
+from hidream.types import Step
+from hidream.worker.progress import PREVIEW_SIDE_PX, TaskProgress, preview_jpeg
 
 
 def tell(progress, i, done, preview=None):
-    progress.listener(i).on_progress(Progress("a", done, 10, preview))
+    progress.listener(i).on_step(Step(done, 10, preview))
 
 
 def test_it_is_the_mean_of_the_pictures_and_nothing_is_told_twice():
     progress = TaskProgress(2)
-    assert progress.take_update() is None
+    assert progress.take_step() is None
     tell(progress, 0, 4)
-    assert progress.take_update() == ProgressUpdate(2, 10, None)
+    assert progress.take_step() == Step(2, 10)
     tell(progress, 1, 1)
-    assert progress.take_update() is None, "half a step more"
+    assert progress.take_step() is None, "half a step more"
     tell(progress, 1, 10)
-    assert progress.take_update() == ProgressUpdate(7, 10, None)
+    assert progress.take_step() == Step(7, 10)
 
 
 def test_what_is_left_is_said_of_all_pictures_together():
@@ -44,7 +44,9 @@ def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
     assert listener.wants_preview(1)
     tell(progress, 0, 1, picture)
     assert not listener.wants_preview(2), "the first has not been taken"
-    assert progress.take_update() == ProgressUpdate(1, 10, picture)
+    step = progress.take_step()
+    assert (step.done, step.of) == (1, 10)
+    assert step.preview is picture
     assert listener.wants_preview(3)
     progress.watched = False
     assert not listener.wants_preview(4)

@@ -1,33 +1,54 @@
 """What a worker takes: a room in turn, a reserve beside it; random lives of a queue, and the promises that they keep.
 
-The loop's own numbers and the store's own choice, on a queue that is a list: `tests/store` has the same in SQL.
+The worker's own numbers and the store's own choice, on a queue that is a list: `tests/store` has the same in SQL.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
 import pytest
-from painter import Progress
 
+from hidream.request import ImageRequest
 from hidream.settings.tables import Worker as Limits
-from hidream.store.predictions import _fitting, _reserved
+from hidream.store.claims import fitting, for_reserve
+from hidream.store.prediction import Prediction
+from hidream.types import USUAL_WORK, Size, Status, Step
+from hidream.worker.capacity import capacity_work, free_capacity, free_reserve
 from hidream.worker.generation import Job
-from hidream.worker.loop import IMAGE_WORK, WorkerLoop
 from hidream.worker.progress import TaskProgress
 
 LIVES = 100
-UNIT = IMAGE_WORK // 64
+UNIT = USUAL_WORK // 64
 
 
-@dataclass
-class Task:
-    id: int
-    key_id: str
-    work: int
-    virtual_start: int
-    workers_lost: int = 0
+TASK = Prediction(
+    id="",
+    key_id="",
+    model="",
+    input=ImageRequest("a house", Size(64, 64), 0),
+    output_name="",
+    status=Status.CREATED,
+    code=0,
+    error="",
+    version="",
+    nsfw=(),
+    created_ms=0,
+    started_ms=None,
+    finished_ms=None,
+    inference_ms=0,
+    warnings=(),
+    attempt=1,
+    workers_lost=0,
+    pixels=0,
+    work=0,
+    virtual_start=0,
+    base_url="",
+    webhook="",
+    step=0,
+    steps=0,
+)
 
 
 @dataclass
@@ -35,20 +56,24 @@ class Life:
     """A worker, its queue, and the turns that `store/admission` gives."""
 
     limits: Limits
-    waiting: list[Task] = field(default_factory=list)
-    claimed: list[Task] = field(default_factory=list)
+    waiting: list[Prediction] = field(default_factory=list)
+    claimed: list[Prediction] = field(default_factory=list)
     next_turn: dict[str, int] = field(default_factory=dict)
     serving: int = 0
     numbers: count = field(default_factory=count)
-
-    def __post_init__(self):
-        self.loop = WorkerLoop(None, None, None, None, self.limits)
-        self.jobs = self.loop._jobs
+    jobs: dict[tuple, Job] = field(default_factory=dict)
 
     def submit(self, key_id, work, workers_lost=0):
         virtual_start = max(self.next_turn.get(key_id, 0), self.serving)
         self.next_turn[key_id] = virtual_start + work
-        task = Task(next(self.numbers), key_id, work, virtual_start, workers_lost)
+        task = replace(
+            TASK,
+            id=f"{next(self.numbers):06}",
+            key_id=key_id,
+            work=work,
+            virtual_start=virtual_start,
+            workers_lost=workers_lost,
+        )
         self.waiting.append(task)
         self.waiting.sort(key=lambda task: (task.virtual_start, task.id))
         return task
@@ -59,10 +84,10 @@ class Life:
             self.check()
 
     def fill_room(self):
-        room = self.loop._capacity()
+        room = free_capacity(self.jobs.values(), self.limits)
         if room is None:
             return []
-        taken = list(_fitting(self.waiting[: room.tasks], room))
+        taken = list(fitting(self.waiting[: room.tasks], room))
         assert taken == self.waiting[: len(taken)], "nobody is passed over in the room"
         if not self.jobs and self.waiting:
             assert taken, "an empty worker takes whoever is next, however much work that is"
@@ -70,11 +95,11 @@ class Life:
         return self.take(taken, reserved=False)
 
     def fill_reserve(self):
-        reserve = self.loop._reserve()
+        reserve = free_reserve(self.jobs.values(), self.limits)
         if reserve is None:
             return []
         fit = [t for t in self.waiting if not t.workers_lost and t.key_id not in reserve.excluded_keys]
-        ids = _reserved([t for t in fit if t.work <= reserve.work // 2], reserve)
+        ids = for_reserve([t for t in fit if t.work <= reserve.work // 2], reserve)
         return self.take([task for task in fit if task.id in ids], reserved=True)
 
     def take(self, tasks, reserved):
@@ -88,7 +113,7 @@ class Life:
         """Draw a sixteenth, or more, of a task."""
         progress = job.progress
         done = min(16, progress._done[0] + steps)
-        progress.listener(0).on_progress(Progress("a", done, 16, None))
+        progress.listener(0).on_step(Step(done, 16))
         if done == 16:
             del self.jobs[job.task.id, 1]
 
@@ -97,9 +122,9 @@ class Life:
         room = [job for job in self.jobs.values() if not job.reserved]
         beside = [job for job in self.jobs.values() if job.reserved]
         assert len(room) <= self.limits.tasks_max
-        assert len(room) == 1 or sum(job.work_left for job in room) <= self.loop._capacity_work
+        assert len(room) == 1 or sum(job.work_left for job in room) <= capacity_work(self.limits)
         assert len(beside) <= max(1, self.limits.tasks_max // 2)
-        assert sum(job.work_left for job in beside) < self.loop._capacity_work / 2
+        assert sum(job.work_left for job in beside) < capacity_work(self.limits) / 2
         assert len({job.task.key_id for job in beside}) == len(beside)
         if any(job.task.workers_lost for job in self.jobs.values()):
             assert len(self.jobs) == 1, "what is suspected is alone"
@@ -129,7 +154,7 @@ def test_random_lives_keep_within_the_limits_and_leave_nobody(block):
 def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
     """A stream of small ones, and two huge ones: the second is drawn as soon as the first has ended."""
     life = Life(Limits())
-    first, second = life.submit("first", 64 * IMAGE_WORK), life.submit("second", 64 * IMAGE_WORK)
+    first, second = life.submit("first", 64 * USUAL_WORK), life.submit("second", 64 * USUAL_WORK)
     life.fill()
     waited = []
     for number in range(100):
@@ -146,12 +171,12 @@ def test_a_huge_task_does_not_keep_out_a_small_one_nor_small_ones_a_huge_one():
 
 def test_what_is_left_of_a_task_is_what_counts():
     life = Life(Limits(pictures_max=2.0))
-    one, two = life.submit("a", IMAGE_WORK), life.submit("a", 2 * IMAGE_WORK)
+    one, two = life.submit("a", USUAL_WORK), life.submit("a", 2 * USUAL_WORK)
     life.fill()
     assert life.claimed == [one]
     life.draw(life.jobs[one.id, 1], 15)
-    three = life.submit("b", IMAGE_WORK // 2)
-    assert life.loop._capacity().work == 2 * IMAGE_WORK - IMAGE_WORK // 16
+    three = life.submit("b", USUAL_WORK // 2)
+    assert free_capacity(life.jobs.values(), life.limits).work == 2 * USUAL_WORK - USUAL_WORK // 16
     life.fill()
     assert life.claimed == [one, three], "the second needs all of the room, and the third is before it"
     life.draw(life.jobs[one.id, 1])

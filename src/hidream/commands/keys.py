@@ -15,9 +15,10 @@ from hidream.commands.printing import result
 from hidream.commands.values import PATH, TEXT, Value
 from hidream.errors import InvalidInput
 from hidream.settings.tables import Settings
+from hidream.types import PRIORITY_MAX
 
 if TYPE_CHECKING:
-    from hidream.store.keys import Limits
+    from hidream.store.keys import Key
 
 SCOPES = ("submit", "view", "read", "admin")
 """The scopes of a key, as in `store/keys.Scope`, which the grammar does not import; a test compares the two."""
@@ -41,9 +42,9 @@ def _create(given: Given, config: Settings) -> int:
     scopes = frozenset(map(keys.Scope, given.scopes))
     options = {"pepper": config.store.key_pepper, "actor": actor()}
     key, secret = in_store(
-        config, lambda database: keys.create(database, given.name, scopes, limits, **options), make=True
+        config, lambda database: keys.create(database, given.name, scopes, limits, given.priority, **options), make=True
     )
-    data = {"id": key.id, "key": secret, "name": key.name, "scopes": sorted(key.scopes)}
+    data = {"id": key.id, "key": secret, "name": key.name, "scopes": sorted(key.scopes), "priority": key.priority}
     result(given, data, f"{secret}\nshown once: only its hash is stored; the key's id is {key.id}")
     return 0
 
@@ -54,18 +55,19 @@ def _list(given: Given, config: Settings) -> int:
     data, lines = [], []
     for key in in_store(config, keys.list_keys):
         revoked = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "valid"
-        scopes, limits = ",".join(sorted(key.scopes)), _limits(key.limits)
+        scopes, limits = ",".join(sorted(key.scopes)), _limits(key)
         lines.append(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {scopes:11}  {limits:9}  {key.name}")
         own = {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "limits": dataclasses.asdict(key.limits)}
-        data.append({**own, "created": _instant(key.created_ms), "revoked": _instant(key.revoked_ms)})
+        data.append({**own, "priority": key.priority, "created": _instant(key.created_ms), "revoked": _instant(key.revoked_ms)})
     result(given, data, lines)
     return 0
 
 
-def _limits(limits: Limits) -> str:
-    """Describe the limits of a key."""
-    found = {label: getattr(limits, name) for name, label in LIMITS.items()}
-    return ", ".join(f"{limit} {label}" for label, limit in found.items() if limit) or "no limits"
+def _limits(key: Key) -> str:
+    """Describe the limits of a key, and its priority."""
+    found = {label: getattr(key.limits, name) for name, label in LIMITS.items()}
+    described = [f"{limit} {label}" for label, limit in found.items() if limit] or ["no limits"]
+    return ", ".join(described + [f"priority {key.priority}"] * bool(key.priority))
 
 
 def _limits_given(given: Given) -> dict[str, int]:
@@ -78,13 +80,15 @@ def _limit(given: Given, config: Settings) -> int:
     from hidream.store import keys
 
     changed = _limits_given(given)
-    if not changed:
+    if not changed and given.priority is None:
         raise InvalidInput(
             "no limit is given; accepted: one or more of the flags that `hidream keys limit --help` lists"
         )
-    in_store(config, lambda database: keys.set_limits(database, given.id, changed, actor=actor()))
-    limits = (f"{limit or 'any number of'} {LIMITS[name]}" for name, limit in changed.items())
-    result(given, {"id": given.id, "changed": changed}, f"changed {given.id}: {', '.join(limits)}")
+    options = {"priority": given.priority, "actor": actor()}
+    in_store(config, lambda database: keys.set_limits(database, given.id, changed, **options))
+    limits = [f"{limit or 'any number of'} {LIMITS[name]}" for name, limit in changed.items()]
+    limits += [] if given.priority is None else [f"priority {given.priority}"]
+    result(given, {"id": given.id, "changed": changed, "priority": given.priority}, f"changed {given.id}: {', '.join(limits)}")
     return 0
 
 
@@ -172,10 +176,13 @@ def _id() -> click.Parameter:
 
 def _limit_flags(default: int | None, note: str) -> list[click.Parameter]:
     read = Value(values.limit, "limit")
-    return [
+    about = f"how early its tasks go: {-PRIORITY_MAX} to {PRIORITY_MAX}, a higher one before a lower one (a new key: 0)"
+    priority = Flag(["--priority"], type=Value(values.priority, "priority"), default=default, metavar="N", help=about)
+    limits: list[click.Parameter] = [
         Flag([f"--{name.replace('_', '-')}"], type=read, default=default, metavar="N", help=f"{label} ({note})")
         for name, label in LIMITS.items()
     ]
+    return [*limits, priority]
 
 
 CREATE = Command(

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from hidream.commands.grammar import suggestion
 from hidream.errors import InvalidInput
 from hidream.request import LoraUse
-from hidream.types import SEED_MAX
+from hidream.types import PRIORITY_MAX, SEED_MAX
 
 GIGABYTES = r"[1-9]\d{0,4}(?:\.\d+)?"
 GIGABYTES_UNIT = r"(?: ?[gG](?:[bB])?)?"
@@ -155,6 +155,13 @@ def limit(typed: str) -> int:
     """Read a limit of a key."""
     if not re.fullmatch(r"\d{1,15}", typed, re.ASCII):
         raise Refused(typed, "a limit", "a whole number, 0 for none")
+    return int(typed)
+
+
+def priority(typed: str) -> int:
+    """Read the priority of a key."""
+    if not re.fullmatch(r"[-+]?\d", typed, re.ASCII) or abs(int(typed)) > PRIORITY_MAX:
+        raise Refused(typed, "a priority", f"a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}")
     return int(typed)
 
 

@@ -35,9 +35,9 @@ from hidream.images.prepared import Prepared
 from hidream.model.latents.init_image import InitImage
 from hidream.model.latents.preview import Preview, fit_preview
 from hidream.model.model import Model
-from hidream.model.pipeline import AfterStep, GeneratedImage, PreparedRequest, init_image_sizes, prepare
+from hidream.model.pipeline import AfterStep, GeneratedImage, OnStep, PreparedRequest, init_image_sizes, prepare
 from hidream.request import ImageRequest
-from hidream.types import Size
+from hidream.types import Size, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +68,8 @@ class Options:
     encoding: Lock = field(default_factory=Lock)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A request's progress: steps done, steps in all, and a preview [h, w, 3] or None."""
-
-    id: str
-    done: int
-    total: int
-    preview: np.ndarray | None
-
-
-OnProgress = Callable[[Progress], None]
-"""Called on the engine's thread after each step of a request; an exception ends the request."""
 WantsPreview = Callable[[int], bool]
-"""Called there with the number of steps done, except after the last: whether to make a preview."""
+"""Called before `OnStep` with the number of steps done, except after the last: whether to make a preview."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +115,7 @@ class Engine:
         self,
         id: str,  # noqa: A002 - what it is
         request: ImageRequest,
-        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
         *,
         priority: int = 0,
         wants_preview: WantsPreview | None = None,
@@ -135,16 +123,16 @@ class Engine:
     ) -> None:
         """Enqueue a request; `init_image` is its image at `init_image_sizes`, decoded elsewhere.
 
-        `on_progress` is called after each of its steps, with a preview where `wants_preview` says so. Raises
-        InvalidInput on an id that is in use, on what `pipeline.prepare` cannot use, and on a size for which there is
-        not enough memory even without other requests.
+        `on_step` is called after each of its steps, with a preview where `wants_preview` says so. Raises InvalidInput
+        on an id that is in use, on what `pipeline.prepare` cannot use, and on a size for which there is not enough
+        memory even without other requests.
         """
         prepared = self._prepare(request, init_image)
         work = self._runner.work(id, prepared, priority)
         needed = work.memory_bytes + self._runner.peak_bytes(prepared)
         self._check_memory(request.size, needed)
         self._scheduler.add(dataclasses.replace(work, memory_bytes=self._counted_bytes(work.memory_bytes, needed)))
-        self._active[id] = _Active(prepared, self._after_step(id, prepared, on_progress, wants_preview))
+        self._active[id] = _Active(prepared, self._after_step(prepared, on_step, wants_preview))
         if self._scheduler.waiting <= self._expected:
             self._runner.expect(prepared)
 
@@ -239,14 +227,14 @@ class Engine:
         return Outcome(id_, picture, error)
 
     def _after_step(
-        self, id_: str, prepared: PreparedRequest, on_progress: OnProgress | None, wants_preview: WantsPreview | None
+        self, prepared: PreparedRequest, on_step: OnStep | None, wants_preview: WantsPreview | None
     ) -> AfterStep:
         """Make the function that is called after each step of a request."""
 
         def after_step(done: int, x0: Tensor) -> None:
-            if on_progress is not None:
+            if on_step is not None:
                 wanted = wants_preview is not None and done < prepared.steps and wants_preview(done)
-                on_progress(Progress(id_, done, prepared.steps, self._draw_preview(x0) if wanted else None))
+                on_step(Step(done, prepared.steps, self._draw_preview(x0) if wanted else None))
 
         return after_step
 

@@ -89,7 +89,6 @@ def write_gguf(
     tensors: Mapping[str, Tensor | Quantized],
     kind: str,
     metadata: Mapping[str, str] | None = None,
-    architecture: str = ARCHITECTURE,
     on_tensor: Callable[[int], None] | None = None,
 ) -> None:
     """Write tensors under their published names, the matrices in the type `kind`, one of WRITABLE.
@@ -106,7 +105,7 @@ def write_gguf(
                 f"GGUF files cannot hold {name} of shape {list(value.shape)}; accepted: 1 to {DIMS_MAX} dimensions"
             )
     kinds = {name: _kind(name, value.shape, kind) for name, value in tensors.items()}
-    writer = GGUFWriter(None, architecture)
+    writer = GGUFWriter(None, ARCHITECTURE)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(LlamaFileType[f"{'ALL' if kind == 'F32' else 'MOSTLY'}_{kind}{'_MOE' * (kind == 'MXFP4')}"])
     for key, text in (metadata or {}).items():

@@ -70,11 +70,6 @@ class Header:
     entries: dict[str, Entry]  # by the tensor's name
     metadata: dict[str, str]
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of its tensors, by name."""
-        return {name: entry.shape for name, entry in self.entries.items()}
-
 
 def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of one file. Raises CheckpointError when it is torn or not a safetensors file."""

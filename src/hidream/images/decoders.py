@@ -60,9 +60,9 @@ class Decoders:
         """Check that a file is an image, and return its format. Raises InvalidInput, which names `field`."""
         return (await self._do(key, {"job": "look", "field": field}, [file], limits)).image_format()
 
-    async def shown_size(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> tuple[int, int]:
+    async def shown_size(self, key: str, field: str, file: File) -> tuple[int, int]:
         """Read width and height after EXIF orientation. Raises InvalidInput, which names `field`."""
-        return (await self._do(key, {"job": "shown_size", "field": field}, [file], limits)).size()
+        return (await self._do(key, {"job": "shown_size", "field": field}, [file], IDENTIFY_LIMITS)).size()
 
     async def prepare(
         self, key: str, sizes: Sequence[Size], image: File, mask: File | None, limits: Limits = PREPARE_LIMITS

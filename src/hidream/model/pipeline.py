@@ -37,15 +37,15 @@ from hidream.model.sampling.sampler import SamplerState, Schedule
 from hidream.model.sampling.step_cache import SLOPE, History
 from hidream.model.text.text_encoders import TextEmbeds
 from hidream.request import ImageRequest, Prompts
-from hidream.types import Render, SamplingPreset, Size, Timings
+from hidream.types import Render, SamplingPreset, Size, Step, Timings
 
 REFINE_ABOVE = 1.2
 """Times the best area from which a size is refined by default; up to there enlarging costs nothing that is seen."""
 REFINE_FROM = 0.6
 """Noise level at which the second pass begins: the layout of the first pass stays, details are generated anew."""
 
-OnStep = Callable[[int, int], None]
-"""Called with (steps done, steps in all) after each step; whatever it raises ends the generation."""
+OnStep = Callable[[Step[np.ndarray]], None]
+"""Called after each step of an image, on the thread that computes it; an exception ends the generation."""
 Blend = Callable[[Tensor, float], Tensor]
 """Inpainting: resets the part of latent x that must not change to the init image at noise level σ."""
 
@@ -121,8 +121,8 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
     """Generate an image of `request.prompt` at exactly `request.size`.
 
     Follows the reference pipeline (diffusers 0.42.1, pipeline_hidream_image.py), and keeps two promises of it: the
-    requested size, and one image for one seed. Raises InvalidInput on files and LoRAs that cannot be used, NotFinite
-    as `finish` does, and whatever `on_step` raises.
+    requested size, and one image for one seed. `on_step` gets no previews; the engine makes them. Raises InvalidInput
+    on files and LoRAs that cannot be used, NotFinite as `finish` does, and whatever `on_step` raises.
     """
     prepared = prepare(model, request)
     started = now(model.device)
@@ -131,7 +131,7 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
 
     def after_step(done: int, _x0: Tensor) -> None:
         if on_step:
-            on_step(done, prepared.steps)
+            on_step(Step(done, prepared.steps))
 
     denoising = denoise(model, prepared, text.embeds, after_step)
     current: ModelEvaluation | Tensor = next(denoising)

@@ -39,9 +39,9 @@ OUTPUT_VALID_S = 7 * 24 * 3600
 _BASE = re.compile(r"https?://([\w.%-]{1,255}|\[[0-9A-Fa-f:.%]{2,60}\])(:[0-9]{1,5})?(/[\w./~%-]{0,255})?", re.ASCII)
 
 
-def success(data: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def success(data: object) -> JSONResponse:
     """Answer 200."""
-    return JSONResponse(_envelope(data), headers=headers)
+    return JSONResponse(_envelope(data))
 
 
 async def success_with_files(data: object, headers: Mapping[str, str] | None = None) -> Response:

@@ -12,6 +12,8 @@ import hashlib
 import time
 from collections.abc import Callable
 
+from cachetools import LRUCache
+
 from hidream.server.limits.failed_auth import FailedAuthThrottle
 from hidream.store import keys
 from hidream.store.database import Database
@@ -22,7 +24,7 @@ TTL_S = 1.0
 REFRESH_S = 0.4
 """A key that is used less than this before it expires is looked up in the background, so that no request waits."""
 KEYS_MAX = 10_000
-"""The number of cached keys, a few MB. When there are more, the cache is cleared."""
+"""The number of cached keys, a few MB. Beyond that, the one that was not used for longest is dropped."""
 
 
 class ApiKeyCache:
@@ -32,7 +34,7 @@ class ApiKeyCache:
         self._database = database
         self._pepper = pepper
         self._clock = clock
-        self._cached: dict[bytes, tuple[float, Key]] = {}
+        self._cached: LRUCache[bytes, tuple[float, Key]] = LRUCache(KEYS_MAX)
         self._failed_auth = FailedAuthThrottle(clock)
         self._lookups: dict[bytes, asyncio.Task[Key | None]] = {}
 
@@ -69,7 +71,5 @@ class ApiKeyCache:
         if key is None:
             self._cached.pop(name, None)
             return None
-        if len(self._cached) >= KEYS_MAX:
-            self._cached.clear()
         self._cached[name] = began + TTL_S, key  # counted from before the look-up
         return key

@@ -11,10 +11,8 @@ VENDOR = "wavespeed-ai"
 
 def served(models: Models) -> dict[str, Variant]:
     """Return the served models: the configured ones, or, if none is configured, all variants of the embedded model."""
-    configured = {Variant.DEV: models.dev, Variant.FULL: models.full, Variant.FAST: models.fast}
-    if any(configured.values()):
-        return {name: variant for name, variant in MODELS.items() if configured[variant]}
-    return dict(MODELS)
+    configured = models.configured or Variant
+    return {name: variant for name, variant in MODELS.items() if variant in configured}
 
 
 def find(models: dict[str, Variant], name: object) -> str:

@@ -280,11 +280,6 @@ class Settings:
         """URL of the folder or bucket of all files, for `outputs/location.open_object_store`."""
         return self.outputs.url or str(self.home)
 
-    @property
-    def outputs_dir(self) -> Path:
-        """The folder of finished images."""
-        return self.home / "outputs"
-
 
 TABLES = {
     f.name: get_type_hints(Settings)[f.name] for f in dataclasses.fields(Settings) if f.name not in ("home", "api_key")

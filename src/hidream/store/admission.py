@@ -8,6 +8,12 @@ where its last one ended (`virtual_start + work`), but not before the system's v
 time of the task in service. So a key with a thousand tasks does not delay another key's first task, and an idle key
 saves up nothing. (Start-time fair queueing: Goyal, Vin and Cheng 1996.) A key may occupy only its share of the queue,
 and the last places are for keys that have no tasks.
+
+**Priority.** The virtual start time of a task is earlier by `PRIORITY_WORK` for each level of its key's priority. The
+next task of the key still starts where this one would have ended without that. So priority is a head start, not a
+larger share: while the virtual time advances by w, a key is served at most w and its head start, and then one more
+task. A task waits for a key whose priority is higher by n levels at most `n * PRIORITY_WORK` longer than for one of its
+own priority, so no task starves. Two keys that always have tasks are served equally, whatever their priorities are.
 """
 
 from __future__ import annotations
@@ -25,18 +31,20 @@ from hidream.errors import Conflict, Forbidden, PromptRefused, TooMany
 from hidream.file_names import random_name
 from hidream.request import ImageRequest
 from hidream.store import outbox, uploads
+from hidream.store.claims import VIRTUAL_TIME
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
 from hidream.store.prediction import COLUMNS, Prediction, writable
-from hidream.store.predictions import VIRTUAL_TIME
+from hidream.store.schema import DAY_MS, MINUTE_MS
 from hidream.store.schema import IDEMPOTENCY_RECORDS as IDEMPOTENCY
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import VIRTUAL_STARTS as STARTS
-from hidream.types import Status
+from hidream.types import USUAL_WORK, Status
 
+PRIORITY_WORK = USUAL_WORK
+"""The head start of each level of priority in virtual time, pixel steps; that of an engine is its `priority_weight`."""
 RETRY_AFTER_S = 5
 """The Retry-After of a client that finds the queue full."""
-MINUTE_MS, DAY_MS = 60_000, 86_400_000
 IDEMPOTENCY_MS = DAY_MS
 """How long an Idempotency-Key is valid."""
 NEW_KEY_SHARE = 0.1
@@ -275,9 +283,9 @@ class Admission:
 
     def _prediction(self, new: NewTask) -> Prediction:
         refusal, submission = new.refusal, new.submission
-        virtual_start = max(self.virtual_starts.get(new.key.id, 0), self.virtual_time or 0)
+        fair_start = max(self.virtual_starts.get(new.key.id, 0), self.virtual_time or 0)
         if refusal is None:
-            self.virtual_starts[new.key.id] = virtual_start + new.work
+            self.virtual_starts[new.key.id] = fair_start + new.work
         return Prediction(
             id=uuid.uuid4().hex,
             key_id=new.key.id,
@@ -298,11 +306,12 @@ class Admission:
             workers_lost=0,
             pixels=0 if refusal else submission.pixels,
             work=0 if refusal else new.work,
-            virtual_start=virtual_start,
+            virtual_start=fair_start - new.key.priority * PRIORITY_WORK,
             base_url=new.base_url,
             webhook=new.webhook,
             step=0,
             steps=0,
+            priority=new.key.priority,
         )
 
 

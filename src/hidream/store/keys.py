@@ -24,10 +24,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.errors import ConfigurationError, DatabaseUnavailable, NotFound
+from hidream.errors import ConfigurationError, DatabaseUnavailable, InvalidInput, NotFound
 from hidream.store import audit_log
 from hidream.store.database import Database
 from hidream.store.schema import IDEMPOTENCY_RECORDS, KEYS, PREDICTIONS, UPLOADS
+from hidream.types import PRIORITY_MAX
 
 PREFIX = "hd_"
 _CHECKED = "\0which pepper"
@@ -66,7 +67,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key without its secret."""
+    """An API key without its secret. Tasks of a higher `priority` go earlier (`admission`)."""
 
     id: str
     name: str
@@ -74,6 +75,7 @@ class Key:
     revoked_ms: int | None
     scopes: frozenset[Scope] = DEFAULT_SCOPES
     limits: Limits = Limits()
+    priority: int = 0
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has a scope, or one that includes it."""
@@ -87,6 +89,7 @@ _COLUMNS = (
     KEYS.c.created_ms,
     KEYS.c.revoked_ms,
     KEYS.c.scopes,
+    KEYS.c.priority,
     *(KEYS.c[name] for name in Limits.__slots__),
 )
 
@@ -96,16 +99,18 @@ async def create(
     name: str,
     scopes: Iterable[Scope] = DEFAULT_SCOPES,
     limits: Limits = Limits(),
+    priority: int = 0,
     *,
     pepper: str = "",
     actor: str = audit_log.SYSTEM,
 ) -> tuple[Key, str]:
     """Create a key, and return it with its secret, which cannot be read again. `actor` is for the audit log.
 
-    Raises ConfigurationError as `check_pepper` does.
+    Raises InvalidInput on a priority out of range, and ConfigurationError as `check_pepper` does.
     """
+    _check_priority(priority)
     secret = PREFIX + secrets.token_urlsafe(32)
-    key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset(scopes), limits)
+    key = Key(uuid.uuid4().hex, name, database.now_ms(), None, frozenset(scopes), limits, priority)
     async with database.write(exclusive=True) as connection:
         await _require_pepper(connection, pepper)
         await _add(connection, key, secret, pepper, actor, "keys create")
@@ -155,13 +160,26 @@ async def list_keys(database: Database) -> list[Key]:
 
 
 async def set_limits(
-    database: Database, key_id: str, limits: Mapping[str, int], *, actor: str = audit_log.SYSTEM
+    database: Database,
+    key_id: str,
+    limits: Mapping[str, int],
+    *,
+    priority: int | None = None,
+    actor: str = audit_log.SYSTEM,
 ) -> None:
-    """Change limits of a key; the names are those of Limits. Raises NotFound if there is no such key."""
+    """Change limits of a key, whose names are those of Limits, and its priority unless it is None.
+
+    Tasks that were accepted before keep their priority. Raises InvalidInput on a priority out of range, and NotFound if
+    there is no such key.
+    """
     assert set(limits) <= set(Limits.__slots__), f"{sorted(limits)} are not all limits"
+    changed = dict(limits)
+    if priority is not None:
+        _check_priority(priority)
+        changed["priority"] = priority
     async with database.write() as connection:
-        await _change(connection, key_id, **limits)
-        await audit_log.record(connection, database.now_ms(), actor, "keys limit", key_id, **limits)
+        await _change(connection, key_id, **changed)
+        await audit_log.record(connection, database.now_ms(), actor, "keys limit", key_id, **changed)
 
 
 async def valid_digests(database: Database, digests: Collection[str]) -> set[str]:
@@ -206,8 +224,16 @@ async def rotate(database: Database, key_id: str, *, pepper: str = "", actor: st
 async def _add(connection: AsyncConnection, key: Key, secret: str, pepper: str, actor: str, act: str) -> None:
     """Insert a key, and record it in the audit log without its name, which may be a person's."""
     await connection.execute(_insert(key, secret, pepper))
-    limits = {name: most for name, most in dataclasses.asdict(key.limits).items() if most}
-    await audit_log.record(connection, key.created_ms, actor, act, key.id, scopes=sorted(key.scopes), limits=limits)
+    details: dict[str, Any] = {"scopes": sorted(key.scopes)}
+    details["limits"] = {name: most for name, most in dataclasses.asdict(key.limits).items() if most}
+    if key.priority:
+        details["priority"] = key.priority
+    await audit_log.record(connection, key.created_ms, actor, act, key.id, **details)
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > PRIORITY_MAX:
+        raise InvalidInput(f"priority is {priority}; accepted: a whole number from {-PRIORITY_MAX} to {PRIORITY_MAX}")
 
 
 def unknown_key(key_id: str) -> NotFound:
@@ -255,13 +281,14 @@ def _insert(key: Key, secret: str, pepper: str) -> sa.Insert:
         created_ms=key.created_ms,
         revoked_ms=key.revoked_ms,
         scopes=",".join(sorted(key.scopes)),
+        priority=key.priority,
         **dataclasses.asdict(key.limits),
     )
 
 
 def _key(row: Sequence[Any]) -> Key:
-    id_, name, created_ms, revoked_ms, scopes, *limits = row
-    return Key(id_, name, created_ms, revoked_ms, frozenset(map(Scope, scopes.split(","))), Limits(*limits))
+    id_, name, created_ms, revoked_ms, scopes, priority, *limits = row
+    return Key(id_, name, created_ms, revoked_ms, frozenset(map(Scope, scopes.split(","))), Limits(*limits), priority)
 
 
 def _hashes(secret: str, pepper: str) -> dict[str, str]:

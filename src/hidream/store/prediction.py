@@ -9,7 +9,7 @@ from typing import Any
 from hidream.file_names import all_names
 from hidream.request import ImageRequest
 from hidream.store.schema import PREDICTIONS
-from hidream.types import Status
+from hidream.types import Status, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class Prediction:
     """A request and its state. Times are ms since the epoch, None until they are known.
 
     `attempt` counts the claims, `workers_lost` those whose worker was lost. `nsfw` has a flag for each image.
-    `work` is its cost in pixel steps; the queue is sorted by `virtual_start` (`admission`). `base_url` is the URL by
-    which its client reached the server. `warnings` are those of the request, then those of the worker. `step` of
-    `steps` is its progress, as last reported.
+    `work` is its cost in pixel steps; the queue is sorted by `virtual_start` (`admission`). `priority` is that of its
+    key when it was accepted. `base_url` is the URL by which its client reached the server. `warnings` are those of the
+    request, then those of the worker. `step` of `steps` is its progress, as last reported.
     """
 
     id: str
@@ -46,6 +46,12 @@ class Prediction:
     webhook: str
     step: int
     steps: int
+    priority: int = 0
+
+    @property
+    def progress(self) -> Step[bytes]:
+        """Its progress, as last reported."""
+        return Step(self.step, self.steps)
 
     @property
     def execution_ms(self) -> int:

@@ -21,14 +21,7 @@ A task is *recovered* when its worker is lost: killed, or silent for longer than
 the queue. When it has lost as many workers as the operator allows, it fails, because it may be what kills them. A task
 is *abandoned* when no worker that serves its model was seen for as long as the operator allows. A worker generates
 several tasks together, so the tasks beside the one that kills it lose their worker too; from then on all of them are
-*quarantined*: a worker claims such a task only when it has no other.
-
-**Capacity.** The task with the smallest virtual start time is claimed first. If it does not fit into a worker's
-`Capacity`, it stays at the head of the queue and nothing overtakes it, so that no task starves. Meanwhile a huge task
-may occupy the capacity for minutes. So a worker also has a `ReserveCapacity` for keys that have no task there
-(`claim_reserve`): one task per key, which takes at most half of the work that is left, so that a smaller one always
-fits. Reserve tasks do not count towards the capacity and do not advance the virtual time, so a task that was passed
-over is not delayed.
+*quarantined*: a worker claims such a task only when it has no other. `claims` says which tasks a worker claims.
 
 Everything that decides an image is fixed at submission, including the seed and the names of the output files. So a task
 that is generated again after a crash produces the same image under the same name.
@@ -48,8 +41,8 @@ from hidream.store import outbox
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction, writable
 from hidream.store.schema import PREDICTIONS as P
-from hidream.store.schema import PREVIEWS, VIRTUAL_STARTS, WORKERS
-from hidream.types import Mode, Status
+from hidream.store.schema import PREVIEWS, WORKERS
+from hidream.types import Status, Step
 
 TRANSITIONS: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "claim": ((Status.CREATED,), Status.PROCESSING),
@@ -61,38 +54,11 @@ TRANSITIONS: Mapping[str, tuple[tuple[Status, ...], Status]] = {
     "delete": ((Status.COMPLETED, Status.FAILED, Status.CANCELLED), Status.DELETED),
 }
 """The states from which each transition starts, and the state in which it ends."""
+STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
+"""The status of rows that are selected by id: without this, SQLite would scan the index of the status instead."""
 
 ABANDON_BATCH = 500
 """Tasks that one transaction fails: more would block submissions for too long."""
-VIRTUAL_TIME = ""
-"""The key id under which VIRTUAL_STARTS holds the system's virtual time."""
-LOOK_AHEAD = 1000
-"""How many tasks at the head of the queue are considered for a reserve: reading the index takes a millisecond. A key
-without tasks waits behind at most one task of each other key, so only as many keys could hide it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """A worker's free capacity: the number of tasks, and their total work in pixel steps.
-
-    A worker without tasks may claim one task of any size.
-
-    `has_tasks`: whether tasks occupy its capacity; `reserved`: whether tasks occupy its reserve.
-    """
-
-    tasks: int
-    work: int
-    has_tasks: bool
-    reserved: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ReserveCapacity:
-    """A worker's free reserve: the number of tasks, their total work in pixel steps, and the keys excluded from it."""
-
-    tasks: int
-    work: int
-    excluded_keys: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,86 +68,6 @@ class Lease:
     id: str
     attempt: int
     watched: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """A task's progress, and the preview as the bytes of a JPEG file, if there is one."""
-
-    step: int
-    steps: int
-    preview: bytes | None = None
-
-
-async def claim(
-    database: Database, models: Sequence[str], worker_id: str, versions: Versions, lease_s: float, capacity: Capacity
-) -> list[Prediction]:
-    """Claim the first tasks in the queue that wait for one of `models`, for `lease_s` seconds.
-
-    The rows record which of `versions` generates them. A quarantined task is claimed alone, by a worker that has no
-    other. No task overtakes it, so it does not starve.
-    """
-    first = (
-        sa.select(*_CLAIMED)
-        .where(*_waits_for(models))
-        .order_by(*_QUEUE_ORDER)
-        .limit(capacity.tasks)
-        .with_for_update(skip_locked=True)
-    )
-    async with database.read() as connection:  # usually there are none, and a write would be wasted
-        line = (
-            sa.select(P.c.work, P.c.workers_lost)
-            .where(*_waits_for(models))
-            .order_by(*_QUEUE_ORDER)
-            .limit(capacity.tasks)
-        )
-        if not _fitting((await connection.execute(line)).all(), capacity):
-            return []
-    async with database.write() as connection:
-        chosen = _fitting((await connection.execute(first)).all(), capacity)
-        if not chosen:
-            return []
-        tasks = await _claim_rows(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
-        served = max(row.virtual_start for row in chosen)
-        serving = (
-            sa.update(VIRTUAL_STARTS)
-            .where(VIRTUAL_STARTS.c.key_id == VIRTUAL_TIME, VIRTUAL_STARTS.c.next < served)
-            .values(next=served)
-        )
-        await connection.execute(serving)
-    return tasks
-
-
-async def claim_reserve(
-    database: Database,
-    models: Sequence[str],
-    worker_id: str,
-    versions: Versions,
-    lease_s: float,
-    reserve: ReserveCapacity,
-) -> list[Prediction]:
-    """Claim tasks that fit into a reserve, out of the order of the queue; otherwise like `claim`.
-
-    Only for a worker with tasks in its capacity and no quarantined task. Quarantined tasks are skipped.
-    """
-    ahead = sa.select(*_QUEUE_ORDER, P.c.key_id, P.c.work).where(*_waits_for(models)).order_by(*_QUEUE_ORDER)
-    line = ahead.limit(LOOK_AHEAD).subquery()  # the index covers all of it
-    wanted = (
-        sa.select(line.c.id, line.c.key_id, line.c.work)
-        .join(P, P.c.id == line.c.id)
-        .where(line.c.work <= reserve.work // 2, line.c.key_id.not_in(reserve.excluded_keys), P.c.workers_lost == 0)
-        .order_by(line.c.virtual_start, line.c.created_ms, line.c.id)
-    )
-    async with database.read() as connection:
-        ids = _reserved((await connection.execute(wanted)).all(), reserve)
-    if not ids:
-        return []
-    still = sa.select(*_CLAIMED).where(P.c.id.in_(ids), _STATUS_OF_ROW == Status.CREATED, P.c.workers_lost == 0)
-    async with database.write() as connection:
-        chosen = (await connection.execute(still.with_for_update(skip_locked=True))).all()
-        if not chosen:
-            return []
-        return await _claim_rows(connection, chosen, worker_id, versions, database.now_ms(), lease_s)
 
 
 async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease]:
@@ -198,26 +84,29 @@ async def renew(database: Database, worker_id: str, lease_s: float) -> set[Lease
     return {Lease(row.id, row.attempt, row.watched_until_ms > now) for row in rows}
 
 
-async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], StepReport]) -> set[Lease]:
-    """Record the progress of tasks, by id and attempt; return the leases that the worker still holds."""
+async def report(database: Database, worker_id: str, steps: Mapping[tuple[str, int], Step[bytes]]) -> set[Lease]:
+    """Record the steps of tasks, by id and attempt; return the leases that the worker still holds.
+
+    A preview is the bytes of a JPEG file.
+    """
     now = database.now_ms()
     held: set[Lease] = set()
     async with database.write() as connection:
-        for (id_, attempt), at in steps.items():
+        for (id_, attempt), step in steps.items():
             statement = (
                 sa.update(P)
                 .where(P.c.id == id_, P.c.attempt == attempt, P.c.status == Status.PROCESSING)
                 .where(P.c.worker_id == worker_id)
-                .values(step=at.step, steps=at.steps)
+                .values(step=step.done, steps=step.of)
                 .returning(P.c.watched_until_ms)
             )
             watched_until_ms = (await connection.execute(statement)).scalar()
             if watched_until_ms is None:
                 continue
             held.add(Lease(id_, attempt, watched_until_ms > now))
-            if at.preview is not None:
+            if step.preview is not None:
                 await connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.prediction_id == id_))
-                row = {"prediction_id": id_, "step": at.step, "image": at.preview}
+                row = {"prediction_id": id_, "step": step.done, "image": step.preview}
                 await connection.execute(sa.insert(PREVIEWS).values(row))
     return held
 
@@ -268,11 +157,11 @@ async def recover(database: Database, workers_max: int, lost_worker_id: str | No
     free = {"workers_lost": P.c.workers_lost + 1, "worker_id": None, "lease_until_ms": None}
     error = f"the worker was lost {workers_max} times while it generated this task"
     hopeless = (
-        _transition("fail")
+        transition("fail")
         .where(P.c.workers_lost + 1 >= workers_max)
         .values(code=TaskFailed.code, error=error, finished_ms=now, **free)
     )
-    hopeful = _transition("requeue").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
+    hopeful = transition("requeue").where(P.c.workers_lost + 1 < workers_max).values(started_ms=None, step=0, **free)
     async with database.write() as connection:
         ids = (
             await connection.scalars(orphans.with_for_update(skip_locked=True))
@@ -297,11 +186,11 @@ async def abandon(database: Database, unserved_s: float) -> int:
             return 0
     async with database.write() as connection:
         unserved = models - _all_of(await connection.scalars(seen))  # a worker may have come meanwhile
-        old = sa.select(P.c.id).where(*_waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDON_BATCH)
+        old = sa.select(P.c.id).where(*waits_for(sorted(unserved)), P.c.created_ms <= before).limit(ABANDON_BATCH)
         ids = (await connection.scalars(old.with_for_update(skip_locked=True))).all()
         error = f"no worker that serves its model was seen for {unserved_s:g} seconds"
         values = {"code": TaskFailed.code, "error": error, "finished_ms": now}
-        return await _end(connection, _transition("abandon").where(P.c.id.in_(ids)).values(**values), now)
+        return await _end(connection, transition("abandon").where(P.c.id.in_(ids)).values(**values), now)
 
 
 async def cancel(database: Database, prediction_id: str, key_id: str) -> bool:
@@ -313,7 +202,7 @@ async def cancel_all(database: Database, prediction_ids: Collection[str], key_id
     """Cancel those of these tasks that are not finished, in one transaction; return how many."""
     now = database.now_ms()
     free = {"worker_id": None, "lease_until_ms": None}
-    mine = _transition("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
+    mine = transition("cancel").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id)
     async with database.write() as connection:
         return await _end(connection, mine.values(finished_ms=now, error="cancelled by its client", **free), now)
 
@@ -323,7 +212,7 @@ async def delete(database: Database, prediction_ids: Collection[str], key_id: st
 
     `retention.py` removes the rows later, and files that were left.
     """
-    mine = _transition("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
+    mine = transition("delete").where(P.c.id.in_(prediction_ids), P.c.key_id == key_id).returning(*COLUMNS)
     async with database.write() as connection:
         rows = (await connection.execute(mine)).all()
     return [Prediction.of_row(row) for row in rows]
@@ -340,93 +229,25 @@ def _all_of(models: Iterable[Sequence[str]]) -> set[str]:
     return {model for each in models for model in each}
 
 
-def _waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
+def waits_for(models: Sequence[str]) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions of tasks that wait for one of these models."""
     return P.c.status == Status.CREATED, P.c.model.in_(models)
 
 
-def _transition(transition: str) -> sa.Update:
+def transition(name: str) -> sa.Update:
     """Begin the statement of a transition of rows that are selected by their ids."""
-    sources, target = TRANSITIONS[transition]
-    return sa.update(P).where(_STATUS_OF_ROW.in_(sources)).values(status=target)
-
-
-def _fitting(waiting: Sequence[Any], capacity: Capacity) -> Sequence[Any]:
-    """Return the tasks at the head of the queue that fit."""
-    if waiting and waiting[0].workers_lost:
-        return [] if capacity.has_tasks or capacity.reserved else waiting[:1]
-    count, work = 0, 0
-    for row in waiting:
-        work += row.work
-        if row.workers_lost or (work > capacity.work and (count or capacity.has_tasks)):
-            break
-        count += 1
-    return waiting[:count]
-
-
-def _reserved(waiting: Sequence[Any], reserve: ReserveCapacity) -> list[str]:
-    """Choose one task per key that takes at most half of the work that is left."""
-    ids: list[str] = []
-    keys, left = set(reserve.excluded_keys), reserve.work
-    for row in waiting:
-        if len(ids) < reserve.tasks and row.key_id not in keys and 2 * row.work <= left:
-            ids.append(row.id)
-            keys.add(row.key_id)
-            left -= row.work
-    return ids
-
-
-async def _claim_rows(
-    connection: AsyncConnection,
-    chosen: Sequence[Any],
-    worker_id: str,
-    versions: Versions,
-    now: int,
-    lease_s: float,
-) -> list[Prediction]:
-    """Assign waiting rows, which are locked, to a worker."""
-    statement = (
-        _transition("claim")
-        .where(P.c.id.in_([row.id for row in chosen]))
-        .values(
-            attempt=P.c.attempt + 1,
-            version=sa.case({row.id: _version(versions, row) for row in chosen}, value=P.c.id),
-            started_ms=now,
-            step=0,
-            worker_id=worker_id,
-            lease_until_ms=now + round(lease_s * 1000),
-        )
-        .returning(*COLUMNS)
-    )
-    rows = (await connection.execute(statement)).all()
-    return sorted(
-        (Prediction.of_row(row) for row in rows), key=lambda task: (task.virtual_start, task.created_ms, task.id)
-    )
-
-
-_STATUS_OF_ROW: sa.ColumnElement[str] = P.c.status.concat("")
-"""The status of rows that are selected by id: without this, SQLite would scan the index of the status instead."""
-_QUEUE_ORDER = (P.c.virtual_start, P.c.created_ms, P.c.id)
-"""The order of the queue."""
-_CLAIMED = (P.c.id, P.c.model, P.c.input, P.c.virtual_start, P.c.work, P.c.workers_lost)
-"""The columns that are read before a row is claimed."""
-Versions = Mapping[str, Mapping[Mode, str]]
-"""The version of each model in each mode."""
-
-
-def _version(versions: Versions, row: sa.Row[Any]) -> str:
-    # Not in SQL: to find the mode, PostgreSQL would parse the whole JSON, and fail at a zero byte in a prompt.
-    modes = versions[row.model]
-    return modes.get(row.input.get("mode", Mode.EXACT), modes[Mode.EXACT])
+    sources, target = TRANSITIONS[name]
+    return sa.update(P).where(STATUS_OF_ROW.in_(sources)).values(status=target)
 
 
 async def _leave_processing(
     database: Database,
     task: Prediction | Lease,
-    transition: str,
+    name: str,
     **values: Any,  # noqa: ANN401
 ) -> bool:
     statement = (
-        _transition(transition)
+        transition(name)
         .where(P.c.id == task.id, P.c.attempt == task.attempt)
         .values(worker_id=None, lease_until_ms=None, **values)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import PREVIEWS
-from hidream.types import Status
+from hidream.types import Status, Step
 
 WATCH_S, WATCH_RENEW_S = 25.0, 10.0
 """How long a request for previews is valid, and how often it is renewed: two renewals may be late."""
@@ -32,16 +32,19 @@ MIN_INTERVAL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """A task and its progress. `prediction` is read at each transition; `step`, `steps` and `preview_step` are newer.
+    """A task and its progress. `prediction` is read at each transition; the steps are newer.
 
-    `preview` is the JPEG file of step `preview_step`; they are empty and 0 until there is one.
+    `step` is the latest one. `previewed` is the latest one with a preview, the bytes of a JPEG file; None without any.
     """
 
     prediction: Prediction
-    step: int
-    steps: int
-    preview_step: int = 0
-    preview: bytes = b""
+    step: Step[bytes]
+    previewed: Step[bytes] | None = None
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> TaskView:
+        """Return the first view of a task."""
+        return cls(prediction, prediction.progress)
 
 
 class ProgressWatcher:
@@ -132,7 +135,7 @@ class ProgressWatcher:
         found = await _progress_rows(self._database, ids)
         views = {id_: self._views.get(id_) for id_ in ids}
         moved = [id_ for id_, row in found.items() if (v := views[id_]) is None or row.moved(v)]
-        fresh = [id_ for id_, row in found.items() if row.has_new_preview(views[id_])]
+        fresh = {id_: row.step for id_, row in found.items() if row.has_new_preview(views[id_])}
         predictions = await _predictions(self._database, moved) if moved else {}
         previews = await _previews(self._database, fresh) if fresh else {}
         changed = False
@@ -159,12 +162,11 @@ async def watch(database: Database, prediction_ids: Collection[str], for_s: floa
 
 @dataclass(frozen=True, slots=True)
 class _ProgressRow:
-    """The columns that change while a task is processed."""
+    """What changes while a task is processed; `preview_step` is 0 without a preview."""
 
     status: Status
     attempt: int
-    step: int
-    steps: int
+    step: Step[bytes]
     preview_step: int
 
     def moved(self, view: TaskView) -> bool:
@@ -173,7 +175,9 @@ class _ProgressRow:
 
     def has_new_preview(self, view: TaskView | None) -> bool:
         """Whether there is a preview other than the view's."""
-        return bool(self.preview_step) and (view is None or self.preview_step != view.preview_step)
+        return bool(self.preview_step) and (
+            view is None or view.previewed is None or self.preview_step != view.previewed.done
+        )
 
 
 async def _progress_rows(database: Database, ids: Collection[str]) -> dict[str, _ProgressRow]:
@@ -183,7 +187,11 @@ async def _progress_rows(database: Database, ids: Collection[str]) -> dict[str, 
         .where(P.c.id.in_(ids), P.c.status != Status.DELETED)
     )
     async with database.read() as connection:
-        return {row[0]: _ProgressRow(Status(row[1]), *row[2:]) for row in await connection.execute(wanted)}
+        rows = await connection.execute(wanted)
+        return {
+            id_: _ProgressRow(Status(status), attempt, Step(done, of), preview_step)
+            for id_, status, attempt, done, of, preview_step in rows
+        }
 
 
 async def _predictions(database: Database, ids: Collection[str]) -> dict[str, Prediction]:
@@ -192,25 +200,22 @@ async def _predictions(database: Database, ids: Collection[str]) -> dict[str, Pr
         return {prediction.id: prediction for prediction in map(Prediction.of_row, rows)}
 
 
-async def _previews(database: Database, ids: Collection[str]) -> dict[str, tuple[int, bytes]]:
+async def _previews(database: Database, latest: Mapping[str, Step[bytes]]) -> dict[str, Step[bytes]]:
+    """Read the steps with previews of tasks whose latest steps these are."""
     wanted = sa.select(PREVIEWS.c.prediction_id, PREVIEWS.c.step, PREVIEWS.c.image)
     async with database.read() as connection:
-        rows = await connection.execute(wanted.where(PREVIEWS.c.prediction_id.in_(ids)))
-        return {row.prediction_id: (row.step, row.image) for row in rows}
+        rows = await connection.execute(wanted.where(PREVIEWS.c.prediction_id.in_(latest)))
+        return {row.prediction_id: Step(row.step, latest[row.prediction_id].of, row.image) for row in rows}
 
 
 def _renewed(
-    before: TaskView | None, row: _ProgressRow | None, prediction: Prediction | None, preview: tuple[int, bytes] | None
+    before: TaskView | None, row: _ProgressRow | None, prediction: Prediction | None, previewed: Step[bytes] | None
 ) -> TaskView | None:
     """Combine what was read: the same view if nothing is new, None if the task no longer exists."""
     now = prediction or (before.prediction if before else None)
     if row is None or now is None:
         return None
-    if now.status.final or prediction is not None:
-        step, steps = now.step, now.steps
-    else:
-        step, steps = row.step, row.steps
-    kept = before if before and now.attempt == before.prediction.attempt else None
-    preview_step, picture = preview or ((kept.preview_step, kept.preview) if kept else (0, b""))
-    after = TaskView(now, step, steps, preview_step, picture)
+    step = now.progress if now.status.final or prediction is not None else row.step
+    same_attempt = before is not None and now.attempt == before.prediction.attempt
+    after = TaskView(now, step, previewed or (before.previewed if before and same_attempt else None))
     return before if after == before else after

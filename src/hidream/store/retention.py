@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hidream.store.admission import DAY_MS
 from hidream.store.database import Database
 from hidream.store.prediction import COLUMNS, Prediction
 from hidream.store.predictions import TRANSITIONS
-from hidream.store.schema import IDEMPOTENCY_RECORDS, UPLOADS
+from hidream.store.schema import DAY_MS, IDEMPOTENCY_RECORDS, UPLOADS
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.uploads import WITHDRAWN
 from hidream.types import Status

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
+
 METADATA = sa.MetaData()
 
 KEYS = sa.Table(
@@ -41,6 +43,7 @@ KEYS = sa.Table(
     sa.Column("bytes_max", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("webhook_secret_before", sa.String(80), nullable=False, server_default=""),
     sa.Column("webhook_secret_until_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
 )
 """A limit of 0 means no limit. `pepper_check` tells peppers apart; rows of releases without it have NULL.
 
@@ -82,6 +85,7 @@ PREDICTIONS = sa.Table(
     sa.Column("steps", sa.Integer, nullable=False, server_default="0"),
     sa.Column("watched_until_ms", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("output_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Index("predictions_waiting", "status", "virtual_start", "created_ms", "id", "key_id", "model", "work"),
     sa.Index("predictions_done", "status", "finished_ms"),
     sa.Index("predictions_of_key", "key_id", "created_ms", "id", "status", "model", "pixels", "work", "output_bytes"),
@@ -89,7 +93,8 @@ PREDICTIONS = sa.Table(
     sa.Index("predictions_with_files", "status", "created_ms", sqlite_where=_WITH_FILES, postgresql_where=_WITH_FILES),
     sa.Index("predictions_no_files", "status", "created_ms", sqlite_where=_NO_FILES, postgresql_where=_NO_FILES),
 )
-"""`work` is the cost of a task in pixel steps; the queue is sorted by the virtual start time.
+"""`work` is the cost of a task in pixel steps; the queue is sorted by the virtual start time, which contains the head
+start of the task's `priority` (`admission.py`).
 
 The first and the third index cover more columns than they sort by, so that counting does not read the rows. The last
 two are partial: they contain deleted predictions only.

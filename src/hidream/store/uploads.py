@@ -17,12 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hidream.errors import InvalidInput, TooMany
 from hidream.store.database import Database
 from hidream.store.keys import Key, Limits
-from hidream.store.schema import KEYS
+from hidream.store.schema import KEYS, MINUTE_MS
 from hidream.store.schema import PREDICTIONS as P
 from hidream.store.schema import UPLOADS as U
 from hidream.types import Status
 
-MINUTE_MS = 60_000
 BYTES_RETRY_S = 600
 """When a key over its limit may try again: the interval between two sweeps."""
 NO_LIMITS = Limits()

@@ -35,9 +35,9 @@ from hidream.types import Size
 from hidream.worker.failure import reason
 
 if TYPE_CHECKING:
-    from hidream.engine.loop import OnProgress, Outcome, WantsPreview
+    from hidream.engine.loop import Outcome, WantsPreview
     from hidream.images.prepared import Prepared
-    from hidream.model.pipeline import GeneratedImage
+    from hidream.model.pipeline import GeneratedImage, OnStep
 
 T = TypeVar("T")
 
@@ -54,12 +54,13 @@ class ImageEngine(Protocol):
         self,
         id: str,  # noqa: A002
         request: ImageRequest,
-        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
         *,
+        priority: int = 0,
         wants_preview: WantsPreview | None = None,
         init_image: Prepared | None = None,
     ) -> None:
-        """Enqueue a request; `init_image` is its image at `init_image_sizes`."""
+        """Enqueue a request, a higher `priority` before a lower one; `init_image` has its `init_image_sizes`."""
 
     def init_image_sizes(self, request: ImageRequest) -> Collection[Size]:
         """Return the sizes at which a request needs its image; this method alone may be called on any thread."""
@@ -81,7 +82,7 @@ class ImageEngine(Protocol):
 class StepCallbacks:
     """The callbacks for the steps of an image, which run on the model thread."""
 
-    on_progress: OnProgress
+    on_step: OnStep
     wants_preview: WantsPreview | None = None
 
 
@@ -144,6 +145,7 @@ class Bridge:
         aborted: asyncio.Event,
         listener: StepCallbacks | None = None,
         prepared: Prepared | None = None,
+        priority: int = 0,
     ) -> GeneratedImage:
         """Generate an image with a model's engine, together with its other requests; `id` must be unique.
 
@@ -152,7 +154,7 @@ class Bridge:
         """
         loop = asyncio.get_running_loop()
         image: asyncio.Future[GeneratedImage] = loop.create_future()
-        self._submit(lambda: self._add(id, request, listener, _Pending(model, image, loop), prepared))
+        self._submit(lambda: self._add(id, request, listener, _Pending(model, image, loop), prepared, priority))
         try:
             ended = await _ends_before(aborted, image)
         finally:
@@ -187,13 +189,14 @@ class Bridge:
         listener: StepCallbacks | None,
         pending: _Pending,
         prepared: Prepared | None,
+        priority: int,
     ) -> None:
         assert pending.model in self._engines, f"there is no engine for {pending.model!r}"
         assert id_ not in self._pending, f"request {id_!r} exists already"
-        on_progress, wants_preview = (listener.on_progress, listener.wants_preview) if listener else (None, None)
+        on_step, wants_preview = (listener.on_step, listener.wants_preview) if listener else (None, None)
         try:
             self._engines[pending.model].add(
-                id_, request, on_progress, wants_preview=wants_preview, init_image=prepared
+                id_, request, on_step, priority=priority, wants_preview=wants_preview, init_image=prepared
             )
         except Exception as error:  # the edge of a request
             _deliver(pending, None, error)

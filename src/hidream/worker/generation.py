@@ -162,7 +162,10 @@ async def _file(
 ) -> _File:
     task, options = job.task, job.task.input
     request_id = f"{task.id}/{task.attempt}/{i}"  # after a lost lease, the next attempt may begin before this one ends
-    image = await bridge.generate(task.model, request_id, request, job.aborted, job.progress.listener(i), prepared)
+    listener = job.progress.listener(i)
+    image = await bridge.generate(
+        task.model, request_id, request, job.aborted, listener, prepared, priority=task.priority
+    )
     nsfw = options.enable_safety_checker and await asyncio.to_thread(tools.flagged, image.pixels)
     data = await asyncio.to_thread(
         encode,

@@ -1,11 +1,8 @@
 """The worker's main loop: it claims tasks, has them generated together, and records the outcome of each.
 
-The settings `tasks_max` and `pictures_max` are its *capacity*; a task occupies the work that is left of it. It also
-has a *reserve*, half as large, for keys that have no task here (`store/predictions`), so that a huge task of one key
-does not delay a small one of another. The engine generates the small one first.
-
-Meanwhile it renews its row and its leases, reports progress, and aborts jobs whose tasks were cancelled or whose leases
-were lost. When it is told to stop, running jobs may finish for a while; then their tasks are requeued.
+How much it claims depends on its capacity (`capacity`). Meanwhile it renews its row and its leases, reports progress,
+and aborts jobs whose tasks were cancelled or whose leases were lost. When it is told to stop, running jobs may finish
+for a while; then their tasks are requeued.
 
 A task that has lost a worker may have killed it, or may only have run beside the one that did. So it is *quarantined*:
 the worker generates it alone, after its other tasks have finished, and is then certain of the cause. So a task that
@@ -24,20 +21,26 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from hidream.errors import DatabaseUnavailable, HiDreamError, Interrupted, ObjectStoreUnavailable, TaskFailed
 from hidream.settings.tables import Worker as WorkerSettings
-from hidream.store import history, predictions, workers
+from hidream.store import claims, history, predictions, workers
+from hidream.store.claims import Capacity, ReserveCapacity
 from hidream.store.database import Database
 from hidream.store.prediction import Prediction
-from hidream.store.predictions import Capacity, Lease, ReserveCapacity, StepReport
+from hidream.store.predictions import Lease
 from hidream.store.workers import Worker
-from hidream.types import USUAL_STEPS
+from hidream.types import Step
 from hidream.worker.bridge import Bridge
+from hidream.worker.capacity import free_capacity, free_reserve
 from hidream.worker.failure import out_of_memory, reason
 from hidream.worker.generation import Generated, Job, Tools, generate
-from hidream.worker.progress import ProgressUpdate, preview_jpeg
+from hidream.worker.progress import preview_jpeg
 from hidream.worker.retry import retry_unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IDLE_S = 1.0
 """How often a worker with free capacity looks for the tasks of lost workers."""
@@ -50,12 +53,6 @@ SHUTDOWN_RETRY_S = 5.0
 twice as long. A task that was not requeued is recovered when its lease has expired."""
 ERROR_MAX_CHARS = 1000
 """The length limit of an unexpected error's text: some contain a whole tensor."""
-IMAGE_WORK = 1024 * 1024 * USUAL_STEPS
-"""The unit of `pictures_max`: the pixel steps of a usual image."""
-
-RESERVE_SHARE = 0.5
-"""The size of the reserve as a share of the capacity; at least one task."""
-
 Claim = tuple[str, int]
 """A task's id and attempt number."""
 RecordOutcome = Callable[[], Awaitable[bool]]
@@ -132,52 +129,21 @@ class WorkerLoop:
 
     async def _claim_in_order(self, stopping: asyncio.Event) -> list[Job]:
         """Claim what fits into the free capacity, in the order of the queue."""
-        room = self._capacity()
-        if room is None:
+        capacity = free_capacity(self._jobs.values(), self._limits)
+        if capacity is None:
             return []
-        tasks = await retry_unavailable(partial(self._claim, predictions.claim, room), stopping, "claim")
+        tasks = await retry_unavailable(partial(self._claim, claims.claim, capacity), stopping, "claim")
         return [self._add_job(task) for task in tasks]
 
     async def _claim_for_reserve(self, stopping: asyncio.Event) -> list[Job]:
         """Claim what fits into the reserve, whether or not it is first in the queue."""
-        reserve, clock = self._reserve(), asyncio.get_running_loop().time
+        reserve, clock = free_reserve(self._jobs.values(), self._limits), asyncio.get_running_loop().time
         self._reserve_due = reserve is not None and clock() < self._reserve_at
         if reserve is None or self._reserve_due:
             return []
-        tasks = await retry_unavailable(partial(self._claim, predictions.claim_reserve, reserve), stopping, "claim")
+        tasks = await retry_unavailable(partial(self._claim, claims.claim_reserve, reserve), stopping, "claim")
         self._reserve_at = -math.inf if tasks else clock() + RESERVE_CHECK_S
         return [self._add_job(task, reserved=True) for task in tasks]
-
-    def _capacity(self) -> Capacity | None:
-        """The free capacity; None if there is none."""
-        jobs = [job for job in self._jobs.values() if not job.reserved]
-        tasks = self._limits.tasks_max - len(jobs)
-        work = self._capacity_work - sum(job.work_left for job in jobs)
-        if tasks <= 0 or (jobs and work <= 0) or self._has_quarantined:
-            return None
-        return Capacity(tasks, work, has_tasks=bool(jobs), reserved=len(jobs) < len(self._jobs))
-
-    def _reserve(self) -> ReserveCapacity | None:
-        """The free reserve; None if there is none, or if no task occupies the capacity: the queue's head is first.
-
-        So a quarantined task, which needs the worker for itself, waits only for the tasks that were here before it.
-        """
-        jobs = [job for job in self._jobs.values() if job.reserved]
-        tasks = max(1, int(RESERVE_SHARE * self._limits.tasks_max)) - len(jobs)
-        work = int(RESERVE_SHARE * self._capacity_work) - sum(job.work_left for job in jobs)
-        if tasks <= 0 or work <= 0 or len(jobs) == len(self._jobs) or self._has_quarantined:
-            return None
-        return ReserveCapacity(tasks, work, frozenset(job.task.key_id for job in self._jobs.values()))
-
-    @property
-    def _capacity_work(self) -> int:
-        """The capacity in pixel steps."""
-        return round(self._limits.pictures_max * IMAGE_WORK)
-
-    @property
-    def _has_quarantined(self) -> bool:
-        """Whether the current task is quarantined, so that no other may run beside it."""
-        return any(job.task.workers_lost for job in self._jobs.values())
 
     async def _claim(
         self, claim: Callable[..., Awaitable[list[Prediction]]], capacity: Capacity | ReserveCapacity
@@ -294,8 +260,8 @@ class WorkerLoop:
         """Report the jobs that have made progress, and abort those whose tasks were cancelled."""
         steps = {}
         for claim, job in list(self._jobs.items()):
-            if (update := job.progress.take_update()) is not None:
-                steps[claim] = await _step(job.task, update)
+            if (step := job.progress.take_step()) is not None:
+                steps[claim] = await _with_jpeg(job.task, step)
         if steps:
             self._apply_leases(set(steps), await predictions.report(self._database, self._worker.id, steps))
         changed = self._database.changes.version()
@@ -393,11 +359,9 @@ class WorkerLoop:
         return done
 
 
-async def _step(task: Prediction, update: ProgressUpdate) -> StepReport:
-    """Make the report of a job's progress, with its preview as a JPEG file."""
-    preview = update.preview
-    if preview is None:
-        return StepReport(update.done, update.steps)
-    return StepReport(
-        update.done, update.steps, await asyncio.to_thread(preview_jpeg, preview, task.input.seed, task.version)
-    )
+async def _with_jpeg(task: Prediction, step: Step[np.ndarray]) -> Step[bytes]:
+    """Return a job's step with its preview as a JPEG file, as the store has it."""
+    if step.preview is None:
+        return Step(step.done, step.of)
+    jpeg = await asyncio.to_thread(preview_jpeg, step.preview, task.input.seed, task.version)
+    return Step(step.done, step.of, jpeg)

@@ -7,29 +7,19 @@ are made only while a client watches, and only after the event loop has taken th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hidream.outputs.encode import encode
-from hidream.types import ImageFormat
+from hidream.types import ImageFormat, Step
 from hidream.worker.bridge import StepCallbacks
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from hidream.engine.loop import Progress
-
 PREVIEW_SIDE_PX = 256
 """The longer side of a preview at most. At 1024² the published model has 128 latent cells, with one pixel for each."""
 PREVIEW_QUALITY = 80
 """The JPEG quality of a preview; its resolution limits it more. 128 × 128 pixels take 5 KB instead of 12."""
-
-
-class ProgressUpdate(NamedTuple):
-    """Steps done, steps in total, and a preview [h, w, 3] if there is a new one."""
-
-    done: int
-    steps: int
-    preview: np.ndarray | None
 
 
 class TaskProgress:
@@ -48,28 +38,28 @@ class TaskProgress:
     def listener(self, i: int) -> StepCallbacks:
         """Return the callbacks for the steps of the `i`th image."""
 
-        def on_progress(progress: Progress) -> None:
-            self._done[i], self._steps = progress.done, progress.total
-            if progress.preview is not None:
-                self._preview = progress.preview
+        def on_step(step: Step[np.ndarray]) -> None:
+            self._done[i], self._steps = step.done, step.of
+            if step.preview is not None:
+                self._preview = step.preview
 
         def wants_preview(_done: int) -> bool:
             return self.watched and self._preview is None and all(each == self._steps for each in self._done[:i])
 
-        return StepCallbacks(on_progress, wants_preview)
+        return StepCallbacks(on_step, wants_preview)
 
     @property
     def left(self) -> float:
         """The fraction of the work that is left, 0 to 1."""
         return 1 - sum(self._done) / (len(self._done) * self._steps) if self._steps else 1.0
 
-    def take_update(self) -> ProgressUpdate | None:
-        """Return what is new since the last call; None if nothing is."""
+    def take_step(self) -> Step[np.ndarray] | None:
+        """Return the task's step if it is another one than at the last call, or has a new preview; None if not."""
         done, preview = sum(self._done) // len(self._done), self._preview
         if done == self._reported and preview is None:
             return None
         self._reported, self._preview = done, None
-        return ProgressUpdate(done, self._steps, preview)
+        return Step(done, self._steps, preview)
 
 
 def preview_jpeg(preview: np.ndarray, seed: int, version: str) -> bytes:

@@ -27,8 +27,7 @@ def plant(flag):
 
 
 def paint():
-    from types import SimpleNamespace
-
+    from fakes import NoChecker, NoModel
     from hidream.types import Variant
     from hidream.worker import main
     from soak.fast_worker import FastPainter
@@ -36,9 +35,7 @@ def paint():
     def load(_settings):
         painter = FastPainter()
         painter.go_on.set()
-        model = SimpleNamespace(version_of=lambda _mode: "fast-worker-1")
-        checker = SimpleNamespace(flagged=lambda _pixels: False)
-        return main.Loaded({Variant.DEV: model}, {Variant.DEV: painter}, checker)
+        return main.Loaded({Variant.DEV: NoModel()}, {Variant.DEV: painter}, NoChecker())
 
     main._load = load
 

@@ -1,4 +1,4 @@
-"""Memory plans in words: the report of one, a table of several, and the tables of docs/MEMORY.md.
+"""Memory plans in words: the report of one, and a table of several.
 
 GB are 10^9 bytes throughout, as with files; a card is named by what it is sold as (`candidates.Hardware.card`).
 """
@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from hidream.model.memory.candidates import Hardware, Options, Placement
 from hidream.model.memory.footprint import BLOCKS, CAPTIONS, ENCODERS, MODULATIONS, PUBLISHED, ModelShape
 from hidream.model.memory.plan import Plan, plan
-from hidream.types import Size, Variant, WeightFormat
+from hidream.types import Size
 
 CARDS_GB = (8, 12, 16, 24, 32, 48, 80)
 HOSTS_GB = (16, 32, 48, 64, 96, 128)
 PHASES = ("text", "conditioning", "denoising", "decoding")
-GGUF_BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q4_K": 4.5, "Q3_K": 3.4375, "Q2_K": 2.625}
-"""Bits per value of GGUF's types (gguf.GGML_QUANT_SIZES; a test compares). Files named …_M hold some in more."""
 
 
 def tell(
@@ -103,51 +101,6 @@ def plain(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows as a table of Markdown."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def memory_tables() -> dict[str, str]:
-    """Make the tables of docs/MEMORY.md, by the name under which the page has them."""
-    dev, full = Options.of(Variant.DEV, Size(1024, 1024)), Options.of(Variant.FULL, Size(1536, 1536))
-
-    def cards(options: Options, host_gb: int, sizes: Sequence[int] = CARDS_GB) -> str:
-        plans = [(f"{gb} GB", plan(Hardware.card(gb, host_gb), PUBLISHED, options)) for gb in sizes]
-        return markdown(overview(plans, PUBLISHED))
-
-    cpus = [(f"{gb} GB", plan(Hardware.cpu(gb), PUBLISHED, dev)) for gb in (16, 24, 32, 64, 128)]
-    return {
-        "dev-64": cards(dev, 64),
-        "dev-32": cards(dev, 32),
-        "dev-16": cards(dev, 16),
-        "full-1536": cards(full, 64),
-        "exact": cards(dataclasses.replace(dev, fewest_bits=16), 96),
-        "cpu": markdown(overview(cpus, PUBLISHED)),
-        "storage": markdown(_storage_rows(dev)),
-    }
-
-
-def _storage_rows(dev: Options) -> list[list[str]]:
-    """Weigh the transformer in every storage: as a file, and while it denoises at 1024² and stays whole on the card."""
-    kinds = [
-        (storage.value, storage, 16.0)
-        for storage in (WeightFormat.COMPUTE, WeightFormat.FP8, WeightFormat.INT8, WeightFormat.NF4)
-    ]
-    kinds += [(name, WeightFormat.STORED, bits) for name, bits in GGUF_BITS.items()]
-    rows = [["weights", "all", "while denoising", "smallest card", "smallest card, streamed"]]
-    for name, storage, bits in kinds:
-        options = dataclasses.replace(dev, transformer=storage, stored_bits=bits)
-        plans = [(gb, plan(Hardware.card(gb, 128), PUBLISHED, options)) for gb in (4, 6, 8, 10, 12, 16, 20, 24, 32, 48)]
-        stays = next((gb, p) for gb, p in plans if p.fits and not p.streaming)
-        least = next(gb for gb, p in plans if p.fits)
-        parts = sum(part.nbytes for part in stays[1].parts if part.name.startswith("transformer."))
-        peak = next(peak for peak in stays[1].peaks if peak.phase == "denoising")
-        rows.append([name, _gb(parts), _gb(peak.nbytes), f"{stays[0]} GB", f"{least} GB"])
-    return rows
 
 
 def _cells(answer: Plan, model: ModelShape) -> list[str]:

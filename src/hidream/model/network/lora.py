@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError, InvalidInput
 from hidream.formats.adapters import Adapter, Hadamard, LowRank, Outline, tensors_of
-from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, read_lora, some
+from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, some
 from hidream.model.network.linear import Linear, LoraDelta, LoraDeltas
 from hidream.model.network.moe import Gate
 from hidream.model.network.transformer import Transformer
@@ -71,12 +70,6 @@ class Lora:
         """Bytes that it holds."""
         holders = [holder for part in self.parts.values() for holder in (part, part.adapter)]
         return sum(tensor.nbytes for holder in holders for tensor in tensors_of(holder))
-
-
-def load_lora(path: Path, transformer: Transformer) -> Lora:
-    """Read a LoRA for this transformer. Raises CheckpointError, see `read_lora` and `match`."""
-    with_deltas = layers(transformer)
-    return match(read_lora(path, wants(path.stem, with_deltas)), with_deltas)
 
 
 def deltas(loras: Sequence[tuple[Lora, float]], device: torch.device, dtype: torch.dtype) -> LoraDeltas:

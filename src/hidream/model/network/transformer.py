@@ -309,9 +309,7 @@ class Transformer(nn.Module):
         The requests are those of `RaggedBatch.of`, in the same order; the velocities are [B, C, H, W].
         """
         mods = self._cut(batch.modulation(modulations))
-        img = self.x_embedder["proj"](
-            batch.in_batch_order([self._patches(x, batch) for x in latents]), batch.img.adapters
-        )
+        img = self.x_embedder["proj"](batch.in_batch_order([self._patches(x) for x in latents]), batch.img.adapters)
 
         txt, doubles, last = batch.txt_tokens, len(self.double_stream_blocks), len(mods) - 2
         x = img
@@ -336,7 +334,7 @@ class Transformer(nn.Module):
         d, doubles, singles = self.config.dim, len(self.double_stream_blocks), len(self.single_stream_blocks)
         return list(modulation.split([12 * d] * doubles + [6 * d] * singles + [2 * d], dim=-1))
 
-    def _patches(self, latent: Tensor, batch: RaggedBatch) -> Tensor:
+    def _patches(self, latent: Tensor) -> Tensor:
         """Latent [B, C, H, W] to tokens [B, N, p·p·C]."""
         size = self.config.patch_size
         return rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)

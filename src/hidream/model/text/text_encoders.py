@@ -119,7 +119,7 @@ class TextEncoders:
         embedded = {text: value.to(self.device or at) for text, value in known.items() if value is not None}
         if self.cache is not None:
             for text in missing:
-                self.cache.put(keys[text], embedded[text])
+                self.cache[keys[text]] = embedded[text]
         return [embedded[text] for text in texts]
 
     def _each(self, i: int, texts: Sequence[str]) -> Iterable[tuple[str, Tensor]]:

@@ -19,6 +19,7 @@ from hidream.outputs.object_store import ObjectStore
 from hidream.server.erasure import erase
 from hidream.server.service import Service
 from hidream.store import audit_log, key_data, retention
+from hidream.store.schema import DAY_MS
 
 EVERY_S = 600.0
 """The pause between two sweeps: what a client deletes is purged within a quarter of an hour."""
@@ -26,7 +27,7 @@ ORPHANS_EVERY_S = 24 * 3600.0
 """Listing a whole bucket costs money, and orphans are rare."""
 ORPHAN_AGE = timedelta(days=1)
 """The least age of an orphan. A row is written before its file, so an older file without a row never gets one."""
-UPLOAD_KEPT_MS = 24 * 3600 * 1000
+UPLOAD_KEPT_MS = DAY_MS
 """How long an upload that a task has used is kept at least."""
 UNUSED_KEPT_MS = 3600 * 1000
 """How long an upload that no task has used is kept: its task follows soon, or never."""
@@ -34,7 +35,6 @@ PAGE = 5000
 """File names in one query for orphans: each query scans the names, and SQLite allows 32,766 parameters."""
 PAUSE_S = 0.05
 """The pause between two transactions, so that submissions come first."""
-DAY_MS = 24 * 3600 * 1000
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import select
-import sys
-import termios
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +23,7 @@ from hidream.server.access_log import REQUEST_ID, new_request_id
 from hidream.server.answers import failure
 from hidream.server.bodies.long_bodies import KEY_ID, SHORT_BYTES
 from hidream.server.edge.fair_queue import DISCARDING, authorization_of
+from hidream.server.edge.reading_pace import ReadingPace
 from hidream.server.edge.strict_http import HEAD_MAX_BYTES, StrictConnection
 
 if TYPE_CHECKING:
@@ -65,13 +63,17 @@ class Connection(H11Protocol):
         self._phase: object = None  # at the last look
         self._since = self._heard = 0.0  # when the phase began, and when bytes were last received
         self._from = self._before = 0  # `_received` when the phase began, and at the last look
-        self._taken = 0  # bytes of responses that the client had acknowledged at the last look
-        self._behind_s = self.late_s = 0.0  # how far the client is behind `reading_rate` and `crowded_rate`; < 0: ahead
+        self._pace = ReadingPace(self._timeouts)
 
     @property
     def unsent_bytes(self) -> int:
         """Bytes of responses that the kernel has not accepted yet, because the client reads slowly."""
         return self.transport.get_write_buffer_size()
+
+    @property
+    def late_s(self) -> float:
+        """How many seconds the client is behind `crowded_rate` in reading responses; negative if it is ahead."""
+        return self._pace.late_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start; called by the event loop."""
@@ -290,7 +292,8 @@ class Connection(H11Protocol):
 
     def look(self, now: float) -> None:
         """Close if the client takes too long; called once a second."""
-        if self._reads_too_slowly():
+        client = self.transport.get_extra_info("socket")
+        if self._pace.is_too_slow(self.conn.sent_bytes, self.unsent_bytes, client):
             self.transport.abort()
             return
         if self.transport.is_closing():
@@ -335,27 +338,6 @@ class Connection(H11Protocol):
             self.refuse(408, TOO_SLOW)
         else:
             self.transport.close()
-
-    def _reads_too_slowly(self) -> bool:
-        """Whether the client reads a response too slowly; bytes in the kernel's buffer do not count as read."""
-        unsent_bytes, timeouts = self.unsent_bytes, self._timeouts
-        before, self._taken = self._taken, self.conn.sent_bytes - unsent_bytes - (self._unsent() if unsent_bytes else 0)
-        if not unsent_bytes:
-            self._behind_s = self.late_s = 0.0
-            return False
-        taken = max(0, self._taken - before)  # negative if the kernel still had an earlier response at the last look
-        behind_s = self._behind_s + timeouts.tick_s - taken / timeouts.reading_rate
-        late_s = self.late_s + timeouts.tick_s - taken / timeouts.crowded_rate
-        self._behind_s = max(-timeouts.reading_ahead_s, behind_s)
-        self.late_s = max(-timeouts.crowded_grace_s, late_s)
-        return self._behind_s > timeouts.reading_grace_s
-
-    def _unsent(self) -> int:
-        """Bytes in the kernel's send buffer, up to megabytes, that the client has not acknowledged."""
-        with contextlib.suppress(OSError):  # not every system supports the call
-            found = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-            return int.from_bytes(found, sys.byteorder)
-        return 0
 
 
 def _has_disconnected(client: socket.socket) -> bool:

@@ -13,10 +13,12 @@ import re
 from collections import deque
 from collections.abc import Callable
 
+from cachetools import LRUCache
+
 HEAD_SEARCHED_BYTES = 8192
 """How far into a request its key is searched for. A request whose key comes later is in the queue of its address."""
 VALID_KEYS_MAX = 10_000
-"""The number of cached keys. When there are more, the cache is cleared."""
+"""The number of cached keys. Beyond that, the one that was not used for longest is dropped."""
 
 Client = str
 """An address, or the id of a key."""
@@ -32,7 +34,7 @@ class FairQueue:
     """The queues of one process."""
 
     def __init__(self) -> None:
-        self._valid: dict[int, str] = {}  # hash of an Authorization header -> id of the key in it
+        self._valid: LRUCache[int, str] = LRUCache(VALID_KEYS_MAX)  # hash of an Authorization header -> key id
         self._started: set[Client] = set()  # in this iteration of the loop
         self._queues: dict[Client, deque[Start]] = {}
         self._called = False
@@ -43,8 +45,6 @@ class FairQueue:
 
     def add_valid_key(self, authorization: int, key_id: str) -> None:
         """Give a key that was found valid its own queue from now on, however the header spells it."""
-        if len(self._valid) >= VALID_KEYS_MAX:
-            self._valid.clear()
         self._valid[authorization] = key_id
 
     def start_or_enqueue(self, client: Client, begin: Start) -> bool:

@@ -11,8 +11,9 @@ import asyncio
 import ipaddress
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+
+from cachetools import LRUCache
 
 from hidream.errors import TooMany
 
@@ -30,7 +31,7 @@ class FailedAuthThrottle:
     def __init__(self, clock: Callable[[], float] = time.monotonic, delay_s: float = DELAY_S) -> None:
         self._clock = clock
         self._delay_s = delay_s
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # failures left, and at what time
+        self._left: LRUCache[str, tuple[float, float]] = LRUCache(ADDRESSES_MAX)  # failures left, and at what time
         self._waiting = 0
 
     async def failed(self, address: str) -> None:
@@ -40,9 +41,6 @@ class FailedAuthThrottle:
         left = min(float(BURST), left + PER_S * (now - since))
         allowed = left >= 1
         self._left[network] = (left - 1 if allowed else left, now)
-        self._left.move_to_end(network)
-        if len(self._left) > ADDRESSES_MAX:
-            self._left.popitem(last=False)
         if not allowed:
             await self._delay()
             after_s = math.ceil((1 - left) / PER_S)

@@ -67,24 +67,16 @@ class StreamLimiter:
     @contextmanager
     def slot(self, key_id: str) -> Iterator[None]:
         """Count one as open during the block. Raises TooMany."""
-        self.acquire(key_id)
-        try:
-            yield
-        finally:
-            self.release(key_id)
-
-    def acquire(self, key_id: str) -> None:
-        """Count one more as open; the caller must `release` it. Raises TooMany."""
         if self._open[key_id] >= self._most:
             message = f"{self._most} event streams and long polls of this key are open, as many as it may have"
             raise TooMany(f"{message}; close some, or try again later", STREAM_RETRY_S)
         self._open[key_id] += 1
-
-    def release(self, key_id: str) -> None:
-        """Count one less as open."""
-        self._open[key_id] -= 1
-        if not self._open[key_id]:
-            del self._open[key_id]
+        try:
+            yield
+        finally:
+            self._open[key_id] -= 1
+            if not self._open[key_id]:
+                del self._open[key_id]
 
 
 class RateLimitHeaders:

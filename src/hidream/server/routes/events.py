@@ -111,7 +111,7 @@ async def _stream(
 ) -> AsyncIterator[str | bytes]:
     revoked.add_done_callback(lambda _: progress.wake())
     yield f"retry: {RETRY_MS}\n\n"
-    view: TaskView | None = TaskView(prediction, prediction.step, prediction.steps)
+    view: TaskView | None = TaskView.of(prediction)
     async with progress.watching(prediction.id):
         while view is not None:
             try:
@@ -141,13 +141,14 @@ async def _new_events(cursor: EventCursor, view: TaskView, describe: Describe) -
         events.append(_event("status", cursor, await describe(now)))
     if now.status is not Status.PROCESSING:
         return cursor, events
-    if view.step > cursor.step:
-        cursor = replace(cursor, step=view.step)
-        events.append(_event("progress", cursor, {"step": view.step, "steps": view.steps}))
-    if view.preview_step > cursor.preview:
-        cursor = replace(cursor, preview=view.preview_step)
-        image = "data:image/jpeg;base64," + base64.b64encode(view.preview).decode("ascii")
-        events.append(_event("preview", cursor, {"step": view.preview_step, "image": image}))
+    if view.step.done > cursor.step:
+        cursor = replace(cursor, step=view.step.done)
+        events.append(_event("progress", cursor, {"step": view.step.done, "steps": view.step.of}))
+    previewed = view.previewed
+    if previewed is not None and previewed.preview is not None and previewed.done > cursor.preview:
+        cursor = replace(cursor, preview=previewed.done)
+        image = "data:image/jpeg;base64," + base64.b64encode(previewed.preview).decode("ascii")
+        events.append(_event("preview", cursor, {"step": previewed.done, "image": image}))
     return cursor, events
 
 

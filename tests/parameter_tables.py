@@ -1,6 +1,6 @@
 """Generates the parameter tables of docs/API.md from the declarations.
 
-`python -m hidream.server.parameter_tables FILE` (`make tables`) writes them into a page, between the comments that name
+`python tests/parameter_tables.py FILE` (`make tables`) writes them into a page, between the comments that name
 them. A test checks that the page is up to date.
 """
 
@@ -25,9 +25,9 @@ def filled(page: str) -> str:
     """Return a page with the current tables, each between its comments."""
     for name, documented in (("documented", True), ("further", False)):
         table = _table(parameter for parameter in WIRE if parameter.documented is documented)
-        begin, end = f"<!-- {name} parameters, made by hidream.server.parameter_tables -->", "<!-- end -->"
+        begin, end = f"<!-- {name} parameters, made by tests/parameter_tables.py -->", "<!-- end -->"
         between = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-        page = between.sub(lambda _, text=f"{begin}\n{table}{end}": text, page)  # type: ignore[misc]
+        page = between.sub(lambda _, text=f"{begin}\n{table}{end}": text, page)
     return page
 
 
@@ -55,7 +55,7 @@ def _of_variants(parameter: Parameter) -> str:
     return ", ".join(f"{' and '.join(variants)} {value}" for value, variants in by_value.items())
 
 
-def _value(value: Any) -> str:  # noqa: ANN401 - each parameter has its own
+def _value(value: Any) -> str:
     if value is None or value in ("", ()):
         return "–"
     if isinstance(value, bool):
