@@ -34,13 +34,13 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
 
     Raises ConfigurationError on an unknown key, a bad value, or a TOML file that cannot be read.
     """
-    home = _home(environ)
+    folder = home(environ)
     chosen: dict[str, dict[str, object]] = {name: {} for name in TABLES}
-    for layer in (_from_toml(environ, home), _from_environ(environ), _from_flags(flags or {})):
+    for layer in (_from_toml(environ, folder), _from_environ(environ), _from_flags(flags or {})):
         for table, values in layer.items():
             chosen[table].update(values)
     tables = {name: TABLES[name](**values) for name, values in chosen.items()}
-    return Settings(home=home.resolve(), api_key=_api_key(environ), **tables)
+    return Settings(home=folder.resolve(), api_key=_api_key(environ), **tables)
 
 
 def passed_over(environ: Mapping[str, str]) -> list[str]:
@@ -73,21 +73,21 @@ def flag_name(table: str, key: str) -> str:
     return "--model" if table == "models" and key in list(Variant) else f"--{key.replace('_', '-')}"
 
 
-def _home(environ: Mapping[str, str]) -> Path:
-    """The folder of all state, which need not exist yet."""
+def home(environ: Mapping[str, str]) -> Path:
+    """The folder of all state, which need not exist yet. Raises ConfigurationError if HIDREAM_HOME is a file."""
     text = environ.get("HIDREAM_HOME")
     if not text:
         return Path(platformdirs.user_data_dir("hidream", appauthor=False))
-    home = _path(text, "HIDREAM_HOME")
-    if home.exists() and not home.is_dir():
+    folder = _path(text, "HIDREAM_HOME")
+    if folder.exists() and not folder.is_dir():
         raise ConfigurationError(f"HIDREAM_HOME is {text!r:.100}, which is a file; accepted: a folder, or a new path")
-    return home
+    return folder
 
 
-def settings_file(environ: Mapping[str, str], home: Path) -> Path:
-    """The path of the TOML file, which need not exist."""
+def settings_file(environ: Mapping[str, str], folder: Path) -> Path:
+    """The path of the TOML file, by default in the home folder; it need not exist."""
     text = environ.get("HIDREAM_CONFIG")
-    return _path(text, "HIDREAM_CONFIG") if text else home / "hidream.toml"
+    return _path(text, "HIDREAM_CONFIG") if text else folder / "hidream.toml"
 
 
 def _api_key(environ: Mapping[str, str]) -> str:
@@ -101,8 +101,8 @@ def _api_key(environ: Mapping[str, str]) -> str:
     return key
 
 
-def _from_toml(environ: Mapping[str, str], home: Path) -> dict[str, dict[str, object]]:
-    path = settings_file(environ, home)
+def _from_toml(environ: Mapping[str, str], folder: Path) -> dict[str, dict[str, object]]:
+    path = settings_file(environ, folder)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -54,6 +54,11 @@ class LoraFolder:
             with suppress(CheckpointError):  # the log has it
                 self.read(name)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the files are; None without one."""
+        return self._folder
+
     def names(self) -> list[str]:
         """The names that there are now, those that cannot be used among them."""
         with suppress(ConfigurationError):
