@@ -44,7 +44,7 @@ def test_every_setting_is_documented_with_its_default(table):
 
 
 def test_variables_outside_the_tables_are_documented():
-    for name in ("HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"):
+    for name in ("HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY", "HIDREAM_BASE_URL"):
         assert f"`{name}`" in read("docs/SETTINGS.md")
 
 

@@ -5,38 +5,52 @@
     pipe = hidream.Pipeline.from_pretrained()
     pipe("a fox in the snow", seed=7).save("fox.png")
 
-Importing this package imports nothing else: the names below are loaded when they are first used (PEP 562).
+`hidream.Client` does the same on a server. Importing this package imports nothing else: the names below are loaded when
+they are first used (PEP 562).
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hidream import errors
+    from hidream import errors, webhooks
+    from hidream.client.async_client import AsyncClient
+    from hidream.client.client import Client
+    from hidream.client.retries import Retry
     from hidream.library.image import Image, Progress
     from hidream.library.pipeline import Pipeline
     from hidream.request import Prompts
 
 __version__ = "0.1.0"
-__all__ = ["Image", "Pipeline", "Progress", "Prompts", "__version__", "errors"]
+__all__ = [
+    "AsyncClient", "Client", "Image", "Pipeline", "Progress", "Prompts", "Retry", "__version__", "errors", "webhooks",
+]  # fmt: skip
 
-_HOMES = {
+_MODULES = {
+    "AsyncClient": "hidream.client.async_client",
+    "Client": "hidream.client.client",
     "Image": "hidream.library.image",
     "Pipeline": "hidream.library.pipeline",
     "Progress": "hidream.library.image",
     "Prompts": "hidream.request",
+    "Retry": "hidream.client.retries",
 }
-"""The module of each name that is loaded late."""
+"""Where each name is; the others in `__all__` are modules."""
+
+_EXTRAS = {"Image": "torch", "Pipeline": "torch", "Progress": "torch"}
+"""The extra that installs what a name needs, if the base does not."""
 
 
-def __getattr__(name: str) -> object:
-    if name == "errors":
-        return importlib.import_module("hidream.errors")
-    if name not in _HOMES:
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name not in __all__:
         raise AttributeError(f"module 'hidream' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from hidream.missing import importing
+
+    with importing(f"hidream.{name}", _EXTRAS.get(name, "client")):
+        module = importlib.import_module(_MODULES.get(name, f"hidream.{name}"))
+    return getattr(module, name) if name in _MODULES else module
 
 
 def __dir__() -> list[str]:

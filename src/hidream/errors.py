@@ -12,18 +12,26 @@
     ├── PromptRefused                 1200   200  the safety room does not allow the prompt
     ├── ObjectStoreUnavailable        5003   503  the folder or bucket of files cannot be used, or is full
     ├── ConfigurationError               –     –  a setting, a checkpoint or a file on disk is wrong
-    │   └── CheckpointError              –     –  a model folder that cannot be loaded
+    │   ├── CheckpointError              –     –  a model folder that cannot be loaded
+    │   └── MissingPackage               –     –  a package of an extra is not installed; an ImportError too
     ├── NotFinite                     1403   200  an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  a worker could not finish a task
     ├── DatabaseUnavailable           5003   503  the database does not answer, or its disk is full
     │   └── DatabaseGone              5003   503  the database's file was deleted or replaced while in use
     ├── DiskFull                      5003   507  too little of the disk is free to take anything in
-    └── Interrupted                      –     –  an image was aborted before it was finished
+    ├── Interrupted                      –     –  an image was aborted before it was finished
+    ├── InvalidSignature                 –   401  a webhook was not signed with the secret, or long ago
+    ├── ServerError                      –     –  a server answered with an error of its own, or not as an API
+    ├── ConnectionFailed                 –     –  a server cannot be reached, or the connection broke
+    └── TimedOut                         –     –  something took longer than the caller wanted to wait
 
 `field` is the place in the request that is wrong, such as "seed" or "loras[0].name", where the error is about one.
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
 answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value
 that was seen, and what is accepted or what to do.
+
+`hidream.Client` raises the same errors as the library and the server. `status` is then the HTTP status, `request_id`
+the id under which the server's log has the request, and `task_id` the task, where there is one.
 """
 
 from __future__ import annotations
@@ -38,6 +46,9 @@ class HiDreamError(Exception):
     http_status: ClassVar[int] = 500
     retry_after_s: int | None = None
     field: str
+    status: int | None = None
+    request_id: str = ""
+    task_id: str = ""
 
     def __init__(self, message: str = "", *, field: str = "") -> None:
         super().__init__(message)
@@ -140,6 +151,10 @@ class CheckpointError(ConfigurationError):
     """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
 
 
+class MissingPackage(ConfigurationError, ImportError):
+    """A package that an extra installs is absent; the message has the command that installs it."""
+
+
 class NotFinite(HiDreamError):
     """An image came out as numbers that are not finite: it would be black, and is not delivered."""
 
@@ -171,3 +186,21 @@ class DatabaseGone(DatabaseUnavailable):
 
 class Interrupted(HiDreamError):
     """An image was aborted before it was finished, because its caller asked for it."""
+
+
+class InvalidSignature(HiDreamError):
+    """A webhook was not signed with the secret, was changed, or was signed too long ago."""
+
+    http_status = 401
+
+
+class ServerError(HiDreamError):
+    """A server answered with an error of its own, or with something that is no answer of the API."""
+
+
+class ConnectionFailed(HiDreamError):
+    """A server cannot be reached, or the connection broke before the response."""
+
+
+class TimedOut(HiDreamError):
+    """Something took longer than the caller wanted to wait; a task goes on, and `task_id` names it."""

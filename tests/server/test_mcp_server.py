@@ -104,6 +104,8 @@ def test_what_is_missing_is_said_in_one_line(capsys, monkeypatch, environ, said)
 
 
 def test_without_the_extra_it_says_so(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "hidream.mcp_server", None)
+    monkeypatch.delitem(sys.modules, "hidream.mcp_server", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    monkeypatch.setitem(sys.modules, "mcp.server", None)
     assert cli.main(["mcp"]) == 1
     assert "pip install 'hidream[mcp]'" in capsys.readouterr().err

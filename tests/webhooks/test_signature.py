@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.webhooks import signature
+from hidream.errors import InvalidSignature
+from hidream.webhooks import received, signature
 
 SECRET = "whsec_" + "5e" * 32
 NOW_S = 1_763_856_000
@@ -15,6 +16,14 @@ NOW_S = 1_763_856_000
 
 def signed(body=b"{}", at_s=NOW_S):
     return signature.headers(SECRET, "6488c275", at_s, body)
+
+
+def genuine(secret, headers, body, now_s):
+    try:
+        received.check(headers, body, secret, now_s)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def test_it_is_the_documented_algorithm():
@@ -40,9 +49,9 @@ def test_secrets_are_long_and_never_the_same():
 @given(st.binary(max_size=200), st.text("0123456789abcdef", min_size=32, max_size=32))
 def test_what_was_signed_is_verified(body, name):
     headers = signature.headers(SECRET, name, NOW_S, body)
-    assert signature.verify(SECRET, headers, body, NOW_S)
-    assert not signature.verify(SECRET, headers, body + b" ", NOW_S)
-    assert not signature.verify(signature.new_secret(), headers, body, NOW_S)
+    assert genuine(SECRET, headers, body, NOW_S)
+    assert not genuine(SECRET, headers, body + b" ", NOW_S)
+    assert not genuine(signature.new_secret(), headers, body, NOW_S)
 
 
 def test_while_secrets_are_rotated_each_signs_in_a_header_of_its_own():
@@ -50,15 +59,15 @@ def test_while_secrets_are_rotated_each_signs_in_a_header_of_its_own():
     headers = signature.headers(SECRET, "6488c275", NOW_S, b"{}", new)
     assert {name: value for name, value in headers.items() if name != signature.NEXT} == signed()
     assert headers["webhook-signature-next"] == signature.sign(new, "6488c275", NOW_S, b"{}")
-    assert signature.verify(SECRET, headers, b"{}", NOW_S)
-    assert signature.verify(new, headers, b"{}", NOW_S)
-    assert not signature.verify(signature.new_secret(), headers, b"{}", NOW_S)
+    assert genuine(SECRET, headers, b"{}", NOW_S)
+    assert genuine(new, headers, b"{}", NOW_S)
+    assert not genuine(signature.new_secret(), headers, b"{}", NOW_S)
 
 
 @pytest.mark.parametrize("late_s", [-300, 0, 300])
 def test_a_timestamp_may_lie_300_seconds_off(late_s):
-    assert signature.verify(SECRET, signed(), b"{}", NOW_S + late_s)
-    assert not signature.verify(SECRET, signed(), b"{}", NOW_S + late_s + (0.5 if late_s > 0 else -301))
+    assert genuine(SECRET, signed(), b"{}", NOW_S + late_s)
+    assert not genuine(SECRET, signed(), b"{}", NOW_S + late_s + (0.5 if late_s > 0 else -301))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +85,15 @@ def test_a_timestamp_may_lie_300_seconds_off(late_s):
     ],
 )
 def test_a_header_that_was_changed_is_refused(name, value):
-    assert signature.verify(SECRET, signed(), b"{}", NOW_S)
-    assert not signature.verify(SECRET, signed() | {name: value}, b"{}", NOW_S)
+    assert genuine(SECRET, signed(), b"{}", NOW_S)
+    assert not genuine(SECRET, signed() | {name: value}, b"{}", NOW_S)
 
 
 @pytest.mark.parametrize("name", ["webhook-id", "webhook-timestamp", "webhook-signature"])
 def test_a_header_that_is_absent_is_refused(name):
     headers = signed()
     del headers[name]
-    assert not signature.verify(SECRET, headers, b"{}", NOW_S)
+    assert not genuine(SECRET, headers, b"{}", NOW_S)
 
 
 def test_nothing_is_signed_without_a_secret():

@@ -15,7 +15,8 @@ from hidream.request import ImageRequest
 from hidream.settings.tables import Compute, Engine, Models, Outputs, Settings, Worker
 from hidream.types import Mode, Size, Variant
 from hidream.worker.bridge import Bridge
-from hidream.worker.main import NAMES, _load, _versions, gc_frozen, run
+from hidream.worker.garbage import gc_frozen
+from hidream.worker.main import NAMES, _load, _versions, run
 
 
 @pytest.mark.parametrize("wrong", ["checkpoint", "memory", "variant", "place"])

@@ -1,10 +1,11 @@
 """Reading settings: flag > environment > TOML file > default; and writing them back into an environment.
 
 `[table] key` in the TOML file is `HIDREAM_TABLE_KEY` in the environment and, if the command has it, the flag `--key`.
-Four variables are outside the tables: `HIDREAM_HOME` (the folder of all state), `HIDREAM_CONFIG` (the TOML file, by
-default `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`) and `HIDREAM_API_KEY` (the first
-key). An unknown key or a bad value is an error that names it; `_value` checks the values of all sources. Variables that
-Kubernetes or Docker set are ignored, and `passed_over` returns their names for the log.
+Five variables are outside the tables: `HIDREAM_HOME` (the folder of all state), `HIDREAM_CONFIG` (the TOML file, by
+default `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`), `HIDREAM_API_KEY` (the first
+key) and `HIDREAM_BASE_URL` (the server of `hidream.Client`). An unknown key or a bad value is an error that names it;
+`_value` checks the values of all sources. Variables that Kubernetes or Docker set are ignored, and `passed_over`
+returns their names for the log.
 
 This module knows the settings and what they accept from `tables.py` only, and does not know what they mean.
 """
@@ -26,7 +27,7 @@ from hidream.settings.nearest import nearest
 from hidream.settings.tables import SECRETS, TABLES, Settings
 from hidream.types import Variant
 
-_OUTSIDE_TABLES = {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY"}
+_OUTSIDE_TABLES = {"HIDREAM_HOME", "HIDREAM_CONFIG", "HIDREAM_MODEL", "HIDREAM_API_KEY", "HIDREAM_BASE_URL"}
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] | None = None) -> Settings:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 
 import httpcore
 
@@ -21,6 +19,7 @@ from hidream.errors import InvalidInput
 from hidream.outbound import network, targets
 from hidream.outbound.network import CONNECT_S, CheckedNetwork, TlsContext
 from hidream.outbound.targets import Allowlist, Resolver
+from hidream.retry_after import retry_after_s
 from hidream.webhooks import signature
 
 TOTAL_S = 10.0
@@ -138,17 +137,10 @@ def _status_error(status: int) -> str:
 
 
 def _retry_after_s(response: httpcore.Response, now_s: float) -> float:
-    """Read the Retry-After of a busy receiver in seconds; it may be a date (RFC 9110, section 10.2.3)."""
-    text = network.header(response, "retry-after").strip()
-    if response.status not in _BUSY or not text:
+    """Read the Retry-After of a busy receiver in seconds."""
+    if response.status not in _BUSY:
         return 0.0
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return min(float(text), RETRY_AFTER_MAX_S)
-    try:
-        wanted_s = parsedate_to_datetime(text).timestamp() - now_s
-    except (ValueError, OverflowError):
-        return 0.0
-    return min(max(wanted_s, 0.0), RETRY_AFTER_MAX_S)
+    return min(retry_after_s(network.header(response, "retry-after"), now_s), RETRY_AFTER_MAX_S)
 
 
 def _error_text(error: Exception, connect_s: float) -> str:

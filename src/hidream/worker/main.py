@@ -6,13 +6,12 @@ SIGTERM or SIGINT stops it. If a parent holds the other end of its standard inpu
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from hidream.store.workers import Worker, worker_id
 from hidream.types import MODELS, Mode, Variant
 from hidream.worker import heartbeat
 from hidream.worker.bridge import Bridge
+from hidream.worker.garbage import gc_frozen
 from hidream.worker.generation import Tools
 from hidream.worker.loop import WorkerLoop
 from hidream.worker.retry import retry_unavailable
@@ -67,21 +67,6 @@ def run(settings: Settings, with_parent: bool) -> int:
         logging.shutdown()
         os._exit(status)  # the model thread is in a call that cannot be interrupted; its result is not needed
     return status
-
-
-@contextmanager
-def gc_frozen() -> Iterator[None]:
-    """Import and load without garbage collection, and exclude what was loaded from later collections.
-
-    Torch, transformers and diffusers are 420,000 objects. While they are imported, Python's collector scans all of them
-    six times: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 async def _run(settings: Settings, with_parent: bool) -> tuple[Bridge, bool]:

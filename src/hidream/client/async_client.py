@@ -1,0 +1,219 @@
+"""`AsyncClient`: the same as `client.Client`, for programs with an event loop (asyncio or trio).
+
+async with hidream.AsyncClient() as client:
+    (await client("a fox in the snow", seed=7)).save("fox.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import httpx
+
+from hidream.client import calls
+from hidream.client import events as following
+from hidream.client.connection import connect, model_name
+from hidream.client.effects import Steps
+from hidream.client.events import Event
+from hidream.client.input_files import file_of
+from hidream.client.prediction import Prediction, Result
+from hidream.client.retries import Retry
+from hidream.client.runners import LIMITS, AsyncRunner
+from hidream.options import Options, spelled_out
+
+if TYPE_CHECKING:
+    from hidream.options import Picture
+
+
+class AsyncClient:
+    """A client of a hidream server, or of the hosted WaveSpeed API. Tasks of an event loop may share it.
+
+    base_url: the address of the server; default: HIDREAM_BASE_URL, or http://127.0.0.1:8000.
+    api_key: default: HIDREAM_API_KEY; for https://api.wavespeed.ai WAVESPEED_API_KEY.
+    model: "dev", "full", "fast" or a model's name, for calls that name none.
+    timeout: the seconds that a call may take in all, waiting and retries included; None is no limit.
+    retry: how often a request is sent, and the pauses between.
+    http_client: an httpx client of your own, for proxies or certificates; you close it.
+
+    All errors are those of `hidream.errors`, with `status`, `request_id` and `task_id`.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        model: str = "dev",
+        timeout: float | None = 600.0,
+        retry: Retry = Retry(),  # noqa: B008 - it is frozen
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._connection = connect(base_url, api_key, model, timeout, retry)
+        self._owned = http_client is None
+        self._runner = AsyncRunner(http_client or httpx.AsyncClient(limits=LIMITS))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.base_url!r}, model={self._connection.model!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._owned:
+            await self._runner.http.aclose()
+
+    @spelled_out
+    async def generate(
+        self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Result:
+        """Generate images and wait for them. A task that is not finished in time goes on; see TimedOut.task_id."""
+        submission = calls.submission(self._connection, prompt, model, None, None, options)
+        return await self._runner.run(calls.generate(self._connection, submission, self._connection.deadline(timeout)))
+
+    @spelled_out
+    async def __call__(
+        self, prompt: str, *, model: str | None = None, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Result:
+        """Generate images: the same as `generate`."""
+        return await self.generate(prompt, model=model, timeout=timeout, **options)
+
+    @spelled_out
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        model: str | None = None,
+        webhook: str | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncTask:
+        """Submit a task without waiting for it.
+
+        It is submitted once, whatever breaks on the way. With an `idempotency_key` of your own, the same call gives the
+        same task for 24 hours, even from another process.
+        """
+        submission = calls.submission(self._connection, prompt, model, webhook, idempotency_key, options)
+        return await self._task(calls.submit(self._connection, submission, self._connection.deadline(timeout)))
+
+    async def get(self, task_id: str) -> AsyncTask:
+        """Read a task. Raises NotFound."""
+        return await self._task(calls.get(self._connection, task_id, self._connection.deadline(None)))
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        created_after: datetime | str | None = None,
+        created_before: datetime | str | None = None,
+        include_inputs: bool = False,
+    ) -> AsyncIterator[AsyncTask]:
+        """All tasks of the key that meet the conditions, newest first; pages are requested as they are needed."""
+        conditions = {
+            "status": status,
+            "model": None if model is None else model_name(model),
+            "created_after": created_after,
+            "created_before": created_before,
+            "include_inputs": include_inputs or None,
+        }
+        found = calls.listing(self._connection, conditions, None)
+        async with aclosing(self._runner.iterate(found)) as predictions:
+            async for prediction in predictions:
+                yield AsyncTask(self, prediction)
+
+    async def delete(self, ids: str | Iterable[str]) -> int:
+        """Delete finished tasks with their images, and cancel others; return how many there were."""
+        return await self._runner.run(calls.delete(self._connection, ids, self._connection.deadline(None)))
+
+    async def upload(self, picture: Picture) -> str:
+        """Upload an image, and return its URL for `image` or `mask`: a path, a file's bytes, an image or an array."""
+        file = file_of("image", picture)
+        return await self._runner.run(calls.upload(self._connection, file, self._connection.deadline(None)))
+
+    async def models(self) -> Any:  # noqa: ANN401 - the server's objects
+        """The models that the server serves, as objects with `model_id` and the schema of their requests."""
+        return await self._account("/models")
+
+    async def balance(self) -> float:
+        """The balance of the account."""
+        return float(await self._account("/balance", "balance"))
+
+    async def webhook_secret(self) -> str:
+        """The secret of this key for `hidream.webhooks.verify`."""
+        return str(await self._account("/webhook/secret", "secret"))
+
+    async def _account(self, path: str, name: str = "") -> Any:  # noqa: ANN401
+        deadline = self._connection.deadline(None)
+        return await self._runner.run(calls.account(self._connection, path, deadline, name))
+
+    async def _task(self, steps: Steps[Prediction]) -> AsyncTask:
+        return AsyncTask(self, await self._runner.run(steps))
+
+
+class AsyncTask:
+    """A task on the server. `prediction` is what the server said last; `refresh` and `wait` renew it."""
+
+    def __init__(self, client: AsyncClient, prediction: Prediction) -> None:
+        self._connection, self._runner, self.prediction = client._connection, client._runner, prediction
+
+    def __repr__(self) -> str:
+        return f"AsyncTask({self.id!r}, status={self.status!r})"
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.prediction.id
+
+    @property
+    def status(self) -> str:
+        """Its state, as the server said last."""
+        return self.prediction.status
+
+    async def refresh(self) -> Self:
+        """Read its state."""
+        return await self._renewed(calls.get(self._connection, self.id, self._connection.deadline(None)))
+
+    async def wait(self, timeout: float | None = None) -> Self:
+        """Wait until it has ended, in whatever state. Raises TimedOut; the task goes on."""
+        return await self._renewed(calls.wait(self._connection, self.id, self._connection.deadline(timeout)))
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """Wait for its images, and download them. Raises what went wrong with the task, or TimedOut."""
+        known, deadline = self.prediction, self._connection.deadline(timeout)
+        result = await self._runner.run(calls.result(self._connection, self.id, deadline, known))
+        self.prediction = result.prediction
+        return result
+
+    async def events(self, timeout: float | None = None) -> AsyncIterator[Event]:
+        """Follow it to its end, with progress and previews; broken connections are made again.
+
+        A server without events is polled; then only the states come.
+        """
+        deadline = self._connection.deadline(timeout)
+        async with aclosing(self._runner.iterate(following.events(self._connection, self.id, deadline))) as events:
+            async for event in events:
+                self.prediction = event.prediction
+                yield event
+
+    async def cancel(self) -> Self:
+        """Cancel it if it is not finished; `status` is then what became of it. A finished task stays as it is."""
+        return await self._renewed(calls.cancel(self._connection, self.id, self._connection.deadline(None)))
+
+    async def delete(self) -> int:
+        """Delete it with its images if it is finished, else cancel it."""
+        return await self._runner.run(calls.delete(self._connection, self.id, self._connection.deadline(None)))
+
+    async def _renewed(self, steps: Steps[Prediction]) -> Self:
+        self.prediction = await self._runner.run(steps)
+        return self

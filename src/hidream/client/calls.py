@@ -1,0 +1,256 @@
+"""The calls of the API, without input and output: each yields effects, and returns what the user gets."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from hidream import options as keywords
+from hidream.client.connection import Connection, Deadline, model_name
+from hidream.client.effects import READ_S, Emit, Repeat, Request, Response, Sleep, Steps
+from hidream.client.input_files import file_of, url_of
+from hidream.client.prediction import Prediction, Result, embedded
+from hidream.client.responses import content_of, data_of
+from hidream.client.retries import call
+from hidream.errors import ConnectionFailed, HiDreamError, InvalidInput, ServerError, TimedOut
+from hidream.request import BY_NAME
+
+API = "/api/v3"
+WAIT_S = 20.0
+"""How long the server may delay a response until the task ends. Proxies close connections after a minute."""
+POLL_FIRST_S, POLL_LONGEST_S = 0.5, 2.0
+"""The pauses between polls of a server that does not delay; the hosted API's documents ask for 2 s for images."""
+PAGE_SIZE = 100
+IDS_MAX = 500
+"""The number of ids in one request, as the server limits it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request for images: what the body says, and the files that must be uploaded for it first."""
+
+    model: str
+    body: Mapping[str, Any]
+    files: Mapping[str, tuple[str, bytes]]
+    webhook: str | None
+    idempotency_key: str
+
+
+def submission(
+    connection: Connection,
+    prompt: str,
+    model: str | None,
+    webhook: str | None,
+    idempotency_key: str | None,
+    options: Mapping[str, Any],
+) -> Submission:
+    """Check a request before anything is sent. Raises InvalidInput, with the name of the field."""
+    given = keywords.checked(options)
+    body: dict[str, Any] = {"prompt": BY_NAME["prompt"].kind.read("prompt", prompt)}
+    body["output_format"] = BY_NAME["output_format"].default
+    body |= {name: BY_NAME[name].kind.to_json(value) for name, value in given.items() if name not in keywords.FILES}
+    images = {name: given[name] for name in keywords.FILES if name in given}
+    body |= {name: url for name, value in images.items() if (url := url_of(value))}
+    files = {name: file_of(name, value) for name, value in images.items() if name not in body}
+    name = connection.model if model is None else model_name(model)
+    return Submission(name, body, files, webhook, _key(idempotency_key))
+
+
+def submit(connection: Connection, submission: Submission, deadline: Deadline) -> Steps[Prediction]:
+    """Upload the files, then submit the task: once, however often the connection breaks."""
+    urls = {}
+    for name, file in submission.files.items():
+        urls[name] = yield from upload(connection, file, deadline)
+    request = replace(
+        api_request(connection, "POST", f"/{submission.model}", {**submission.body, **urls}),
+        params={"webhook": submission.webhook} if submission.webhook else {},
+        repeat=Repeat.KEYED,
+    )
+    request = replace(request, headers={**request.headers, "Idempotency-Key": submission.idempotency_key})
+    return (yield from call(connection, request, deadline, _prediction))
+
+
+def get(connection: Connection, task_id: str, deadline: Deadline, wait_s: float = 0.0) -> Steps[Prediction]:
+    """Read a task, when it ends or after `wait_s`."""
+    request = api_request(connection, "GET", f"/predictions/{_id(task_id)}/result")
+    request = replace(request, params={"wait_s": f"{wait_s:.1f}"} if wait_s else {}, read_s=wait_s + READ_S)
+    return (yield from _about(task_id, call(connection, request, deadline, _prediction)))
+
+
+def wait(connection: Connection, task_id: str, deadline: Deadline) -> Steps[Prediction]:
+    """Wait until a task ends. Raises TimedOut, with the id of the task, which goes on."""
+    pause_s = POLL_FIRST_S
+    while True:
+        began_s, wait_s = connection.clock_s(), min(WAIT_S, max(round(deadline.left_s - 0.1, 1), 0.0))
+        prediction = yield from get(connection, task_id, deadline, wait_s)
+        if prediction.ended:
+            return prediction
+        if deadline.left_s <= pause_s:
+            raise overdue(prediction)
+        if connection.clock_s() - began_s < min(wait_s, pause_s):  # the server does not delay
+            yield Sleep(pause_s)
+            pause_s = min(pause_s * 2, POLL_LONGEST_S)
+
+
+def result(connection: Connection, task_id: str, deadline: Deadline, known: Prediction | None = None) -> Steps[Result]:
+    """Wait for a task and download its images. Raises what went wrong with it."""
+    prediction = known if known is not None and known.ended else (yield from wait(connection, task_id, deadline))
+    prediction.check()
+    files = []
+    for output in prediction.outputs:
+        file = embedded(output)
+        files.append((yield from _about(task_id, download(connection, output, deadline))) if file is None else file)
+    if not files:
+        raise ServerError(f"the completed task {task_id} has no outputs")
+    return Result(prediction, tuple(files))
+
+
+def generate(connection: Connection, submission: Submission, deadline: Deadline) -> Steps[Result]:
+    """Submit a task, wait for it and download its images."""
+    prediction = yield from submit(connection, submission, deadline)
+    return (yield from result(connection, prediction.id, deadline, prediction))
+
+
+def download(connection: Connection, url: str, deadline: Deadline) -> Steps[bytes]:
+    """Download a file without the key, because its URL may lead elsewhere."""
+    request = Request("GET", url, {}, redirects=True)
+    return (yield from call(connection, request, deadline, content_of))
+
+
+def upload(connection: Connection, file: tuple[str, bytes], deadline: Deadline) -> Steps[str]:
+    """Upload an image file; return its URL. A second upload after a failure is harmless: unused ones are deleted."""
+    request = replace(api_request(connection, "POST", "/media/upload/binary"), file=file)
+    return (yield from call(connection, request, deadline, lambda response: str(_value(response, "download_url"))))
+
+
+def cancel(connection: Connection, task_id: str, deadline: Deadline) -> Steps[Prediction]:
+    """Cancel a task that is not finished, and return what became of it.
+
+    A second DELETE would delete the task. So after a broken connection, the task is read before another one is sent.
+    """
+    for attempt in range(1, connection.retry.attempts + 1):
+        prediction = yield from get(connection, task_id, deadline)
+        if prediction.ended:
+            return prediction
+        request = api_request(connection, "DELETE", f"/predictions/{task_id}")
+        request = replace(request, repeat=Repeat.UNRECEIVED)
+        try:
+            ended = call(connection, request, deadline, lambda response: str(_value(response, "status")))
+            return replace(prediction, status=(yield from _about(task_id, ended)))
+        except (ConnectionFailed, ServerError):
+            if attempt == connection.retry.attempts:
+                raise
+        yield Sleep(min(connection.retry.pause_s(attempt), deadline.left_s))
+    raise AssertionError("the last attempt has returned or raised")
+
+
+def delete(connection: Connection, ids: Iterable[str], deadline: Deadline) -> Steps[int]:
+    """Delete finished tasks with their images, and cancel others; return how many there were."""
+    wanted, count = [_id(each) for each in ([ids] if isinstance(ids, str) else ids)], 0
+    for first in range(0, len(wanted), IDS_MAX):
+        body = {"ids": wanted[first : first + IDS_MAX]}
+        request = replace(api_request(connection, "POST", "/predictions/delete", body), repeat=Repeat.UNRECEIVED)
+        count += yield from call(connection, request, deadline, lambda response: int(_value(response, "deleted_count")))
+    return count
+
+
+def listing(connection: Connection, conditions: Mapping[str, Any], timeout_s: float | None) -> Steps[None]:
+    """Emit all tasks that meet the conditions, newest first; each page has the time limit.
+
+    A page begins where the one before ended, by time. So tasks that are submitted or deleted meanwhile shift nothing.
+    """
+    body = {name: _time(value) for name, value in conditions.items() if value is not None}
+    seen: set[str] = set()
+    page = 1
+    while True:
+        request = api_request(connection, "POST", "/predictions", {**body, "page": page, "page_size": PAGE_SIZE})
+        deadline = connection.deadline(timeout_s)
+        items = yield from call(connection, request, deadline, _items)
+        for item in items:
+            if item.id not in seen:
+                seen.add(item.id)
+                yield Emit(item)
+        if len(items) < PAGE_SIZE:
+            return
+        bound = _just_after(items[-1].created_at)
+        page = page + 1 if bound in (None, body.get("created_before")) else 1
+        if bound is not None:
+            body["created_before"] = bound
+
+
+def account(connection: Connection, path: str, deadline: Deadline, name: str = "") -> Steps[Any]:
+    """Read what a route without parameters says, or one of its values."""
+    request = api_request(connection, "GET", path)
+    return (
+        yield from call(connection, request, deadline, lambda found: _value(found, name) if name else data_of(found))
+    )
+
+
+def api_request(connection: Connection, method: str, path: str, json: object = None) -> Request:
+    """A request to the API, with an id of its own for the server's log."""
+    return Request(method, f"{connection.base_url}{API}{path}", connection.headers(uuid.uuid4().hex), json=json)
+
+
+def overdue(prediction: Prediction) -> TimedOut:
+    """The error of a task that was not finished in time."""
+    late = TimedOut(f"task {prediction.id} was not finished in time; it is still {prediction.status}")
+    late.task_id = prediction.id
+    return late
+
+
+def _about(task_id: str, steps: Steps[T]) -> Steps[T]:
+    """Name the task in the errors of a call."""
+    try:
+        return (yield from steps)
+    except HiDreamError as error:
+        error.task_id = task_id
+        raise
+
+
+def _prediction(response: Response) -> Prediction:
+    return Prediction.of(data_of(response))
+
+
+def _items(response: Response) -> list[Prediction]:
+    items = _value(response, "items")
+    return [Prediction.of(item) for item in items] if isinstance(items, list) else []
+
+
+def _value(response: Response, name: str) -> Any:  # noqa: ANN401 - what JSON says
+    data = data_of(response)
+    if not isinstance(data, dict) or name not in data:
+        raise ServerError(f"the server's answer has no {name}: {data!r:.200}")
+    return data[name]
+
+
+def _time(value: object) -> object:
+    """Write a time as the API does; without an offset, it is local time, as everywhere in Python."""
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+
+
+def _just_after(created_at: str) -> str | None:
+    """The next millisecond after a time of the API, in which all tasks of the same millisecond lie before it."""
+    try:
+        return (datetime.fromisoformat(created_at) + timedelta(milliseconds=1)).isoformat()
+    except ValueError:
+        return None
+
+
+def _id(task_id: str) -> str:
+    if not isinstance(task_id, str) or not task_id.isalnum() or not task_id.isascii():
+        raise InvalidInput(f"id is {task_id!r:.100}; accepted: the id of a task", field="id")
+    return task_id
+
+
+def _key(text: str | None) -> str:
+    if text is None:
+        return uuid.uuid4().hex
+    if not isinstance(text, str) or not 1 <= len(text) <= 255 or not (text.isascii() and text.isprintable()):
+        accepted = "1 to 255 printable ASCII characters"
+        raise InvalidInput(f"idempotency_key is {text!r:.100}; accepted: {accepted}", field="idempotency_key")
+    return text

@@ -1,0 +1,314 @@
+"""The calls: what they send and give, with servers that delay responses and servers that do not."""
+
+import io
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from PIL import Image
+from world import DONE, TASK, World, in_turn, says
+
+from hidream.client import calls
+from hidream.client.connection import connect, model_name
+from hidream.client.effects import Response
+from hidream.client.prediction import Prediction, Result
+from hidream.client.retries import Retry
+from hidream.errors import (
+    Interrupted,
+    InvalidInput,
+    MissingInput,
+    PromptRefused,
+    ServerError,
+    TaskFailed,
+    TimedOut,
+    Unauthorized,
+)
+from hidream.request import LoraUse
+from hidream.types import Size
+
+
+def picture(kind="PNG", size=(8, 6)):
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 60)).save(file, kind)
+    return file.getvalue()
+
+
+FILE = Response(200, {}, picture())
+
+
+def body(**options):
+    connection = World(None).connection()
+    return calls.submission(connection, "a fox", None, None, None, options).body
+
+
+def failed(world, call):
+    connection = world.connection()
+    return world.run(call(connection, connection.deadline(None)))
+
+
+def test_a_request_says_what_was_given_and_the_format_that_the_library_has():
+    assert body() == {"prompt": "a fox", "output_format": "png"}
+    assert body(seed=7, shift=None, output_format="jpg") == {"prompt": "a fox", "output_format": "jpeg", "seed": 7}
+
+
+@pytest.mark.parametrize("size", ["640x480", "640*480", (640, 480), [640, 480], Size(640, 480)])
+def test_a_size_has_many_forms(size):
+    assert body(size=size)["size"] == "640*480"
+
+
+@pytest.mark.parametrize("lora", ["ink", ("ink", 1.0), LoraUse("ink"), {"name": "ink"}, {"path": "ink", "scale": 1}])
+def test_a_lora_has_many_forms(lora):
+    assert body(loras=[lora])["loras"] == body(loras=lora)["loras"] == [{"name": "ink", "scale": 1.0}]
+
+
+def test_many_loras_have_many_forms_too():
+    two = [{"name": "ink", "scale": 0.5}, {"name": "wash", "scale": 2.0}]
+    assert body(loras={"ink": 0.5, "wash": 2})["loras"] == body(loras=[("ink", 0.5), {"wash": 2}])["loras"] == two
+    assert body(loras=[])["loras"] == []
+
+
+def test_a_size_may_be_given_by_its_sides():
+    assert body(width=640, height=480)["size"] == "640*480"
+    with pytest.raises(InvalidInput, match="width is given beside size"):
+        body(width=640, height=480, size="640x480")
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "said"),
+    [
+        ({"seeed": 7}, "seeed", "seeed is not a parameter; did you mean seed?"),
+        ({"steps": 7}, "steps", "did you mean num_inference_steps?"),
+        ({"width": 512}, "width", "width is given alone; accepted: width and height, or size"),
+        ({"xyz": 1}, "xyz", "accepted: size, seed, "),
+        ({"enable_sync_mode": True}, "enable_sync_mode", "is not a parameter"),
+        ({"seed": -2}, "seed", "seed is -2; accepted: a whole number from -1"),
+        ({"size": 1024}, "size", "size is 1024; accepted: (width, height) or a text"),
+        ({"size": (10, 10)}, "size", "size is '10*10'; accepted: width*height, each 256 to 2048"),
+        ({"size": "big"}, "size", "size is 'big'"),
+        ({"loras": 7}, "loras", "loras is 7; accepted: names, such as"),
+        ({"loras": [("ink", 11)]}, "loras[0].scale", "accepted: a number from -10 to 10"),
+        ({"sampler": "ddim"}, "sampler", "accepted: flash, unipc, euler"),
+        ({"image": 7}, "image", "image is 7; accepted: an image of Pillow"),
+        ({"image": "no such file.png"}, "image", "cannot be read: No such file"),
+        ({"image": "a\0b"}, "image", "cannot be read"),
+        ({"image": b""}, "image", "image is an empty file"),
+        ({"mask": np.zeros((4, 4))}, "mask", "mask is an array of <f8 [4, 4]; accepted: uint8"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_sent(options, field, said):
+    with pytest.raises(InvalidInput) as raised:
+        body(**options)
+    assert raised.value.field == field
+    assert said in raised.value.message
+
+
+def test_a_prompt_is_needed():
+    connection = World(None).connection()
+    with pytest.raises(MissingInput, match="prompt is empty"):
+        calls.submission(connection, " ", None, None, None, {})
+    with pytest.raises(InvalidInput, match="prompt is 7"):
+        calls.submission(connection, 7, None, None, None, {})
+    with pytest.raises(InvalidInput, match="idempotency_key is 'ü'"):
+        calls.submission(connection, "a fox", None, None, "ü", {})
+
+
+@pytest.mark.parametrize("url", ["https://host/a.png", " http://host/a.png", "data:image/png;base64,aaaa"])
+def test_urls_are_sent_as_they_are(url):
+    assert body(image=url)["image"] == url.strip()
+
+
+def test_pictures_are_uploaded_as_the_files_that_they_are(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(picture("JPEG"))
+    for value in (tmp_path / "photo.jpg", str(tmp_path / "photo.jpg")):
+        assert sent_file(value) == ("photo.jpg", picture("JPEG"))
+    assert sent_file(picture("WEBP")) == ("image", picture("WEBP"))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I;16"])
+def test_pixels_become_a_png(mode):
+    name, file = sent_file(Image.new(mode, (5, 4)))
+    assert name == "image.png"
+    assert Image.open(io.BytesIO(file)).size == (5, 4)
+
+
+def test_arrays_become_a_png():
+    array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent_file(array)[1]))), array)
+
+
+def sent_file(value):
+    connection = World(None).connection()
+    return calls.submission(connection, "a fox", None, None, None, {"image": value}).files["image"]
+
+
+def test_an_upload_comes_before_the_task_that_names_it():
+    world = World(in_turn(says({"download_url": "http://server/uploads/1"}), says(TASK)))
+    connection = world.connection()
+    made = calls.submission(connection, "a fox", "full", "https://me/hook", "mine", {"image": picture()})
+    world.run(calls.submit(connection, made, connection.deadline(None)))
+    upload, submission = world.sent
+    assert upload.url == "http://server/api/v3/media/upload/binary"
+    assert submission.url == "http://server/api/v3/wavespeed-ai/hidream-i1-full"
+    assert submission.json["image"] == "http://server/uploads/1"
+    assert submission.params == {"webhook": "https://me/hook"}
+    assert submission.headers["Idempotency-Key"] == "mine"
+    assert submission.headers["Authorization"] == b"Bearer hd_key"
+
+
+def test_a_server_that_delays_is_asked_again_at_once():
+    def answer(request):
+        world.now_s += float(request.params["wait_s"])
+        return says(DONE if world.now_s > 50 else TASK)
+
+    world = World(answer)
+    assert failed(world, lambda connection, end: calls.wait(connection, TASK["id"], end)).status == "completed"
+    assert world.slept == []
+    assert len(world.sent) == 3
+
+
+def test_a_server_that_does_not_is_asked_again_after_a_pause():
+    world = World(in_turn(*[says(TASK)] * 5, says(DONE)))
+    failed(world, lambda connection, end: calls.wait(connection, TASK["id"], end))
+    assert world.slept == [0.5, 1, 2, 2, 2]
+
+
+def test_a_task_that_is_not_finished_in_time_goes_on():
+    world = World(in_turn(says(TASK)))
+    connection = world.connection()
+    with pytest.raises(TimedOut, match="it is still created") as raised:
+        world.run(calls.wait(connection, TASK["id"], connection.deadline(10)))
+    assert raised.value.task_id == TASK["id"]
+    assert world.now_s <= 10
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"status": "failed", "code": 1200, "error": "not allowed"}, PromptRefused),
+        ({"status": "failed", "code": 1401, "error": "no such LoRA"}, InvalidInput),
+        ({"status": "failed", "code": 1405, "error": "broken"}, TaskFailed),
+        ({"status": "failed", "error": ""}, TaskFailed),
+        ({"status": "timeout"}, TaskFailed),
+        ({"status": "cancelled"}, Interrupted),
+        ({"status": "completed", "outputs": []}, ServerError),
+    ],
+)
+def test_a_task_that_has_no_images_raises_why(said, kind):
+    world = World(in_turn(says(TASK | said)))
+    with pytest.raises(kind) as raised:
+        failed(world, lambda connection, end: calls.result(connection, TASK["id"], end))
+    assert kind is ServerError or raised.value.task_id == TASK["id"]
+
+
+def test_images_are_downloaded_without_the_key_or_read_from_the_answer():
+    world = World(in_turn(says(DONE), FILE))
+    result = failed(world, lambda connection, end: calls.result(connection, TASK["id"], end))
+    assert world.sent[-1].url == "http://files/1.png"
+    assert "Authorization" not in world.sent[-1].headers
+    assert result.files == (picture(),)
+    assert (result.image.size, result.seed, result.timings.execution_s) == ((8, 6), 7, 1.13)
+    for text in ("iVBORw0KGgo=", "data:image/png;base64,iVBORw0KGgo="):
+        world = World(in_turn(says(DONE | {"outputs": [text]})))
+        assert failed(world, lambda connection, end: calls.result(connection, TASK["id"], end)).files[0][1:4] == b"PNG"
+
+
+def test_files_are_saved_as_they_came(tmp_path):
+    one = Result(Prediction.of(DONE), (picture(),))
+    assert one.save(tmp_path / "fox.png") == [tmp_path / "fox.png"]
+    assert (tmp_path / "fox.png").read_bytes() == picture()
+    two = Result(Prediction.of(DONE), (picture("JPEG"), picture("JPEG")))
+    assert [path.name for path in two.save(str(tmp_path / "fox.jpg"))] == ["fox-7.jpg", "fox-8.jpg"]
+    with pytest.raises(InvalidInput, match=r'is a PNG file; request output_format="jpeg", or name a file.* \.png'):
+        one.save(tmp_path / "fox.jpg")
+    with pytest.raises(InvalidInput, match=r"ends with \.png, \.jpeg, \.jpg, \.webp, \.avif"):
+        one.save(tmp_path / "fox.gif")
+
+
+def test_a_list_goes_on_where_the_page_before_ended():
+    """250 tasks, three in each millisecond; 5 are submitted and 10 deleted between the pages."""
+    times = [f"2026-11-30T00:00:00.{999 - n // 3:03}Z" for n in range(250)]
+    tasks = [TASK | {"id": f"t{n}", "created_at": at} for n, at in enumerate(times)]
+
+    def answer(request):
+        asked = request.json
+        bound = datetime.fromisoformat(asked.get("created_before") or "2027-01-01T00:00:00Z")
+        found = [task for task in tasks if datetime.fromisoformat(task["created_at"]) <= bound]
+        page = found[(asked["page"] - 1) * 100 : asked["page"] * 100]
+        tasks[:0] = [TASK | {"id": f"n{len(world.sent)}", "created_at": "2026-12-01T00:00:00.000Z"}] * 5
+        del tasks[10:20]
+        return says({"items": page})
+
+    world = World(answer)
+    connection = world.connection()
+    world.run(calls.listing(connection, {}, None))
+    assert [each.id for each in world.emitted] == [f"t{n}" for n in range(250)]
+
+
+def test_a_list_of_one_moment_has_pages_too():
+    tasks = [TASK | {"id": f"t{n}", "created_at": "2026-11-30T00:00:00.5Z"} for n in range(250)]
+    world = World(lambda request: says({"items": tasks[(request.json["page"] - 1) * 100 :][:100]}))
+    connection = world.connection()
+    conditions = {
+        "model": "dev",
+        "status": None,
+        "created_after": datetime(2026, 11, 1, tzinfo=UTC),
+    }
+    world.run(calls.listing(connection, conditions, None))
+    assert len(world.emitted) == 250
+    assert world.sent[0].json == {
+        "model": "dev",
+        "created_after": "2026-11-01T00:00:00+00:00",
+        "page": 1,
+        "page_size": 100,
+    }
+
+
+def test_many_ids_are_deleted_in_pieces():
+    world = World(lambda request: says({"deleted_count": len(request.json["ids"])}))
+    connection = world.connection()
+    assert world.run(calls.delete(connection, [f"t{n}" for n in range(1001)], connection.deadline(None))) == 1001
+    assert [len(request.json["ids"]) for request in world.sent] == [500, 500, 1]
+    with pytest.raises(InvalidInput, match=r"id is '\.\./x'"):
+        world.run(calls.delete(connection, ["../x"], connection.deadline(None)))
+
+
+def connected(url=None, key=None, **environ):
+    return connect(url, key, "dev", 600, Retry(), environ)
+
+
+def test_address_and_key_come_from_arguments_or_the_environment():
+    assert connected(key="a").base_url == "http://127.0.0.1:8000"
+    found = connected(HIDREAM_BASE_URL="https://host/x/", HIDREAM_API_KEY="b", WAVESPEED_API_KEY="c")
+    assert (found.base_url, found.api_key) == ("https://host/x", "b")
+    assert connected("http://host:1/api/v3", "a", HIDREAM_BASE_URL="http://no").base_url == "http://host:1"
+    assert connected("https://api.wavespeed.ai", WAVESPEED_API_KEY="c", HIDREAM_API_KEY="b").api_key == "c"
+    with pytest.raises(Unauthorized, match="WAVESPEED_API_KEY"):
+        connected("https://api.wavespeed.ai", HIDREAM_API_KEY="b")
+    with pytest.raises(Unauthorized, match="HIDREAM_API_KEY"):
+        connected(WAVESPEED_API_KEY="c")
+
+
+@pytest.mark.parametrize(
+    "url", ["host", "ftp://host", "http://", "http://h:99999", "http://h/?a=1", "http://a b", "http://["]
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(InvalidInput, match="base_url is"):
+        connected(url, "a")
+
+
+def test_no_error_shows_a_key_or_a_password():
+    for url, key in (("http://me:secret@host", "a"), ("http://host", "secret\n"), ("http://host", " secret")):
+        with pytest.raises(InvalidInput) as raised:
+            connected(url, key)
+        assert "secret" not in raised.value.message
+    assert "secret" not in repr(connected("http://host", "secret"))
+    assert "secret" not in repr(calls.api_request(connected("http://host", "secret"), "GET", "/models"))
+
+
+@pytest.mark.parametrize("name", ["dev", "hidream-i1-dev", "wavespeed-ai/hidream-i1-dev"])
+def test_a_model_has_a_short_name(name):
+    assert model_name(name) == "wavespeed-ai/hidream-i1-dev"
+    assert model_name("other/model") == "other/model"
+    for bad in ("", "a b", "../x?", 7):
+        with pytest.raises(InvalidInput, match="model is"):
+            model_name(bad)
