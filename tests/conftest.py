@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -28,6 +30,8 @@ from guard import Guard
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("HF_HUB_CACHE", None)
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "no-hub-of-hidream")  # no test sees the user's own models
 settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("long", max_examples=1000, deadline=None, derandomize=False)  # in CI as well
 settings.load_profile("short")

@@ -17,6 +17,7 @@ from hidream.types import Variant
 KEYS = ["keys create", "keys limit", "keys list", "keys revoke", "keys rotate"]
 KEYS += ["keys rotate-webhook", "keys export", "keys erase"]
 COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "audit", "mcp", "info", "convert"]
+COMMANDS += ["models pull", "models list", "models show", "models verify", "models rm"]
 
 
 def parsed(*argv):

@@ -14,6 +14,7 @@ from hidream import arguments, cli, mcp_server
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
+from hidream.hub.catalogue import CATALOGUE
 from hidream.server.app import create_app
 from hidream.server.metrics import Metrics
 from hidream.server.parameters import WIRE
@@ -170,13 +171,36 @@ def test_models_names_every_variants_recipe():
         assert guidance.split(",")[0] == (f"{recipe.guidance:g}" if recipe.guidance > 1 else "–")
 
 
-def test_models_says_of_memory_what_memory_says():
+@pytest.mark.parametrize(("page", "count"), [("docs/MODELS.md", 6), ("README.md", 4)])
+def test_pages_say_of_memory_what_memory_says(page, count):
     """tests/model/test_plan_text.py holds MEMORY.md against the plan."""
     said = read("docs/MEMORY.md").split("<!-- dev-64 -->")[1].split("<!-- end -->")[0]
-    rows = re.findall(r"^\| (\d+ GB) \| (int8|compute) \| (.+) \|$", read("docs/MODELS.md"), re.MULTILINE)
-    assert len(rows) >= 6
+    rows = re.findall(r"^\| (\d+ GB) \| (int8|compute) \| (.+) \|$", read(page), re.MULTILINE)
+    assert len(rows) >= count
     for card, storage, happens in rows:
         assert re.search(rf"^\| {card} \| {storage} .* transformer: {re.escape(happens)};", said, re.MULTILINE), card
+
+
+def test_the_readme_says_what_a_model_without_a_card_needs():
+    said = read("docs/MEMORY.md").split("<!-- cpu -->")[1].split("<!-- end -->")[0]
+    (smallest,) = re.findall(r"^\| (\d+ GB) \| stored \| stored, stored .*: mapped;", said, re.MULTILINE)
+    assert f"Without a card, {smallest} of memory suffice for the published 16 bits" in " ".join(
+        read("README.md").split()
+    )
+
+
+def test_pages_say_of_downloads_what_the_catalogue_says():
+    rows = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| `(\w+)`.* \| `(.+?)`.* \| (.+?) \| (.+) \|$", read("README.md"), re.M)
+    }
+    for entry in CATALOGUE.values():
+        repository, size, licence = rows[{"fast": "full"}.get(entry.name, entry.name)]
+        assert repository == {"fast": CATALOGUE["full"]}.get(entry.name, entry).repository
+        assert size.startswith(f"{entry.size_gb:.1f} GB")
+        assert licence == entry.licence + "; gated" * bool(entry.free_copy)
+        assert all(f"`{copy}`" in read("docs/MODELS.md") for copy in entry.copies)
+    assert f"| {CATALOGUE['dev'].size_gb:.1f} GB each, everything except Llama." in read("docs/MODELS.md")
 
 
 def test_the_errors_of_models_are_errors_of_ours():

@@ -20,6 +20,7 @@ from hidream.commands.index import TOP
 from hidream.commands.setting_flags import settings_of
 from hidream.commands.shell import COMPLETE_VARIABLE
 from hidream.errors import ConfigurationError, HiDreamError
+from hidream.missing import importing
 from hidream.settings import private, sources
 from hidream.settings.tables import Settings
 
@@ -64,7 +65,8 @@ def _run(command: Command, given: Given) -> int:
         _warn_about_ignored_variables()
         if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
             _keep_private(config)
-        return command.run(given, config)
+        with importing(f"`hidream {given.command}`", command.extras or "client"):
+            return command.run(given, config)
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and command.service
         return _fail(error.message, ExitStatus.CONFIGURATION if hopeless else ExitStatus.FAILED)

@@ -14,6 +14,7 @@
     ├── ConfigurationError               –     –  a setting, a checkpoint or a file on disk is wrong
     │   ├── CheckpointError              –     –  a model folder that cannot be loaded
     │   └── MissingPackage               –     –  a package of an extra is not installed; an ImportError too
+    ├── HubError                         –     –  the Hub cannot be reached, or does not let us download
     ├── NotFinite                     1403   200  an image came out as numbers that are not finite
     ├── TaskFailed                    1405   200  a worker could not finish a task
     ├── DatabaseUnavailable           5003   503  the database does not answer, or its disk is full
@@ -153,6 +154,10 @@ class CheckpointError(ConfigurationError):
 
 class MissingPackage(ConfigurationError, ImportError):
     """A package that an extra installs is absent; the message has the command that installs it."""
+
+
+class HubError(HiDreamError):
+    """The Hugging Face Hub cannot be reached, refuses a file, or sends another one than it announced."""
 
 
 class NotFinite(HiDreamError):

@@ -42,5 +42,6 @@ AUDIT = Command(
         )
     ],
     details="With --json, one JSON object per line.",
+    extras="server",
     examples=["hidream audit --since 7d", "hidream audit --json | jq -r .act"],
 )

@@ -20,6 +20,7 @@ def _convert(given: Given, config: Settings) -> int:
     let_threads_sleep()
     from hidream.formats.convert import convert, format_of
     from hidream.formats.targets import Format, Wish
+    from hidream.hub.locate import locate
     from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
@@ -29,7 +30,7 @@ def _convert(given: Given, config: Settings) -> int:
         def tell(target: Path, done: int, total: int) -> None:
             on_bytes(target.name, done, total)
 
-        written = convert(given.source, given.target, wish, published_config, tell)
+        written = convert(locate(str(given.source)), given.target, wish, published_config, tell)
     result(given, {"files": [str(path) for path in written]}, map(str, written))
     return 0
 
@@ -58,6 +59,7 @@ CONVERT = Command(
     ],
     details="SOURCE is a file or folder of one part, or a whole folder (also ComfyUI's). TARGET is a file or folder "
     "that does not exist yet.",
+    extras="torch",
     examples=[
         "hidream convert HiDream-I1-Dev/transformer dev_q8.gguf --type Q8_0",
         "hidream convert HiDream-I1-Dev ComfyUI/models --to comfy --type fp8_scaled",

@@ -30,7 +30,9 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_w
 class Flag(click.Option):
     """A flag. `also`: further names, not shown. `former`: names of earlier releases, which work with a warning."""
 
-    def __init__(self, names: Sequence[str], *, also: Sequence[str] = (), former: Sequence[str] = (), **options: Any) -> None:  # noqa: ANN401, E501
+    def __init__(
+        self, names: Sequence[str], *, also: Sequence[str] = (), former: Sequence[str] = (), **options: Any
+    ) -> None:  # noqa: ANN401, E501
         super().__init__(list(names), **options)
         self.also, self.former = tuple(also), tuple(former)
 
@@ -44,7 +46,8 @@ class Command(click.Command):
     """A command: its flags and arguments, examples of its use, and the function that runs it.
 
     `check` may refuse a combination of flags: it gets their values, and raises click.UsageError. `elsewhere` maps flags
-    of other tools to what they are called here. `service`: a service manager keeps it running.
+    of other tools to what they are called here. `extras` are those of `pyproject.toml` that it needs. `service`: a
+    service manager keeps it running.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Command(click.Command):
         check: Callable[[Given], None] | None = None,
         elsewhere: Mapping[str, str] | None = None,
         unexpected: Callable[[Sequence[str]], str] | None = None,
+        extras: str = "",
         service: bool = False,
     ) -> None:
         common = [] if service else [JSON_FLAG(), VERBOSE_FLAG()]
         super().__init__(None, params=[*params, *common], context_settings=CONTEXT)
         self.run, self.examples, self.details, self.check = run, examples, details, check
         self.elsewhere, self.unexpected, self.service = elsewhere or {}, unexpected, service
+        self.extras = extras
 
     @property
     def flags(self) -> list[Flag]:
@@ -72,7 +77,11 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, with the shown name in place of any other name of a flag."""
         ctx.allow_extra_args = True
-        super().parse_args(ctx, self._renamed(args))
+        try:
+            super().parse_args(ctx, self._renamed(args))
+        except click.BadOptionUsage as error:
+            error.ctx = error.ctx or ctx
+            raise
         if ctx.args and not ctx.resilient_parsing:
             cure = self.unexpected(ctx.args) if self.unexpected else ""
             raise click.UsageError(f"unexpected argument{'s' * (len(ctx.args) > 1)}: {' '.join(ctx.args)}{cure}", ctx)
@@ -130,7 +139,9 @@ class Group(click.Group):
     """Commands, or groups of them, that are imported when they are used; `sections` have them in the help's order."""
 
     def __init__(self, sections: Mapping[str, Mapping[str, Entry]], **options: Any) -> None:  # noqa: ANN401
-        super().__init__(None, context_settings=CONTEXT, subcommand_metavar="COMMAND …", no_args_is_help=False, **options)  # noqa: E501
+        super().__init__(
+            None, context_settings=CONTEXT, subcommand_metavar="COMMAND …", no_args_is_help=False, **options
+        )  # noqa: E501
         self.sections = sections
         self.invoke_without_command = True  # `parse` says what is missing
 
@@ -213,7 +224,7 @@ def _said(error: click.ClickException, ctx: click.Context | None) -> str:
         case click.MissingParameter(param=click.Option() as option):
             return f"{max(option.opts, key=len)} is missing"
         case click.BadOptionUsage():
-            return f"{error.option_name}: {_lower(error.message)}"
+            return f"{error.option_name}: a value is missing"
         case click.BadParameter(param=click.Option() as option):
             return f"{max(option.opts, key=len)}: {error.message}"
         case click.BadParameter(param=click.Argument() as argument):

@@ -26,6 +26,7 @@ SECTIONS = {
         "batch": _entry("batch", "submit many requests to a server, and fetch their images later"),
     },
     "Models": {
+        "models": _entry("models", "download models from the Hugging Face Hub; list, show, verify and remove them"),
         "info": _entry("info", "show models, parameters, memory and device"),
         "convert": _entry("convert", "convert weights to another format or type"),
     },
@@ -42,7 +43,9 @@ SECTIONS = {
         ),
     },
     "This machine": {
-        "doctor": _entry("doctor", "check device, memory, model, database and files: what is wrong, and how to mend it"),
+        "doctor": _entry(
+            "doctor", "check device, memory, model, database and files: what is wrong, and how to mend it"
+        ),
         "bench": _entry("bench", "measure the seconds that an image takes on this machine"),
         "completion": Entry("hidream.commands.shell", "COMPLETION", "print the completion script of a shell"),
         "help": Entry("hidream.commands.shell", "HELP", "show the help of a command"),

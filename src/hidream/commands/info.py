@@ -138,6 +138,7 @@ INFO = Command(
         *_flags_of_plan(),
     ],
     check=_check,
+    extras="torch",
     examples=[
         "hidream info",
         "hidream info --plan --memory 12 --host-memory 32",

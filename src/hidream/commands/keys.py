@@ -58,7 +58,9 @@ def _list(given: Given, config: Settings) -> int:
         scopes, limits = ",".join(sorted(key.scopes)), _limits(key)
         lines.append(f"{key.id}  created {_day(key.created_ms)}  {revoked:18}  {scopes:11}  {limits:9}  {key.name}")
         own = {"id": key.id, "name": key.name, "scopes": sorted(key.scopes), "limits": dataclasses.asdict(key.limits)}
-        data.append({**own, "priority": key.priority, "created": _instant(key.created_ms), "revoked": _instant(key.revoked_ms)})
+        data.append(
+            {**own, "priority": key.priority, "created": _instant(key.created_ms), "revoked": _instant(key.revoked_ms)}
+        )
     result(given, data, lines)
     return 0
 
@@ -88,7 +90,11 @@ def _limit(given: Given, config: Settings) -> int:
     in_store(config, lambda database: keys.set_limits(database, given.id, changed, **options))
     limits = [f"{limit or 'any number of'} {LIMITS[name]}" for name, limit in changed.items()]
     limits += [] if given.priority is None else [f"priority {given.priority}"]
-    result(given, {"id": given.id, "changed": changed, "priority": given.priority}, f"changed {given.id}: {', '.join(limits)}")
+    result(
+        given,
+        {"id": given.id, "changed": changed, "priority": given.priority},
+        f"changed {given.id}: {', '.join(limits)}",
+    )
     return 0
 
 
@@ -198,14 +204,16 @@ CREATE = Command(
         ),
         *_limit_flags(0, "default: no limit"),
     ],
+    extras="server",
     examples=["hidream keys create --name laptop", "hidream keys create --scopes read --requests-per-minute 60"],
 )
-LIST = Command(_list, examples=["hidream keys list", "hidream keys list --json | jq -r '.[].id'"])
-REVOKE = Command(_revoke, [_id()], examples=["hidream keys revoke 0123456789abcdef0123456789abcdef"])
-ROTATE = Command(_rotate, [_id()], examples=["hidream keys rotate 0123456789abcdef0123456789abcdef"])
+LIST = Command(_list, extras="server", examples=["hidream keys list", "hidream keys list --json | jq -r '.[].id'"])
+REVOKE = Command(_revoke, [_id()], extras="server", examples=["hidream keys revoke 0123456789abcdef0123456789abcdef"])
+ROTATE = Command(_rotate, [_id()], extras="server", examples=["hidream keys rotate 0123456789abcdef0123456789abcdef"])
 LIMIT = Command(
     _limit,
     [_id(), *_limit_flags(None, "0: no limit; default: unchanged")],
+    extras="server",
     examples=["hidream keys limit 0123456789abcdef0123456789abcdef --tasks-max 10"],
 )
 ROTATE_WEBHOOK = Command(
@@ -221,16 +229,19 @@ ROTATE_WEBHOOK = Command(
         ),
         Flag(["--retire"], is_flag=True, help="end a rotation instead: only the new secret signs"),
     ],
+    extras="server",
     examples=["hidream keys rotate-webhook 0123456789abcdef0123456789abcdef --overlap 48"],
 )
 EXPORT = Command(
     _export,
     [_id(), Flag(["--out", "-o"], type=PATH, required=True, metavar="PATH", help="a new .zip file or folder")],
+    extras="server",
     examples=["hidream keys export 0123456789abcdef0123456789abcdef --out data.zip"],
 )
 ERASE = Command(
     _erase,
     [_id(), Flag(["--yes", "-y"], is_flag=True, help="confirm: erasing cannot be undone")],
+    extras="server",
     examples=["hidream keys erase 0123456789abcdef0123456789abcdef --yes"],
 )
 

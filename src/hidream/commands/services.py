@@ -28,12 +28,8 @@ def _worker(given: Given, config: Settings) -> int:
 
 
 def _mcp(given: Given, config: Settings) -> int:
-    from hidream.errors import ConfigurationError
+    from hidream.mcp_server import run
 
-    try:
-        from hidream.mcp_server import run
-    except ImportError as error:
-        raise ConfigurationError("`hidream mcp` needs an extra; accepted: pip install 'hidream[mcp]'") from error
     return run(config)
 
 
@@ -41,18 +37,21 @@ SERVE = Command(
     _serve,
     [*address_flags(), *model_flags()],
     service=True,
+    extras="torch,server",
     examples=["hidream serve", "hidream serve --port 8080 --model HiDream-I1-Dev --llama Meta-Llama-3.1-8B-Instruct"],
 )
-API = Command(_api, address_flags(), service=True, examples=["hidream api --host 0.0.0.0"])
+API = Command(_api, address_flags(), service=True, extras="server", examples=["hidream api --host 0.0.0.0"])
 WORKER = Command(
     _worker,
     [Flag(["--with-parent"], is_flag=True, help="end when standard input is closed"), *model_flags()],
     service=True,
+    extras="torch,server",
     examples=["hidream worker --device cuda:1"],
 )
 MCP = Command(
     _mcp,
     [SettingFlag("mcp", "url", "base URL of a hidream server")],
     service=True,
+    extras="mcp",
     examples=["hidream mcp --url http://127.0.0.1:8000"],
 )

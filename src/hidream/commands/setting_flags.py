@@ -77,7 +77,7 @@ class _SettingText(click.ParamType):
 
 def model_flags() -> list[click.Parameter]:
     """Declare the flags of the model and of how it computes."""
-    model = "the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)"
+    model = "an id of the Hub, the variant's folder, a ComfyUI models folder, or a transformer's file (default: nano)"
     return [
         Flag(["--model"], metavar="MODEL", help=model),
         *(SettingFlag("models", part, about) for part, about in MODELS.items()),

@@ -26,7 +26,8 @@ _VARIANT = f"({'|'.join(Variant)})"
 class Models:
     """The checkpoints that are served; without dev, full and fast it is the embedded model, nano.
 
-    A file may have any format that docs/MODELS.md lists.
+    Each but loras may also be an id of the Hugging Face Hub whose files are in its cache, such as
+    HiDream-ai/HiDream-I1-Dev or HiDream-ai/HiDream-I1-Dev@main. A file may have any format that docs/MODELS.md lists.
     """
 
     dev: Path | None = None

@@ -22,6 +22,7 @@ from hidream.engine.loop import Engine, Options
 from hidream.engine.request import Policy
 from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.quantized import Quantized
+from hidream.hub import locate
 from hidream.model.checkpoint.checkpoint import Checkpoint, Source, embedded, sources
 from hidream.model.loading import load
 from hidream.model.memory.candidates import HOST_RESERVE_BYTES
@@ -97,7 +98,7 @@ def plan_configured(request: PlanRequest, settings: Settings) -> tuple[ModelShap
     A missing part counts with the size of the published model in 16 bits; only the transformer must exist. Raises
     ConfigurationError.
     """
-    parts = settings.models.parts(request.variant)
+    parts = locate.parts(settings.models.parts(request.variant))
     checkpoint = Checkpoint(**parts).of_variant(request.variant)
     if "folder" in parts:
         checkpoint.part("transformer")
@@ -145,7 +146,7 @@ def engines_of(models: Mapping[Variant, Model], settings: EngineSettings) -> dic
 
 
 def _checkpoint(variant: Variant, models: Models) -> Checkpoint:
-    parts = models.parts(variant)
+    parts = locate.parts(models.parts(variant))
     if "folder" not in parts:
         return dataclasses.replace(embedded(variant), **parts)
     return Checkpoint(**parts).of_variant(variant)

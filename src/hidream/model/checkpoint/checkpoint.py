@@ -38,10 +38,10 @@ from hidream.types import Variant, WeightFormat
 NANO = Path(__file__).parent.parent.parent / "nano"
 """The model inside this package."""
 LLAMA_HELP = (
-    "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: download "
-    "unsloth/Meta-Llama-3.1-8B-Instruct (the same weights as meta-llama's, which ask for permission), or ComfyUI's "
-    "llama_3.1_8b_instruct_fp8_scaled.safetensors, and name its folder or file with HIDREAM_MODELS_LLAMA, "
-    "`[models] llama` or --llama."
+    "The official HiDream-I1 repositories do not include Llama-3.1-8B-Instruct: run `hidream models pull llama` "
+    "(Meta's repository, which needs Meta's consent) or `hidream models pull unsloth/Meta-Llama-3.1-8B-Instruct` (the "
+    "same weights), and official folders find it; or name a folder or file of it, such as ComfyUI's "
+    "llama_3.1_8b_instruct_fp8_scaled.safetensors, with HIDREAM_MODELS_LLAMA, `[models] llama` or --llama."
 )
 TOKENIZER_HELP = (
     "Single files come without tokenizers: download `tokenizer*/` of "
