@@ -32,7 +32,7 @@ class Flag(click.Option):
 
     def __init__(
         self, names: Sequence[str], *, also: Sequence[str] = (), former: Sequence[str] = (), **options: Any
-    ) -> None:  # noqa: ANN401, E501
+    ) -> None:
         super().__init__(list(names), **options)
         self.also, self.former = tuple(also), tuple(former)
 
@@ -141,7 +141,7 @@ class Group(click.Group):
     def __init__(self, sections: Mapping[str, Mapping[str, Entry]], **options: Any) -> None:  # noqa: ANN401
         super().__init__(
             None, context_settings=CONTEXT, subcommand_metavar="COMMAND …", no_args_is_help=False, **options
-        )  # noqa: E501
+        )
         self.sections = sections
         self.invoke_without_command = True  # `parse` says what is missing
 

@@ -10,7 +10,7 @@ from hidream import __version__
 from hidream.commands import values
 from hidream.commands.grammar import Command, Flag, Given
 from hidream.commands.printing import in_one_line, json_line, result
-from hidream.commands.setting_flags import model_flags, variant_flag
+from hidream.commands.setting_flags import configured, model_flags, variant_flag
 from hidream.commands.threads import let_threads_sleep
 from hidream.commands.values import OneOf, Value
 from hidream.errors import HiDreamError
@@ -89,7 +89,7 @@ def _plan(given: Given, config: Settings) -> int:
         resolve_dtype(config.compute.dtype, torch.device(device)),
         resolve_weight_format(config.compute.storage),
     )
-    variant = given.variant or Variant.DEV
+    variant, config = configured(given, config)
     request = PlanRequest(variant, size, storage, dtype, config.models.loras, given.bits or 4)
     shape, options, parts = plan_configured(request, config)
     cards = given.memory or values.cards(CARDS)

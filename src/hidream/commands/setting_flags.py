@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,9 +12,10 @@ from click.shell_completion import CompletionItem
 
 from hidream.commands.grammar import Flag, Given
 from hidream.commands.values import OneOf
+from hidream.errors import HiDreamError
 from hidream.parts import NAMED_ALONE
 from hidream.settings.sources import flag_name
-from hidream.settings.tables import TABLES
+from hidream.settings.tables import TABLES, Settings
 from hidream.types import Variant, WeightFormat
 
 MODELS = {part.setting: part.about for part in NAMED_ALONE} | {
@@ -93,6 +95,21 @@ def variant_flag() -> Flag:
     """Declare `--variant`."""
     about = "dev, full or fast (default: what --model says, else dev)"
     return Flag(["--variant"], type=OneOf(Variant), help=about)
+
+
+def configured(given: Given, config: Settings) -> tuple[Variant, Settings]:
+    """The variant to load, which --model may say without --variant, and the settings that place the model there."""
+    if given.variant is not None or given.model is None:
+        return given.variant or Variant.DEV, config
+    from hidream.library.source import variant_of
+
+    name = given.model.partition("@")[0]
+    try:
+        variant = variant_of(Path(name), name, None) or Variant.DEV
+    except HiDreamError:  # whoever loads the model says what is wrong with it
+        variant = Variant.DEV
+    models = dataclasses.replace(config.models, dev=None, **{str(variant): config.models.dev})
+    return variant, dataclasses.replace(config, models=models)
 
 
 def address_flags() -> list[click.Parameter]:

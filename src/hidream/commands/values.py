@@ -119,6 +119,11 @@ def seed(typed: str) -> int:
     return int(typed)
 
 
+def seed_or_step(typed: str) -> int | str:
+    """Read a seed, or a step such as +1 from another seed, which stays a text."""
+    return typed if re.fullmatch(r"\+[0-9]{1,10}", typed) else seed(typed)
+
+
 def seeds(typed: str) -> tuple[int, ...]:
     """Read seeds such as 1-9 or 3,7,11."""
     found: list[int] = []
