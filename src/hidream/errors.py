@@ -152,12 +152,12 @@ class CheckpointError(ConfigurationError):
     """A model folder that cannot be loaded: missing parts, missing or unexpected keys, a wrong shape."""
 
 
-class MissingPackage(ConfigurationError, ImportError):
-    """A package that an extra installs is absent; the message has the command that installs it."""
-
-
 class HubError(HiDreamError):
     """The Hugging Face Hub cannot be reached, refuses a file, or sends another one than it announced."""
+
+
+class MissingPackage(ConfigurationError, ImportError):
+    """A package that an extra installs is absent; the message has the command that installs it."""
 
 
 class NotFinite(HiDreamError):
