@@ -57,6 +57,7 @@ def test_help_lists_each_keyword_with_its_bounds_and_default():
     assert text.startswith("Call it.\n\nsize\n    The size in pixels")
     assert all(f"\n{name}\n    " in text for name in NAMES)
     assert "A number from 0.01 to 1." in text
+    assert 'One of "flash", "unipc", "euler".' in text
     assert max(map(len, text.splitlines())) <= 84
 
 

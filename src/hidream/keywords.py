@@ -11,6 +11,7 @@ Left out are the parameters of a delivery by HTTP, and those of a file, which `I
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -144,7 +145,9 @@ def _table() -> str:
 def _entry(name: str) -> str:
     text = FORMS.get(name) or BY_NAME[name].description
     parameter = BY_NAME.get(name)
-    if parameter is not None and isinstance(parameter.kind, Choice | Number | Whole) and name != "seed":
+    if parameter is not None and isinstance(parameter.kind, Choice):
+        text += f" One of {', '.join(map(json.dumps, parameter.kind.values))}."
+    elif parameter is not None and isinstance(parameter.kind, Number | Whole) and name != "seed":
         text += f" {_capital(parameter.kind.accepted)}."
     if parameter is not None and parameter.guided:
         text += " Only of the variant full."

@@ -60,7 +60,7 @@ class Pipeline:
     which names the keyword, its value and what is accepted.
     """
 
-    def __init__(self, model: Model, *, mode: Mode | Literal["exact", "balanced", "turbo"] = Mode.EXACT) -> None:
+    def __init__(self, model: Model, *, mode: Mode | Literal["exact", "balanced", "turbo"] = "exact") -> None:
         """Wrap a model that is loaded already; `from_pretrained` loads one."""
         self._turns = Turns(model)
         self._model = model
@@ -76,7 +76,7 @@ class Pipeline:
         dtype: str | torch.dtype = "auto",
         storage: str = "auto",
         memory: float | str | None = None,
-        mode: Mode | Literal["exact", "balanced", "turbo"] = Mode.EXACT,
+        mode: Mode | Literal["exact", "balanced", "turbo"] = "exact",
         loras: str | os.PathLike[str] | None = None,
         compiled: bool | None = None,
         revision: str | None = None,
