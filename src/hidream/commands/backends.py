@@ -126,7 +126,7 @@ class Remote:
             yield index, Finished(result.files[0], seed, result.version, result.warnings, seconds)
 
     def _submitted(self, job: Job) -> Any:  # noqa: ANN401 - a task of the client, or the error of its submission
-        keywords = {name: Path(value) if name in FILES else value for name, value in job.parameters.items()}
+        keywords: Any = {name: Path(value) if name in FILES else value for name, value in job.parameters.items()}
         key = f"{self._folder_id}-{job.key}" if self._folder_id else None
         try:
             return self._client.submit(keywords.pop("prompt"), idempotency_key=key, **keywords)

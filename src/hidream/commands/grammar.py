@@ -31,7 +31,12 @@ class Flag(click.Option):
     """A flag. `also`: further names, not shown. `former`: names of earlier releases, which work with a warning."""
 
     def __init__(
-        self, names: Sequence[str], *, also: Sequence[str] = (), former: Sequence[str] = (), **options: Any
+        self,
+        names: Sequence[str],
+        *,
+        also: Sequence[str] = (),
+        former: Sequence[str] = (),
+        **options: Any,  # noqa: ANN401 - click's
     ) -> None:
         super().__init__(list(names), **options)
         self.also, self.former = tuple(also), tuple(former)
@@ -89,15 +94,16 @@ class Command(click.Command):
 
     def _renamed(self, args: Sequence[str]) -> list[str]:
         known = {name: flag for flag in self.flags for name in (*flag.opts, *flag.also, *flag.former)}
-        renamed, value_follows = [], False
-        for i, token in enumerate(args):
-            if token == "--" and not value_follows:
+        renamed: list[str] = []
+        value_follows = False
+        for i, word in enumerate(args):
+            if word == "--" and not value_follows:
                 return [*renamed, *args[i:]]
-            name, equals, value = token.partition("=")
+            name, equals, value = word.partition("=")
             flag = None if value_follows else known.get(name)
             if flag is not None and name in flag.former:
                 note(f"{name} is now {flag.long}; the old name works in this release only")
-            renamed.append(token if flag is None or name in flag.opts else f"{flag.long}{equals}{value}")
+            renamed.append(word if flag is None or name in flag.opts else f"{flag.long}{equals}{value}")
             value_follows = flag is not None and not equals and not flag.is_flag and not flag.count
         return renamed
 

@@ -74,7 +74,7 @@ def _inspect(given: Given, config: Settings) -> int:
 INSPECT = Command(
     _inspect,
     [click.Argument(["files"], nargs=-1, required=True, type=PATH, metavar="FILE...")],
-    details="A file carries seed and version, not the prompt. If the file lies in a folder that `hidream generate` wrote, "
-    "the manifest of the folder has all parameters.",
+    details="A file carries seed and version, not the prompt. If it lies in a folder of `hidream generate`, the "
+    "manifest of the folder has all parameters.",
     examples=["hidream inspect out.png", "hidream inspect out/*.png --json"],
 )

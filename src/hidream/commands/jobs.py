@@ -1,4 +1,6 @@
-"""The images of one `hidream generate`: prompts × seeds × a grid, each with its parameters and the key that finds it again.
+"""The images of one `hidream generate`: prompts × seeds × a grid, with parameters and keys.
+
+A key finds an image again in a later run.
 
 Knows neither models nor servers.
 """

@@ -26,7 +26,7 @@ class Manifest:
     """The images of a folder, by key; `add` appends one."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder, which is created if it is not there. Raises InvalidInput if it is a file or of another kind."""
+        """Open a folder, or create it. Raises InvalidInput if it is a file or of another kind."""
         self.folder, self.path = folder, folder / NAME
         if folder.exists() and not folder.is_dir():
             raise InvalidInput(f"--out is {str(folder)!r:.100}, which is a file; accepted: a folder")

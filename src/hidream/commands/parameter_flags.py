@@ -13,7 +13,7 @@ from hidream.commands.values import PATH, TEXT, OneOf, Value
 from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole
 from hidream.request import PARAMETERS, Dimensions, Loras, Source
 
-READERS: Mapping[type, click.ParamType] = {
+READERS: Mapping[type, click.ParamType[Any]] = {
     Text: TEXT,
     Whole: Value(values.integer, "integer"),
     Number: Value(values.number, "number"),

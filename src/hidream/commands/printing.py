@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 
 import click
@@ -34,3 +35,8 @@ def table(rows: Sequence[Sequence[object]]) -> Iterable[str]:
 def in_one_line(message: str) -> str:
     """Replace line breaks and runs of spaces by one space."""
     return " ".join(message.split())
+
+
+def styled(text: str, colour: str) -> str:
+    """Colour a text, unless NO_COLOR is set (https://no-color.org); without a terminal click removes it."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour)

@@ -178,7 +178,7 @@ def _lora(use: LoraUse) -> dict[str, Any]:
 
 def of_flags(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the values of flags, which click has converted, into values of JSON. Raises InvalidInput."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in parameters.items():
         flag = BY_NAME[name].flag
         assert flag is not None, f"{name} has a flag"

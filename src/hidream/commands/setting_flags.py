@@ -50,7 +50,7 @@ class SettingFlag(Flag):
         )
 
 
-class _SettingText(click.ParamType):
+class _SettingText(click.ParamType[Any]):
     """The text of a setting, with usual forms of sizes and types turned into those that the setting accepts."""
 
     name = "text"

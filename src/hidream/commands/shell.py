@@ -22,7 +22,8 @@ INSTALL = {
 def _help(given: Given, config: Settings) -> int:
     from hidream.commands.index import TOP
 
-    ctx, command = click.Context(TOP, info_name="hidream", **CONTEXT), TOP
+    command: click.Command = TOP
+    ctx = click.Context(TOP, info_name="hidream", **CONTEXT)
     for name in given.names:
         found = command.get_command(ctx, name) if isinstance(command, Group) else None
         if found is None:

@@ -29,7 +29,7 @@ class Refused(ValueError):
         super().__init__(f"{text!r:.100} is not {what}; accepted: {accepted}")
 
 
-class Value(click.ParamType):
+class Value(click.ParamType[Any]):
     """A type of click that converts with a reader; `path` lets shells complete file names."""
 
     def __init__(self, read: Callable[[str], Any], name: str = "value", *, path: bool = False) -> None:
@@ -51,7 +51,7 @@ class Value(click.ParamType):
         return [CompletionItem(incomplete, type="file")] if self._path else []
 
 
-class OneOf(click.ParamType):
+class OneOf(click.ParamType[Any]):
     """One of some names, in capitals or not; converts it to `values[name]`."""
 
     name = "choice"

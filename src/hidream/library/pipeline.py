@@ -18,7 +18,6 @@ import torch
 
 from hidream import keywords
 from hidream.engine.loop import Outcome
-from hidream.engine.loop import Progress as EngineProgress
 from hidream.keywords import Keywords, documented, spelled_out
 from hidream.library import source
 from hidream.library.image import Image, Progress
@@ -34,7 +33,7 @@ from hidream.request import BY_NAME, ImageRequest, Prompts
 from hidream.safety.image import ImageChecker
 from hidream.settings import sources
 from hidream.settings.tables import Safety, Settings
-from hidream.types import SEED_MAX, Mode, Variant
+from hidream.types import SEED_MAX, Mode, Step, Variant
 
 R = TypeVar("R")
 
@@ -252,10 +251,10 @@ class Pipeline:
         passes = plan_passes(self._model, request, resolve(self._model, request))
         total = sum(each.schedule.steps for each in passes)
         due = {round(i * total / (previews + 1)) for i in range(1, previews + 1)}
-        events: deque[EngineProgress] = deque()
+        events: deque[Step[Any]] = deque()
         outcomes: list[Outcome] = []
         with Session(self._turns) as session:
-            session.add("image", request, events.append, due.__contains__)
+            session.add("image", request, events.append, wants_preview=due.__contains__)
             while not outcomes:
                 outcomes = session.step()
                 while events:

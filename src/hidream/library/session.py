@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from hidream.engine.capacity import Capacity
-from hidream.engine.loop import Engine, OnProgress, Options, Outcome, WantsPreview
+from hidream.engine.loop import Engine, Options, Outcome, WantsPreview
 from hidream.engine.request import Policy
 from hidream.model.model import Model
+from hidream.model.pipeline import OnStep
 from hidream.request import ImageRequest
 
 READ_AHEAD = 4
@@ -109,12 +110,12 @@ class Session:
         self,
         id_: str,
         request: ImageRequest,
-        on_progress: OnProgress | None = None,
+        on_step: OnStep | None = None,
         wants_preview: WantsPreview | None = None,
     ) -> None:
         """Enqueue a request. Raises InvalidInput if it cannot be used."""
         with self._turns.turn():
-            self._engine.add(id_, request, on_progress, wants_preview=wants_preview)
+            self._engine.add(id_, request, on_step, wants_preview=wants_preview)
 
     def step(self) -> list[Outcome]:
         """Take one step, when it is this call's turn; return what is finished."""
