@@ -25,8 +25,9 @@ from hidream.types import Render, Size, Variant
 if TYPE_CHECKING:
     from hidream.model.model import Model
 
-SAME_DB = 40.0
-"""From this PSNR on, two images are the same to the eye; in float32 nano reaches over 50 dB."""
+SAME_DB, SAME_16_BITS_DB = 60.0, 30.0
+"""From this PSNR on, two images are the same: nano in float32 reaches 94 dB, and 45 with another tokenizer. Rounding to
+16 bits moves every step; nobody has measured how far."""
 PROMPT, SEED = "a fox in the snow", 7
 
 
@@ -43,13 +44,13 @@ def compare(given: Given, config: Settings) -> int:
     ours = generate(model, request).pixels
     facts = {"version": model.version, "prompt": prompt, "size": str(request.size), "seed": seed}
     pipeline = _stock(variant, config, model)
-    tokens = model.text.tokens
+    tokens, float32 = model.text.tokens, model.dtype.itemsize == 4
     del model
     gc.collect()
     theirs = _theirs(pipeline, request, variant, tokens)
     difference = np.abs(ours.astype(np.int16) - theirs.astype(np.int16))
     psnr = _psnr(difference)
-    same = psnr >= SAME_DB
+    same = psnr >= (SAME_DB if float32 else SAME_16_BITS_DB)
     if given.out is not None:
         from hidream.outputs.encode import pil_image
 
@@ -57,7 +58,7 @@ def compare(given: Given, config: Settings) -> int:
         facts["side_by_side"] = str(given.out)
     facts |= {"psnr_db": round(psnr, 2), "largest_difference": int(difference.max()), "same": same}
     facts["mean_difference"] = round(float(difference.mean()), 4)
-    verdict = "the images are the same to the eye" if same else "the images differ: please report this with --json"
+    verdict = "the images are the same" if same else "the images differ: please report this with --json"
     text = f"PSNR {psnr:.1f} dB, differences of up to {difference.max()} of 255, {difference.mean():.3f} on average"
     result(given, facts, f"{facts['version']}, {facts['size']}, seed {seed}\n{text}\n{verdict}")
     return ExitStatus.OK if same else ExitStatus.FAILED
@@ -89,6 +90,7 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
     kind = getattr(diffusers, json.loads((scheduler / "scheduler_config.json").read_text())["_class_name"])
     load: dict[str, Any] = {"torch_dtype": model.dtype}
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     pipeline = diffusers.HiDreamImagePipeline.from_pretrained(
         shared,

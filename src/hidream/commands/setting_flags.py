@@ -108,6 +108,8 @@ def configured(given: Given, config: Settings) -> tuple[Variant, Settings]:
         variant = variant_of(Path(name), name, None) or Variant.DEV
     except HiDreamError:  # whoever loads the model says what is wrong with it
         variant = Variant.DEV
+    if variant is Variant.DEV:
+        return variant, config
     models = dataclasses.replace(config.models, dev=None, **{str(variant): config.models.dev})
     return variant, dataclasses.replace(config, models=models)
 
