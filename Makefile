@@ -71,7 +71,7 @@ proxies:
 bench: $(READY) ## all benchmarks; dated results under benchmarks/results
 	@BIN=$(BIN) bash benchmarks/run.sh
 
-nano: $(READY)  ## make the embedded model again, from the pictures to the scores (hours; goes on where it was)
+nano: $(READY)  ## make the embedded model again, from the images to the scores (hours; goes on where it was)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[training]'
 	@BIN=$(BIN) bash training/run.sh
 

@@ -40,7 +40,7 @@ def comfyui_transformer(
 def answer(
     transformer: nn.Module, latent: Tensor, timestep: Tensor, t5: Tensor, llama: Tensor, pooled: Tensor
 ) -> Tensor:
-    """Ask it for a velocity [B, C, H, W]: noise − picture; llama is [layers, B, L, D] as everywhere here."""
+    """Ask it for a velocity [B, C, H, W]: noise − image; llama is [layers, B, L, D] as everywhere here."""
     velocity: Tensor = transformer(
         latent, timestep, y=pooled, context=t5, encoder_hidden_states_llama3=llama.movedim(0, 1)
     )

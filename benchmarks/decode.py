@@ -1,9 +1,9 @@
 """From the last latent to the bytes of a file: layouts of the autoencoder, stages, file formats; and previews.
 
 Layouts: nano's autoencoder and one of FLUX's size with random weights, contiguous and channels last, with the largest
-difference relative to the picture's largest value, and the memory that decoding once takes above what there is (in a
+difference relative to the image's largest value, and the memory that decoding once takes above what there is (in a
 process of its own; on the host what is resident, on CUDA what is allocated). Stages: what follows the last step of nano
-for a picture of 1024². Files: nano's drawings and a picture with a photo's noise, with the size and what is lost.
+for an image of 1024². Files: nano's drawings and an image with a photo's noise, with the size and what is lost.
 Previews: how near they are to what a latent decodes to, at some of 28 steps.
 
     python benchmarks/decode.py [--rounds 7] [--threads 2] [--device auto] [--parts layouts stages files previews]
@@ -55,7 +55,7 @@ PROMPTS = (
     "flat style a cat on a teal background",
 )
 DRAWN = 3
-"""Of the prompts' pictures, those whose files are measured."""
+"""Of the prompts' images, those whose files are measured."""
 STEPS = (1, 10, 20, 28)
 """Of Dev's 28, those after which previews are looked at."""
 FLUX: dict[str, Any] = {
@@ -124,10 +124,10 @@ def layouts(model: Model, rounds: int, clock: Clock) -> list[Row]:
         seconds = interleaved(sides, FLUX_ROUNDS if name != "nano" else rounds, warm_up=1, clock=clock)
         expected = sides["contiguous"]()
         for side, decode in sides.items():
-            picture = decode()
-            difference = (picture - expected).abs().max() / expected.abs().max()
+            image = decode()
+            difference = (image - expected).abs().max() / expected.abs().max()
             result = f"difference {float(difference):.1e}, {peak(name, cells, side, model.device) / 1e6:.0f} MB"
-            size, base = f"{picture.shape[-1]}²", seconds["contiguous"]
+            size, base = f"{image.shape[-1]}²", seconds["contiguous"]
             rows.append(row_of(f"decode, {name}", size, side, seconds[side], base, result))
     return rows
 
@@ -173,12 +173,12 @@ def peak_bytes(decode: Callable[[], Tensor]) -> int:
 
 def stages(model: Model, rounds: int, clock: Clock) -> list[Row]:
     latent, size = estimates(model, PROMPTS[0])[-1], Size(1024, 1024)
-    picture = model.vae.decode(latent)[0].float()
-    fitting = fit(picture, size)
+    image = model.vae.decode(latent)[0].float()
+    fitting = fit(image, size)
     pixels = to_pixels(fitting).cpu().numpy()
     sides: dict[str, Callable[[], object]] = {
         "decode": lambda: model.vae.decode(latent),
-        "fit": lambda: fit(picture, size),
+        "fit": lambda: fit(image, size),
         "to_pixels": lambda: to_pixels(fitting).cpu(),
         "PNG": lambda: encode(pixels, ImageFormat.PNG, seed=0, version=model.version),
     }
@@ -188,37 +188,37 @@ def stages(model: Model, rounds: int, clock: Clock) -> list[Row]:
 
 def files(model: Model, rounds: int, clock: Clock) -> list[Row]:
     drawn = [model.vae.decode(estimates(model, prompt)[-1])[0].float() for prompt in PROMPTS[:DRAWN]]
-    cases = [("nano", side, [pixels_of(picture, side) for picture in drawn]) for side in (512, 1024, 1536)]
+    cases = [("nano", side, [pixels_of(image, side) for image in drawn]) for side in (512, 1024, 1536)]
     cases.append(("photo's noise", 1024, [photo(1024)]))
     formats = {ImageFormat.PNG: PNGS, ImageFormat.JPEG: JPEGS, ImageFormat.WEBP: WEBPS, ImageFormat.AVIF: AVIFS}
     rows: list[Row] = []
-    for what, side, pictures in cases:
+    for what, side, arrays in cases:
         for output_format, candidates in formats.items():
-            seconds = interleaved(writers(pictures, output_format, candidates), rounds, warm_up=0, clock=clock)
+            seconds = interleaved(writers(arrays, output_format, candidates), rounds, warm_up=0, clock=clock)
             base = seconds[next(iter(candidates))]
             for way, series in seconds.items():
-                result = judged(pictures, output_format, candidates[way])
+                result = judged(arrays, output_format, candidates[way])
                 rows.append(row_of(f"{output_format}, {what}", f"{side}²", way, series, base, result))
     return rows
 
 
 def writers(
-    pictures: list[np.ndarray], output_format: ImageFormat, candidates: Mapping[str, dict[str, Any]]
+    arrays: list[np.ndarray], output_format: ImageFormat, candidates: Mapping[str, dict[str, Any]]
 ) -> dict[str, Callable[[], object]]:
-    """Write one picture after the other, round by round: a function for each way."""
-    images = [Image.fromarray(pixels) for pixels in pictures]
+    """Write one image after the other, round by round: a function for each way."""
+    images = [Image.fromarray(pixels) for pixels in arrays]
     turns = {way: itertools.cycle(images) for way in candidates}
     return {way: lambda way=way: saved(next(turns[way]), output_format, candidates[way]) for way in candidates}
 
 
-def judged(pictures: list[np.ndarray], output_format: ImageFormat, options: dict[str, Any]) -> str:
-    """Say how large the files are, and how near to the pictures."""
-    written = [saved(Image.fromarray(pixels), output_format, options) for pixels in pictures]
+def judged(arrays: list[np.ndarray], output_format: ImageFormat, options: dict[str, Any]) -> str:
+    """Say how large the files are, and how near to the images."""
+    written = [saved(Image.fromarray(pixels), output_format, options) for pixels in arrays]
     size = f"{sum(map(len, written)) / len(written) / 1024:.0f} KiB"
     if output_format is ImageFormat.PNG:
         return size
     read = [np.asarray(Image.open(io.BytesIO(file))) for file in written]
-    return f"{size}, {np.mean([psnr_db(*pair) for pair in zip(read, pictures, strict=True)]):.1f} dB"
+    return f"{size}, {np.mean([psnr_db(*pair) for pair in zip(read, arrays, strict=True)]):.1f} dB"
 
 
 def saved(image: Image.Image, output_format: ImageFormat, options: dict[str, Any]) -> bytes:
@@ -230,12 +230,12 @@ def saved(image: Image.Image, output_format: ImageFormat, options: dict[str, Any
 def previews(model: Model, rounds: int, clock: Clock) -> list[Row]:
     fitted = fit_preview(model.vae)
     seen = [estimates(model, prompt) for prompt in PROMPTS]
-    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.draw(seen[0][-1])}
+    sides = {"fit": lambda: fit_preview(model.vae), "draw": lambda: fitted.render(seen[0][-1])}
     seconds = interleaved(sides, rounds, clock=clock)
     rows = [row_of("previews, nano", "16²", "fit", seconds["fit"], seconds["fit"])]
     for step in STEPS:
         latents = [x0[step - 1] for x0 in seen]
-        ours = np.stack([fitted.draw(x0) for x0 in latents]).astype(float)
+        ours = np.stack([fitted.render(x0) for x0 in latents]).astype(float)
         theirs = np.stack([pooled(model, x0) for x0 in latents])
         psnr = np.mean([psnr_db(*pair) for pair in zip(ours, theirs, strict=True)])
         unexplained = ((ours - theirs) ** 2).sum() / ((theirs - theirs.mean((0, 1, 2))) ** 2).sum()
@@ -245,7 +245,7 @@ def previews(model: Model, rounds: int, clock: Clock) -> list[Row]:
 
 
 def estimates(model: Model, prompt: str) -> list[Tensor]:
-    """Draw a prompt with its place in PROMPTS as the seed: what the model takes the picture to be after each step."""
+    """Draw a prompt with its place in PROMPTS as the seed: what the model takes the image to be after each step."""
     seen: list[Tensor] = []
     prepared = prepare(model, ImageRequest(prompt, Size(1024, 1024), PROMPTS.index(prompt)))
     drawing = denoise(
@@ -258,8 +258,8 @@ def estimates(model: Model, prompt: str) -> list[Tensor]:
     return seen
 
 
-def pixels_of(picture: Tensor, side_px: int) -> np.ndarray:
-    return to_pixels(fit(picture, Size(side_px, side_px))).cpu().numpy()
+def pixels_of(image: Tensor, side_px: int) -> np.ndarray:
+    return to_pixels(fit(image, Size(side_px, side_px))).cpu().numpy()
 
 
 def pooled(model: Model, latent: Tensor) -> np.ndarray:

@@ -152,8 +152,8 @@ def measure(file: Path) -> dict[str, Any]:
     t5 = torch.randn(1, TEXT_TOKENS, config.caption_channels[0])
     llama = torch.randn(LLAMA_LAYERS, 1, TEXT_TOKENS, config.caption_channels[1])
     latent = torch.randn(1, config.in_channels, GRID[0] * config.patch_size, GRID[1] * config.patch_size)
-    recipe = SAMPLING_PRESETS[Variant.DEV]
-    times = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, Conformance.DIFFUSERS).timesteps
+    preset = SAMPLING_PRESETS[Variant.DEV]
+    times = sampler.schedule(preset.sampler, preset.steps, preset.shift, Conformance.DIFFUSERS).timesteps
     with phase("condition"):
         c = transformer.condition(t5, llama, torch.randn(1, config.text_emb_dim), GRID)
     with phase(f"modulations of {len(times)} steps"):

@@ -3,7 +3,7 @@
 Requests arrive as they do in life, whether the last one is done or not (Poisson), 80 % of 512², 15 % of 1024², 5 % of
 1536², each drawn on its own grid. `one at a time` is `pipeline.generate` in the order of arrival, which is how other
 servers of this model work; `fifo` and `srpt` are the engine. All sides get the same requests at the same times, with
-warm text caches, in turn; the load is a share of what one at a time can bear, measured first. A picture takes fewer
+warm text caches, in turn; the load is a share of what one at a time can bear, measured first. An image takes fewer
 steps than Dev's 28, so that enough of them fit into a run; waiting scales with it, decoding does not.
 
     python benchmarks/load.py [--requests 120] [--steps 4] [--loads 0.6 0.9] [--rounds 1] [--threads 2]
@@ -43,7 +43,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one side did: seconds from arrival to picture by side length, and how long it was busy."""
+    """What one side did: seconds from arrival to image by side length, and how long it was busy."""
 
     latencies: dict[int, list[float]]
     busy_s: float
@@ -99,7 +99,7 @@ def poisson(count: int, gap_s: float, steps: int, seed: int) -> list[Arrival]:
 
 
 def service_s(model: Model, steps: int) -> float:
-    """Mean seconds of a picture of the mix, one at a time, on an idle machine."""
+    """Mean seconds of an image of the mix, one at a time, on an idle machine."""
     seconds = {}
     for side in SIZES:
         request = ImageRequest(PROMPTS[0], Size(side, side), 0, steps=steps, render=Render.NATIVE)

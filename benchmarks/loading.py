@@ -25,7 +25,7 @@ from process import forget_peak, fresh, load_average, status_bytes
 from torch import Tensor, nn
 
 from hidream.model.checkpoint.checkpoint import Checkpoint, load_transformer
-from hidream.model.memory.offload import held
+from hidream.model.memory.offload import own_tensors
 from hidream.model.network.config import TransformerConfig
 from hidream.model.resolve import DTYPES
 from hidream.types import WeightFormat
@@ -122,7 +122,7 @@ def measure(load: Callable[[Path, torch.dtype], nn.Module], folder: Path, dtype:
     started = time.perf_counter()
     model = load(folder, dtype)
     loaded = time.perf_counter() - started, status_bytes("VmHWM") - before
-    touch(value for module in model.modules() for _, value in held(module))
+    touch(value for module in model.modules() for _, value in own_tensors(module))
     touched = time.perf_counter() - started, status_bytes("VmHWM") - before
     names = ("loaded_s", "loaded_bytes", "touched_s", "touched_bytes", "peak_bytes")
     return dict(zip(names, (*loaded, *touched, status_bytes("VmHWM")), strict=True))

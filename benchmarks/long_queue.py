@@ -1,7 +1,7 @@
 """What a long queue costs: polls beside a worker that draws, and the start of a process on a full database.
 
 Polls: 1,000 tasks wait in a real server with nano, which draws one at a time. In turn, 20 results a second are asked
-for over all of them, and none, each for as long as a few pictures take; pictures' own inference times are compared.
+for over all of them, and none, each for as long as a few images take; images' own inference times are compared.
 
 Start: the seconds from starting `hidream api` until a client has its answer to the oldest waiting task's place, on a
 database with 100,000 finished and 1,000 waiting tasks, and on an empty one; the model is the worker's, and not here.
@@ -34,7 +34,7 @@ from server import BODY, hidream_server
 
 FINISHED, WAITING = 100_000, 1000
 POLLS_PER_S = 20
-PICTURES = 6
+IMAGES = 6
 """Drawn in each turn, of which the first may have begun in the turn before and is not counted."""
 GET = "GET /api/v3/predictions/{id}/result HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n"
 ROUTE = "/api/v3/wavespeed-ai/hidream-i1-dev"
@@ -50,7 +50,7 @@ def main() -> None:
     slower = statistics.median(polled) / statistics.median(quiet) - 1
     empty, full = starts(arguments.starts, arguments.database_url)
     rows: list[dict[str, object]] = [
-        {"what": "inference of a 512² picture, 1,000 tasks waiting, ms", "value": str(Spread.of(quiet)).strip()},
+        {"what": "inference of a 512² image, 1,000 tasks waiting, ms", "value": str(Spread.of(quiet)).strip()},
         {"what": f"the same beside {POLLS_PER_S} polls a second, ms", "value": str(Spread.of(polled)).strip()},
         {"what": "slower by", "value": f"{100 * slower:.1f} %"},
         {"what": "a poll, ms", "value": str(Spread.of(polls)).strip()},
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def drawing(rounds: int, database_url: str) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of each picture's inference without polls and beside them, and of each poll."""
+    """Seconds of each image's inference without polls and beside them, and of each poll."""
     times: tuple[list[float], list[float]] = [], []
     polls: list[float] = []
     with (
@@ -77,7 +77,7 @@ def drawing(rounds: int, database_url: str) -> tuple[list[float], list[float], l
             poller = threading.Thread(target=poll, args=(url, key, ids, polls, over))
             if turn % 2:
                 poller.start()
-            drawn = [inference_s(client, id_) for id_ in itertools.islice(done, PICTURES)]
+            drawn = [inference_s(client, id_) for id_ in itertools.islice(done, IMAGES)]
             over.set()
             if turn % 2:
                 poller.join()
@@ -86,7 +86,7 @@ def drawing(rounds: int, database_url: str) -> tuple[list[float], list[float], l
 
 
 def inference_s(client: httpx.Client, id_: str) -> float:
-    """Wait for a picture; how long the model took for it."""
+    """Wait for an image; how long the model took for it."""
     while True:
         data = client.get(f"/api/v3/predictions/{id_}", params={"wait_s": 20}).raise_for_status().json()["data"]
         if data["status"] == "completed":

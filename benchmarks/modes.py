@@ -1,13 +1,13 @@
-"""What each mode saves and what it loses: pictures by every mode, in turn, compared with exact of the same seed.
+"""What each mode saves and what it loses: images by every mode, in turn, compared with exact of the same seed.
 
-PSNR and SSIM (Wang et al., 2004) say how near a picture is to exact's, not whether it is as good: a Flash picture with
+PSNR and SSIM (Wang et al., 2004) say how near an image is to exact's, not whether it is as good: a Flash image with
 other details is far away and may be right. `sharpness` is the strength of the finest detail (root mean square of the
 Laplacian) as a share of exact's, medians: below 1 where a mode blurs. The sheet shows the rest. Rows are the modes of
 `types.Mode`; that they are equal in everything else is printed.
 
-nano has no Fast of its own: its row is Fast's recipe on Dev's weights. `--checkpoint` draws with a folder's instead.
+nano has no Fast of its own: its row is Dev's weights with Fast's preset. `--checkpoint` takes a folder's instead.
 
-    python benchmarks/modes.py [--variants dev fast full] [--pictures 24] [--threads 2] [--sheet PNG] [--checkpoint DIR]
+    python benchmarks/modes.py [--variants dev fast full] [--images 24] [--threads 2] [--sheet PNG] [--checkpoint DIR]
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # the window and 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loss:
-    """How far a picture is from exact's."""
+    """How far an image is from exact's."""
 
     psnr_db: float
     ssim: float
@@ -52,9 +52,9 @@ class Loss:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", type=Variant, nargs="+", default=[Variant.DEV, Variant.FAST, Variant.FULL])
-    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sheet", type=Path, help="a PNG of all pictures: a row for each mode")
+    parser.add_argument("--sheet", type=Path, help="a PNG of all images: a row for each mode")
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,13 +64,13 @@ def main() -> None:
     versions: list[str] = []
     for variant in arguments.variants:
         model = loaded(variant, arguments.checkpoint)
-        runs = run(model, requests(variant, arguments.pictures))
+        runs = run(model, requests(variant, arguments.images))
         rows += [row(variant, mode, runs) for mode in Mode]
-        drawn += [np.concatenate([picture for picture, *_ in runs[mode]], axis=1) for mode in Mode]
+        drawn += [np.concatenate([image for image, *_ in runs[mode]], axis=1) for mode in Mode]
         versions += [model.version_of(mode) for mode in Mode]
     if arguments.sheet:
         Image.fromarray(np.concatenate(drawn)).save(arguments.sheet)
-    report("modes", rows, {"size": str(SIZE), "pictures": arguments.pictures, "versions": versions})
+    report("modes", rows, {"size": str(SIZE), "images": arguments.images, "versions": versions})
 
 
 def loaded(variant: Variant, checkpoint: Path | None) -> Model:
@@ -82,8 +82,8 @@ def loaded(variant: Variant, checkpoint: Path | None) -> Model:
 
 def requests(variant: Variant, count: int) -> list[ImageRequest]:
     """Prompts of several kinds (one object or two, small or big, in a scene or on a ground), each with its own seed."""
-    recipe = SAMPLING_PRESETS[variant]
-    settings = {"steps": recipe.steps, "guidance": recipe.guidance, "shift": recipe.shift}
+    preset = SAMPLING_PRESETS[variant]
+    settings = {"steps": preset.steps, "guidance": preset.guidance, "shift": preset.shift}
     return [ImageRequest(prompt(i), SIZE, FIRST_SEED + i, **settings) for i in range(count)]
 
 
@@ -99,7 +99,7 @@ def _a(name: str) -> str:
 
 
 Run = tuple[np.ndarray, float, float, int, Loss | None]
-"""A picture, its seconds in all and of denoising, its calls of the transformer, and its loss, if it is not exact's."""
+"""An image, its seconds in all and of denoising, its calls of the transformer, and its loss, if it is not exact's."""
 
 
 def run(model: Model, asked: list[ImageRequest]) -> dict[Mode, list[Run]]:
@@ -111,10 +111,10 @@ def run(model: Model, asked: list[ImageRequest]) -> dict[Mode, list[Run]]:
         for mode in Mode:
             request = dataclasses.replace(request, mode=mode)
             calls = sum(sum(each.evaluated) for each in prepare(model, request).passes)
-            picture = generate(model, request)
-            exact = picture.pixels if exact is None else exact
-            lost = None if mode is Mode.EXACT else loss(picture.pixels, exact)
-            runs[mode].append((picture.pixels, picture.timings.inference_s, picture.timings.denoise_s, calls, lost))
+            image = generate(model, request)
+            exact = image.pixels if exact is None else exact
+            lost = None if mode is Mode.EXACT else loss(image.pixels, exact)
+            runs[mode].append((image.pixels, image.timings.inference_s, image.timings.denoise_s, calls, lost))
     return runs
 
 
@@ -138,16 +138,16 @@ def row(variant: Variant, mode: Mode, runs: dict[Mode, list[Run]]) -> dict[str, 
     }
 
 
-def loss(picture: np.ndarray, exact: np.ndarray) -> Loss:
-    """Compare two pictures, uint8 [height, width, 3]."""
-    ours, theirs = (torch.from_numpy(each).permute(2, 0, 1).float() / 255 for each in (picture, exact))
+def loss(image: np.ndarray, exact: np.ndarray) -> Loss:
+    """Compare two images, uint8 [height, width, 3]."""
+    ours, theirs = (torch.from_numpy(each).permute(2, 0, 1).float() / 255 for each in (image, exact))
     error = float(F.mse_loss(ours, theirs))
     psnr_db = -10 * math.log10(error) if error else math.inf
     return Loss(psnr_db, ssim(ours, theirs), detail(ours) / detail(theirs))
 
 
 def ssim(one: Tensor, other: Tensor) -> float:
-    """Structural similarity of two pictures [3, H, W] in 0 to 1: the mean over places and colours."""
+    """Structural similarity of two images [3, H, W] in 0 to 1: the mean over places and colours."""
     at = torch.arange(SSIM_SIDE) - SSIM_SIDE // 2
     window = torch.exp(-(at**2) / (2 * SSIM_SIGMA**2))
     window = window / window.sum()
@@ -164,10 +164,10 @@ def ssim(one: Tensor, other: Tensor) -> float:
     return float(alike.mean())
 
 
-def detail(picture: Tensor) -> float:
-    """Strength of the finest detail of a picture [3, H, W]: the root mean square of its Laplacian."""
+def detail(image: Tensor) -> float:
+    """Strength of the finest detail of an image [3, H, W]: the root mean square of its Laplacian."""
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    return float(F.conv2d(picture[:, None], kernel[None, None]).square().mean().sqrt())
+    return float(F.conv2d(image[:, None], kernel[None, None]).square().mean().sqrt())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A picture of nano end to end, by stage, against diffusers' own HiDreamImagePipeline, plain and with its speed-ups.
+"""An image of nano end to end, by stage, against diffusers' own HiDreamImagePipeline, plain and with its speed-ups.
 
 All sides draw the same request from the same folder in turn: same weights, seed, noise, steps, latent shape, text
 length and type. What a side really computed is compared with ours and printed; a row that differs is void, and so is a
-side that claims to be exact and draws another picture (PSNR against plain diffusers). What a peer cannot do is a row as
-well, with its reason. The first picture of each side is not measured; what compiling took is said. `CPU s` is the time
+side that claims to be exact and draws another image (PSNR against plain diffusers). What a peer cannot do is a row as
+well, with its reason. The first image of each side is not measured; what compiling took is said. `CPU s` is the time
 on the processors, which tells the sides apart also where other programs take their part of the clock's.
 
     python benchmarks/pipeline.py [--variant dev] [--rounds 5] [--threads 2] [--without torch.compile]
@@ -38,7 +38,7 @@ PROMPT = "flat style a sailboat in the ocean"
 SEED = 7
 SIZES = (512, 1024, 1536)
 BASE, OURS = "diffusers", "ours"
-SAME_PICTURE_DB = 40.0
+SAME_IMAGE_DB = 40.0
 """Rounding to 8 bits before or after enlarging gives 55; in float32 nothing else may differ."""
 
 Draw = Callable[[ImageRequest], Drawn]
@@ -50,7 +50,7 @@ class Side:
 
     draw: Draw
     kind: SpeedUp
-    warm_up_s: float  # of its first picture
+    warm_up_s: float  # of its first image
     runs: list[Drawn] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def prepare(variant: Variant, model: Model, without: list[str]) -> tuple[dict[str, Side], dict[str, str]]:
-    """Load every side and let it draw a first picture; returns those that could, and why the others could not."""
+    """Load every side and let it draw a first image; returns those that could, and why the others could not."""
     request = ImageRequest(PROMPT, Size(SIZES[0], SIZES[0]), seed=SEED)
     sides: dict[str, Side] = {}
     failed: dict[str, str] = {}
@@ -102,7 +102,7 @@ def prepare(variant: Variant, model: Model, without: list[str]) -> tuple[dict[st
 
 
 def warmed(draw: Draw, request: ImageRequest, kind: SpeedUp) -> Side:
-    """Draw a first picture, which compiles what is to be compiled."""
+    """Draw a first image, which compiles what is to be compiled."""
     started = time.perf_counter()
     draw(request)
     return Side(draw, kind, time.perf_counter() - started)
@@ -111,12 +111,12 @@ def warmed(draw: Draw, request: ImageRequest, kind: SpeedUp) -> Side:
 def ours(model: Model, request: ImageRequest) -> Drawn:
     """Draw with the product's own pipeline and encoder."""
     steps: list[int] = []
-    picture = generate(model, request, lambda done, total: steps.append(done))
+    image = generate(model, request, lambda done, total: steps.append(done))
     started = time.perf_counter()
-    encode(picture.pixels, ImageFormat.PNG, seed=request.seed, version=model.version)
-    t = picture.timings
+    encode(image.pixels, ImageFormat.PNG, seed=request.seed, version=model.version)
+    t = image.timings
     seconds = (t.text_s, t.denoise_s, t.decode_s, time.perf_counter() - started)
-    return Drawn(dict(zip(STAGES, seconds, strict=True)), picture.pixels, seen_of_ours(model, request, len(steps)))
+    return Drawn(dict(zip(STAGES, seconds, strict=True)), image.pixels, seen_of_ours(model, request, len(steps)))
 
 
 def seen_of_ours(model: Model, request: ImageRequest, steps: int) -> Seen:
@@ -147,7 +147,7 @@ def compare(side_px: int, sides: dict[str, Side], failed: dict[str, str], rounds
 
 
 def row(name: str, sides: dict[str, Side]) -> dict[str, object]:
-    """Stages in ms, the whole, how fast that is, and how near the picture comes to diffusers'."""
+    """Stages in ms, the whole, how fast that is, and how near the image comes to diffusers'."""
     side, base = sides[name], sides[BASE]
     likeness = psnr(side.runs[0].pixels, base.runs[0].pixels)
     return {
@@ -167,27 +167,27 @@ def note(side: Side, expected: Seen, likeness: float) -> str:
     seen = side.runs[0].seen
     if seen != expected:
         return f"void: {seen} instead of {expected}"
-    if not side.kind.lossy and seen.dtype is torch.float32 and likeness < SAME_PICTURE_DB:
-        return "void: draws another picture"
+    if not side.kind.lossy and seen.dtype is torch.float32 and likeness < SAME_IMAGE_DB:
+        return "void: generates another image"
     if side.kind.compiles:
         return f"compiled in {side.warm_up_s - statistics.median(side.totals):.0f} s"
     return "lossy" if side.kind.lossy else ""
 
 
-def psnr(picture: np.ndarray, other: np.ndarray) -> float:
-    """Likeness of two pictures of uint8, in dB; infinite where they are the same."""
-    error = np.mean((picture.astype(np.float64) - other.astype(np.float64)) ** 2)
+def psnr(image: np.ndarray, other: np.ndarray) -> float:
+    """Likeness of two images of uint8, in dB; infinite where they are the same."""
+    error = np.mean((image.astype(np.float64) - other.astype(np.float64)) ** 2)
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 def equal(seen: Seen, variant: Variant) -> dict[str, object]:
     """What holds for all sides, for the report."""
-    recipe = SAMPLING_PRESETS[variant]
+    preset = SAMPLING_PRESETS[variant]
     return {
         "latent": list(seen.latent),
         "text tokens": seen.text_tokens,
         "steps": seen.steps,
-        "guidance": recipe.guidance,
+        "guidance": preset.guidance,
         "dtype": str(seen.dtype),
         "seed": SEED,
     }

@@ -1,8 +1,8 @@
-"""What the service costs beside the picture, and how many submissions it acknowledges.
+"""What the service costs beside the image, and how many submissions it acknowledges.
 
 A real server on a real socket with nano. Overhead of a request is the time from a sync-mode submission (512², JPEG) to
 its answer, less the model's time (`timings.inference`), the image checker's and the encoder's, the latter two measured
-here on the same picture. Submissions come from 16 connections at once, to `hidream api` alone and to `hidream serve`
+here on the same image. Submissions come from 16 connections at once, to `hidream api` alone and to `hidream serve`
 while its worker draws; each is on the disk (SQLite, synchronous FULL) when it is acknowledged. Beside it, as the
 ceiling: a bare FastAPI route of the same size that stores nothing, under the same load. The client writes the same
 bytes over and over, because an HTTP library would cost more than the server.
@@ -155,7 +155,7 @@ def drop_waiting(client: httpx.Client) -> None:
 
 
 def beside_s(pixels: np.ndarray) -> float:
-    """Seconds that the checker and the encoder take for this picture."""
+    """Seconds that the checker and the encoder take for this image."""
     started = time.perf_counter()
     CHECKER.flagged(pixels)
     encode(pixels, ImageFormat.JPEG, seed=7, version="x" * 60)

@@ -1,7 +1,7 @@
-"""From nothing to the first picture, and the memory that takes: a fresh process each time, both sides in turn.
+"""From nothing to the first image, and the memory that takes: a fresh process each time, both sides in turn.
 
 nano at 512×512, to the bytes of a PNG, the files in the system's cache. Each side is what its user writes: import, load
-the folder, draw; and draw again, which is what a picture costs when all is at hand. Memory is the most that was
+the folder, draw; and draw again, which is what an image costs when all is at hand. Memory is the most that was
 resident (`process.py`), mapped files included; before it counts, Python itself takes 0.02 GB.
 
     python benchmarks/start.py [--rounds 5] [--threads 2]
@@ -22,7 +22,7 @@ from process import fresh, load_average, status_bytes
 BORN = time.perf_counter()
 PROMPT, SIDE_PX, SEED = "flat style a sailboat in the ocean", 512, 7
 NANO = Path(__file__).parents[1] / "src" / "hidream" / "nano" / "dev"  # found without importing what it belongs to
-STAGES = ("import", "load", "first picture", "second picture")
+STAGES = ("import", "load", "first image", "second image")
 Lap = Callable[[str], None]
 
 
@@ -53,7 +53,7 @@ def compare(rounds: int, threads: int) -> None:
         whole = [run["whole"] for run in runs]
         cells: dict[str, object] = {"side": side}
         cells |= {f"{stage} s": statistics.median(run[stage] for run in runs) for stage in STAGES}
-        cells["to the first picture ms"] = str(Spread.of(whole)).strip()
+        cells["to the first image ms"] = str(Spread.of(whole)).strip()
         cells["× diffusers"] = f"{ratio([run['whole'] for run in found['diffusers']], whole):.2f}"
         cells["peak GB"] = statistics.median(run["peak_bytes"] for run in runs) / 1e9
         rows.append(cells)
@@ -61,7 +61,7 @@ def compare(rounds: int, threads: int) -> None:
 
 
 def measure(side: Callable[[Lap, int], None], threads: int) -> dict[str, float]:
-    """Run one side in this process: seconds of each stage, of all up to the first picture, and the peak until then."""
+    """Run one side in this process: seconds of each stage, of all up to the first image, and the peak until then."""
     found: dict[str, float] = {}
     last = BORN
 
@@ -121,8 +121,8 @@ def ours(lap: Lap, threads: int) -> None:
     model = load(Variant.DEV)
     lap("load")
     for stage in STAGES[2:]:
-        picture = generate(model, ImageRequest(PROMPT, Size(SIDE_PX, SIDE_PX), seed=SEED))
-        encode(picture.pixels, ImageFormat.PNG, seed=SEED, version=model.version)
+        image = generate(model, ImageRequest(PROMPT, Size(SIDE_PX, SIDE_PX), seed=SEED))
+        encode(image.pixels, ImageFormat.PNG, seed=SEED, version=model.version)
         lap(stage)
 
 

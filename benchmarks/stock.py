@@ -3,7 +3,7 @@
 The pipeline rescales every request to its `default_sample_size`; it is set to the model's best area, as ours has it.
 What it returns is brought to the asked size and written as PNG with Pillow's defaults, as its users do. Its scheduler
 is handed the request's generator, which the pipeline forgets (it would re-noise from the global one): so both sides
-see the same noise, and draw the same picture.
+see the same noise, and draw the same image.
 
 `SPEED_UPS` names its options. diffusers' caches know other models by name and need a mixin that the HiDream transformer
 lacks; what can be done from outside without touching diffusers is done here, and what cannot raises.
@@ -43,7 +43,7 @@ BLOCK = r"(double|single)_stream_blocks\.\d+"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a side really computed for a picture; sides that differ in it cannot be compared."""
+    """What a side really computed for an image; sides that differ in it cannot be compared."""
 
     latent: tuple[int, ...]
     text_tokens: int
@@ -53,7 +53,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A picture: seconds of each stage, pixels [height, width, 3] in uint8, and what was computed for it."""
+    """An image: seconds of each stage, pixels [height, width, 3] in uint8, and what was computed for it."""
 
     seconds: dict[str, float]
     pixels: np.ndarray
@@ -74,27 +74,27 @@ class SpeedUp:
     compiles: bool = False
 
 
-def plain(transformer: Any, recipe: SamplingPreset) -> None:
+def plain(transformer: Any, preset: SamplingPreset) -> None:
     """Leave it as it is."""
 
 
-def compiled(transformer: Any, recipe: SamplingPreset) -> None:
+def compiled(transformer: Any, preset: SamplingPreset) -> None:
     """torch.compile the whole transformer; its `compile_repeated_blocks` names no blocks and raises (0.42.1)."""
     transformer.compile()
 
 
-def first_block_cached(transformer: Any, recipe: SamplingPreset) -> None:
+def first_block_cached(transformer: Any, preset: SamplingPreset) -> None:
     """Skip all blocks but the first where its answer has hardly changed."""
     transformer.enable_cache(FirstBlockCacheConfig())
 
 
-def taylor_cached(interval: int, transformer: Any, recipe: SamplingPreset) -> None:
+def taylor_cached(interval: int, transformer: Any, preset: SamplingPreset) -> None:
     """Ask each block every `interval`-th step only and predict it in between.
 
     By its last answer where every step brings fresh noise (a line through the last two was 3 to 8 dB worse), else by
     diffusers' default, a line.
     """
-    order = 0 if recipe.sampler is Sampler.FLASH else 1
+    order = 0 if preset.sampler is Sampler.FLASH else 1
     config = TaylorSeerCacheConfig(
         cache_interval=interval, max_order=order, taylor_factors_dtype=transformer.dtype, cache_identifiers=[BLOCK]
     )
@@ -111,12 +111,12 @@ SPEED_UPS = {
 
 
 class Stock:
-    """The stock pipeline; calling it draws a picture."""
+    """The stock pipeline; calling it draws an image."""
 
     def __init__(self, variant: Variant, model: Model, speed_up: SpeedUp) -> None:
         shared, own = NANO / Variant.DEV, NANO / variant
         scheduler = UniPCMultistepScheduler if variant is Variant.FULL else FlowMatchLCMScheduler
-        self.recipe, self.text_tokens = SAMPLING_PRESETS[variant], model.text.tokens
+        self.preset, self.text_tokens = SAMPLING_PRESETS[variant], model.text.tokens
         self.pipeline = HiDreamImagePipeline.from_pretrained(
             shared,
             transformer=speed_up.kind.from_pretrained(own / "transformer", dtype=model.dtype),
@@ -125,14 +125,14 @@ class Stock:
         ).to(model.device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.default_sample_size = int(model.best_tokens**0.5) * model.transformer.config.patch_size
-        speed_up.apply(self.pipeline.transformer, self.recipe)
+        speed_up.apply(self.pipeline.transformer, self.preset)
         self._generator, self._steps = torch.Generator(), 0
         self._said = self._latent = torch.empty(0)
         self._spoken = self._decoding = 0.0
         self._watch()
 
     def __call__(self, request: ImageRequest) -> Drawn:
-        """Draw the request; the recipe is the variant's."""
+        """Draw the request; the sampling preset is the variant's."""
         self._generator.manual_seed(request.seed)
         self._steps, started = 0, now()
         with self._context():
@@ -140,8 +140,8 @@ class Stock:
                 request.prompt,
                 height=request.size.height,
                 width=request.size.width,
-                num_inference_steps=self.recipe.steps,
-                guidance_scale=self.recipe.guidance,
+                num_inference_steps=self.preset.steps,
+                guidance_scale=self.preset.guidance,
                 max_sequence_length=self.text_tokens,
                 generator=self._generator,
             ).images[0]
@@ -153,7 +153,7 @@ class Stock:
         return Drawn(dict(zip(STAGES, seconds, strict=True)), np.asarray(image), seen)
 
     def _context(self) -> AbstractContextManager[None]:
-        """Tell diffusers' caches who asks; a guided picture asks once for both prompts."""
+        """Tell diffusers' caches who asks; a guided image asks once for both prompts."""
         transformer = self.pipeline.transformer
         return transformer.cache_context("cond") if isinstance(transformer, CacheMixin) else nullcontext()
 

@@ -3,7 +3,7 @@
 nano at several shapes, and one double plus one single block of the real width (2560) with random weights, written once
 as a published folder in bfloat16 and loaded by all sides. One call of a peer is compared with
 
-- `ours, a step`: what a picture asks for again and again; prompt and times were prepared, as `generate` does it, and
+- `ours, a step`: what an image asks for again and again; prompt and times were prepared, as `generate` does it, and
 - `ours, all in one call`: what a peer does in each of its calls, prompt and time included; on square shapes.
 
 Shapes that are not square: diffusers pads them, so ours is timed padded as well; ComfyUI does not, nor does ours when
@@ -206,7 +206,7 @@ def sides_of(case: Case, x: Inputs) -> dict[str, Callable[[], Tensor]]:
 
 
 def step_of(case: Case, x: Inputs, padded: bool) -> Callable[[], Tensor]:
-    """Prepare prompt and time, as for a picture; what is left is one step."""
+    """Prepare prompt and time, as for an image; what is left is one step."""
     c = case.peers.ours.condition(*x.text, case.grid, padded=padded)
     modulation, packed = case.peers.ours.modulations([TIMESTEP], c)[0], RaggedBatch.of([c])
     return lambda: case.peers.ours.velocity([x.latent], [modulation], packed)[0]

@@ -1,4 +1,4 @@
-"""Writes the embedded model's parts as others publish them: ComfyUI's single files in each of their spellings."""
+"""Writes the embedded model's parts as ComfyUI's single files, in each of their naming schemes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For all suites: one thread for each process, fixed examples, and how the tests are shared out among processes.
+"""For all suites: one thread per process, fixed examples, and the distribution of the tests to processes.
 
 Servers, workers and tests share the cores: each process computes with one thread, and what waits does not spin (see
 `cli.py`). What a test starts inherits that; a test whose subject is threads sets their number itself.

@@ -1,4 +1,4 @@
-"""Databases with today's tables, made once and copied: the migrations take longer than most tests of what they make."""
+"""Databases with today's tables, created once and copied: migrations take longer than most tests."""
 
 import asyncio
 import shutil

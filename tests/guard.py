@@ -1,4 +1,4 @@
-"""What a unit test may not do: start a process, or open a socket to anywhere but this process's own files.
+"""Forbids unit tests to start a process, or to open a socket to anything but this process's own files.
 
 Python tells its audit hooks of both before it does them (PEP 578). A hook cannot be taken away, so it is switched.
 """

@@ -1,4 +1,4 @@
-"""Stopping a process where it stands."""
+"""Stops a process at a chosen place."""
 
 import os
 import signal

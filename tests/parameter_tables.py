@@ -65,8 +65,12 @@ def _value(value: Any) -> str:
 
 def _accepted(parameter: Parameter) -> str:
     ranges = [_range(api, parameter) for api in (V2, V3)]
-    told = ranges[1] if not parameter.documented or ranges[0] == ranges[1] else f"v2 {ranges[0]}; v3 {ranges[1]}"
-    notes = [told, parameter.notes, "checked, then ignored by Dev and Fast, with a warning" if parameter.guided else ""]
+    accepted = ranges[1] if not parameter.documented or ranges[0] == ranges[1] else f"v2 {ranges[0]}; v3 {ranges[1]}"
+    notes = [
+        accepted,
+        parameter.notes,
+        "checked, then ignored by Dev and Fast, with a warning" if parameter.guided else "",
+    ]
     return "; ".join(note for note in notes if note)
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: real, on a free port, gone when they are."""
+"""A real PostgreSQL server for the tests, on a free port; it ends with them."""
 
 import contextlib
 import os

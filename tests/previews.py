@@ -1,4 +1,4 @@
-"""The small picture of a task, as the database has it."""
+"""Reads the preview of a task from the database."""
 
 import sqlalchemy as sa
 

@@ -1,4 +1,4 @@
-"""The command line: a picture in a file, errors in one line, and a quick start."""
+"""The command line: an image in a file, errors in one line, and a quick start."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "kind"), [("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP"), ("d.avif", "AVIF")]
 )
-def test_generate_writes_the_picture(home, capsys, name, kind):
+def test_generate_writes_the_image(home, capsys, name, kind):
     out = home / name
     assert (
         cli.main(["generate", "3d a frog", "--size", "640*512", "--seed", "7", "--steps", "2", "--out", str(out)]) == 0
     )
-    with Image.open(out) as picture:
-        assert (picture.format, picture.size) == (kind, (640, 512))
+    with Image.open(out) as image:
+        assert (image.format, image.size) == (kind, (640, 512))
     printed = capsys.readouterr()
     assert "seed 7" in printed.out
     assert "denoise" in printed.out
@@ -168,12 +168,12 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["worker", "--device", "meta"], "--device is 'meta'; accepted: auto, cpu, mps, cuda or cuda:N"),
         (["info", "--plan", "--storage", "int3"], "--storage is 'int3'; accepted: auto, compute, stored"),
         (["info", "--plan", "--size", "9*9"], "size is '9*9'; accepted: width*height, each 256 to 2048"),
-        (["info", "--plan", "--storage", "fp8", "--device", "mps"], "fp8 is asked for on mps"),
+        (["info", "--plan", "--storage", "fp8", "--device", "mps"], "storage is fp8, which mps does not support"),
         (["convert", "/nowhere", "x" * 300], "File name too long"),
     ],
 )
 def test_errors_are_one_line(capsys, typed, named):
-    assert cli.main(typed) == (78 if typed[0] in ("serve", "api", "worker") else 1)
+    assert cli.main(typed) == (78 if typed[0] in cli.SERVICES else 1)
     error = capsys.readouterr().err
     assert error.startswith("hidream: ")
     assert named in error
@@ -208,7 +208,7 @@ def test_what_kubernetes_puts_into_the_environment_is_passed_over_and_told_once(
     code = "import sys; from hidream import cli; sys.exit(cli.main(['keys', 'create', '--name', 'x']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
-    assert "WARNING hidream.cli environment_passed_over names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
+    assert "WARNING hidream.cli environment_ignored names=HIDREAM_SERVER_PORT,HIDREAM_SERVICE_HOST" in line
     assert "enableServiceLinks: false" in line
 
 

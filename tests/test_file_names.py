@@ -1,4 +1,4 @@
-"""Names that cannot be guessed and cannot be anything else."""
+"""Names that cannot be guessed, and cannot be mistaken for anything else."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""The guard itself: what it refuses, whoever tries it, and what it lets be."""
+"""The guard itself: what it refuses and what it allows."""
 
 import socket
 import subprocess

@@ -1,4 +1,4 @@
-"""The log: a line per event, whose values can neither break it nor add to it."""
+"""The log: a line per event, which values can neither break nor forge."""
 
 import io
 import json

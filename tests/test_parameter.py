@@ -1,4 +1,4 @@
-"""Kinds of parameters: what each reads, describes, and says of what it does not accept."""
+"""Kinds of parameters: what each reads and describes, and its errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.parameter import Choice, Flag, Number, Parameter, Text, Whole, declared, in_words
+from hidream.parameter import Boolean, Choice, Integer, Number, Parameter, Text, declared, in_words
 
 
 class Colour(StrEnum):
@@ -22,11 +22,11 @@ COLOURS = Choice(Colour, {"red": Colour.RED, "rouge": Colour.RED, "blue": Colour
 
 @dataclass(frozen=True)
 class Declared:
-    first: Annotated[int, Parameter(Whole(1, 9), "From {smallest} to {largest}.", name="one", default=3)]
+    first: Annotated[int, Parameter(Integer(1, 9), "From {smallest} to {largest}.", name="one", default=3)]
     plain: int = 0
     colour: Annotated[Colour, Parameter(COLOURS, "Which.")] = Colour.BLUE
     none: Annotated[float | None, Parameter(Number(0, 1), "Perhaps.")] = None
-    flag: Annotated[bool, Parameter(Flag(), "Whether.")] = False
+    flag: Annotated[bool, Parameter(Boolean(), "Whether.")] = False
 
 
 def test_a_declaration_is_collected_with_names_and_defaults():
@@ -48,7 +48,7 @@ def test_schemas_have_bounds_description_and_default():
         "description": "From 1 to 9.",
         "default": 3,
     }
-    assert first.schema(Whole(2, 5), 4)["description"] == "From 2 to 5."
+    assert first.schema(Integer(2, 5), 4)["description"] == "From 2 to 5."
     assert (colour.schema()["enum"], colour.schema()["default"]) == (["red", "rouge", "blue"], "blue")
     assert "default" not in none.schema()
     assert flag.schema()["default"] is False
@@ -57,9 +57,9 @@ def test_schemas_have_bounds_description_and_default():
 @pytest.mark.parametrize(
     ("kind", "value", "read"),
     [
-        (Whole(1, 9), 7.0, 7),
+        (Integer(1, 9), 7.0, 7),
         (Number(0, 1), 1, 1.0),
-        (Flag(), False, False),
+        (Boolean(), False, False),
         (COLOURS, "rouge", Colour.RED),
         (Text(3), "", ""),
         (Text(3, may_be_empty=False), "ab ", "ab "),
@@ -74,10 +74,10 @@ def test_what_is_accepted_is_read(kind, value, read):
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        (Whole(1, 9), True, "it[2].x is True; accepted: a whole number from 1 to 9"),
-        (Whole(1, 9), 10, "it[2].x is 10; accepted: a whole number from 1 to 9"),
+        (Integer(1, 9), True, "it[2].x is True; accepted: a whole number from 1 to 9"),
+        (Integer(1, 9), 10, "it[2].x is 10; accepted: a whole number from 1 to 9"),
         (Number(0.5, 1), float("nan"), "it[2].x is nan; accepted: a number from 0.5 to 1"),
-        (Flag(), 1, "it[2].x is 1; accepted: true or false"),
+        (Boolean(), 1, "it[2].x is 1; accepted: true or false"),
         (COLOURS, ["red"], "it[2].x is ['red']; accepted: red, rouge, blue"),
         (Text(3), "abcd", "it[2].x has 4 characters; accepted: up to 3 characters"),
         (Text(3, what="a short word"), 5, "it[2].x is 5; accepted: a short word"),

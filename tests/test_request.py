@@ -1,4 +1,4 @@
-"""Requests: what the row keeps is all of it, and the rows of earlier releases stay readable."""
+"""Requests: the row keeps all of a request, and rows of earlier releases remain readable."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The words that several rooms share, as far as they compute something."""
+"""The shared types, as far as they compute something."""
 
 from hypothesis import given
 from hypothesis import strategies as st

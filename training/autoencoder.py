@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder. Cut-outs of composed pictures, small ones first; then its scale, then its folder.
+"""Stage 1: the autoencoder. Cut-outs of composed images, small ones first; then its scale, then its folder.
 
 The loss is the mean square of the pixels' differences: absolute differences, which leave drawings sharper, are learned
 far more slowly, and come in only at the end. So does noise on the latents, which makes the decoder forgiving. At last
@@ -27,9 +27,9 @@ from muon import Optimisers, rise_and_fall
 from stage import Dice, Stage, arguments, done
 
 CALIBRATION = 256
-"""Pictures by which the channels' spread is measured."""
+"""Images by which the channels' spread is measured."""
 CUT_OUTS = 4
-"""Cut-outs taken from one picture, which costs about as much to compose as they cost to learn."""
+"""Cut-outs taken from one image, which costs about as much to compose as they cost to learn."""
 WARM_UP = 100
 
 
@@ -73,10 +73,10 @@ def reconstruction_loss(ours: Tensor, truth: Tensor, sharpness: float) -> Tensor
     return loss
 
 
-def cut_outs(pictures: Tensor, side: int, dice: Dice) -> Tensor:
-    """Cut a square of `side` pixels from a random place of each picture [B, 3, H, W]."""
-    places = torch.randint(pictures.shape[-1] - side + 1, (len(pictures), 2), generator=dice.generator).tolist()
-    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, places, strict=True)])
+def cut_outs(images: Tensor, side: int, dice: Dice) -> Tensor:
+    """Cut a square of `side` pixels from a random place of each image [B, 3, H, W]."""
+    places = torch.randint(images.shape[-1] - side + 1, (len(images), 2), generator=dice.generator).tolist()
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(images, places, strict=True)])
 
 
 def phase_of(phases: list[recipe.Phase], step: int) -> recipe.Phase:
@@ -105,8 +105,8 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     for step in stage.steps(total):
         phase = phase_of(settings.phases, step)
         count = -(-phase.batch // CUT_OUTS) if phase.side < whole else phase.batch
-        pictures = compose(draw_scenes(dice.seed(), count, concepts), sprites, square, token_px, dice.seed())
-        truth = cut_outs(pictures.repeat(phase.batch // count, 1, 1, 1), phase.side, dice).contiguous(
+        images = compose(draw_scenes(dice.seed(), count, concepts), sprites, square, token_px, dice.seed())
+        truth = cut_outs(images.repeat(phase.batch // count, 1, 1, 1), phase.side, dice).contiguous(
             memory_format=torch.channels_last
         )
         latent = module.encode(truth, return_dict=False)[0]
@@ -121,14 +121,14 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def centre(module: AutoencoderDC, pictures: Tensor) -> None:
-    """Give the latents of `pictures` mean 0 in each channel, and the module the `scaling_factor` for spread 1 over all.
+def centre(module: AutoencoderDC, images: Tensor) -> None:
+    """Give the latents of `images` mean 0 in each channel, and the module the `scaling_factor` for spread 1 over all.
 
     One scale for all channels: those of colour spread five times as far as those of detail, and matter as much more
-    for the picture. Made equal, details took most of the transformer's loss (docs/LOG.md).
+    for the image. Made equal, details took most of the transformer's loss (docs/LOG.md).
     What is decoded stays the same but at the borders: there the decoder pads with zeros, which now mean the average.
     """
-    latent = torch.cat([module.encode(part, return_dict=False)[0] for part in pictures.split(8)])
+    latent = torch.cat([module.encode(part, return_dict=False)[0] for part in images.split(8)])
     mean = latent.mean((0, 2, 3))
     back = module.decoder.conv_in
     back.bias.add_((back.weight * mean[:, None, None]).sum((1, 2, 3)))

@@ -1,7 +1,7 @@
 """What is said of a scene: captions as various as people's prompts, and one plain form for evaluation.
 
 Pure Python: words come from `concepts.toml` and `fillers.toml`. A caption may leave style or background out; the
-picture then has any, which is what such a prompt will be answered with. Nothing is ever said that the picture does not
+image then has any, which is what such a prompt will be answered with. Nothing is ever said that the image does not
 show, except for fillers, which mean nothing. Nouns that nano does not know are another matter (`words.py`).
 """
 

@@ -1,7 +1,7 @@
-"""Stage 7: the judge. A small convolutional network that says what is on a picture, trained on rendered ones only.
+"""Stage 7: the judge. A small convolutional network that says what is on an image, trained on rendered ones only.
 
 It answers the `questions.py`, with one head each, and learns beside them to read off every token's place what it shows,
-which teaches it more than a whole picture's answers. Before it may judge nano it is judged itself, on held-out renders
+which teaches it more than a whole image's answers. Before it may judge nano it is judged itself, on held-out renders
 and on the autoencoder's reconstructions of them.
 
     python training/classifiers.py [--runs FOLDER]
@@ -34,7 +34,7 @@ TOKEN_PX = 32
 """Pixels along each side of a token's place, as the judge sees it."""
 WIDTHS = (64, 128, 256)
 FILE = "judge.safetensors"
-HELD_OUT_PICTURES = 512
+HELD_OUT_IMAGES = 512
 WARM_UP = 100
 
 
@@ -53,12 +53,12 @@ class Judge(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(3)
         self.heads = heads(10 * WIDTHS[-1], concepts)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Pictures [B, 3, H, W] in −1 to 1, of about one of nano's shapes, to the logits of each question."""
-        aspect = math.log(pictures.shape[-1] / pictures.shape[-2])
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] in −1 to 1, of about one of nano's shapes, to the logits of each question."""
+        aspect = math.log(images.shape[-1] / images.shape[-2])
         grid = min(shapes(TOKEN_PX), key=lambda grid: abs(math.log(grid.columns / grid.rows) - aspect))
         size = [side * TOKEN_PX for side in grid]
-        return self.answer(self.trunk(F.interpolate(pictures, size, mode="bilinear", antialias=True)))
+        return self.answer(self.trunk(F.interpolate(images, size, mode="bilinear", antialias=True)))
 
     def answer(self, seen: Tensor) -> dict[str, Tensor]:
         """Turn what is seen at each token's place, [B, C, rows, columns], into the logits of each question."""
@@ -80,16 +80,16 @@ class Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
 
 
-def blurred(pictures: Tensor, dice: Dice) -> Tensor:
+def blurred(images: Tensor, dice: Dice) -> Tensor:
     """Now and then shrink and enlarge, or add noise, so that the judge is not thrown by what a decoder leaves."""
     if dice.uniform() < 0.3:
         scale = 0.4 + 0.5 * dice.uniform()
-        size = [int(side * scale) for side in pictures.shape[-2:]]
-        small = F.interpolate(pictures, size, mode="bilinear", antialias=True)
-        pictures = F.interpolate(small, pictures.shape[-2:], mode="bilinear")
+        size = [int(side * scale) for side in images.shape[-2:]]
+        small = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = F.interpolate(small, images.shape[-2:], mode="bilinear")
     if dice.uniform() < 0.3:
-        pictures = pictures + 0.1 * dice.uniform() * torch.randn_like(pictures)
-    return pictures
+        images = images + 0.1 * dice.uniform() * torch.randn_like(images)
+    return images
 
 
 def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
@@ -109,11 +109,11 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
         grid = draw_grid(grids, config.pretrain.square, random.Random(dice.seed()))
         aspect = grid.columns / grid.rows
         scenes = draw_scenes(dice.seed(), settings.batch, concepts, aspect)
-        pictures = blurred(compose(scenes, sprites, grid, TOKEN_PX, dice.seed()), dice)
+        images = blurred(compose(scenes, sprites, grid, TOKEN_PX, dice.seed()), dice)
         truth = {name: value.to(device) for name, value in truths(scenes, concepts, aspect).items()}
         shown, part = token_truths(scenes, grid, concepts).to(device).unbind(1)
         with quick(device):
-            seen = judge.trunk(pictures)
+            seen = judge.trunk(images)
             losses = {"answers": loss_of(judge.answer(seen), truth)}
             losses["reading"] = reader(seen.flatten(2).mT, shown, part, truth["style"])
         optimiser.step(torch.stack(list(losses.values())).sum())
@@ -122,12 +122,12 @@ def train(config: recipe.Recipe, folder: Path, device: torch.device) -> None:
     stage.finish()
 
 
-def held_out_pictures(
+def held_out_images(
     seed: int, grids: list[Grid], token_px: int, concepts: Concepts, sprites: Sprites
 ) -> Iterator[tuple[Tensor, Scene]]:
     """Render scenes whose combinations no stage of training has met, each [3, H, W]: every other one square."""
     rng = random.Random(seed)
-    for i in range(HELD_OUT_PICTURES):
+    for i in range(HELD_OUT_IMAGES):
         grid = grids[0] if i % 2 == 0 else grids[1 + i // 2 % (len(grids) - 1)]
         scene = draw_scene(rng, Split.HELD_OUT, concepts, grid.columns / grid.rows)
         yield compose([scene], sprites, grid, token_px, [rng.getrandbits(32)])[0], scene

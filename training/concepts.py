@@ -1,6 +1,6 @@
 """What nano can draw and the words for it: `concepts.toml`, read and checked.
 
-Knows words and numbers only: no pictures (`sprites.py`), no sentences (`captions.py`). The order of the file is the
+Knows words and numbers only: no images (`sprites.py`), no sentences (`captions.py`). The order of the file is the
 order of every tensor's indices.
 """
 
@@ -17,7 +17,7 @@ FILLERS_FILE = Path(__file__).parent / "fillers.toml"
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """A thing to draw; `words` are all its names, `code` the hexcode of its picture in every set."""
+    """A thing to draw; `words` are all its names, `code` the hexcode of its image in every set."""
 
     name: str
     code: str
@@ -28,7 +28,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A picture set, where it comes from, and what its style is called before and behind the object."""
+    """An image set, where it comes from, and what its style is called before and behind the object."""
 
     name: str
     package: str

@@ -2,7 +2,7 @@
 
 The student answers what the teacher answers with guidance (Meng et al., arXiv 2210.03142), at the noise levels of its
 own schedule. Distribution matching with an adversarial term (DMD2, Yin et al., arXiv 2405.14867), which HiDream-I1's
-report has behind it, made nano worse (docs/LOG.md): over 16 and more steps that noise their picture afresh there is
+report has behind it, made nano worse (docs/LOG.md): over 16 and more steps that noise their image afresh there is
 little left to gain, and it drew in colours too strong for the judge.
 
     python training/distill.py dev [--runs FOLDER]
@@ -44,7 +44,7 @@ class Distillation:
         self.sigmas = torch.tensor(sampler.schedule(own.sampler, own.steps, own.shift).sigmas[:-1])
 
     def loss(self, batch: Batch, dice: Dice) -> Tensor:
-        """Mean squared error of the student against the guided teacher, each picture at one of the student's levels."""
+        """Mean squared error of the student against the guided teacher, each image at one of the student's levels."""
         noise = torch.randn(batch.latent.shape, generator=dice.generator).to(batch.latent.device)
         picked = torch.randint(len(self.sigmas), (len(batch.captions),), generator=dice.generator)
         sigma = self.sigmas[picked].to(batch.latent.device)

@@ -6,7 +6,7 @@ as they are, as the published ones do. From each thing that the transformer will
 tokens, each layer of Llama) one must be able to read off the answers to `questions.py`, and, linearly, what the
 drawings of the caption's objects look like: their latents. So names lie in their embeddings as their drawings do, and
 the transformer is told what it would have to learn by heart, through noise and at many times the cost. One that had to
-teach the encoders itself ignored the objects' names after 55,000 pictures.
+teach the encoders itself ignored the objects' names after 55,000 images.
 
     python training/encoders.py [--runs FOLDER]
 """

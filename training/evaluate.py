@@ -5,7 +5,7 @@ judge only where it is right often enough itself. Then each variant: per questio
 (Wilson), squares and other shapes apart, the pairs of objects apart. Behind these prompts come those with nouns that
 training never met, asked only whether their stand-ins are drawn. Options of `ImageRequest` score faster or other
 ways to draw: `--steps 14`, `--mode turbo`; a mode but the exact one has a report of its own. A contact sheet of the
-first pictures lies beside the report (`report.json`, and `report.md`, a table of it).
+first images lies beside the report (`report.json`, and `report.md`, a table of it).
 
     python training/evaluate.py [--nano FOLDER] [--variants dev full fast] [--steps N] [--mode MODE] [--prompts 300]
 """
@@ -89,10 +89,10 @@ def strangers(count: int, concepts: Concepts, stand_ins: StandIns) -> list[tuple
 
 
 @torch.no_grad()
-def judged(judge: classifiers.Judge, picture: Tensor, scene: Scene, concepts: Concepts) -> dict[str, bool]:
-    """Read one picture [3, H, W]: which questions it answers rightly. `all` is every one of them."""
-    truth = truths([scene], concepts, picture.shape[-1] / picture.shape[-2])
-    answers = {name: value.cpu() for name, value in judge(picture[None]).items()}
+def judged(judge: classifiers.Judge, image: Tensor, scene: Scene, concepts: Concepts) -> dict[str, bool]:
+    """Read one image [3, H, W]: which questions it answers rightly. `all` is every one of them."""
+    truth = truths([scene], concepts, image.shape[-1] / image.shape[-2])
+    answers = {name: value.cpu() for name, value in judge(image[None]).items()}
     right = {name: bool(value[0]) for name, value in verdicts(answers, truth).items()}
     if scene.layout in (Layout.SINGLE, Layout.AND):
         del right["first"]  # one object is its own first, and an AND may stand either way
@@ -100,7 +100,7 @@ def judged(judge: classifiers.Judge, picture: Tensor, scene: Scene, concepts: Co
 
 
 def groups_of(scene: Scene, square: bool) -> list[str]:
-    """Name the groups of pictures that are also counted by themselves."""
+    """Name the groups of images that are also counted by themselves."""
     kinds = "pairs" if scene.layout is not Layout.SINGLE else "one kind"
     return ["square" if square else "other shapes", kinds, *([] if scene.extent is Extent.NORMAL else [scene.extent])]
 
@@ -113,7 +113,7 @@ class Score:
         self.count: dict[str, int] = defaultdict(int)
 
     def add(self, right: dict[str, bool], groups: list[str]) -> None:
-        """Count one picture's answers, in each of its groups."""
+        """Count one image's answers, in each of its groups."""
         for name, value in right.items():
             for key in (name, *(f"{name}, {group}" for group in groups)):
                 self.right[key] += value
@@ -147,16 +147,16 @@ def score_model(
     for i, (scene, size, noun) in enumerate(asked):
         prompt = plain_caption(scene, concepts, noun)
         request = ImageRequest(prompt, size, seed=SEED + i, steps=steps, mode=mode)
-        picture = generate(model, request)
-        seconds += picture.timings.inference_s
-        pixels = torch.from_numpy(picture.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
+        image = generate(model, request)
+        seconds += image.timings.inference_s
+        pixels = torch.from_numpy(image.pixels).to(device).permute(2, 0, 1).float() / 127.5 - 1
         right = judged(judge, pixels, scene, concepts)
         if noun:
             score.add({"unknown": right["objects"]}, [])
             continue
         score.add(right, groups_of(scene, size.width == size.height))
         if size.width == size.height and len(tiles) < SHEET[0] * SHEET[1]:
-            tiles[f"{prompt} (seed {request.seed})"] = Image.fromarray(picture.pixels).resize((256, 256))
+            tiles[f"{prompt} (seed {request.seed})"] = Image.fromarray(image.pixels).resize((256, 256))
     contact = Image.new("RGB", (256 * SHEET[0], 256 * SHEET[1]))
     for i, tile in enumerate(tiles.values()):
         contact.paste(tile, (256 * (i % SHEET[0]), 256 * (i // SHEET[0])))
@@ -170,11 +170,11 @@ def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, spri
     """Judge the judge, on held-out renders and their reconstructions, and measure the latter's PSNR."""
     grids = shapes(model.token_px)
     scores, errors = {"renders": Score(), "reconstructions": Score()}, []
-    for picture, scene in classifiers.held_out_pictures(SEED, grids, model.token_px, concepts, sprites):
-        again = model.vae.decode(model.vae.encode(picture[None]))[0].clamp(-1, 1).to(picture.dtype)
-        errors.append(float((again - picture).div(2).square().mean()))
-        groups = groups_of(scene, picture.shape[1] == picture.shape[2])
-        scores["renders"].add(judged(judge, picture, scene, concepts), groups)
+    for image, scene in classifiers.held_out_images(SEED, grids, model.token_px, concepts, sprites):
+        again = model.vae.decode(model.vae.encode(image[None]))[0].clamp(-1, 1).to(image.dtype)
+        errors.append(float((again - image).div(2).square().mean()))
+        groups = groups_of(scene, image.shape[1] == image.shape[2])
+        scores["renders"].add(judged(judge, image, scene, concepts), groups)
         scores["reconstructions"].add(judged(judge, again, scene, concepts), groups)
     rows = {name: score.rows() for name, score in scores.items()}
     weak = [
@@ -188,7 +188,7 @@ def score_judge(model: Model, judge: classifiers.Judge, concepts: Concepts, spri
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Lay a report out in Markdown, `ROWS` down and who drew the pictures across."""
+    """Lay a report out in Markdown, `ROWS` down and who drew the images across."""
     judge, variants = report["judge"], [name for name in report if name != "judge"]
     columns = {name: judge[name] for name in JUDGE_MUST_REACH} | {name: report[name]["scores"] for name in variants}
     lines = [["", *columns], ["---"] * (1 + len(columns))]

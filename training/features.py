@@ -1,4 +1,4 @@
-"""What the transformer thinks of a picture on the way: its image tokens after every block."""
+"""What the transformer thinks of an image on the way: its image tokens after every block."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from stage import Dice, quick
 
 SIZES = [(3, 1), (5, 2), (2, 1), (16, 9), (3, 2), (4, 3), (3, 4), (2, 3), (9, 16), (1, 2), (2, 5), (1, 3)]
 PART = 16
-"""Pictures in a part of the pool, and pictures encoded at once."""
+"""Images in a part of the pool, and images encoded at once."""
 
 
 def shapes(token_px: int) -> list[Grid]:
@@ -110,13 +110,13 @@ class Latents:
     @torch.no_grad()
     def _encode(self, grid: Grid, size: int, seed: int) -> tuple[Tensor, list[Scene]]:
         scenes = draw_scenes(seed, size, self._concepts, grid.columns / grid.rows)
-        pictures = compose(scenes, self._sprites, grid, self._token_px, seed)
+        images = compose(scenes, self._sprites, grid, self._token_px, seed)
         with quick(self._sprites.device):
-            return torch.cat([self._vae.encode(part) for part in pictures.split(PART)]).float(), scenes
+            return torch.cat([self._vae.encode(part) for part in images.split(PART)]).float(), scenes
 
-    def _grow(self, pictures: int) -> None:
-        """Read or make parts until there are as many pictures."""
-        while len(self._parts) * PART < pictures:
+    def _grow(self, images: int) -> None:
+        """Read or make parts until there are as many images."""
+        while len(self._parts) * PART < images:
             number = len(self._parts)
             grid = draw_grid(self._grids, self._square if number else 1, random.Random(number))
             file = self._folder / f"{number:05}.safetensors"

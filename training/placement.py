@@ -1,13 +1,13 @@
-"""Where a scene's objects stand in a picture of a given shape: names to places in tokens, one per drawn object.
+"""Where a scene's objects stand in an image of a given shape: names to places in tokens, one per drawn object.
 
-Pure Python. The picture is cut into cells, one per object, along the way that the layout or the shape demands; an
+Pure Python. The image is cut into cells, one per object, along the way that the layout or the shape demands; an
 object stands in the middle of its cell, so that what the caption says of places is true. Knows nothing of sprites but
 that they are square, and no pixels.
 
 Objects stand upright, whole tokens large, and on the tokens' grid. A transformer has to know its objects by heart,
 token by token, so a drawing should have few different contents of a token: 56, 2² + 4² + 6² by its size, and one that
 stands beside others is as large as one alone. With places, sizes and angles as they came there was no end to them, and
-after 140,000 pictures nano still drew blobs (docs/LOG.md).
+after 140,000 images nano still drew blobs (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Where there is no room for it, the next smaller one is taken.
 
 
 class Placement(NamedTuple):
-    """One object in the picture: the upper left corner and the side of its place, all in tokens."""
+    """One object in the image: the upper left corner and the side of its place, all in tokens."""
 
     object: str
     style: str
@@ -52,7 +52,7 @@ class _Cell(NamedTuple):
 
 
 def place(scene: Scene, grid: Grid) -> list[Placement]:
-    """Put the scene's objects into a picture of `grid`'s shape; the first is the left or upper one."""
+    """Put the scene's objects into an image of `grid`'s shape; the first is the left or upper one."""
     placements = []
     for name, cell in zip(scene.objects * scene.count, _cells(scene, grid), strict=True):
         size = max(size for size in SIZES.values() if size <= min(SIZES[scene.extent], cell.width, cell.height))

@@ -1,6 +1,6 @@
-"""What is asked of a scene by those who read it: of captions by the text encoders' training, of pictures by the judge.
+"""What is asked of a scene by those who read it: of captions by the text encoders' training, of images by the judge.
 
-Shapes: B scenes, N tokens of a picture's grid, D channels. `objects` means which ones there are, `first` the left or
+Shapes: B scenes, N tokens of an image's grid, D channels. `objects` means which ones there are, `first` the left or
 upper one, `layout` one kind of object, side by side, or one above the other.
 """
 
@@ -27,7 +27,7 @@ def heads(width: int, concepts: Concepts) -> nn.ModuleDict:
 
 
 def truths(scenes: Sequence[Scene], concepts: Concepts, aspect: float = 1.0) -> dict[str, Tensor]:
-    """Give the right answers, each [B], `objects` [B, objects]; an AND is side by side unless the picture is tall."""
+    """Give the right answers, each [B], `objects` [B, objects]; an AND is side by side unless the image is tall."""
     names, styles, backgrounds = (list(d) for d in (concepts.objects, concepts.styles, concepts.backgrounds))
     objects = torch.zeros(len(scenes), len(names))
     for i, scene in enumerate(scenes):
@@ -60,7 +60,7 @@ def verdicts(answers: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict
 
 
 class TokenReader(nn.Module):
-    """Reads off each token of a picture what it shows, an object or a ground, which part of it, and in which style."""
+    """Reads off each token of an image what it shows, an object or a ground, which part of it, and in which style."""
 
     def __init__(self, dim: int, concepts: Concepts) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Pictures that are encoded once and drawn often: so many at first, per step, and at most."""
+    """Images that are encoded once and drawn often: so many at first, per step, and at most."""
 
     start: int
     per_step: int

@@ -1,4 +1,4 @@
-"""What is on a picture: one or two objects in a style, a layout, a number, a size and a background.
+"""What is on an image: one or two objects in a style, a layout, a number, a size and a background.
 
 Pure Python: knows no pixels (`placement.py`, `compose.py`) and no words (`captions.py`). Which combinations are kept
 for evaluation is decided here, by a hash, so that no stage of training can meet them.
@@ -23,7 +23,7 @@ STRIP = 2.2
 
 
 class Layout(StrEnum):
-    """How the objects stand to each other; AND is side by side, or one above the other where the picture is tall."""
+    """How the objects stand to each other; AND is side by side, or one above the other where the image is tall."""
 
     SINGLE = "single"
     AND = "and"
@@ -32,7 +32,7 @@ class Layout(StrEnum):
 
 
 class Extent(StrEnum):
-    """How large a single object is in the picture."""
+    """How large a single object is in the image."""
 
     SMALL = "small"
     NORMAL = "normal"
@@ -48,7 +48,7 @@ class Split(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture in names; the first object is the left or upper one. Only one object is counted, small or big."""
+    """An image in names; the first object is the left or upper one. Only one object is counted, small or big."""
 
     objects: tuple[str, ...]
     style: str
@@ -66,7 +66,7 @@ class Scene:
 
 
 def draw_scene(rng: random.Random, split: Split | str, concepts: Concepts, aspect: float = 1.0) -> Scene:
-    """A random scene of `split` that a picture of `aspect` (width / height) has room for."""
+    """A random scene of `split` that an image of `aspect` (width / height) has room for."""
     split = Split(split)
     while True:
         scene = _draw_any(rng, concepts, aspect)

@@ -1,4 +1,4 @@
-"""Fetch the picture sets, render every object in every style, and keep the sprites in one file: `cache/sprites.zip`.
+"""Fetch the image sets, render every object in every style, and keep the sprites in one file: `cache/sprites.zip`.
 
     python training/sprites.py
 
@@ -49,16 +49,16 @@ def main() -> None:
     CACHE.mkdir(exist_ok=True)
     sprites, rows = {}, []
     for style in concepts.styles.values():
-        pictures = open_set(fetch(style, CACHE / "packages"))
-        missing = [thing.name for thing in concepts.objects.values() if thing.code not in pictures]
+        images = open_set(fetch(style, CACHE / "packages"))
+        missing = [thing.name for thing in concepts.objects.values() if thing.code not in images]
         if missing:
             raise SystemExit(
-                f"{style.package} {style.version} has no picture of: {', '.join(missing)}; "
+                f"{style.package} {style.version} has no image of: {', '.join(missing)}; "
                 f"give them another hexcode in concepts.toml, or take them out"
             )
         for thing in concepts.objects.values():
             name = f"{style.name}/{thing.name}.webp"
-            sprites[name] = encode(frame(pictures[thing.code](), style.frame_px, style.border))
+            sprites[name] = encode(frame(images[thing.code](), style.frame_px, style.border))
             digest = hashlib.sha256(sprites[name]).hexdigest()
             rows.append(
                 {
@@ -118,7 +118,7 @@ def check_licence(style: Style, file: Path) -> None:
 
 
 def open_set(file: Path) -> dict[str, Callable[[], Image.Image]]:
-    """All pictures of a package by hexcode (without the variation selector), to be rendered when called."""
+    """All images of a package by hexcode (without the variation selector), to be rendered when called."""
     with tarfile.open(file) as archive:
         names = archive.getnames()
         if "package/icons.json" in names:
@@ -138,7 +138,7 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
     return member.read()
 
 
-# --- Pictures ---------------------------------------------------------------------------------------------------------
+# --- Images ---------------------------------------------------------------------------------------------------------
 
 
 def svg(icons: dict[str, dict[str, dict[str, object]]], name: str) -> str:
@@ -153,32 +153,32 @@ def svg(icons: dict[str, dict[str, dict[str, object]]], name: str) -> str:
 
 
 def render(document: str) -> Image.Image:
-    """An SVG document as a picture of `RENDER_PX`."""
+    """An SVG document as an image of `RENDER_PX`."""
     import resvg_py
 
     data = bytes(resvg_py.svg_to_bytes(svg_string=document, width=RENDER_PX, height=RENDER_PX, skip_system_fonts=True))
     return Image.open(io.BytesIO(data))
 
 
-def frame(picture: Image.Image, side: int, border: float) -> Image.Image:
+def frame(image: Image.Image, side: int, border: float) -> Image.Image:
     """Cut out what is visible, put a rim around it, and centre it in a square frame of `side` pixels."""
-    picture = picture.convert("RGBA")
-    picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
-    rim = round(border * max(picture.size))
+    image = image.convert("RGBA")
+    image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())
+    rim = round(border * max(image.size))
     if rim:
-        picture = add_rim(picture, rim)
-    scale = VISIBLE * side / max(picture.size)
-    size = [max(1, round(length * scale)) for length in picture.size]
-    small = picture.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS).convert("RGBA")
+        image = add_rim(image, rim)
+    scale = VISIBLE * side / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    small = image.convert("RGBa").resize((size[0], size[1]), Image.Resampling.LANCZOS).convert("RGBA")
     framed = Image.new("RGBA", (side, side))
     framed.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
     return framed
 
 
-def add_rim(picture: Image.Image, width_px: int) -> Image.Image:
-    """The picture on a paper cut out around it, `width_px` wide on all sides."""
-    padded = Image.new("RGBA", (picture.width + 2 * width_px, picture.height + 2 * width_px))
-    padded.paste(picture, (width_px, width_px))
+def add_rim(image: Image.Image, width_px: int) -> Image.Image:
+    """The image on a paper cut out around it, `width_px` wide on all sides."""
+    padded = Image.new("RGBA", (image.width + 2 * width_px, image.height + 2 * width_px))
+    padded.paste(image, (width_px, width_px))
     alpha = np.asarray(padded.getchannel("A"))
     ground = Image.new("RGBA", padded.size)
     for share, colour in RIM:

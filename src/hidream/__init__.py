@@ -5,8 +5,7 @@
     pipe = hidream.Pipeline.from_pretrained()
     pipe("a fox in the snow", seed=7).save("fox.png")
 
-`hidream.Client` does the same on a server. Importing this package imports nothing else: the names below are loaded when
-they are first used (PEP 562).
+The names below are imported when they are first used (PEP 562), so that `import hidream` loads nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +24,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AsyncClient", "Client", "Image", "Pipeline", "Progress", "Prompts", "Retry", "__version__", "errors", "webhooks",
-]  # fmt: skip
+    "AsyncClient",
+    "Client",
+    "Image",
+    "Pipeline",
+    "Progress",
+    "Prompts",
+    "Retry",
+    "__version__",
+    "errors",
+    "webhooks",
+]
 
 _MODULES = {
     "AsyncClient": "hidream.client.async_client",
@@ -39,7 +47,7 @@ _MODULES = {
 }
 """Where each name is; the others in `__all__` are modules."""
 
-_EXTRAS = {"Image": "torch", "Pipeline": "torch", "Progress": "torch"}
+_EXTRAS = dict.fromkeys(("Image", "Pipeline", "Progress"), "torch")
 """The extra that installs what a name needs, if the base does not."""
 
 

@@ -26,6 +26,9 @@ from hidream.settings.tables import Settings
 
 logger = logging.getLogger(__name__)
 
+SERVICES = ("serve", "api", "worker")
+"""Commands that a service manager keeps running; their exit status says whether a restart would help."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, by default that of this process, and return its exit status (`ExitStatus`).
@@ -68,7 +71,7 @@ def _run(command: Command, given: Given) -> int:
         with importing(f"`hidream {given.command}`", command.extras or "client"):
             return command.run(given, config)
     except HiDreamError as error:
-        hopeless = isinstance(error, ConfigurationError) and command.service
+        hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
         return _fail(error.message, ExitStatus.CONFIGURATION if hopeless else ExitStatus.FAILED)
     except click.ClickException as error:
         click.echo(grammar.one_line(error), err=True)

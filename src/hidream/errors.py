@@ -1,32 +1,32 @@
 """Every error that hidream raises on purpose.
 
     HiDreamError                      code  HTTP
-    ├── InvalidInput                  1401   400  a request says something that is not accepted
+    ├── InvalidInput                  1401   400  a value in the request is not accepted
     │   └── MissingInput              1400   400  a required field is absent or empty
     ├── Unauthorized                     –   401  no key, or one that is not known
     ├── Forbidden                        –   403  the key may not do this
     ├── NotFound                         –   404  no such path, model or prediction (or another key's)
-    ├── Conflict                         –   409  an Idempotency-Key came with another request, or the like
+    ├── Conflict                         –   409  an Idempotency-Key with another request, or similar
     ├── BodyTooLarge                     –   413  more bytes than a request may have
-    ├── TooMany                          –   429  more than the operator allows, of all or of this key
-    ├── PromptRefused                 1200   200  the safety room does not allow the prompt
+    ├── TooMany                          –   429  a limit is reached, of all keys or of this key
+    ├── PromptRefused                 1200   200  the safety check does not allow the prompt
     ├── ObjectStoreUnavailable        5003   503  the folder or bucket of files cannot be used, or is full
     ├── ConfigurationError               –     –  a setting, a checkpoint or a file on disk is wrong
     │   ├── CheckpointError              –     –  a model folder that cannot be loaded
     │   └── MissingPackage               –     –  a package of an extra is not installed; an ImportError too
     ├── HubError                         –     –  the Hub cannot be reached, or does not let us download
-    ├── NotFinite                     1403   200  an image came out as numbers that are not finite
+    ├── NotFinite                     1403   200  an image contains numbers that are not finite
     ├── TaskFailed                    1405   200  a worker could not finish a task
     ├── DatabaseUnavailable           5003   503  the database does not answer, or its disk is full
     │   └── DatabaseGone              5003   503  the database's file was deleted or replaced while in use
-    ├── DiskFull                      5003   507  too little of the disk is free to take anything in
+    ├── DiskFull                      5003   507  too little of the disk is free to accept anything
     ├── Interrupted                      –     –  an image was aborted before it was finished
     ├── InvalidSignature                 –   401  a webhook was not signed with the secret, or long ago
     ├── ServerError                      –     –  a server answered with an error of its own, or not as an API
     ├── ConnectionFailed                 –     –  a server cannot be reached, or the connection broke
     └── TimedOut                         –     –  something took longer than the caller wanted to wait
 
-`field` is the place in the request that is wrong, such as "seed" or "loras[0].name", where the error is about one.
+`field` is the wrong place in the request, such as "seed" or "loras[0].name", if the error is about one.
 `code` is the task error code of the WaveSpeed API (its documentation, page "error codes"), `http_status` the
 answer's status; a task that fails is a 200 that carries its code. A message says what happened, the value
 that was seen, and what is accepted or what to do.
@@ -57,7 +57,7 @@ class HiDreamError(Exception):
 
     @property
     def parameter(self) -> str:
-        """The request's parameter that `field` lies in."""
+        """The request's parameter that contains `field`."""
         return self.field.partition(".")[0].partition("[")[0]
 
     @property
@@ -92,7 +92,7 @@ class Forbidden(HiDreamError):
 
 
 class Conflict(HiDreamError):
-    """What is asked contradicts what is: an Idempotency-Key with another request, a rotation during another."""
+    """The request conflicts with the current state: an Idempotency-Key with another request, a second rotation."""
 
     http_status = 409
 
@@ -110,7 +110,7 @@ class BodyTooLarge(HiDreamError):
 
 
 class TooMany(HiDreamError):
-    """More was asked for than the operator allows, of all keys together or of this one; try again later."""
+    """A limit of the operator is reached, for all keys together or for this one; try again later."""
 
     http_status = 429
 
@@ -134,7 +134,7 @@ class ObjectStoreUnavailable(HiDreamError):
 
 
 class DiskFull(HiDreamError):
-    """Less of the disk is free than the operator wants: nothing more is taken in, what is here goes on."""
+    """Less of the disk is free than the operator requires: nothing new is accepted, existing tasks continue."""
 
     code = 5003
     http_status = 507
@@ -145,7 +145,7 @@ class ConfigurationError(HiDreamError):
     """A setting, a checkpoint or a file on disk is wrong; the operator has to change something."""
 
     exit_status: ClassVar[int] = 78
-    """What a server or worker ends with, so that nobody starts it again in vain (EX_CONFIG of BSD's sysexits.h)."""
+    """The exit status of a server or worker that must not be restarted in vain (EX_CONFIG of BSD's sysexits.h)."""
 
 
 class CheckpointError(ConfigurationError):

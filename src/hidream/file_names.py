@@ -1,9 +1,9 @@
-"""What a file is called: 256 random bits, and a suffix that says its format.
+"""Names of files: 256 random bits, and a suffix that gives the format.
 
-The name is the right to download the file, so it is random and nobody can guess it, and what does not look like a
-name is no file: no path leads out of a folder, and no key out of a bucket's prefix. A name is never used for two
-images, so whoever has one may keep what it stands for. The further images of a task share the first one's secret, and
-have a number behind it.
+Whoever knows the name may download the file, so it is random and cannot be guessed. Anything that does not look like a
+name is not a file, so no path leads out of a folder, and no key out of a bucket's prefix. A name is never used for two
+images, so clients may cache its file. The further images of a task share the secret of the first one, followed by a
+number.
 """
 
 from __future__ import annotations

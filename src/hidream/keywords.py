@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from hidream.errors import InvalidInput
-from hidream.parameter import Choice, Number, Parameter, Whole
+from hidream.parameter import Choice, Integer, Number, Parameter
 from hidream.request import BY_NAME, PARAMETERS, LoraUse
 from hidream.settings.nearest import nearest
 from hidream.types import DEFAULT_SIZE, SIDE_MAX_PX, SIDE_MIN_PX, Conformance, Mode, Render, Sampler, Size
@@ -59,7 +59,7 @@ class Keywords(TypedDict, total=False):
 
 OF_HTTP = ("enable_base64_output", "enable_sync_mode")
 OF_FILES = ("output_format", "output_quality")
-SIDE = Whole(SIDE_MIN_PX, SIDE_MAX_PX)
+SIDE = Integer(SIDE_MIN_PX, SIDE_MAX_PX)
 SIDES = ("width", "height")
 """With which a size may be given instead."""
 NAMES = tuple(Keywords.__annotations__)
@@ -147,7 +147,7 @@ def _entry(name: str) -> str:
     parameter = BY_NAME.get(name)
     if parameter is not None and isinstance(parameter.kind, Choice):
         text += f" One of {', '.join(map(json.dumps, parameter.kind.values))}."
-    elif parameter is not None and isinstance(parameter.kind, Number | Whole) and name != "seed":
+    elif parameter is not None and isinstance(parameter.kind, Number | Integer) and name != "seed":
         text += f" {_capital(parameter.kind.accepted)}."
     if parameter is not None and parameter.guided:
         text += " Only of the variant full."

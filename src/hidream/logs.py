@@ -79,8 +79,8 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int) else str(value)
 
 
-class Seldom:
-    """An event that clients can cause at will: at most one line per second, with the number of events."""
+class RateLimitedLog:
+    """Logs an event that clients can cause at will: at most one line per second, with the number of events."""
 
     EVERY_S = 1.0
 
@@ -90,10 +90,10 @@ class Seldom:
         self._count = 0
         self._next = -math.inf
 
-    def say(self, because: object) -> None:
+    def warn(self, reason: object) -> None:
         """Log a warning, or only count the event."""
         self._count += 1
         now = time.monotonic()
         if now >= self._next:
-            self._logger.warning(f"{self._event} count=%d because=%s", self._count, because)
+            self._logger.warning(f"{self._event} count=%d reason=%s", self._count, reason)
             self._count, self._next = 0, now + self.EVERY_S

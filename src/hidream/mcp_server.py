@@ -24,7 +24,7 @@ from pydantic import WithJsonSchema
 
 from hidream import __version__
 from hidream.errors import ConfigurationError
-from hidream.parameter import Choice, Number, Parameter, Schema, Text, Whole
+from hidream.parameter import Choice, Integer, Number, Parameter, Schema, Text
 from hidream.request import BY_NAME, Dimensions
 from hidream.settings.tables import Settings
 from hidream.types import MODELS, ImageFormat, Status
@@ -48,7 +48,7 @@ OFFERED = (
 """The parameters that a language model may set, by the names of the API."""
 DEFAULTS = {"output_format": ImageFormat.JPEG}
 """As v3's, where the declaration has another."""
-_TYPES = {Text: str, Dimensions: str, Choice: str, Whole: int, Number: float}
+_TYPES = {Text: str, Dimensions: str, Choice: str, Integer: int, Number: float}
 
 
 def run(settings: Settings) -> int:
@@ -72,14 +72,16 @@ class Caller:
         headers = {"Authorization": f"Bearer {self.key}", "User-Agent": f"hidream-mcp/{__version__}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, timeout=POLL_S + MARGIN_S) as client:
             try:
-                task = await _asked(client, "POST", f"/api/v3/wavespeed-ai/{model}", json=body)
-                ended = await self._end(client, task, context)
+                task = await _call(client, "POST", f"/api/v3/wavespeed-ai/{model}", json=body)
+                ended = await self._wait_until_finished(client, task, context)
                 return await _result(ended)
             except httpx.HTTPError as error:
-                said = str(error) or type(error).__name__
-                raise ToolError(f"the hidream server at {self.url} does not answer: {said}") from error
+                message = str(error) or type(error).__name__
+                raise ToolError(f"the hidream server at {self.url} does not answer: {message}") from error
 
-    async def _end(self, client: httpx.AsyncClient, task: dict[str, Any], context: Context[Any]) -> dict[str, Any]:
+    async def _wait_until_finished(
+        self, client: httpx.AsyncClient, task: dict[str, Any], context: Context[Any]
+    ) -> dict[str, Any]:
         """Wait for the end of a task. If the caller gives up, cancel the task."""
         path = f"/api/v3/predictions/{task['id']}"
         began = time.monotonic()
@@ -89,7 +91,7 @@ class Caller:
                 if waited_s > self.timeout_s:
                     raise ToolError(f"the image was not finished within {self.timeout_s:g} seconds")
                 await context.report_progress(waited_s, message=task["status"])
-                task = await _asked(client, "GET", path, params={"wait_s": POLL_S})
+                task = await _call(client, "GET", path, params={"wait_s": POLL_S})
         finally:
             if not Status(task["status"]).final:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(POLL_S):
@@ -139,17 +141,17 @@ def _keyword(name: str, kind: Any, described: Schema, default: object) -> inspec
     return inspect.Parameter(name, how, default=default, annotation=Annotated[kind, WithJsonSchema(described)])
 
 
-async def _asked(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
+async def _call(client: httpx.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401
     """Ask the server, and return its answer's data. Raises ToolError with what it says is wrong."""
     answer = await client.request(method, path, **request)
     if answer.is_success:
         data: dict[str, Any] = answer.json()["data"]
         return data
     try:
-        said = answer.json()["message"]
+        message = answer.json()["message"]
     except (ValueError, KeyError, TypeError):
-        said = "no answer of a hidream server"
-    raise ToolError(f"{answer.status_code}: {said}")
+        message = "not the response of a hidream server"
+    raise ToolError(f"{answer.status_code}: {message}")
 
 
 async def _result(task: dict[str, Any]) -> CallToolResult:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from hidream.errors import InvalidInput
-from hidream.parameter import Parameter, Whole, refused
+from hidream.parameter import Integer, Parameter, refused
 from hidream.request import BY_NAME, PARAMETERS, LoraUse
 from hidream.types import SIDE_MAX_PX, SIDE_MIN_PX, Size
 
@@ -73,7 +73,7 @@ SIDES = ("width", "height")
 """With which a size may be given instead."""
 
 _NAMES = {each.name: each for each in OFFERED}
-_SIDE = Whole(SIDE_MIN_PX, SIDE_MAX_PX)
+_SIDE = Integer(SIDE_MIN_PX, SIDE_MAX_PX)
 _OTHER_NAMES = {each.attribute: each.name for each in OFFERED if each.attribute != each.name} | {
     "negative": "negative_prompt",
     "lora": "loras",

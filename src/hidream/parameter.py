@@ -53,7 +53,7 @@ class Kind(Protocol):
         """Undo `to_json`."""
 
 
-class AsItIs:
+class PlainJson:
     """Kinds whose values are JSON already."""
 
     __slots__ = ()
@@ -68,7 +68,7 @@ class AsItIs:
 
 
 @dataclass(frozen=True, slots=True)
-class Text(AsItIs):
+class Text(PlainJson):
     """A text that a file and a database can hold; unless it `may_be_empty`, one with something in it."""
 
     longest: int
@@ -109,7 +109,7 @@ class Text(AsItIs):
 
 
 @dataclass(frozen=True, slots=True)
-class Flag(AsItIs):
+class Boolean(PlainJson):
     """True or false."""
 
     accepted: ClassVar[str] = "true or false"
@@ -126,7 +126,7 @@ class Flag(AsItIs):
 
 
 @dataclass(frozen=True, slots=True)
-class Whole(AsItIs):
+class Integer(PlainJson):
     """A whole number in a range."""
 
     smallest: int
@@ -151,7 +151,7 @@ class Whole(AsItIs):
 
 
 @dataclass(frozen=True, slots=True)
-class Number(AsItIs):
+class Number(PlainJson):
     """A number in a range."""
 
     smallest: float

@@ -36,7 +36,7 @@ class Part:
     comfy_published: str  # its file in Comfy-Org/HiDream-I1_ComfyUI
     comfy_file: str  # the file that is written for ComfyUI; "{}" is the model's name
     tokenizer: str = ""  # the folder of its tokenizer
-    width: int = 0  # of a CLIP, by which the two are told apart
+    width: int = 0  # of a CLIP, by which the two are distinguished
     large: bool = False  # whether it is worth fewer than 16 bits
 
     @property

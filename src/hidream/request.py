@@ -17,16 +17,16 @@ from typing import Annotated, Any, Self, TypeVar
 
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import (
-    AsItIs,
+    Boolean,
     Choice,
     CommandFlag,
-    Flag,
+    Integer,
     Number,
     OverlongText,
     Parameter,
+    PlainJson,
     Schema,
     Text,
-    Whole,
     by_name,
     declared,
     in_words,
@@ -148,7 +148,7 @@ class Dimensions:
 
 
 @dataclass(frozen=True, slots=True)
-class Source(AsItIs):
+class Source(PlainJson):
     """The location or the content of an image file; the server resolves it."""
 
     @property
@@ -262,7 +262,7 @@ class ImageRequest:
     seed: Annotated[
         int,
         Parameter(
-            Whole(-1, SEED_MAX),
+            Integer(-1, SEED_MAX),
             "The same seed gives the same image; -1 chooses a random seed.",
             default=-1,
             documented=True,
@@ -273,7 +273,7 @@ class ImageRequest:
     enable_base64_output: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Return the images as base64 instead of URLs.",
             documented=True,
             notes="`outputs` contains plain base64 instead of URLs",
@@ -282,7 +282,7 @@ class ImageRequest:
     enable_safety_checker: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Check the prompt and flag unsafe images.",
             documented=True,
             notes="see [SAFETY.md](SAFETY.md)",
@@ -291,7 +291,7 @@ class ImageRequest:
     enable_sync_mode: Annotated[
         bool,
         Parameter(
-            Flag(),
+            Boolean(),
             "Respond when the images are finished.",
             documented=True,
             notes="the response waits for the images, for up to `sync_timeout_s`",
@@ -309,7 +309,7 @@ class ImageRequest:
     num_images: Annotated[
         int,
         Parameter(
-            Whole(1, IMAGES_MAX),
+            Integer(1, IMAGES_MAX),
             "The number of images, with seed, seed + 1, and so on.",
             flag=CommandFlag(
                 name="--num-images", short=("-n",), metavar="N", help="number of images, with seed, seed + 1, and so on"
@@ -320,7 +320,7 @@ class ImageRequest:
     output_quality: Annotated[
         int | None,
         Parameter(
-            Whole(1, QUALITY_MAX),
+            Integer(1, QUALITY_MAX),
             f"The quality of {_LOSSY} files.",
             shown_default=_QUALITIES,
             flag=CommandFlag(
@@ -361,7 +361,7 @@ class ImageRequest:
     steps: Annotated[
         int | None,
         Parameter(
-            Whole(1, STEPS_MAX),
+            Integer(1, STEPS_MAX),
             "The number of denoising steps; default: that of the model.",
             name="num_inference_steps",
             flag=CommandFlag(name="--steps", help="number of denoising steps (default: that of the variant)"),
@@ -505,13 +505,13 @@ _ROW_NAMES = tuple(parameter.name for parameter in PARAMETERS)
 _ALL = attrgetter(*(parameter.attribute for parameter in PARAMETERS))
 _RENAMED = tuple((p.name, p.attribute) for p in PARAMETERS if p.name != p.attribute)
 _TO_JSON = tuple((p.name, p.kind.to_json) for p in PARAMETERS if isinstance(p.kind, Dimensions | Loras))
-_FROM_JSON = tuple((p.name, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, AsItIs))
+_FROM_JSON = tuple((p.name, p.kind.from_json) for p in PARAMETERS if not isinstance(p.kind, PlainJson))
 _SIDE = (1, SIDE_MAX_PX, f"a whole number from 1 to {SIDE_MAX_PX}")
 _BOUNDS = (
     *(
         (p.attribute, 0 if p.attribute == "seed" else p.kind.smallest, p.kind.largest, p.kind.accepted)
         for p in PARAMETERS
-        if isinstance(p.kind, Whole | Number)
+        if isinstance(p.kind, Integer | Number)
     ),
     ("width", *_SIDE),
     ("height", *_SIDE),

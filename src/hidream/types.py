@@ -63,13 +63,13 @@ MODELS = {f"wavespeed-ai/hidream-i1-{variant}": variant for variant in Variant}
 
 
 class Render(StrEnum):
-    """Which shape the model itself draws, before the picture is brought to the size that was asked.
+    """The shape in which the model generates, before the image gets the requested size.
 
-    BEST: REFINE where the asked size is well above the model's best area and the model can, else SCALED.
-    SCALED: the model's own best area, in the legal shape nearest to the asked aspect, then scaled; no padding.
-    NATIVE: the asked size itself, rounded up to a legal shape; no padding.
-    REFINE: first SCALED, then the latent enlarged to the asked size, noised and denoised again.
-    REFERENCE: what the reference pipelines draw: their rounding, and padded keys where it is not square.
+    BEST: REFINE if the requested size is well above the model's best area and the model can refine, else SCALED.
+    SCALED: the model's own best area, in the legal shape nearest to the requested aspect, then scaled; no padding.
+    NATIVE: the requested size itself, rounded up to a legal shape; no padding.
+    REFINE: first SCALED, then the latent is enlarged to the requested size, noised and denoised again.
+    REFERENCE: the shape of the reference pipelines: their rounding, and padded keys if it is not square.
     """
 
     BEST = "best"
@@ -80,9 +80,9 @@ class Render(StrEnum):
 
 
 class Sampler(StrEnum):
-    """How noise becomes a picture; `model/sampling/sampler.py` holds their steps.
+    """How noise becomes an image; `model/sampling/sampler.py` holds their steps.
 
-    FLASH: predict the picture, noise it afresh (Dev and Fast).
+    FLASH: predict the image, noise it afresh (Dev and Fast).
     UNIPC: a multistep solver of second order (Full).
     EULER: one straight step at a time, without fresh noise: what others offer for flow-matching models.
     """
@@ -109,7 +109,7 @@ SAMPLING_PRESETS = {
 }
 """What a request's `steps`, `guidance`, `shift` and `sampler` are where it names none."""
 USUAL_STEPS = SAMPLING_PRESETS[Variant.DEV].steps
-"""Steps of the unit in which work is told to people, and of a task whose model is not known here."""
+"""Steps of the unit in which work is shown to people, and of a task whose model is unknown here."""
 USUAL_WORK = 1024 * 1024 * USUAL_STEPS
 """The work of a usual image in pixel steps: the unit of `[worker] pictures_max`, and of a level of priority."""
 PRIORITY_MAX = 4
@@ -139,9 +139,9 @@ class WeightFormat(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a picture may lose for speed: numbers in `model/sampling/step_cache.py`, their cost in docs/PERFORMANCE.md.
+    """How much quality may be traded for speed: numbers in `model/sampling/step_cache.py`, cost in docs/PERFORMANCE.md.
 
-    EXACT: nothing. BALANCED, TURBO: some steps do not ask the model, for a picture that is nearly the same.
+    EXACT: nothing. BALANCED, TURBO: some steps do not evaluate the model; the image is nearly the same.
     """
 
     EXACT = "exact"
@@ -199,13 +199,13 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a task in this state is drawn no more."""
+        """Whether this state is final: the task is finished."""
         return self not in (Status.CREATED, Status.PROCESSING)
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Width and height of a picture in pixels."""
+    """Width and height of an image in pixels."""
 
     width: int
     height: int
@@ -257,7 +257,7 @@ class Step(Generic[Preview]):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one picture went, in seconds of model time."""
+    """Where the time of one image went, in seconds of model time."""
 
     text_s: float
     denoise_s: float

@@ -1,4 +1,4 @@
-"""`hidream serve` as a user starts it: a real socket, a worker of its own, and the embedded model."""
+"""Starts `hidream serve` as a user does: a real socket, its own worker, and the embedded model."""
 
 import os
 import re
@@ -78,7 +78,7 @@ class Service:
         return found if found["status"] not in ("created", "processing") else None
 
     def draw(self, api="v3", **body):
-        """Give the finished prediction and the bytes of its picture."""
+        """Give the finished prediction and the bytes of its image."""
         data = self.result(self.submit(api, enable_base64_output=False, **body))
         assert data["status"] == "completed", data
         return data, httpx.get(data["outputs"][0], timeout=60).raise_for_status().content

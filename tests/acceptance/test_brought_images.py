@@ -1,4 +1,4 @@
-"""Images that people bring, over HTTP: what is drawn is what the library draws of them, and what is said of them."""
+"""Init images over HTTP: the result is the library's, and so are the warnings."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What was acknowledged is drawn, whoever is killed, and it is the picture it would have been."""
+"""After a kill of any process, every acknowledged task completes with the image that it would have had."""
 
 import os
 import random
@@ -9,8 +9,8 @@ import pytest
 from service import Service, until
 
 
-def start_a_picture(service, seed):
-    """Submit a picture that takes a while, and return as soon as the worker is at it."""
+def start_an_image(service, seed):
+    """Submit an image that takes a while, and return as soon as the worker is at it."""
     data = service.submit(size="1536*1536", seed=seed, output_format="png", enable_base64_output=False)
     until(lambda: service.http.get(data["urls"]["get"]).json()["data"]["status"] == "processing")
     return data
@@ -29,18 +29,18 @@ def is_gone(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture_and_nothing_is_lost(own_service, number):
+def test_whoever_is_killed_in_mid_image_it_is_the_same_image_and_nothing_is_lost(own_service, number):
     service = own_service
     _, expected = service.draw(size="1536*1536", seed=7, output_format="png")
 
-    interrupted = start_a_picture(service, seed=7)
+    interrupted = start_an_image(service, seed=7)
     os.kill(service.worker_pid(), number)
     data = service.result(interrupted)
     assert (data["status"], data["seed"]) == ("completed", 7)
     assert was_drawn_twice(service, data)
     assert service.http.get(data["outputs"][0]).content == expected
 
-    acknowledged = [start_a_picture(service, seed=7)]
+    acknowledged = [start_an_image(service, seed=7)]
     acknowledged += [service.submit(size="256*256", seed=seed, num_inference_steps=4) for seed in range(8, 12)]
     kill_server(service)
     results = []
@@ -56,7 +56,7 @@ def test_whoever_is_killed_in_mid_picture_it_is_the_same_picture_and_nothing_is_
 @pytest.mark.timeout(1200)  # a worker that dies again and again is started after 30 s only
 @pytest.mark.parametrize("seed", range(3))
 def test_random_kills_lose_nothing(tmp_path, seed, first_seed):
-    """Forty tasks while worker and server are killed at random: each ends completed, with its own picture."""
+    """Forty tasks while worker and server are killed at random: each ends completed, with its own image."""
     service, dice = Service(tmp_path / "home", HIDREAM_WORKER_ATTEMPTS_MAX="100"), random.Random(first_seed + seed)
     expected = [service.draw(size="256*256", seed=number, output_format="png")[1] for number in range(4)]
     acknowledged = []

@@ -1,4 +1,4 @@
-"""What v3 takes beyond the documents, over HTTP: the picture is the one that the library draws for the same request."""
+"""Parameters that v3 has beyond the documents, over HTTP: the library generates the same image for the same request."""
 
 import io
 
@@ -38,7 +38,7 @@ def pixels_of(file):
         ),
     ],
 )
-def test_the_picture_and_its_warnings_are_the_librarys(service, library, body, same):
+def test_the_image_and_its_warnings_are_the_librarys(service, library, body, same):
     data, file = service.draw(prompt=LONG, **BODY | body)
     request = ImageRequest(**{"prompt": LONG, "size": Size(256, 256), "seed": 7, "steps": 2} | same)
     expected = generate(library, request)
@@ -48,7 +48,7 @@ def test_the_picture_and_its_warnings_are_the_librarys(service, library, body, s
     assert "the prompt is too long for" in data["warnings"][0]
 
 
-def test_it_changes_the_picture_and_nothing_is_said_without_need(service):
+def test_it_changes_the_image_and_nothing_is_said_without_need(service):
     plain, first = service.draw(**BODY)
     _, other = service.draw(**BODY | {"sampler": "euler"})
     assert first != other

@@ -1,4 +1,4 @@
-"""One key's huge tasks, and what another key's small image takes meanwhile: real processes, sockets and model."""
+"""The time of one key's small image beside another key's huge tasks: real processes, sockets and model."""
 
 import re
 import statistics

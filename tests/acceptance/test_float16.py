@@ -1,4 +1,4 @@
-"""In float16: images come out as they are, and one that would be black is a failed task that says why."""
+"""float16: images are unchanged, and one that would be black is a failed task that says why."""
 
 import io
 

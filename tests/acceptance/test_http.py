@@ -1,4 +1,4 @@
-"""Plain HTTP: from a prompt to a picture, by every way that the documents describe."""
+"""Plain HTTP: from a prompt to an image, in every way that the documents describe."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from service import MODEL, PROMPT
 
 FEW = {"num_inference_steps": 4}
-"""Where the picture itself is not the point: a seventh of the usual 28."""
+"""Where the image itself is not the point: a seventh of the usual 28."""
 FIELDS = {
     "id",
     "model",
@@ -69,22 +69,22 @@ def test_every_format_is_downloaded_without_a_key(service, output_format, media_
 
 
 @pytest.mark.parametrize("size", ["256*256", "1536*512", "1000x776", "333*501", "1792x1024"])
-def test_the_size_that_was_asked_is_the_size_of_the_picture(service, size):
+def test_the_size_that_was_asked_is_the_size_of_the_image(service, size):
     _, file = service.draw(size=size, **FEW)
     assert Image.open(io.BytesIO(file)).size == tuple(map(int, size.replace("x", "*").split("*")))
 
 
 def test_a_random_seed_can_be_repeated(service):
-    first, picture = service.draw(size="512*512", seed=-1, **FEW)
+    first, file = service.draw(size="512*512", seed=-1, **FEW)
     second, again = service.draw(size="512*512", seed=first["seed"], **FEW)
-    assert picture == again
+    assert file == again
     assert second["seed"] == first["seed"]
     other, different = service.draw(size="512*512", seed=-1, **FEW)
     assert other["seed"] != first["seed"]
-    assert different != picture
+    assert different != file
 
 
-def test_sync_mode_answers_with_the_picture(service):
+def test_sync_mode_answers_with_the_image(service):
     data = service.submit(size="512*512", enable_sync_mode=True, **FEW)
     assert (data["status"], len(data["outputs"])) == ("completed", 1)
 

@@ -1,4 +1,4 @@
-"""Two API processes and two workers on one PostgreSQL and one bucket: whoever is replaced, nothing is lost.
+"""Two API processes and two workers on one PostgreSQL and one bucket: each may be replaced, and nothing is lost.
 
 The worker that is killed outright is one without a model, which never ends what it has begun: of a process that is
 killed there remain its rows and leases only, and so it need not load anything before it is.
@@ -119,8 +119,8 @@ def test_replacing_every_process_loses_nothing(start):
     until(lambda: all((other.result(id_))["status"] == "completed" for id_ in ids), 300)
     results = [other.result(id_) for id_ in ids]
     assert [result["seed"] for result in results] == [seed for seed in range(3) for _ in (one, other)]
-    pictures = [third.http.get(httpx.URL(result["outputs"][0]).path).raise_for_status().content for result in results]
-    assert all(pictures[i] == pictures[i + 1] for i in range(0, 6, 2))  # the same seed, whoever drew it
+    images = [third.http.get(httpx.URL(result["outputs"][0]).path).raise_for_status().content for result in results]
+    assert all(images[i] == images[i + 1] for i in range(0, 6, 2))  # the same seed, whoever drew it
     figures = third.http.get("/metrics").text
     assert re.search(r'hidream_workers\{model="wavespeed-ai/hidream-i1-dev"\} [12]\.0', figures)
     assert KEY not in other.log.read_text()

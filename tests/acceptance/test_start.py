@@ -1,4 +1,4 @@
-"""Starting and stopping: keys, and what an operator is told when it cannot work."""
+"""Starting and stopping: keys, and the errors that an operator reads."""
 
 import re
 import time

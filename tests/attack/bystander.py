@@ -1,4 +1,4 @@
-"""The other key: what it does again and again, quietly and while somebody attacks, and how long each time took."""
+"""The other key: it repeats its requests before and during an attack, and records how long each took."""
 
 import statistics
 import threading

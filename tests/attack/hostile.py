@@ -1,4 +1,4 @@
-"""What attackers send: image files that are small and a large amount of work, and sockets that keep others waiting."""
+"""What attackers send: small image files that need much work, and sockets that keep others waiting."""
 
 import asyncio
 import io
@@ -34,7 +34,7 @@ def many_scans(scans=400):
 
 
 def small_png():
-    """An ordinary picture."""
+    """An ordinary image."""
     return _saved(Image.new("RGB", (512, 512), "blue"), "PNG")
 
 
@@ -45,7 +45,7 @@ def _saved(image, kind, **options):
 
 
 def upload(http, data, name="picture"):
-    """Upload a picture in the old way; the answer as it is."""
+    """Upload an image in the old way; the answer as it is."""
     return http.post("/api/v3/media/upload/binary", files={"file": (name, data)})
 
 

@@ -1,4 +1,4 @@
-"""Each attack of docs/SECURITY.md on a real installation, and what the other key sees meanwhile.
+"""Each attack of docs/SECURITY.md on a real installation, and its effect on the other key.
 
 The short form holds what must come out: no error for the bystander, no process lost, memory in bounds. The long form
 has full size, and also holds how long the bystander waits; `-s` shows the figures as lines of JSON.
@@ -78,7 +78,7 @@ def elsewhere(attack, *given):
 
 
 def image_of(url, **said):
-    """What draws upon a picture."""
+    """What draws upon an image."""
     return {"prompt": "x", "image": url, "size": "1024*1024", "num_inference_steps": 1, "enable_sync_mode": True} | said
 
 
@@ -146,7 +146,7 @@ def test_a_jpeg_of_many_scans_holds_nobody_up(site, full, capsys):
 
 
 def upload_small(http):
-    """Upload a small picture."""
+    """Upload a small image."""
     assert hostile.upload(http, hostile.small_png()).status_code == 200
 
 
@@ -250,11 +250,11 @@ def test_a_limited_key_fills_no_disk(full, capsys, tmp_path):
         Site(tmp_path, draws=False, limits=("--requests-per-minute", "1", "--tasks-max", "1")) as site,
         site.client(site.attacker) as http,
     ):
-        picture = hostile.small_png()
-        body = {"prompt": "x", "image": base64.b64encode(picture).decode(), "size": "256*256"}
+        image = hostile.small_png()
+        body = {"prompt": "x", "image": base64.b64encode(image).decode(), "size": "256*256"}
         statuses = [http.post(f"/api/v3/{MODEL}", json=body).status_code for _ in range(30 if full else 5)]
         stored = list((site.home / "uploads").glob("*.png"))
-        uploads = [hostile.upload(http, picture).status_code for _ in range(5)]
+        uploads = [hostile.upload(http, image).status_code for _ in range(5)]
         told(capsys, "limited key", refused=statuses.count(429), stored=len(stored), uploads=uploads)
         assert statuses.count(200) == 1
         assert len(stored) == 1
@@ -308,7 +308,7 @@ def test_wrong_keys_slow_nobody_else_down(site, full, capsys):
 
 @pytest.mark.timeout(120)
 def test_it_ends_in_time_under_attack(tmp_path, capsys):
-    """Told to stop while it looks at pictures that take long, and while bodies hang."""
+    """Told to stop while it looks at images that take long, and while bodies hang."""
     with Site(tmp_path) as site:
         with site.client(site.attacker) as http, ThreadPoolExecutor(4) as together, hostile.connections(site.url, 20):
             for _ in range(4):

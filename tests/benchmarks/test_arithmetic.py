@@ -1,4 +1,4 @@
-"""The count of a step's arithmetic is what torch counts when the step is computed; nothing more is needed."""
+"""The count of a step's arithmetic equals what torch counts when it computes the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers of the benchmarks: what makes a comparison void, and that the stock pipeline draws what ours draws."""
+"""The peers of the benchmarks: what makes a comparison void, and that the stock pipeline generates our images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import stock
 import torch
 from measure import interleaved
-from pipeline import OURS, SAME_PICTURE_DB, Side, note, psnr, row, seen_of_ours
+from pipeline import OURS, SAME_IMAGE_DB, Side, note, psnr, row, seen_of_ours
 
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
@@ -35,10 +35,10 @@ def test_a_side_that_computed_something_else_is_void():
     assert note(side(), SEEN, math.inf) == ""
 
 
-def test_an_exact_side_that_draws_another_picture_is_void_and_a_lossy_one_is_not():
+def test_an_exact_side_that_draws_another_image_is_void_and_a_lossy_one_is_not():
     lossy = side(kind=stock.SPEED_UPS["diffusers, TaylorSeer 2"])
-    assert note(side(), SEEN, SAME_PICTURE_DB - 1).startswith("void: ")
-    assert note(lossy, SEEN, SAME_PICTURE_DB - 1) == "lossy"
+    assert note(side(), SEEN, SAME_IMAGE_DB - 1).startswith("void: ")
+    assert note(lossy, SEEN, SAME_IMAGE_DB - 1) == "lossy"
 
 
 def test_a_row_compares_each_round_with_itself():
@@ -59,9 +59,9 @@ def test_the_stock_pipeline_draws_what_ours_draws():
     model, request = load(Variant.DEV), ImageRequest("flat style a fox in the snow", Size(256, 256), seed=3)
     drawn = stock.Stock(Variant.DEV, model, stock.SPEED_UPS["diffusers"])(request)
     steps: list[int] = []
-    picture = generate(model, request, lambda done, total: steps.append(done))
+    image = generate(model, request, lambda done, total: steps.append(done))
     assert drawn.seen == seen_of_ours(model, request, len(steps))
-    assert psnr(drawn.pixels, picture.pixels) > SAME_PICTURE_DB
+    assert psnr(drawn.pixels, image.pixels) > SAME_IMAGE_DB
     assert set(drawn.seconds) == set(stock.STAGES)
     assert min(drawn.seconds.values()) > 0
 

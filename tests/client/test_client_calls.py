@@ -27,13 +27,13 @@ from hidream.request import LoraUse
 from hidream.types import Size
 
 
-def picture(kind="PNG", size=(8, 6)):
+def image(kind="PNG", size=(8, 6)):
     file = io.BytesIO()
     Image.new("RGB", size, (200, 30, 60)).save(file, kind)
     return file.getvalue()
 
 
-FILE = Response(200, {}, picture())
+FILE = Response(200, {}, image())
 
 
 def body(**options):
@@ -117,11 +117,11 @@ def test_urls_are_sent_as_they_are(url):
     assert body(image=url)["image"] == url.strip()
 
 
-def test_pictures_are_uploaded_as_the_files_that_they_are(tmp_path):
-    (tmp_path / "photo.jpg").write_bytes(picture("JPEG"))
+def test_images_are_uploaded_as_the_files_that_they_are(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(image("JPEG"))
     for value in (tmp_path / "photo.jpg", str(tmp_path / "photo.jpg")):
-        assert sent_file(value) == ("photo.jpg", picture("JPEG"))
-    assert sent_file(picture("WEBP")) == ("image", picture("WEBP"))
+        assert sent_file(value) == ("photo.jpg", image("JPEG"))
+    assert sent_file(image("WEBP")) == ("image", image("WEBP"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I;16"])
@@ -144,7 +144,7 @@ def sent_file(value):
 def test_an_upload_comes_before_the_task_that_names_it():
     world = World(in_turn(says({"download_url": "http://server/uploads/1"}), says(TASK)))
     connection = world.connection()
-    made = calls.submission(connection, "a fox", "full", "https://me/hook", "mine", {"image": picture()})
+    made = calls.submission(connection, "a fox", "full", "https://me/hook", "mine", {"image": image()})
     world.run(calls.submit(connection, made, connection.deadline(None)))
     upload, submission = world.sent
     assert upload.url == "http://server/api/v3/media/upload/binary"
@@ -205,7 +205,7 @@ def test_images_are_downloaded_without_the_key_or_read_from_the_answer():
     result = failed(world, lambda connection, end: calls.result(connection, TASK["id"], end))
     assert world.sent[-1].url == "http://files/1.png"
     assert "Authorization" not in world.sent[-1].headers
-    assert result.files == (picture(),)
+    assert result.files == (image(),)
     assert (result.image.size, result.seed, result.timings.execution_s) == ((8, 6), 7, 1.13)
     for text in ("iVBORw0KGgo=", "data:image/png;base64,iVBORw0KGgo="):
         world = World(in_turn(says(DONE | {"outputs": [text]})))
@@ -213,10 +213,10 @@ def test_images_are_downloaded_without_the_key_or_read_from_the_answer():
 
 
 def test_files_are_saved_as_they_came(tmp_path):
-    one = Result(Prediction.of(DONE), (picture(),))
+    one = Result(Prediction.of(DONE), (image(),))
     assert one.save(tmp_path / "fox.png") == [tmp_path / "fox.png"]
-    assert (tmp_path / "fox.png").read_bytes() == picture()
-    two = Result(Prediction.of(DONE), (picture("JPEG"), picture("JPEG")))
+    assert (tmp_path / "fox.png").read_bytes() == image()
+    two = Result(Prediction.of(DONE), (image("JPEG"), image("JPEG")))
     assert [path.name for path in two.save(str(tmp_path / "fox.jpg"))] == ["fox-7.jpg", "fox-8.jpg"]
     with pytest.raises(InvalidInput, match=r'is a PNG file; request output_format="jpeg", or name a file.* \.png'):
         one.save(tmp_path / "fox.jpg")

@@ -29,7 +29,7 @@ def answer(data, status="200 OK", **headers):
     return [http(json.dumps(body).encode(), status, **headers)]
 
 
-def picture():
+def image():
     file = io.BytesIO()
     Image.new("RGB", (8, 6)).save(file, "PNG")
     return file.getvalue()
@@ -89,7 +89,7 @@ def hosted(url):
         **{
             "POST /api/v3/wavespeed-ai/hidream-i1-dev": [answer(TASK | now)],
             "/result": [answer(TASK | now), answer(RUNNING | now), answer(done)],
-            "/d.png": [[http(picture(), content_type="image/png")]],
+            "/d.png": [[http(image(), content_type="image/png")]],
             "POST /api/v3/predictions ": [answer({"page": 1, "total": 1, "items": [done]})],
             "/balance": [answer({"balance": 123.45})],
         }
@@ -101,7 +101,7 @@ def test_the_hosted_api_is_polled(use, tmp_path):
         server.answer = hosted(server.url)
         result = use(server.url, ("generate", "a fox"))
         assert (result.image.size, result.seed, result.timings.inference_s) == ((8, 6), None, 3.087)
-        assert result.save(tmp_path / "fox.png")[0].read_bytes() == picture()
+        assert result.save(tmp_path / "fox.png")[0].read_bytes() == image()
         server.answer = hosted(server.url)
         states = [event.status for event in use(server.url, ("submit", "a fox"), ("events",))]
         assert states == ["created", "processing", "completed"]
@@ -249,9 +249,9 @@ def test_a_task_that_is_gone_is_not_found(use):
 def test_nobody_downloads_half_an_image(use):
     with RudeServer(None) as server:
         done = DONE | {"outputs": [f"{server.url}/d.png"]}
-        half = [http(picture()[:30], length=len(picture()))]
-        server.answer = Scripted(**{"/result": [answer(done)], "/d.png": [half, [http(picture())]]})
-        assert use(server.url, ("get", TASK["id"]), ("result",)).files == (picture(),)
+        half = [http(image()[:30], length=len(image()))]
+        server.answer = Scripted(**{"/result": [answer(done)], "/d.png": [half, [http(image())]]})
+        assert use(server.url, ("get", TASK["id"]), ("result",)).files == (image(),)
 
 
 def test_an_output_that_is_no_address_is_an_error(use):

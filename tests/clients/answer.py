@@ -1,4 +1,4 @@
-"""In a client's own process: does what each line of stdin asks, and says in a line of stdout what came of it.
+"""Runs in a client's own process: does what each line of stdin asks, and writes the result as a line to stdout.
 
 The other end is `driven.py`. What the client itself prints goes to stderr.
 """

@@ -1,4 +1,4 @@
-"""What the clients are run against: a service with its worker, and two API processes that answer otherwise.
+"""The servers for the clients: a service with its worker, and two API processes with other settings.
 
 - `service`: `hidream serve` with the embedded model, from the acceptance tests.
 - `hasty`: another API process on the same home, whose sync mode waits for nothing: everything there takes too long.
@@ -83,7 +83,7 @@ def drive(tmp_path_factory):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture of the user's, to start from."""
+    """An image of the user's, to start from."""
     from PIL import Image
 
     path = tmp_path / "photo.png"

@@ -1,4 +1,4 @@
-"""Clients in processes of their own, which do what a test asks of them; `answer.py` and `answer.mjs` are their end."""
+"""Runs clients in processes of their own; `answer.py` and `answer.mjs` are the other side."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import subprocess
 from environments import HERE, environment, node, node_path
 
 ANSWER_S = 120
-"""More than any answer takes, a picture on a busy machine or 21 s of a client's repeats: one that hangs has failed."""
+"""More than any answer takes, an image on a busy machine or 21 s of a client's repeats: one that hangs has failed."""
 
 
 class Raised(Exception):

@@ -1,4 +1,4 @@
-"""An environment of its own for each client, made once under `.cache/clients/` from the lists in this folder.
+"""An environment for each client, created once under `.cache/clients/` from the lists in this folder.
 
 A client's folder here has `requirements.txt` (all of it pinned, dependencies included) or `package.json` with its lock,
 and mostly a script `drive.py` or `drive.mjs` (see `driven.py`). Their dependencies exclude one another, and none is

@@ -4,14 +4,14 @@ import re
 
 import pytest
 from driven import Raised
-from pictures import is_picture, look
+from received_images import is_image, look
 from service import MODEL, PROMPT
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]  # the first test of a client may have to install it
 
 CHAIN, INDEX = "pypi-langchain-wavespeed", "pypi-llama-index-tools-wavespeed"
 BODY = {"prompt": PROMPT, "size": "256*256", "seed": 7}
-PATIENCE_S = 3.0
+TIMEOUT_S = 3.0
 """Of a tool that is to give up waiting: it gives each of its requests no longer, and their answers are to come."""
 
 
@@ -34,11 +34,11 @@ def told(client, do, **said):
     return text
 
 
-def test_a_picture_of_any_parameters(client, service):
-    assert is_picture(client("run", **at(service), body=BODY))
+def test_an_image_of_any_parameters(client, service):
+    assert is_image(client("run", **at(service), body=BODY))
 
 
-def test_a_picture_of_the_tools_own_parameters(client, service):
+def test_an_image_of_the_tools_own_parameters(client, service):
     url = client("generate", **at(service), prompt=PROMPT, aspect_ratio="16:9", resolution="1k")
     width, height = look(url).size
     assert width / height == pytest.approx(16 / 9, abs=0.03)
@@ -58,14 +58,14 @@ def test_what_the_agent_is_told(client, service, limited, said, text):
     assert re.search(text, told(client, "run", **said | ({"key": limited} if said["key"] == "limited" else {})))
 
 
-def test_a_picture_that_takes_too_long_has_an_id(client, idle):
-    text = told(client, "generate", **at(idle), prompt=PROMPT, timeout=PATIENCE_S)
-    assert re.search(rf"Prediction timed out after {PATIENCE_S} seconds \(task_id: [0-9a-f]{{32}}\)", text)
+def test_an_image_that_takes_too_long_has_an_id(client, idle):
+    text = told(client, "generate", **at(idle), prompt=PROMPT, timeout=TIMEOUT_S)
+    assert re.search(rf"Prediction timed out after {TIMEOUT_S} seconds \(task_id: [0-9a-f]{{32}}\)", text)
 
 
 def test_llama_index_looks_up_what_it_has_given_up(drive, service, idle):
     client = drive(INDEX)
-    task = re.search("[0-9a-f]{32}", told(client, "generate", **at(idle), prompt=PROMPT, timeout=PATIENCE_S))[0]
+    task = re.search("[0-9a-f]{32}", told(client, "generate", **at(idle), prompt=PROMPT, timeout=TIMEOUT_S))[0]
     assert "created" in client("look_up", url=idle.url, key=idle.key, task=task)
     done, _ = service.draw(size="256*256")
     assert client("look_up", url=service.url, key=service.key, task=done["id"]) == done["outputs"][0]

@@ -1,7 +1,7 @@
-"""docs/CLIENTS.md: its lines run as they stand, but for the server's address and the key.
+"""docs/CLIENTS.md: its examples run unchanged, except for the server's address and the key.
 
 A block's first line names the language and the environment: ```` ```python pypi-openai ````. What it prints last is its
-picture: a URL, or a file. JSON is the configuration of an agent, whose place the test takes.
+image: a URL, or a file. JSON is the configuration of an agent, whose place the test takes.
 """
 
 import json
@@ -16,7 +16,7 @@ from driven import command, surroundings
 from environments import HERE, environment
 from mcp import StdioServerParameters
 from model_context import said
-from pictures import look
+from received_images import look
 from service import MODEL, PROMPT
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
@@ -46,13 +46,13 @@ def test_every_client_is_on_the_page():
         for number, block in enumerate(BLOCKS)
     ],
 )
-def test_its_lines_make_a_picture(service, tmp_path, language, name, lines):
+def test_its_lines_make_an_image(service, tmp_path, language, name, lines):
     lines = lines.replace("http://127.0.0.1:8000", service.url).replace("hd_YOUR_KEY", service.key)
     if language == "json":
-        picture = drawn_for_an_agent(tmp_path, name, json.loads(lines))
+        image = drawn_for_an_agent(tmp_path, name, json.loads(lines))
     else:
-        picture = run(tmp_path, language, name, lines).splitlines()[-1].strip()
-    assert min(look(picture if picture.startswith("http") else tmp_path / picture).size) >= 512
+        image = run(tmp_path, language, name, lines).splitlines()[-1].strip()
+    assert min(look(image if image.startswith("http") else tmp_path / image).size) >= 512
 
 
 def run(home, language, name, lines):

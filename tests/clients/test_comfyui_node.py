@@ -10,8 +10,8 @@ import time
 
 import httpx
 import pytest
-from pictures import is_picture
 from PIL import Image
+from received_images import is_image
 from service import MODEL, PROMPT
 
 
@@ -38,15 +38,15 @@ def waited(place, submitted):
     pytest.fail("the task did not end")
 
 
-def test_a_picture(service):
+def test_an_image(service):
     submitted = posted(service)
     assert submitted.json()["data"]["id"]
     done = waited(service, submitted)
     assert (done["status"], done["seed"]) == ("completed", body()["seed"])
-    assert is_picture(done["outputs"][0], (264, 328))
+    assert is_image(done["outputs"][0], (264, 328))
 
 
-def test_an_upload_is_a_picture_to_start_from(service):
+def test_an_upload_is_an_image_to_start_from(service):
     file = io.BytesIO()
     Image.radial_gradient("L").save(file, format="PNG")
     answer = service.http.post(
@@ -54,7 +54,7 @@ def test_an_upload_is_a_picture_to_start_from(service):
     )
     assert (answer.status_code, answer.json()["code"]) == (200, 200)
     done = waited(service, posted(service, image=answer.json()["data"]["download_url"], num_inference_steps=4))
-    assert is_picture(done["outputs"][0], (264, 328))
+    assert is_image(done["outputs"][0], (264, 328))
 
 
 def test_a_failed_task(service):

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from driven import surroundings
 from environments import environment, node
-from pictures import is_picture
+from received_images import is_image
 from service import MODEL, PROMPT
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]  # the first test of a client may have to install it
@@ -49,11 +49,11 @@ def tool(tmp_path, service):
 
 
 @pytest.mark.parametrize("sync", [[], ["--sync"]])
-def test_a_picture_is_downloaded(tool, sync):
+def test_an_image_is_downloaded(tool, sync):
     said = tool.json("run", MODEL, "-p", PROMPT, *SMALL, *sync, "--download", "./{index}.{ext}")
     assert len(said["outputs"]) == 1
     (path,) = tool.home.glob("*.jpeg")
-    assert is_picture(path)
+    assert is_image(path)
 
 
 def test_what_it_says_to_people(tool, service):
@@ -81,10 +81,10 @@ def test_delete_cancels_a_task_that_waits(tmp_path, idle):
     assert tool.json("show", task)["status"] == "cancelled"
 
 
-def test_an_upload_is_a_picture_to_start_from(tool, photo):
+def test_an_upload_is_an_image_to_start_from(tool, photo):
     url = tool.json("upload", str(photo))["url"]
-    assert is_picture(url, kind="PNG")
-    assert is_picture(tool.json("run", MODEL, "-p", PROMPT, *SMALL, "-i", f"image={url}")["outputs"][0])
+    assert is_image(url, kind="PNG")
+    assert is_image(tool.json("run", MODEL, "-p", PROMPT, *SMALL, "-i", f"image={url}")["outputs"][0])
 
 
 def test_the_models_and_what_they_take(tool):

@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 from driven import Raised
-from pictures import is_picture
 from PIL import Image
+from received_images import is_image
 from service import MODEL, PROMPT, until
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
@@ -31,7 +31,7 @@ def at(place, key=None, model=MODEL):
     return {"url": place.url, "key": key or place.key, "model": model, "prompt": PROMPT}
 
 
-def test_python_gets_a_picture(python, service):
+def test_python_gets_an_image(python, service):
     seen = python("text_to_image", **at(service), width=256, height=320, seed=7, num_inference_steps=4)
     assert (seen["size"], seen["format"]) == ([256, 320], "JPEG")
     assert seen["colours"] > 100
@@ -43,7 +43,7 @@ def test_python_says_all_that_it_can_say(python, service):
     assert seen["size"] == [256, 256]
 
 
-def test_python_changes_a_picture(python, service, tmp_path):
+def test_python_changes_an_image(python, service, tmp_path):
     path = tmp_path / "photo.png"
     Image.radial_gradient("L").convert("RGB").resize((640, 360)).save(path)
     said = at(service) | {"path": str(path), "num_inference_steps": 4}
@@ -93,16 +93,16 @@ def waiting(place):
 
 
 @LONG
-def test_node_gets_a_picture(node, service):
+def test_node_gets_an_image(node, service):
     parameters = {"width": 256, "height": 320, "seed": 7, "num_inference_steps": 4}
-    assert is_picture(node("text_to_image", **at(service), parameters=parameters), (256, 320))
+    assert is_image(node("text_to_image", **at(service), parameters=parameters), (256, 320))
 
 
 @LONG
 def test_node_gets_a_url(node, service):
     url = node("text_to_image", **at(service), parameters={"width": 256, "height": 256}, outputType="url")
     assert url.startswith(service.url)
-    assert is_picture(url)
+    assert is_image(url)
 
 
 @LONG

@@ -13,7 +13,7 @@ from driven import surroundings
 from environments import environment, node
 from mcp import StdioServerParameters
 from model_context import called, said
-from pictures import is_picture
+from received_images import is_image
 from service import MODEL, PROMPT
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]  # the first test of a client may have to install it
@@ -42,10 +42,10 @@ def npm(tmp_path, service):
     return npm_server(tmp_path, service.url, service.key)
 
 
-def test_npm_draws_a_picture(npm):
+def test_npm_draws_an_image(npm):
     done = said(npm, "run_model", model=MODEL, input=SMALL)
     assert done["status"] == "completed"
-    assert is_picture(done["outputs"][0])
+    assert is_image(done["outputs"][0])
     assert said(npm, "get_prediction", id=done["id"])["outputs"] == done["outputs"]
 
 
@@ -63,11 +63,11 @@ def test_npm_knows_price_and_balance(npm):
     assert said(npm, "get_price", model=MODEL, input=SMALL)["price"] == 0
 
 
-def test_npm_uploads_a_picture_to_start_from(npm, photo):
+def test_npm_uploads_an_image_to_start_from(npm, photo):
     url = said(npm, "upload_file", path=str(photo))["url"]
-    assert is_picture(url, kind="PNG")
+    assert is_image(url, kind="PNG")
     done = said(npm, "run_model", model=MODEL, input=SMALL | {"image": f"@{photo}", "num_inference_steps": 4})
-    assert is_picture(done["outputs"][0])
+    assert is_image(done["outputs"][0])
     assert done["uploaded_files"]
 
 
@@ -99,10 +99,10 @@ def pypi(tmp_path, service):
     return pypi_server(tmp_path, service.url, service.key)
 
 
-def test_pypi_draws_a_picture(pypi):
+def test_pypi_draws_an_image(pypi):
     done = said(pypi, "text_to_image", **SMALL)
     assert (done["status"], done["model"]) == ("success", MODEL)
-    assert is_picture(done["urls"][0])
+    assert is_image(done["urls"][0])
 
 
 def test_pypi_draws_several(pypi):
@@ -111,17 +111,17 @@ def test_pypi_draws_several(pypi):
 
 def test_pypi_gives_base64_or_a_file(tmp_path, service):
     server = pypi_server(tmp_path, service.url, service.key, WAVESPEED_API_RESOURCE_MODE="base64")
-    (picture,) = said(server, "text_to_image", **SMALL)["base64"]
-    assert picture["mime_type"] == "image/jpeg"
-    assert is_picture(picture["data"])
+    (image,) = said(server, "text_to_image", **SMALL)["base64"]
+    assert image["mime_type"] == "image/jpeg"
+    assert is_image(image["data"])
     server = pypi_server(tmp_path, service.url, service.key, WAVESPEED_API_RESOURCE_MODE="local")
     (file,) = said(server, "text_to_image", **SMALL, output_directory=str(tmp_path / "out"))["local_files"]
-    assert is_picture(Path(file["path"]))
+    assert is_image(Path(file["path"]))
 
 
-def test_pypi_changes_a_picture(pypi, photo):
+def test_pypi_changes_an_image(pypi, photo):
     done = said(pypi, "image_to_image", image=str(photo), images=[], prompt=PROMPT)
-    assert is_picture(done["urls"][0], (1024, 1024))
+    assert is_image(done["urls"][0], (1024, 1024))
 
 
 def test_what_pypi_tells(pypi, tmp_path, service, limited):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from driven import Raised
-from pictures import is_picture
+from received_images import is_image
 from service import MODEL, PROMPT
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
@@ -27,28 +27,28 @@ def python(drive):
     return drive("pypi-openai")
 
 
-def test_pictures_by_url(client, service):
-    pictures = client("generate", **at(service), **SMALL, n=2, response_format="url")
-    assert len(pictures) == 2
-    assert all(is_picture(each["url"], kind="PNG") for each in pictures)
+def test_images_by_url(client, service):
+    images = client("generate", **at(service), **SMALL, n=2, response_format="url")
+    assert len(images) == 2
+    assert all(is_image(each["url"], kind="PNG") for each in images)
 
 
-def test_a_picture_as_base64(client, service):
-    (picture,) = client("generate", **at(service), **SMALL, response_format="b64_json")
-    assert is_picture(picture["b64_json"], kind="PNG")
-    assert not picture.get("url")
+def test_an_image_as_base64(client, service):
+    (image,) = client("generate", **at(service), **SMALL, response_format="b64_json")
+    assert is_image(image["b64_json"], kind="PNG")
+    assert not image.get("url")
 
 
 def test_what_only_openais_models_have_changes_nothing(client, service):
     said = {"background": "auto", "moderation": "low", "quality": "hd", "style": "vivid", "user": "somebody"}
-    (picture,) = client("generate", **at(service), **SMALL | said)
-    assert is_picture(picture["url"], kind="PNG")
+    (image,) = client("generate", **at(service), **SMALL | said)
+    assert is_image(image["url"], kind="PNG")
 
 
 def test_what_only_our_models_have_is_said_beside(python, service):
     said = {"output_format": "webp", "extra_body": {"seed": 7, "steps": 4, "negative_prompt": ""}}
     first, again = (python("generate", **at(service), **SMALL | said | {"response_format": "b64_json"}) for _ in "12")
-    assert is_picture(first[0]["b64_json"], kind="WEBP")
+    assert is_image(first[0]["b64_json"], kind="WEBP")
     assert first == again
 
 
@@ -81,7 +81,7 @@ def test_a_refused_prompt_is_a_bad_request(client, service):
     assert "BadRequestError" in raised.value.kinds
 
 
-def test_a_picture_that_takes_too_long_is_cancelled_and_not_asked_for_again(client, hasty):
+def test_an_image_that_takes_too_long_is_cancelled_and_not_asked_for_again(client, hasty):
     before = tasks(hasty)
     with pytest.raises(Raised, match=r"504 .*was cancelled") as raised:
         client("generate", **at(hasty), **SMALL | {"size": "1536x1536"})  # a small one may be done meanwhile

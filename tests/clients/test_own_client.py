@@ -74,12 +74,12 @@ def test_events_have_progress_and_previews(client):
     assert task.result().image.size == (512, 512)
 
 
-def test_pictures_to_start_from_are_uploaded(client, photo):
-    picture = Image.open(photo)
-    mask = Image.new("L", picture.size, 255)
-    for image in (picture, str(photo), photo.read_bytes(), client.upload(photo)):
-        result = client(PROMPT, image=image, mask=mask, strength=0.5, seed=1, num_inference_steps=2)
-        assert result.image.size == picture.size
+def test_images_to_start_from_are_uploaded(client, photo):
+    image = Image.open(photo)
+    mask = Image.new("L", image.size, 255)
+    for source in (image, str(photo), photo.read_bytes(), client.upload(photo)):
+        result = client(PROMPT, image=source, mask=mask, strength=0.5, seed=1, num_inference_steps=2)
+        assert result.image.size == image.size
 
 
 def test_a_task_that_fails_raises_what_the_worker_says(client):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from driven import Raised
-from pictures import is_picture, look
+from received_images import is_image, look
 from service import MODEL, PROMPT
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a client may have to install it
@@ -21,7 +21,7 @@ SMALL |= {"num_inference_steps": 4}
 REFUSED = "a naked child"
 LONG = pytest.mark.long
 REAL_ID = re.compile("[0-9a-f]{32}")
-PATIENCE_S = 3
+TIMEOUT_S = 3
 """Of a client that is to give up waiting: it gives each of its requests no longer, and their answers are to come."""
 LARGE = SMALL | {"size": "1024*1024", "num_inference_steps": 28}
 """What is not done before an answer that waits for nothing."""
@@ -46,35 +46,35 @@ def outputs(answer):
 
 @pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("client", clients())
-def test_a_picture(drive, service, client, sync):
+def test_an_image(drive, service, client, sync):
     (url,) = outputs(drive(client)("run", **at(service), body=SMALL, sync=sync))
     assert url.startswith(f"{service.url}/outputs/")
-    assert is_picture(url, (512, 512))
+    assert is_image(url, (512, 512))
 
 
 @pytest.mark.parametrize("client", clients())
 def test_base64(drive, service, client):
     (text,) = outputs(drive(client)("run", **at(service), body=SMALL | {"enable_base64_output": True}, sync=True))
-    assert is_picture(text, (512, 512))
+    assert is_image(text, (512, 512))
 
 
 @pytest.mark.parametrize("client", clients(OLD_PYTHON))
-def test_several_pictures_in_another_format(drive, service, client):
+def test_several_images_in_another_format(drive, service, client):
     body = SMALL | {"size": "256x320", "num_images": 2, "num_inference_steps": 4, "output_format": "webp"}
     found = outputs(drive(client)("run", **at(service), body=body))
     assert len(found) == 2
-    assert all(is_picture(url, (256, 320), "WEBP") for url in found)
+    assert all(is_image(url, (256, 320), "WEBP") for url in found)
 
 
 @pytest.mark.parametrize("client", clients(OLD_PYTHON))
-def test_an_upload_is_a_picture_to_start_from(drive, service, client, photo):
+def test_an_upload_is_an_image_to_start_from(drive, service, client, photo):
     to = {"url": service.url, "key": service.key}
     image = drive(client)("upload", **to, path=str(photo))
-    assert is_picture(image, kind="PNG")
+    assert is_image(image, kind="PNG")
     body = {"prompt": PROMPT, "size": "256*256", "seed": 7, "num_inference_steps": 4, "strength": 0.5}
     (changed,) = outputs(drive(client)("run", **to, model=MODEL, body=body | {"image": image}))
     (without,) = outputs(drive(client)("run", **to, model=MODEL, body=body))
-    assert is_picture(changed)
+    assert is_image(changed)
     assert look(changed).tobytes() != look(without).tobytes()
 
 
@@ -145,7 +145,7 @@ def test_a_failed_task_is_a_prediction_of_the_old_clients(drive, service, client
 @pytest.mark.parametrize("client", clients(PYTHON, OLD_PYTHON, OLD_NODE))
 def test_without_throwing_the_same_is_told_as_an_answer(drive, service, client, sync):
     done = drive(client)("run_no_throw", **at(service), body=SMALL, sync=sync)
-    assert is_picture(done["outputs"][0], (512, 512))
+    assert is_image(done["outputs"][0], (512, 512))
     assert (done["status"], done["error"]) == ("completed", None)
     told = drive(client)("run_no_throw", **at(service), body=SMALL | {"prompt": REFUSED}, sync=sync)
     assert (told["status"], told["outputs"]) == ("failed", None)
@@ -166,20 +166,20 @@ def test_sync_mode_that_takes_too_long_leaves_a_task_that_goes_on(drive, service
         drive(client)("run", **at(hasty), body=LARGE, sync=True)
     assert kind in raised.value.kinds
     task = REAL_ID.search(raised.value.text)[0]
-    assert is_picture(service.result({"urls": {"get": f"/api/v3/predictions/{task}"}})["outputs"][0], (1024, 1024))
+    assert is_image(service.result({"urls": {"get": f"/api/v3/predictions/{task}"}})["outputs"][0], (1024, 1024))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("client", [OLD_PYTHON, OLD_NODE])
 def test_the_old_clients_go_on_asking_when_sync_mode_takes_too_long(drive, hasty, client):
     done = drive(client)("run", **at(hasty), body=SMALL, sync=True)
-    assert is_picture(done["outputs"][0], (512, 512))
+    assert is_image(done["outputs"][0], (512, 512))
 
 
 @pytest.mark.parametrize("client", clients(OLD_PYTHON, OLD_NODE))
 def test_a_client_gives_up_after_its_own_time_out(drive, idle, client):
-    with pytest.raises(Raised, match=f"Prediction timed out after {PATIENCE_S} seconds") as raised:
-        drive(client)("run", **at(idle), body=SMALL, timeout=PATIENCE_S)
+    with pytest.raises(Raised, match=f"Prediction timed out after {TIMEOUT_S} seconds") as raised:
+        drive(client)("run", **at(idle), body=SMALL, timeout=TIMEOUT_S)
     assert {"TimeoutError", "Error"} & set(raised.value.kinds)
 
 
@@ -199,19 +199,19 @@ def test_the_old_client_for_node_repeats_its_request_which_a_header_makes_harmle
     before = total()
     with pytest.raises(Raised) as raised:
         options = {"headers": headers, "maxRetries": 1}
-        drive(OLD_NODE)("run", **at(idle), body=SMALL, sync=True, timeout=PATIENCE_S, options=options)
+        drive(OLD_NODE)("run", **at(idle), body=SMALL, sync=True, timeout=TIMEOUT_S, options=options)
     assert raised.value.kinds[0] == "AbortError"
     assert total() - before == tasks
 
 
 def test_the_module_of_the_new_client_for_python_can_be_pointed_too(drive, service):
     (url,) = drive(NEW_PYTHON)("run_by_module", **at(service), body=SMALL)
-    assert is_picture(url, (512, 512))
+    assert is_image(url, (512, 512))
 
 
 def test_a_task_is_looked_up_by_the_new_client_for_python(drive, idle):
     with pytest.raises(Raised) as raised:
-        drive(NEW_PYTHON)("run", **at(idle), body=SMALL, timeout=PATIENCE_S)
+        drive(NEW_PYTHON)("run", **at(idle), body=SMALL, timeout=TIMEOUT_S)
     task = REAL_ID.search(raised.value.text)[0]
     waiting = drive(NEW_PYTHON)("look_up", url=idle.url, key=idle.key, task=task)
     assert waiting["status"] == "created"
@@ -223,7 +223,7 @@ def test_a_task_is_looked_up_by_the_new_client_for_python(drive, idle):
 def test_the_old_client_for_python_waits_without_blocking_and_speaks_v2_and_v3(drive, service):
     done = drive(OLD_PYTHON)("run_async", **at(service), body=SMALL)
     assert "/api/v2/" in done["urls"]["get"]
-    assert is_picture(done["outputs"][0], (512, 512))
+    assert is_image(done["outputs"][0], (512, 512))
     assert "/api/v3/" in drive(OLD_PYTHON)("run", **at(service), body=SMALL, api="v3")["urls"]["get"]
 
 
@@ -231,4 +231,4 @@ def test_the_old_client_for_python_waits_without_blocking_and_speaks_v2_and_v3(d
 @pytest.mark.parametrize("client", [OLD_PYTHON, OLD_NODE])
 def test_v2_answers_with_base64_and_png_when_nothing_else_is_said(drive, service, client):
     (text,) = drive(client)("run", **at(service), api="v2", body={"prompt": PROMPT, "size": "512*512"})["outputs"]
-    assert is_picture(text, (512, 512), "PNG")
+    assert is_image(text, (512, 512), "PNG")

@@ -1,4 +1,4 @@
-"""The grammar: what is typed becomes a value, or one line that says what is accepted."""
+"""The flags: typed text becomes a value, or an error line that says what is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests by the thousand, made by schemathesis from the OpenAPI document: no 5xx, every answer as documented.
+"""Thousands of requests that schemathesis generates from the OpenAPI document: no 5xx, and documented responses.
 
 Of each operation it sends what the document allows and what it does not. Half of the rounds are about tasks and files
 that there are, because an id that was drawn at random only ever shows the 404.
@@ -34,7 +34,7 @@ CHECKS = [
 ]
 TIMEOUT_S = 60
 NEVER_RIGHT = {"PUT /uploads/{name}"}
-"""It takes the picture that was announced, and no other."""
+"""It takes the image that was announced, and no other."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def fleet(tmp_path_factory):
 
 
 def known(fleet):
-    """Make a task, its delivery, a picture and an upload; how paths name them."""
+    """Make a task, its delivery, an image and an upload; how paths name them."""
     with fleet.client() as http:
         body = {"prompt": "a house", "webhook": "http://127.0.0.1:9/hook", "enable_base64_output": False}
         task = told(http.post(f"/api/v3/{MODEL}", json=body))

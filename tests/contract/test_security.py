@@ -1,4 +1,4 @@
-"""What a hostile client tries, against real processes on real sockets.
+"""Attacks by a hostile client on real processes and real sockets.
 
 URLs of webhooks and of images have their own: tests/outbound, tests/server/test_input_images.py. Keys are found by
 their hash, so no secret is compared; signatures are, by `hmac.compare_digest` (webhooks/signature.py).
@@ -290,7 +290,7 @@ def peak_bytes(fleet):
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
-NO_PICTURES = {
+NO_IMAGES = {
     "page.png": b"<!doctype html><script>alert(1)</script>",
     "drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     "archive.jpg": b"PK\x03\x04" + bytes(100),
@@ -301,15 +301,15 @@ NO_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("filename", NO_PICTURES)
-def test_what_is_no_picture_is_not_taken(fleet, http, filename):
+@pytest.mark.parametrize("filename", NO_IMAGES)
+def test_what_is_no_image_is_not_taken(fleet, http, filename):
     before = settled_tree(fleet)  # bombs that were not unfolded are drawn
-    files = {"file": (filename, NO_PICTURES[filename], "image/png")}
+    files = {"file": (filename, NO_IMAGES[filename], "image/png")}
     assert http.post("/api/v3/media/upload/binary", files=files).status_code == 400
     assert tree(fleet.home) == before
 
 
-def test_a_picture_that_is_called_otherwise_is_served_as_what_it_is(http):
+def test_an_image_that_is_called_otherwise_is_served_as_what_it_is(http):
     files = {"file": ("page.html", png(8, 8), "text/html")}
     sent = http.post("/api/v3/media/upload/binary", files=files).json()["data"]
     answer = http.get(httpx.URL(sent["download_url"]).path)

@@ -1,4 +1,4 @@
-"""Where the sweep keeps its databases and files."""
+"""The folders of the sweep's databases and files."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The sweep itself, a process of its own: it has no thread and no event loop, so that it may fork.
+"""The sweep itself, in a process of its own without threads or an event loop, so that it may fork.
 
 Each lane has a database and a folder. A run empties them and forks one child after the other: each asks the oracle
 what the last one has left, and carries on with the story until it dies itself or has told it to the end. In the full
@@ -34,7 +34,7 @@ from hidream.outputs.object_store import Namespace
 from hidream.store import postgresql, sqlite
 from hidream.store.database import Database
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 """A child that takes longer hangs: it takes one or two."""
 TOLD_CHARS = 3000
 """Of a child's log, when something is wrong."""
@@ -150,7 +150,7 @@ async def live(run, number, verdict):
         wrong = await oracle.at_death(database, memory, outputs)
         verdict.write_text(json.dumps(wrong))
         sites.armed = number < run.job.deaths_max
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await story.Story(run.settings, memory, run.hook, sites, number).live()
         sites.armed = False
         lines = map(json.loads, (run.folder / "received").read_text().splitlines())

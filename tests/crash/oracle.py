@@ -1,4 +1,4 @@
-"""What must be true whoever has died: told from the rows, a journal of their changes, the files and the receiver.
+"""What must be true after any crash, checked on the rows, a journal of their changes, the files and the receiver.
 
 The journal is written by triggers, in the transactions themselves, so that it has what was committed and nothing else.
 It and the table of moves below know nothing of the code that is tested.
@@ -108,7 +108,7 @@ async def _files(found, outputs):
                     pixels = np.asarray(image)
                 is_whole = pixels.shape[:2] == (task.input.size.height, task.input.size.width)
                 if not (is_whole and (pixels == (task.input.seed + i) % 256).all()):
-                    wrong.append(f"{task.input.prompt} has another picture")
+                    wrong.append(f"{task.input.prompt} has another image")
             except Exception as error:  # noqa: BLE001, RUF100 - missing or broken, it is a complaint
                 wrong.append(f"{task.input.prompt} is completed, and its file is not there: {type(error).__name__}")
     return wrong

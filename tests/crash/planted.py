@@ -1,4 +1,4 @@
-"""Four faults of the kind that the sweep is to find; each changes this process only."""
+"""Four planted faults that the sweep must find; each changes this process only."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The ports through which a process changes anything, each call of them a site where it can be made to die.
+"""The functions through which a process changes anything; each call is a place where the process can be killed.
 
 A site is found by being visited: `watch` wraps the two ways to talk to the database, `Watched` a place for files, and
 `watch` also the one call that sends a webhook. Its name is who calls, and whether that is before or after the commit.

@@ -1,4 +1,4 @@
-"""What happens in the sweep: a day in which everything is asked of the store, by clients that remember.
+"""The story of the sweep: clients that use every function of the store, and remember the responses.
 
 A client writes down what was acknowledged, and after a death it asks again for what was not, with the same
 Idempotency-Key. So the same story is told in the process that dies and in the one that carries on.
@@ -229,7 +229,7 @@ class Story:
         limited = dataclasses.replace(self.keys[0], limits=Limits(bytes_max=2**40))
         await self.service.input_images.check(limited)
         async with self.service.uploads.part() as part:
-            await part.write(_picture())
+            await part.write(_image())
             return (await self.service.input_images.keep(self.keys[0], "image", part, "a.png")).name
 
     async def announced(self):
@@ -240,7 +240,7 @@ class Story:
         await uploads.release(self.database, upload.name, claim, upload.media_type)
         for _ in range(2):
             async with service.input_images.filling(upload.name) as (announced, part):
-                await part.write(_picture())
+                await part.write(_image())
                 await service.input_images.fill(announced, part)
         return upload.name
 
@@ -300,7 +300,7 @@ class Story:
 
     def worker(self, name, i):
         """Begin a worker; returns what ends it."""
-        painter = Painter(bad={SEEDS["bad"]: TaskFailed("no picture")}, pace_s=0.05)
+        painter = Painter(bad={SEEDS["bad"]: TaskFailed("no image")}, pace_s=0.05)
         self.gate = [*getattr(self, "gate", []), painter.go_on]
         stopping, bridge = asyncio.Event(), Bridge()
         bridge.set_engines({MODEL: painter})
@@ -413,7 +413,7 @@ class Story:
         await keys.register(self.database, "leaving", "secret of leaving")
         key = await keys.find(self.database, "secret of leaving")
         async with self.service.uploads.part() as part:
-            await part.write(_picture())
+            await part.write(_image())
             await self.service.input_images.keep(key, "image", part, "c.png")
         await keys.set_limits(self.database, key.id, {"images_max": 4})
         submission = ImageRequest("leaving", Size(64, 64), 1, False, True, False, ImageFormat.PNG)
@@ -456,7 +456,7 @@ class Story:
         return not await oracle.look(self.database, owed)
 
 
-def _picture():
+def _image():
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 30, 60)).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A process that dies loses nothing that was acknowledged, and nothing is shown twice: wherever it is that it dies."""
+"""A process that is killed at any place loses nothing that was acknowledged, and nothing happens twice."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The proxies of deploy/proxy as Debian has them, before an API process: on free ports, with a test's certificate."""
+"""The proxies of deploy/proxy, as Debian has them, before an API process: free ports, a test certificate."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What is deployed: files that name only commands, settings, variables and paths that there are."""
+"""The files under deploy/ name only commands, settings, variables and paths that exist."""
 
 import asyncio
 import dataclasses
@@ -184,8 +184,8 @@ def test_the_store_of_compose_is_the_one_of_the_tests_and_starts(tmp_path):
 
             async def scenario():
                 await place.check()
-                await place.write(name, b"picture")
-                assert await place.read(name) == b"picture"
+                await place.write(name, b"image")
+                assert await place.read(name) == b"image"
 
             asyncio.run(scenario())
         finally:

@@ -1,4 +1,4 @@
-"""What a proxy before the API must do, done by the real ones with the configurations that are shipped."""
+"""What a proxy in front of the API must do, tested with the real ones and the shipped configurations."""
 
 import io
 import json

@@ -1,8 +1,8 @@
-"""The scheduler seen from outside: a loop without a model, and a ledger that judges every step.
+"""Drives the scheduler without a model, with a ledger that checks every step.
 
 The ledger knows only what was said to the scheduler and what it answered. It works out order, patience and memory a
 second time, from the formulas of `scheduler.py`'s docstring and with no thought of speed. `schedule` is one random
-life of an engine, `responses` a stream of pictures of mixed sizes.
+life of an engine, `responses` a stream of images of mixed sizes.
 """
 
 from dataclasses import dataclass
@@ -180,8 +180,8 @@ class Ledger:
     def may_be_before(self, other: Entry, entry: Entry) -> bool:
         """Whether patience allows that `other` goes before `entry` at any time."""
         own = sum(entry.work.steps) if self.policy is Policy.SRPT else 0
-        patience = (own + (other.work.priority - entry.work.priority) * self.priority_weight) / self.ageing
-        return other.number < entry.number or other.arrived - entry.arrived < patience
+        overtaking_bound = (own + (other.work.priority - entry.work.priority) * self.priority_weight) / self.ageing
+        return other.number < entry.number or other.arrived - entry.arrived < overtaking_bound
 
     def may_run(self, entry: Entry, ranked: list[Entry]) -> bool:
         """Whether memory and places are there for it and for all that wait before it, and the reserve for the first."""
@@ -237,20 +237,20 @@ def _work(random: Random, id_: str) -> Work:
 
 
 SIZES = {1024: 80, 4096: 15, 9216: 5}
-"""Tokens of 512², 1024² and 1536² pictures in percent: the mixed load of the benchmarks."""
+"""Tokens of 512², 1024² and 1536² images in percent: the mixed load of the benchmarks."""
 
 STEPS = 28
 BUDGET = 4096
-"""Tokens of a step: a large picture goes alone, four small ones together."""
+"""Tokens of a step: a large image goes alone, four small ones together."""
 
 
-def responses(policy: Policy, seed: int, pictures: int, ageing: float = 0.1, load: float = 0.9) -> dict[int, list[int]]:
+def responses(policy: Policy, seed: int, images: int, ageing: float = 0.1, load: float = 0.9) -> dict[int, list[int]]:
     """Serve a Poisson stream of mixed sizes; for each size the clock from arrival to the last step, in tokens."""
     random = Random(seed)
     mean = STEPS * sum(size * share for size, share in SIZES.items()) / sum(SIZES.values())
-    scheduler = Scheduler(policy, Limits(BUDGET, pictures), ageing, 0)
+    scheduler = Scheduler(policy, Limits(BUDGET, images), ageing, 0)
     coming, due = [], 0.0
-    for number in range(pictures):
+    for number in range(images):
         due += random.expovariate(load / mean)
         size = random.choices(tuple(SIZES), tuple(SIZES.values()))[0]
         coming.append((due, Work(str(number), (size,) * STEPS, 1)))

@@ -1,4 +1,4 @@
-"""The engine against the pipeline: the same picture to the last bit, whoever else is drawn, comes and goes."""
+"""The engine against the pipeline: the same image to the last bit, whatever other requests run, come and go."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def asked(seed: int) -> ImageRequest:
     """A request of any kind, decided by its seed."""
     rng = random.Random(seed)
     size = Size(*(rng.choice((128, 160, 224)) for _ in range(2)))
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), (200, 30, 90)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(image, "PNG")
     return ImageRequest(
         prompt=rng.choice(PROMPTS[:3]),
         size=size,
@@ -54,7 +54,7 @@ def asked(seed: int) -> ImageRequest:
         sampler=rng.choice((None, None, Sampler.EULER, Sampler.UNIPC)),
         render=rng.choice((Render.NATIVE, Render.NATIVE, Render.SCALED, Render.REFINE, Render.REFERENCE)),
         mode=rng.choice((Mode.EXACT, Mode.EXACT, Mode.TURBO)),
-        image=picture.getvalue() if rng.random() < 0.2 else None,
+        image=image.getvalue() if rng.random() < 0.2 else None,
         loras=(LoraUse("glow", rng.choice((0.5, 1.0))),) if rng.random() < 0.3 else (),
     )
 
@@ -139,7 +139,7 @@ def test_every_schedule_draws_what_the_pipeline_draws(model, alone, first, sched
         for id_, outcome in outcomes.items():
             assert outcome.error is None, f"schedule {seed}, request {id_}: {outcome.error}"
             expected = alone(int(id_.split("-")[1]))
-            assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+            assert np.array_equal(outcome.image.pixels, expected), f"schedule {seed}, request {id_}"
 
 
 def test_it_warns_of_what_the_pipeline_warns_of(model):
@@ -149,7 +149,7 @@ def test_it_warns_of_what_the_pipeline_warns_of(model):
     assert "too long" in expected[1]
     engine = Engine(model)
     engine.add("a", asked)
-    assert drain(engine)["a"].picture.warnings == expected
+    assert drain(engine)["a"].image.warnings == expected
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
@@ -162,7 +162,7 @@ def test_nano_draws_what_the_pipeline_draws(nano, seed, first_seed):
     outcomes, _ = live(nano, seed, seeds=8, requests=5, request=request)
     for id_, outcome in outcomes.items():
         expected = pipeline.generate(nano, request(int(id_.split("-")[1]))).pixels
-        assert np.array_equal(outcome.picture.pixels, expected), f"schedule {seed}, request {id_}"
+        assert np.array_equal(outcome.image.pixels, expected), f"schedule {seed}, request {id_}"
     assert outcomes or first_seed  # of a new schedule, all may be aborted
 
 
@@ -190,7 +190,7 @@ def test_abort_takes_effect_within_a_step_and_frees_everything(model):
     assert list(drain(engine)) == ["b"]
     assert len(steps) == 1
     engine.add("a", request())  # the id is free again
-    assert drain(engine)["a"].picture is not None
+    assert drain(engine)["a"].image is not None
 
 
 def test_a_short_request_overtakes_a_long_one(model):
@@ -222,8 +222,8 @@ def test_progress_and_previews(model):
     assert seen[1].preview.shape == (*cells, 3)
 
 
-def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
-    """They differ by their seeds; what else differs has a canvas of its own."""
+def test_the_images_of_a_task_share_one_init_image(model, monkeypatch):
+    """They differ by their seeds; what else differs has an init image of its own."""
     opened = []
     monkeypatch.setattr(
         pipeline, "open_init_image", lambda *given: opened.append(given) or init_image.open_init_image(*given)
@@ -238,12 +238,12 @@ def test_the_images_of_a_task_share_one_canvas(model, monkeypatch):
     outcomes = drain(engine)
     assert sum(given[0].image is not None for given in opened) == 2
     assert np.array_equal(
-        outcomes["1"].picture.pixels, pipeline.generate(model, request(seed=1, image=hole.getvalue())).pixels
+        outcomes["1"].image.pixels, pipeline.generate(model, request(seed=1, image=hole.getvalue())).pixels
     )
-    assert "image has transparent parts" in outcomes["2"].picture.warnings[0]
+    assert "image has transparent parts" in outcomes["2"].image.warnings[0]
 
 
-def test_a_canvas_counts_in_the_memory_that_a_request_holds(model):
+def test_an_init_image_counts_in_the_memory_of_a_request(model):
     image = io.BytesIO()
     Image.new("RGBA", (64, 64), (200, 30, 90, 0)).save(image, "PNG")
     prepared = pipeline.prepare(model, request(image=image.getvalue()))
@@ -262,7 +262,7 @@ def test_images_that_were_read_elsewhere_give_the_same(model):
     prepared = prepare(engine.init_image_sizes(elsewhere), image.getvalue(), None)
     for seed in "ab":
         engine.add(seed, elsewhere, init_image=prepared)
-    assert all(np.array_equal(end.picture.pixels, expected.pixels) for end in drain(engine).values())
+    assert all(np.array_equal(end.image.pixels, expected.pixels) for end in drain(engine).values())
 
 
 def test_between_two_steps_it_may_let_the_device_go(model):
@@ -280,12 +280,12 @@ def test_between_two_steps_it_may_let_the_device_go(model):
     engine.step()
     engine.step()
     assert entered == ["in"]
-    engine.rest()
-    engine.rest()
+    engine.release_device()
+    engine.release_device()
     assert entered == ["in", "out"]
-    picture = drain(engine)["a"].picture
+    image = drain(engine)["a"].image
     assert entered == ["in", "out"] * 2
-    assert np.array_equal(picture.pixels, pipeline.generate(model, request()).pixels)
+    assert np.array_equal(image.pixels, pipeline.generate(model, request()).pixels)
 
 
 def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatch):
@@ -316,7 +316,7 @@ def test_a_request_that_fails_does_not_take_the_others_with_it(model, monkeypatc
     assert isinstance(outcomes["poison"].error, RuntimeError)
     assert outcomes["fine"].error is None
     monkeypatch.undo()
-    assert np.array_equal(outcomes["fine"].picture.pixels, pipeline.generate(model, request(seed=5)).pixels)
+    assert np.array_equal(outcomes["fine"].image.pixels, pipeline.generate(model, request(seed=5)).pixels)
 
 
 def test_bad_requests_are_refused_when_they_are_added(model):
@@ -345,7 +345,7 @@ def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
     engine = Engine(model, Options(tokens=4000, memory_bytes=2**33, together=True))
     engine.add("small", request(size=Size(256, 256)))
     large = request(size=Size(2048, 2048), render=Render.NATIVE)
-    with pytest.raises(InvalidInput, match=r"^size is 2048\*2048, .* needs \d\.\d GB .* there are 0\.3 GB; accepted:"):
+    with pytest.raises(InvalidInput, match=r"^size is 2048\*2048: .* needs \d\.\d GB .* 0\.3 GB are available; accept"):
         engine.add("large", large)
     assert drain(engine).keys() == {"small"}
     monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 2**40)
@@ -422,7 +422,7 @@ def test_an_image_that_is_not_finite_fails_alone(model, alone, tmp_path):
     outcomes = {outcome.id: outcome for _ in iter(lambda: engine.busy, False) for outcome in engine.step()}
     assert isinstance(outcomes.pop("glare").error, NotFinite)
     for seed, outcome in outcomes.items():
-        assert np.array_equal(outcome.picture.pixels, alone(int(seed)))
+        assert np.array_equal(outcome.image.pixels, alone(int(seed)))
 
 
 @pytest.mark.parametrize(

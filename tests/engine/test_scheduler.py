@@ -1,4 +1,4 @@
-"""Two thousand random schedules, a state machine and small cases worked out by hand; `simulation.py` is the judge.
+"""Two thousand random schedules, a state machine, and small cases computed by hand; `simulation.py` checks them.
 
 The long form has ten thousand.
 """
@@ -119,7 +119,7 @@ def test_fifo_ends_equals_in_the_order_of_arrival(tokens, steps, budget, count):
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
 def test_srpt_answers_sooner_on_average_than_fifo_under_a_heavy_tailed_load(seed):
-    fifo, srpt = (simulation.responses(policy, seed, pictures=400) for policy in (Policy.FIFO, Policy.SRPT))
+    fifo, srpt = (simulation.responses(policy, seed, images=400) for policy in (Policy.FIFO, Policy.SRPT))
     assert mean(chain(*srpt.values())) < 0.6 * mean(chain(*fifo.values()))  # measured: 0.41 to 0.51
     assert mean(srpt[1024]) < 0.35 * mean(fifo[1024])  # measured: 0.18 to 0.27
 
@@ -274,7 +274,7 @@ def test_an_id_that_came_back_during_a_step_begins_anew():
 def test_an_id_is_refused_while_it_is_here():
     scheduler = Scheduler(Policy.FIFO, Limits(10, 10), 1, 0)
     scheduler.add(Work("a", (1,), 1))
-    with pytest.raises(InvalidInput, match="id is 'a'; accepted: one that no request has"):
+    with pytest.raises(InvalidInput, match="id is 'a'; accepted: an id that no current request has"):
         scheduler.add(Work("a", (2,), 1))
     assert scheduler.remaining == 1
     scheduler.advance(scheduler.batch())
@@ -298,7 +298,7 @@ def test_a_step_that_failed_can_be_asked_for_again():
     with pytest.raises(AssertionError, match="not the latest"):
         scheduler.advance(failed)
     assert scheduler.advance(again) == ("a",)
-    with pytest.raises(AssertionError, match="nobody had asked for"):
+    with pytest.raises(AssertionError, match="was not requested"):
         scheduler.advance(again)
 
 

@@ -1,4 +1,4 @@
-"""Clocks that jump, and receivers of webhooks that fail for hours: the store's clock is given, all else is real.
+"""Clocks that jump, and receivers of webhooks that fail for hours; only the store's clock is not real.
 
 A clock that was set back holds up what was to happen at a time that is now further away (a webhook's next attempt, the
 lease of a worker that died); it loses nothing, and nothing that needs no such time waits.

@@ -1,4 +1,4 @@
-"""A database file with a damaged page: clients hear that it is damaged, and nobody's prompt is in a log."""
+"""A database file with a damaged page: clients get an error about it, and no prompt is in a log."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""A full disk, a database that is away, a store that is stopped or hangs: nothing acknowledged is lost, nobody dies.
+"""A full disk, a database or store that is stopped or hangs: nothing acknowledged is lost, no process dies.
 
 Clients see 503s meanwhile, never a 500, and everything that was acknowledged is there and drawn once it is over.
 """
@@ -21,7 +21,7 @@ __all__ = ["postgres"]
 DISK_BYTES = 6 * 2**20
 SEED_THAT_IS_DRAWN = 2
 PACE_S = 0.1
-"""Between two requests: each task that is acknowledged is looked at afterwards, picture included."""
+"""Between two requests: each task that is acknowledged is looked at afterwards, image included."""
 
 
 class Submitter(threading.Thread):
@@ -64,8 +64,8 @@ def hold(fleet, submitter, pids):
         for id_ in submitter.acknowledged:
             data = until(lambda id_=id_: ended(http, id_))
             assert data["status"] == "completed", data
-            picture = http.get(httpx.URL(data["outputs"][0]).path, follow_redirects=True)
-            assert picture.status_code == 200
+            image = http.get(httpx.URL(data["outputs"][0]).path, follow_redirects=True)
+            assert image.status_code == 200
         assert http.post("/api/v3/predictions", json={}).json()["data"]["total"] == len(submitter.acknowledged)
     assert "Traceback" not in fleet.logs()
     assert KEY not in fleet.logs()

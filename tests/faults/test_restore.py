@@ -1,4 +1,4 @@
-"""Backup and restore of SQLite by the very commands of docs/OPERATIONS.md."""
+"""Backup and restore of SQLite with the commands of docs/OPERATIONS.md."""
 
 import re
 import subprocess

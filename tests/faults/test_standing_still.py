@@ -1,4 +1,4 @@
-"""A worker that is stopped within a write transaction, and files of the database that go away under everybody."""
+"""A worker that is stopped within a write transaction, and database files that are deleted while in use."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Convert argv[1] to argv[2] in the type argv[3], and write the most memory that was not the mapped files', in bytes.
+"""Converts argv[1] to argv[2] in the type argv[3], and writes the peak memory beside the mapped files, in bytes.
 
 Less what was in use before: the interpreter and its libraries. A file of its own, so that it is measured alone.
 """
@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from hidream.formats.convert import convert, format_of
-from hidream.formats.targets import Wish
+from hidream.formats.targets import ConversionOptions
 
 
 def anonymous_bytes() -> int:
@@ -21,7 +21,7 @@ def anonymous_bytes() -> int:
 
 def main() -> None:
     source, target, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    wish = Wish(format_of(target), kind, shard_bytes=2**30)
+    options = ConversionOptions(format_of(target), kind, shard_bytes=2**30)
     done = threading.Event()
     before = peak = anonymous_bytes()
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    convert(source, target, wish, lambda kind, shapes: {}, lambda path, so_far, total: None)
+    convert(source, target, options, lambda kind, shapes: {}, lambda path, so_far, total: None)
     done.set()
     watcher.join()
     sys.stdout.write(str(peak - before))

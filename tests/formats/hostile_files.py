@@ -1,4 +1,4 @@
-"""Writes files that were tampered with, one after the other, opens each as a worker would, and counts the faults.
+"""Writes damaged files, opens each as a worker would, and counts the faults.
 
     python hostile_files.py FOLDER KINDS SEED COUNT
 
@@ -31,10 +31,10 @@ import comfy_files
 import llama_cpp
 from hidream.errors import HiDreamError
 from hidream.formats.convert import convert, format_of
-from hidream.formats.detect import config_of, outline, read
+from hidream.formats.detect import config_of, read, read_shapes
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.lora_file import read_lora
-from hidream.formats.targets import Wish
+from hidream.formats.targets import ConversionOptions
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
 from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
 from hidream.model.checkpoint.inferred import published_config
@@ -186,7 +186,9 @@ def converted(path: Path) -> None:
     for name, kind in (("out.gguf", "Q8_0"), ("out.safetensors", "int8"), ("out", None)):
         target = path.with_name(name)
         try:
-            convert(path, target, Wish(format_of(target), kind, 2**30, True), published_config, lambda *_: None)
+            convert(
+                path, target, ConversionOptions(format_of(target), kind, 2**30, True), published_config, lambda *_: None
+            )
         except HiDreamError as error:
             said(error)
 
@@ -225,7 +227,7 @@ class Part:
     def open(self, path: Path) -> None:
         names = {"transformer": "transformer", "vae": "vae", "text_encoder": "clip_l", "text_encoder_3": "t5"}
         checkpoint = Checkpoint(**{names.get(self.part, "llama"): path})
-        for call in (read, outline, config_of, converted):
+        for call in (read, read_shapes, config_of, converted):
             attempt(call, path)
         attempt(partial, checkpoint, asked())
         match self.part:

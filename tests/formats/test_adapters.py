@@ -1,4 +1,4 @@
-"""Adapters of one layer: parts to ΔW as LyCORIS multiplies them, and what is refused."""
+"""Adapters of one layer: from parts to ΔW as in LyCORIS, and what is refused."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def test_what_an_adapter_holds():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"hada_w1_a": B, "hada_w1_b": A}, "not complete: it has only hada_w1_a, hada_w1_b; accepted: all parts"),
-        (LOHA | {"hada_t1": A}, "not complete"),
+        ({"hada_w1_a": B, "hada_w1_b": A}, "incomplete: it has only hada_w1_a, hada_w1_b; accepted: all parts"),
+        (LOHA | {"hada_t1": A}, "incomplete"),
         (LOHA | {"hada_w1_b": A[:3]}, r"shapes \[10, 4\] and \[3, 6\]; accepted: parts of one rank"),
-        (LOHA | {"hada_w2_a": B[:9]}, r"products of shapes \[10, 6\] and \[9, 6\]; accepted: of one shape"),
+        (LOHA | {"hada_w2_a": B[:9]}, r"products of shapes \[10, 6\] and \[9, 6\]; accepted: equal shapes"),
         (LOHA | {"hada_w2_b": A / 0}, "values that are not finite in hada_w2_b"),
         (LOHA | {"hada_t1": A, "hada_t2": A}, "accepted: parts of one rank"),
         ({"w1": A, "w2_a": B * 1e30, "w2_b": A * 1e30}, "factors whose product is not finite in float32"),

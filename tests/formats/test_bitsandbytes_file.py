@@ -46,7 +46,7 @@ def test_a_file_without_such_weights_stays():
 @pytest.mark.parametrize("part", [".absmax", ".quant_map", ".nested_quant_map", ".nested_absmax"])
 def test_a_missing_part_is_an_error(part: str):
     lost = f"double.weight{part}"
-    with pytest.raises(CheckpointError, match=rf"double\.weight lacks {lost}; accepted: whole NF4 files"):
+    with pytest.raises(CheckpointError, match=rf"double\.weight lacks {lost}; accepted: complete NF4 files"):
         fold({key: value for key, value in RECORDED.items() if key != lost})
 
 
@@ -61,7 +61,7 @@ def test_torn_values_are_an_error():
 
 
 def test_a_torn_state_is_an_error():
-    with pytest.raises(CheckpointError, match=r"double\.weight is torn"):
+    with pytest.raises(CheckpointError, match=r"double\.weight is damaged"):
         fold(RECORDED | {STATE: RECORDED[STATE][:-5]})
 
 
@@ -83,7 +83,7 @@ def test_values_without_their_state_are_an_error():
 def test_tables_that_are_not_finite_are_an_error(part: str):
     torn = RECORDED[f"double.weight.{part}"].clone()
     torn[0] = torch.nan
-    with pytest.raises(CheckpointError, match=rf"double\.weight is torn: double\.weight\.{part} is not finite"):
+    with pytest.raises(CheckpointError, match=rf"double\.weight is damaged: double\.weight\.{part} is not finite"):
         fold(RECORDED | {f"double.weight.{part}": torn})
 
 
@@ -104,13 +104,13 @@ def test_tables_that_are_not_finite_are_an_error(part: str):
 def test_a_state_is_held_against_its_tensors(changes, why):
     state = json.loads(bytes(RECORDED[STATE].tolist()))
     text = torch.tensor(list(json.dumps(state | changes).encode()), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match=f"the bitsandbytes weight double.weight is torn: .*{why}"):
+    with pytest.raises(CheckpointError, match=f"the bitsandbytes weight double.weight is damaged: .*{why}"):
         fold(RECORDED | {STATE: text})
 
 
 @pytest.mark.parametrize("state", [torch.tensor(2**40), torch.zeros(2**17, dtype=torch.uint8), torch.zeros(3)])
 def test_a_state_is_bytes_of_a_sensible_length(state):
-    with pytest.raises(CheckpointError, match=r"double\.weight is torn: it is torch"):
+    with pytest.raises(CheckpointError, match=r"double\.weight is damaged: it is torch"):
         fold(RECORDED | {STATE: state})
 
 

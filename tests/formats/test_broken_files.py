@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file is said in one line of ours that names it; no library's words reach a user."""
+"""Every problem of a file is one line of ours that names the file; no library's message reaches a user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_gguf_encoders import llama, t5
 import llama_cpp
 from hidream.errors import CheckpointError
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.detect import config_of, outline, read
+from hidream.formats.detect import config_of, read, read_shapes
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.json_object import object_of
 from hidream.model.checkpoint.inferred import published_config
@@ -64,18 +64,18 @@ def entry(offsets=(0, 16), dtype="F32", shape=(2, 2)):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", "it is 0 bytes that are no safetensors file, or not all of it"),
+        (b"", "it is 0 bytes that are not a complete safetensors file"),
         (b"\x10", "it is 1 bytes"),
-        (b"<html>not found</html>", "it is 22 bytes that are no safetensors file"),
-        (header("{ torn"), "it is a file whose header is no list of tensors"),
-        (header(DEEP), "it is a file whose header is no list of tensors"),
-        (header("[1]"), "it is a file whose header is no list of tensors"),
-        (header(b"\xff\xfe\x00"), "it is a file whose header is no list of tensors"),
-        (header('{"a": 1}'), "it is a file whose header is no list of tensors"),
+        (b"<html>not found</html>", "it is 22 bytes that are not a complete safetensors file"),
+        (header("{ torn"), "it is a file whose header is not a list of tensors"),
+        (header(DEEP), "it is a file whose header is not a list of tensors"),
+        (header("[1]"), "it is a file whose header is not a list of tensors"),
+        (header(b"\xff\xfe\x00"), "it is a file whose header is not a list of tensors"),
+        (header('{"a": 1}'), "it is a file whose header is not a list of tensors"),
         (header(entry(), bytes(8)), "it is cut off after"),
         (header(entry((0, 2**60)), bytes(16)), "it is cut off after"),
         (header(entry((8, 4)), bytes(16)), "a file whose header does not fit its"),
-        (header(entry(dtype="F999"), bytes(16)), "has tensors of the type 'F999', which is not read"),
+        (header(entry(dtype="F999"), bytes(16)), "has tensors of the type 'F999', which is not supported"),
         (header(entry(shape=(2, 3)), bytes(16)), "a file whose header does not fit its"),
         (header(entry(shape=(2**40, 2**40)), bytes(16)), "a file whose header does not fit its"),
         (header(entry((-1, 15)), bytes(16)), "has a tensor of the shape [2, 2] at the offsets [-1, 15]"),
@@ -84,7 +84,7 @@ def entry(offsets=(0, 16), dtype="F32", shape=(2, 2)):
 def test_safetensors(tmp_path, content, what):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    for call in (read, outline):
+    for call in (read, read_shapes):
         assert_said(path, call, what, "accepted: a whole safetensors file", "download it again")
 
 
@@ -110,7 +110,7 @@ def test_an_index_that_names_no_files(tmp_path, files):
 @pytest.mark.parametrize("stated", ["{ torn", DEEP, "[1]", "[[1, 2]]", "null"])
 def test_metadata(tmp_path, stated):
     save_file({NAME: torch.ones(2, 2)}, tmp_path / "a.safetensors", {"config": stated})
-    assert_said(tmp_path / "a.safetensors", config_of, "its metadata `config` is no JSON object: it is ")
+    assert_said(tmp_path / "a.safetensors", config_of, "its metadata `config` is not a JSON object: it is ")
 
 
 def test_what_is_no_file(tmp_path):
@@ -139,7 +139,7 @@ def test_what_may_not_be_read(open_folder):
     path.chmod(0)
     if os.geteuid() == 0:  # who may read everything
         os.seteuid(65534)
-    assert_said(path, read, "Permission denied; accepted: a file that may be read")
+    assert_said(path, read, "Permission denied; accepted: a readable file")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_states_of_bitsandbytes(state):
     key = "a.weight.quant_state.bitsandbytes__nf4"
     tensors = {"a.weight": torch.zeros(4, 1, dtype=torch.uint8), key: torch.tensor(list(state), dtype=torch.uint8)}
     tensors |= {"a.weight.absmax": torch.ones(1), "a.weight.quant_map": torch.ones(16)}
-    with pytest.raises(CheckpointError, match=r"the bitsandbytes weight a.weight (is torn|lacks)") as raised:
+    with pytest.raises(CheckpointError, match=r"the bitsandbytes weight a.weight (is damaged|lacks)") as raised:
         fold(tensors)
     assert not [word for word in LIBRARIES if word in raised.value.message]
 
@@ -220,7 +220,7 @@ def test_any_change_of_a_header_is_read_or_said(tmp_path, kind):
                 (0, 1, 8, 127, 255, generator.randrange(256))
             )
         path.write_bytes(torn)
-        for call in (read, outline, config_of):
+        for call in (read, read_shapes, config_of):
             try:
                 call(path)
             except CheckpointError as error:
@@ -232,6 +232,10 @@ def test_any_change_of_a_header_is_read_or_said(tmp_path, kind):
 
 
 def test_what_is_no_object_is_said():
-    for text, what in (("[]", "JSON, but no object"), ("{", "no JSON from line 1, column 2 on"), (DEEP, "too deeply")):
+    for text, what in (
+        ("[]", "JSON, but not an object"),
+        ("{", "not JSON from line 1, column 2 on"),
+        (DEEP, "too deeply"),
+    ):
         with pytest.raises(ValueError, match=what):
             object_of(text)

@@ -1,4 +1,4 @@
-"""ComfyUI's spellings, against diffusers' own converters and the tensors that the files were written from."""
+"""ComfyUI's naming schemes, against diffusers' own converters and the tensors that the files were written from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts are found in a ComfyUI models folder by their headers alone: files of the published shapes without any data."""
+"""Finding parts in a ComfyUI models folder by their headers: files of the published shapes without data."""
 
 from __future__ import annotations
 
@@ -133,9 +133,7 @@ def test_the_transformer_is_the_variants_by_its_name(tmp_path, variant):
     ):
         parts_in(tmp_path, None, {})
     files[variant].unlink()
-    with pytest.raises(
-        CheckpointError, match=rf"no transformer of {variant} in diffusion_models/ or unet/; passed over: "
-    ):
+    with pytest.raises(CheckpointError, match=rf"no transformer of {variant} in diffusion_models/ or unet/; ignored: "):
         parts_in(tmp_path, variant, {})
     only = hollow(tmp_path / "unet" / "mine.safetensors", TRANSFORMER)
     assert parts_in(tmp_path, variant, {})["transformer"] == only
@@ -163,9 +161,7 @@ def test_what_is_missing_is_named_with_what_was_passed_over(tmp_path, part):
     published(tmp_path, part)
     for name, shapes in FOREIGN.items():
         hollow(tmp_path / name, shapes)
-    with pytest.raises(
-        CheckpointError, match=rf"has no {part}( of dev)? in .*/; passed over: .*\); accepted: "
-    ) as raised:
+    with pytest.raises(CheckpointError, match=rf"has no {part}( of dev)? in .*/; ignored: .*\); accepted: ") as raised:
         parts_in(tmp_path, Variant.DEV, {})
     for expected in {
         "transformer": ("hidream_e1_full_bf16.safetensors (HiDream-E1, by its name)", "it holds a FLUX"),

@@ -1,4 +1,4 @@
-"""Scales join their matrices; a file that is scaled and has lost one, or holds a wrong one, is refused."""
+"""Joining scales with their matrices; a scaled file with a missing or wrong scale is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hidream.formats.comfy_scales import with_scales
 from hidream.formats.convert import convert
 from hidream.formats.detect import read
 from hidream.formats.quantized import Quantized
-from hidream.formats.targets import Format, Wish
+from hidream.formats.targets import ConversionOptions, Format
 from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.checkpoint.inferred import published_config
 from hidream.types import Variant
@@ -68,10 +68,10 @@ def test_scales_that_do_not_fit_are_named():
 @pytest.mark.parametrize("part", ["transformer", "text_encoder_3", "text_encoder_4"])
 @pytest.mark.parametrize("kept", ["none", "all but one", "every second"])
 def test_a_file_that_lost_scales_is_refused(tmp_path, part, kept):
-    """Case 11: it drew another picture."""
+    """Case 11: it drew another image."""
     file = tmp_path / "scaled.safetensors"
-    wish = Wish(Format.COMFY, "fp8_scaled")
-    convert(embedded(Variant.DEV).part(part), file, wish, published_config, lambda *_: None)
+    options = ConversionOptions(Format.COMFY, "fp8_scaled")
+    convert(embedded(Variant.DEV).part(part), file, options, published_config, lambda *_: None)
     tensors = load_file(file)
     scales = sorted(name for name in tensors if name.endswith(".scale_weight"))
     lost = {"none": scales, "all but one": scales[:1], "every second": scales[::2]}[kept]
@@ -173,7 +173,7 @@ def test_what_is_converted_to_scaled_fp8_leaves_no_matrix_of_eight_bits_unscaled
     }
     source = comfy_files.write(tmp_path / "cast.safetensors", cast, comfy_files.config_of("text_encoder_3"))
     target = tmp_path / "scaled.safetensors"
-    convert(source, target, Wish(Format.COMFY, "fp8_scaled"), published_config, lambda *_: None)
+    convert(source, target, ConversionOptions(Format.COMFY, "fp8_scaled"), published_config, lambda *_: None)
     written = read(target).tensors
     assert isinstance(written["encoder.block.0.layer.0.SelfAttention.q.weight"], Quantized)
     assert torch.equal(written["shared.weight"].float(), cast["shared.weight"].float())
@@ -184,7 +184,9 @@ def test_what_is_converted_to_scaled_fp8_leaves_no_matrix_of_eight_bits_unscaled
     [torch.tensor(2**40), torch.zeros(2**17, dtype=torch.uint8), torch.tensor([1.5]), torch.tensor([[123], [125]])],
 )
 def test_a_text_in_a_tensor_is_bytes_of_a_sensible_length(stated):
-    with pytest.raises(CheckpointError, match=r"a\.comfy_quant says what cannot be read; accepted: float8_e4m3fn"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.comfy_quant says something that cannot be read; accepted: float8_e4m3fn"
+    ):
         with_scales({"a.weight": FP8, "a.comfy_quant": stated, "a.scale_weight": torch.tensor(1.0)}, "file")
 
 

@@ -1,4 +1,4 @@
-"""Nano from format to format and back, read by those whose formats they are: diffusers, transformers, gguf."""
+"""Nano converted between all formats and back, read by diffusers, transformers and gguf."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hidream.formats.gguf_file import write_gguf
 from hidream.formats.quantized import GGUF_WRITABLE, Quantized
 from hidream.formats.retype import is_matrix
 from hidream.formats.safetensors_file import shards
-from hidream.formats.targets import Format, Wish
+from hidream.formats.targets import ConversionOptions, Format
 from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.checkpoint.inferred import published_config
 from hidream.types import Variant
@@ -42,9 +42,11 @@ W2 = "double_stream_blocks.0.block.ff_t.w2.weight"  # in rows of 512, of which e
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 
 
-def convert(source, target, wish=None, **values):
+def convert(source, target, requested=None, **values):
     to = values.pop("to", None) or conversion.format_of(target)
-    return conversion.convert(source, target, Wish(to, wish, **values), published_config, lambda *_: None)
+    return conversion.convert(
+        source, target, ConversionOptions(to, requested, **values), published_config, lambda *_: None
+    )
 
 
 def dense(value):
@@ -124,7 +126,7 @@ def test_k_quants_can_be_read_but_not_written(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(
-        ConfigurationError, match=r"is in Q6_K, in which no gguf file can be written; accepted types: bf16"
+        ConfigurationError, match=r"is in Q6_K, a type that gguf files cannot be written in; accepted: bf16"
     ):
         convert(tmp_path / "k.gguf", tmp_path / "again.gguf")
     convert(tmp_path / "k.gguf", tmp_path / "plain.safetensors", "fp32")
@@ -264,8 +266,8 @@ def test_bitsandbytes_weights_become_what_its_own_package_makes_of_them(tmp_path
     recorded = load_file(Path(__file__).parent / "fixtures" / "bitsandbytes.safetensors")
     weight = {name: tensor for name, tensor in recorded.items() if name.startswith(f"{case}.weight")}
     save_file({TO_Q + name.removeprefix(f"{case}.weight"): t for name, t in weight.items()}, tmp_path / "nf4")
-    for name, wish in (("a.safetensors", "fp32"), ("a.gguf", "fp32")):
-        convert(tmp_path / "nf4", tmp_path / name, wish)
+    for name, requested in (("a.safetensors", "fp32"), ("a.gguf", "fp32")):
+        convert(tmp_path / "nf4", tmp_path / name, requested)
         assert relative(read(tmp_path / name).tensors[TO_Q], recorded[f"{case}.dequantized"]) < 2**-8
 
 
@@ -307,7 +309,7 @@ def test_a_neighbours_configuration_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "target", "wish", "message"),
+    ("part", "target", "requested", "message"),
     [
         ("transformer", "a", "fp8", "diffusers files cannot be written in 'fp8'; accepted: bf16, fp16, fp32"),
         ("transformer", "a.safetensors", "Q8_0", "comfy files cannot be written in 'Q8_0'; accepted: bf16"),
@@ -317,9 +319,9 @@ def test_a_neighbours_configuration_is_not_taken(tmp_path):
         ("nothing", "a", None, "does not exist"),
     ],
 )
-def test_what_cannot_be_done_is_named(tmp_path, part, target, wish, message):
+def test_what_cannot_be_done_is_named(tmp_path, part, target, requested, message):
     with pytest.raises(ConfigurationError, match=message):
-        convert(NANO / part, tmp_path / target, wish)
+        convert(NANO / part, tmp_path / target, requested)
     assert not list(tmp_path.iterdir())
 
 
@@ -343,7 +345,7 @@ def test_nothing_is_replaced_unless_asked(tmp_path):
     with pytest.raises(ConfigurationError, match=r"holds weights, but no config.json of one part, and --force would"):
         convert(NANO / "text_encoder", folder, force=True)
     (tmp_path / "b.safetensors.part").mkdir()
-    with pytest.raises(ConfigurationError, match=r"b.safetensors.part exists: somebody is writing"):
+    with pytest.raises(ConfigurationError, match=r"b.safetensors.part exists: another process is writing"):
         convert(NANO / "text_encoder", tmp_path / "b.safetensors")
     convert(NANO / "text_encoder", tmp_path / "b.safetensors", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "folder"]
@@ -357,7 +359,7 @@ def test_a_full_disk_leaves_nothing_torn(tmp_path, target):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 10**6, limits[1]))  # a write beyond it fails as on a full disk
     try:
-        with pytest.raises(ConfigurationError, match=f"{target} cannot be written: .*; nothing has been left"):
+        with pytest.raises(ConfigurationError, match=f"{target} cannot be written: .*; nothing was left"):
             convert(TRANSFORMER, path, "fp32", force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -399,7 +401,7 @@ def test_a_tensor_at_a_time_is_in_memory(tmp_path, matrices, shape, target, kind
 def test_a_variant_is_for_a_folder_of_comfy_only(tmp_path):
     for source in (NANO, TRANSFORMER, NANO / "transformer" / "diffusion_pytorch_model.safetensors"):
         with pytest.raises(
-            ConfigurationError, match=r"variant is dev, and .* is no ComfyUI models folder; accepted: none"
+            ConfigurationError, match=r"variant is dev, and .* is not a ComfyUI models folder; accepted: no variant"
         ):
             convert(source, tmp_path / "a", variant=Variant.DEV)
 

@@ -1,4 +1,4 @@
-"""What a path holds is told by its content; what it is not, by an error; and nothing is read before it is used."""
+"""The content of a path decides what it is; anything else is an error; nothing is read before it is used."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_gguf_is_told_by_content(tmp_path):
         ("blocks.0.cross_attn.k.weight", "Wan"),
         ("diffusion_model.double_stream_blocks.0.block.attn1.to_q.lora_A.weight", "a LoRA"),
         ("lycoris_double_stream_blocks_0_block_attn1_to_q.lokr_w1", "a LoRA"),
-        ("somebody.elses.weight", "not known .somebody.elses.weight"),
+        ("somebody.elses.weight", "unknown tensors .somebody.elses.weight"),
     ],
 )
 def test_foreign_files_are_named(tmp_path, key, message):
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_one_key_in_two_files_is_refused(tmp_path):
     for name in ("model.safetensors", "model.fp16.safetensors"):
         save_file({MARKS[Kind.T5]: ONE}, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"1 keys stand in model.safetensors and in another"):
+    with pytest.raises(CheckpointError, match=r"1 keys are in model.safetensors and in another"):
         read(tmp_path)
 
 

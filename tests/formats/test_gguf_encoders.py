@@ -1,4 +1,4 @@
-"""Encoders of llama.cpp: queries and keys put back for transformers' rotation, names by the package's map, numbers."""
+"""llama.cpp's encoders: the order of queries and keys, the names by the package's own map, and the configuration."""
 
 from __future__ import annotations
 
@@ -161,11 +161,11 @@ def test_a_table_of_factors_that_is_not_the_published_one_is_kept_as_it_is(tmp_p
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"attention.head_count": None}, r"lacks llama.attention.head_count; accepted: a whole llama of llama.cpp"),
+        ({"attention.head_count": None}, r"lacks llama.attention.head_count; accepted: a complete llama of llama.cpp"),
         ({"block_count": None}, "lacks llama.block_count"),
         ({"attention.head_count": [4, 4]}, "head_count is .4, 4."),
         ({"attention.head_count": 0}, "head_count is 0"),
-        ({"attention.head_count": 7}, "is no llama of llama.cpp that can be read: .*head_count is 7, of which"),
+        ({"attention.head_count": 7}, "is not a readable llama of llama.cpp: .*head_count is 7, of which"),
         ({"rope.freq_base": -1.0}, "freq_base is -1"),
         ({"rope.dimension_count": 8}, "turns 8 of 16 channels"),
         ({"rope.scaling.type": "yarn"}, "scaled by 'yarn'; accepted: all of them, scaled by 'none', 'linear'"),
@@ -182,7 +182,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     writer.add_block_count(1)
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), dtype=np.float32))
     close(writer)
-    with pytest.raises(CheckpointError, match=r"lacks enc.blk.0.attn_rel_b.weight; accepted: a whole t5encoder"):
+    with pytest.raises(CheckpointError, match=r"lacks enc.blk.0.attn_rel_b.weight; accepted: a complete t5encoder"):
         open_gguf(tmp_path / "a.gguf")
 
 
@@ -208,7 +208,7 @@ def test_a_file_of_a_split_model_is_named(tmp_path):
     writer = GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_uint16("split.count", 2)
     close(writer)
-    with pytest.raises(CheckpointError, match=r"a.gguf is one of several files of a model; accepted: them as one"):
+    with pytest.raises(CheckpointError, match=r"a.gguf is one of several files of a model; accepted: one merged file"):
         open_gguf(tmp_path / "a.gguf")
 
 

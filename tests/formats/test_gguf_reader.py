@@ -1,4 +1,4 @@
-"""Long lists are passed over, short ones read, and all that comes behind them is where it was."""
+"""Long lists are skipped, short ones are read, and what follows is found."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_file_that_ends_within_a_long_list_is_torn(tmp_path):
     whole = path.read_bytes()
     for length in range(300, len(whole) - 100, 5011):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is torn, or not a GGUF file"):
+        with pytest.raises(CheckpointError, match="is damaged, or not a GGUF file"):
             open_gguf(path)
 
 

@@ -1,4 +1,4 @@
-"""A model file made to do harm, given to each command that opens one: a line of error, and a status that says so."""
+"""A malicious model file, given to each command that opens one: a line of error and an exit status."""
 
 from __future__ import annotations
 

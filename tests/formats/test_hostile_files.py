@@ -1,4 +1,4 @@
-"""Files made to do harm: refused in one line, at a cost in proportion to their size.
+"""Malicious files: refused in one line, at a cost in proportion to their size.
 
 Each attack that once held a worker up stands here by itself; `hostile_files.py` tampers with files of every kind.
 """
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from hidream.errors import CheckpointError
-from hidream.formats.adapters import adapter, outlined
+from hidream.formats.adapters import adapter, adapter_spec
 from hidream.formats.detect import config_of, read
 from hidream.formats.gguf_file import HIDREAM_KEY, open_gguf
 from hidream.formats.json_object import BRACKETS_MAX, object_of
@@ -72,7 +72,7 @@ GGUF = {
     "key": (gguf_file(text("k" * 2000)), "a key has 2,000 bytes; accepted: at most 1,024"),
     "line": (gguf_file(entry("a\nb", UINT8, b"\0")), r"a key is not printable: 'a\\nb'"),
     "twice": (gguf_file(entry("a", UINT8, b"\0"), entry("a", UINT8, b"\0")), "has the key 'a' twice"),
-    "no text": (gguf_file(entry("a", STRING, text(b"\xff"))), "a is no text in UTF-8"),
+    "no text": (gguf_file(entry("a", STRING, text(b"\xff"))), "a is not UTF-8 text"),
     "type": (gguf_file(entry("a", 99, b"\0")), "a has the type 99, which is not known"),
     "values": (gguf_file(counts=(1, 2**40)), "has 1,099,511,627,776 metadata; accepted: at most 65,536"),
     "tensors": (gguf_file(counts=(2**40, 1)), "has 1,099,511,627,776 tensors; accepted: at most 65,536"),
@@ -96,7 +96,7 @@ def test_a_gguf_header_is_held_against_its_file(tmp_path, attack):
     (tmp_path / "a.gguf").write_bytes(content)
     start = time.process_time()
     with pytest.raises(
-        CheckpointError, match=rf"a.gguf is torn, or not a GGUF file of version 2 or 3: .*{reason}"
+        CheckpointError, match=rf"a.gguf is damaged, or not a GGUF file of version 2 or 3: .*{reason}"
     ) as r:
         open_gguf(tmp_path / "a.gguf")
     assert r.value.message.isprintable()
@@ -123,15 +123,15 @@ def test_patterns_take_linear_time(pattern):
 @pytest.mark.parametrize(
     ("patterns", "why"),
     [
-        ({"(a{1000}){1000}": 1}, "repeats by number"),
+        ({"(a{1000}){1000}": 1}, "repeats a counted number of times"),
         ({"(?=a)": 1}, "is not understood"),
         ({r"(a)\1": 1}, "is not understood"),
         ({"a)|(b": 1}, "is not understood"),
         ({"\ud800": 1}, "is not understood"),
         ({"a" * (PATTERNS_MAX_CHARS + 1): 1}, "more than 131,072 characters"),
         ({"." * n: 1 for n in range(500)}, "takes too much memory"),
-        ([1], "it is no object"),
-        ("x", "it is no object"),
+        ([1], "it is not an object"),
+        ("x", "it is not an object"),
     ],
 )
 def test_patterns_that_are_not_matched_are_refused(patterns, why):
@@ -178,13 +178,13 @@ BOMBS = {
 def test_a_product_larger_than_its_layer_is_not_made(bomb):
     parts = BOMBS[bomb]
     try:
-        outline = outlined("x", {name: part.shape for name, part in parts.items()})
+        spec = adapter_spec("x", {name: part.shape for name, part in parts.items()})
     except CheckpointError:
-        with pytest.raises(CheckpointError, match=r"is made for one of \[60000, 60000\]|has the rank"):
+        with pytest.raises(CheckpointError, match=r"is made for a layer of shape \[60000, 60000\]|has the rank"):
             adapter("x", "x", parts, PeftSettings())
     else:  # no larger than any layer, which the model's own have to be compared with
         assert bomb == "LoHa's core"
-        assert outline.shape == (99_999, 1)
+        assert spec.shape == (99_999, 1)
 
 
 def test_of_layers_that_are_not_wanted_nothing_is_read(tmp_path):
@@ -194,8 +194,8 @@ def test_of_layers_that_are_not_wanted_nothing_is_read(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     seen = {}
 
-    def wants(key, outline):
-        seen[key] = (outline.shape, outline.values)
+    def wants(key, spec):
+        seen[key] = (spec.shape, spec.values)
         return key == "a"
 
     file = read_lora(tmp_path / "a.safetensors", wants)
@@ -241,9 +241,9 @@ SAFETENSORS = {
     "dims": ({"a": stated(shape=[1] * 5000 + [4])}, "of the shape"),
     "overflow": ({"a": stated(shape=(2**62, 4, 2**62, 4))}, "header does not fit"),
     "size": ({"a": stated(shape=(2**64,))}, "of the shape"),
-    "type": ({"a": stated(dtype=["F32"])}, r"tensors of the type \['F32'\], which is not read"),
+    "type": ({"a": stated(dtype=["F32"])}, r"tensors of the type \['F32'\], which is not supported"),
     "line": ({"a\nb": stated()}, r"the key 'a\\nb'"),
-    "metadata": ({"a": stated(), "__metadata__": [1]}, "no list of tensors"),
+    "metadata": ({"a": stated(), "__metadata__": [1]}, "not a list of tensors"),
     "many": ({f"{i}": stated(shape=(0,), offsets=(0, 0)) for i in range(TENSORS_MAX + 1)}, "65,537 tensors|no list"),
 }  # fmt: skip
 
@@ -261,9 +261,7 @@ def test_a_header_of_a_hundred_megabytes_is_not_read(tmp_path):
     with (tmp_path / "a.safetensors").open("wb") as stream:  # a hole, which takes no room
         stream.write((HEADER_MAX_BYTES + 1).to_bytes(8, "little"))
         stream.truncate(HEADER_MAX_BYTES + 100)
-    with pytest.raises(
-        ValueError, match=r"a file with a header of 33,554,433 bytes, of at most 33,554,432 that are read"
-    ):
+    with pytest.raises(ValueError, match=r"a file with a header of 33,554,433 bytes; at most 33,554,432 are read"):
         header_of(tmp_path / "a.safetensors")
 
 
@@ -288,7 +286,7 @@ def test_many_missing_shards_are_one_line(tmp_path):
 def test_what_is_no_file_is_never_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(OSError, match="it is no file"):
+        with pytest.raises(OSError, match="it is not a file"):
             open_regular(path)
     (tmp_path / "long").write_bytes(bytes(11))
     with pytest.raises(OSError, match="it has more than 10 bytes"):
@@ -302,7 +300,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
                 call(folder)
     save_file({"a.lora_A.weight": A(1, 8), "a.lora_B.weight": A(8, 1)}, tmp_path / "adapter_model.safetensors")
     os.mkfifo(tmp_path / "adapter_config.json")
-    with pytest.raises(CheckpointError, match=r"PEFT's configuration of the LoRA .* cannot be read: it is no file"):
+    with pytest.raises(CheckpointError, match=r"PEFT's configuration of the LoRA .* cannot be read: it is not a file"):
         read_lora(tmp_path / "adapter_model.safetensors")
 
 

@@ -16,7 +16,7 @@ import hidream
 from hidream.errors import CheckpointError
 from hidream.formats import detect
 from hidream.formats.adapters import HADAMARD, Hadamard, Kronecker, LowRank
-from hidream.formats.lora_file import LoraFormat, bare, read_lora
+from hidream.formats.lora_file import LoraFormat, layer_name, read_lora
 
 A, B = torch.randn(4, 6), torch.randn(10, 4)
 LAYER = "double_stream_blocks.3.block.attn1.to_q"
@@ -50,7 +50,7 @@ def test_formats(down, up, format_, tmp_path):
     file = read(tmp_path, {down: A, up: B})
     (key, adapter), *others = file.adapters.items()
     assert (file.name, file.format, file.notes, others) == ("style", format_, (), [])
-    assert bare(key) in (LAYER, UNDERSCORED)
+    assert layer_name(key) in (LAYER, UNDERSCORED)
     assert down.startswith(key)
     assert isinstance(adapter, LowRank)
     assert adapter.shape == (10, 6)
@@ -153,7 +153,7 @@ def test_text_encoders_are_skipped_and_said_to_be(encoder, tmp_path):
 
 def test_what_is_unknown_is_said(tmp_path):
     file = read(tmp_path, {f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B, "final_layer.linear.diff": B})
-    shown = "final_layer.linear.diff (differences of whole weights, which is not read)"
+    shown = "final_layer.linear.diff (differences of whole weights, which is not supported)"
     assert file.notes == (f"skipped tensors of an unknown kind: 1 ({shown})",)
 
 
@@ -171,7 +171,7 @@ def test_loha_in_every_layout(layer, default, tmp_path):
     tensors = {f"{layer}.hada_{name}{default}": tensor for name, tensor in parts.items()}
     file = read(tmp_path, tensors | {f"{layer}.alpha": torch.tensor(2.0)})
     assert (file.format, file.notes, list(file.adapters)) == (LoraFormat.LYCORIS, (), [layer])
-    assert bare(layer) in (LAYER, UNDERSCORED)
+    assert layer_name(layer) in (LAYER, UNDERSCORED)
     adapter = file.adapters[layer]
     assert isinstance(adapter, Hadamard)
     torch.testing.assert_close(adapter.delta(), loha.diff_weight(down_1, up_1, down_2, up_2, None, None, gamma=0.5))
@@ -194,12 +194,12 @@ def test_loha_in_every_layout(layer, default, tmp_path):
 @pytest.mark.parametrize("layer", [LAYER, f"lycoris_{UNDERSCORED}"])
 def test_other_kinds_are_called_by_their_names(layer, keys, kind, tmp_path):
     others = {f"{layer}.{key}": torch.ones(()) for key in keys}
-    with pytest.raises(CheckpointError, match=rf"style.safetensors has no LoRA .*\({kind}, which is not read\)"):
+    with pytest.raises(CheckpointError, match=rf"style.safetensors has no LoRA .*\({kind}, which is not supported\)"):
         read(tmp_path, others)
     notes = read(tmp_path, others | {f"{LAYER}_q.{part}.weight": m for part, m in (("lora_A", A), ("lora_B", B))}).notes
     assert len(notes) == 1
     assert notes[0].startswith(f"skipped tensors of an unknown kind: {len(keys)} ({layer}.")
-    assert notes[0].endswith(f" ({kind}, which is not read))")
+    assert notes[0].endswith(f" ({kind}, which is not supported))")
 
 
 def test_whole_models_are_recognised_before_they_are_read(monkeypatch):
@@ -226,19 +226,19 @@ def test_a_file_that_is_written_to_later_is_another(tmp_path):
         ({}, "no LoRA of the transformer: it has no tensors; accepted: safetensors with lora_A"),
         (
             {f"{LAYER}.hada_w1_a": A, f"{LAYER}.hada_w1_b": B},
-            "not complete: it has only hada_w1_a, hada_w1_b; accepted",
+            "incomplete: it has only hada_w1_a, hada_w1_b; accepted",
         ),
-        (PAIR | {f"{LAYER}.lora_down.weight": A}, "in a way that is not known: .*lora_down.weight"),
+        (PAIR | {f"{LAYER}.lora_down.weight": A}, "in an unknown way: .*lora_down.weight"),
         (PAIR | {f"{LAYER}\n.lora_A.weight": A}, r"with the key '.*\\n.lora_A.weight'"),
         (PAIR | {f"{LAYER}\0.diff": A}, r"with the key '.*\\x00.diff'"),
         (PAIR | {"x" * 400: A}, "has the key 'xxx"),
-        ({f"{LAYER}.lora_A.weight": A}, f"layer {LAYER} is not complete: it has only down"),
-        ({f"{LAYER}.alpha": A}, f"layer {LAYER} is not complete: it has only alpha; accepted: all parts of a LoRA, a"),
-        ({f"{LAYER}.lokr_w1": A, f"{LAYER}.lokr_w2_a": B}, "is not complete"),
+        ({f"{LAYER}.lora_A.weight": A}, f"layer {LAYER} is incomplete: it has only down"),
+        ({f"{LAYER}.alpha": A}, f"layer {LAYER} is incomplete: it has only alpha; accepted: all parts of a LoRA, a"),
+        ({f"{LAYER}.lokr_w1": A, f"{LAYER}.lokr_w2_a": B}, "is incomplete"),
         ({f"{LAYER}.lokr_w1_a": A, f"{LAYER}.lokr_w1_b": A, f"{LAYER}.lokr_w2": A}, r"\[4, 6\] and \[4, 6\]"),
         (PAIR | {f"{LAYER}.lora_B.weight": B[:, :3]}, r"shapes \[10, 3\] and \[4, 6\]; accepted: parts of one rank"),
-        (PAIR | {f"{LAYER}.lora_mid.weight": A}, "in a way that is not known: .*lora_mid.weight"),
-        (PAIR | {f"{LAYER}.lora_B.bias": B[:, 0]}, "in a way that is not known: .*lora_B.bias"),
+        (PAIR | {f"{LAYER}.lora_mid.weight": A}, "in an unknown way: .*lora_mid.weight"),
+        (PAIR | {f"{LAYER}.lora_B.bias": B[:, 0]}, "in an unknown way: .*lora_B.bias"),
         (PAIR | {f"{LAYER}.lora_A.weight": A * torch.nan}, "values that are not finite in down"),
         (PAIR | {f"{LAYER}.lora_A.weight": A.int()}, "type torch.int32 in down"),
         (PAIR | {f"{LAYER}.alpha": torch.tensor(torch.inf)}, "scale inf; accepted: a finite alpha"),
@@ -267,7 +267,7 @@ def test_a_torn_file(size, tmp_path):
 
 
 def test_a_file_that_becomes_another_while_it_is_read(tmp_path):
-    def write(key, outline):
+    def write(key, spec):
         (tmp_path / "style.safetensors").write_bytes(save({"other": torch.ones(20, 20)}))
         return True
 
@@ -279,14 +279,14 @@ def test_a_file_that_becomes_another_while_it_is_read(tmp_path):
 def test_a_loha_is_not_taken_for_a_model():
     names = [f"{LAYER}.{part}" for part in HADAMARD]
     assert detect.kind_of(names) is None
-    assert detect.looks_like(names).startswith("a LoRA, which is named per request")
+    assert detect.description_of(names).startswith("a LoRA, which a request names")
 
 
 def test_a_type_that_torch_does_not_have(tmp_path):
     head = json.dumps({f"{LAYER}.lora_{side}.weight": {"dtype": "F4", "shape": [1, 1], "data_offsets": [i, i + 1]}
                        for i, side in enumerate("AB")}).encode()  # fmt: skip
     (tmp_path / "style.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0\0")
-    with pytest.raises(CheckpointError, match="tensors of the type 'F4', which is not read"):
+    with pytest.raises(CheckpointError, match="tensors of the type 'F4', which is not supported"):
         read_lora(tmp_path / "style.safetensors")
 
 

@@ -25,9 +25,9 @@ def matrix(*shape, std=0.02):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * std
 
 
-def made(tensors, wish, held=(*SIXTEEN, E4M3), kind=Kind.TRANSFORMER):
+def made(tensors, requested, kept_dtypes=(*SIXTEEN, E4M3), kind=Kind.TRANSFORMER):
     result = {}
-    for piece in pieces(tensors, kind, wish, held):
+    for piece in pieces(tensors, kind, requested, kept_dtypes):
         tensors = piece.make()
         assert {name: (t.dtype, t.shape) for name, t in tensors.items()} == dict(piece.layout)
         result |= tensors
@@ -35,14 +35,14 @@ def made(tensors, wish, held=(*SIXTEEN, E4M3), kind=Kind.TRANSFORMER):
 
 
 @pytest.mark.parametrize(
-    ("wish", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
+    ("requested", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
 )
-def test_plain_types_are_for_all_tensors(wish, dtype):
+def test_plain_types_are_for_all_tensors(requested, dtype):
     tensors = {MATRIX: matrix(8, 64), GATE: matrix(4, 64), "x.bias": matrix(8).bfloat16()}
-    for name, tensor in made(tensors, wish).items():
+    for name, tensor in made(tensors, requested).items():
         assert torch.equal(tensor, tensors[name].to(dtype))
     dense = quantize(tensors[MATRIX], "Q8_0").dense(torch.float32)
-    assert torch.equal(made({MATRIX: quantize(tensors[MATRIX], "Q8_0")}, wish)[MATRIX], dense.to(dtype))
+    assert torch.equal(made({MATRIX: quantize(tensors[MATRIX], "Q8_0")}, requested)[MATRIX], dense.to(dtype))
 
 
 def test_what_leaves_the_range_of_fp16_is_named():

@@ -1,4 +1,4 @@
-"""Files that are written a tensor at a time, against the public package's reader."""
+"""Files that are written one tensor at a time, against the public package's reader."""
 
 from __future__ import annotations
 

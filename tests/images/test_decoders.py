@@ -1,4 +1,4 @@
-"""Strangers' images, decoded elsewhere: the same pixels, bounded in time and memory, and nobody waits for another's."""
+"""Untrusted images, decoded in another process: the same pixels, limited time and memory, and fairness between keys."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from hidream.errors import InvalidInput, NotFound, ObjectStoreUnavailable
-from hidream.images.answers import IDENTIFY_LIMITS, PREPARE_LIMITS, NoResult, Result
 from hidream.images.decoders import Decoders
 from hidream.images.prepared import prepare
+from hidream.images.protocol import IDENTIFY_LIMITS, PREPARE_LIMITS, NoResult, Result
 from hidream.types import ImageFormat, Size
 from image_files import noise, progressive_jpeg, saved
 
@@ -68,7 +68,7 @@ async def test_the_pixels_are_those_that_are_read_here(with_mask):
     assert there.warnings == here.warnings
     for size in SIZES:
         theirs, ours = there.planes[size], here.planes[size]
-        for name in ("picture", "mask", "alpha"):
+        for name in ("image", "mask", "alpha"):
             a, b = getattr(theirs, name), getattr(ours, name)
             assert (a.dtype, a.flags.writeable) == (b.dtype, True)
             assert np.array_equal(a, b)
@@ -80,14 +80,14 @@ async def test_it_says_what_a_file_is_by_its_bytes_or_where_it_lies(kind, tmp_pa
 
     with closing(Decoders(2)) as decoders:
         for file in (data, tmp_path / "file"):
-            assert await decoders.look("key", "image", file) is ImageFormat(kind.lower())
-            assert await decoders.shown_size("key", "image", file) == (40, 20)
+            assert await decoders.identify("key", "image", file) is ImageFormat(kind.lower())
+            assert await decoders.oriented_size("key", "image", file) == (40, 20)
 
 
 async def test_what_is_wrong_is_said_as_it_would_be_here():
     with closing(Decoders(2)) as decoders:
         with pytest.raises(InvalidInput, match=r"^mask is not an image that can be read \(5 bytes\); accepted: a PNG"):
-            await decoders.look("key", "mask", b"hello")
+            await decoders.identify("key", "mask", b"hello")
         with pytest.raises(InvalidInput, match=r"^mask is 40\*20 pixels and image 320\*200; accepted: equal sizes$"):
             await decoders.prepare("key", SIZES, PHOTO, saved(Image.new("L", (40, 20))))
         with pytest.raises(InvalidInput, match="33 scans or more"):
@@ -130,13 +130,13 @@ def test_what_a_broken_process_says_is_believed_in_nothing(tmp_path, said):
 async def test_what_takes_too_long_ends_and_says_so():
     with closing(Decoders(1)) as decoders:
         with pytest.raises(InvalidInput, match=r"^image takes more than 1 seconds to read; accepted: "):
-            await decoders.look("key", "image", SLOW, SOON)
-        assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
+            await decoders.identify("key", "image", SLOW, SOON)
+        assert await decoders.identify("key", "image", PHOTO) is ImageFormat.JPEG
 
 
 async def test_what_sleeps_ends_by_the_clock():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.look("key", "image", SLOW, replace(IDENTIFY_LIMITS, wall_s=1)))
+        asking = asyncio.create_task(decoders.identify("key", "image", SLOW, replace(IDENTIFY_LIMITS, wall_s=1)))
         os.kill(await working(), signal.SIGSTOP)  # takes no core, as if others had them all
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(asking), 1.5)
@@ -157,17 +157,17 @@ async def test_what_takes_too_much_memory_ends_and_says_so():
 
 async def test_the_first_to_go_when_memory_is_short_is_the_job():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.look("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
         os.kill(await working(), signal.SIGKILL)  # as Linux does
         with pytest.raises(InvalidInput, match=r"^image takes more memory than it may; accepted: "):
             await asking
-        assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
+        assert await decoders.identify("key", "image", PHOTO) is ImageFormat.JPEG
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="other systems do not say when a process has ended")
 async def test_what_takes_long_is_put_behind_other_processes():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.look("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
         job = await working()
         async with asyncio.timeout(30):
             while os.getpriority(os.PRIO_PROCESS, job) < os.getpriority(os.PRIO_PROCESS, 0) + 1:
@@ -181,10 +181,10 @@ async def test_what_takes_long_is_put_behind_other_processes():
 
 async def test_slow_images_of_one_key_hold_no_other_up():
     with closing(Decoders(2)) as decoders:
-        await decoders.look("quiet", "image", PHOTO)
-        attack = [asyncio.create_task(decoders.look("loud", "image", SLOW)) for _ in range(20)]
+        await decoders.identify("quiet", "image", PHOTO)
+        attack = [asyncio.create_task(decoders.identify("loud", "image", SLOW)) for _ in range(20)]
         await working()
-        assert await decoders.look("quiet", "image", PHOTO) is ImageFormat.JPEG
+        assert await decoders.identify("quiet", "image", PHOTO) is ImageFormat.JPEG
         assert not any(task.done() for task in attack), "it did not wait for one of them"
         assert len([job for zygote in zygotes() for job in children(zygote)]) == 1, "a key has one job at a time"
         for task in attack:
@@ -192,14 +192,14 @@ async def test_slow_images_of_one_key_hold_no_other_up():
         assert all(
             isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*attack, return_exceptions=True)
         )
-        assert await decoders.look("loud", "image", PHOTO) is ImageFormat.JPEG
+        assert await decoders.identify("loud", "image", PHOTO) is ImageFormat.JPEG
 
 
 async def test_keys_take_turns():
     order = []
 
     async def ask(decoders, key):
-        await decoders.look(key, "image", PHOTO)
+        await decoders.identify(key, "image", PHOTO)
         order.append(key)
 
     with closing(Decoders(1)) as decoders:
@@ -223,10 +223,10 @@ async def test_a_file_is_read_when_its_turn_has_come():
         raise NotFound("there is no such file")
 
     with closing(Decoders(2)) as decoders:
-        sizes = await asyncio.gather(*(decoders.shown_size("key", "image", read) for _ in range(20)))
+        sizes = await asyncio.gather(*(decoders.oriented_size("key", "image", read) for _ in range(20)))
         assert set(sizes) == {(320, 200)}
         with pytest.raises(NotFound):
-            await decoders.shown_size("key", "image", gone)
+            await decoders.oriented_size("key", "image", gone)
         assert (await decoders.prepare("key", SIZES, read, None)).planes
     assert most == 1
 
@@ -239,13 +239,13 @@ async def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
             return PHOTO
 
         with pytest.raises(ObjectStoreUnavailable, match="the process is stopping"):
-            await decoders.look("key", "image", read)
+            await decoders.identify("key", "image", read)
         assert not zygotes()
 
 
 async def test_who_gives_up_leaves_nothing_behind():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.look("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
         job = await working()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -253,12 +253,12 @@ async def test_who_gives_up_leaves_nothing_behind():
         async with asyncio.timeout(10):
             while Path(f"/proc/{job}").exists():  # noqa: ASYNC240
                 await asyncio.sleep(0.005)
-        assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
+        assert await decoders.identify("key", "image", PHOTO) is ImageFormat.JPEG
 
 
 async def test_closing_ends_what_is_read_and_what_waits():
     with closing(Decoders(2)) as decoders:
-        asking = [asyncio.create_task(decoders.look("key", "image", SLOW)) for _ in range(3)]
+        asking = [asyncio.create_task(decoders.identify("key", "image", SLOW)) for _ in range(3)]
         await working()
         started = time.monotonic()
         decoders.close()
@@ -266,21 +266,21 @@ async def test_closing_ends_what_is_read_and_what_waits():
             assert isinstance(end, ObjectStoreUnavailable)
         assert time.monotonic() - started < 1
         with pytest.raises(ObjectStoreUnavailable):
-            await decoders.look("key", "image", PHOTO)
+            await decoders.identify("key", "image", PHOTO)
         assert not zygotes()
 
 
 async def test_a_process_that_was_ended_by_others_is_started_anew():
     with closing(Decoders(2)) as decoders:
-        await decoders.look("key", "image", PHOTO)
+        await decoders.identify("key", "image", PHOTO)
         for pid in zygotes():
             os.kill(pid, signal.SIGKILL)
-        assert await decoders.look("key", "image", PHOTO) is ImageFormat.JPEG
+        assert await decoders.identify("key", "image", PHOTO) is ImageFormat.JPEG
 
 
 async def test_it_ends_with_whoever_has_started_it():
     async def scenario(decoders):
-        await decoders.look("key", "image", PHOTO)
+        await decoders.identify("key", "image", PHOTO)
         assert len(zygotes()) == 1
 
     await scenario(Decoders())
@@ -293,7 +293,7 @@ async def test_it_knows_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
 
     with closing(Decoders(2)) as decoders:
-        await decoders.look("key", "image", PHOTO)
+        await decoders.identify("key", "image", PHOTO)
         (pid,) = zygotes()
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes().lower()  # noqa: ASYNC240
         assert "NoNewPrivs:\t1" in Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240
@@ -322,6 +322,6 @@ async def test_the_largest_that_is_accepted_is_within_the_limits(kind, mode):
     mask = saved(Image.linear_gradient("L").resize((8192, 8192)))
 
     with closing(Decoders(2)) as decoders:
-        assert await decoders.look("key", "image", large) is ImageFormat(kind.lower())
+        assert await decoders.identify("key", "image", large) is ImageFormat(kind.lower())
         sizes = [Size(2048, 2048), Size(1024, 1024)]
         assert set((await decoders.prepare("key", sizes, large, mask)).planes) == set(sizes)

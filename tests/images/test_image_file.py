@@ -1,4 +1,4 @@
-"""Files as people have them: every mode and depth, transparency, colour profiles, orientation, and damage."""
+"""Image files of every mode and depth, with transparency, colour profiles, orientation, and damage."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_palettes_and_transparent_images_have_profiles_too():
 @pytest.mark.parametrize("profile", [b"garbage" * 50, OUR_P3[:200], grey_profile(gamma(2)), cmyk_profile()])
 def test_a_profile_that_cannot_be_used_is_passed_over_with_a_word(profile):
     image, warnings = srgb("image", open_image("image", saved(Image.new("RGB", (4, 4), RED), icc_profile=profile)))
-    assert warnings == ("image has a colour profile that cannot be used with its RGB colours: passed over",)
+    assert warnings == ("image has a colour profile that cannot be used with its RGB colours: it was ignored",)
     assert (np.array(image) == RED).all()
 
 
@@ -270,4 +270,4 @@ def test_damaged_exif_hides_no_image(kind):
     Image.new("RGB", (9, 5), (255, 0, 0)).save(file, kind, exif=b"Exif\0\0II*\0\x08\0")
     decoded = open_image("image", file.getvalue())
     assert decoded.colours.size == (9, 5)
-    assert decoded.warnings in ((), ("image has EXIF data that cannot be read: it is taken as it lies",))
+    assert decoded.warnings in ((), ("image has EXIF data that cannot be read: its orientation was ignored",))

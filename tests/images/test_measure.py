@@ -1,4 +1,4 @@
-"""How large an image is as it is shown."""
+"""The size of an image after EXIF orientation."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
-from hidream.images.measure import shown_size
+from hidream.images.measure import oriented_size
 
 
 def file(kind, orientation=None):
@@ -21,17 +21,17 @@ def file(kind, orientation=None):
 @pytest.mark.parametrize("orientation", [None, 0, *range(1, 10)])
 def test_the_side_that_is_up_counts(kind, orientation):
     turned = orientation in (5, 6, 7, 8)
-    assert shown_size("image", file(kind, orientation)) == ((20, 40) if turned else (40, 20))
+    assert oriented_size("image", file(kind, orientation)) == ((20, 40) if turned else (40, 20))
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", file("PNG")[:20], file("JPEG")[:30]])
 def test_what_is_no_image_is_named(data):
     with pytest.raises(InvalidInput, match=r"^mask .*accepted: a PNG, JPEG or WebP file"):
-        shown_size("mask", data)
+        oriented_size("mask", data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_damaged_exif_says_nothing(kind):
     file = io.BytesIO()
     Image.new("RGB", (9, 5)).save(file, kind, exif=b"Exif\0\0II*\0\x08\0")
-    assert shown_size("image", file.getvalue()) == (9, 5)
+    assert oriented_size("image", file.getvalue()) == (9, 5)

@@ -1,4 +1,4 @@
-"""Cut and scaled as torch does it, in bounded memory."""
+"""Cropping and scaling as in torch, in limited memory."""
 
 from __future__ import annotations
 

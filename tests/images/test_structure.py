@@ -1,4 +1,4 @@
-"""What is counted in a file before anything is decoded, and that no bytes at all make a reader raise anything else."""
+"""What is counted in a file before it is decoded, and that no bytes raise any other error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from hidream.errors import InvalidInput
 from hidream.images.image_file import UNTRUSTED_FORMATS, exif_of
-from hidream.images.measure import look, shown_size
+from hidream.images.measure import identify, oriented_size
 from hidream.images.prepared import prepare
 from hidream.images.structure import check, check_exif
 from hidream.types import ImageFormat, Size
@@ -63,7 +63,7 @@ def test_what_encoders_write_is_accepted(kind):
     photo = noise(640, 480)
     progressive = {"progressive": True} if kind == "JPEG" else {}
     file = saved(photo, kind, icc_profile=profile, exif=tags, **progressive)
-    assert check("image", file) == look("image", file) == ImageFormat(kind.lower())
+    assert check("image", file) == identify("image", file) == ImageFormat(kind.lower())
 
 
 def test_telephones_and_animations_are_accepted():
@@ -85,7 +85,7 @@ def test_other_formats_are_told_by_their_length(data):
 PROFILE = segment(0xE2, b"ICC_PROFILE\0" + bytes(65_000))
 TOO_MUCH = {
     "65 scans or more": lambda: progressive_jpeg(64, 65),
-    "33 scans or more of its size": lambda: progressive_jpeg(8192, 33),
+    "33 scans or more, too many for its size": lambda: progressive_jpeg(8192, 33),
     "4,097 segments": lambda: jpeg(segment(0xFE, b"a") * 4097),
     "bytes of texts, EXIF, XMP and profiles": lambda: jpeg(segment(0xE1, bytes(65_000)) * 130),
     "a colour profile of 4,2": lambda: jpeg(PROFILE * 65),
@@ -116,12 +116,12 @@ def test_too_much_is_refused_by_its_number(said):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (exif([(0x8769, 4, 1, 8)]), "more directories, or directories in a circle"),
-        (exif([(1, 3, 1, 0)], after=8), "more directories, or directories in a circle"),
-        (exif(*[[(1, 3, 1, 0)]] * 33), "more directories"),
+        (exif([(0x8769, 4, 1, 8)]), "too many directories, or a cycle of them"),
+        (exif([(1, 3, 1, 0)], after=8), "too many directories, or a cycle of them"),
+        (exif(*[[(1, 3, 1, 0)]] * 33), "too many directories"),
         (exif([(1, 3, 1, 0)] * 4097), "4,097 entries"),
         (exif([(i, 7, 2**20, 8) for i in range(3000)]), "bytes in values"),
-        (b"MM\0+" + bytes(20), "a BigTIFF"),
+        (b"MM\0+" + bytes(20), "EXIF data in BigTIFF format"),
     ],
 )
 @pytest.mark.parametrize("kind", UNTRUSTED_FORMATS)
@@ -137,12 +137,12 @@ def test_exif_data_that_would_take_long_are_refused(data, said, kind):
 def test_exif_data_that_imagemagick_writes_as_text_are_checked_too():
     data = exif([(1, 3, 1, 0)], after=8).hex()
     image = Image.open(io.BytesIO(png(chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  26\n" + data.encode()))))
-    with pytest.raises(InvalidInput, match="in a circle"):
+    with pytest.raises(InvalidInput, match="a cycle of them"):
         check_exif("image", exif_of(image))
 
 
 def test_so_are_directories_of_a_telephones_further_images():
-    with pytest.raises(InvalidInput, match="in a circle"):
+    with pytest.raises(InvalidInput, match="a cycle of them"):
         check("image", jpeg(segment(0xE2, b"MPF\0" + exif([(1, 3, 1, 0)], after=8))))
 
 
@@ -209,8 +209,8 @@ def only_refused(data: bytes) -> None:
     for read in (
         lambda: check("image", data),
         lambda: check_exif("image", data),
-        lambda: look("image", data),
-        lambda: shown_size("image", data),
+        lambda: identify("image", data),
+        lambda: oriented_size("image", data),
         lambda: prepare([Size(16, 16)], data, data, UNTRUSTED_FORMATS),
     ):
         try:

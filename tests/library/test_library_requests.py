@@ -21,16 +21,16 @@ def read(prompt="a fox", **options) -> ImageRequest:
 
 
 def test_every_keyword_reaches_its_field():
-    picture = PIL.Image.new("RGB", (300, 280))
+    image = PIL.Image.new("RGB", (300, 280))
     values = {
         "size": Size(640, 512),
         "seed": 7,
         "negative_prompt": "red",
         "num_inference_steps": 12,
         "guidance_scale": 3,
-        "image": picture,
+        "image": image,
         "strength": 0.5,
-        "mask": picture,
+        "mask": image,
         "loras": [("ink", 0.5)],
         "sampler": "euler",
         "shift": 2,

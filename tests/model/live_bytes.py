@@ -1,4 +1,4 @@
-"""How many bytes real code has alive at most: it runs on fake tensors, whose storages are counted."""
+"""The peak of the bytes that real code keeps alive: it runs on fake tensors, whose storages are counted."""
 
 from __future__ import annotations
 

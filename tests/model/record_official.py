@@ -35,7 +35,7 @@ CELL_PX = 8
 
 
 class Loop(NamedTuple):
-    """One picture: a variant's own settings on a latent of that shape, in cells."""
+    """One image: a variant's own settings on a latent of that shape, in cells."""
 
     variant: Variant
     height: int
@@ -167,8 +167,8 @@ def run_start(inputs: Mapping[str, Tensor]) -> Tensor:
 
 def draw(official: SimpleNamespace, inputs: Mapping[str, Tensor], loop: Loop) -> dict[str, Tensor]:
     """Let their pipeline draw: its times, how often it called the transformer, the first answer, the last latent."""
-    recipe = SAMPLING_PRESETS[loop.variant]
-    pipeline = make_pipeline(official, recipe.sampler, recipe.shift)
+    preset = SAMPLING_PRESETS[loop.variant]
+    pipeline = make_pipeline(official, preset.sampler, preset.shift)
     calls: list[Tensor] = []
     pipeline.transformer.register_forward_hook(lambda _module, _inputs, output: calls.append(output[0]))
     torch.manual_seed(NOISE_SEED)  # their steps draw from the global generator
@@ -176,11 +176,11 @@ def draw(official: SimpleNamespace, inputs: Mapping[str, Tensor], loop: Loop) ->
         "any",
         height=loop.height * CELL_PX,
         width=loop.width * CELL_PX,
-        num_inference_steps=recipe.steps,
-        guidance_scale=recipe.guidance,
+        num_inference_steps=preset.steps,
+        guidance_scale=preset.guidance,
         latents=inputs[loop.shape].clone(),
         output_type="latent",
-        **prompts(inputs, guided=recipe.guidance > 1),
+        **prompts(inputs, guided=preset.guidance > 1),
     ).images
     return {
         "timesteps": pipeline.scheduler.timesteps.float(),

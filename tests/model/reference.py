@@ -44,7 +44,7 @@ def stock_pipeline(variant: Variant) -> HiDreamImagePipeline:
     return pipeline
 
 
-def stock_picture(pipeline: HiDreamImagePipeline, prompt: str, seed: int, **kwargs: Any) -> torch.Tensor:
+def stock_image(pipeline: HiDreamImagePipeline, prompt: str, seed: int, **kwargs: Any) -> torch.Tensor:
     """Draw, at 256² and with nano's text length unless told otherwise: [3, H, W] in 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
     pipeline.scheduler.generator = generator

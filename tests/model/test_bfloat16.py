@@ -1,4 +1,4 @@
-"""The copy in bfloat16: near the transformer, sharing what it can, and only where it was measured to be faster."""
+"""The bfloat16 copy: close to the transformer, shares what it can, exists only where it is measurably faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of a transformer that are none, or do not fit together, are named."""
+"""Invalid or inconsistent numbers of a transformer are named."""
 
 from __future__ import annotations
 

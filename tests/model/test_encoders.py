@@ -1,4 +1,4 @@
-"""Encoders and tokenizers whose files are wrong: one line that names them, in no library's words."""
+"""Invalid files of encoders and tokenizers: one line that names them, not a library's message."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_torn_tokenizer_is_named(tmp_path, name, text):
         load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")  # all that is needed stands in the other file
         return
     with pytest.raises(
-        CheckpointError, match=r"tokenizer in .* cannot be loaded: torn or not whole .*--token"
+        CheckpointError, match=r"tokenizer in .* cannot be loaded: damaged or incomplete .*--token"
     ) as raised:
         load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")
     assert not [word for word in LIBRARIES if word in raised.value.message.partition(". ")[0]]
@@ -66,6 +66,6 @@ def test_a_torn_tokenizer_is_named(tmp_path, name, text):
 def test_an_empty_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(
-        CheckpointError, match=r"torn or not whole \(empty\); accepted: tokenizer.json and tokenizer_config"
+        CheckpointError, match=r"damaged or incomplete \(empty\); accepted: tokenizer.json and tokenizer_config"
     ):
         load_tokenizer(Checkpoint(tokenizers=tmp_path), "tokenizer")

@@ -1,4 +1,4 @@
-"""An image whose values are not finite is an error that names type, LoRAs and weights, and never a black file."""
+"""An image with values that are not finite is an error that names type, LoRAs and weights, never a black file."""
 
 import dataclasses
 import shutil

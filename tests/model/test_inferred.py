@@ -1,4 +1,4 @@
-"""Numbers from shapes are those of the published configurations, on modules of the real size without memory."""
+"""Configurations that are inferred from shapes equal the published ones, on modules of the real size without memory."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_autoencoder():
 
 @pytest.mark.parametrize("infer", [clip_config, t5_config, llama_config, autoencoder_config])
 def test_a_missing_key_is_named(infer):
-    with pytest.raises(CheckpointError, match=re.escape("without which the model's size is not known")):
+    with pytest.raises(CheckpointError, match=re.escape("so the model's size is unknown")):
         infer({})
 
 

@@ -1,4 +1,4 @@
-"""The linear layer: as torch's own where nothing is stored or changed."""
+"""The linear layer: equal to torch's own if nothing is quantised or changed."""
 
 from __future__ import annotations
 

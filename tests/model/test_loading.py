@@ -1,4 +1,4 @@
-"""A memory plan, carried out: wherever the parts live, the picture is the same."""
+"""A memory plan, carried out: the image is the same wherever the parts are."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def placed(base: Plan, places: dict[str, Placement], **changes: object) -> Plan:
         ({BLOCKS: STREAM, MODULATIONS: STREAM, "transformer.captions": STREAM}, {"resident": (0, 3)}, [0, 3]),
     ],
 )
-def test_every_placement_draws_the_same_picture(dev, roomy, places, changes, away):
+def test_every_placement_draws_the_same_image(dev, roomy, places, changes, away):
     answer = placed(roomy, places, **changes)
     model = load_planned(answer, embedded(Variant.DEV), PLANNED, CARD, "digest", compiled=False)
     weights = [lambda block=block: block.attn1.to_q.weight for block in model.transformer.blocks]
@@ -68,7 +68,7 @@ def test_every_placement_draws_the_same_picture(dev, roomy, places, changes, awa
         assert all(weight() is at_home for weight, at_home in zip(weights, home, strict=True))
 
 
-def test_tiles_draw_nearly_the_same_picture(dev, roomy):
+def test_tiles_draw_nearly_the_same_image(dev, roomy):
     answer = dataclasses.replace(roomy, tile_px=128)
     model = load_planned(answer, embedded(Variant.DEV), PLANNED, CARD, "digest", compiled=False)
     difference = np.abs(generate(model, REQUEST).pixels.astype(float) - generate(dev, REQUEST).pixels)

@@ -287,7 +287,7 @@ def test_loha_under_other_trainers_keys(kind, model, monkeypatch, tmp_path):
 )
 def test_what_lycoris_writes_and_is_not_read(module, kind, model, monkeypatch, tmp_path):
     lycoris(tmp_path / "style.safetensors", monkeypatch, network_module=module)
-    with pytest.raises(CheckpointError, match=rf"no LoRA of the transformer: .*\({kind}, which is not read\)"):
+    with pytest.raises(CheckpointError, match=rf"no LoRA of the transformer: .*\({kind}, which is not supported\)"):
         load_lora(tmp_path / "style.safetensors", model)
 
 

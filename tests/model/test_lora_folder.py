@@ -1,4 +1,4 @@
-"""A folder of LoRAs: whatever lies in it, the model loads; requests get what is there, or are told why not."""
+"""A folder of LoRAs: the model loads whatever it contains; requests get their LoRAs, or an error."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ UNUSABLE = {
         "it is for text encoders only: ",
     ),
     "wide": (lambda: save(tensors_of(width=64)), "is made for another model: it has [64, 64] for"),
-    "oft": (lambda: save({f"transformer.{LAYER}.oft_blocks": torch.ones(2, 4, 4)}), "(OFT, which is not read)"),
+    "oft": (lambda: save({f"transformer.{LAYER}.oft_blocks": torch.ones(2, 4, 4)}), "(OFT, which is not supported)"),
     "nan": (lambda: save(tensors_of(value=torch.nan)), "values that are not finite in down"),
     "configured": (lambda: save(tensors_of(), {"lora_adapter_metadata": "["}), "PEFT's configuration of the LoRA"),
 }
@@ -102,7 +102,7 @@ def bomb(shapes: dict[str, tuple[int, int]]) -> bytes:
 UNUSABLE |= {
     "lokr": (
         lambda: bomb({"lokr_w1_a": (60_000, 1), "lokr_w1_b": (1, 60_000), "lokr_w2": (1, 1)}),
-        "is made for one of [60000, 60000] (outputs, inputs); accepted: at most",
+        "is made for a layer of shape [60000, 60000] (outputs, inputs); accepted: at most",
     ),
     "loha": (
         lambda: bomb({f"hada_w{i}_{side}": (9999, 1)[:: 1 if side == "a" else -1] for i in "12" for side in "ab"}),
@@ -115,9 +115,9 @@ UNUSABLE |= {
     ),
     "pattern": (
         lambda: save(tensors_of(), {"lora_adapter_metadata": '{"lora_alpha": 1, "alpha_pattern": {"(a{9})+": 1}}'}),
-        "'(a{9})+' repeats by number; accepted: names, or regular expressions",
+        "'(a{9})+' repeats a counted number of times; accepted: names, or regular expressions",
     ),
-    "list": (lambda: save(tensors_of(), {"lora_adapter_metadata": "[1]"}), "cannot be read: it is JSON, but no object"),
+    "list": (lambda: save(tensors_of(), {"lora_adapter_metadata": "[1]"}), "it is JSON, but not an object"),
 }  # fmt: skip
 
 
@@ -137,8 +137,8 @@ def unusable(tmp_path_factory):
 
 
 REASONS = {name: reason for name, (_, reason) in UNUSABLE.items()} | {
-    "folder": "folder.safetensors is no file; accepted: a safetensors file",
-    "pipe": "pipe.safetensors is no file",
+    "folder": "folder.safetensors is not a file; accepted: a safetensors file",
+    "pipe": "pipe.safetensors is not a file",
     "dangling": "dangling.safetensors cannot be read: No such file or directory",
     "circle": "circle.safetensors cannot be read: Too many levels of symbolic links",
 }
@@ -276,7 +276,7 @@ def test_as_many_are_kept_as_there_is_memory_for(tmp_path, monkeypatch):
     one = sum(tensor.nbytes for tensor in tensors_of().values())
     for name in "abcd":
         save_file(tensors_of(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(lora_folder, "KEPT_BYTES", 2 * one)
+    monkeypatch.setattr(lora_folder, "CACHE_BYTES", 2 * one)
     folder = LoraFolder(tmp_path, LAYERS)
     c, d = folder.named("c"), folder.named("d")
     assert folder.named("c") is c
@@ -284,7 +284,7 @@ def test_as_many_are_kept_as_there_is_memory_for(tmp_path, monkeypatch):
     assert folder.named("a") is a
     assert folder.named("c") is c
     assert folder.named("d") is not d
-    monkeypatch.setattr(lora_folder, "KEPT_BYTES", 0)
+    monkeypatch.setattr(lora_folder, "CACHE_BYTES", 0)
     latest = folder.named("b")
     assert folder.named("b") is latest  # one is always kept
 

@@ -1,4 +1,4 @@
-"""Ours against the official repository, HiDream-ai/HiDream-I1 @9b42dd6: transformer, schedules and whole pictures.
+"""Ours against the official repository, HiDream-ai/HiDream-I1 @9b42dd6: transformer, schedules and whole images.
 
 What it computes on a tiny transformer was recorded by `record_official.py`. Where the repository itself lies beside
 the checkout, or OFFICIAL_REPOSITORY names its folder, it is asked again.
@@ -52,18 +52,18 @@ def conditioned(model: Transformer, recorded: dict[str, Tensor], loop: Loop) -> 
 
 def draw(model: Transformer, recorded: dict[str, Tensor], loop: Loop, conformance: Conformance) -> tuple[Tensor, int]:
     """Last latent, and how often the model was asked: the loop of `pipeline.generate`."""
-    recipe = sampling_preset(loop.variant, conformance, max_tokens=model.config.max_tokens)
-    schedule = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift, conformance)
+    preset = sampling_preset(loop.variant, conformance, max_tokens=model.config.max_tokens)
+    schedule = sampler.schedule(preset.sampler, preset.steps, preset.shift, conformance)
     state = sampler.SamplerState(schedule, sampler.generator_of(NOISE_SEED))
     c = conditioned(model, recorded, loop)
     x = recorded[loop.shape]
     for i, modulation in enumerate(model.modulations(schedule.timesteps, c)):
         latent = x.expand(c.pooled.shape[0], -1, -1, -1)
         velocity = model.velocity([latent], [modulation], RaggedBatch.of([c]))[0]
-        if recipe.guidance > 1:
+        if preset.guidance > 1:
             negative, positive = velocity.chunk(2)
-            velocity = negative + recipe.guidance * (positive - negative)
-        x, state = sampler.step(recipe.sampler, x, velocity, state, i)
+            velocity = negative + preset.guidance * (positive - negative)
+        x, state = sampler.step(preset.sampler, x, velocity, state, i)
     return x, schedule.steps
 
 
@@ -92,7 +92,7 @@ def test_one_call_equals_the_official_transformer(model, recorded, loop):
 @pytest.mark.parametrize(
     "loop", [pytest.param(p, marks=pytest.mark.long) if p in SQUARE else p for p in LOOPS], ids=str
 )
-def test_picture_equals_the_official_pipeline(model, recorded, loop):
+def test_image_equals_the_official_pipeline(model, recorded, loop):
     """With one call less where the official last call is thrown away."""
     ours, calls = draw(model, recorded, loop, OFFICIAL)
     assert tiny.relative(ours, recorded[f"{loop}.latent"]) <= WHOLE_LOOP
@@ -123,7 +123,7 @@ def test_conformance_matters(recorded, run):
     assert tiny.relative(end, recorded[f"{run}.x"]) > 10 * SAMPLER
 
 
-def test_the_official_recipe_is_diffusers_but_for_the_shift_of_unipc():
+def test_the_official_preset_is_diffusers_but_for_the_shift_of_unipc():
     for variant in Variant:
         assert sampling_preset(variant) == SAMPLING_PRESETS[variant]
         official = sampling_preset(variant, OFFICIAL)

@@ -1,6 +1,6 @@
 """A folder as the official repository has it: its tokenizers, encoders and autoencoder, written by diffusers.
 
-Random weights; the picture must be the one that stock diffusers draws from the same folder, square and not, with the
+Random weights; the image must be the one that stock diffusers draws from the same folder, square and not, with the
 reference's 128 text tokens and padded keys.
 """
 
@@ -15,7 +15,7 @@ import tiny
 import torch
 import transformers
 from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline
-from reference import SeededLCM, stock_picture
+from reference import SeededLCM, stock_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hidream.model.loading import load
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [Size(256, 256), Size(320, 192)])
-def test_draws_the_picture_of_stock_diffusers(folder, size):
+def test_draws_the_image_of_stock_diffusers(folder, size):
     model = load(Variant.DEV, folder)
     assert (model.text.tokens, model.token_px, model.best_tokens) == (128, 16, 256)
     stock = HiDreamImagePipeline.from_pretrained(
@@ -75,7 +75,7 @@ def test_draws_the_picture_of_stock_diffusers(folder, size):
     stock.set_progress_bar_config(disable=True)
     stock.default_sample_size = 32
     asked = {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 128}
-    expected = stock_picture(stock, "a cat on a mat", 7, width=size.width, height=size.height, **asked)
+    expected = stock_image(stock, "a cat on a mat", 7, width=size.width, height=size.height, **asked)
     drawn = Size(expected.shape[2], expected.shape[1])
     request = ImageRequest("a cat on a mat", drawn, seed=7, steps=4, render=Render.REFERENCE)
     difference = np.abs(generate(model, request).pixels - expected.permute(1, 2, 0).numpy() * 255)

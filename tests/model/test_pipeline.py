@@ -1,4 +1,4 @@
-"""`generate` equals stock diffusers on the same folder, keeps its promise about seeds, and delivers the asked size."""
+"""`generate` equals stock diffusers on the same folder, depends only on the seed, and has the requested size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from reference import stock_picture, stock_pipeline
+from reference import stock_image, stock_pipeline
 
 from hidream.errors import CheckpointError, ConfigurationError, InvalidInput, MissingInput
 from hidream.model import pipeline
@@ -39,21 +39,21 @@ def request(**changes: object) -> ImageRequest:
     ],
 )
 def test_equals_stock_diffusers(dev, full, variant, ours, theirs):
-    expected = stock_picture(stock_pipeline(variant), PROMPT, 7, **theirs)
+    expected = stock_image(stock_pipeline(variant), PROMPT, 7, **theirs)
     pixels = generate({"dev": dev, "full": full}[variant], request(**ours)).pixels
     difference = np.abs(pixels.astype(float) - expected.permute(1, 2, 0).numpy() * 255)
     assert difference.max() <= 1.5  # of 255: half a step of rounding, and 1e-3 for the arithmetic
     assert difference.mean() <= 0.3
 
 
-def test_same_seed_same_picture_whatever_else_runs(dev):
+def test_same_seed_same_image_whatever_else_runs(dev):
     first = generate(dev, request())
     torch.randn(1000)
     generate(dev, request(seed=8))
     assert np.array_equal(generate(dev, request(), on_step=lambda step: torch.randn(3).sum()).pixels, first.pixels)
 
 
-def test_another_seed_is_another_picture(dev):
+def test_another_seed_is_another_image(dev):
     assert not np.array_equal(generate(dev, request(steps=4)).pixels, generate(dev, request(steps=4, seed=8)).pixels)
 
 
@@ -65,9 +65,9 @@ def test_seeds_beyond_32_bits_differ_from_their_low_half(dev):
 @pytest.mark.parametrize("size", [Size(512, 512), Size(1000, 776), Size(1536, 512), Size(513, 1531)])
 @pytest.mark.parametrize("render", [Render.BEST, Render.REFERENCE, Render.REFINE, Render.NATIVE])
 def test_size_is_exact(dev, size, render):
-    picture = generate(dev, request(size=size, steps=1, render=render))
-    assert picture.pixels.shape == (size.height, size.width, 3)
-    assert picture.pixels.dtype == np.uint8
+    generated = generate(dev, request(size=size, steps=1, render=render))
+    assert generated.pixels.shape == (size.height, size.width, 3)
+    assert generated.pixels.dtype == np.uint8
 
 
 def test_native_draws_the_asked_size(dev, monkeypatch):
@@ -92,7 +92,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def photo(dev) -> np.ndarray:
-    """A picture to start from, of another prompt."""
+    """An image to start from, of another prompt."""
     return generate(dev, request(prompt="flat style a red apple on a blue background", seed=3)).pixels
 
 
@@ -101,7 +101,7 @@ def photo(dev) -> np.ndarray:
     # nano's Dev, distilled at guidance 5, leaves nothing of another subject from 0.3 on
     [(Variant.DEV, (0.1, 0.2, 1.0)), (Variant.FULL, (0.1, 0.5, 1.0))],
 )
-def test_strength_says_how_far_a_picture_is_left(dev, full, variant, strengths, photo):
+def test_strength_says_how_far_an_image_is_left(dev, full, variant, strengths, photo):
     model = {Variant.DEV: dev, Variant.FULL: full}[variant]
     far = [distance(generate(model, request(image=png(photo), strength=s)).pixels, photo) for s in strengths]
     assert far[0] < far[1] < far[2]
@@ -126,7 +126,7 @@ def test_what_the_mask_protects_comes_back_to_the_last_pixel(dev, photo, size, w
     assert distance(drawn[:, half + 20 :], untouched[:, half + 20 :]) > 10
 
 
-def test_a_canvas_of_one_line_is_drawn_in_the_memory_of_the_output(dev):
+def test_an_init_image_of_one_line_takes_the_memory_of_the_output(dev):
     """Scaled before it is cut, 2000 × 1 would have two million columns: 25 GB (issue B2)."""
     line = np.full((1, 2000, 3), (200, 60, 40), np.uint8)
     for render in (Render.BEST, Render.REFINE):
@@ -135,27 +135,27 @@ def test_a_canvas_of_one_line_is_drawn_in_the_memory_of_the_output(dev):
         assert np.abs(drawn.pixels.mean(axis=(0, 1)) - line[0, 0]).max() < 40
 
 
-def test_what_there_is_to_say_of_a_canvas_is_said_with_the_picture(dev, photo):
+def test_warnings_about_an_init_image_come_with_the_image(dev, photo):
     nothing = png(np.zeros((256, 256), np.uint8))
-    picture = generate(dev, request(image=png(photo), mask=nothing, steps=2))
-    assert [said.split(";")[0] for said in picture.warnings] == ["the mask leaves nothing of the image to change"]
-    assert np.array_equal(picture.pixels, photo)
+    generated = generate(dev, request(image=png(photo), mask=nothing, steps=2))
+    assert [said.split(";")[0] for said in generated.warnings] == ["the mask lets no part of the image change"]
+    assert np.array_equal(generated.pixels, photo)
 
 
 def test_a_hole_is_drawn_anew_and_all_else_stays(dev, photo):
     image = np.dstack([photo, np.full((256, 256), 255, np.uint8)])
     image[64:192, 64:192] = 0
-    picture = generate(dev, request(image=png(image), strength=1.0, steps=8))
+    generated = generate(dev, request(image=png(image), strength=1.0, steps=8))
     kept = np.ones((256, 256), bool)
     kept[64:192, 64:192] = False
-    assert np.array_equal(picture.pixels[kept], photo[kept])
-    assert "image has transparent parts" in picture.warnings[0]
+    assert np.array_equal(generated.pixels[kept], photo[kept])
+    assert "image has transparent parts" in generated.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("field", "changes"),
     [
-        ("image", {"image": b"not a picture"}),
+        ("image", {"image": b"not an image"}),
         ("mask", {"image": png(np.zeros((8, 8, 3), np.uint8)), "mask": b""}),
         ("mask", {"image": png(np.zeros((8, 8, 3), np.uint8)), "mask": png(np.zeros((8, 9), np.uint8))}),
         ("loras", {"loras": (LoraUse("nobody"),)}),
@@ -173,8 +173,8 @@ def test_refining_draws_the_tail_on_the_larger_grid(dev, monkeypatch):
         pipeline, "initial_noise", lambda model, grid, g: grids.append(grid) or original(model, grid, g)
     )
     asked = request(size=Size(512, 384), steps=6, render=Render.REFINE)
-    picture = generate(dev, asked, lambda done, total: steps.append((done, total)))
-    assert picture.pixels.shape == (384, 512, 3)
+    generated = generate(dev, asked, lambda done, total: steps.append((done, total)))
+    assert generated.pixels.shape == (384, 512, 3)
     assert grids == [(7, 9), (12, 16)]
     below = sum(sigma <= pipeline.REFINE_FROM for sigma in schedule(Sampler.FLASH, 6, 6.0).sigmas[:-1])
     assert steps[-1] == (6 + below, 6 + below)
@@ -182,17 +182,17 @@ def test_refining_draws_the_tail_on_the_larger_grid(dev, monkeypatch):
 
 def test_the_default_refines_where_the_model_can(dev):
     asked = request(size=Size(1024, 1024))
-    recipe = pipeline.resolve(dev, asked)
-    assert len(pipeline.plan_passes(dev, asked, recipe)) == 1  # nano cannot, and says so
+    preset = pipeline.resolve(dev, asked)
+    assert len(pipeline.plan_passes(dev, asked, preset)) == 1  # nano cannot, and says so
     able = dataclasses.replace(dev, refines=True)
-    assert len(pipeline.plan_passes(able, asked, recipe)) == 2
-    assert len(pipeline.plan_passes(able, request(size=Size(272, 256)), recipe)) == 1
-    assert len(pipeline.plan_passes(able, request(size=Size(1024, 1024), render=Render.SCALED), recipe)) == 1
+    assert len(pipeline.plan_passes(able, asked, preset)) == 2
+    assert len(pipeline.plan_passes(able, request(size=Size(272, 256)), preset)) == 1
+    assert len(pipeline.plan_passes(able, request(size=Size(1024, 1024), render=Render.SCALED), preset)) == 1
 
 
 def test_samplers_and_conformance_are_chosen_by_the_request(dev, full):
-    pictures = [generate(full, request(steps=4, sampler=sampler)).pixels for sampler in Sampler]
-    assert all(distance(a, b) > 0.5 for a, b in itertools.combinations(pictures, 2))
+    images = [generate(full, request(steps=4, sampler=sampler)).pixels for sampler in Sampler]
+    assert all(distance(a, b) > 0.5 for a, b in itertools.combinations(images, 2))
     calls = []
     generate(dev, request(steps=4, conformance=Conformance.OFFICIAL), lambda done, total: calls.append(total))
     assert calls == [3, 3, 3]
@@ -212,7 +212,7 @@ def test_encoders_may_be_told_different_things(dev):
     assert not np.array_equal(other, same)
 
 
-def test_progress_is_told_and_may_end_the_picture(dev):
+def test_progress_is_told_and_may_end_the_image(dev):
     seen = []
 
     def on_step(step: Step) -> None:

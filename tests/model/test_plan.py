@@ -1,4 +1,4 @@
-"""The memory plan: what the issue asks of it for the published configuration, and properties of every plan."""
+"""The memory plan: the requirements for the published configuration, and properties of every plan."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_without_a_card_24_gb_hold_8_bits(real):
 def test_metal_has_no_fp8(real):
     mac = Hardware("mps", 0, 64 * 2**30, fp8=False)
     assert plan(mac, real, DEV).fits
-    with pytest.raises(ConfigurationError, match="fp8 is asked for on mps"):
+    with pytest.raises(ConfigurationError, match="storage is fp8, which mps does not support"):
         plan(mac, real, dataclasses.replace(DEV, transformer=WeightFormat.FP8))
 
 
@@ -160,7 +160,7 @@ def test_nano_fits_anywhere():
     assert answer.fits
 
 
-def test_beside_a_transformer_that_stays_a_picture_is_decoded_in_tiles(real):
+def test_beside_a_transformer_that_stays_an_image_is_decoded_in_tiles(real):
     answer = plan(Hardware.card(16, 16), real, DEV)
     assert answer.part(BLOCKS).placement is Placement.DEVICE
     assert answer.tile_px == TILE_PX

@@ -1,4 +1,4 @@
-"""What the memory plan is asked is what lies in the files: sizes, bits, LoRAs, and the bytes that are computed in."""
+"""The input of the memory plan matches the files: sizes, bits, LoRAs, and the bytes that are computed in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hidream.errors import CheckpointError
 from hidream.formats.convert import convert
-from hidream.formats.targets import Format, Wish
+from hidream.formats.targets import ConversionOptions, Format
 from hidream.model.checkpoint.checkpoint import Checkpoint, config_of_transformer, embedded
 from hidream.model.checkpoint.inferred import published_config
 from hidream.model.memory.candidates import Hardware, Options
@@ -29,8 +29,8 @@ def quantised(tmp_path_factory) -> Path:
     """Nano's transformer as Q8_0, with its configuration beside it."""
     folder = tmp_path_factory.mktemp("gguf")
     (folder / "config.json").write_text((NANO.part("transformer") / "config.json").read_text())
-    wish = Wish(Format.GGUF, "Q8_0", None, False)
-    convert(NANO.part("transformer"), folder / "x.gguf", wish, published_config, lambda *_: None)
+    options = ConversionOptions(Format.GGUF, "Q8_0", None, False)
+    convert(NANO.part("transformer"), folder / "x.gguf", options, published_config, lambda *_: None)
     return folder / "x.gguf"
 
 

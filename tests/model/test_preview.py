@@ -1,4 +1,4 @@
-"""Previews look like what the autoencoder decodes, whichever autoencoder it is."""
+"""Previews look like what the autoencoder decodes, for any autoencoder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from diffusers.models.autoencoders.vae import EncoderOutput
 from torch import nn
 
 from hidream.model.latents.autoencoder import Autoencoder
-from hidream.model.latents.preview import fit_preview, synthetic_pictures
+from hidream.model.latents.preview import fit_preview, synthetic_images
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest
 from hidream.types import Size
 
 PSNR_MIN_DB = 20.0
-"""24.8 and 26.9 dB were measured on these pictures. By their mean colours alone they would have 13.4 and 15.9."""
+"""24.8 and 26.9 dB were measured on these images. By their mean colours alone they would have 13.4 and 15.9."""
 
 
 class Mosaic(nn.Module):
@@ -32,8 +32,8 @@ class Mosaic(nn.Module):
         self.offset = nn.Parameter(torch.randn(5, generator=generator), requires_grad=False)
         self.dtype = torch.float32
 
-    def encode(self, picture):
-        cells = F.avg_pool2d(picture, self.factor)
+    def encode(self, image):
+        cells = F.avg_pool2d(image, self.factor)
         return EncoderOutput(latent=torch.einsum("bchw,dc->bdhw", cells, self.mix) + self.offset[:, None, None])
 
 
@@ -42,9 +42,9 @@ def preview(dev):
     return fit_preview(dev.vae)
 
 
-def pooled(picture, factor):
-    """Mean colours of a decoded picture's cells, as pixels [h, w, 3]."""
-    cells = F.avg_pool2d(picture.float().clamp(-1, 1), factor)[0]
+def pooled(image, factor):
+    """Mean colours of a decoded image's cells, as pixels [h, w, 3]."""
+    cells = F.avg_pool2d(image.float().clamp(-1, 1), factor)[0]
     return ((cells + 1) * 127.5).permute(1, 2, 0).numpy()
 
 
@@ -53,10 +53,10 @@ def psnr_db(ours, theirs):
 
 
 @pytest.mark.parametrize("prompt", ["flat style a fox in the snow", "3d a frog"])
-def test_looks_like_the_decoded_picture(dev, preview, prompt):
+def test_looks_like_the_decoded_image(dev, preview, prompt):
     pixels = torch.from_numpy(generate(dev, ImageRequest(prompt, Size(256, 256), 0)).pixels)
     latent = dev.vae.encode(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)
-    drawn, truth = preview.draw(latent), pooled(dev.vae.decode(latent), dev.vae.factor)
+    drawn, truth = preview.render(latent), pooled(dev.vae.decode(latent), dev.vae.factor)
     assert drawn.shape == truth.shape == (16, 16, 3)
     assert drawn.dtype == np.uint8
     assert psnr_db(drawn, truth) > PSNR_MIN_DB > psnr_db(truth.mean((0, 1)), truth)
@@ -64,17 +64,17 @@ def test_looks_like_the_decoded_picture(dev, preview, prompt):
 
 @pytest.mark.parametrize("channel", range(3))
 def test_red_is_red(dev, preview, channel):
-    picture = torch.full((1, 3, 128, 128), -0.8)
-    picture[:, channel] = 0.8
-    mean = preview.draw(dev.vae.encode(picture)).astype(float).mean((0, 1))
+    image = torch.full((1, 3, 128, 128), -0.8)
+    image[:, channel] = 0.8
+    mean = preview.render(dev.vae.encode(image)).astype(float).mean((0, 1))
     others = np.delete(mean, channel)
     assert mean[channel] > others.max() + 100  # of 255
 
 
 def test_rows_and_columns_stay(dev, preview):
-    picture = torch.full((1, 3, 128, 256), -0.8)
-    picture[:, :, :64, 128:] = 0.8  # light at the upper right
-    light = preview.draw(dev.vae.encode(picture)).astype(float).mean(-1) > 128
+    image = torch.full((1, 3, 128, 256), -0.8)
+    image[:, :, :64, 128:] = 0.8  # light at the upper right
+    light = preview.render(dev.vae.encode(image)).astype(float).mean(-1) > 128
     assert light.shape == (8, 16)
     expected = np.zeros((8, 16), dtype=bool)
     expected[:4, 8:] = True
@@ -83,8 +83,8 @@ def test_rows_and_columns_stay(dev, preview):
 
 def test_a_linear_autoencoder_is_found_out():
     vae = Autoencoder(Mosaic(), factor=4, scaling=0.5, shift=0.1)
-    picture = synthetic_pictures(64)[:1].flip(-1)
-    difference = fit_preview(vae).draw(vae.encode(picture)) - pooled(picture, 4)
+    image = synthetic_images(64)[:1].flip(-1)
+    difference = fit_preview(vae).render(vae.encode(image)) - pooled(image, 4)
     assert np.abs(difference).max() < 3  # of 255: the ridge pulls towards grey
 
 
@@ -96,7 +96,7 @@ def test_another_class_with_random_weights(dtype):
     assert preview.weight.shape == (16, 3)
     assert preview.weight.isfinite().all()
     assert not preview.weight.requires_grad
-    assert preview.draw(torch.randn(1, 16, 6, 9, dtype=dtype)).shape == (6, 9, 3)
+    assert preview.render(torch.randn(1, 16, 6, 9, dtype=dtype)).shape == (6, 9, 3)
 
 
 def test_is_the_same_each_time_and_touches_no_other_randomness(dev, preview):
@@ -107,8 +107,8 @@ def test_is_the_same_each_time_and_touches_no_other_randomness(dev, preview):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_pictures_to_fit_are_of_all_colours_and_in_range():
-    pictures = synthetic_pictures(64)
-    assert pictures.abs().max() <= 1
-    assert pictures.std((0, 2, 3)).min() > 0.3  # each of red, green and blue
-    assert pictures.mean((2, 3)).std(0).min() > 0.1  # and the pictures differ
+def test_the_images_to_fit_are_of_all_colours_and_in_range():
+    images = synthetic_images(64)
+    assert images.abs().max() <= 1
+    assert images.std((0, 2, 3)).min() > 0.3  # each of red, green and blue
+    assert images.mean((2, 3)).std(0).min() > 0.1  # and the images differ

@@ -1,4 +1,4 @@
-"""What is said to be left out of a long prompt is what stock diffusers says, and what the tokenizer really left out."""
+"""The warning about a long prompt says what stock diffusers says, and what the tokenizer really truncated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reference import stock_pipeline
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hidream.model.text.prompts import cut_of, warnings
+from hidream.model.text.prompts import truncation_of, warnings
 from hidream.request import Prompts
 from hidream.types import Variant
 
@@ -36,20 +36,20 @@ def test_says_what_stock_diffusers_says(dev):
         stock._get_t5_prompt_embeds(LONG, max_sequence_length=dev.text.tokens)
     finally:
         logger.removeHandler(handler)
-    cut = cut_of(dev.text.tokenizers[2], LONG, dev.text.tokens)
+    lost = truncation_of(dev.text.tokenizers[2], LONG, dev.text.tokens)
     (line,) = said  # "… is set to  20 tokens: ['<what was left out, from the token on>']"
     theirs = LONG.lower().index(line.split("['")[1].removesuffix("']").strip())
-    ours = LONG.index(cut.words)
-    assert (cut.limit, cut.tokens) == (dev.text.tokens, len(dev.text.tokenizers[2](LONG)["input_ids"]))
+    ours = LONG.index(lost.words)
+    assert (lost.limit, lost.tokens) == (dev.text.tokens, len(dev.text.tokenizers[2](LONG)["input_ids"]))
     assert LONG[ours:theirs].isalpha()  # the part of a halved word that was read
     assert LONG[ours - 1] == " "
 
 
 def test_counts_and_quotes_at_a_word(words):
-    assert cut_of(words, "one two three four", 4) is None
-    assert cut_of(words, "one two three four five", 3) == (3, 5, "four five")
-    assert cut_of(words, "one two three " + "x" * 100, 3).words == "x" * 60
-    assert cut_of(words, " ".join(["word"] * 50), 3).words == " ".join(["word"] * 6)
+    assert truncation_of(words, "one two three four", 4) is None
+    assert truncation_of(words, "one two three four five", 3) == (3, 5, "four five")
+    assert truncation_of(words, "one two three " + "x" * 100, 3).words == "x" * 60
+    assert truncation_of(words, " ".join(["word"] * 50), 3).words == " ".join(["word"] * 6)
 
 
 def test_a_word_that_is_halved_is_named_whole(dev):
@@ -61,29 +61,29 @@ def test_a_word_that_is_halved_is_named_whole(dev):
     assert last
     assert last != "zyxwvutsrqponmlkjih"
     assert "zyxwvutsrqponmlkjih".startswith(last)
-    assert cut_of(tokenizer, text, limit).words == "zyxwvutsrqponmlkjih on it"
+    assert truncation_of(tokenizer, text, limit).words == "zyxwvutsrqponmlkjih on it"
 
 
 def test_scripts_without_spaces_are_quoted_from_the_cut(dev):
     text = "一艘帆船在海洋上航行阳光照耀着远处的山丘和云朵非常美丽的一幅画面五彩缤纷"
-    cut = cut_of(dev.text.tokenizers[3], text * 3, dev.text.tokens)
-    assert cut.words
-    assert cut.words in text * 3
+    lost = truncation_of(dev.text.tokenizers[3], text * 3, dev.text.tokens)
+    assert lost.words
+    assert lost.words in text * 3
 
 
 def test_white_space_at_the_end_is_no_loss(dev):
     tokenizer = dev.text.tokenizers[3]
     assert len(tokenizer("a frog" + " " * 60)["input_ids"]) > dev.text.tokens
-    assert cut_of(tokenizer, "a frog" + " " * 60, dev.text.tokens) is None
+    assert truncation_of(tokenizer, "a frog" + " " * 60, dev.text.tokens) is None
 
 
 def test_encoders_that_read_the_same_are_named_together(words):
     tokenizers, limits = [words] * 4, (2, 2, 3, 9)
     lines = warnings([Prompts("one two three four"), Prompts("a b", llama="c " * 12)], tokenizers, limits)
     assert lines == (
-        "the prompt is too long for CLIP-L, CLIP-G: 4 tokens, of which 2 are read; left out from 'three four' on",
-        "the prompt is too long for T5: 4 tokens, of which 3 are read; left out from 'four' on",
-        "the prompt is too long for Llama: 12 tokens, of which 9 are read; left out from 'c c c' on",
+        "the prompt is too long for CLIP-L, CLIP-G: 4 tokens, of which 2 are read; ignored from 'three four' on",
+        "the prompt is too long for T5: 4 tokens, of which 3 are read; ignored from 'four' on",
+        "the prompt is too long for Llama: 12 tokens, of which 9 are read; ignored from 'c c c' on",
     )
 
 
@@ -94,6 +94,6 @@ def test_the_same_prompt_twice_is_told_once(words):
 @given(st.text(max_size=200))
 def test_any_text_is_measured(dev, text):
     for tokenizer in dev.text.tokenizers:
-        cut = cut_of(tokenizer, text, dev.text.tokens)
-        assert cut is None or (cut.tokens > dev.text.tokens and cut.words)
-        assert cut is not None or len(text.split()) <= dev.text.tokens
+        lost = truncation_of(tokenizer, text, dev.text.tokens)
+        assert lost is None or (lost.tokens > dev.text.tokens and lost.words)
+        assert lost is not None or len(text.split()) <= dev.text.tokens

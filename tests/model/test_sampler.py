@@ -29,8 +29,8 @@ def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", OFFICIAL)
 def test_flash_times_are_the_official_ones(variant):
-    recipe = SAMPLING_PRESETS[variant]
-    ours = sampler.schedule(recipe.sampler, recipe.steps, recipe.shift).timesteps
+    preset = SAMPLING_PRESETS[variant]
+    ours = sampler.schedule(preset.sampler, preset.steps, preset.shift).timesteps
     official = [float(t) for t in OFFICIAL[variant].split()]
     assert len(ours) == len(official)
     assert max(abs(a - b) for a, b in zip(ours, official, strict=True)) < 0.01
@@ -88,16 +88,16 @@ def test_euler_equals_diffusers(steps, shift):
 
 
 @pytest.mark.parametrize("kind", Sampler)
-def test_every_sampler_finds_the_picture_of_a_straight_path(kind):
-    """With the velocity of the straight path from noise to a picture, each arrives there, in any number of steps."""
-    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+def test_every_sampler_finds_the_image_of_a_straight_path(kind):
+    """With the velocity of the straight path from noise to an image, each arrives there, in any number of steps."""
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     for steps in (1, 2, 7):
         schedule = sampler.schedule(kind, steps, 3.0)
         state = sampler.SamplerState(schedule, torch.Generator().manual_seed(2))
-        x = torch.randn(picture.shape, generator=state.generator)
+        x = torch.randn(image.shape, generator=state.generator)
         for i in range(schedule.steps):
-            x, state = sampler.step(kind, x, (x - picture) / schedule.sigmas[i], state, i)
-        torch.testing.assert_close(x, picture, rtol=1e-4, atol=1e-4)
+            x, state = sampler.step(kind, x, (x - image) / schedule.sigmas[i], state, i)
+        torch.testing.assert_close(x, image, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tokens", [256, 4096, 4608])

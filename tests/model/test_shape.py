@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hidream.model.latents.shape import BICUBIC_REACH, SPARE, Grid, fit, middle, render_grid, to_pixels
+from hidream.model.latents.shape import BICUBIC_REACH, SPARE, Grid, fit, render_grid, to_pixels, trim
 from hidream.types import Render, Size
 
 sides = st.integers(256, 1536)
@@ -111,11 +111,11 @@ def test_what_is_cut_off_before_is_nothing_that_is_seen(size):
 
 @given(sides, sides, st.sampled_from([Render.BEST, Render.REFERENCE, Render.NATIVE]))
 def test_a_drawing_is_scaled_whole(width, height, render):
-    """So that nothing is cut off first, which would change the last bits of pictures."""
+    """So that nothing is cut off first, which would change the last bits of images."""
     for token_px, best, largest in ((32, 64, 1024), (16, 4096, 4096)):
         grid = render_grid(Size(width, height), render, token_px, best, largest)
         drawn = torch.empty(3, grid.rows * token_px, grid.columns * token_px, device="meta")
-        assert middle(drawn, Size(width, height)).shape == drawn.shape
+        assert trim(drawn, Size(width, height)).shape == drawn.shape
 
 
 @pytest.mark.parametrize("render", list(Render))
@@ -128,5 +128,5 @@ def test_every_size_has_a_shape(size, render):
 
 
 def test_pixels_clamp_and_round():
-    picture = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 5).expand(3, 1, 5)
-    assert to_pixels(picture)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    image = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 1, 5).expand(3, 1, 5)
+    assert to_pixels(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]

@@ -1,4 +1,4 @@
-"""Nano written as others publish it draws the embedded model's picture, to the last bit where nothing is rounded."""
+"""Nano in other publishers' formats generates the embedded model's image, to the last bit if nothing is rounded."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def loaded(dev, checkpoint, storage=None):
 
 
 @pytest.mark.parametrize("storage", [None, WeightFormat.STORED])
-def test_comfys_files_draw_the_same_picture(dev, comfy, storage):
+def test_comfys_files_draw_the_same_image(dev, comfy, storage):
     pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels.astype(int)
     difference = np.abs(pixels - generate(dev, REQUEST).pixels).max()
     assert difference <= (0 if storage is None else 1)  # what stays in the file is not packed: products round otherwise
 
 
-def test_gguf_draws_the_same_picture(dev, comfy, tmp_path):
+def test_gguf_draws_the_same_image(dev, comfy, tmp_path):
     write_gguf(
         tmp_path / "model.gguf",
         comfy_files.tensors_of("transformer"),
@@ -100,7 +100,7 @@ def test_a_llama_with_llama_3_1s_rotation(tmp_path):
             assert tiny.relative(plain(tokens).last_hidden_state, ours(tokens).last_hidden_state) > 1e-3
 
 
-def test_gguf_encoders_draw_the_same_picture_also_from_a_models_folder(dev, tmp_path):
+def test_gguf_encoders_draw_the_same_image_also_from_a_models_folder(dev, tmp_path):
     folder = comfy_files.write_comfy_folder(tmp_path / "models")
     for part, name, architecture in (("text_encoder_3", "t5xxl", "t5encoder"), ("text_encoder_4", "llama", "llama")):
         (folder / "text_encoders" / f"{name}.safetensors").unlink()
@@ -110,14 +110,14 @@ def test_gguf_encoders_draw_the_same_picture_also_from_a_models_folder(dev, tmp_
     checkpoint = Checkpoint(folder).of_variant(Variant.DEV)
     assert checkpoint.t5 == folder / "clip" / "t5xxl-f32.gguf"
     with pytest.raises(
-        CheckpointError, match=r"come without tokenizers: .* --tokenizers. What a GGUF file has of one is not read"
+        CheckpointError, match=r"come without tokenizers: .* --tokenizers. A tokenizer inside a GGUF file is not read"
     ):
         load_tokenizer(checkpoint, "tokenizer_4")
     model = loaded(dev, dataclasses.replace(checkpoint, tokenizers=embedded(Variant.DEV).folder))
     assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
 
 
-def test_eight_bits_draw_nearly_the_same_picture(dev):
+def test_eight_bits_draw_nearly_the_same_image(dev):
     exact = generate(dev, REQUEST).pixels.astype(float)
     model = dataclasses.replace(dev, transformer=load_transformer(embedded(Variant.DEV), CPU, F32, WeightFormat.INT8))
     difference = np.abs(generate(model, REQUEST).pixels - exact)

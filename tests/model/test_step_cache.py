@@ -1,4 +1,4 @@
-"""Which steps ask the model, what stands for its answer, and how near the picture stays, on nano."""
+"""Which steps ask the model, what stands for its answer, and how near the image stays, on nano."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ NANO_TOKENS = 64
 
 
 def schedule_of(variant: Variant) -> Schedule:
-    recipe = SAMPLING_PRESETS[variant]
-    return sampler.schedule(recipe.sampler, recipe.steps, recipe.shift)
+    preset = SAMPLING_PRESETS[variant]
+    return sampler.schedule(preset.sampler, preset.steps, preset.shift)
 
 
 def tail(schedule: Schedule, start: int) -> Schedule:
@@ -106,7 +106,7 @@ def test_larger_grids_are_asked_earlier():
     assert plan(Mode.TURBO, Sampler.FLASH, schedule, 4096) == plan(Mode.TURBO, Sampler.FLASH, schedule, 576)
 
 
-def test_a_picture_to_start_from_takes_its_share_of_the_calls():
+def test_an_image_to_start_from_takes_its_share_of_the_calls():
     whole = schedule_of(Variant.DEV)
     start = sum(sigma > 0.6 for sigma in whole.sigmas)  # where a refining pass begins
     asked = plan(Mode.TURBO, Sampler.FLASH, tail(whole, start), NANO_TOKENS)
@@ -140,15 +140,15 @@ def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return torch.sin(3 * x) * (0.5 + sigma) + 0.1 * x
 
 
-def run(kind: Sampler, schedule: Schedule, asked: tuple[bool, ...], picture: torch.Tensor | None = None):
-    """Sample with the plan; with a picture the model knows the straight path to it."""
+def run(kind: Sampler, schedule: Schedule, asked: tuple[bool, ...], image: torch.Tensor | None = None):
+    """Sample with the plan; with an image the model knows the straight path to it."""
     generator = torch.Generator().manual_seed(7)
     state, history = SamplerState(schedule, generator), History(schedule.sigmas, SLOPE[kind])
     x = torch.randn(1, 4, 8, 8, generator=generator)
     for i, ask in enumerate(asked):
         sigma = schedule.sigmas[i]
         if ask:
-            v = velocity(x, sigma) if picture is None else (x - picture) / sigma
+            v = velocity(x, sigma) if image is None else (x - image) / sigma
             history.note(x - sigma * v, i)
         else:
             v = history.velocity(x, i)
@@ -159,11 +159,11 @@ def run(kind: Sampler, schedule: Schedule, asked: tuple[bool, ...], picture: tor
 @pytest.mark.parametrize("kind", Sampler)
 @pytest.mark.parametrize("mode", SAVING_MODES)
 @pytest.mark.parametrize("steps", [2, 5, 28])
-def test_every_mode_finds_the_picture_of_a_straight_path(kind, mode, steps):
-    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+def test_every_mode_finds_the_image_of_a_straight_path(kind, mode, steps):
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     schedule = sampler.schedule(kind, steps, 3.0)
-    found = run(kind, schedule, plan(mode, kind, schedule, NANO_TOKENS), picture)
-    torch.testing.assert_close(found, picture, rtol=1e-4, atol=1e-4)
+    found = run(kind, schedule, plan(mode, kind, schedule, NANO_TOKENS), image)
+    torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-4)
 
 
 def test_flash_with_skipped_steps_is_a_shorter_flash_with_the_same_noise():
@@ -182,7 +182,7 @@ def test_flash_with_skipped_steps_is_a_shorter_flash_with_the_same_noise():
 
 @pytest.mark.parametrize("kind", [Sampler.UNIPC, Sampler.EULER])
 @pytest.mark.parametrize("mode", SAVING_MODES)
-def test_without_fresh_noise_the_slope_brings_the_picture_nearer(monkeypatch, kind, mode):
+def test_without_fresh_noise_the_slope_brings_the_image_nearer(monkeypatch, kind, mode):
     schedule = sampler.schedule(kind, 50, 3.0)
     asked = plan(mode, kind, schedule, NANO_TOKENS)
     exact = run(kind, schedule, (True,) * schedule.steps)
@@ -203,9 +203,7 @@ def test_without_fresh_noise_the_slope_brings_the_picture_nearer(monkeypatch, ki
         (Variant.FULL, Mode.TURBO, 40, 11, 25),
     ],
 )
-def test_pictures_stay_near_with_as_many_calls_as_promised(
-    dev, full, monkeypatch, variant, mode, steps, calls, least_db
-):
+def test_images_stay_near_with_as_many_calls_as_promised(dev, full, monkeypatch, variant, mode, steps, calls, least_db):
     model = {Variant.DEV: dev, Variant.FULL: full}[variant]
     request = ImageRequest("flat style a sailboat in the ocean", Size(256, 256), seed=7, steps=steps)
     exact = generate(model, request).pixels
@@ -215,7 +213,7 @@ def test_pictures_stay_near_with_as_many_calls_as_promised(
     drawn = generate(model, dataclasses.replace(request, mode=mode)).pixels
     assert len(made) == calls
     assert psnr(drawn, exact) > least_db
-    # another seed is farther away than the cached picture: it is nearly this one, not merely one like it
+    # another seed is farther away than the cached image: it is nearly this one, not merely one like it
     other = generate(model, dataclasses.replace(request, seed=8, mode=mode)).pixels
     assert psnr(drawn, exact) > psnr(other, exact) + 1
 

@@ -1,4 +1,4 @@
-"""The cache forgets as `functools.lru_cache` does, keeps its bound, and never changes a bit of what is embedded."""
+"""The cache evicts as `functools.lru_cache` does, keeps its limit, and never changes a bit of an embedding."""
 
 from __future__ import annotations
 

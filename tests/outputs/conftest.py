@@ -1,4 +1,4 @@
-"""Each place that there is: a folder, and a bucket of a real S3 server."""
+"""Both kinds of object store: a folder, and a bucket of a real S3 server."""
 
 import pytest
 

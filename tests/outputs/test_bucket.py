@@ -1,4 +1,4 @@
-"""A bucket of a real S3 server: signatures, headers, and a store that is away, hangs, fails or says no."""
+"""A bucket of a real S3 server: signatures, headers, and a store that is unreachable, hangs, fails or refuses."""
 
 import asyncio
 import time
@@ -84,13 +84,13 @@ async def test_an_object_lies_under_prefix_and_namespace(s3):
 async def test_a_signed_url_is_good_for_its_object_alone_and_not_for_ever(s3):
     place = bucket(s3.access(signed_urls=True))
 
-    await place.write(NAME, b"a picture")
+    await place.write(NAME, b"an image")
     await place.write(OTHER, b"another")
     url, brief = await place.url(NAME, "https://us.example", 60), await place.url(NAME, "https://us.example", 0.5)
     async with httpx.AsyncClient() as client:
         answer = await client.get(url)
         assert answer.status_code == 200
-        assert answer.content == b"a picture"
+        assert answer.content == b"an image"
         assert answer.headers["content-type"] == "image/webp"
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
         for wrong in (url.replace(NAME, OTHER), url[:-1] + ("1" if url[-1] == "0" else "0")):

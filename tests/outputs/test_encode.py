@@ -1,4 +1,4 @@
-"""Each format gives the picture back, with the seed and the version that drew it."""
+"""Each format preserves the image, with its seed and version."""
 
 import io
 import json
@@ -24,12 +24,12 @@ def drawing(side=256):
     """Shaded ground with soft blots, as a model draws them: without noise or sharp edges."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side] / side
-    picture = np.stack([rows, columns, 1 - rows], axis=-1) * 160
+    image = np.stack([rows, columns, 1 - rows], axis=-1) * 160
     for _ in range(12):
         y, x, radius = rng.random(3) * (1, 1, 0.2)
         share = 1 / (1 + np.exp((np.hypot(rows - y, columns - x) - radius) * 60))
-        picture += share[..., None] * (rng.random(3) * 255 - picture)
-    return picture.round().astype(np.uint8)
+        image += share[..., None] * (rng.random(3) * 255 - image)
+    return image.round().astype(np.uint8)
 
 
 def metadata(image):
@@ -50,7 +50,7 @@ def test_seed_and_version_are_in_the_file(output_format):
 
 
 @pytest.mark.parametrize(("output_format", "tolerance"), [("png", 0), ("jpeg", 8), ("webp", 24), ("avif", 16)])
-def test_the_picture_comes_back(output_format, tolerance):
+def test_the_image_comes_back(output_format, tolerance):
     pixels = gradient()
     file = io.BytesIO(encode(pixels, ImageFormat(output_format), seed=1, version=VERSION))
     back = np.asarray(Image.open(file).convert("RGB")).astype(int)
@@ -59,7 +59,7 @@ def test_the_picture_comes_back(output_format, tolerance):
 
 
 @pytest.mark.parametrize("output_format", ImageFormat)
-def test_the_same_picture_is_the_same_bytes(output_format):
+def test_the_same_image_is_the_same_bytes(output_format):
     first, second = (encode(gradient(), output_format, seed=1, version=VERSION) for _ in range(2))
     assert first == second
 

@@ -1,4 +1,4 @@
-"""A folder: what a process or a power cut leaves behind, and a disk that does not take more."""
+"""A folder: what a crash or a power cut leaves behind, and a full disk."""
 
 import asyncio
 import os

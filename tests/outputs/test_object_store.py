@@ -41,7 +41,7 @@ async def test_of_many_writers_of_one_name_one_wins_whole(place):
 
 async def test_what_is_known_of_a_file(place):
     before = datetime.now(UTC) - timedelta(seconds=2)  # HTTP's dates have whole seconds
-    await place.write(NAME, b"a picture")
+    await place.write(NAME, b"an image")
     metadata = await place.metadata(NAME)
     assert metadata.size_bytes == 9
     assert before < metadata.modified < datetime.now(UTC) + timedelta(seconds=2)

@@ -1,4 +1,4 @@
-"""Files that are written piece by piece, and then put in their places: on a folder and on a bucket."""
+"""Files that are written piece by piece and then stored, in a folder and in a bucket."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ async def test_the_file_itself_is_moved(folder):
         await folder.adopt(NAME, part)
         return inode
 
-    inode = await brought(folder, b"a picture", move)
+    inode = await brought(folder, b"an image", move)
     assert (folder.path / NAME).stat().st_ino == inode
     assert list((folder.path / ".parts").iterdir()) == []
 

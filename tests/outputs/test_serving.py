@@ -1,4 +1,4 @@
-"""Downloads by HTTP, from both places, through a real server on a real socket."""
+"""Downloads over HTTP from both kinds of object store, through a real server on a real socket."""
 
 import asyncio
 import threading

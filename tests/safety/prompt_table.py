@@ -1,4 +1,4 @@
-"""The table of the prompt check: prompts that must pass, and those that must be refused for what they are.
+"""The table of the prompt check: prompts that must be accepted, and prompts that must be refused, with the category.
 
 Both halves were written by the author of the rules, so they say that the rules do what was meant, not how
 they fare on other people's prompts (docs/SAFETY.md).

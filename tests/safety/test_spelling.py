@@ -1,4 +1,4 @@
-"""Plain ASCII, which most prompts are: its short way to the same reading."""
+"""The shortcut for plain ASCII, which most prompts are: the same reading."""
 
 import string
 

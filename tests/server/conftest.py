@@ -1,4 +1,4 @@
-"""The application on a real store and a real folder, called without a socket; the worker's part is played by hand."""
+"""The application on a real store and a real folder, called without a socket; tests act as the worker."""
 
 import asyncio
 import io
@@ -59,8 +59,8 @@ class Api:
         tasks = await claims.claim(self.database, list(MODELS), "host:1", VERSIONS, 15, room)
         return tasks[0] if tasks else None
 
-    async def draw(self, data=b"the picture", has_nsfw=False, warnings=()):
-        """Do what a worker does with a task; `data` is the file of each picture, or one for each."""
+    async def draw(self, data=b"the image", has_nsfw=False, warnings=()):
+        """Do what a worker does with a task; `data` is the file of each image, or one for each."""
         async with asyncio.timeout(10):
             while (task := await self.claim()) is None:
                 await asyncio.sleep(0.005)
@@ -124,8 +124,8 @@ async def api(open_api):
 
 
 @pytest.fixture
-def picture():
-    """Make the bytes of a picture's file."""
+def make_image():
+    """Make the bytes of an image's file."""
 
     def make(kind="PNG", size=(8, 8), **options):
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Fetching into memory, for tests."""
+"""Fetches into memory, for tests."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The application on a real socket, in the test's own event loop: for what is told while a request is answered."""
+"""The application on a real socket, in the test's own event loop."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The access log: a line per request, and nothing in it that is not to be seen."""
+"""The access log: a line per request, without anything secret."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""The application: errors of every origin in one shape, and a process that stays light."""
+"""The application: all errors in one format, and a process that stays small."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Base64 that comes in pieces says the same as base64 that comes whole."""
+"""Base64 in pieces decodes to the same as base64 at once."""
 
 import base64
 from itertools import pairwise

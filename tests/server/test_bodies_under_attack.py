@@ -1,4 +1,4 @@
-"""Bodies that are there to cost much: not waited for, held to what was said, never in memory, counted before."""
+"""Expensive bodies: not waited for, limited to their announced size, never in memory, counted first."""
 
 import asyncio
 import base64
@@ -67,8 +67,8 @@ async def test_the_body_of_what_is_refused_is_not_waited_for(open_api):
         assert parts(api) == []
 
 
-async def test_a_file_is_held_to_the_size_that_was_announced(api, picture):
-    data = picture()
+async def test_a_file_is_held_to_the_size_that_was_announced(api, make_image):
+    data = make_image()
     url = (await ticket(api, len(data)))["upload"]["url"]
 
     async def pieces(extra):
@@ -81,15 +81,15 @@ async def test_a_file_is_held_to_the_size_that_was_announced(api, picture):
     assert parts(api) == []
 
 
-async def test_of_those_who_fill_one_name_at_once_one_does(api, picture):
-    pictures = [picture("PNG"), picture("JPEG"), picture("WEBP")]
-    given = await ticket(api, max(map(len, pictures)))
-    answers = await asyncio.gather(*(api.client.put(given["upload"]["url"], content=p) for p in pictures))
+async def test_of_those_who_fill_one_name_at_once_one_does(api, make_image):
+    images = [make_image("PNG"), make_image("JPEG"), make_image("WEBP")]
+    given = await ticket(api, max(map(len, images)))
+    answers = await asyncio.gather(*(api.client.put(given["upload"]["url"], content=p) for p in images))
     statuses = [answer.status_code for answer in answers]
     assert statuses.count(200) == 1
     assert set(statuses) <= {200, 400, 413}  # a larger one than what is there cannot be the same
     got = (await api.client.get(given["download_url"])).content
-    assert got == pictures[statuses.index(200)]
+    assert got == images[statuses.index(200)]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ async def test_a_form_costs_no_more_than_its_file(open_api, data, status, messag
         assert parts(api) == []
 
 
-async def test_the_first_file_of_a_field_counts_whatever_surrounds_it(api, picture):
-    data = picture()
+async def test_the_first_file_of_a_field_counts_whatever_surrounds_it(api, make_image):
+    data = make_image()
     other = b'Content-Disposition: form-data; name="note"\r\n\r\nhello'
     fields = [other, HEAD + data, HEAD + b"another", other]
     form = b"".join(b"\r\n--x\r\n" + field for field in fields) + b"\r\n--x--\r\nepilogue"
@@ -134,11 +134,11 @@ async def test_the_first_file_of_a_field_counts_whatever_surrounds_it(api, pictu
     assert (await api.client.get(got["download_url"])).content == data
 
 
-async def test_limits_of_a_key_are_asked_before_its_body(api, picture):
-    once, little = await api.key(requests_per_minute=1), await api.key(bytes_max=len(picture()))
+async def test_limits_of_a_key_are_asked_before_its_body(api, make_image):
+    once, little = await api.key(requests_per_minute=1), await api.key(bytes_max=len(make_image()))
 
     async def upload(headers):
-        files = {"file": ("a.png", picture(), "image/png")}
+        files = {"file": ("a.png", make_image(), "image/png")}
         return await api.client.post("/api/v3/media/upload/binary", files=files, headers=headers)
 
     async def announce(headers):
@@ -150,32 +150,32 @@ async def test_limits_of_a_key_are_asked_before_its_body(api, picture):
         for answer in [await announce(headers) for _ in range(10)]:
             assert (answer.status_code, why in answer.json()["message"]) == (429, True)
             assert int(answer.headers["retry-after"]) > 0
-        files = {"file": ("a.png", b"no picture", "image/png")}
+        files = {"file": ("a.png", b"no image", "image/png")}
         refused = await api.client.post("/api/v3/media/upload/binary", files=files, headers=headers)
         assert refused.status_code == 429, "before anything is looked at"
     assert len(kept(api)) == 2
     assert parts(api) == []
 
 
-async def test_an_image_within_a_submission_is_held_to_the_bytes_of_its_key(api, picture):
-    headers = await api.key(bytes_max=len(picture()) + 1)
-    image = base64.b64encode(picture()).decode()
+async def test_an_image_within_a_submission_is_held_to_the_bytes_of_its_key(api, make_image):
+    headers = await api.key(bytes_max=len(make_image()) + 1)
+    image = base64.b64encode(make_image()).decode()
     answers = [await api.submit(headers=headers, prompt="a", image=image) for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 429, 429, 429, 429]
     assert len(kept(api)) == 1
 
 
-async def test_a_refused_prompt_leaves_no_file_and_is_a_request(api, picture):
+async def test_a_refused_prompt_leaves_no_file_and_is_a_request(api, make_image):
     headers = await api.key(requests_per_minute=2)
-    image = base64.b64encode(picture()).decode()
+    image = base64.b64encode(make_image()).decode()
     answers = [await api.submit(headers=headers, prompt="a naked child", image=image) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
     assert answers[0].json()["data"]["status"] == "failed"
     assert kept(api) == parts(api) == []
 
 
-async def test_long_texts_go_to_files_and_leave_none(api, picture):
-    image = picture("PNG", (400, 400), compress_level=0)
+async def test_long_texts_go_to_files_and_leave_none(api, make_image):
+    image = make_image("PNG", (400, 400), compress_level=0)
     naked = base64.b64encode(image).decode()
     assert len(naked) > 400_000
     for text in (naked, f"data:image/png;base64,{naked}", "\n".join((naked[:9], naked[9:])), naked.rstrip("=")):
@@ -227,7 +227,7 @@ async def test_long_texts_end_before_the_rest_of_what_is_refused_is_waited_for(a
         writer.close()
 
 
-async def test_what_needs_no_picture_takes_short_bodies_and_no_disk(api):
+async def test_what_needs_no_image_takes_short_bodies_and_no_disk(api):
     pad = "A" * 70_000
 
     async def pieces():
@@ -250,11 +250,11 @@ async def test_what_needs_no_picture_takes_short_bodies_and_no_disk(api):
 
 
 @pytest.mark.parametrize("keys", [1, pytest.param(4, marks=pytest.mark.long)])
-async def test_slow_bodies_of_some_keys_leave_room_for_the_next(api, picture, keys):
-    """Each begins forty, which never end; another key's picture comes in meanwhile."""
+async def test_slow_bodies_of_some_keys_leave_room_for_the_next(api, make_image, keys):
+    """Each begins forty, which never end; another key's image comes in meanwhile."""
 
     slow = [await api.key() for _ in range(keys)]
-    image = base64.b64encode(picture("PNG", (400, 400), compress_level=0)).decode()
+    image = base64.b64encode(make_image("PNG", (400, 400), compress_level=0)).decode()
     begun = []
     async with served(api) as client:
         for headers in slow:
@@ -273,14 +273,14 @@ async def test_slow_bodies_of_some_keys_leave_room_for_the_next(api, picture, ke
 
 
 async def test_a_429_says_what_is_full(api):
-    service, pictures = api.service, api.service.input_images
-    for gate in (service.body_limiter, pictures._fetches, pictures._fillings):
+    service, images = api.service, api.service.input_images
+    for gate in (service.body_limiter, images._fetches, images._fillings):
         gate._wait_s = 0.01
     url = (await ticket(api, 9))["upload"]["url"]
     async with contextlib.AsyncExitStack() as full:
-        await full.enter_async_context(pictures.filling(url.rpartition("/")[2]))
+        await full.enter_async_context(images.filling(url.rpartition("/")[2]))
         for key in range(64):
-            await full.enter_async_context(pictures._fetches.slot(str(key)))
+            await full.enter_async_context(images._fetches.slot(str(key)))
         for key in range(63):
             await full.enter_async_context(service.body_limiter.slot(str(key)))
         answers = [
@@ -297,8 +297,8 @@ async def test_a_429_says_what_is_full(api):
     assert parts(api) == []
 
 
-async def test_an_idempotency_key_knows_long_texts_by_their_bytes(api, picture):
-    image, other = (picture("PNG", (300, side), compress_level=0) for side in (300, 301))
+async def test_an_idempotency_key_knows_long_texts_by_their_bytes(api, make_image):
+    image, other = (make_image("PNG", (300, side), compress_level=0) for side in (300, 301))
     headers = {"Idempotency-Key": "once"}
     answers = [
         await api.submit(headers=headers, prompt="a", image=base64.b64encode(data).decode())

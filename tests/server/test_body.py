@@ -1,4 +1,4 @@
-"""Reading a body: the type it must say, the size it may have, and the JSON it must be."""
+"""Reading a body: its media type, its size, and its JSON."""
 
 import pytest
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Who waits for an answer that nobody may have any more: the client hung up, or its key was revoked or rotated."""
+"""Clients that wait for a response and have disconnected, or whose key was revoked or rotated."""
 
 import asyncio
 import json

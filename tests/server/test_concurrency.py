@@ -1,4 +1,4 @@
-"""The limiter before the database: order, fairness, and nothing done for who has left."""
+"""The limiter in front of the database: order, fairness, and no work for clients that have disconnected."""
 
 import asyncio
 import contextlib

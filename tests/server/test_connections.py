@@ -1,4 +1,4 @@
-"""Connections of clients that are slow, silent, too many, or that speak a HTTP which two readers read differently.
+"""Connections of clients that are slow, silent, too many, or send ambiguous HTTP.
 
 The server is in the test's own process, with patience for tenths of a second; what is real is the socket.
 """

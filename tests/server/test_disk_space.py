@@ -1,4 +1,4 @@
-"""The low-water mark: below it nothing is taken in, and what is there goes on."""
+"""The low-water mark: below it nothing new is accepted, and existing tasks continue."""
 
 import os
 import shutil
@@ -92,7 +92,7 @@ def test_only_this_machines_disks_are_looked_at(tmp_path):
     assert folders_of("postgresql+asyncpg://a:b@c/d", files) == [tmp_path / "files"]
 
 
-async def test_below_the_mark_nothing_is_taken_in_and_the_rest_goes_on(picture, small_disk, api):
+async def test_below_the_mark_nothing_is_taken_in_and_the_rest_goes_on(make_image, small_disk, api):
     folder, mounted = small_disk
 
     done = (await api.submit(prompt="a house")).json()["data"]
@@ -109,7 +109,7 @@ async def test_below_the_mark_nothing_is_taken_in_and_the_rest_goes_on(picture, 
         await api.submit(prompt="another"),
         await api.post("/v1/images/generations", prompt="another"),
         await api.post("/api/v3/media/uploads", filename="a", size=9),
-        await api.client.post("/api/v3/media/upload/binary", files={"file": ("a", picture())}, headers=api.bearer),
+        await api.client.post("/api/v3/media/upload/binary", files={"file": ("a", make_image())}, headers=api.bearer),
         await api.client.put(ticket["upload"]["url"], content=b"x" * 9),
         await api.client.put(f"/uploads/{random_name(ImageFormat.PNG)}", content=b"x" * 9),
     ]

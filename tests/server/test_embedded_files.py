@@ -1,4 +1,4 @@
-"""Pictures within JSON: the bytes of old, and not in memory while their reader takes its time."""
+"""Images within JSON: the same bytes as before, and not in memory while a client reads slowly."""
 
 import asyncio
 import base64
@@ -24,14 +24,14 @@ READER_MAX_BYTES = 2**19
 
 
 async def drawn(api, sizes_bytes=SIZES_BYTES, **body):
-    """A finished task, and its pictures as base64."""
+    """A finished task, and its images as base64."""
     asked = await api.submit(prompt="a", num_images=len(sizes_bytes), enable_base64_output=True, **body)
-    files = pictures(sizes_bytes)
+    files = images(sizes_bytes)
     await api.draw(files, warnings=["größer als gewöhnlich"])
     return asked.json()["data"]["id"], [base64.b64encode(file).decode() for file in files]
 
 
-def pictures(sizes_bytes):
+def images(sizes_bytes):
     return [random.Random(size).randbytes(size) for size in sizes_bytes]
 
 
@@ -58,9 +58,9 @@ async def test_a_result_has_the_bytes_of_old(api, version):
 async def test_a_submission_that_waits_and_one_that_is_repeated(api, version):
     body = {"prompt": "a", "enable_base64_output": True, "enable_sync_mode": True}
     asking = asyncio.create_task(api.submit(version, headers={"Idempotency-Key": "k"}, **body))
-    task = await api.draw(b"the picture")
+    task = await api.draw(b"the image")
     first = same_as_of_old(await asking)
-    assert first["data"]["outputs"] == [base64.b64encode(b"the picture").decode()]
+    assert first["data"]["outputs"] == [base64.b64encode(b"the image").decode()]
     again = await api.submit(version, headers={"Idempotency-Key": "k"}, **body)
     assert same_as_of_old(again) == first
     assert again.headers["Idempotent-Replayed"] == "true"
@@ -71,7 +71,7 @@ async def test_openai_has_the_bytes_of_old(api):
     body = {"prompt": "a", "n": 4, "response_format": "b64_json"}
     headers = api.bearer | {"Idempotency-Key": "k"}
     asking = asyncio.create_task(api.client.post("/v1/images/generations", json=body, headers=headers))
-    files = pictures(SIZES_BYTES)
+    files = images(SIZES_BYTES)
     await api.draw(files)
     texts = [base64.b64encode(file).decode() for file in files]
     same_as_of_old(await asking)
@@ -88,7 +88,7 @@ async def test_events_have_them_too(api):
 
 
 @pytest.mark.parametrize("gone", range(4))
-async def test_a_picture_that_is_gone_is_an_error_and_not_half_an_answer(api, gone):
+async def test_an_image_that_is_gone_is_an_error_and_not_half_an_answer(api, gone):
     prediction_id, _ = await drawn(api)
     listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
     await api.service.outputs.delete([listed[gone].rpartition("/")[2]])
@@ -96,7 +96,7 @@ async def test_a_picture_that_is_gone_is_an_error_and_not_half_an_answer(api, go
     assert (answer.status_code, answer.json()["error"]) == (404, "there is no such file")
 
 
-async def test_a_picture_that_cannot_be_read_is_an_error_and_not_half_an_answer(api):
+async def test_an_image_that_cannot_be_read_is_an_error_and_not_half_an_answer(api):
     prediction_id, _ = await drawn(api)
     listed = (await api.post("/api/v3/predictions", page=1)).json()["data"]["items"][0]["outputs"]
     path = api.service.outputs.path / listed[0].rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""A task's events: told as they happen, once each, from wherever a reader left off."""
+"""A task's events: sent as they happen, once each, and resumed where a client stopped."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ def path_of(data, api="v3"):
     return f"/api/{api}/predictions/{data['id']}/events"
 
 
-async def test_a_picture_is_told_from_submission_to_end(api):
+async def test_an_image_is_told_from_submission_to_end(api):
     data = (await api.submit(prompt="a house")).json()["data"]
     async with served(api) as client, client.stream("GET", path_of(data)) as answer:
         assert answer.status_code == 200
@@ -61,7 +61,7 @@ async def test_a_picture_is_told_from_submission_to_end(api):
         await report(api, task, 9)
         await reader.until("progress", step=9)
         for name in task.output_names:
-            await api.service.outputs.write(name, b"picture")
+            await api.service.outputs.write(name, b"image")
         assert await predictions.complete(api.database, task, [False], 7)
         names = [name for name, *_ in await reader.rest()]  # the stream ends by itself
         seen = {name: json.loads(data) for name, _, data in told(reader.text)}

@@ -1,4 +1,4 @@
-"""All that is kept of a key: written out, and erased; another key's is not touched."""
+"""All data of a key: exported, and erased; other keys are not affected."""
 
 import asyncio
 import dataclasses
@@ -34,14 +34,14 @@ from s3_server import S3Server
 HOOK = "?webhook=https%3A%2F%2Fexample.com%2Fhook"
 
 
-async def used(api, picture):
+async def used(api, make_image):
     """Use a key for all that leaves something behind: a finished task of two images, one that is drawn, an upload."""
     (key,) = [key for key in await keys.list_keys(api.database) if key.name == "test"]
     done = await api.submit(query=HOOK, headers={"Idempotency-Key": "once"}, prompt="Ada's ein Füchslein", num_images=2)
     await api.draw()
     failed = await api.submit(prompt="another")
     await api.fail(1405, "no")
-    form = {"file": ("mine.png", picture(), "image/png")}
+    form = {"file": ("mine.png", make_image(), "image/png")}
     upload = await api.client.post("/api/v3/media/upload/binary", files=form, headers=api.bearer)
     drawn = await api.submit(prompt="a third")
     task = await api.claim()
@@ -67,8 +67,8 @@ async def exported(api, key, out):
 
 
 @pytest.mark.parametrize("name", ["all.zip", "all"])
-async def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(api, picture, tmp_path, name):
-    key, _ = await used(api, picture)
+async def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(api, make_image, tmp_path, name):
+    key, _ = await used(api, make_image)
     secret = (await api.get("/api/v3/webhook/secret")).json()["data"]["secret"]
     other = await api.client.post(
         "/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "not yours"}, headers=await api.key()
@@ -94,8 +94,8 @@ async def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(ap
     assert (told["id"], told["name"], told["scopes"]) == (key.id, "test", "read,submit")
     assert told["turn"] > 0
     outputs = [data for path, data in files.items() if path.startswith("outputs/")]
-    assert outputs == [b"the picture"] * 2
-    assert files[f"uploads/{rows['uploads'][0]['name']}"] == picture()
+    assert outputs == [b"the image"] * 2
+    assert files[f"uploads/{rows['uploads'][0]['name']}"] == make_image()
     assert files[f"previews/{rows['predictions'][2]['id']}.jpg"] == b"a preview"
     assert "missing.json" not in files
     everything = b"".join(files.values())
@@ -104,21 +104,21 @@ async def test_an_export_has_all_that_is_kept_of_a_key_and_nothing_of_another(ap
     assert stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o077 == 0
 
 
-async def test_what_lies_in_a_bucket_is_written_out_and_erased(open_api, picture, tmp_path):
+async def test_what_lies_in_a_bucket_is_written_out_and_erased(open_api, make_image, tmp_path):
     with S3Server(tmp_path / "s3") as s3:
         async with open_api() as api:
             places = [open_object_store(s3.url("x"), namespace, s3.access()) for namespace in ("outputs", "uploads")]
             api.service = dataclasses.replace(api.service, outputs=places[0], uploads=places[1])
             api.service.input_images._store = places[1]
-            key, _ = await used(api, picture)
+            key, _ = await used(api, make_image)
             files = await exported(api, key, tmp_path / "all.zip")
-            assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the picture"] * 2
-            assert [data for path, data in files.items() if path.startswith("uploads/")] == [picture()]
+            assert [data for path, data in files.items() if path.startswith("outputs/")] == [b"the image"] * 2
+            assert [data for path, data in files.items() if path.startswith("uploads/")] == [make_image()]
             await erase(api.database, *places, key.id, "me@here", known_s=0)
             assert [path for path in s3.objects.rglob("*") if path.is_file()] == []
 
 
-async def test_an_export_goes_page_by_page_and_says_what_is_missing(picture, tmp_path, monkeypatch, open_api):
+async def test_an_export_goes_page_by_page_and_says_what_is_missing(make_image, tmp_path, monkeypatch, open_api):
     monkeypatch.setattr(key_data, "PAGE", 3)
 
     async with open_api() as api:
@@ -175,8 +175,8 @@ async def left(api, key):
     return {name: count for name, count in counts.items() if count}
 
 
-async def test_an_erasure_leaves_nothing_but_that_the_key_was_there(api, picture, tmp_path):
-    key, task = await used(api, picture)
+async def test_an_erasure_leaves_nothing_but_that_the_key_was_there(api, make_image, tmp_path):
+    key, task = await used(api, make_image)
     await api.get("/api/v3/webhook/secret")
     bearer = await api.key()
     other = await api.client.post("/api/v3/wavespeed-ai/hidream-i1-dev", json={"prompt": "hers"}, headers=bearer)
@@ -206,11 +206,11 @@ async def test_an_erasure_leaves_nothing_but_that_the_key_was_there(api, picture
     assert ("keys erased", "me@here", {"predictions": 4, "uploads": 1}) in told
 
 
-async def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(picture, tmp_path, monkeypatch, open_api):
+async def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(make_image, tmp_path, monkeypatch, open_api):
     monkeypatch.setattr(key_data, "PAGE", 1)
 
     async with open_api() as api:
-        key, _ = await used(api, picture)
+        key, _ = await used(api, make_image)
         service = api.service
         for calls in range(3):
             with pytest.raises(ObjectStoreUnavailable):
@@ -233,9 +233,9 @@ async def test_an_erasure_that_broke_off_anywhere_is_finished_by_another(picture
 
 
 async def test_the_sweep_finishes_an_erasure_that_broke_off_and_erases_what_came_late(
-    picture, tmp_path, monkeypatch, api
+    make_image, tmp_path, monkeypatch, api
 ):
-    key, _ = await used(api, picture)
+    key, _ = await used(api, make_image)
     with pytest.raises(ObjectStoreUnavailable):
         await erase(api.database, Away(api.service.outputs), api.service.uploads, key.id, "me@here", known_s=0)
     await sweep.Sweep(api.service).once()

@@ -1,4 +1,4 @@
-"""Whose request begins next: one of each client in a round of the loop, and nothing is read of who has left."""
+"""Which request begins next: one of each client per round of the loop; disconnected clients are not read."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
-"""Fetching by the checked way out: pinned addresses, redirects, TLS, and the reason when a server is not reached.
+"""Fetching through the checked network: pinned addresses, redirects, TLS, and the reason if a server is unreachable.
 
-What the answers of a server lead to is in `test_pictures`.
+What the answers of a server lead to is in `test_images`.
 """
 
 import asyncio
@@ -51,14 +51,14 @@ async def test_the_connection_goes_to_the_address_that_was_checked():
     """The name moves right after it was checked: to an address that would be refused, where another one listens."""
 
     allowed = Allowlist.read(["127.0.0.1"])
-    resolve = resolves(pictures=[["127.0.0.1"], ["127.0.0.2"]])
+    resolve = resolves(images=[["127.0.0.1"], ["127.0.0.2"]])
     async with (
         Receiver(says(200, body=b"good")) as good,
         Receiver(says(200, body=b"bad"), "127.0.0.2", port=good.port) as bad,
     ):
-        url = f"http://pictures.example:{good.port}/a.png"
+        url = f"http://images.example:{good.port}/a.png"
         assert await fetched("image", url, Rules(allowed, MAX_BYTES, resolve=resolve)) == b"good"
-        assert resolve.asked == ["pictures.example"]
+        assert resolve.asked == ["images.example"]
         message = await refusal(url, allowed=allowed, resolve=resolve)
         assert message.startswith("image leads to an address that is not public")
         assert (good.connections, bad.connections) == (1, 0)
@@ -80,18 +80,18 @@ async def test_where_a_redirect_leads_is_resolved_and_checked_anew():
 
 
 async def test_an_allowed_host_is_asked_wherever_it_is():
-    async with Receiver(says(200, body=b"picture")) as site:
-        rules = Rules(Allowlist.read(["pictures.internal"]), MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]))
-        assert await fetched("image", f"http://pictures.internal:{site.port}/", rules) == b"picture"
+    async with Receiver(says(200, body=b"image")) as site:
+        rules = Rules(Allowlist.read(["images.internal"]), MAX_BYTES, resolve=resolves(images=[["127.0.0.1"]]))
+        assert await fetched("image", f"http://images.internal:{site.port}/", rules) == b"image"
 
 
 async def test_of_many_addresses_some_of_each_family_are_tried():
     six = [f"::ffff:127.0.0.{n}" for n in range(10, 15)]
     four = [f"127.0.0.{n}" for n in range(20, 25)]
 
-    async with Receiver(says(200, body=b"picture"), "127.0.0.21") as site:
-        rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[[*six, *four]]))
-        assert await fetched("image", f"http://pictures.example:{site.port}/", rules) == b"picture"
+    async with Receiver(says(200, body=b"image"), "127.0.0.21") as site:
+        rules = Rules(HERE, MAX_BYTES, resolve=resolves(images=[[*six, *four]]))
+        assert await fetched("image", f"http://images.example:{site.port}/", rules) == b"image"
 
 
 async def test_why_a_server_is_not_reached_is_said_and_names_no_address():
@@ -103,11 +103,11 @@ async def test_why_a_server_is_not_reached_is_said_and_names_no_address():
 
     with deaf_port() as port:
         for resolve, connect_s, reason in (
-            (resolves(pictures=[["127.0.0.1"]]), 20, "no connection: Connection refused"),
+            (resolves(images=[["127.0.0.1"]]), 20, "no connection: Connection refused"),
             (unknown, 20, "the host name could not be resolved: Name or service not known"),
             (silent, 0.2, "no connection within 0.2 s"),
         ):
-            message = await refusal(f"http://pictures.example:{port}/", resolve=resolve, connect_s=connect_s)
+            message = await refusal(f"http://images.example:{port}/", resolve=resolve, connect_s=connect_s)
             said = f"its server cannot be reached ({reason}); accepted: a URL that answers with a file"
             assert message == f"image could not be fetched: {said}"
 
@@ -138,18 +138,18 @@ def trusting(authority):
 
 async def test_tls_verifies_the_name_although_the_address_is_pinned():
     authority = trustme.CA()
-    rules = Rules(HERE, MAX_BYTES, resolve=resolves(pictures=[["127.0.0.1"]]), tls=TlsContext(trusting(authority)))
+    rules = Rules(HERE, MAX_BYTES, resolve=resolves(images=[["127.0.0.1"]]), tls=TlsContext(trusting(authority)))
 
     async def scenario(name):
-        async with Receiver(says(200, body=b"picture"), tls=listening(authority, name)) as site:
-            return await fetched("image", f"https://pictures.example:{site.port}/", rules)
+        async with Receiver(says(200, body=b"image"), tls=listening(authority, name)) as site:
+            return await fetched("image", f"https://images.example:{site.port}/", rules)
 
-    assert await scenario("pictures.example") == b"picture"
+    assert await scenario("images.example") == b"image"
     with pytest.raises(InvalidInput, match=r"cannot be reached \(the certificate was not accepted: Hostname mismatch"):
         await scenario("other.example")
 
 
-async def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(picture, monkeypatch, open_api):
+async def test_a_process_reads_its_authorities_once_for_images_and_webhooks(make_image, monkeypatch, open_api):
     authority, readings = trustme.CA(), []
 
     def reading():
@@ -169,7 +169,7 @@ async def test_a_process_reads_its_authorities_once_for_pictures_and_webhooks(pi
     async with open_api(allowed="127.0.0.0/8") as api:
         running = asyncio.create_task(WebhookLoop(api.service).run())
         tls = listening(authority, "127.0.0.1")
-        async with Receiver(says(200, body=picture()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
+        async with Receiver(says(200, body=make_image()), tls=tls) as site, Receiver(says(200), tls=tls) as receiver:
             assert readings == []
             image = f"https://127.0.0.1:{site.port}/a.png"
             answer = await api.submit(query=f"?webhook={receiver.url()}", prompt="a", image=image)

@@ -1,4 +1,4 @@
-"""Health, readiness, and figures that any number of tasks make no longer."""
+"""Health, readiness, and metrics whose size does not depend on the number of tasks."""
 
 import operator
 import re
@@ -60,7 +60,7 @@ async def test_a_model_without_workers_is_not_ready_though_others_are(api):
         if status == 503:
             assert answer.json()["message"] == (
                 f"no worker that serves wavespeed-ai/{name.removeprefix('wavespeed-ai/')} was seen in the last "
-                f"15 seconds; those that were serve {DEV}"
+                f"15 seconds; those that were seen serve {DEV}"
             )
     answer = await api.client.get("/readyz", params={"model": [DEV, FULL]})
     assert (answer.status_code, f"that serves {FULL} was" in answer.json()["message"]) == (503, True)

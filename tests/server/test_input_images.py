@@ -1,4 +1,4 @@
-"""Pictures that requests bring: from wherever they are, into the worker's hands, or a 400 that says what is wrong."""
+"""Images of requests, from any source: stored for the worker, or a 400 that says what is wrong."""
 
 import asyncio
 import base64
@@ -63,8 +63,8 @@ async def given(api):
     return [await api.service.uploads.read(name) for name in (asked.image, asked.mask) if name]
 
 
-async def test_base64_and_data_uris(api, picture):
-    image, mask = picture("JPEG"), picture("PNG")
+async def test_base64_and_data_uris(api, make_image):
+    image, mask = make_image("JPEG"), make_image("PNG")
     naked, other = base64.b64encode(image).decode(), base64.b64encode(mask).decode()
     for text in (naked, f"data:image/png;base64,{naked}", f" {naked[:9]}\n{naked[9:]} "):
         answer = await api.submit(prompt="a", image=text, mask=f"data:;base64,{other}", strength=0.5)
@@ -73,11 +73,11 @@ async def test_base64_and_data_uris(api, picture):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-async def test_base64_as_clients_write_it(api, picture, kind):
+async def test_base64_as_clients_write_it(api, make_image, kind):
     """Without padding, in the URL-safe alphabet, in lines, and with its signs escaped in a data: URI."""
 
     for width in (7, 8, 9):  # files of different lengths, and so of different padding
-        image = picture(kind, size=(width, 8))
+        image = make_image(kind, size=(width, 8))
         usual, url_safe = base64.b64encode(image).decode(), base64.urlsafe_b64encode(image).decode()
         escaped = usual.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
         for text in (
@@ -97,11 +97,11 @@ async def test_base64_as_clients_write_it(api, picture, kind):
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("aGVs!G8=", "with '!' at 4: no base64"),
-        ("aGVs\nbG8$=", "with '$' at 8: no base64"),
-        ("data:image/png;base64,aGVs.G8=", "with '.' at 26: no base64"),
-        ("aGV=sbG8", "with '=' at 3: no base64"),
-        ("ftp://example.org/a.png", "with ':' at 3: no base64"),
+        ("aGVs!G8=", "with '!' at 4: not base64"),
+        ("aGVs\nbG8$=", "with '$' at 8: not base64"),
+        ("data:image/png;base64,aGVs.G8=", "with '.' at 26: not base64"),
+        ("aGV=sbG8", "with '=' at 3: not base64"),
+        ("ftp://example.org/a.png", "with ':' at 3: not base64"),
         ("data:image/png,aGVsbG8=", "a data: URI without ;base64 before its comma"),
         ("aGVsb", "ends within a byte, after 5 digits of base64"),
         ("aGVsbG8", "is not an image that can be read (5 bytes)"),
@@ -137,9 +137,9 @@ async def test_a_telephones_photo_with_more_images_behind_the_first(api):
     assert (asked.image.endswith(".jpeg"), str(asked.size)) == (True, "640*320")
 
 
-async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(open_api, picture):
+async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(open_api, make_image):
     async with open_api(upload_max_bytes=4096) as api:
-        file = picture("JPEG").ljust(4096, b"\0")
+        file = make_image("JPEG").ljust(4096, b"\0")
         for data, status in ((file, 200), (file + b"\0", 400)):
             answer = await api.submit(prompt="a", image=base64.b64encode(data).decode())
             assert answer.status_code == status, answer.text
@@ -147,14 +147,14 @@ async def test_a_file_may_be_as_large_as_the_limit_and_no_larger(open_api, pictu
 
 
 @pytest.mark.parametrize("sides", [(9000, 9000), (20_000, 20_000), (60_000, 60_000), (1, 65_537)])
-async def test_a_bomb_is_told_by_its_pixels(api, picture, sides):
+async def test_a_bomb_is_told_by_its_pixels(api, make_image, sides):
     """The header alone says it: 81 million are more than are accepted, 400 million more than Pillow opens.
 
     Of rows of a single pixel, each takes Pillow tens of bytes.
     """
 
     head = b"IHDR" + struct.pack(">II", *sides) + bytes((8, 2, 0, 0, 0))
-    file = picture("PNG")
+    file = make_image("PNG")
     file = file[:12] + head + struct.pack(">I", zlib.crc32(head)) + file[33:]
     answer = await api.submit(prompt="a", image=base64.b64encode(file).decode())
     told = "pixels; accepted: 67108864 in all, 65536 a side"
@@ -174,8 +174,8 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("pixels", "expected"), SIZES)
-async def test_an_image_decides_the_size_that_nobody_else_does(api, picture, pixels, expected):
-    image = base64.b64encode(picture(size=pixels)).decode()
+async def test_an_image_decides_the_size_that_nobody_else_does(api, make_image, pixels, expected):
+    image = base64.b64encode(make_image(size=pixels)).decode()
     for said in ({}, {"aspect_ratio": "auto"}, {"size": None, "width": ""}):
         id_ = (await api.submit(prompt="a", image=image, **said)).json()["data"]["id"]
         task = await api.claim()
@@ -193,7 +193,7 @@ async def test_an_image_decides_the_size_that_nobody_else_does(api, picture, pix
         assert str((await api.claim()).input.size) == own
 
 
-async def test_an_uploaded_image_decides_the_size_as_it_is_shown(api, picture):
+async def test_an_uploaded_image_decides_the_size_as_it_is_shown(api, make_image):
     for orientation, expected in (
         (None, "640*320"),
         (1, "640*320"),
@@ -205,15 +205,15 @@ async def test_an_uploaded_image_decides_the_size_as_it_is_shown(api, picture):
         if orientation:
             exif[ExifTags.Base.Orientation] = orientation
         for kind in ("JPEG", "PNG", "WEBP"):
-            files = {"file": ("a", picture(kind, size=(640, 320), exif=exif))}
+            files = {"file": ("a", make_image(kind, size=(640, 320), exif=exif))}
             answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
             answer = await api.submit(prompt="a", image=answer.json()["data"]["download_url"])
             assert "warnings" not in answer.json()["data"]
             assert str((await api.claim()).input.size) == expected
 
 
-async def test_an_upload_by_its_url_from_wherever_it_is_reached(api, picture):
-    files = {"file": ("a.png", picture())}
+async def test_an_upload_by_its_url_from_wherever_it_is_reached(api, make_image):
+    files = {"file": ("a.png", make_image())}
     answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
     url = answer.json()["data"]["download_url"]
     name = url.rpartition("/")[2]
@@ -228,10 +228,10 @@ async def test_a_jpeg_of_hundreds_of_scans_is_refused_before_it_is_decoded(api):
     files = {"file": ("a", progressive_jpeg(8192, 400))}
     answer = await api.client.post("/api/v3/media/upload/binary", files=files, headers=api.bearer)
     assert answer.status_code == 400
-    assert answer.json()["message"] == "file has 33 scans or more of its size; accepted: up to 32"
+    assert answer.json()["message"] == "file has 33 scans or more, too many for its size; accepted: up to 32"
 
 
-async def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_process(api, picture):
+async def test_slow_images_of_one_key_hold_no_others_up_nor_the_end_of_the_process(api, make_image):
     """What is counted lets them pass, and each takes seconds."""
     slow = progressive_jpeg(8192, 32)
 
@@ -241,11 +241,11 @@ async def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_pro
         path = "/api/v3/media/upload/binary"
         return await api.client.post(path, files={"file": ("a", data)}, headers=headers)
 
-    assert (await upload(picture(), other)).status_code == 200
+    assert (await upload(make_image(), other)).status_code == 200
     attack = [asyncio.create_task(upload(slow, api.bearer)) for _ in range(6)]
     await asyncio.sleep(0)  # they are first
     for _ in range(3):
-        assert (await upload(picture("JPEG"), other)).status_code == 200
+        assert (await upload(make_image("JPEG"), other)).status_code == 200
     assert not any(task.done() for task in attack)
     api.service.input_images.stop()
     async with asyncio.timeout(5):
@@ -254,15 +254,15 @@ async def test_slow_pictures_of_one_key_hold_no_others_up_nor_the_end_of_the_pro
     assert answers[0].json()["message"].endswith("cannot be read now: the process is stopping; try again later")
 
 
-async def test_a_picture_from_a_url_also_after_redirects(open_api, picture):
+async def test_an_image_from_a_url_also_after_redirects(open_api, make_image):
     async with open_api(allowed=LOOPBACK) as api, site() as web:
-        web.put("/a.png", picture())
+        web.put("/a.png", make_image())
         web.put("/1", b"", "302 Found", Location="/2?x=%20")
         web.put("/2?x=%20", b"", "307 Temporary Redirect", Location=f"{web.url}/a.png")
         for path in ("/a.png", "/1"):
             answer = await api.submit(prompt="a", image=web.url + path)
             assert answer.status_code == 200, answer.text
-            assert await given(api) == [picture()]
+            assert await given(api) == [make_image()]
         assert not any(api.secret in head for head in web.asked)
 
 
@@ -279,7 +279,7 @@ async def test_a_picture_from_a_url_also_after_redirects(open_api, picture):
         ("/nonsense", "image could not be fetched: its server cannot be reached"),
     ],
 )
-async def test_a_url_that_gives_no_picture_is_a_400(open_api, path, message):
+async def test_a_url_that_gives_no_image_is_a_400(open_api, path, message):
     async with open_api(allowed=LOOPBACK, upload_max_bytes=4096) as api, site() as web:
         web.put("/text", b"hello")
         web.put("/large", b"x" * 5000)
@@ -322,16 +322,16 @@ async def test_inner_addresses_are_refused(api, url):
         ({"image": "aGVsbG8=", "strength": 0}, "strength is 0; accepted: a number from 0.01 to 1"),
     ],
 )
-async def test_what_is_no_picture_is_a_400(open_api, body, message):
+async def test_what_is_no_image_is_a_400(open_api, body, message):
     async with open_api(upload_max_bytes=4096) as api:
         answer = await api.submit(prompt="a", **body)
         assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
         assert len(answer.json()["message"]) < 300
 
 
-async def test_a_repeated_request_fetches_nothing_again(open_api, picture):
+async def test_a_repeated_request_fetches_nothing_again(open_api, make_image):
     async with open_api(allowed=LOOPBACK) as api, site() as web:
-        web.put("/a.png", picture())
+        web.put("/a.png", make_image())
         key = {"Idempotency-Key": "a"}
         first = await api.submit(prompt="a", image=f"{web.url}/a.png", headers=key)
         web.answers.clear()
@@ -339,7 +339,7 @@ async def test_a_repeated_request_fetches_nothing_again(open_api, picture):
         assert again.json()["data"]["id"] == first.json()["data"]["id"]
         assert again.headers["idempotent-replayed"] == "true"
         assert (await api.submit(prompt="b", image="aGVsbG8=", headers=key)).status_code == 400
-        other = base64.b64encode(picture("JPEG")).decode()
+        other = base64.b64encode(make_image("JPEG")).decode()
         assert (await api.submit(prompt="a", image=other, headers=key)).status_code == 409
 
 
@@ -365,4 +365,4 @@ async def test_a_name_that_leads_inside_is_refused():
         return ["93.184.215.14", "10.0.0.1"]
 
     with pytest.raises(InvalidInput, match="image leads to an address that is not public"):
-        await fetched("image", "https://pictures.example/a.png", Rules(Allowlist(), 4096, resolve=inside))
+        await fetched("image", "https://images.example/a.png", Rules(Allowlist(), 4096, resolve=inside))

@@ -1,4 +1,4 @@
-"""Keys that were seen lately: no look-up, but for a second at most."""
+"""Recently used keys need no query, for at most a second."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""JSON that comes in pieces: long texts lie in files, the rest is what `json` makes of it."""
+"""JSON in pieces: long texts become files, and the rest equals the result of `json`."""
 
 import json
 import tracemalloc

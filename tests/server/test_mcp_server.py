@@ -30,7 +30,7 @@ async def client_of(url, key, **environ):
         yield client
 
 
-async def test_a_picture_is_drawn_and_comes_with_its_seed(api, picture):
+async def test_an_image_is_drawn_and_comes_with_its_seed(api, make_image):
     async with served(api) as http, client_of(str(http.base_url), api.secret) as client:
         (tool,) = (await client.list_tools()).tools
         assert tool.name == "generate"
@@ -42,11 +42,11 @@ async def test_a_picture_is_drawn_and_comes_with_its_seed(api, picture):
         assert described["num_inference_steps"]["anyOf"][0]["maximum"] == STEPS_MAX
         asked = {"prompt": "a fox", "size": "512*256", "seed": 7, "output_format": "png", "guidance_scale": 3}
         calling = asyncio.create_task(client.call_tool("generate", asked))
-        drawn = await api.draw(picture("PNG"))
+        drawn = await api.draw(make_image("PNG"))
         result = await calling
     assert not result.is_error, result
     image, text = result.content
-    assert base64.b64decode(image.data) == picture("PNG")
+    assert base64.b64decode(image.data) == make_image("PNG")
     assert image.mime_type == "image/png"
     about = json.loads(text.text)
     assert about == result.structured_content
@@ -63,9 +63,9 @@ async def test_what_goes_wrong_is_said_to_the_model(api):
             bad = await client.call_tool("generate", {"prompt": "a fox", "size": "9*9"})
             assert (bad.is_error, "400: size is '9*9'" in bad.content[0].text) == (True, True)
             calling = asyncio.create_task(client.call_tool("generate", {"prompt": "a fox"}))
-            await api.fail(1405, "the picture could not be drawn")
+            await api.fail(1405, "the image could not be generated")
             failed = await calling
-            assert (failed.is_error, "the picture could not be drawn" in failed.content[0].text) == (True, True)
+            assert (failed.is_error, "the image could not be generated" in failed.content[0].text) == (True, True)
         async with client_of(url, "hd_wrong") as client:
             refused = await client.call_tool("generate", {"prompt": "a fox"})
             assert (refused.is_error, "401: the API key is not known" in refused.content[0].text) == (True, True)
@@ -74,7 +74,7 @@ async def test_what_goes_wrong_is_said_to_the_model(api):
         assert (away.is_error, "http://127.0.0.1:1 does not answer" in away.content[0].text) == (True, True)
 
 
-async def test_a_picture_that_nobody_waits_for_is_cancelled(monkeypatch, open_api):
+async def test_an_image_that_nobody_waits_for_is_cancelled(monkeypatch, open_api):
     monkeypatch.setattr(mcp_server, "POLL_S", 0.2)
 
     async with open_api() as api, served(api) as http:

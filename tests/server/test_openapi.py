@@ -1,4 +1,4 @@
-"""The OpenAPI document against the routes that there are, and against their answers."""
+"""The OpenAPI document against the registered routes and their responses."""
 
 import asyncio
 import re
@@ -77,7 +77,7 @@ async def test_it_has_every_route_and_no_other(api):
     assert document["servers"] == [{"url": "http://test"}]
 
 
-async def test_answers_are_as_it_says(api, picture):
+async def test_answers_are_as_it_says(api, make_image):
     document = (await api.client.get("/openapi.json")).json()
 
     def check(answer, method, path):
@@ -116,11 +116,11 @@ async def test_answers_are_as_it_says(api, picture):
         check(await api.get(f"/api/v3/{path}"), "get", f"/api/{{api}}/{path}")
     for path in ("model/price", "model/pricing"):
         check(await api.post(f"/api/v3/{path}", model_id=MODEL), "post", f"/api/{{api}}/{path}")
-    ticket = await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))
+    ticket = await api.post("/api/v3/media/uploads", filename="a.png", size=len(make_image()))
     check(ticket, "post", "/api/{api}/media/uploads")
     url = ticket.json()["data"]["download_url"]
     check(await api.client.get(url), "get", "/uploads/{name}")
-    check(await api.client.put(url, content=picture()), "put", "/uploads/{name}")
+    check(await api.client.put(url, content=make_image()), "put", "/uploads/{name}")
     check(await api.client.get(url), "get", "/uploads/{name}")
     check(await api.client.get(url, headers={"Range": "bytes=9999-"}), "get", "/uploads/{name}")
     assert fits_path(url.rpartition("/")[2], "/uploads/{name}", "name")

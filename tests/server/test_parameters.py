@@ -1,4 +1,4 @@
-"""Every parameter: what is taken, what is assumed, and a clear word for everything else."""
+"""Every parameter: what is accepted, the defaults, and the errors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What strangers on the machine may read of what hidream has made: nothing, whatever the umask."""
+"""Other users of the machine may read nothing that hidream has written, whatever the umask."""
 
 import os
 
@@ -22,9 +22,9 @@ def modes(home):
     return {str(path.relative_to(home.parent)): path.stat().st_mode & 0o777 for path in (home, *home.rglob("*"))}
 
 
-def test_only_its_user_may_read_what_a_server_and_a_worker_have_made(tmp_path, umask, picture):
+def test_only_its_user_may_read_what_a_server_and_a_worker_have_made(tmp_path, umask, make_image):
     with Fleet(tmp_path, apis=1, workers=1) as fleet, fleet.client() as http:
-        image = http.post("/api/v3/media/upload/binary", files={"file": ("a.png", picture("PNG"))}).json()["data"]
+        image = http.post("/api/v3/media/upload/binary", files={"file": ("a.png", make_image("PNG"))}).json()["data"]
         body = {"prompt": "a house", "image": image["download_url"], "seed": 2}
         id_ = http.post(f"/api/v3/{MODEL}", json=body).json()["data"]["id"]
         until(lambda: http.get(f"/api/v3/predictions/{id_}").json()["data"]["status"] == "completed")

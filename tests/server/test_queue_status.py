@@ -1,4 +1,4 @@
-"""The place in the queue: as the store says, but looked for once a second at most."""
+"""The position in the queue: as the store says, but queried at most once a second."""
 
 from fakes import Clock
 from hidream.server.queue_status import TTL_S, QueueStatus, WorkerCounts

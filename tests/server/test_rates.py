@@ -1,4 +1,4 @@
-"""How much a key may read: exact, of each key by itself, and said in every answer's head."""
+"""How much a key may read: exact, per key, and stated in the headers of every response."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a client has deleted cannot be downloaded any more once it was told so."""
+"""What a client has deleted cannot be downloaded any more after the response."""
 
 import asyncio
 import time

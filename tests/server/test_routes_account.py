@@ -1,4 +1,4 @@
-"""What a client asks about models, prices, its balance and its secret."""
+"""The routes of models, prices, balance and secret."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Webhooks that are owed: seen, and sent once more."""
+"""Webhooks to be delivered: listed, and delivered again."""
 
 from hidream.store import outbox
 from hidream.store.keys import Scope

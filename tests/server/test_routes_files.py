@@ -1,33 +1,33 @@
-"""Downloads: ranges, headers, and nothing but files that have a name."""
+"""Downloads: ranges, headers, and only files with a valid name."""
 
 import re
 
 import pytest
 
 
-async def test_a_finished_picture_is_downloaded_without_a_key(api):
+async def test_a_finished_image_is_downloaded_without_a_key(api):
     await api.submit(prompt="a house", num_images=2)
-    task = await api.draw(b"the picture")
+    task = await api.draw(b"the image")
     for name in task.output_names:
         file = await api.client.get(f"/outputs/{name}")
-        assert (file.status_code, file.content) == (200, b"the picture")
+        assert (file.status_code, file.content) == (200, b"the image")
         assert file.headers["content-type"] == "image/jpeg"
         assert "immutable" in file.headers["cache-control"]
         assert file.headers["x-content-type-options"] == "nosniff"
         part = await api.client.get(f"/outputs/{name}", headers={"Range": "bytes=4-6"})
-        assert (part.status_code, part.content) == (206, b"pic")
+        assert (part.status_code, part.content) == (206, b"ima")
         head = await api.client.head(f"/outputs/{name}")
-        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "11")
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "9")
         known = await api.client.get(f"/outputs/{name}", headers={"If-None-Match": file.headers["etag"]})
         assert (known.status_code, known.content) == (304, b"")
 
 
 async def test_a_range_outside_the_file_is_a_416_in_our_form(api):
     await api.submit(prompt="a house")
-    name = (await api.draw(b"the picture")).output_name
+    name = (await api.draw(b"the image")).output_name
     answer = await api.client.get(f"/outputs/{name}", headers={"Range": "bytes=99-"})
     assert (answer.status_code, answer.json()["code"]) == (416, 416)
-    assert answer.headers["content-range"] == "bytes */11"
+    assert answer.headers["content-range"] == "bytes */9"
     assert answer.headers["content-length"] == str(len(answer.content))
 
 
@@ -40,8 +40,8 @@ async def test_no_other_file_is_served(api, path, folder):
     assert (answer.status_code, answer.json()["code"]) == (404, 404)
 
 
-async def test_an_upload_is_served_as_what_its_bytes_are(api, picture):
-    data = picture("WEBP")
+async def test_an_upload_is_served_as_what_its_bytes_are(api, make_image):
+    data = make_image("WEBP")
     ticket = (await api.post("/api/v3/media/uploads", filename="photo.png", size=len(data))).json()["data"]
     url = ticket["download_url"]
     assert re.fullmatch(r"http://test/uploads/[\w-]{43}\.png", url)

@@ -1,4 +1,4 @@
-"""Uploads, old and new: what is taken, and what only looks like a picture."""
+"""Uploads in both forms: what is accepted, and what only looks like an image."""
 
 import asyncio
 import zlib
@@ -40,8 +40,8 @@ async def upload(api, data, filename="a.png", api_name="v3", field="file"):
 
 @pytest.mark.parametrize("api_name", ["v2", "v3"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_form_is_taken(api, picture, api_name, kind):
-    data = picture(kind) + b"\r\n--x\r\n\r\n"  # what looks like a boundary is none
+async def test_a_form_is_taken(api, make_image, api_name, kind):
+    data = make_image(kind) + b"\r\n--x\r\n\r\n"  # what looks like a boundary is none
     answer = await upload(api, data, 'straße ".png', api_name)
     got = answer.json()["data"]
     assert (answer.status_code, got["type"], got["size"]) == (200, "image", len(data))
@@ -76,9 +76,9 @@ async def test_another_form_is_a_400(api, content_type, body, status, message):
     assert (answer.status_code, answer.json()["message"][: len(message)]) == (status, message)
 
 
-async def test_a_file_that_is_too_large_is_a_413(open_api, picture):
+async def test_a_file_that_is_too_large_is_a_413(open_api, make_image):
     async with open_api(upload_max_bytes=2048) as api:
-        data = picture()
+        data = make_image()
         assert (await upload(api, data + b"x" * (2048 - len(data)))).status_code == 200
         assert (await upload(api, data + b"x" * (2049 - len(data)))).status_code == 413
         assert (await upload(api, b"x" * 100_000)).status_code == 413
@@ -92,7 +92,7 @@ async def test_a_file_that_is_too_large_is_a_413(open_api, picture):
     [b"", b"<svg/>", b"GIF89a" + bytes(100), b"%PDF-1.7", bomb(), bomb(9000, 9000), b"\x89PNG\r\n\x1a\n", avif()],
     ids=["empty", "svg", "gif", "pdf", "bomb", "small bomb", "half", "avif"],
 )
-async def test_what_is_no_picture_is_refused_whatever_it_calls_itself(api, data):
+async def test_what_is_no_image_is_refused_whatever_it_calls_itself(api, data):
     answer = await upload(api, data, "photo.png")
     assert answer.status_code == 400
     assert answer.json()["message"].startswith("file ")
@@ -103,13 +103,13 @@ async def test_what_is_no_picture_is_refused_whatever_it_calls_itself(api, data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-async def test_a_file_that_ends_too_early_is_refused(api, picture, kind):
-    data = picture(kind, (300, 300))
+async def test_a_file_that_ends_too_early_is_refused(api, make_image, kind):
+    data = make_image(kind, (300, 300))
     assert (await upload(api, data[: len(data) // 2])).status_code == 400
 
 
-async def test_a_place_for_a_file_is_filled_once(api, picture):
-    data = picture("JPEG")
+async def test_a_place_for_a_file_is_filled_once(api, make_image):
+    data = make_image("JPEG")
     asked = {"filename": "a.jpg", "size": len(data), "content_type": "image/jpeg"}
     ticket = (await api.post("/api/v3/media/uploads", **asked)).json()["data"]
     put = ticket["upload"]
@@ -117,15 +117,15 @@ async def test_a_place_for_a_file_is_filled_once(api, picture):
     for _ in range(2):
         answer = await api.client.put(put["url"], content=data, headers=put["headers"])
         assert answer.json()["data"] == {"filename": "a.jpg", "size": len(data)}
-    other = await api.client.put(put["url"], content=picture("PNG"))
+    other = await api.client.put(put["url"], content=make_image("PNG"))
     assert other.status_code == 400
     assert (await api.client.get(ticket["download_url"])).content == data
     for name in ("x" * 43 + ".png", "x", "..%2Fhidream.db"):
         assert (await api.client.put(f"/uploads/{name}", content=data)).status_code == 404
 
 
-async def test_what_a_revoked_key_has_announced_is_a_404(api, picture):
-    data = picture()
+async def test_what_a_revoked_key_has_announced_is_a_404(api, make_image):
+    data = make_image()
     tickets = [(await api.post("/api/v3/media/uploads", filename="a", size=len(data))).json()["data"] for _ in "ab"]
     urls = [ticket["upload"]["url"] for ticket in tickets]
     assert (await api.client.put(urls[0], content=data)).status_code == 200
@@ -137,20 +137,20 @@ async def test_what_a_revoked_key_has_announced_is_a_404(api, picture):
     assert [(await api.client.get(url)).status_code for url in urls] == [200, 404]
 
 
-async def test_two_processes_that_fill_one_upload_keep_one_file_whole(open_apis, picture):
+async def test_two_processes_that_fill_one_upload_keep_one_file_whole(open_apis, make_image):
     async with open_apis(2) as (one, two):
-        pictures = [picture("PNG"), picture("JPEG"), picture("WEBP")] * 2
-        given = (await one.post("/api/v3/media/uploads", filename="a", size=max(map(len, pictures)))).json()["data"]
+        images = [make_image("PNG"), make_image("JPEG"), make_image("WEBP")] * 2
+        given = (await one.post("/api/v3/media/uploads", filename="a", size=max(map(len, images)))).json()["data"]
         name = given["upload"]["url"].rpartition("/")[2]
         claim = await uploads.claim(one.database, name, 60)
-        busy = await two.client.put(f"/uploads/{name}", content=pictures[0])
+        busy = await two.client.put(f"/uploads/{name}", content=images[0])
         assert (busy.status_code, busy.headers["retry-after"]) == (429, "5")
         assert busy.json()["message"] == "another request is putting a file to this URL; try again later"
         await uploads.release(one.database, name, claim, "image/png")
-        puts = [(one, two)[i % 2].client.put(f"/uploads/{name}", content=data) for i, data in enumerate(pictures)]
+        puts = [(one, two)[i % 2].client.put(f"/uploads/{name}", content=data) for i, data in enumerate(images)]
         statuses = [answer.status_code for answer in await asyncio.gather(*puts)]
         assert set(statuses) <= {200, 400, 413, 429}
-        (kept,) = {data for data, status in zip(pictures, statuses, strict=True) if status == 200}
+        (kept,) = {data for data, status in zip(images, statuses, strict=True) if status == 200}
         assert (await two.client.get(f"/uploads/{name}")).content == kept
         row = await uploads.get(two.database, name)
         assert (row.stored, row.size) == (True, len(kept))
@@ -181,11 +181,11 @@ async def test_an_announcement_that_is_not_accepted(api, asked, message):
     assert (answer.status_code, answer.json()["message"][: len(message)]) == (400, message)
 
 
-async def test_names_of_files_are_kept_as_far_as_they_can_be_shown(api, picture):
+async def test_names_of_files_are_kept_as_far_as_they_can_be_shown(api, make_image):
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a\0b\x1b[1m\xff.png"\r\n\r\n'
     content_type = "multipart/form-data; boundary=x"
-    answer = await api.raw("/api/v3/media/upload/binary", head + picture() + b"\r\n--x--", content_type)
+    answer = await api.raw("/api/v3/media/upload/binary", head + make_image() + b"\r\n--x--", content_type)
     assert answer.json()["data"]["filename"] == "ab[1m\ufffd.png"
-    assert len((await upload(api, picture(), "x" * 300 + ".png")).json()["data"]["filename"]) == 256
+    assert len((await upload(api, make_image(), "x" * 300 + ".png")).json()["data"]["filename"]) == 256
     asked = await api.post("/api/v3/media/uploads", filename="x" * 300, size=5)
     assert asked.status_code == 200

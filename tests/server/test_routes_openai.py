@@ -1,4 +1,4 @@
-"""OpenAI's images API: their parameters, their answers, their form of error."""
+"""OpenAI's images API: its parameters, responses and errors."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ async def ask(api, headers=None, **body):
 
 async def drawn(api, **body):
     answer = asyncio.create_task(ask(api, **body))
-    task = await api.draw(b"the picture")
+    task = await api.draw(b"the image")
     return task, await asyncio.wait_for(answer, 10)
 
 
@@ -50,7 +50,7 @@ async def test_base64_and_extras(api):
     )
     (datum,) = answer.json()["data"]
     assert list(datum) == ["b64_json"]
-    assert base64.b64decode(datum["b64_json"]) == b"the picture"
+    assert base64.b64decode(datum["b64_json"]) == b"the image"
     asked = task.input
     assert (task.model, asked.size, asked.seed, asked.steps) == (FULL, Size(512, 768), 7, 9)
     assert asked.negative_prompt == "fog"
@@ -133,8 +133,8 @@ async def test_what_takes_too_long_and_can_be_asked_for_again_goes_on(open_api):
         headers = {"Idempotency-Key": "one"}
         answer = await ask(api, headers, prompt="a")
         assert answer.status_code == 504
-        assert "goes on: the same request with the same Idempotency-Key" in answer.json()["error"]["message"]
-        await api.draw(b"the picture")
+        assert "continues: repeat it with its Idempotency-Key" in answer.json()["error"]["message"]
+        await api.draw(b"the image")
         again = await ask(api, headers, prompt="a")
         assert (again.status_code, again.headers["Idempotent-Replayed"]) == (200, "true")
 

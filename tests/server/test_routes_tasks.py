@@ -1,4 +1,4 @@
-"""Tasks over HTTP: field for field what the documents say, and who may see what."""
+"""Tasks over HTTP: every field as documented, and who may see what."""
 
 import asyncio
 import base64
@@ -59,12 +59,12 @@ async def test_ids_are_shared_by_the_versions_and_both_paths(api):
             assert data | {"urls": None} == submitted | {"urls": None}
 
 
-async def test_a_finished_picture_as_base64_and_as_a_url(api):
+async def test_a_finished_image_as_base64_and_as_a_url(api):
     answers = [(await api.submit(version, prompt="a house")).json()["data"] for version in ("v2", "v3")]
     for _ in answers:
-        await api.draw(b"the picture", has_nsfw=True)
+        await api.draw(b"the image", has_nsfw=True)
     inline, linked = [(await api.get(data["urls"]["get"])).json()["data"] for data in answers]
-    assert [base64.b64decode(output, validate=True) for output in inline["outputs"]] == [b"the picture"]
+    assert [base64.b64decode(output, validate=True) for output in inline["outputs"]] == [b"the image"]
     for data in (inline, linked):
         assert (data["status"], data["has_nsfw_contents"]) == ("completed", [True])
         assert (data["timings"], data["version"]) == ({"inference": 1234}, "v1")
@@ -143,7 +143,7 @@ async def test_a_refused_prompt_is_a_task_that_failed(api):
     assert await api.claim() is None
 
 
-async def test_sync_mode_answers_with_the_picture(api):
+async def test_sync_mode_answers_with_the_image(api):
     answer = asyncio.create_task(api.submit(prompt="a house", enable_sync_mode=True))
     await api.draw()
     data = (await answer).json()["data"]
@@ -164,7 +164,7 @@ async def test_sync_mode_that_takes_too_long_says_how_to_go_on(open_api):
         assert (later["status"], later["error"]) == ("created", "")
 
 
-async def test_a_long_poll_ends_with_the_picture(api):
+async def test_a_long_poll_ends_with_the_image(api):
     url = (await api.submit(prompt="a house")).json()["data"]["urls"]["get"]
     assert (await api.get(f"{url}?wait_s=0.05")).json()["data"]["status"] == "created"
     polling = asyncio.create_task(api.get(f"{url}?wait_s=30"))
@@ -206,7 +206,7 @@ async def test_a_revoked_key_is_a_401(api):
     assert (await api.submit(prompt="a house")).status_code == 200
     (key,) = await keys.list_keys(api.database)
     await keys.revoke(api.database, key.id)
-    await asyncio.sleep(1)  # keyring.REMEMBERED_S
+    await asyncio.sleep(1)  # key_cache.TTL_S
     assert (await api.submit(prompt="a house")).status_code == 401
 
 
@@ -234,7 +234,7 @@ async def test_a_known_model_that_is_not_served_is_a_404_too(api, name, tmp_path
     assert (await api.submit(model=FULL, prompt="a")).status_code == 200
 
 
-async def test_several_pictures_have_a_url_and_a_flag_each(api):
+async def test_several_images_have_a_url_and_a_flag_each(api):
     for api_name, count in (("v3", 3), ("v2", 1)):
         data = (await api.submit(api_name, prompt="a house", num_images=3)).json()["data"]
         await api.draw()
@@ -242,7 +242,7 @@ async def test_several_pictures_have_a_url_and_a_flag_each(api):
         assert len(set(done["outputs"])) == len(done["has_nsfw_contents"]) == count
 
 
-async def test_base64_of_several_pictures(api):
+async def test_base64_of_several_images(api):
     data = (await api.submit(prompt="a", num_images=2, enable_base64_output=True)).json()["data"]
     await api.draw(b"bytes")
     done = (await api.get(data["urls"]["get"])).json()["data"]
@@ -591,9 +591,9 @@ async def test_what_a_key_may_never_have_is_a_403_that_is_not_worth_repeating(ap
     assert (openai.status_code, openai.json()["error"]["type"]) == (403, "permission_error")
 
 
-async def test_what_a_refused_task_brings_is_neither_fetched_nor_kept(api, picture):
+async def test_what_a_refused_task_brings_is_neither_fetched_nor_kept(api, make_image):
     key = await api.key(tasks_max=1, requests_per_minute=2)
-    image = base64.b64encode(picture()).decode()
+    image = base64.b64encode(make_image()).decode()
 
     async def submit(**body):
         return await api.client.post(f"/api/v3/{MODEL}", json={"prompt": "a", "image": image} | body, headers=key)
@@ -606,10 +606,10 @@ async def test_what_a_refused_task_brings_is_neither_fetched_nor_kept(api, pictu
     assert len(stored) == 1
 
 
-async def test_an_image_that_decides_the_size_is_taken_before_the_size_is_judged(api, picture):
+async def test_an_image_that_decides_the_size_is_taken_before_the_size_is_judged(api, make_image):
     key = await api.key(pixels_max=300 * 400)
     for size, status in (((300, 400), 200), ((400, 400), 403)):
-        image = base64.b64encode(picture(size=size)).decode()
+        image = base64.b64encode(make_image(size=size)).decode()
         body = {"prompt": "a", "image": image}
         answer = await api.client.post(f"/api/v3/{MODEL}", json=body, headers=key)
         assert answer.status_code == status, answer.text

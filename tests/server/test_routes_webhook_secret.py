@@ -1,4 +1,4 @@
-"""The secret that webhooks are signed with: looked at, rotated, retired; no receiver fails meanwhile."""
+"""The webhook secret: read, rotated and retired, without a failure at any receiver."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""The server process: where it listens, and how it starts and leaves beside others on one database."""
+"""The server process: where it listens, and how it starts and stops beside others on one database."""
 
 import asyncio
 import errno

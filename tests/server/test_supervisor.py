@@ -1,4 +1,4 @@
-"""The worker beside the server: what it is told, and when it is not started again."""
+"""The worker as a child of the server: its settings, and when it is not restarted."""
 
 import asyncio
 from dataclasses import replace
@@ -28,7 +28,7 @@ async def test_what_kubernetes_has_put_into_the_environment_does_not_reach_the_w
         await keep_worker(settings, database)
     log = capfd.readouterr().err
     assert "worker_cannot_start" in log
-    assert "passed_over" not in log
+    assert "environment_ignored" not in log
 
 
 @pytest.mark.integration

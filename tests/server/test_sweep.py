@@ -1,4 +1,4 @@
-"""The sweep: what is old, deleted or nobody's goes, files before rows, and nothing else."""
+"""The sweep: deletes what is old, deleted or orphaned, files before rows, and nothing else."""
 
 import asyncio
 import os
@@ -64,35 +64,35 @@ async def test_what_a_client_deletes_goes_even_where_all_is_kept(api):
 async def test_uploads_go_too(api):
     _, task = await drawn(api)
     name = random_name(ImageFormat.PNG)
-    await api.service.uploads.write(name, b"picture")
+    await api.service.uploads.write(name, b"image")
     await uploads.create(api.database, Upload(name, task.key_id, "a.png", "image/png", 7, api.database.now_ms(), True))
     await Sweep(api.service).once()
-    assert await api.service.uploads.read(name) == b"picture"
+    assert await api.service.uploads.read(name) == b"image"
     at(api, 8 * DAY_S)
     await Sweep(api.service).once()
     assert await uploads.get(api.database, name) is None
     assert not list((api.settings.home / "uploads").glob("*.png"))
 
 
-async def test_uploads_that_were_used_are_kept_for_ever_where_all_is(api, picture):
-    ticket = (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
-    assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
+async def test_uploads_that_were_used_are_kept_for_ever_where_all_is(api, make_image):
+    ticket = (await api.post("/api/v3/media/uploads", filename="a.png", size=len(make_image()))).json()["data"]
+    assert (await api.client.put(ticket["upload"]["url"], content=make_image())).status_code == 200
     await drawn(api, image=ticket["download_url"])
     settings = replace(api.settings, store=replace(api.settings.store, retention_days=0))
     at(api, 1000 * DAY_S)
     await Sweep(replace(api.service, settings=settings)).once()
     name = ticket["download_url"].rpartition("/")[2]
-    assert await api.service.uploads.read(name) == picture()
+    assert await api.service.uploads.read(name) == make_image()
     assert await uploads.get(api.database, name) is not None
 
 
-async def test_an_upload_that_nothing_has_used_goes_within_the_hour(api, picture):
+async def test_an_upload_that_nothing_has_used_goes_within_the_hour(api, make_image):
     kept, given_up, announced = [
-        (await api.post("/api/v3/media/uploads", filename="a.png", size=len(picture()))).json()["data"]
+        (await api.post("/api/v3/media/uploads", filename="a.png", size=len(make_image()))).json()["data"]
         for _ in range(3)
     ]
     for ticket in (kept, given_up):
-        assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 200
+        assert (await api.client.put(ticket["upload"]["url"], content=make_image())).status_code == 200
     await api.submit(prompt="a house", image=kept["download_url"])
     at(api, 3590)
     await Sweep(api.service).once()
@@ -102,7 +102,7 @@ async def test_an_upload_that_nothing_has_used_goes_within_the_hour(api, picture
     answers = [await api.client.get(ticket["download_url"]) for ticket in (kept, given_up, announced)]
     assert [answer.status_code for answer in answers] == [200, 404, 404]
     for ticket in (given_up, announced):
-        assert (await api.client.put(ticket["upload"]["url"], content=picture())).status_code == 404
+        assert (await api.client.put(ticket["upload"]["url"], content=make_image())).status_code == 404
     assert (await api.draw()).input.image == kept["download_url"].rpartition("/")[2]
 
 

@@ -1,4 +1,4 @@
-"""Spans: one per request, with route and status, and nothing that is not to be seen; none where nobody asked."""
+"""Spans: one per request, with route and status, without anything secret; none if tracing is off."""
 
 import gzip
 import json

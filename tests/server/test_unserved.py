@@ -1,4 +1,4 @@
-"""Tasks for a model that nobody serves fail by themselves, in whichever process looks."""
+"""Tasks for a model that no worker serves fail by themselves, in any process."""
 
 import asyncio
 

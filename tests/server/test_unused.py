@@ -1,4 +1,4 @@
-"""What a request says without effect is told: misspelt names, the other version's, what the model is without."""
+"""Warnings about fields without effect: misspelt names, names of another version, and those a model lacks."""
 
 import pytest
 from hypothesis import given

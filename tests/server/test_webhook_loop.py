@@ -1,4 +1,4 @@
-"""Webhooks on their way: signed, tried again, given up, and nobody held up by a receiver that hangs."""
+"""Webhook delivery: signed, retried, given up, and not delayed by another receiver that hangs."""
 
 import asyncio
 import json
@@ -24,8 +24,8 @@ async def until(condition, timeout_s=20):
     return found
 
 
-async def deliver(api, courier=None):
-    return asyncio.create_task(WebhookLoop(api.service, courier).run())
+async def deliver(api, webhook_client=None):
+    return asyncio.create_task(WebhookLoop(api.service, webhook_client).run())
 
 
 async def leave(api, running):

@@ -1,4 +1,4 @@
-"""Receivers of one key that hang leave room for the webhooks of another: none of them waits for a time-out."""
+"""Receivers of one key that hang do not delay the webhooks of another key."""
 
 import asyncio
 import time
@@ -48,8 +48,8 @@ async def attacked(apis, attackers, hooks, count, total_s):
             urls = [stuck.url(host=f"127.{n + 1}.{i // 250}.{i % 250 + 1}") for i in range(hooks)]
             await asyncio.gather(*(owe(api, key, url) for url in urls))
         for each in apis:
-            courier = WebhookClient(allowed=each.service.allowlist, total_s=total_s)
-            running.append(asyncio.create_task(WebhookLoop(each.service, courier).run()))
+            webhook_client = WebhookClient(allowed=each.service.allowlist, total_s=total_s)
+            running.append(asyncio.create_task(WebhookLoop(each.service, webhook_client).run()))
         async with asyncio.timeout(60):
             while stuck.connections < 16:
                 await asyncio.sleep(0.01)

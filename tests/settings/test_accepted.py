@@ -1,18 +1,18 @@
-"""What a setting accepts: both ends and nothing beyond, all of a text and nothing more."""
+"""What a setting accepts: both ends of a range and nothing beyond; only whole matches of a pattern."""
 
 from __future__ import annotations
 
 import pytest
 
-from hidream.settings.accepted import Between, Like
+from hidream.settings.accepted import Pattern, Range
 
 
 @pytest.mark.parametrize(
     ("accepted", "held", "refused"),
     [
-        (Between(1, 5), (1, 2.5, 5), (0, 0.999, 5.001, -1)),
-        (Between(1, 5, or_zero=True), (0, -0.0, 1, 5), (0.5, -1, 6)),
-        (Between(0, 1000), (0, 1000), (-0.001, 1001)),
+        (Range(1, 5), (1, 2.5, 5), (0, 0.999, 5.001, -1)),
+        (Range(1, 5, or_zero=True), (0, -0.0, 1, 5), (0.5, -1, 6)),
+        (Range(0, 1000), (0, 1000), (-0.001, 1001)),
     ],
 )
 def test_numbers_are_held_up_to_both_ends(accepted, held, refused):
@@ -23,9 +23,9 @@ def test_numbers_are_held_up_to_both_ends(accepted, held, refused):
 @pytest.mark.parametrize(
     ("accepted", "words"),
     [
-        (Between(1, 100_000), "1 to 100,000"),
-        (Between(0.01, 5, or_zero=True), "0, or 0.01 to 5"),
-        (Like("a|b", "a or b"), "a or b"),
+        (Range(1, 100_000), "1 to 100,000"),
+        (Range(0.01, 5, or_zero=True), "0, or 0.01 to 5"),
+        (Pattern("a|b", "a or b"), "a or b"),
     ],
 )
 def test_what_is_accepted_is_said_in_words(accepted, words):
@@ -33,8 +33,8 @@ def test_what_is_accepted_is_said_in_words(accepted, words):
 
 
 def test_a_pattern_is_for_all_of_a_text_in_ascii():
-    assert Like(r"on|off", "on or off").holds("off")
-    assert Like(r"\w+", "a word").holds("word_1")
+    assert Pattern(r"on|off", "on or off").holds("off")
+    assert Pattern(r"\w+", "a word").holds("word_1")
     for text in ("", "o", "on ", "on\n", " on", "onoff", "ON"):
-        assert not Like(r"on|off", "on or off").holds(text)
-    assert not Like(r"\w+", "a word").holds("wörd")
+        assert not Pattern(r"on|off", "on or off").holds(text)
+    assert not Pattern(r"\w+", "a word").holds("wörd")

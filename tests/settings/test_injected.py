@@ -1,4 +1,4 @@
-"""What Kubernetes and Docker put into the environment is told apart from settings, one of the same name included."""
+"""Variables that Kubernetes and Docker set are distinguished from settings, even with the same name."""
 
 import pytest
 from every_setting import HINTS
@@ -36,7 +36,7 @@ def test_variables_of_a_service_are_passed_over(name, address, protocol):
     assert all(injected(*each) for each in made.items())
     config = sources.load({"HIDREAM_HOME": "/nowhere"} | made)
     assert config == sources.load({"HIDREAM_HOME": "/nowhere"})
-    assert sources.passed_over({"HIDREAM_HOME": "/nowhere"} | made) == sorted(made)
+    assert sources.ignored_variables({"HIDREAM_HOME": "/nowhere"} | made) == sorted(made)
     assert not any(variable in sources.to_environ(config) for variable in made if variable != "HIDREAM_SERVER_PORT")
     assert sources.to_environ(config)["HIDREAM_SERVER_PORT"] == "8000"
 

@@ -1,4 +1,4 @@
-"""Sources: which one wins, and errors that name key, value and what is accepted."""
+"""Sources of settings: their precedence, and errors that name key, value and what is accepted."""
 
 from __future__ import annotations
 

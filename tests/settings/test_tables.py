@@ -1,4 +1,4 @@
-"""The tables: every default is one that is accepted, the docs say each range, and what settings say of themselves."""
+"""The tables: defaults are accepted values, the docs state each range, and secrets are not shown."""
 
 from __future__ import annotations
 

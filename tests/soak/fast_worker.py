@@ -1,4 +1,4 @@
-"""A worker process as `hidream worker` is, but for the model: `python -m soak.fast_worker`, with the same settings.
+"""A worker process like `hidream worker`, but without the model: `python -m soak.fast_worker`, with the same settings.
 
 It has everything that a worker does around its engine, and so what it proves of tasks, leases and files is true of
 workers. What it draws is 16 × 16 pixels of a colour made from the seed, whatever size was asked; every 20th seed fails.

@@ -68,7 +68,7 @@ class Member:
 class Fleet:
     """`with Fleet(folder, HIDREAM_...=...) as fleet`: so many processes of each kind, ready when the block begins.
 
-    Their home, and with it SQLite's file and the pictures, is `folder/home` if the settings do not say otherwise.
+    Their home, and with it SQLite's file and the images, is `folder/home` if the settings do not say otherwise.
     """
 
     def __init__(self, folder, *, apis=2, workers=2, serves=0, ready=True, home=None, **environ):

@@ -1,10 +1,10 @@
-"""Tasks by the hundred while whoever serves and draws them is killed at random: each ends once, as it should.
+"""Hundreds of tasks while API processes and workers are killed at random: each ends once, correctly.
 
 Clients behave as good ones do: they name each task by an Idempotency-Key, and repeat what was not acknowledged, to
 whichever API process there is. The log of acknowledgements is the oracle:
 
  - an acknowledged id is never unknown afterwards, and never goes back from an end;
- - it ends completed, with the picture of its seed, or failed if the engine fails at its seed;
+ - it ends completed, with the image of its seed, or failed if the engine fails at its seed;
  - it owes exactly one webhook, which is written in the transaction of an end: so it has ended exactly once;
  - there are exactly as many predictions as clients meant to submit: nothing was taken in twice.
 """
@@ -149,8 +149,8 @@ class Soak:
         assert len(owed) == 1, f"{number} has ended {len(owed)} times"
         if not fails(number):
             (output,) = data["outputs"]
-            picture = await self.ask("GET", httpx.URL(output).path)
-            pixels = Image.open(io.BytesIO(picture.content)).convert("RGB")
+            image = await self.ask("GET", httpx.URL(output).path)
+            pixels = Image.open(io.BytesIO(image.content)).convert("RGB")
             assert pixels.getpixel((3, 3)) == (number % 256,) * 3
         self.owed[data["id"]] = owed[0]["id"]
 

@@ -1,4 +1,4 @@
-"""What the store should be, in plain Python and with lists for tables: written from its documents, not from its SQL.
+"""A reference implementation of the store in plain Python, written from its documentation, not from its SQL.
 
 Tasks are known by the number in which they came, keys by their place in a list, deliveries by their task's number.
 """

@@ -1,4 +1,4 @@
-"""What most tests of the store ask for, in short words."""
+"""Short helpers for the calls that most tests of the store make."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Tasks for a model that nobody serves: how long they wait, and who keeps them waiting."""
+"""Tasks for a model that no worker serves: how long they wait, and which workers prolong that."""
 
 from store_calls import MODEL, OTHER, claim, new_key, submit
 

@@ -1,4 +1,4 @@
-"""What is taken in: limits are exact, the queue has a share for each key, and turns are fair."""
+"""Admission: exact limits, a share of the queue for each key, and fair order."""
 
 import asyncio
 import dataclasses
@@ -94,10 +94,10 @@ async def test_what_a_key_may_never_have_is_forbidden_and_not_put_off(database, 
 
 
 async def test_a_key_may_use_so_much_work_a_day(database, clock):
-    picture = 512 * 768
-    key = await new_key(database, work_per_day=picture * (28 + 50))
+    image = 512 * 768
+    key = await new_key(database, work_per_day=image * (28 + 50))
     full = await submit(database, key, model=OTHER)
-    assert full.work == picture * 50, "the model's own steps"
+    assert full.work == image * 50, "the model's own steps"
     refused = await submit(database, key, refusal=PromptRefused("no"))
     assert refused.work == 0
     clock.now += 3600

@@ -1,4 +1,4 @@
-"""Any order of operations gives the same answers and the same rows in plain Python, SQLite and PostgreSQL."""
+"""Any order of operations gives the same results and rows in plain Python, SQLite and PostgreSQL."""
 
 import asyncio
 import dataclasses
@@ -218,7 +218,7 @@ class Real:
             "deliveries": {
                 (n := self.number(row["prediction_id"])): dataclasses.astuple(plain_delivery(n, row)) for row in owed
             },
-            "previews": {self.number(id_): (step, picture) for id_, step, picture in previews},
+            "previews": {self.number(id_): (step, image) for id_, step, image in previews},
             "repeats": {
                 (key[row["key_id"]], row["idempotency_key"]): (
                     row["body_hash"],

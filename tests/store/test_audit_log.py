@@ -1,4 +1,4 @@
-"""The audit log: every act on a key, in the transaction of the act, without secrets and names."""
+"""The audit log: every act on a key, in the same transaction, without secrets and names."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Of a key that keeps very much, its bytes are added up beside the transactions, once in a while."""
+"""The bytes of a key with very many files are added up outside the transactions, once in a while."""
 
 import asyncio
 from dataclasses import replace

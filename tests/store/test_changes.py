@@ -1,4 +1,4 @@
-"""The watcher: nobody sleeps through a change, and nobody waits for one after the end."""
+"""The watcher of changes: no waiter misses a change, and none waits after the end."""
 
 import asyncio
 import time

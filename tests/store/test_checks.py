@@ -1,4 +1,4 @@
-"""What `check` says: whether something that is written now would be stored, and at what cost it says so."""
+"""What `check` reports: whether a write would succeed now, and at what cost."""
 
 import ast
 import asyncio

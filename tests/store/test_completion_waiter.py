@@ -1,4 +1,4 @@
-"""Waiting for ends: all who wait are told, at once, and not one more query is made for each."""
+"""Waiting for the end of tasks: all waiters are notified at once, without a further query for each."""
 
 import asyncio
 import functools

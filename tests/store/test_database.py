@@ -1,4 +1,4 @@
-"""Opening either kind of database: migrations, and what is not accepted."""
+"""Opening either kind of database: migrations, and what is refused."""
 
 import asyncio
 import sys

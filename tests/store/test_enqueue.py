@@ -1,4 +1,4 @@
-"""Taking in: what was accepted is there, whoever comes or goes meanwhile, and what is sent twice is one task."""
+"""Enqueueing: an acknowledged task is stored, whatever clients come and go, and a repeated request is one task."""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""Looking: each key sees its own, newest first; who waits is told its place."""
+"""Queries: each key sees its own tasks, newest first, and the position of waiting ones."""
 
 import pytest
 from store_calls import MODEL, OTHER, claim_one, new_key, submit

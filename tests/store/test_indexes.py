@@ -1,4 +1,4 @@
-"""With 100,000 finished tasks in the table, nothing that is asked often reads them all."""
+"""With 100,000 finished tasks in the table, no frequent query reads them all."""
 
 import re
 import statistics

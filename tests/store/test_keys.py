@@ -1,4 +1,4 @@
-"""Keys: found by their secret, kept by their hash."""
+"""Keys: found by their secret, stored as a hash."""
 
 import asyncio
 import re

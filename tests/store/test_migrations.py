@@ -1,4 +1,4 @@
-"""The steps from one release's tables to the next: nothing is lost."""
+"""Migrations from one release's tables to the next: nothing is lost."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Webhooks that are owed: claimed one after the other, again when their carrier dies, until it is settled."""
+"""The outbox of webhooks: claimed in turn, again if the process dies, until delivered or given up."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""PostgreSQL: a server that is not ours, is not there, or goes away and comes back."""
+"""PostgreSQL: a server that is foreign, unreachable, or goes away and comes back."""
 
 import asyncio
 import time

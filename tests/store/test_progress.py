@@ -1,4 +1,4 @@
-"""Watching tasks being drawn: everybody sees each change, and not one more query is made for each of them."""
+"""Watching running tasks: every watcher sees each change, without a further query for each."""
 
 import asyncio
 from dataclasses import replace
@@ -38,9 +38,9 @@ async def test_a_task_is_seen_from_its_claim_to_its_end(database):
         async with asyncio.timeout(60):
             while not (await report(database, task, 2)).pop().watched:  # until the watcher has asked for previews
                 await asyncio.sleep(0.01)
-        await report(database, task, 3, b"small picture")
+        await report(database, task, 3, b"small image")
         seen = await see(progress, prediction.id, seen, lambda v: v.previewed)
-        assert (seen.step, seen.previewed) == (Step(3, 28), Step(3, 28, b"small picture"))
+        assert (seen.step, seen.previewed) == (Step(3, 28), Step(3, 28, b"small image"))
         await report(database, task, 4)
         seen = await see(progress, prediction.id, seen, lambda v: v.step.done == 4)
         assert seen.previewed.done == 3

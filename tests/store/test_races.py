@@ -1,4 +1,4 @@
-"""At the same time, from two processes' connections: whatever comes first, it is as if one had come after the other."""
+"""Concurrent calls from two processes' connections: the result is as if one had come after the other."""
 
 import asyncio
 
@@ -32,9 +32,9 @@ async def all_of(database, key):
 
 async def test_64_equal_posts_make_one_task(one, two):
     key = await new_key(one, tasks_max=1)
-    intakes = [Enqueuer(one, 1000), Enqueuer(two, 1000)]
+    enqueuers = [Enqueuer(one, 1000), Enqueuer(two, 1000)]
     asked = NewTask(key, MODEL, SUBMISSION, idempotency=IdempotencyRecord("once", "hash"))
-    answers = await asyncio.gather(*(intakes[i % 2].submit(asked) for i in range(64)))
+    answers = await asyncio.gather(*(enqueuers[i % 2].submit(asked) for i in range(64)))
     assert len({answer.id for answer in answers}) == 1
     assert len(await all_of(one, key)) == 1
 

@@ -1,4 +1,4 @@
-"""What is old is deleted; of what is deleted the files go first, then the rows, and what hangs on them."""
+"""Old data is deleted: files first, then the rows, and what belongs to them."""
 
 import sqlalchemy as sa
 from store_calls import claim_one, new_key, submit

@@ -1,4 +1,4 @@
-"""The tables that the code speaks of are those that the migrations make."""
+"""The tables in the code are those that the migrations create."""
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext

@@ -1,4 +1,4 @@
-"""SQLite's file: the pragmas that durability rests on, and files that are not ours."""
+"""SQLite's file: the pragmas for durability, and files of other programs."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Figures: each end is told once, and what waits is counted by what it is, not by whose it is."""
+"""Metrics of tasks: each end is counted once, and waiting tasks are counted by kind, not by key."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A transaction that changes nothing wakes nobody."""
+"""A transaction that changes nothing notifies nobody."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Orphans: which files no row speaks of."""
+"""Orphans: files that no row refers to."""
 
 from store_calls import new_key, submit
 

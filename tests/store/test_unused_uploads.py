@@ -1,4 +1,4 @@
-"""Uploads that nothing has used are withdrawn sooner, and none from under a task."""
+"""Unused uploads are withdrawn sooner, but none that a task uses."""
 
 from dataclasses import replace
 

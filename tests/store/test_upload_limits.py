@@ -1,4 +1,4 @@
-"""What uploads count for: requests of the minute, and bytes that a key keeps."""
+"""Limits of uploads: requests per minute, and bytes that a key stores."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The webhooks' secret: one for each key, and two while it is rotated."""
+"""The webhook secret: one for each key, and two during a rotation."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Workers: ready while they are seen."""
+"""Workers: ready while their heartbeats arrive."""
 
 from hidream.store import workers
 from hidream.store.workers import Worker

@@ -1,4 +1,4 @@
-"""Pictures show their scenes: places, sizes, numbers, styles and grounds, on tiny sprites made here."""
+"""Images show their scenes: places, sizes, numbers, styles and backgrounds, with tiny sprites made here."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def make_sprites(side=64):
     """Discs that fill the visible part: cats magenta, dogs cyan."""
     at = (torch.arange(side) + 0.5) / side - 0.5
     inside = (at[:, None] ** 2 + at**2 < 0.4375**2).float()
-    pictures = torch.stack([torch.cat([colour[:, None, None] * inside, inside[None]]) for colour in (CAT, DOG)])
-    pictures = (255 * pictures).to(torch.uint8)[:, None].repeat(1, len(TINY.styles), 1, 1, 1)
-    return Sprites(pictures, TINY, smallest=12)
+    images = torch.stack([torch.cat([colour[:, None, None] * inside, inside[None]]) for colour in (CAT, DOG)])
+    images = (255 * images).to(torch.uint8)[:, None].repeat(1, len(TINY.styles), 1, 1, 1)
+    return Sprites(images, TINY, smallest=12)
 
 
 SPRITES = make_sprites()
 
 
-def where(picture, colour):
+def where(image, colour):
     """Share of the pixels that have `colour`, and the centre of these, as shares of height and width."""
-    found = ((picture + 1) / 2 - colour[:, None, None]).abs().amax(0) < 0.1
+    found = ((image + 1) / 2 - colour[:, None, None]).abs().amax(0) < 0.1
     y, x = found.nonzero(as_tuple=True)
     return (
         found.float().mean().item(),
@@ -50,14 +50,14 @@ def where(picture, colour):
 def test_shape_and_range(grid):
     rng = random.Random(0)
     scenes = [draw_scene(rng, Split.TRAIN, TINY, grid.columns / grid.rows) for _ in range(30)]
-    pictures = compose(scenes, SPRITES, grid, TOKEN_PX, seed=1)
-    assert pictures.shape == (30, 3, TOKEN_PX * grid.rows, TOKEN_PX * grid.columns)
-    assert pictures.dtype == torch.float32
-    assert pictures.min() >= -1
-    assert pictures.max() <= 1
+    images = compose(scenes, SPRITES, grid, TOKEN_PX, seed=1)
+    assert images.shape == (30, 3, TOKEN_PX * grid.rows, TOKEN_PX * grid.columns)
+    assert images.dtype == torch.float32
+    assert images.min() >= -1
+    assert images.max() <= 1
 
 
-def test_a_seed_gives_the_same_picture_in_any_batch():
+def test_a_seed_gives_the_same_image_in_any_batch():
     rng = random.Random(1)
     scenes = [draw_scene(rng, Split.TRAIN, TINY) for _ in range(12)]
     seeds = list(range(12))
@@ -73,10 +73,10 @@ def test_a_seed_gives_the_same_picture_in_any_batch():
 @pytest.mark.parametrize("grid", SHAPES)
 @pytest.mark.parametrize("layout", [Layout.LEFT_OF, Layout.ABOVE, Layout.AND])
 def test_the_first_is_left_or_above(layout, grid):
-    pictures = compose([Scene(PAIR, "flat", "gray", layout)] * 20, SPRITES, grid, TOKEN_PX, seed=3)
+    images = compose([Scene(PAIR, "flat", "gray", layout)] * 20, SPRITES, grid, TOKEN_PX, seed=3)
     beside = layout is Layout.LEFT_OF or (layout is Layout.AND and grid.columns >= grid.rows)
-    for picture in pictures:
-        (cats, cat_y, cat_x), (dogs, dog_y, dog_x) = where(picture, CAT), where(picture, DOG)
+    for image in images:
+        (cats, cat_y, cat_x), (dogs, dog_y, dog_x) = where(image, CAT), where(image, DOG)
         assert min(cats, dogs) > 0.02
         assert cat_x < dog_x - 0.2 if beside else cat_y < dog_y - 0.2
 
@@ -131,7 +131,7 @@ def test_sprites_stand_upright():
 
 
 def test_every_ground_is_told_from_every_other():
-    """By a rough look (8 × 8 pixels), a picture's nearest neighbour is of its own kind, wherever the cat stands."""
+    """By a rough look (8 × 8 pixels), an image's nearest neighbour is of its own kind, wherever the cat stands."""
     kinds, each = list(TINY.backgrounds), 8
     scenes = [Scene(("cat",), "flat", kind, extent=Extent.SMALL) for kind in kinds for _ in range(each)]
     rough = torch.nn.functional.adaptive_avg_pool2d(compose(scenes, SPRITES, SHAPES[0], TOKEN_PX, seed=5), 8).flatten(1)
@@ -156,8 +156,8 @@ def test_smaller_levels_are_taken_for_smaller_sprites():
 
 def test_edges_are_smooth():
     """Along the edge of a disc there are pixels between the two colours, and none beyond them."""
-    picture = compose([Scene(("cat",), "flat", "black", extent=Extent.BIG)], SPRITES, Grid(8, 8), 16, [3])[0]
-    red = (picture[0] + 1) / 2
+    image = compose([Scene(("cat",), "flat", "black", extent=Extent.BIG)], SPRITES, Grid(8, 8), 16, [3])[0]
+    red = (image[0] + 1) / 2
     assert ((red > 0.3) & (red < 0.7)).sum() > 50
     assert red.max() <= 1
 
@@ -174,13 +174,13 @@ def test_sheet():
 def test_pasting_at_once_is_pasting_one_by_one():
     """Exactly: the same sums on the same numbers."""
     random_numbers = torch.Generator().manual_seed(0)
-    pictures, layer = (
+    images, layer = (
         torch.rand(5, 3, 32, 48, generator=random_numbers),
         torch.rand(3, 4, 20, 24, generator=random_numbers),
     )
     places = ([4, 0, 2], [0, 12, 5], [24, 0, 7])
-    fast, plain = pictures.clone(), pictures.clone()
+    fast, plain = images.clone(), images.clone()
     paste_at_once(fast, layer, *places)
     paste_one_by_one(plain, layer, *places)
     assert torch.equal(fast, plain)
-    assert not torch.equal(fast, pictures)
+    assert not torch.equal(fast, images)

@@ -30,9 +30,9 @@ def package(folder: Path, files: dict[str, object]) -> Path:
 
 
 def ellipse() -> Image.Image:
-    picture = Image.new("RGBA", (100, 60))
-    ImageDraw.Draw(picture).ellipse((10, 5, 69, 34), fill=(200, 30, 30, 255))
-    return picture
+    image = Image.new("RGBA", (100, 60))
+    ImageDraw.Draw(image).ellipse((10, 5, 69, 34), fill=(200, 30, 30, 255))
+    return image
 
 
 def test_the_visible_part_is_centred_and_as_large_as_agreed():
@@ -43,9 +43,9 @@ def test_the_visible_part_is_centred_and_as_large_as_agreed():
     assert (bottom - top) / (right - left) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_rim_is_white_around_the_picture_and_leaves_it_as_it_was():
-    picture = ellipse().crop((10, 5, 70, 35))
-    rimmed = np.asarray(add_rim(picture, 8))
+def test_a_rim_is_white_around_the_image_and_leaves_it_as_it_was():
+    image = ellipse().crop((10, 5, 70, 35))
+    rimmed = np.asarray(add_rim(image, 8))
     assert rimmed.shape == (46, 76, 4)
     assert tuple(rimmed[23, 38]) == (200, 30, 30, 255)
     assert tuple(rimmed[23, 4]) == (255, 255, 255, 255)
@@ -58,7 +58,7 @@ def test_an_icon_becomes_a_document_of_the_set_s_size():
     assert 'viewBox="0 0 20 32"' in svg(icons, "b")
 
 
-def test_pictures_are_found_by_hexcode_without_selector(tmp_path):
+def test_images_are_found_by_hexcode_without_selector(tmp_path):
     icons = {"icons": {"red-heart": {"body": "<g/>"}}}
     file = package(tmp_path, {"icons.json": icons, "chars.json": {"2764-fe0f": "red-heart", "1f600": "not-there"}})
     assert set(open_set(file)) == {"2764"}

@@ -142,12 +142,12 @@ def sprites():
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     disc = ((x - 15.5) ** 2 + (y - 15.5) ** 2 < 14**2).to(torch.uint8)
     colours = torch.randint(256, (len(concepts.objects), 1, 3, 1, 1), generator=generator, dtype=torch.uint8)
-    pictures = torch.cat((colours * disc, 255 * disc.expand(len(concepts.objects), 1, 1, 32, 32)), dim=2)
-    made = compose.Sprites(pictures.repeat(1, len(concepts.styles), 1, 1, 1), concepts)
+    images = torch.cat((colours * disc, 255 * disc.expand(len(concepts.objects), 1, 1, 32, 32)), dim=2)
+    made = compose.Sprites(images.repeat(1, len(concepts.styles), 1, 1, 1), concepts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose.Sprites, "load", staticmethod(lambda device="cpu": made))
         patch.setattr(autoencoder, "CALIBRATION", 8)
-        patch.setattr(classifiers, "HELD_OUT_PICTURES", 2)
+        patch.setattr(classifiers, "HELD_OUT_IMAGES", 2)
         patch.setattr(words, "CAPTIONS", 2000)
         yield made
 
@@ -173,8 +173,8 @@ def test_the_product_draws_with_every_variant(runs):
         assert model.text.tokens == 16
         assert model.token_px == 16
         assert model.best_tokens == 64
-        picture = generate(model, ImageRequest("a red cat", Size(512, 512), seed=1, steps=2))
-        assert picture.pixels.shape == (512, 512, 3)
+        image = generate(model, ImageRequest("a red cat", Size(512, 512), seed=1, steps=2))
+        assert image.pixels.shape == (512, 512, 3)
 
 
 def test_variants_share_all_but_the_transformer(runs):
@@ -303,12 +303,12 @@ def test_compiled_blocks_learn_the_same(tiny):
 def test_centring_changes_nothing_but_the_latents_means(runs, sprites):
     torch.manual_seed(0)
     module = AutoencoderDC.from_config(AutoencoderDC.load_config(runs / "autoencoder" / "vae"))
-    pictures = torch.rand(2, 3, 512, 512) * 2 - 1
+    images = torch.rand(2, 3, 512, 512) * 2 - 1
     with torch.no_grad():
-        before = module(pictures).sample
-        autoencoder.centre(module, pictures)
-        latent = module.encode(pictures).latent * module.config.scaling_factor
-        after = module(pictures).sample
+        before = module(images).sample
+        autoencoder.centre(module, images)
+        latent = module.encode(images).latent * module.config.scaling_factor
+        after = module(images).sample
     torch.testing.assert_close(latent.mean((0, 2, 3)), torch.zeros(8), atol=1e-3, rtol=0)
     torch.testing.assert_close(latent.square().mean(), torch.tensor(1.0), atol=1e-3, rtol=0)
     inner = (..., slice(240, 272), slice(240, 272))  # away from the borders, which the padding changes
@@ -381,12 +381,12 @@ def test_the_shipped_recipe_can_be_built_and_fits_its_bounds():
 
 
 def test_tokens_show_what_stands_there(sprites):
-    """Pictures of discs on drawn grounds: the middle of an object is its colour, by the numbers of its tokens."""
+    """Images of discs on drawn grounds: the middle of an object is its colour, by the numbers of its tokens."""
     concepts, grid, px = load_concepts(), Grid(8, 12), 32
     scenes = latents.draw_scenes(3, 16, concepts, grid.columns / grid.rows)
     shown, part = token_truths(scenes, grid, concepts).view(16, 2, 8, 12).unbind(1)
-    pictures = compose.compose(scenes, sprites, grid, px, 5)
-    for picture, tokens, parts, scene in zip(pictures, shown, part, scenes, strict=True):
+    images = compose.compose(scenes, sprites, grid, px, 5)
+    for image, tokens, parts, scene in zip(images, shown, part, scenes, strict=True):
         numbers = [sprites.objects[name] for name in scene.objects]
         assert set(tokens.unique().tolist()) == {*numbers, 128 + list(concepts.backgrounds).index(scene.background)}
         assert torch.equal(parts > 0, tokens < 128)
@@ -395,7 +395,7 @@ def test_tokens_show_what_stands_there(sprites):
         assert len(rows) == scene.count * len(scene.objects)
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             colour = sprites.levels[0][tokens[row, column], 0, :3, 16, 16].float() / 127.5 - 1
-            torch.testing.assert_close(picture[:, row * px, column * px], colour, atol=0.02, rtol=0)
+            torch.testing.assert_close(image[:, row * px, column * px], colour, atol=0.02, rtol=0)
 
 
 def test_objects_weigh_in_the_loss_what_the_recipe_says():

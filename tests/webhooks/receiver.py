@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real socket that behaves as it is told, and keeps what it was sent."""
+"""A receiver of webhooks on a real socket with scripted behaviour; it records what it receives."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Attempts on real sockets: receivers that answer, fail, hang, trickle, lie and redirect; and the way to them."""
+"""Delivery attempts on real sockets: receivers that answer, fail, hang, trickle, lie and redirect."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""docs/WEBHOOKS.md: its example verifies, its receiver works on what is really sent, its numbers are the code's."""
+"""docs/WEBHOOKS.md: its example verifies, its receiver works with real webhooks, its numbers are the code's."""
 
 import re
 import shutil

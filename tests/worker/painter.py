@@ -1,4 +1,4 @@
-"""An engine without a model: it fills each picture with a colour made from the seed, all of them step by step."""
+"""An engine without a model: it fills each image with a colour that follows from the seed, step by step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GeneratedImage:
 @dataclass(frozen=True)
 class Outcome:
     id: str
-    picture: GeneratedImage | None
+    image: GeneratedImage | None
     error: Exception | None
 
 
@@ -34,7 +34,7 @@ class Painter:
     """Draws in `STEPS` steps of `pace_s` whatever it has, together; before each it waits for `go_on`.
 
     Seeds of `refused` raise when they are added, seeds of `bad` end in an error of their own, and those of `fatal`
-    raise out of the step. Previews are wide, and of the colour of the picture.
+    raise out of the step. Previews are wide, and of the colour of the image.
     """
 
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -94,7 +94,7 @@ class Painter:
             del self.here[id_]
         return [self.outcome(id_, request) for id_, request in ended.items()]
 
-    def rest(self):
+    def release_device(self):
         self.threads.add(threading.get_ident())
         self.rests += 1
 

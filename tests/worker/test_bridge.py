@@ -1,4 +1,4 @@
-"""The bridge: one thread, outcomes come back, giving up does not wait, and no error is lost."""
+"""The bridge: one thread, outcomes are returned, cancellation does not wait, and no error is lost."""
 
 import asyncio
 import threading
@@ -92,10 +92,10 @@ async def within_a_step(painter, until, draw, *further):
     return await asyncio.gather(*tasks)
 
 
-async def test_pictures_are_drawn_together_on_one_other_thread(start_bridge, painter, until):
+async def test_images_are_drawn_together_on_one_other_thread(start_bridge, painter, until):
     bridge, draw = start_bridge()
-    pictures = await within_a_step(painter, until, draw, (2, "dev"), (3, "dev"))
-    assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
+    images = await within_a_step(painter, until, draw, (2, "dev"), (3, "dev"))
+    assert [image.pixels.max() for image in images] == [1, 2, 3]
     await until(lambda: not bridge.busy)
     everybody = frozenset({1, 2, 3})
     assert painter.together == [{1}, *[everybody] * (STEPS - 1), {2, 3}], "they join between two steps"
@@ -212,8 +212,8 @@ async def test_engines_take_steps_in_turn(start_bridge, painter, until):
 
     bridge, draw = start_bridge(clock)
     bridge.set_engines({"dev": painter, "fast": Painter(), "full": other})
-    pictures = await within_a_step(painter, until, draw, (2, "dev"), (3, "full"))
-    assert [picture.pixels.max() for picture in pictures] == [1, 2, 3]
+    images = await within_a_step(painter, until, draw, (2, "dev"), (3, "full"))
+    assert [image.pixels.max() for image in images] == [1, 2, 3]
     await until(lambda: not bridge.busy)
     await bridge.close()
     assert order == ["dev", "full"] * STEPS + ["dev"]
@@ -224,7 +224,7 @@ async def test_engines_take_steps_in_turn(start_bridge, painter, until):
 
 
 async def test_an_engine_of_small_steps_has_as_much_time_as_one_of_huge_ones(start_bridge, painter, until):
-    """Dev's steps take three times as long as Full's: Full's picture is done after one more of Dev's."""
+    """Dev's steps take three times as long as Full's: Full's image is done after one more of Dev's."""
     clock, other, order = Work(), Painter(), []
     clock.timed("dev", painter, 3.0, order)
     clock.timed("full", other, 1.0, order)

@@ -1,4 +1,4 @@
-"""What a client reads of an error that nobody foresaw."""
+"""What a client reads about an unexpected error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_memory_that_is_not_there_is_told_with_what_to_do(allocate):
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         allocate()
     assert reason(caught.value, "a/1/0") == (
-        "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
+        "the size is too large for the available memory; accepted: a smaller size, or fewer images at a time"
     )
 
 

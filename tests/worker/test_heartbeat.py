@@ -1,4 +1,4 @@
-"""What a worker says while it lives, and to whom."""
+"""A worker's heartbeats, and who receives them."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The worker's loop, on a real store and real files: what becomes of a task, whatever happens while it is drawn."""
+"""The worker's loop on a real store and real files: the outcome of a task, whatever happens while it runs."""
 
 import asyncio
 import io
@@ -40,7 +40,7 @@ from previews import preview
 MODEL, FULL = "wavespeed-ai/hidream-i1-dev", "wavespeed-ai/hidream-i1-full"
 ME = Worker("host:1", [MODEL, FULL], "v1, f1")
 VERSIONS = {MODEL: dict.fromkeys(Mode, "v1") | {Mode.TURBO: "v1-turbo"}, FULL: dict.fromkeys(Mode, "f1")}
-TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
+TOO_LARGE = "the size is too large for the available memory; accepted: a smaller size, or fewer images at a time"
 ROOM = Capacity(1, 10**12, has_tasks=False)
 
 
@@ -70,7 +70,7 @@ class Studio:
     async def now(self, prediction):
         return await history.get(self.database, prediction.id, prediction.key_id)
 
-    async def pictures(self, prediction):
+    async def images_of(self, prediction):
         return [Image.open(io.BytesIO(await self.tools.outputs.read(name))) for name in prediction.output_names]
 
 
@@ -98,7 +98,7 @@ async def test_a_task_becomes_a_file_and_then_a_completed_row(studio):
         done = await s.end_of(await s.submit())
         assert (done.status, done.nsfw, done.inference_ms, done.version) == ("completed", (False,), 600, "v1")
         assert (done.step, done.steps) in ((0, 0), (STEPS, STEPS)), "it may be done before it was reported"
-        (image,) = await s.pictures(done)
+        (image,) = await s.images_of(done)
         assert image.size == (64, 48)
         assert image.text == {"Software": "hidream", "seed": "7", "version": "v1"}
         assert np.asarray(image).min() == np.asarray(image).max() == 7
@@ -128,8 +128,8 @@ async def test_all_that_was_asked_reaches_the_model_every_time(studio, painter, 
     assert painter.requests == [expected, expected]
     for prepared in painter.prepared:
         planes = prepared.planes[Size(64, 48)]
-        assert (planes.picture.shape, planes.mask.shape, planes.mask.all()) == ((3, 48, 64), (1, 48, 64), True)
-        assert np.abs((planes.picture[:, 9, 9] + 1) * 127.5 - (200, 60, 40)).max() < 1e-3
+        assert (planes.image.shape, planes.mask.shape, planes.mask.all()) == ((3, 48, 64), (1, 48, 64), True)
+        assert np.abs((planes.image[:, 9, 9] + 1) * 127.5 - (200, 60, 40)).max() < 1e-3
 
 
 @pytest.mark.integration
@@ -171,14 +171,14 @@ async def test_an_image_that_is_slow_to_read_holds_no_other_task_up(studio, pain
 async def test_the_quality_that_was_asked_is_the_files(studio):
     async with studio() as s:
         asked = [await s.submit(output_format=ImageFormat.JPEG, output_quality=each) for each in (None, 5)]
-        ((usual,), (coarse,)) = [await s.pictures(done) for done in await s.ends_of(asked)]
+        ((usual,), (coarse,)) = [await s.images_of(done) for done in await s.ends_of(asked)]
         assert sum(usual.quantization[0]) < sum(coarse.quantization[0])
 
 
-# --- several pictures of one task ------------------------------------------------------------------------------
+# --- several images of one task ------------------------------------------------------------------------------
 
 
-async def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter, until):
+async def test_each_image_has_its_seed_its_file_and_its_flag(studio, painter, until):
     painter.warnings = ("too long",)
 
     all_are_there = threading.Event()
@@ -191,9 +191,9 @@ async def test_each_picture_has_its_seed_its_file_and_its_flag(studio, painter, 
         done = await s.end_of(task)
         assert (done.status, done.nsfw, done.inference_ms) == (Status.COMPLETED, (False, True, False), 1800)
         assert done.warnings == ("too long",)
-        pictures = await s.pictures(done)
-        assert [np.asarray(picture).max() for picture in pictures] == [8, 9, 10]
-        assert [picture.text["seed"] for picture in pictures] == ["8", "9", "10"]
+        images_of = await s.images_of(done)
+        assert [np.asarray(image).max() for image in images_of] == [8, 9, 10]
+        assert [image.text["seed"] for image in images_of] == ["8", "9", "10"]
     assert painter.together[0] == {8, 9, 10}, "they are drawn side by side"
 
 
@@ -203,7 +203,7 @@ async def test_behind_the_last_seed_comes_the_first(studio, painter):
     assert painter.seeds == [SEED_MAX, 0]
 
 
-async def test_all_of_a_tasks_pictures_or_none(studio, painter, until):
+async def test_all_of_a_tasks_images_or_none(studio, painter, until):
     painter.bad[8] = InvalidInput("too odd")
 
     async with studio() as s:
@@ -332,7 +332,7 @@ async def test_told_to_stop_it_finishes_only_for_a_while(studio, painter, until)
         assert not painter.go_on.is_set()
 
 
-async def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter, until):
+async def test_a_lost_lease_ends_the_image_and_spoils_nothing(studio, painter, until):
     painter.go_on.clear()
     async with studio(lease_s=0.3, clock=Clock()) as s:
         prediction = await s.submit()
@@ -345,7 +345,7 @@ async def test_a_lost_lease_ends_the_picture_and_spoils_nothing(studio, painter,
         assert (untouched.status, untouched.attempt, untouched.version) == (Status.PROCESSING, 2, "v2")
 
 
-async def test_the_lease_is_renewed_while_a_picture_takes_long(studio, painter, until):
+async def test_the_lease_is_renewed_while_an_image_takes_long(studio, painter, until):
     clock = Clock()
 
     async def left_ms(s):
@@ -384,7 +384,7 @@ async def test_the_version_names_the_mode(studio):
     async with studio() as s:
         exact, turbo = await s.ends_of([await s.submit(), await s.submit(mode=Mode.TURBO)])
         assert (exact.version, turbo.version) == ("v1", "v1-turbo")
-        assert (await s.pictures(turbo))[0].text["version"] == "v1-turbo"
+        assert (await s.images_of(turbo))[0].text["version"] == "v1-turbo"
 
 
 async def test_several_models_are_drawn_by_one_worker(studio, painter):
@@ -452,7 +452,7 @@ async def test_progress_is_written_down_and_previews_while_somebody_watches(stud
                 while ((now := await s.now(task)).step, now.steps) != (done, STEPS):
                     await asyncio.sleep(0.01)
             if seen := await preview(s.database, task.id):
-                previews[seen.step] = seen.picture
+                previews[seen.step] = seen.image
         may.release()
         await s.end_of(task)
         assert previews.keys() <= set(range(1, STEPS))
@@ -497,7 +497,7 @@ async def test_while_the_database_is_away_drawings_go_on_and_nothing_is_drawn_tw
     assert painter.seeds == [1, 2, 3]
 
 
-async def test_when_another_worker_was_faster_after_an_outage_its_picture_counts(
+async def test_when_another_worker_was_faster_after_an_outage_its_image_counts(
     studio, painter, until, url, caplog, monkeypatch
 ):
     caplog.set_level("INFO")
@@ -564,7 +564,7 @@ async def test_a_place_for_files_that_is_away_is_waited_for(studio, painter, unt
         Slow.there.set()
         done = await s.end_of(task)
         assert (done.status, done.attempt) == (Status.COMPLETED, 1)
-        assert len(await s.pictures(done)) == 1
+        assert len(await s.images_of(done)) == 1
     assert painter.seeds == [7]
 
 

@@ -1,4 +1,4 @@
-"""The process: what is loaded draws as the settings say, and a start that is hopeless says so in its exit status."""
+"""The process: models load as configured, and a hopeless start has its own exit status."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
 
 
 async def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
-    """Pictures of nano's variants on the model thread: each is the library's."""
+    """Images of nano's variants on the model thread: each is the library's."""
     engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.75)
     settings = Settings(home=tmp_path, compute=Compute(device="cpu", dtype="float32"), engine=engine)
     dev = [ImageRequest("a red apple", Size(256, side), seed=side, steps=2) for side in (256, 384)]
@@ -58,9 +58,9 @@ async def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
         await bridge.close()
     for variant in Variant:
         assert re.search(rf"engine_ready variant={variant} tokens=5000 memory_gb=0\.\d policy=fifo", caplog.text)
-    for (variant, request), picture in zip(asked, drawn, strict=True):
-        assert np.array_equal(picture.pixels, generate(loaded.models[variant], request).pixels)
-        assert not loaded.checker.flagged(picture.pixels)
+    for (variant, request), image in zip(asked, drawn, strict=True):
+        assert np.array_equal(image.pixels, generate(loaded.models[variant], request).pixels)
+        assert not loaded.checker.flagged(image.pixels)
     for variant, model in loaded.models.items():
         versions = _versions(model)
         assert versions == {mode: model.version_of(mode) for mode in Mode}

@@ -1,4 +1,4 @@
-"""The engine that other tests use says of its work what the real one says; `interfaces.py` compares the rest."""
+"""The engine that other tests use reports its work like the real one; `interfaces.py` compares the rest."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Waiting for a database or a bucket that is away: as long as the task is wanted, and no longer."""
+"""Retrying while a database or a bucket is unavailable: as long as the task is wanted, and no longer."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""How far a task is: the mean of its pictures, and previews are made only for those who watch."""
+"""The progress of a task: the mean of its images; previews are made only for watchers."""
 
 import io
 
@@ -14,7 +14,7 @@ def tell(progress, i, done, preview=None):
     progress.listener(i).on_step(Step(done, 10, preview))
 
 
-def test_it_is_the_mean_of_the_pictures_and_nothing_is_told_twice():
+def test_it_is_the_mean_of_the_images_and_nothing_is_told_twice():
     progress = TaskProgress(2)
     assert progress.take_step() is None
     tell(progress, 0, 4)
@@ -25,7 +25,7 @@ def test_it_is_the_mean_of_the_pictures_and_nothing_is_told_twice():
     assert progress.take_step() == Step(7, 10)
 
 
-def test_what_is_left_is_said_of_all_pictures_together():
+def test_what_is_left_is_said_of_all_images_together():
     progress = TaskProgress(2)
     assert progress.left == 1
     tell(progress, 0, 10)
@@ -38,21 +38,21 @@ def test_what_is_left_is_said_of_all_pictures_together():
 
 def test_previews_are_wanted_while_somebody_watches_and_one_at_a_time():
     progress = TaskProgress(1)
-    listener, picture = progress.listener(0), np.zeros((4, 4, 3), np.uint8)
+    listener, image = progress.listener(0), np.zeros((4, 4, 3), np.uint8)
     assert not listener.wants_preview(1)
     progress.watched = True
     assert listener.wants_preview(1)
-    tell(progress, 0, 1, picture)
+    tell(progress, 0, 1, image)
     assert not listener.wants_preview(2), "the first has not been taken"
     step = progress.take_step()
     assert (step.done, step.of) == (1, 10)
-    assert step.preview is picture
+    assert step.preview is image
     assert listener.wants_preview(3)
     progress.watched = False
     assert not listener.wants_preview(4)
 
 
-def test_a_preview_is_of_the_first_picture_that_is_not_finished():
+def test_a_preview_is_of_the_first_image_that_is_not_finished():
     progress = TaskProgress(2)
     progress.watched = True
     tell(progress, 0, 4)

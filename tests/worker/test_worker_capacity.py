@@ -1,4 +1,4 @@
-"""What a worker takes: a room in turn, a reserve beside it; random lives of a queue, and the promises that they keep.
+"""A worker's capacity and its reserve: random workloads, and the promises that hold for them.
 
 The worker's own numbers and the store's own choice, on a queue that is a list: `tests/store` has the same in SQL.
 """

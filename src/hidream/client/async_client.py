@@ -136,9 +136,9 @@ class AsyncClient:
         """Delete finished tasks with their images, and cancel others; return how many there were."""
         return await self._runner.run(calls.delete(self._connection, ids, self._connection.deadline(None)))
 
-    async def upload(self, picture: Picture) -> str:
+    async def upload(self, image: Picture) -> str:
         """Upload an image, and return its URL for `image` or `mask`: a path, a file's bytes, an image or an array."""
-        file = file_of("image", picture)
+        file = file_of("image", image)
         return await self._runner.run(calls.upload(self._connection, file, self._connection.deadline(None)))
 
     async def models(self) -> Any:  # noqa: ANN401 - the server's objects

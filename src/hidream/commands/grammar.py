@@ -51,8 +51,8 @@ class Command(click.Command):
     """A command: its flags and arguments, examples of its use, and the function that runs it.
 
     `check` may refuse a combination of flags: it gets their values, and raises click.UsageError. `elsewhere` maps flags
-    of other tools to what they are called here. `extras` are those of `pyproject.toml` that it needs. `service`: a
-    service manager keeps it running.
+    of other tools to what they are called here. `extras` are those of `pyproject.toml` that it needs. `service`: it
+    runs until it is told to stop, and prints no result.
     """
 
     def __init__(

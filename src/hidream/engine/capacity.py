@@ -1,8 +1,8 @@
 """The capacity of the machine, measured: how many tokens keep it busy, and how much memory requests may hold.
 
-A step of few tokens leaves a large device idle; more tokens than keep it busy only make all wait for the slowest. So
-the budget of a step is the fewest tokens from which on a token costs hardly less. The measurement also shows whether a
-request's bits depend on the other requests of its step.
+A step with few tokens does not use a large device fully. With more tokens than keep it busy, all requests wait longer
+without a gain. So the budget of a step is the smallest number of tokens beyond which a token hardly becomes cheaper.
+The measurement also shows whether a request's bits depend on the other requests of its step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hidream.model.model import Model
 from hidream.model.pipeline import now
 
 GAIN = 1.2
-"""Twice the tokens have to be computed this much faster, per token, for a budget to be doubled."""
+"""A budget is doubled only if twice the tokens are computed this many times faster, per token."""
 MEASURE_S = 3.0
 """Seconds after which the measurement ends with what it has found; a step of a large model on a CPU takes minutes."""
 REPEATS = 3
@@ -42,7 +42,7 @@ class Capacity(NamedTuple):
 
 @torch.inference_mode()
 def measure(model: Model) -> Capacity:
-    """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small pictures, of random noise."""
+    """Find the tokens of a step that keep the device busy, by steps of 1, 2, 4, … small images, of random noise."""
     side = max(1, round(math.sqrt(model.best_tokens) / 2))
     config, text = model.transformer.config, model.text.embed([""]).embeds
     conditioning = model.transformer.condition(*text, (side, side))
@@ -100,7 +100,7 @@ def _free_bytes(model: Model) -> int:
 
 
 def _free_host_bytes() -> int:
-    """What Linux would give to a new process, the page cache included; elsewhere half of what there is."""
+    """The memory that Linux would give to a new process, including the page cache; elsewhere half of the memory."""
     meminfo = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
     if found:

@@ -77,7 +77,7 @@ class Outcome:
     """A finished request: its image, or its error."""
 
     id: str
-    picture: GeneratedImage | None
+    image: GeneratedImage | None
     error: Exception | None
 
 
@@ -176,9 +176,9 @@ class Engine:
         self._scheduler.advance(batch)
         return [self._end(id_, None, error) for id_, error in failed.items()] + self._finished()
 
-    def rest(self) -> None:
+    def release_device(self) -> None:
         """Release the device until the next step: offloaded weights leave it, and another engine may use it."""
-        self._runner.rest()
+        self._runner.release_device()
 
     def close(self) -> None:
         """Abort all requests."""
@@ -208,8 +208,8 @@ class Engine:
             self._usable_bytes = max(self._usable_bytes, usable_bytes(self._model))
         if needed > self._usable_bytes:
             raise InvalidInput(
-                f"size is {size}, for which this request needs {needed / 1e9:.1f} GB beside the model's weights, and "
-                f"there are {self._usable_bytes / 1e9:.1f} GB; accepted: a smaller size"
+                f"size is {size}: this request needs {needed / 1e9:.1f} GB in addition to the model's weights, and "
+                f"{self._usable_bytes / 1e9:.1f} GB are available; accepted: a smaller size"
             )
 
     def _finished(self) -> list[Outcome]:
@@ -222,9 +222,9 @@ class Engine:
             outcomes.append(self._end(id_, None if error else future.result(), error))
         return outcomes
 
-    def _end(self, id_: str, picture: GeneratedImage | None, error: Exception | None) -> Outcome:
+    def _end(self, id_: str, image: GeneratedImage | None, error: Exception | None) -> Outcome:
         del self._active[id_]
-        return Outcome(id_, picture, error)
+        return Outcome(id_, image, error)
 
     def _after_step(
         self, prepared: PreparedRequest, on_step: OnStep | None, wants_preview: WantsPreview | None
@@ -234,12 +234,12 @@ class Engine:
         def after_step(done: int, x0: Tensor) -> None:
             if on_step is not None:
                 wanted = wants_preview is not None and done < prepared.steps and wants_preview(done)
-                on_step(Step(done, prepared.steps, self._draw_preview(x0) if wanted else None))
+                on_step(Step(done, prepared.steps, self._render_preview(x0) if wanted else None))
 
         return after_step
 
-    def _draw_preview(self, x0: Tensor) -> np.ndarray:
+    def _render_preview(self, x0: Tensor) -> np.ndarray:
         if self._preview is None:
             with self._model.phases.autoencoding():
                 self._preview = fit_preview(self._model.vae)
-        return self._preview.draw(x0)
+        return self._preview.render(x0)

@@ -1,7 +1,7 @@
-"""What the scheduler is told: a request in numbers, and how much of them the machine bears at once.
+"""The input of the scheduler: a request as numbers, and the limits of what the machine computes at once.
 
-Knows nothing of prompts, pictures or tensors. The loop makes a `Work` of each request, whose user input was checked
-long before; a wrong number here is our own bug.
+Knows no prompts, images or tensors. The loop makes a `Work` of each request. User input was checked before that, so a
+wrong number here is a bug.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from enum import StrEnum
 
 
 class Policy(StrEnum):
-    """Who goes first; `scheduler.py` has the formulas.
+    """The order of requests; `scheduler.py` has the formulas.
 
-    FIFO: who came first.
-    SRPT: who has the least work left (shortest remaining processing time), as far as nobody waits too long for it.
+    FIFO: the request that arrived first.
+    SRPT: the request with the least remaining work (shortest remaining processing time), within the overtaking bounds.
     """
 
     FIFO = "fifo"
@@ -25,11 +25,11 @@ class Policy(StrEnum):
 class Work:
     """One request, as the scheduler sees it.
 
-    `steps` has, for each denoising step that asks the model, the tokens that the request puts into the batch: image
-    tokens of the pass's grid, twice for a guided request, whose two segments go together. Two passes on different
-    grids are one tuple with different numbers. `memory_bytes` is held from admission to the end, also while the
-    request is paused: latents, conditioning, sampler history. What a step needs only while it runs grows with its
-    tokens, so it belongs to `Limits.tokens`. A larger `priority` goes earlier; it may be negative.
+    `steps` has, for each denoising step that evaluates the model, the tokens that the request puts into the batch:
+    image tokens of the pass's grid, twice for a guided request, whose two segments go together. Two passes on different
+    grids are one tuple with different numbers. `memory_bytes` is held from admission to the end, also while the request
+    is paused: latents, conditioning, sampler history. What a step needs only while it runs grows with its tokens, so it
+    belongs to `Limits.tokens`. A larger `priority` goes earlier; it may be negative.
     """
 
     id: str
@@ -38,14 +38,14 @@ class Work:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        assert self.steps, f"{self.id!r} has no steps; a request asks the model at least once"
+        assert self.steps, f"{self.id!r} has no steps; a request evaluates the model at least once"
         assert min(self.steps) >= 1, f"{self.id!r} has steps of {self.steps} tokens; each needs at least one"
         assert self.memory_bytes >= 0, f"{self.id!r} holds {self.memory_bytes} bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the machine bears: tokens in one step, bytes held by admitted requests, and how many those may be.
+    """The limits of the machine: tokens in one step, bytes held by admitted requests, and how many those may be.
 
     `tokens` should be the fewest that keep the hardware busy, not the most that fit: all in a step wait for its end, so
     that a larger budget makes small requests as slow as the large ones beside them. `requests` of None means as many

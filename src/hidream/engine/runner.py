@@ -68,7 +68,7 @@ class Runner:
         self._batches: dict[Transformer, tuple[list[int], RaggedBatch]] = {}
         self._denoising, self._is_denoising = ExitStack(), False
         self._overlap, self._encoding, self._together = overlap, encoding, together
-        self._background: Executor = ThreadPoolExecutor(1, "background") if overlap else _AtOnce()
+        self._background: Executor = ThreadPoolExecutor(1, "background") if overlap else _ImmediateExecutor()
         self._stream = torch.cuda.Stream(model.device) if overlap and model.device.type == "cuda" else None
 
     def work(self, id: str, prepared: PreparedRequest, priority: int = 0) -> Work:  # noqa: A002 - what it is
@@ -113,7 +113,7 @@ class Runner:
         """Encode the prompts of new requests and start to denoise them; return the errors of those that failed."""
         if not requests:
             return {}
-        self.rest()
+        self.release_device()
         if len(requests) > 1 and self._model.text.cache is not None:  # all at once; each then reads the cache
             with suppress(Exception):  # the loop below finds out which request is to blame
                 self._embed(*(prepared for prepared, _ in requests.values()))
@@ -165,7 +165,7 @@ class Runner:
             running.denoising.close()
             self._batches.clear()
 
-    def rest(self) -> None:
+    def release_device(self) -> None:
         """Leave the denoising phase, until the next step."""
         self._denoising.close()
         self._is_denoising = False
@@ -174,7 +174,7 @@ class Runner:
         """Drop all requests and end the background thread."""
         for id_ in list(self._running):
             self.drop(id_)
-        self.rest()
+        self.release_device()
         self._background.shutdown()
 
     def _velocities(self, ids: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Exception]]:
@@ -220,7 +220,7 @@ class Runner:
         text_s, denoise_s = running.text_s, running.denoise_s
         del running
         self.drop(id_)
-        self.rest()
+        self.release_device()
         ready = None if self._stream is None else torch.cuda.current_stream(self._model.device).record_event()
 
         def decode() -> GeneratedImage:
@@ -245,7 +245,7 @@ class Runner:
             return function(*arguments)
 
 
-class _AtOnce(Executor):
+class _ImmediateExecutor(Executor):
     """Runs what is submitted at once, on the thread that submits it."""
 
     def submit(self, function: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:  # noqa: ANN401

@@ -86,13 +86,13 @@ class Scheduler:
         self._clock = 0
         self._arrivals = 0
         self._requests: dict[str, _Request] = {}
-        self._waiting: list[_Place] = []  # sorted; their places never change
+        self._waiting: list[_Rank] = []  # sorted; their places never change
         self._waiting_tokens: list[int] = []  # sorted: what their first steps take
-        self._waiting_short: list[_Place] = []  # sorted by what they are in all, whenever they came
+        self._waiting_short: list[_Rank] = []  # sorted by what they are in all, whenever they came
         self._lead = 0  # tokens by which the first of all had more than the shortest, since they parted
         self._admitted: dict[str, _Request] = {}
         self._memory_free = limits.memory_bytes
-        self._batch: tuple[Batch, list[_Request], _Led] | None = None
+        self._batch: tuple[Batch, list[_Request], _LedBy] | None = None
 
     def add(self, work: Work) -> None:
         """Enqueue a request.
@@ -100,18 +100,18 @@ class Scheduler:
         Raises InvalidInput if a request of that id is still here, or if it could never be admitted.
         """
         if work.id in self._requests:
-            raise InvalidInput(f"id is {work.id!r}; accepted: one that no request has that is still here")
+            raise InvalidInput(f"id is {work.id!r}; accepted: an id that no current request has")
         if work.memory_bytes > self._limits.memory_bytes:
             raise InvalidInput(
                 f"memory_bytes of {work.id!r} is {work.memory_bytes}; accepted: at most {self._limits.memory_bytes}, "
-                "which is what the engine may give to all requests together"
+                "the limit for all requests together"
             )
         request = _Request(work, self._arrivals, self._clock, sum(work.steps))
         self._arrivals += 1
         self._requests[work.id] = request
-        insort(self._waiting, self._place(request))
+        insort(self._waiting, self._rank(request))
         insort(self._waiting_tokens, request.tokens)
-        insort(self._waiting_short, self._short(request))
+        insort(self._waiting_short, self._rank_as_new(request))
 
     def abort(self, id: str) -> bool:  # noqa: A002 - what it is
         """Forget a request at once and free what it holds; return whether it was here."""
@@ -133,8 +133,8 @@ class Scheduler:
             chosen.append(leader)
             room -= leader.tokens
         admissible = self._admissible(running)
-        for place in heapq.merge(running, admissible):
-            request = self._requests[place.id]
+        for rank in heapq.merge(running, admissible):
+            request = self._requests[rank.id]
             if (request.tokens <= room or not chosen) and request is not leader:
                 chosen.append(request)
                 room -= request.tokens
@@ -152,16 +152,16 @@ class Scheduler:
 
         `batch` is the latest. Requests aborted since it was made are skipped, also if their id is in use again.
         """
-        assert self._batch is not None, "a step was done that nobody had asked for"
+        assert self._batch is not None, "a step was computed that was not requested"
         latest, chosen, led = self._batch
-        assert batch is latest, "the step that was done is not the latest that was asked for"
+        assert batch is latest, "the computed step is not the latest one that was requested"
         self._batch = None
         self._clock += batch.tokens
-        if led is _Led.BY_SHORTEST:
+        if led is _LedBy.SHORTEST:
             self._lead -= batch.tokens
         else:  # together, the first pays what it owes; what the shortest owes is forgotten
             lead = self._lead + batch.tokens
-            self._lead = lead if led is _Led.BY_FIRST else min(lead, 0)
+            self._lead = lead if led is _LedBy.FIRST else min(lead, 0)
         computed = [request for request in chosen if self._requests.get(request.work.id) is request]
         for request in computed:
             request.remaining -= request.tokens
@@ -191,48 +191,48 @@ class Scheduler:
         """Number of requests that have begun, including paused ones."""
         return len(self._admitted)
 
-    def _place(self, request: _Request) -> _Place:
+    def _rank(self, request: _Request) -> _Rank:
         remaining = request.remaining if self._shortest_first else 0
         key = remaining + self._ageing * request.arrived - request.work.priority * self._priority_weight
-        return _Place(key, request.number, request.work.id)
+        return _Rank(key, request.number, request.work.id)
 
-    def _short(self, request: _Request) -> _Place:
+    def _rank_as_new(self, request: _Request) -> _Rank:
         """Return the place that a request would have if it had arrived just now."""
         key = request.remaining - request.work.priority * self._priority_weight
-        return _Place(key, request.number, request.work.id)
+        return _Rank(key, request.number, request.work.id)
 
-    def _leader(self, running: Sequence[_Place]) -> tuple[_Request | None, _Led]:
+    def _leader(self, running: Sequence[_Rank]) -> tuple[_Request | None, _LedBy]:
         """Return the shortest request if it leads the next step, and who leads."""
         if not self._shortest_first:
-            return None, _Led.TOGETHER
-        shortest = min((self._short(self._requests[place.id]) for place in running), default=None)
+            return None, _LedBy.BOTH
+        shortest = min((self._rank_as_new(self._requests[rank.id]) for rank in running), default=None)
         if self._waiting_short and (shortest is None or self._waiting_short[0] < shortest):
             waiting = self._waiting_short[0]
-            if any(place.id == waiting.id for place in self._admissible(running)):
+            if any(rank.id == waiting.id for rank in self._admissible(running)):
                 shortest = waiting
         first = min([*running[:1], *islice(self._admissible(running), 1)], default=None)
         if shortest is None or first is None or shortest.id == first.id:  # with none admitted, the first leads
-            return None, _Led.TOGETHER
+            return None, _LedBy.BOTH
         if self._lead < 0:
-            return None, _Led.BY_FIRST
-        return self._requests[shortest.id], _Led.BY_SHORTEST
+            return None, _LedBy.FIRST
+        return self._requests[shortest.id], _LedBy.SHORTEST
 
-    def _running(self) -> list[_Place]:
+    def _running(self) -> list[_Rank]:
         """Return the admitted requests, in order."""
-        return sorted(self._place(request) for request in self._admitted.values())
+        return sorted(self._rank(request) for request in self._admitted.values())
 
-    def _admissible(self, running: Sequence[_Place]) -> Generator[_Place, None, None]:
+    def _admissible(self, running: Sequence[_Rank]) -> Generator[_Rank, None, None]:
         """Yield the waiting requests, in order, as far as memory and places suffice for each and all before it."""
         memory = self._memory_free
         limits = self._limits
-        for count, place in enumerate(self._waiting, len(running) + 1):
-            is_first = place is self._waiting[0] and (not running or place < running[0])
-            memory -= self._requests[place.id].work.memory_bytes
+        for count, rank in enumerate(self._waiting, len(running) + 1):
+            is_first = rank is self._waiting[0] and (not running or rank < running[0])
+            memory -= self._requests[rank.id].work.memory_bytes
             if memory < (0 if is_first else limits.reserve_bytes):
                 return
             if limits.requests is not None and count > limits.requests - (0 if is_first else limits.reserve_requests):
                 return
-            yield place
+            yield rank
 
     def _admit(self, request: _Request) -> None:
         self._stop_waiting(request)
@@ -247,20 +247,20 @@ class Scheduler:
         del self._requests[request.work.id]
 
     def _stop_waiting(self, request: _Request) -> None:
-        del self._waiting[bisect_left(self._waiting, self._place(request))]
-        del self._waiting_short[bisect_left(self._waiting_short, self._short(request))]
+        del self._waiting[bisect_left(self._waiting, self._rank(request))]
+        del self._waiting_short[bisect_left(self._waiting_short, self._rank_as_new(request))]
         del self._waiting_tokens[bisect_left(self._waiting_tokens, request.tokens)]
 
 
-class _Led(Enum):
+class _LedBy(Enum):
     """Who leads a step."""
 
-    TOGETHER = auto()  # the first is the shortest
-    BY_FIRST = auto()
-    BY_SHORTEST = auto()
+    BOTH = auto()  # the first is the shortest
+    FIRST = auto()
+    SHORTEST = auto()
 
 
-class _Place(NamedTuple):
+class _Rank(NamedTuple):
     """A request's place in the order: compared by key, then by number of arrival; no two are equal."""
 
     key: float

@@ -1,11 +1,11 @@
-"""What a LoRA file holds for one layer: the tensors of its parts to an adapter, of low rank, LoKr or LoHa.
+"""The adapter of one layer in a LoRA file, made from the tensors of its parts: low rank, LoKr or LoHa.
 
 Shapes: I inputs and O outputs of the layer, R rank; ⊗ is the Kronecker product, ⊙ multiplies value by value.
 
-Knows the parts by name, whatever the keys were (`lora_file.py`), and each trainer's rule for the strength. Every
-adapter is checked here, once: parts that belong together, matrices of one rank, finite values. `outlined` tells from
-the shapes alone what an adapter is made for, before anything is read or multiplied: factors of a few kilobytes may have
-a product of gigabytes.
+Knows the names of the parts, but not the keys of the file (`lora_file.py`), and each trainer's rule for the strength.
+Every adapter is checked here, once: its parts belong together, its matrices have one rank, its values are finite.
+`adapter_spec` derives from the shapes alone what an adapter is made for, before anything is read or multiplied: factors
+of a few kilobytes may have a product of gigabytes.
 Source: LyCORIS 3 (modules/lokr.py, loha.py), peft 0.21.2 (tuners/lora, lokr, loha).
 """
 
@@ -104,15 +104,15 @@ Adapter = LowRank | Kronecker | Hadamard
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
-    """What an adapter will be."""
+class AdapterSpec:
+    """The size of an adapter, known before its tensors are read."""
 
     shape: tuple[int, int]  # (O, I) of the layer that it is made for
     values: int  # that it will hold
 
 
-def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
-    """What the adapter of a layer will be, told by the shapes of its parts.
+def adapter_spec(key: str, shapes: Mapping[str, Shape]) -> AdapterSpec:
+    """Derive the adapter of a layer from the shapes of its parts.
 
     Raises CheckpointError when parts are missing, have no two dimensions or do not fit together, when one of them is of
     a higher rank than its layer has inputs or outputs, and when a product of them would be larger than the layer.
@@ -121,7 +121,7 @@ def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
     magnitude = flat.pop("magnitude", (0, 0))
     if flat.keys() not in COMPLETE:
         raise CheckpointError(
-            f"the LoRA's layer {key} is not complete: it has only {', '.join(shapes)}; {ACCEPTED_PARTS}"
+            f"the LoRA's layer {key} is incomplete: it has only {', '.join(shapes)}; {ACCEPTED_PARTS}"
         )
     if "down" in flat:
         factors = [_chained(key, flat["up"], flat["down"])]
@@ -131,23 +131,23 @@ def outlined(key: str, shapes: Mapping[str, Shape]) -> Outline:
         first, second = (_chained(key, *side) for side in sides)
         if first != second:
             raise CheckpointError(
-                f"the LoRA's layer {key} is made of products of shapes {list(first)} and {list(second)}; "
-                "accepted: of one shape"
+                f"the LoRA's layer {key} multiplies products of shapes {list(first)} and {list(second)}; "
+                "accepted: equal shapes"
             )
         shape, held = first, [part for side in sides for part in side]
     else:
         held = [_chained(key, *_factors(flat, side)) for side in ("w1", "w2")]
         shape = math.prod(each[0] for each in held), math.prod(each[1] for each in held)
     _check_size(key, shape, held)
-    return Outline(shape, sum(map(math.prod, held)) + 2 * math.prod(magnitude))
+    return AdapterSpec(shape, sum(map(math.prod, held)) + 2 * math.prod(magnitude))
 
 
 def adapter(key: str, layer: str, parts: Mapping[str, Tensor], settings: PeftSettings) -> Adapter:
     """Make the adapter of a layer, whose key has its name after a prefix, of its parts.
 
-    Raises CheckpointError as `outlined` does, and when the parts are no matrices of finite floats.
+    Raises CheckpointError as `adapter_spec` does, and when the parts are no matrices of finite floats.
     """
-    outlined(key, {name: tensor.shape for name, tensor in parts.items()})
+    adapter_spec(key, {name: tensor.shape for name, tensor in parts.items()})
     matrices = {name: _matrix(key, name, tensor) for name, tensor in parts.items() if name != "alpha"}
     magnitude = matrices.pop("magnitude", None)
     if "down" in matrices:
@@ -163,7 +163,7 @@ def adapter(key: str, layer: str, parts: Mapping[str, Tensor], settings: PeftSet
 
 def tensors_of(holder: object) -> list[Tensor]:
     """The tensors among the fields of a dataclass, such as an adapter."""
-    assert hasattr(holder, "__dataclass_fields__"), "what has tensors is a dataclass"
+    assert hasattr(holder, "__dataclass_fields__"), "the holder of tensors is a dataclass"
     values = [getattr(holder, field.name) for field in fields(holder)]  # type: ignore[arg-type]
     return [value for value in values if isinstance(value, Tensor)]
 
@@ -203,7 +203,7 @@ def _check_size(key: str, shape: tuple[int, int], held: Sequence[tuple[int, int]
     """Refuse what would hold more than its layer justifies: a matrix of rank R with R·(I + O) values among others."""
     if math.prod(shape) > LAYER_MAX_VALUES:
         raise CheckpointError(
-            f"the LoRA's layer {key} is made for one of {list(shape)} (outputs, inputs); "
+            f"the LoRA's layer {key} is made for a layer of shape {list(shape)} (outputs, inputs); "
             f"accepted: at most {LAYER_MAX_VALUES:,} values"
         )
     if (widest := max(max(each) for each in held)) > max(shape):
@@ -267,7 +267,7 @@ def _alpha(key: str, alpha: Tensor) -> float:
 def _matrix(key: str, part: str, tensor: Tensor) -> Tensor:
     """A part as a matrix, whatever axes of length 1 a trainer gave it; a magnitude [O] as [O, 1]."""
     if tensor.is_floating_point() and tensor.itemsize == 1:
-        tensor = tensor.float()  # float8 cannot be asked whether it is finite
+        tensor = tensor.float()  # torch has no isfinite for float8
     if tensor.ndim > 2:
         tensor = tensor.flatten(1)
     if tensor.ndim == 1 and part == "magnitude":

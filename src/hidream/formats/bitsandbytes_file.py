@@ -2,7 +2,8 @@
 
 A weight X is several tensors: `X` with the packed values, `X.absmax`, `X.quant_map` and, as JSON in bytes,
 `X.quant_state.bitsandbytes__nf4`; if the scales are quantised too ("double quantisation"), also `X.nested_absmax` and
-`X.nested_quant_map`. The scales are made plain here: they are a thirty-second of the values, and cost time each step.
+`X.nested_quant_map`. The scales are dequantised here: they are only a thirty-second of the values, and would cost time
+in each step.
 
 Source: bitsandbytes 0.50.2, functional.py, `QuantState`.
 """
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy_scales import object_in, some
+from hidream.formats.comfy_scales import first_names, object_in
 from hidream.formats.quantized import Quantized, Scheme, nf4_pairs
 
 STATE = ".quant_state.bitsandbytes__"
@@ -36,13 +37,13 @@ def fold(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Quantized]:
         ("have a state, but no values", states.keys() - tensors.keys()),
         (f"lack their state (`{STATE}nf4`)", {key.removesuffix(part) for key, part in parts.items()} - states.keys()),
         (
-            "are in 8 bits (LLM.int8), which is not read",
+            "are in 8 bits (LLM.int8), which is not supported",
             {key.removesuffix(".SCB") for key in tensors if key.endswith(".SCB")},
         ),
     ):
         if names:
             raise CheckpointError(
-                f"{len(names)} weights of bitsandbytes {what}: {some(names)}; accepted: whole NF4 files"
+                f"{len(names)} weights of bitsandbytes {what}: {first_names(names)}; accepted: complete NF4 files"
             )
     folded = parts.keys() | set(states.values())
     return {
@@ -64,12 +65,14 @@ def _weight(name: str, state_key: str, tensors: Mapping[str, Tensor]) -> Quantiz
         pairs = nf4_pairs(_code(tensors, name))
     except KeyError as error:
         raise CheckpointError(
-            f"the bitsandbytes weight {name} lacks {error.args[0]}; accepted: whole NF4 files"
+            f"the bitsandbytes weight {name} lacks {error.args[0]}; accepted: complete NF4 files"
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"the bitsandbytes weight {name} is torn: {error}; accepted: whole NF4 files") from error
+        raise CheckpointError(
+            f"the bitsandbytes weight {name} is damaged: {error}; accepted: complete NF4 files"
+        ) from error
     except (RuntimeError, TypeError, IndexError, ArithmeticError) as error:
-        raise CheckpointError(f"the bitsandbytes weight {name} is torn; accepted: whole NF4 files") from error
+        raise CheckpointError(f"the bitsandbytes weight {name} is damaged; accepted: complete NF4 files") from error
     return Quantized(Scheme.NF4, {"data": data, "scale": scale[:, None], "pairs": pairs}, shape)
 
 

@@ -1,7 +1,7 @@
 """From blocks of quantised values to a matrix, a few blocks at a time.
 
-A scheme decodes blocks to float32. For a whole matrix at once that would be slow on a CPU (every intermediate result
-would leave the caches) and would double the memory where 16 bits are asked; hence by chunks.
+A scheme decodes blocks to float32. For a whole matrix at once, that would be slow on a CPU, because no intermediate
+result would fit into the caches, and would double the memory if 16 bits are requested. So it decodes in chunks.
 
 Shapes: n blocks of V values each.
 """

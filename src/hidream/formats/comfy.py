@@ -1,6 +1,6 @@
 """ComfyUI's single files: their tensors under the names that diffusers and transformers give them.
 
-Only names and layouts change here; the values stay where they are, in the mapped file. Knows no modules.
+Only names and layouts change here; the values stay in the mapped file. Knows no modules.
 Source: Comfy-Org/ComfyUI, comfy/utils.py (transformers_convert), comfy/sd.py
 (load_text_encoder_state_dicts); black-forest-labs/flux, src/flux/modules/autoencoder.py for the autoencoder's names.
 """
@@ -24,11 +24,11 @@ PREFIXES = (
     "first_stage_model.",
     "vae.",
 )
-"""What stands before every name in files that were cut out of, or saved as, a whole checkpoint."""
+"""Prefixes of all names in files that were extracted from, or saved as, a complete checkpoint."""
 
 
 def without_prefix(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Take off what stands before every name."""
+    """Remove the prefix that all names have."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -40,7 +40,7 @@ def clip_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     tensors = {_renamed(OPEN_CLIP, name): tensor for name, tensor in tensors.items()}
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        if name in CLIP_LEFT_OUT or name.endswith("position_ids"):
+        if name in CLIP_IGNORED or name.endswith("position_ids"):
             continue
         layer, packed, kind = name.partition(".attn.in_proj_")
         if packed and isinstance(tensor, Tensor):
@@ -81,25 +81,25 @@ def autoencoder_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTe
         return dict(tensors)
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        new = replaced(AUTOENCODER, from_the_other_end(name, len(levels)))
+        new = replaced(AUTOENCODER, with_reversed_level(name, len(levels)))
         is_product = ".attentions." in new and isinstance(tensor, Tensor) and tensor.dim() == 4
         named[new] = tensor.flatten(1) if is_product and isinstance(tensor, Tensor) else tensor
     return named
 
 
 def replaced(pieces: Sequence[tuple[str, str]], name: str) -> str:
-    """A name with every piece that is the first of a pair in the second's stead."""
+    """Replace each first piece of a pair in a name by the second."""
     for piece, other in pieces:
         name = name.replace(piece, other)
     return name
 
 
-def from_the_other_end(name: str, levels: int) -> str:
-    """A name of an autoencoder's decoder with its level counted as the other of FLUX and diffusers counts it."""
+def with_reversed_level(name: str, levels: int) -> str:
+    """Reverse the number of a level in a name of the decoder: FLUX and diffusers count the levels in opposite order."""
     return re.sub(r"^(decoder\.up(?:_blocks)?\.)(\d+)", lambda found: f"{found[1]}{levels - 1 - int(found[2])}", name)
 
 
-CLIP_LEFT_OUT = ("logit_scale", "attn_mask")
+CLIP_IGNORED = ("logit_scale", "attn_mask")
 OPEN_CLIP = (
     (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
     (r"^token_embedding\.", "text_model.embeddings.token_embedding."),

@@ -3,10 +3,11 @@
     diffusion_models/ or unet/      the transformers of all variants, and of other models
     text_encoders/ or clip/         CLIP-L, CLIP-G, T5 and Llama, and other models' encoders
     vae/                            FLUX's autoencoder, and others
-    tokenizers/ or tokenizer*/      which ComfyUI has not: `hidream convert` writes them
+    tokenizers/ or tokenizer*/      ComfyUI does not have these: `hidream convert` writes them
 
-What a file is, is told by its names and shapes: nothing but headers is read. Only the variant of a transformer stands
-nowhere but in its file's name. What is another model's is passed over; where two files would do, neither is chosen.
+A file is recognised by the names and shapes of its tensors; only headers are read. The variant of a transformer is an
+exception: only the name of its file states it. Files of other models are ignored. If two files are possible, it is an
+error.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from pathlib import Path
 from torch import Size
 
 from hidream.errors import CheckpointError
-from hidream.formats.detect import Published, outline
+from hidream.formats.detect import Published, read_shapes
 from hidream.parts import CLIP_G, CLIP_L, ENCODERS, LLAMA, PARTS, T5, TRANSFORMER, VAE, Kind
 from hidream.types import Variant
 
 ROOTS = ("", "split_files", "models")
 """Where in a folder the layout may begin."""
-ENDINGS = (".safetensors", ".sft", ".gguf")
+SUFFIXES = (".safetensors", ".sft", ".gguf")
 TOKENIZERS = "tokenizers"
-SEARCHED = (TRANSFORMER, *ENCODERS, VAE)
-"""The parts, in the order in which they are looked for."""
+PARTS_IN_ORDER = (TRANSFORMER, *ENCODERS, VAE)
+"""The parts, in the order in which they are searched."""
 STOCK_CLIP_POSITIONS = 77
 """Of CLIPs that were not trained anew for HiDream-I1."""
 PUBLISHED_LLAMA = (128256, 4096)
 """Vocabulary and width of Llama-3.1-8B; others of this width have another vocabulary."""
 POSITIONS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
-EDITING = "e1"
-"""What stands in the names of HiDream-E1's files, whose tensors are those of I1."""
+EDIT_MODEL = "e1"
+"""Part of the names of HiDream-E1's files, which have the same tensors as I1's."""
 CAPTION = re.compile(r"caption_projection\.(\d+)\.")
 PATCH = 2
 
@@ -65,11 +66,13 @@ def root_of(path: Path) -> Path | None:
     return next((path / root for root in ROOTS if any((path / root / name).is_dir() for name in folders)), None)
 
 
-def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path], *, whole: bool = True) -> dict[str, Path]:
+def parts_in(
+    path: Path, variant: Variant | None, named: Mapping[str, Path], *, complete: bool = True
+) -> dict[str, Path]:
     """Find each part that is not `named`, in a folder or around a transformer's file; nothing in another layout.
 
     With them comes "tokenizers", if there are some. Raises CheckpointError where several files would do for a part, or
-    none does in a folder that is to be `whole`; a transformer there must be.
+    none does in a folder that is to be `complete`; a transformer there must be.
     """
     root = root_of(path)
     if root is None or named.keys() >= PARTS.keys():
@@ -80,9 +83,9 @@ def parts_in(path: Path, variant: Variant | None, named: Mapping[str, Path], *, 
     if found.keys() | named.keys() == PARTS.keys():
         return found | _tokenizers(root)
     parts, others = _scan(root, _widths({**found, **named}["transformer"]))
-    for part in (each.name for each in SEARCHED):
+    for part in (each.name for each in PARTS_IN_ORDER):
         files = parts.get(part, [])
-        if part in found or part in named or (not files and (path.is_file() or not whole)):
+        if part in found or part in named or (not files and (path.is_file() or not complete)):
             continue
         if len(files) != 1:
             raise CheckpointError(_not_one(root, part, files, others))
@@ -96,7 +99,7 @@ def _transformer(root: Path, variant: Variant | None) -> Path:
     for file, published in _opened(root, TRANSFORMER.comfy_folders):
         if isinstance(published, str) or published.kind is not Kind.TRANSFORMER:
             others[file] = published if isinstance(published, str) else f"it holds {published.kind}"
-        elif EDITING in _words(file):
+        elif EDIT_MODEL in _words(file):
             others[file] = "HiDream-E1, by its name"
         else:
             files.append(file)
@@ -156,7 +159,7 @@ def _clip(file: Path, shapes: Shapes, widths: _Widths) -> str | None:
 
 
 def _widths(transformer: Path) -> _Widths:
-    shapes = _shapes(outline(transformer))
+    shapes = _shapes(read_shapes(transformer))
     last = max((int(match[1]) for name in shapes if (match := CAPTION.match(name))), default=0)
     try:
         return _Widths(
@@ -166,7 +169,7 @@ def _widths(transformer: Path) -> _Widths:
             latent=shapes["final_layer.linear.weight"][0] // PATCH**2,
         )
     except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{transformer} is no whole HiDream-I1 transformer: {error} is missing") from error
+        raise CheckpointError(f"{transformer} is not a complete HiDream-I1 transformer: {error} is missing") from error
 
 
 def _tokenizers(root: Path) -> dict[str, Path]:
@@ -179,7 +182,7 @@ def _opened(root: Path, folders: Sequence[str]) -> Iterator[tuple[Path, Publishe
     """Every file in some folders with what it holds, or why it cannot be read."""
     for file in _files(root, folders):
         try:
-            yield file, outline(file)
+            yield file, read_shapes(file)
         except CheckpointError as error:
             yield file, error.message.replace(str(file), "it").partition("; accepted")[0]
 
@@ -194,7 +197,7 @@ def _files(root: Path, folders: Sequence[str]) -> list[Path]:
             visited.add(os.path.realpath(at))
             below[:] = sorted(below) if is_new else []
             for file in (Path(at) / name for name in names if is_new):
-                if file.suffix.lower() in ENDINGS and file.is_file():
+                if file.suffix.lower() in SUFFIXES and file.is_file():
                     files.setdefault(os.path.realpath(file), file)
     return sorted(files.values())
 
@@ -221,7 +224,7 @@ def _not_one(
     passed = [
         f"{file.relative_to(root)} ({why})" for file, why in others.items() if _under(file, root, row.comfy_folders)
     ]
-    shown = f"; passed over: {', '.join(passed)}" if passed else ""
+    shown = f"; ignored: {', '.join(passed)}" if passed else ""
     return f"{root} has no {what} in {where}{shown}; accepted: {row.comfy_published}, or its path in {row.flag}"
 
 

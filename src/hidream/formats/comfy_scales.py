@@ -1,9 +1,9 @@
-"""Matrices in eight bits and their scales, as ComfyUI's files have them: joined, and refused where one is lost.
+"""Joins 8-bit matrices with their scales, as ComfyUI's files store them; a missing one is an error.
 
-Eight bits without their scale are still numbers, of which a model draws some other picture: a file that says in any
-way that it is scaled must have a scale for every matrix in eight bits. ComfyUI itself takes 1 for one that is missing.
-Tensors of one dimension, and all that is kept in 16 or 32 bits, never have one. A file that says nothing is a plain
-cast (`hidream_i1_*_fp8`), whose values are the weights.
+Without its scale, a matrix still has valid numbers, and the model would generate another image. So a file that states
+in any way that it is scaled must have a scale for every matrix in 8 bits. (ComfyUI itself uses 1 for a missing scale.)
+Tensors of one dimension, and those in 16 or 32 bits, never have one. A file that states nothing is a plain cast
+(`hidream_i1_*_fp8`), whose values are the weights.
 
 Source: Comfy-Org/ComfyUI, comfy/ops.py (scaled_fp8_ops), comfy/utils.py (convert_old_quants).
 """
@@ -23,11 +23,11 @@ from hidream.formats.quantized import Quantized, Scheme, StoredTensor
 
 SCALES = (".scale_weight", ".weight_scale")
 """A matrix's scale, in the older and the newer of Comfy's spellings."""
-STATED = ".comfy_quant"
+LAYER_FORMAT = ".comfy_quant"
 """Of a layer: how it is quantised, as JSON in bytes. Also in the metadata, for all layers at once (METADATA)."""
 METADATA = "_quantization_metadata"
-LEFT_OUT = (".scale_input", ".input_scale", STATED)
-"""For products in eight bits: Comfy too passes over them where it multiplies in 16 bits, as is done here."""
+IGNORED = (".scale_input", ".input_scale", LAYER_FORMAT)
+"""Only for products in 8 bits: ComfyUI too ignores them when it multiplies in 16 bits, as is done here."""
 MARKER = "scaled_fp8"
 QUANTIZED_AS = {torch.float8_e4m3fn: Scheme.FP8, torch.float8_e5m2: Scheme.FP8, torch.int8: Scheme.INT8}
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
@@ -36,12 +36,12 @@ NEVER_SCALED = ("relative_attention_bias.weight",)
 """A table that T5 looks up and does not multiply with."""
 NAME_MAX_CHARS = 1024
 TEXT_MAX_BYTES = 2**16
-"""Of a text that is kept in a tensor; as published they have 20 to 200."""
-FEW = 3
+"""Maximum size of a text in a tensor; published ones have 20 to 200 bytes."""
+NAMES_SHOWN = 3
 
 
-def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
-    """What a file's metadata say of its layers, as the tensors that say the same in other files.
+def tensors_of_metadata(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """Return the quantisation of the layers in a file's metadata, as the tensors that other files have for it.
 
     Raises CheckpointError when they cannot be read.
     """
@@ -50,8 +50,8 @@ def stated_in(metadata: Mapping[str, Any], path: str) -> dict[str, Tensor]:
     try:
         layers = object_of(metadata[METADATA])["layers"]
         if not all(layer.isprintable() and len(layer) <= NAME_MAX_CHARS for layer in layers):
-            raise ValueError("a name that could not stand in a message")
-        return {layer + STATED: _in_bytes(json.dumps(how)) for layer, how in layers.items()}
+            raise ValueError("a layer's name that is not printable or too long")
+        return {layer + LAYER_FORMAT: _in_bytes(json.dumps(how)) for layer, how in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: its metadata `{METADATA}` cannot be read; accepted: `layers` in JSON"
@@ -65,14 +65,14 @@ def with_scales(tensors: Mapping[str, StoredTensor], path: str) -> dict[str, Sto
     the other way round, and on a scale that is not a positive number.
     """
     for name, tensor in tensors.items():
-        if name.endswith(STATED) and isinstance(tensor, Tensor):
+        if name.endswith(LAYER_FORMAT) and isinstance(tensor, Tensor):
             _check_format(name, tensor, path)
     scales = _scales(tensors, path)
     _check_complete(tensors, scales, path)
     return {
         name: _scaled(name, tensor, scales[name], path) if name in scales else tensor
         for name, tensor in tensors.items()
-        if name != MARKER and not name.endswith((*SCALES, *LEFT_OUT))
+        if name != MARKER and not name.endswith((*SCALES, *IGNORED))
     }
 
 
@@ -89,8 +89,8 @@ def _scales(tensors: Mapping[str, StoredTensor], path: str) -> dict[str, StoredT
 
 
 def _check_complete(tensors: Mapping[str, StoredTensor], scales: Collection[str], path: str) -> None:
-    wanted = {name.removesuffix(STATED) + ".weight" for name in tensors if name.endswith(STATED)}
-    if any(name == MARKER or name.endswith((*SCALES, *LEFT_OUT)) for name in tensors):
+    wanted = {name.removesuffix(LAYER_FORMAT) + ".weight" for name in tensors if name.endswith(LAYER_FORMAT)}
+    if any(name == MARKER or name.endswith((*SCALES, *IGNORED)) for name in tensors):
         wanted |= {name for name, tensor in tensors.items() if _is_in_eight_bits(name, tensor)}
     for what, names in (
         ("matrices in 8 bits lack their scale", wanted.difference(scales)),
@@ -98,8 +98,8 @@ def _check_complete(tensors: Mapping[str, StoredTensor], scales: Collection[str]
     ):
         if names:
             raise CheckpointError(
-                f"{path}: {len(names)} {what}: {some(names)}; accepted: a scale ({' or '.join(SCALES)}) for every "
-                f"matrix of a file that has scales or says so (`{MARKER}`, `{STATED}`), as published"
+                f"{path}: {len(names)} {what}: {first_names(names)}; accepted: a scale ({' or '.join(SCALES)}) for "
+                f"every matrix of a file that has scales or says so (`{MARKER}`, `{LAYER_FORMAT}`), as published"
             )
 
 
@@ -133,7 +133,7 @@ def _check_format(name: str, tensor: Tensor, path: str) -> None:
     try:
         stated: object = object_in(tensor)
     except ValueError:
-        stated = "what cannot be read"
+        stated = "something that cannot be read"
     if not isinstance(stated, dict) or stated.get("format") not in FORMATS or stated.get("convrot"):
         raise CheckpointError(f"{path}: {name} says {stated!s:.200}; accepted: {', '.join(FORMATS)}, without rotation")
 
@@ -149,7 +149,7 @@ def _in_bytes(text: str) -> Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def some(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first few of many names."""
     shown = sorted(names)
-    return ", ".join(shown[:FEW]) + ", …" * (len(shown) > FEW)
+    return ", ".join(shown[:NAMES_SHOWN]) + ", …" * (len(shown) > NAMES_SHOWN)

@@ -1,8 +1,8 @@
-"""Start here: a path to named tensors, whatever the format, which is told by content and never by the file's name.
+"""Start here: from a path to named tensors in any format. The format follows from the content, never from the name.
 
-A path is a folder of safetensors (one file, or shards with an index), a safetensors file, or a GGUF file. `read` opens
-it by memory map and says which part of a model it holds, with its tensors under the names of diffusers and
-transformers, or raises an error that says what the file looks like instead.
+A path is a folder of safetensors (one file, or shards with an index), a safetensors file, or a GGUF file. `read`
+memory-maps it and returns which part of a model it contains, with the tensors under the names of diffusers and
+transformers. Otherwise it raises an error that says what the file looks like.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
-from hidream.formats.comfy_scales import stated_in, with_scales
+from hidream.formats.comfy_scales import tensors_of_metadata, with_scales
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.quantized import StoredTensor
@@ -28,7 +28,7 @@ from hidream.parts import Kind
 
 GGUF_MAGIC = b"GGUF"
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02")
-FEW = 3
+NAMES_SHOWN = 3
 NAME_MAX_CHARS = 100
 
 
@@ -46,13 +46,13 @@ def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
     return _published(path, with_scales(comfy.without_prefix(_open(path)), str(path)), tuple(accepted))
 
 
-def outline(path: Path) -> Published:
-    """Open a folder or a file for its names and shapes alone, as `read` does; of scales nothing is read or said."""
+def read_shapes(path: Path) -> Published:
+    """Open a folder or a file as `read` does, but only for names and shapes: scales are neither read nor checked."""
     return _published(path, comfy.without_prefix(_open(path)), tuple(Kind))
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of weights that a path stands for. Raises CheckpointError when there is none."""
+    """The files of weights that a path means. Raises CheckpointError if there is none."""
     if not path.is_dir():
         return [path]
     ggufs = sorted(path.glob("*.gguf"))
@@ -60,26 +60,26 @@ def files_of(path: Path) -> list[Path]:
 
 
 def config_of(path: Path) -> dict[str, Any] | None:
-    """What a part says of its own numbers, as the JSON of diffusers or transformers; None where it says nothing.
+    """A part's own configuration, as the JSON of diffusers or transformers; None if it has none.
 
     In a folder that is `config.json`, else a file's metadata (`config`). A single file may have it there, or beside it.
     """
     if path.is_dir() and (path / "config.json").is_file():
         return read_json(path / "config.json")
-    stated = stated_as("config", path)
+    stated = metadata_object("config", path)
     beside = path.parent / "config.json"
     if stated is not None or path.is_dir() or not beside.is_file():
         return stated
     return read_json(beside)
 
 
-def stated_as(key: str, path: Path) -> dict[str, Any] | None:
+def metadata_object(key: str, path: Path) -> dict[str, Any] | None:
     """The JSON object that the metadata of a file, or of a folder's first one, has under a key; None without it."""
     stated = _metadata(files_of(path)[0]).get(key)
     try:
         return None if stated is None else object_of(stated)
     except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata `{key}` is no JSON object: {why(error)}") from error
+        raise CheckpointError(f"{path}: its metadata `{key}` is not a JSON object: {why(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def class_in(config: Mapping[str, Any]) -> str:
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
-    """What tensors of these names make up, if it is a part of HiDream-I1."""
+    """The kind of part that tensors of these names make up; None if it is no part of HiDream-I1."""
     starts = tuple(names)
     for kind, marks in MARKS.items():
         if any(name.startswith(marks) for name in starts) and not any(name.endswith(ADAPTER) for name in starts):
@@ -103,14 +103,14 @@ def kind_of(names: Iterable[str]) -> Kind | None:
     return None
 
 
-def looks_like(names: Iterable[str]) -> str:
-    """What a file of somebody else's names seems to be, in words."""
+def description_of(names: Iterable[str]) -> str:
+    """Describe what a file with other names seems to be."""
     names = sorted(names)
     for mark, what in FOREIGN:
         if any(mark in name for name in names):
             return what
-    shown = ", ".join(names[:FEW])
-    return f"tensors that are not known ({shown}{', …' * (len(names) > FEW)})" if names else "no tensors"
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return f"unknown tensors ({shown}{', …' * (len(names) > NAMES_SHOWN)})" if names else "no tensors"
 
 
 MARKS: dict[Kind, tuple[str, ...]] = {
@@ -135,9 +135,9 @@ ADAPTER = (
     *(".lokr_w1", ".lokr_w1_a", ".hada_w1_a"),
 )
 FOREIGN = (
-    *((mark, "a LoRA, which is named per request and not as a part of the model") for mark in ADAPTER),
-    ("vae.decoder.", "a whole checkpoint of several parts, which have to be given one by one"),
-    ("first_stage_model.", "a whole checkpoint of several parts, which have to be given one by one"),
+    *((mark, "a LoRA, which a request names and which is no part of a model") for mark in ADAPTER),
+    ("vae.decoder.", "a checkpoint of several parts, which must be given one by one"),
+    ("first_stage_model.", "a checkpoint of several parts, which must be given one by one"),
     ("distilled_guidance_layer.", "a Chroma transformer"),
     ("double_blocks.0.img_attn.", "a FLUX or HunyuanVideo transformer"),
     ("single_transformer_blocks.", "a FLUX transformer"),
@@ -150,24 +150,28 @@ FOREIGN = (
     ("cap_embedder.", "a Lumina transformer"),
     ("transformer_blocks.0.attn.add_q_proj.", "another model's transformer (Qwen-Image, Stable Diffusion 3)"),
     ("transformer_blocks.", "another model's transformer"),
-    ("visual.", "a model of text and vision"),
-    ("blk.0.", "a language model in the names of llama.cpp"),
+    ("visual.", "a vision-language model"),
+    ("blk.0.", "a language model with llama.cpp's names"),
 )
-"""Part of a name, and what has it; the first that fits."""
+"""Part of a name, and what has it; the first match counts."""
 
 
 def _published(path: Path, tensors: Mapping[str, StoredTensor], accepted: tuple[Kind, ...]) -> Published:
     kind = kind_of(tensors)
     if kind is None or kind not in accepted:
-        found = kind or looks_like(tensors)
+        found = kind or description_of(tensors)
         raise CheckpointError(f"{path} holds {found}; accepted: {' or '.join(accepted)}")
     empty = next((name for name, tensor in tensors.items() if not tensor.shape.numel()), None)
     if empty is not None:
-        raise CheckpointError(f"{path} has {empty} {list(tensors[empty].shape)}, which is empty; accepted: a whole one")
+        raise CheckpointError(
+            f"{path} has {empty} {list(tensors[empty].shape)}, which is empty; accepted: a complete file"
+        )
     try:
         return Published(path, kind, NAMES[kind](tensors))
     except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} has the names of {kind}, but not its shapes; accepted: a whole one") from error
+        raise CheckpointError(
+            f"{path} has the tensor names of {kind}, but not its shapes; accepted: a complete file"
+        ) from error
 
 
 def _open(path: Path) -> dict[str, StoredTensor]:
@@ -183,12 +187,12 @@ def _open(path: Path) -> dict[str, StoredTensor]:
         if _magic(file).startswith(PICKLE_MAGIC):
             raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
         metadata, found = open_safetensors(file)
-        found |= stated_in(metadata, str(file))
+        found |= tensors_of_metadata(metadata, str(file))
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(
-                f"{path}: {len(twice)} keys stand in {file.name} and in another file too ({', '.join(twice[:FEW])}); "
-                "accepted: the files of one model, in one type"
+                f"{path}: {len(twice)} keys are in {file.name} and in another file too "
+                f"({', '.join(twice[:NAMES_SHOWN])}); accepted: the files of one model, in one type"
             )
         tensors |= found
     return fold(tensors)
@@ -199,7 +203,7 @@ def _magic(file: Path) -> bytes:
         with open_regular(file) as stream:
             return stream.read(4)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {why(error)}; accepted: a file that may be read") from error
+        raise CheckpointError(f"{file} cannot be read: {why(error)}; accepted: a readable file") from error
 
 
 def _metadata(file: Path) -> Mapping[str, Any]:

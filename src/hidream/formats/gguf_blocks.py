@@ -1,6 +1,6 @@
-"""GGUF's block types, to float32: legacy, K, ternary and microscaling types; the IQ types are in `gguf_grids.py`.
+"""Decodes GGUF's block types to float32: legacy, K, ternary and microscaling types; IQ types are in `gguf_grids.py`.
 
-Each `decode` takes the bytes of n blocks and gives their values, bit for bit as the `gguf` package's `dequantize`.
+Each `decode` takes the bytes of n blocks and returns their values, bit for bit as the `gguf` package's `dequantize`.
 Values are unpacked in 8-bit integers and become floats once, at the end.
 
 Shapes: n blocks, T bytes of one block, V values of one block, G groups in a block that share a scale.
@@ -145,7 +145,7 @@ def look_up(x: Tensor, table: Tensor) -> Tensor:
 
 
 def nibbles(x: Tensor, pairs: Tensor) -> Tensor:
-    """Values that two nibbles stand for: bytes [n, G, k] to [n, G, 2, k], the low nibbles' first.
+    """Values that two nibbles encode: bytes [n, G, k] to [n, G, 2, k], the low nibbles' first.
 
     `pairs` [256, 2] has both nibbles' values for each byte.
     """

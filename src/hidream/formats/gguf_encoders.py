@@ -1,8 +1,8 @@
-"""T5 and Llama as llama.cpp's GGUF files have them, in the names, the order of rows and the numbers of transformers.
+"""T5 and Llama from llama.cpp's GGUF files, with the names, the order of rows and the configuration of transformers.
 
-llama.cpp turns pairs of neighbouring channels where transformers turns the first half of a head with the second: the
-rows of Llama's queries and keys are in another order. Blocks of quantised values lie along a row, so that whole rows
-are put back as they are. That copies these matrices, a twelfth of Llama-3.1-8B; all others stay in the mapped file.
+llama.cpp rotates pairs of neighbouring channels, and transformers rotates the first half of a head with the second. So
+the rows of Llama's queries and keys are in another order. Blocks of quantised values lie along a row, so whole rows can
+be moved without decoding. That copies these matrices, a twelfth of Llama-3.1-8B; all others stay in the mapped file.
 
 Source: ggml-org/llama.cpp, convert_hf_to_gguf.py (LlamaModel, T5EncoderModel), gguf-py's constants.py; ggml's rope with
 `rope_freqs` divides each frequency by the table's number.

@@ -1,8 +1,8 @@
-"""GGUF files: read by memory map, without a copy, and written.
+"""Reads GGUF files by memory map, without a copy, and writes them.
 
 Names and shapes are those of the published checkpoint, as city96's converter keeps them: GGUF's reversed order of
-dimensions is undone, and `comfy.gguf.orig_shape.<name>` says where a tensor was reshaped to be quantised. The encoders
-of llama.cpp have names of their own (`gguf_encoders.py`). Knows no modules.
+dimensions is undone, and `comfy.gguf.orig_shape.<name>` gives the shape of a tensor that was reshaped to be quantised.
+llama.cpp's encoders have other names (`gguf_encoders.py`). Knows no modules.
 
 Source: ggml, docs/gguf.md; city96/ComfyUI-GGUF, loader.py and tools/convert.py.
 """
@@ -74,7 +74,7 @@ def open_gguf(path: Path) -> GGUF:
     named = str(metadata.pop("general.architecture", ""))
     if metadata.get("split.count", 1) != 1:
         raise CheckpointError(
-            f"{path} is one of several files of a model; accepted: them as one (llama-gguf-split --merge)"
+            f"{path} is one of several files of a model; accepted: one merged file (llama-gguf-split --merge)"
         )
     known = named in UNNAMED and any(name.endswith(HIDREAM_KEY) or name.startswith(ORIGINAL) for name in entries)
     if named not in (ARCHITECTURE, *ARCHITECTURES) and not known:
@@ -94,7 +94,7 @@ def write_gguf(
     """Write tensors under their published names, the matrices in the type `kind`, one of WRITABLE.
 
     What is small, has one dimension, chooses experts or has rows that `kind` cannot hold is written as float32. One
-    tensor at a time is converted, of whose bytes `on_tensor` is told, and the file appears at `path` when it is whole.
+    tensor at a time is converted, `on_tensor` is called with its bytes, and the file appears at `path` when complete.
     Raises ConfigurationError on a type that cannot be written.
     """
     if kind not in WRITABLE:
@@ -134,11 +134,13 @@ def _encoder(path: Path, named: str, metadata: Mapping[str, Any], tensors: Mappi
         stated = json.dumps(config(named, metadata, tensors))
         return GGUF(named, {**metadata, "config": stated}, renamed(named, metadata, tensors))
     except KeyError as error:
-        raise CheckpointError(f"{path} lacks {error.args[0]}; accepted: a whole {named} of llama.cpp") from error
+        raise CheckpointError(f"{path} lacks {error.args[0]}; accepted: a complete {named} of llama.cpp") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is no {named} of llama.cpp that can be read: {error}") from error
+        raise CheckpointError(f"{path} is not a readable {named} of llama.cpp: {error}") from error
     except (TypeError, IndexError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path} is no {named} of llama.cpp: its tensors or numbers have other shapes") from error
+        raise CheckpointError(
+            f"{path} is not a {named} of llama.cpp: its tensors or numbers have other shapes"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
@@ -155,11 +157,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
         ) from error
     except UnknownType as error:
         raise CheckpointError(
-            f"{path} has a tensor of a type that is not known: {error} is not a valid one; accepted: {_accepted()}"
+            f"{path} has a tensor of an unknown type: {error} is not a valid one; accepted: {_accepted()}"
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{path} is torn, or not a GGUF file of version 2 or 3: {error}; accepted: a whole one "
+            f"{path} is damaged, or not a GGUF file of version 2 or 3: {error}; accepted: a complete one "
             f"({path.stat().st_size:,} bytes here: compare with the published size and download it again)"
         ) from error
 

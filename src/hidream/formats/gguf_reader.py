@@ -1,8 +1,8 @@
-"""A GGUF file's header, read in one pass: every length in it is held against the file before anything is made of it.
+"""Reads a GGUF file's header in one pass, and compares every length with the file before it is used.
 
-The `gguf` package's own reader believes each number that it reads: a list of 2⁴⁰ entries in a file of 100 bytes goes on
-until memory is out, and a list of 300,000 texts, as tokenizers have it, takes half a minute. Here each value takes the
-bytes that it has in the file, so that time and memory are in proportion to the header, which is bounded too.
+The `gguf` package's own reader trusts each number: with a list of 2⁴⁰ entries in a file of 100 bytes, it runs until
+memory is exhausted, and a list of 300,000 texts, as tokenizers have, takes half a minute. Here, time and memory are
+proportional to the header, whose size is limited.
 
 Source: ggml, docs/gguf.md.
 """
@@ -30,7 +30,7 @@ HEADER_MAX_BYTES = 2**26
 ENTRIES_MAX = 65_536
 """Of metadata, and of tensors; the published models have up to 2,000."""
 LONG = 1024
-"""Longer lists are passed over; the longest that is read has one number for each layer or dimension."""
+"""Longer lists are skipped; the longest that is read has one number for each layer or dimension."""
 DIMS_MAX = 4
 """GGML_MAX_DIMS."""
 NAME_MAX_BYTES = 1024
@@ -124,14 +124,14 @@ class _Header:
         return count
 
     def text(self, most_bytes: int, what: str) -> str:
-        """The next text, preceded by its length; with a limit it is a name, which has to be printable."""
+        """The next text, preceded by its length; with a limit it is a name, which must be printable."""
         length = self.number(UINT64)
         if length > most_bytes:
             raise ValueError(f"{what} has {length:,} bytes; accepted: at most {most_bytes:,}")
         try:
             text = str(self.take(length), "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{what} is no text in UTF-8") from error
+            raise ValueError(f"{what} is not UTF-8 text") from error
         if most_bytes == NAME_MAX_BYTES and not text.isprintable():  # it would go into messages and logs
             raise ValueError(f"{what} is not printable: {text!r:.100}")
         return text

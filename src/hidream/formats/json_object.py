@@ -1,7 +1,7 @@
-"""JSON objects beside and inside of files of weights, and what is wrong with them in our own words.
+"""Reads JSON objects beside and inside files of weights, and describes what is wrong with them.
 
-They are strangers' texts: how long one is, how deep it nests and how much it becomes in memory are bounded here, so
-that whoever walks through it need not ask. Python makes 64 bytes of each `{}`: the brackets are counted before.
+These texts are untrusted, so their length, their nesting and their size in memory are limited here; callers need not
+check. Python uses 64 bytes for each `{}`, so the brackets are counted first.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ def read_object(path: Path, accepted: str) -> dict[str, Any]:
 def object_of(text: str | bytes) -> dict[str, Any]:
     """The JSON object that a text is. Raises ValueError that says what it is instead."""
     if not isinstance(text, str | bytes):
-        raise ValueError("no text in UTF-8")
+        raise ValueError("not UTF-8 text")
     try:
         text = text if isinstance(text, str) else text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError("no text in UTF-8") from error
+        raise ValueError("not UTF-8 text") from error
     if len(text) > JSON_MAX_BYTES or text.count("[") + text.count("{") > BRACKETS_MAX:
         raise ValueError(f"JSON of more than {JSON_MAX_BYTES:,} characters, or {BRACKETS_MAX:,} lists and objects")
     try:
         found = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number, parse_int=_whole)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON from line {error.lineno}, column {error.colno} on") from error
+        raise ValueError(f"not JSON from line {error.lineno}, column {error.colno} on") from error
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("JSON, but no object")
+        raise ValueError("JSON, but not an object")
     _check_depth(found)
     return found
 
 
 def why(error: Exception) -> str:
-    """A failure in a few words: the system's where it says them, else our own."""
+    """Describe an error in a few words: the system's, if it has some, else ours."""
     return (error.strerror or "the system refuses") if isinstance(error, OSError) else f"it is {error}"
 
 
@@ -66,7 +66,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"JSON with {text}, which is no number of it")
+    raise ValueError(f"JSON with {text}, which is not a JSON number")
 
 
 def _whole(text: str) -> int:

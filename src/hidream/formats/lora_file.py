@@ -1,4 +1,4 @@
-"""LoRA files: safetensors of any published layout to adapters, told apart by their keys.
+"""Reads LoRA files: safetensors of any published layout, recognised by their keys, to adapters.
 
 | keys of one layer                                         | written by                                     |
 |-----------------------------------------------------------|------------------------------------------------|
@@ -11,10 +11,10 @@
 | `.alpha` beside any of them                               | strength: alpha over rank; without it 1        |
 | `.lora_magnitude_vector` or `.dora_scale` beside them     | DoRA                                           |
 
-PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. Knows files and keys; what the parts
-of a layer are, `adapters.py` knows, and which layers a model has, `model/network/lora.py`, which is asked by the shapes
-in the header: of layers that it does not want nothing is read. The others are read into memory rather than mapped,
-because the file may be replaced while a request uses it.
+PEFT writes alpha into `adapter_config.json`, diffusers into the file's metadata. This module knows files and keys.
+`adapters.py` knows the parts of a layer, and `model/network/lora.py` which layers a model has: it decides from the
+shapes in the header which layers are read. They are read into memory, not mapped, because the file may be replaced
+while a request uses it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from hidream.errors import CheckpointError
 from hidream.formats import detect
-from hidream.formats.adapters import HADAMARD, Adapter, Outline, adapter, outlined
+from hidream.formats.adapters import HADAMARD, Adapter, AdapterSpec, adapter, adapter_spec
 from hidream.formats.json_object import JSON_MAX_BYTES, object_of, why
 from hidream.formats.peft_settings import PeftSettings
 from hidream.formats.regular_file import open_regular, read_regular
@@ -62,10 +62,10 @@ PARTS = {
     **{f"{name}.default": part for name, part in LYCORIS.items()},
 }
 """What a tensor is, by the end of its key."""
-BESIDE = {"alpha", "magnitude"}
+AUXILIARY_PARTS = {"alpha", "magnitude"}
 """Parts that make no adapter by themselves."""
 
-UNREAD = {
+UNSUPPORTED = {
     **dict.fromkeys(("oft_blocks", "oft_R", "oft_R.weight", "oft_r"), "OFT"),
     **dict.fromkeys(("boft_R", "boft_s"), "BOFT"),
     **dict.fromkeys((f"{name}.weight" for name in ("a1", "a2", "b1", "b2", "bm")), "GLoRA"),
@@ -111,7 +111,7 @@ class LoraFile:
     others: tuple[str, ...] = ()  # keys of the layers that were not wanted
 
 
-Wants = Callable[[str, Outline], bool]
+Wants = Callable[[str, AdapterSpec], bool]
 """Whether the layer of a key is wanted; raises CheckpointError where the file cannot be used because of it."""
 
 
@@ -124,7 +124,7 @@ class _Keys:
     left: list[str]  # of nothing that is read
 
 
-def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
+def read_lora(path: Path, wants: Wants = lambda key, spec: True) -> LoraFile:
     """Read a LoRA: a safetensors file, or a folder that PEFT or diffusers wrote, of whose layers those that are wanted.
 
     Raises CheckpointError when it cannot be read, has no adapter for the transformer, or one that is not complete.
@@ -135,7 +135,7 @@ def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
         with open_regular(file) as stream:
             header = header_in(stream)
             keys = _keys(header, shown)
-            wanted = {key: wants(key, outline) for key, outline in _outlines(header, keys).items()}
+            wanted = {key: wants(key, spec) for key, spec in _adapter_specs(header, keys).items()}
             _check_bytes(header, keys, wanted, shown)
             tensors = {
                 key: {part: read_tensor(stream, header.entries[name]) for part, name in parts.items()}
@@ -147,9 +147,9 @@ def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{shown} cannot be read: {why(error)}; {ACCEPTED}") from error
     except (MemoryError, RuntimeError) as error:
-        raise CheckpointError(f"{shown} is too large for the memory there is; accepted: a smaller file") from error
+        raise CheckpointError(f"{shown} is too large for the available memory; accepted: a smaller file") from error
     settings = _settings(file, shown, header.metadata)
-    adapters = {key: adapter(key, bare(key), tensors.pop(key), settings) for key in list(tensors)}
+    adapters = {key: adapter(key, layer_name(key), tensors.pop(key), settings) for key in list(tensors)}
     notes = [f"skipped tensors of text encoders: {len(keys.encoders)}"] if keys.encoders else []
     if keys.left:
         notes.append(f"skipped tensors of an unknown kind: {len(keys.left)} ({_kinds(keys.left)})")
@@ -158,14 +158,14 @@ def read_lora(path: Path, wants: Wants = lambda key, outline: True) -> LoraFile:
     return LoraFile(name, _format(list(header.entries)), adapters, tuple(notes), others)
 
 
-def bare(key: str) -> str:
+def layer_name(key: str) -> str:
     """Return a layer's key without the prefixes that trainers put before its name."""
     while prefix := PREFIX.match(key):
         key = key[prefix.end() :]
     return key
 
 
-def some(keys: list[str]) -> str:
+def first_keys(keys: list[str]) -> str:
     """Show the first keys of a list."""
     return ", ".join(keys[:KEYS_SHOWN]) + (", …" if len(keys) > KEYS_SHOWN else "")
 
@@ -183,8 +183,8 @@ def values_in(path: Path, wants: Wants) -> int:
     """Count the values that a LoRA's wanted layers will hold, from its header alone; 0 for a file that is none."""
     try:
         header = header_of(_file(path))
-        outlines = _outlines(header, _keys(header, path.name))
-        return sum(outline.values for key, outline in outlines.items() if wants(key, outline))
+        specs = _adapter_specs(header, _keys(header, path.name))
+        return sum(spec.values for key, spec in specs.items() if wants(key, spec))
     except (OSError, ValueError, CheckpointError):
         return 0
 
@@ -200,11 +200,11 @@ def _keys(header: Header, shown: str) -> _Keys:
     keys = _sorted(header.entries)
     if not keys.layers:
         raise CheckpointError(
-            f"{shown} has no LoRA of the transformer: {_instead(list(header.entries), keys)}; {ACCEPTED}"
+            f"{shown} has no LoRA of the transformer: {_contents(list(header.entries), keys)}; {ACCEPTED}"
         )
     partly = [key for key in keys.left if any(layer in keys.layers for layer in _layers_of(key))]
     if partly:
-        raise CheckpointError(f"{shown} changes layers in a way that is not known: {_kinds(partly)}; {ACCEPTED}")
+        raise CheckpointError(f"{shown} changes layers in an unknown way: {_kinds(partly)}; {ACCEPTED}")
     return keys
 
 
@@ -215,10 +215,10 @@ def _check_bytes(header: Header, keys: _Keys, wanted: Mapping[str, bool], shown:
         raise CheckpointError(f"{shown} has {size:,} bytes for this model; accepted: at most {LORA_MAX_BYTES:,}")
 
 
-def _outlines(header: Header, keys: _Keys) -> dict[str, Outline]:
+def _adapter_specs(header: Header, keys: _Keys) -> dict[str, AdapterSpec]:
     """What each layer's adapter will be."""
     return {
-        key: outlined(key, {part: header.entries[name].shape for part, name in parts.items()})
+        key: adapter_spec(key, {part: header.entries[name].shape for part, name in parts.items()})
         for key, parts in keys.layers.items()
     }
 
@@ -250,7 +250,7 @@ def _sorted(names: Iterable[str]) -> _Keys:
         else:
             keys.left.append(name)
     for layer in dict.fromkeys(layer for name in keys.left for layer in _layers_of(name)):
-        if layer in keys.layers and keys.layers[layer].keys() <= BESIDE:  # alpha of a kind that is not read
+        if layer in keys.layers and keys.layers[layer].keys() <= AUXILIARY_PARTS:  # alpha of a kind that is not read
             keys.left.extend(keys.layers.pop(layer).values())
     return keys
 
@@ -260,21 +260,21 @@ def _layers_of(key: str) -> list[str]:
     return [key[: dot.start()] for dot in re.finditer(r"\.", key)]
 
 
-def _unread(keys: list[str]) -> list[str]:
-    return sorted({kind for key in keys for end, kind in UNREAD.items() if key.endswith(f".{end}")})
+def _unsupported(keys: list[str]) -> list[str]:
+    return sorted({kind for key in keys for end, kind in UNSUPPORTED.items() if key.endswith(f".{end}")})
 
 
 def _kinds(keys: list[str]) -> str:
     """Show some keys that are not read, and say what they are, as far as that is known."""
-    kinds = " and ".join(_unread(keys))
-    return f"{some(keys)} ({kinds}, which is not read)" if kinds else some(keys)
+    kinds = " and ".join(_unsupported(keys))
+    return f"{first_keys(keys)} ({kinds}, which is not supported)" if kinds else first_keys(keys)
 
 
-def _instead(names: list[str], keys: _Keys) -> str:
+def _contents(names: list[str], keys: _Keys) -> str:
     """Say what a file without a LoRA holds."""
     if not keys.left:
-        return f"it is for text encoders only: {some(keys.encoders)}" if names else "it has no tensors"
-    kind = None if _unread(keys.left) else detect.kind_of(names)
+        return f"it is for text encoders only: {first_keys(keys.encoders)}" if names else "it has no tensors"
+    kind = None if _unsupported(keys.left) else detect.kind_of(names)
     return f"it is {kind}" if kind else f"its keys are {_kinds(keys.left)}"
 
 

@@ -1,11 +1,11 @@
-"""PEFT's configuration of an adapter: rank and alpha of each layer, by patterns that a stranger wrote.
+"""PEFT's configuration of an adapter: rank and alpha of each layer, by untrusted patterns.
 
-PEFT matches `rank_pattern` and `alpha_pattern` as regular expressions with Python's `re`, which tries one way after the
-other: `(a+)+$` takes it 2ⁿ steps on a name of n letters. Here all patterns of a file become one automaton of RE2, which
-follows all ways at once and reads each character of a name once. A character costs at most as many steps as the
-automaton has states, one for each character of the patterns, because counted repetition is refused: the time is at
-most letters of the names times PATTERNS_MAX_CHARS. What RE2 cannot say (references back, looking around) is refused;
-names, dots, alternatives, classes, `*`, `+` and `?` mean the same.
+PEFT matches `rank_pattern` and `alpha_pattern` as regular expressions with Python's `re`, which backtracks: `(a+)+$`
+takes 2ⁿ steps for a name of n letters. Here, all patterns of a file become one automaton of RE2, which does not
+backtrack and reads each character of a name once. A character costs at most as many steps as the automaton has states.
+As counted repetition is refused, it has one state for each character of the patterns, so the time is at most the
+letters of the names times PATTERNS_MAX_CHARS. RE2 has no backreferences and no lookaround, so these are refused. Names,
+dots, alternatives, classes, `*`, `+` and `?` have the same meaning.
 
 Source: peft 0.21.2, utils/other.py, get_pattern_key; google/re2, re2/set.h.
 """
@@ -24,7 +24,7 @@ PATTERNS_MAX_CHARS = 2**17
 """Of all patterns together; the names of all layers of the published model have 65,000."""
 MEMORY_BYTES = 2**25
 """That the automaton may take. RE2 begins its states anew when they fill it."""
-ACCEPTED = "accepted: names, or regular expressions without {}, references and looking around"
+ACCEPTED = "accepted: names, or regular expressions without {}, references and lookaround"
 
 
 class PeftSettings:
@@ -63,7 +63,7 @@ class _Patterns:
     def __init__(self, name: str, patterns: object) -> None:
         self._name = name
         if not isinstance(patterns or {}, dict):
-            raise _unreadable(name, patterns, "it is no object")
+            raise _unreadable(name, patterns, "it is not an object")
         self._patterns: dict[str, Any] = patterns if isinstance(patterns, dict) else {}
         self._automaton = self._compiled() if self._patterns else None
 
@@ -85,7 +85,7 @@ class _Patterns:
         automaton = re2.Set.FullMatchSet(options)
         for pattern in self._patterns:
             if "{" in pattern:
-                raise _unreadable(self._name, self._patterns, f"{pattern!r:.100} repeats by number")
+                raise _unreadable(self._name, self._patterns, f"{pattern!r:.100} repeats a counted number of times")
             try:
                 re2.compile(pattern, options)  # alone, so that no bracket of one closes what comes before it
                 automaton.Add(rf"(?:.*\.)?(?:{pattern})")

@@ -1,9 +1,9 @@
-"""Matrices that are stored in fewer bits than they are computed in.
+"""Quantised matrices: stored in fewer bits than they are computed in.
 
-A `Quantized` keeps the bytes of the file as they are; `dense` makes the matrix for one product. The schemes that come
-from GGUF files are in `gguf_blocks.py` and `gguf_grids.py`, the others here. Knows no modules and no files.
+A `Quantized` keeps the bytes of the file; `dense` dequantises the matrix for one product. The schemes of GGUF files are
+in `gguf_blocks.py` and `gguf_grids.py`, the others here. Knows no modules and no files.
 
-Every scheme multiplies in float32 and rounds once, to the type that is asked.
+Every scheme multiplies in float32 and rounds once, to the requested type.
 
 Shapes: O rows (outputs of a linear layer), I columns (inputs), n blocks.
 """

@@ -1,4 +1,4 @@
-"""Opening what a stranger may have put in a file's place: a pipe, a device or a folder is refused, never waited for."""
+"""Opens regular files only: a pipe, a device or a folder in a file's place is refused, and never blocks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises OSError when there is none, or something else: a pipe's reading might never end.
+    """Open a file for reading. Raises OSError if it is missing or no regular file: reading a pipe might never end.
 
-    The open file is looked at, not the path, so that nothing can take its place in between.
+    The open file is checked, not the path, so nothing can take its place in between.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return os.fdopen(descriptor, "rb")
 
 

@@ -1,6 +1,6 @@
-"""Names of a part's tensors in each format that is written: the way back from what `detect.read` gives.
+"""Names of a part's tensors in each format that is written: the inverse of `detect.read`.
 
-Transformer, T5 and CLIP have the same names everywhere (ComfyUI takes those of transformers). Source: as `comfy.py`.
+Transformer, T5 and CLIP have the same names everywhere (ComfyUI uses those of transformers). Source: as `comfy.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from hidream.formats.comfy import AUTOENCODER, from_the_other_end, replaced
+from hidream.formats.comfy import AUTOENCODER, replaced, with_reversed_level
 from hidream.formats.quantized import StoredTensor
 from hidream.parts import Kind
 
@@ -33,7 +33,7 @@ def _flux(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     levels = len({match[1] for name in tensors if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name))})
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        new = replaced(FLUX, from_the_other_end(name, levels))
+        new = replaced(FLUX, with_reversed_level(name, levels))
         is_product = re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight$", new)
         named[new] = tensor[:, :, None, None] if is_product and isinstance(tensor, Tensor) else tensor
     return named

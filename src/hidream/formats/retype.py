@@ -1,7 +1,7 @@
-"""In which type each tensor of a part is written to a safetensors file, and how it gets there.
+"""The type in which each tensor of a part is written to a safetensors file, and the conversion to it.
 
-A plain type is given to all tensors. Eight bits are for the matrices of linear layers; the others stay as they are, as
-do all where no type is asked for. What the target cannot hold (blocks of GGUF, 4 bits, a scale for each row) becomes
+A plain type applies to all tensors. An 8-bit type applies to the matrices of linear layers; the others keep their type,
+as do all if no type is requested. What the target cannot hold (blocks of GGUF, 4 bits, a scale for each row) becomes
 bfloat16, in which HiDream-I1 is published. Knows no files.
 """
 
@@ -25,7 +25,7 @@ PUBLISHED = torch.bfloat16
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = torch.finfo(E4M3).max
 
-WHOLE: dict[Kind, tuple[str, ...]] = {
+UNQUANTISED: dict[Kind, tuple[str, ...]] = {
     Kind.TRANSFORMER: (".gate.", "t_embedder.", "p_embedder.", "x_embedder.", "final_layer."),
     Kind.CLIP: ("embedding", "text_projection."),
     Kind.T5: ("shared.", "relative_attention_bias."),
@@ -36,14 +36,14 @@ transformer's ends, a five-hundredth of it. ComfyUI before convert_old_quants ca
 
 
 def pieces(
-    tensors: Mapping[str, StoredTensor], kind: Kind, wish: str | None, held: Collection[torch.dtype]
+    tensors: Mapping[str, StoredTensor], kind: Kind, requested: str | None, kept_dtypes: Collection[torch.dtype]
 ) -> list[Piece]:
-    """Say how each tensor is written in the type `wish`: one of PLAIN, FP8, FP8_SCALED, or None for as it is stored.
+    """Return how each tensor is written in the type `requested`: one of PLAIN, FP8, FP8_SCALED; None keeps its type.
 
-    `held` are the types that the target can hold; matrices with one scale count as E4M3. What is made raises
-    ConfigurationError on values that leave fp16's range.
+    `kept_dtypes` are the types that the target can hold; matrices with one scale count as E4M3. Making a piece raises
+    ConfigurationError if a value leaves fp16's range.
     """
-    made = [_piece(name, value, kind, wish, held) for name, value in tensors.items()]
+    made = [_piece(name, value, kind, requested, kept_dtypes) for name, value in tensors.items()]
     if any(len(piece.layout) > 1 for piece in made):
         # two values and not none: the products are to be made in 16 bits (ComfyUI, comfy/utils.py, convert_old_quants)
         made.append(Piece({MARKER: (E4M3, Size([2]))}, lambda: {MARKER: torch.zeros(2).to(E4M3)}))
@@ -52,19 +52,21 @@ def pieces(
 
 def is_matrix(name: str, shape: Size, kind: Kind) -> bool:
     """Whether a tensor is a linear layer's matrix that may be stored in eight bits."""
-    return len(shape) == 2 and name.endswith(".weight") and not any(mark in name for mark in WHOLE.get(kind, ()))
+    return len(shape) == 2 and name.endswith(".weight") and not any(mark in name for mark in UNQUANTISED.get(kind, ()))
 
 
-def _piece(name: str, value: StoredTensor, kind: Kind, wish: str | None, held: Collection[torch.dtype]) -> Piece:
-    if wish in PLAIN:
-        return _single(name, value, PLAIN[wish])
+def _piece(
+    name: str, value: StoredTensor, kind: Kind, requested: str | None, kept_dtypes: Collection[torch.dtype]
+) -> Piece:
+    if requested in PLAIN:
+        return _single(name, value, PLAIN[requested])
     may = is_matrix(name, value.shape, kind)
-    if (wish == FP8_SCALED and may) or (wish is None and E4M3 in held and _has_one_scale(value)):
+    if (requested == FP8_SCALED and may) or (requested is None and E4M3 in kept_dtypes and _has_one_scale(value)):
         return _scaled(name, value)
-    if wish == FP8 and may:
+    if requested == FP8 and may:
         return _single(name, value, E4M3)
     # beside scaled matrices, eight bits without a scale would be taken for ones that have lost it
-    kept = [dtype for dtype in held if wish != FP8_SCALED or dtype.itemsize > 1]
+    kept = [dtype for dtype in kept_dtypes if requested != FP8_SCALED or dtype.itemsize > 1]
     return _single(name, value, value.dtype if isinstance(value, Tensor) and value.dtype in kept else PUBLISHED)
 
 

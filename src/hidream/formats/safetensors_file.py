@@ -4,8 +4,8 @@ The tensors are views of the mapped file: nothing is read before it is used, not
 changes this process's copy of a page, never the file (`safe_open` maps privately: 500 MB of weights opened in 2 MB of
 memory, checked in `tests/formats/test_detect.py`).
 
-A header is checked here first, against the file's size and before a tensor is made of it: the package would do that
-too, but in words for programmers, and makes what it was told before it can be asked how much that is.
+A header is checked here first, against the file's size and before a tensor is created. The package checks it too, but
+its messages are for programmers, and it allocates what the header states before one can ask how much that is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TENSORS_MAX = 65_536
 NAME_MAX_CHARS = 1024
 DIMS_MAX = 16
 FILE_NAME_MAX_CHARS = 255
-FEW = 3
+NAMES_SHOWN = 3
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -79,7 +79,7 @@ def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {wrong_with(path)}; accepted: a whole safetensors file "
+            f"{path} cannot be read: {reason_refused(path)}; accepted: a whole safetensors file "
             "(compare with the published size and download it again)"
         ) from error
 
@@ -99,9 +99,9 @@ def header_in(stream: BinaryIO) -> Header:
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > size - 8:
-        raise ValueError(f"{size:,} bytes that are no safetensors file, or not all of it")
+        raise ValueError(f"{size:,} bytes that are not a complete safetensors file")
     if length > HEADER_MAX_BYTES:
-        raise ValueError(f"a file with a header of {length:,} bytes, of at most {HEADER_MAX_BYTES:,} that are read")
+        raise ValueError(f"a file with a header of {length:,} bytes; at most {HEADER_MAX_BYTES:,} are read")
     text = stream.read(length)
     try:
         found = object_of(text)
@@ -110,7 +110,7 @@ def header_in(stream: BinaryIO) -> Header:
     except KeyError as error:
         raise ValueError(f"a file that {error.args[0]}") from error
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError("a file whose header is no list of tensors") from error
+        raise ValueError("a file whose header is not a list of tensors") from error
     _check(entries, 8 + length, size)
     return Header(entries, metadata)
 
@@ -126,13 +126,13 @@ def read_tensor(stream: BinaryIO, entry: Entry) -> Tensor:
     return torch.frombuffer(data, dtype=torch.uint8).view(entry.dtype).view(entry.shape)
 
 
-def wrong_with(path: Path) -> str:
-    """What is wrong with a file that the package refuses, whose own words are for programmers."""
+def reason_refused(path: Path) -> str:
+    """Describe why the package refuses a file, because its own message is for programmers."""
     try:
         header_of(path)
     except (OSError, ValueError) as error:
         return why(error)
-    return f"its header does not fit its {path.stat().st_size:,} bytes, or has a type that is not known"
+    return f"its header does not fit its {path.stat().st_size:,} bytes, or it has an unknown type"
 
 
 def shards(folder: Path) -> list[Path]:
@@ -141,10 +141,12 @@ def shards(folder: Path) -> list[Path]:
     Raises CheckpointError when one is missing or there is none.
     """
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = _named_by(indices[0]) if indices else sorted(folder.glob("*.safetensors"))
+    files = _files_of_index(indices[0]) if indices else sorted(folder.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        shown = ", ".join(missing[:FEW]) + f" and {len(missing) - FEW} more" * (len(missing) > FEW)
+        shown = ", ".join(missing[:NAMES_SHOWN]) + f" and {len(missing) - NAMES_SHOWN} more" * (
+            len(missing) > NAMES_SHOWN
+        )
         raise CheckpointError(f"{folder} lacks {shown or 'its *.safetensors file'}")
     return files
 
@@ -156,7 +158,7 @@ def _entry(stated: object, data: int) -> Entry:
     kind, shape, offsets = stated["dtype"], stated["shape"], stated["data_offsets"]
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
-        raise KeyError(f"has tensors of the type {kind!r:.50}, which is not read")
+        raise KeyError(f"has tensors of the type {kind!r:.50}, which is not supported")
     if not _are_sizes(shape) or len(shape) > DIMS_MAX or not _are_sizes(offsets) or len(offsets) != 2:
         raise KeyError(f"has a tensor of the shape {shape!r:.100} at the offsets {offsets!r:.100}")
     return Entry(dtype, tuple(shape), data + offsets[0], data + offsets[1])
@@ -169,7 +171,7 @@ def _are_sizes(numbers: object) -> bool:
 def _check(entries: Mapping[str, Entry], data: int, size: int) -> None:
     """Raise ValueError unless the tensors lie side by side in the file's bytes behind the header, and fill them."""
     if len(entries) > TENSORS_MAX:
-        raise ValueError(f"a file with {len(entries):,} tensors, of at most {TENSORS_MAX:,} that are read")
+        raise ValueError(f"a file with {len(entries):,} tensors; at most {TENSORS_MAX:,} are read")
     odd = next((name for name in entries if not name.isprintable() or len(name) > NAME_MAX_CHARS), None)
     if odd is not None:  # it would go into messages and logs
         raise ValueError(f"a file with the key {odd!r:.100}")
@@ -186,7 +188,7 @@ def _check(entries: Mapping[str, Entry], data: int, size: int) -> None:
         raise ValueError(f"a file whose header does not fit its {size:,} bytes: its tensors end at {at:,}")
 
 
-def _named_by(index: Path) -> list[Path]:
+def _files_of_index(index: Path) -> list[Path]:
     accepted = "an index with a `weight_map` of names to files"
     files = read_object(index, accepted).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):

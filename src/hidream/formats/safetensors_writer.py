@@ -1,6 +1,6 @@
-"""Tensors to safetensors files, each made when its turn comes: one file, or shards with an index.
+"""Streaming writer of safetensors files: one file, or shards with an index; each tensor is made when it is written.
 
-The public writer wants all tensors of a file at once; a whole transformer, converted, would not fit in the memory of
+The public writer needs all tensors of a file at once, and a whole converted transformer does not fit in the memory of
 most machines. Here the header is written first, from shapes and types alone, and at most one piece is in memory.
 
 Source: huggingface/safetensors, README.md, "Format"; its writer's order (largest type first) keeps tensors aligned.

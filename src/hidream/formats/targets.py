@@ -1,6 +1,6 @@
-"""One part, written in one of three formats; which types each format can be written in.
+"""Writes one part in one of three formats, and knows the types of each format.
 
-Knows neither folders of several parts nor what is in the way: `convert.py` does.
+Folders of several parts and existing targets are the business of `convert.py`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from hidream.types import Variant
 Config = Mapping[str, Any]
 """`config.json` of diffusers or transformers."""
 Infer = Callable[[Kind, Mapping[str, Size]], Config]
-"""The configuration of a part whose file does not state it, from the shapes of its tensors."""
+"""Infers the configuration of a part from the shapes of its tensors, if its file does not state it."""
 OnBytes = Callable[[int, int], None]
-"""Is told how many bytes, of how many, have been dealt with."""
+"""Called with the bytes that are done, and the bytes in all."""
 
 
 class Format(StrEnum):
@@ -55,26 +55,26 @@ TYPES: dict[Format, tuple[str, ...]] = {
 """The types that each format can be written in."""
 GGUF_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", **{name: name for name in GGUF_WRITABLE}}
 SIXTEEN_BITS = (torch.float32, torch.bfloat16, torch.float16)
-HELD = {Format.DIFFUSERS: SIXTEEN_BITS, Format.COMFY: (*SIXTEEN_BITS, torch.float8_e4m3fn, torch.float8_e5m2)}
+KEPT_DTYPES = {Format.DIFFUSERS: SIXTEEN_BITS, Format.COMFY: (*SIXTEEN_BITS, torch.float8_e4m3fn, torch.float8_e5m2)}
 """The types that a tensor may keep."""
-STEMS = {Kind.TRANSFORMER: "diffusion_pytorch_model", Kind.VAE: "diffusion_pytorch_model"}
+FILE_STEMS = {Kind.TRANSFORMER: "diffusion_pytorch_model", Kind.VAE: "diffusion_pytorch_model"}
 """How diffusers names files of weights; transformers calls them `model`."""
 SHARD_BYTES = 5 * 10**9
 """As the published transformer has them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for."""
+class ConversionOptions:
+    """The options of a conversion."""
 
     to: Format
-    type: str | None = None  # one of TYPES; None: as it is stored, as far as the format can hold it
+    type: str | None = None  # one of TYPES; None: the stored type, if the format supports it
     shard_bytes: int = SHARD_BYTES
     force: bool = False  # replace what is there
-    variant: Variant | None = None  # whose transformer is meant, where a folder has several
+    variant: Variant | None = None  # which transformer, if a folder has several
 
 
-def settled_type(to: Format, asked: str | None) -> str | None:
+def resolve_type(to: Format, asked: str | None) -> str | None:
     """The type by its name in TYPES. Raises ConfigurationError on one that the format does not have."""
     if asked is None:
         return None
@@ -89,7 +89,7 @@ def write(
     path: Path,
     published: Published,
     stated: Mapping[str, Config],
-    wish: Wish,
+    options: ConversionOptions,
     infer: Infer,
     on_bytes: OnBytes,
 ) -> None:
@@ -98,14 +98,14 @@ def write(
     `stated` is what the part says of itself (`config`), and what else goes with it into the metadata of a file.
     Raises ConfigurationError on what the format has no place for, and OSError when writing fails.
     """
-    if wish.to is Format.GGUF:
-        _to_gguf(path, published, stated, wish.type, on_bytes)
-    elif wish.to is Format.COMFY:
-        _to_comfy(path, published, stated, wish.type, on_bytes)
+    if options.to is Format.GGUF:
+        _to_gguf(path, published, stated, options.type, on_bytes)
+    elif options.to is Format.COMFY:
+        _to_comfy(path, published, stated, options.type, on_bytes)
     else:
         beside = {key: value for key, value in stated.items() if key != "config"}
         shapes = {name: value.shape for name, value in published.tensors.items()}
-        _to_folder(path, published, stated.get("config") or infer(published.kind, shapes), beside, wish, on_bytes)
+        _to_folder(path, published, stated.get("config") or infer(published.kind, shapes), beside, options, on_bytes)
 
 
 def _to_gguf(
@@ -114,8 +114,8 @@ def _to_gguf(
     if published.kind is not Kind.TRANSFORMER:
         raise ConfigurationError(f"{published.path} holds {published.kind}; accepted for gguf: {Kind.TRANSFORMER}")
     total = sum(value.nbytes for value in published.tensors.values())
-    kind = GGUF_NAMES[kind or _commonest(published)]
-    write_gguf(path, published.tensors, kind, _metadata(stated), on_tensor=_adding(total, on_bytes))
+    kind = GGUF_NAMES[kind or _most_common_type(published)]
+    write_gguf(path, published.tensors, kind, _metadata(stated), on_tensor=_cumulative(total, on_bytes))
 
 
 def _to_comfy(
@@ -124,8 +124,8 @@ def _to_comfy(
     if published.kind is Kind.VAE and kind in (FP8, FP8_SCALED):
         raise ConfigurationError(f"{published.kind} cannot be written in {kind!r}; accepted: {', '.join(PLAIN)}")
     named = rename.for_comfy(published.tensors, published.kind)
-    made = pieces(named, published.kind, kind, HELD[Format.COMFY])
-    write_safetensors(path, made, METADATA | _metadata(stated), _adding(_nbytes(made), on_bytes))
+    made = pieces(named, published.kind, kind, KEPT_DTYPES[Format.COMFY])
+    write_safetensors(path, made, METADATA | _metadata(stated), _cumulative(_nbytes(made), on_bytes))
 
 
 def _to_folder(
@@ -133,21 +133,21 @@ def _to_folder(
     published: Published,
     config: Config,
     beside: Mapping[str, Config],
-    wish: Wish,
+    options: ConversionOptions,
     on_bytes: OnBytes,
 ) -> None:
     path.mkdir()
     named = rename.for_diffusers(published.tensors, published.kind)
-    made = pieces(named, published.kind, wish.type, HELD[Format.DIFFUSERS])
-    stem = STEMS.get(published.kind, "model")
+    made = pieces(named, published.kind, options.type, KEPT_DTYPES[Format.DIFFUSERS])
+    stem = FILE_STEMS.get(published.kind, "model")
     metadata = METADATA | _metadata(beside)
-    write_shards(path, stem, made, wish.shard_bytes, _adding(_nbytes(made), on_bytes), metadata)
-    retyped = {key: _torch_name(wish.type) for key in ("dtype", "torch_dtype") if key in config and wish.type}
+    write_shards(path, stem, made, options.shard_bytes, _cumulative(_nbytes(made), on_bytes), metadata)
+    retyped = {key: _torch_name(options.type) for key in ("dtype", "torch_dtype") if key in config and options.type}
     (path / "config.json").write_text(json.dumps({**config, **retyped}, indent=2) + "\n")
 
 
 def _metadata(stated: Mapping[str, Config]) -> dict[str, str]:
-    """Where `detect.stated_as` looks; a published file has none, and neither has what is made of it."""
+    """Where `detect.metadata_object` looks; a published file has none, and neither has what is made of it."""
     return {key: json.dumps(value) for key, value in stated.items()}
 
 
@@ -159,7 +159,7 @@ def _nbytes(made: list[Piece]) -> int:
     return sum(piece.nbytes for piece in made)
 
 
-def _adding(total: int, on_bytes: OnBytes) -> Callable[[int], None]:
+def _cumulative(total: int, on_bytes: OnBytes) -> Callable[[int], None]:
     """Turn single tensors' bytes into a sum."""
     done = 0
 
@@ -171,14 +171,14 @@ def _adding(total: int, on_bytes: OnBytes) -> Callable[[int], None]:
     return add
 
 
-def _commonest(published: Published) -> str:
+def _most_common_type(published: Published) -> str:
     """The type of most matrices. Raises ConfigurationError when a GGUF file cannot be written in it."""
     counted = Counter(_type(value) for value in published.tensors.values() if len(value.shape) > 1)
     kind = counted.most_common(1)[0][0]
     if kind not in TYPES[Format.GGUF]:
         accepted = ", ".join(TYPES[Format.GGUF])
         raise ConfigurationError(
-            f"{published.path} is in {kind}, in which no gguf file can be written; accepted types: {accepted}"
+            f"{published.path} is in {kind}, a type that gguf files cannot be written in; accepted: {accepted}"
         )
     return kind
 

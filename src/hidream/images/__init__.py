@@ -1,1 +1,1 @@
-"""Strangers' image files: what they are, what is in them, decoded in a process of their own."""
+"""Untrusted image files: inspected, and decoded in a separate process."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hidream.errors import InvalidInput, ObjectStoreUnavailable
-from hidream.images.answers import IDENTIFY_LIMITS, NO_MEMORY, PREPARE_LIMITS, STATUS, Limits, NoResult, Result
+from hidream.images.protocol import IDENTIFY_LIMITS, NO_MEMORY, PREPARE_LIMITS, STATUS, Limits, NoResult, Result
 from hidream.images.structure import ACCEPTED
 from hidream.types import ImageFormat, Size
 
@@ -56,21 +56,21 @@ class Decoders:
         self._busy: set[str] = set()
         self._closed = False
 
-    async def look(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> ImageFormat:
+    async def identify(self, key: str, field: str, file: File, limits: Limits = IDENTIFY_LIMITS) -> ImageFormat:
         """Check that a file is an image, and return its format. Raises InvalidInput, which names `field`."""
-        return (await self._do(key, {"job": "look", "field": field}, [file], limits)).image_format()
+        return (await self._do(key, {"name": "identify", "field": field}, [file], limits)).image_format()
 
-    async def shown_size(self, key: str, field: str, file: File) -> tuple[int, int]:
+    async def oriented_size(self, key: str, field: str, file: File) -> tuple[int, int]:
         """Read width and height after EXIF orientation. Raises InvalidInput, which names `field`."""
-        return (await self._do(key, {"job": "shown_size", "field": field}, [file], IDENTIFY_LIMITS)).size()
+        return (await self._do(key, {"name": "oriented_size", "field": field}, [file], IDENTIFY_LIMITS)).size()
 
     async def prepare(
         self, key: str, sizes: Sequence[Size], image: File, mask: File | None, limits: Limits = PREPARE_LIMITS
     ) -> Prepared:
         """Prepare an image, and its mask if there is one, for these sizes. Raises InvalidInput."""
-        question = {"job": "prepare", "field": "image", "sizes": [(size.width, size.height) for size in sizes]}
+        job = {"name": "prepare", "field": "image", "sizes": [(size.width, size.height) for size in sizes]}
         files = [image] if mask is None else [image, mask]
-        return (await self._do(key, question, files, limits)).prepared(sizes)
+        return (await self._do(key, job, files, limits)).prepared(sizes)
 
     def close(self) -> None:
         """Kill all jobs and processes; waiting calls raise ObjectStoreUnavailable."""
@@ -81,14 +81,14 @@ class Decoders:
             each.set_exception(_stopping("an image"))
         self._waiting.clear()
 
-    async def _do(self, key: str, question: dict[str, Any], files: Sequence[File], limits: Limits) -> Result:
+    async def _do(self, key: str, job: dict[str, Any], files: Sequence[File], limits: Limits) -> Result:
         process = await self._acquire(key)
-        field = question["field"]
+        field = job["field"]
         try:
             for _ in range(TRIES):
                 if self._closed:
                     break
-                result = await process.ask(question | asdict(limits), files, field)
+                result = await process.ask(job | asdict(limits), files, field)
                 if result is not None:
                     return result
         except NoResult as error:
@@ -148,30 +148,30 @@ class _Zygote:
         self._awaited = self._stopped = False
         self._end: weakref.finalize[..., Any] | None = None
 
-    async def ask(self, question: dict[str, Any], files: Sequence[File], field: str) -> Result | None:
+    async def ask(self, job: dict[str, Any], files: Sequence[File], field: str) -> Result | None:
         """Run a job; None if the process itself has ended. Raises InvalidInput, NoResult."""
         with contextlib.ExitStack() as opened:
             out = opened.enter_context(_anonymous())
             given = [opened.enter_context(await _opened(file)) for file in files]
             try:
-                status = await self._status(question, [out.fileno(), *(file.fileno() for file in given)])
+                status = await self._status(job, [out.fileno(), *(file.fileno() for file in given)])
             except BaseException:
-                self.end()  # nobody needs the result
+                self.end()  # the result is not needed
                 raise
             if status is None:
                 self.end()
                 return None
             if status:
-                raise _ended(status, field, question)
+                raise _ended(status, field, job)
             return Result(out.fileno())
 
-    async def _status(self, question: dict[str, Any], files: Sequence[int]) -> int | None:
+    async def _status(self, job: dict[str, Any], files: Sequence[int]) -> int | None:
         if self._stopped:
             return None
         loop, control = asyncio.get_running_loop(), self._socket or self._start()
         self._awaited = True
         try:
-            socket.send_fds(control, [json.dumps(question).encode()], files)
+            socket.send_fds(control, [json.dumps(job).encode()], files)
             status = await loop.sock_recv(control, STATUS.size)
         except OSError:
             return None

@@ -51,7 +51,7 @@ def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
         _scale_trns(image)
         upright = _turn_upright(image)
         profile = None if image.mode == "LAB" else image.info.get("icc_profile")  # these colours need none
-        warnings = () if upright else (f"{field} has EXIF data that cannot be read: it is taken as it lies",)
+        warnings = () if upright else (f"{field} has EXIF data that cannot be read: its orientation was ignored",)
         return Decoded(*_on_white(field, image), profile, warnings)
     except InvalidInput:
         raise
@@ -61,7 +61,7 @@ def open_image(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
         raise InvalidInput(f"{field} has too many pixels; {FILE_ACCEPTED}") from error
     except MemoryError as error:
         raise InvalidInput(
-            f"{field} is too large for the memory there is; accepted: an image of fewer pixels"
+            f"{field} is too large for the available memory; accepted: an image of fewer pixels"
         ) from error
     except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
         raise InvalidInput(
@@ -91,7 +91,9 @@ def srgb(field: str, file: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
         colours = _in(mode, file.colours)
         return transform.apply(colours, colours if mode == "RGB" else None), ()  # in place, where it can be
     except (OSError, ValueError, ImageCms.PyCMSError):
-        warning = f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: passed over"
+        warning = (
+            f"{field} has a colour profile that cannot be used with its {file.colours.mode} colours: it was ignored"
+        )
         return _in("RGB", file.colours), (warning,)
 
 
@@ -121,11 +123,11 @@ def _turn_upright(image: Image.Image) -> bool:
 
 def _scale_trns(image: ImageFile.ImageFile) -> None:
     """Scale a PNG's transparent colour to the 8 bits to which Pillow scales the pixels."""
-    said, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
-    if isinstance(said, int) and raw in TRNS_FACTORS:
-        image.info["transparency"] = said * TRNS_FACTORS[raw]
-    elif isinstance(said, tuple) and raw == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in said)
+    transparency, raw = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(transparency, int) and raw in TRNS_FACTORS:
+        image.info["transparency"] = transparency * TRNS_FACTORS[raw]
+    elif isinstance(transparency, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)
 
 
 def _on_white(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -161,6 +163,10 @@ def _deep(field: str, image: Image.Image) -> tuple[Image.Image, Image.Image | No
     if float_:
         return Image.fromarray(np.rint(values * (255 if largest <= 1 else 1)).astype(np.uint8)), None
     values = values.astype(np.uint16, copy=False)
-    said = image.info.get("transparency")
-    alpha = None if said is None else Image.fromarray(np.where(values == said, np.uint8(0), np.uint8(OPAQUE)))
+    transparency = image.info.get("transparency")
+    alpha = (
+        None
+        if transparency is None
+        else Image.fromarray(np.where(values == transparency, np.uint8(0), np.uint8(OPAQUE)))
+    )
     return Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8)), alpha  # 257 = 65535 / 255, rounded

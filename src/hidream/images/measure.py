@@ -11,13 +11,13 @@ from hidream.images.image_file import UNTRUSTED_FORMATS, exif_of
 from hidream.images.structure import ACCEPTED, check_exif
 from hidream.types import FILE_ACCEPTED, ImageFormat, check_file
 
-_ON_ITS_SIDE = (5, 6, 7, 8)
+_SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 """Orientations that swap width and height (EXIF 2.32, tag 0x0112)."""
 _FORMATS = {"PNG": ImageFormat.PNG, "JPEG": ImageFormat.JPEG, "MPO": ImageFormat.JPEG, "WEBP": ImageFormat.WEBP}
 """Pillow's names; an MPO is a JPEG file with further images after the first, as phones write them."""
 
 
-def look(field: str, data: bytes) -> ImageFormat:
+def identify(field: str, data: bytes) -> ImageFormat:
     """Check that a file is a complete image. PNG has checksums for that; other formats must be decoded.
 
     Raises InvalidInput, which names the field, if it is not an image or has too many pixels.
@@ -43,7 +43,7 @@ def look(field: str, data: bytes) -> ImageFormat:
     return image_format
 
 
-def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+def oriented_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
     """Read width and height in pixels of a file in one of Pillow's `formats`; None allows all of them.
 
     Raises InvalidInput, which names the field, if it is not an image.
@@ -53,11 +53,11 @@ def shown_size(field: str, data: bytes, formats: tuple[str, ...] | None = None) 
     except Exception as error:  # a stranger's bytes: Pillow raises a dozen kinds on damaged files, in its own words
         raise InvalidInput(f"{field} is not an image that can be read; {ACCEPTED}") from error
     check_exif(field, exif_of(image))
-    return (image.height, image.width) if _lies_on_its_side(image) else image.size
+    return (image.height, image.width) if _swaps_sides(image) else image.size
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
+def _swaps_sides(image: Image.Image) -> bool:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+        return image.getexif().get(ExifTags.Base.Orientation) in _SWAPPING_ORIENTATIONS
     except Exception:  # damaged EXIF data is ignored
         return False

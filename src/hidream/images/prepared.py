@@ -38,7 +38,7 @@ class Planes:
     far it covers what is generated beneath it, None for all of it.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     mask: np.ndarray | None
     alpha: np.ndarray | None
 
@@ -57,11 +57,11 @@ def prepare(
     """Prepare an image and its mask for these sizes. Raises InvalidInput if they cannot be used."""
     decoded = open_image("image", image, formats)
     may_change, warnings = _mask_of(decoded, mask, formats)
-    colours, passed_over = srgb("image", decoded)
+    colours, profile_warnings = srgb("image", decoded)
     planes = {size: _planes(colours, may_change, decoded.alpha, size, mask is None) for size in sizes}
     if any(each.mask is not None and not each.mask.any() for each in planes.values()):
-        warnings += ("the mask leaves nothing of the image to change; what may change is white in it, or transparent",)
-    return Prepared(planes, decoded.warnings + passed_over + warnings)
+        warnings += ("the mask lets no part of the image change; make the parts that may change white or transparent",)
+    return Prepared(planes, decoded.warnings + profile_warnings + warnings)
 
 
 def _mask_of(
@@ -85,11 +85,11 @@ def _transparent(image: Decoded) -> tuple[Image.Image | None, tuple[str, ...]]:
     """Use the image's own alpha as its mask, as OpenAI's API does."""
     if image.alpha is None:
         return None, ()
-    cure = "to let all of it change as it looks on white, give it without transparency"
+    remedy = "to let all of it change as it looks on white, send it without transparency"
     if not any(image.alpha.histogram()[:HALF]):
-        return None, ("image is translucent, and nowhere by half: it is laid on white, and all of it may change",)
-    said = f"image has transparent parts and comes without a mask: they alone may change, and begin white; {cure}"
-    return _below_half(image.alpha), (said,)
+        return None, ("image is translucent, but nowhere by half: it is blended over white, and all of it may change",)
+    warning = f"image has transparent parts and no mask: only they may change, starting from white; {remedy}"
+    return _below_half(image.alpha), (warning,)
 
 
 def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
@@ -101,11 +101,11 @@ def _transparent_or_light(mask: Decoded) -> tuple[Image.Image, tuple[str, ...]]:
     opaque_light = Image.composite(Image.new("L", light.size), light, transparent)
     if not any(opaque_light.histogram()[HALF:]):
         return transparent, ()
-    said = (
-        "mask has transparent parts and light ones: the transparent ones may change, and no others; "
-        "to let the light ones change, give it without transparency"
+    warning = (
+        "mask has transparent parts and light ones: only the transparent ones may change; "
+        "to let the light ones change, send it without transparency"
     )
-    return transparent, (said,)
+    return transparent, (warning,)
 
 
 def _below_half(alpha: Image.Image) -> Image.Image:
@@ -113,17 +113,17 @@ def _below_half(alpha: Image.Image) -> Image.Image:
 
 
 def _planes(
-    colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, alone: bool
+    colours: Image.Image, mask: Image.Image | None, alpha: Image.Image | None, size: Size, without_mask: bool
 ) -> Planes:
-    """Scale an image to a size. If it comes `alone`, without a mask, its alpha limits how much of it is kept."""
-    picture = np.stack([fitted(colours.getchannel(band), size, 127.5, 1) for band in colours.getbands()])
+    """Scale an image to a size. `without_mask`, its alpha limits how much of it is kept."""
+    image = np.stack([fitted(colours.getchannel(band), size, 127.5, 1) for band in colours.getbands()])
     if mask is None:
-        return Planes(picture, None, None)
+        return Planes(image, None, None)
     may_change = fitted(mask, size, 255, 0)[None] >= 0.5
     if alpha is None:
-        return Planes(picture, may_change, None)
+        return Planes(image, may_change, None)
     covering = fitted(alpha, size, 255, 0)[None].clip(0, 1)
-    return Planes(picture, may_change, covering if alone else np.where(may_change, covering, np.float32(1)))
+    return Planes(image, may_change, covering if without_mask else np.where(may_change, covering, np.float32(1)))
 
 
 def fitted(plane: Image.Image, size: Size, one: float, zero: float) -> np.ndarray:
@@ -139,9 +139,9 @@ def fitted(plane: Image.Image, size: Size, one: float, zero: float) -> np.ndarra
     else:
         wide = max(round(plane.width * scale), size.width)
         high = max(round(plane.height * scale), size.height)
-        values = _narrowed(plane, wide, size.width, one, zero)
+        values = _scaled_rows(plane, wide, size.width, one, zero)
         values = np.asarray(Image.fromarray(values).resize((values.shape[1], high), Image.Resampling.BICUBIC))
-        wide = size.width  # `_narrowed` has cut it
+        wide = size.width  # `_scaled_rows` has cut it
     left, top = (wide - size.width) // 2, (high - size.height) // 2
     return np.ascontiguousarray(values[top : top + size.height, left : left + size.width])
 
@@ -156,7 +156,7 @@ def _middle(plane: Image.Image, size: Size, scale: float) -> Image.Image:
     return plane.crop((left, top, plane.width - left, plane.height - top))
 
 
-def _narrowed(plane: Image.Image, wide: int, width: int, one: float, zero: float) -> np.ndarray:
+def _scaled_rows(plane: Image.Image, wide: int, width: int, one: float, zero: float) -> np.ndarray:
     """Scale the rows of a plane to `wide` columns, and keep the `width` in the middle: float32 [H, width]."""
     out = np.empty((plane.height, width), np.float32)
     left, rows = (wide - width) // 2, max(1, BAND_PIXELS // max(plane.width, wide))

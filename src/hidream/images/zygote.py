@@ -24,20 +24,20 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from hidream.images.answers import BROKEN, NO_MEMORY, STATUS
 from hidream.images.image_file import UNTRUSTED_FORMATS
-from hidream.images.jobs import answer
-from hidream.images.measure import look, shown_size
+from hidream.images.jobs import run_job
+from hidream.images.measure import identify, oriented_size
 from hidream.images.prepared import prepare
+from hidream.images.protocol import BROKEN, NO_MEMORY, STATUS
 from hidream.types import Size
 
-QUESTION_MAX_BYTES = 2**16
+JOB_MAX_BYTES = 2**16
 FILES_MAX = 3
 """The result, the image and the mask."""
 DESCRIPTORS_MAX = 32
-ORDINARY_S = 0.2
+LOW_PRIORITY_AFTER_S = 0.2
 """The time after which a job gets a lower priority."""
-BEHIND = 10
+LOW_PRIORITY = 10
 """The nice value of such a job: it gets a tenth of the time that another process on the same core gets."""
 PR_SET_NO_NEW_PRIVS = 38
 """From linux/prctl.h: no program that this process starts can gain more privileges."""
@@ -51,10 +51,10 @@ def main() -> None:
     gc.freeze()
     with socket.socket(fileno=sys.stdin.fileno()) as control, contextlib.suppress(ConnectionError):
         while True:
-            question, files, _, _ = socket.recv_fds(control, QUESTION_MAX_BYTES, FILES_MAX)
-            if not question:
+            job, files, _, _ = socket.recv_fds(control, JOB_MAX_BYTES, FILES_MAX)
+            if not job:
                 return
-            status = _forked(json.loads(question), files)
+            status = _run_in_fork(json.loads(job), files)
             for file in files:
                 os.close(file)
             control.sendall(STATUS.pack(status))
@@ -68,37 +68,37 @@ def _warm_up() -> None:
     for image_format in UNTRUSTED_FORMATS:
         file = io.BytesIO()
         Image.new("RGB", (16, 16)).save(file, image_format, exif=exif)
-        look("image", file.getvalue())
-        shown_size("image", file.getvalue(), UNTRUSTED_FORMATS)
+        identify("image", file.getvalue())
+        oriented_size("image", file.getvalue(), UNTRUSTED_FORMATS)
         prepare([Size(8, 8)], file.getvalue(), file.getvalue(), UNTRUSTED_FORMATS)
 
 
-def _forked(question: dict[str, Any], files: list[int]) -> int:
+def _run_in_fork(job: dict[str, Any], files: list[int]) -> int:
     """Run a job in a forked process, and return its exit status."""
     pid = os.fork()
     if pid == 0:
-        os._exit(_job(question, files))
-    _put_behind(pid)
+        os._exit(_job(job, files))
+    _lower_priority(pid)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _put_behind(pid: int) -> None:
+def _lower_priority(pid: int) -> None:
     """Lower a job's priority, unless it ends soon, as it does for an ordinary image."""
     with contextlib.suppress(AttributeError, OSError):  # Linux alone has it
         job = os.pidfd_open(pid)
         try:
-            if not select.select([job], [], [], ORDINARY_S)[0]:
-                os.setpriority(os.PRIO_PROCESS, pid, BEHIND)
+            if not select.select([job], [], [], LOW_PRIORITY_AFTER_S)[0]:
+                os.setpriority(os.PRIO_PROCESS, pid, LOW_PRIORITY)
         finally:
             os.close(job)
 
 
-def _job(question: dict[str, Any], files: list[int]) -> int:
+def _job(job: dict[str, Any], files: list[int]) -> int:
     try:
-        _limit(question)
+        _limit(job)
         warnings.simplefilter("ignore")
         out, *given = files
-        answer(question, [_content(file) for file in given], out)
+        run_job(job, [_content(file) for file in given], out)
     except MemoryError:
         return NO_MEMORY
     except BaseException:  # an edge: the exit status reports it
@@ -112,11 +112,11 @@ def _content(file: int) -> bytes:
         return stream.read()
 
 
-def _limit(question: dict[str, Any]) -> None:
+def _limit(job: dict[str, Any]) -> None:
     """Set the limits of this process, and make it the first to be killed when memory is short."""
     os.close(0)  # only the parent uses the socket
-    signal.alarm(question["wall_s"])
-    cpu_s, memory_bytes = question["cpu_s"], question["memory_bytes"]
+    signal.alarm(job["wall_s"])
+    cpu_s, memory_bytes = job["cpu_s"], job["memory_bytes"]
     for limit, soft, hard in (
         (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),
         (resource.RLIMIT_DATA, memory_bytes, memory_bytes),

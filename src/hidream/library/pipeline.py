@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast, overload
 
+import numpy as np
 import torch
 
 from hidream import keywords
@@ -251,10 +252,10 @@ class Pipeline:
         passes = plan_passes(self._model, request, resolve(self._model, request))
         total = sum(each.schedule.steps for each in passes)
         due = {round(i * total / (previews + 1)) for i in range(1, previews + 1)}
-        events: deque[Step[Any]] = deque()
+        events: deque[Step[np.ndarray]] = deque()
         outcomes: list[Outcome] = []
         with Session(self._turns) as session:
-            session.add("image", request, events.append, wants_preview=due.__contains__)
+            session.add("image", request, events.append, due.__contains__)
             while not outcomes:
                 outcomes = session.step()
                 while events:
@@ -298,7 +299,7 @@ class Pipeline:
         """Wrap a finished image, after the image check. Raises the error of a request that failed."""
         if outcome.error is not None:
             raise outcome.error
-        generated = outcome.picture
+        generated = outcome.image
         assert generated is not None, "a request ends with an image or an error"
         return Image(
             generated.pixels,

@@ -14,7 +14,7 @@ from typing import Any
 
 from hidream import keywords
 from hidream.errors import InvalidInput, MissingInput
-from hidream.parameter import Number, Text, Whole, refused
+from hidream.parameter import Integer, Number, Text, refused
 from hidream.request import BY_NAME, MASK_ALONE, ImageRequest, LoraUse, Prompts, random_seed
 from hidream.safety import prompt as prompt_check
 from hidream.types import DEFAULT_SIZE, PROMPT_MAX_CHARS, Mode, Size, Variant
@@ -43,7 +43,7 @@ class Reader:
         for parameter in keywords.parameters():
             if parameter.name in given and parameter.name not in _READ_SEPARATELY:
                 kind, value = parameter.kind, given[parameter.name]
-                value = _plain(value) if isinstance(kind, Whole | Number) else value
+                value = _plain(value) if isinstance(kind, Integer | Number) else value
                 values[parameter.attribute] = kind.read(parameter.name, value)
         image, mask = (_file(given, name) for name in ("image", "mask"))
         if mask is not None and image is None:
@@ -144,9 +144,9 @@ def _size(given: Mapping[str, Any], image: bytes | None) -> Size:
         return _read_size(given["size"])
     if image is None:
         return DEFAULT_SIZE
-    from hidream.images.measure import shown_size
+    from hidream.images.measure import oriented_size
 
-    return Size.near(*shown_size("image", image))
+    return Size.near(*oriented_size("image", image))
 
 
 def _read_size(value: object) -> Size:

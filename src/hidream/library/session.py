@@ -62,7 +62,7 @@ class Turns:
         """Let an engine take a step."""
         with self.turn():
             if self._latest is not None and self._latest is not engine:
-                self._latest.rest()
+                self._latest.release_device()
             self._latest = engine
             return engine.step()
 

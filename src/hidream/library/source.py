@@ -8,7 +8,6 @@ folder, or else the name; a name that is given must not contradict them.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -81,9 +80,11 @@ class Hub:
         With an official repository comes the Llama of the cache. Raises CheckpointError with what the cache lacks and
         how to download it, or HubError.
         """
+        from hidream.hub.locate import parts
+
         if not ids:
             self._check_unused()
-            return dict(named)
+            return parts(named)
         if self.revision is not None:
             if "folder" not in ids:
                 raise InvalidInput(f"revision is {self.revision!r:.100}, and model is no Hub id", field="revision")
@@ -94,11 +95,11 @@ class Hub:
         if not self.local_files_only:
             for name in ids:
                 self._download(named[name].as_posix())
-        found: dict[str, Path] = importlib.import_module("hidream.hub.locate").parts(named)
-        return found
+        return parts(named)
 
     def _download(self, model: str) -> None:
-        names, pull = (importlib.import_module(f"hidream.hub.{name}") for name in ("names", "pull"))
+        from hidream.hub import names, pull
+
         plan = pull.plan(names.parse(model), token=self.token)
         pull.check(plan, self.token)
         pull.pull(plan, lambda _bytes: None, self.token)
@@ -159,7 +160,7 @@ def variant_of(path: Path, name: str, named: Variant | None) -> Variant | None:
         return found
     words = _words(Path(name).stem if path.is_file() else Path(name).name)
     if path.is_dir() and words is None:
-        transformer = parts_in(path, named, {}, whole=False).get(TRANSFORMER.name)
+        transformer = parts_in(path, named, {}, complete=False).get(TRANSFORMER.name)
         return None if transformer is None else _words(transformer.stem)
     return words
 

@@ -1,1 +1,1 @@
-"""One prompt to one picture: the HiDream-I1 model, tensors only. Start reading in `pipeline.py`."""
+"""One prompt to one image: the HiDream-I1 model, tensors only. Start reading in `pipeline.py`."""

@@ -1,6 +1,6 @@
-"""When an image is not made of finite numbers: says what it was computed with, and which weights are to blame.
+"""Explains an image that is not made of finite numbers: what it was computed with, and which weights are broken.
 
-Looks at weights only once an image has failed: they are tens of gigabytes. Knows no requests but the failed one.
+It reads the weights, which are tens of gigabytes, only after an image has failed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from hidream.errors import NotFinite
 from hidream.formats.quantized import Quantized
-from hidream.model.memory.offload import held
+from hidream.model.memory.offload import own_tensors
 from hidream.model.model import Model
 from hidream.parts import ENCODERS
 from hidream.request import ImageRequest
 
-CURE = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"
+REMEDY = "float16 ends at 65,504; accepted: bfloat16 or float32 (`[compute] dtype`, HIDREAM_COMPUTE_DTYPE)"
 
 
 def not_finite(model: Model, request: ImageRequest, where: str) -> NotFinite:
@@ -30,7 +30,7 @@ def not_finite(model: Model, request: ImageRequest, where: str) -> NotFinite:
     if broken:
         causes.append(f"with weights that are not finite themselves, {broken}")
     if dtype is torch.float16:
-        causes.append(CURE)
+        causes.append(REMEDY)
     return NotFinite(f"the image has {where} that are not finite numbers: {'; '.join(causes)}")
 
 
@@ -43,7 +43,7 @@ def broken_weights(model: Model) -> str | None:
 
 def _broken(module: nn.Module) -> Iterator[str]:
     for name, part in module.named_modules():
-        for attribute, value in held(part):
+        for attribute, value in own_tensors(part):
             if not _finite(value):
                 yield f"{name}.{attribute}".removeprefix(".")
 

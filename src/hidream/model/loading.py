@@ -1,4 +1,4 @@
-"""From a user's files to a model: settles device and type, plans the memory, loads every part to its place."""
+"""From a user's files to a model: chooses device and type, plans the memory, and loads every part to its place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def load(
 ) -> Model:
     """Load a checkpoint, or a path to one in any format of docs/MODELS.md; without either the embedded nano.
 
-    Where each part lives, and in which weight format, follows from the memory there is (`plan.py`): `memory_gb` limits
+    Where each part lives, and in which weight format, follows from the available memory (`plan.py`): `memory_gb` limits
     the device's; `storage` names a `types.WeightFormat` for the large matrices, instead of "auto". `loras` is a folder
     whose LoRAs requests may name (`lora_folder.py`). `hash_cache` is a file that keeps the digests of large weights.
     `compiled` has torch.compile make the transformer's blocks; None means on a CUDA device, unless the blocks are
@@ -107,7 +107,7 @@ def _is_compiled(compiled: bool | None, plan: Plan, device: torch.device) -> boo
     """Settle whether the blocks are compiled. Raises ConfigurationError where they cannot be."""
     stay = plan.part(BLOCKS).placement is Placement.DEVICE or device == HOST
     if compiled and not stay:
-        raise ConfigurationError("compiled is on, and the blocks do not stay on the device; accepted: off, or auto")
+        raise ConfigurationError("compiled is on, but the blocks do not stay on the device; accepted: off, or auto")
     return device.type == "cuda" and stay if compiled is None else compiled
 
 
@@ -166,7 +166,7 @@ def _bfloat16_copy(transformer: Transformer) -> Transformer | None:
 
 
 def _best_tokens(checkpoint: Checkpoint, transformer: Transformer) -> int:
-    """Image tokens of the area the model draws best: 1024² pixels, unless the configuration says otherwise.
+    """Image tokens of the model's best area: 1024² pixels, unless the configuration says otherwise.
 
     `_default_sample_size` in model_index.json is a side in latent cells, as in diffusers' pipelines, which pass over
     private keys; the published checkpoints do not have it, their largest shape is their best.

@@ -301,9 +301,9 @@ def enlarge(x0: Tensor, like: Tensor) -> Tensor:
 
 def encode(model: Model, init_image: InitImage, grid: Grid) -> Tensor:
     """Encode the init image for a grid: its latent [1, C, h, w], float32."""
-    picture = init_image.at(size_of(model, grid)).picture
+    image = init_image.at(size_of(model, grid)).image
     with model.phases.autoencoding():
-        return model.vae.encode(picture[None].to(model.device)).float()
+        return model.vae.encode(image[None].to(model.device)).float()
 
 
 def size_of(model: Model, grid: Grid) -> Size:
@@ -312,7 +312,7 @@ def size_of(model: Model, grid: Grid) -> Size:
 
 
 def inpainting_blend(model: Model, init_image: InitImage, grid: Grid, init_latent: Tensor, noise: Tensor) -> Blend:
-    """Make the function that resets what lies outside the mask to `init_latent`, at any noise level."""
+    """Make the function that resets everything outside the mask to `init_latent`, at any noise level."""
     mask = init_image.at(size_of(model, grid)).mask
     if mask is None:
         return _no_blend

@@ -1,4 +1,4 @@
-"""Settles device, compute type and weight format, where a setting says "auto" or names one."""
+"""Resolves the settings of device, compute type and weight format, which may be "auto"."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ ACCEPTED = (
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-_INNER_4 = tuple(
+_PRIVATE_4 = tuple(
     IPv4Network(network)
     for network in (
         "0.0.0.0/8",  # this network; 0.0.0.0 reaches this machine (RFC 791)
@@ -61,7 +61,7 @@ _INNER_4 = tuple(
 )
 _GLOBAL_6 = IPv6Network("2000::/3")
 """Global unicast (RFC 4291), all that is assigned so far: loopback, private, link-local and multicast lie outside."""
-_INNER_6 = tuple(
+_PRIVATE_6 = tuple(
     IPv6Network(network)
     for network in (
         "2001::/23",  # protocol assignments (RFC 2928); Teredo, which wraps IPv4, among them
@@ -108,7 +108,7 @@ class Allowlist:
                 hosts.add(text)
             else:
                 raise ConfigurationError(
-                    f"{entry!r:.100} is no target of webhooks; accepted: a network such as 10.1.0.0/16 or fd00:1::/32, "
+                    f"{entry!r:.100} is not a webhook target; accepted: a network such as 10.1.0.0/16 or fd00:1::/32, "
                     "an address, or a host name without scheme and port"
                 )
         return cls(tuple(networks), frozenset(hosts))
@@ -232,5 +232,5 @@ def _unwrapped(address: Address) -> Address:
 
 def _public(address: Address) -> bool:
     if isinstance(address, IPv4Address):
-        return not any(address in network for network in _INNER_4)
-    return address in _GLOBAL_6 and not any(address in network for network in _INNER_6)
+        return not any(address in network for network in _PRIVATE_4)
+    return address in _GLOBAL_6 and not any(address in network for network in _PRIVATE_6)

@@ -48,7 +48,7 @@ DOWNLOAD_MAX_S = 3600
 """The time for a download by a slow client; each read from the store is still limited to `timeout_s / TRIES`."""
 PAGE = 1000
 """Objects in one request: S3's limit (API reference, ListObjectsV2 and DeleteObjects)."""
-ADOPTED_TOGETHER = 2
+ADOPTIONS_MAX = 2
 """Parts that are uploaded at a time; each is in memory meanwhile."""
 SIGNED_MAX_S = 7 * 24 * 3600
 """The maximum validity of a signed URL (Signature Version 4, query parameter X-Amz-Expires)."""
@@ -88,14 +88,14 @@ class Bucket:
         self.namespace = namespace
         self._bucket = bucket
         self._access = access
-        self._adopting = asyncio.Semaphore(ADOPTED_TOGETHER)
+        self._adopting = asyncio.Semaphore(ADOPTIONS_MAX)
         key_prefix = f"{prefix}/{namespace}" if prefix else str(namespace)
         self._store = _store(bucket, key_prefix, access, access.endpoint)
         self._signer = _store(bucket, key_prefix, access, access.public_endpoint or access.endpoint)
 
     async def check(self) -> None:
         """Write an object, list, and delete it. Raises ConfigurationError, or ObjectStoreUnavailable."""
-        async with self._asked("cannot be used", starting=True):
+        async with self._translated_errors("cannot be used", starting=True):
             await obstore.put_async(self._store, _PROBE, b"hidream", use_multipart=False)
             await _next(obstore.list(self._store, chunk_size=1))
             await obstore.delete_async(self._store, [_PROBE])
@@ -109,7 +109,7 @@ class Bucket:
         return part_in(Path(tempfile.gettempdir()), _reported)
 
     async def adopt(self, name: str, part: Part) -> None:
-        """Upload a part in one request, for which it is read into memory; ADOPTED_TOGETHER limits how many do so."""
+        """Upload a part in one request, for which it is read into memory; ADOPTIONS_MAX limits how many do so."""
         media_type_of(name)
         await part.flush()
         async with self._adopting:
@@ -118,20 +118,20 @@ class Bucket:
     async def read(self, name: str) -> bytes:
         """Read an object. Raises NotFound if it does not exist."""
         format_of(name)
-        async with self._asked("cannot be read", one=True):
+        async with self._translated_errors("cannot be read", one=True):
             result = await obstore.get_async(self._store, name)
             return (await result.bytes_async()).to_bytes()
 
     async def metadata(self, name: str) -> ObjectMetadata:
         """Return size, time and ETag of an object. Raises NotFound."""
         format_of(name)
-        async with self._asked("cannot be read", one=True):
+        async with self._translated_errors("cannot be read", one=True):
             return _metadata(await obstore.head_async(self._store, name))
 
     async def open(self, name: str) -> tuple[ObjectMetadata, Chunks]:
         """Open an object. Raises NotFound."""
         format_of(name)
-        async with self._asked("cannot be read", one=True):
+        async with self._translated_errors("cannot be read", one=True):
             result = await obstore.get_async(self._store, name)
         return _metadata(result.meta), lambda start, stop: self._chunks(result, start, stop)
 
@@ -139,14 +139,14 @@ class Bucket:
         """Delete objects."""
         wanted = [name for name in names if format_of(name)]
         for start in range(0, len(wanted), PAGE):
-            async with self._asked("cannot be written to"):
+            async with self._translated_errors("cannot be written to"):
                 await obstore.delete_async(self._store, wanted[start : start + PAGE])
 
     async def names(self, older_than: datetime) -> AsyncIterator[str]:
         """Yield the names of all objects last written before `older_than`, page by page."""
         pages = obstore.list(self._store, chunk_size=PAGE)
         while True:
-            async with self._asked("cannot be listed"):
+            async with self._translated_errors("cannot be listed"):
                 page = await _next(pages)
             if not page:
                 return
@@ -160,19 +160,19 @@ class Bucket:
         if not self._access.signed_urls:
             return f"{base_url}/{self.namespace}/{name}"
         valid = timedelta(seconds=max(1, min(valid_s, SIGNED_MAX_S)))
-        async with self._asked("cannot be signed for"):
+        async with self._translated_errors("cannot sign a URL"):
             return await obstore.sign_async(self._signer, "GET", name, valid)
 
     async def _put(self, name: str, data: bytes | Path) -> None:
         attributes: Attributes = {"Content-Type": media_type_of(name), "Cache-Control": CACHE_CONTROL}
-        async with self._asked("cannot be written to"):
+        async with self._translated_errors("cannot be written to"):
             await obstore.put_async(self._store, name, data, attributes=attributes, use_multipart=False)
 
     async def _chunks(self, result: GetResult, start: int, stop: int) -> AsyncIterator[bytes]:
         stream = result.stream(min_chunk_size=CHUNK_BYTES)
         at = 0
         while at < stop:
-            async with self._asked("cannot be read"):
+            async with self._translated_errors("cannot be read"):
                 chunk = await _next(stream)
             if not chunk:
                 raise ObjectStoreUnavailable("the bucket returned less than the whole file; try again")
@@ -182,7 +182,9 @@ class Bucket:
                 yield wanted
 
     @contextlib.asynccontextmanager
-    async def _asked(self, failed: str, *, one: bool = False, starting: bool = False) -> AsyncIterator[None]:
+    async def _translated_errors(
+        self, failed: str, *, one: bool = False, starting: bool = False
+    ) -> AsyncIterator[None]:
         """Limit the time of a call, and turn its errors into ours, without the endpoint or the secret name.
 
         one: the call is about one object; if it does not exist, raise NotFound.

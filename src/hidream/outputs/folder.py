@@ -122,14 +122,14 @@ def _reported(done: str) -> Iterator[None]:
 async def _chunks(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
     while start < stop:
         with _reported("read"):
-            chunk = await asyncio.to_thread(_stretch, path, start, min(CHUNK_BYTES, stop - start))
+            chunk = await asyncio.to_thread(_byte_range, path, start, min(CHUNK_BYTES, stop - start))
         if not chunk:
             raise ObjectStoreUnavailable("a file was truncated while it was read; try again")
         yield chunk
         start += len(chunk)
 
 
-def _stretch(path: Path, start: int, size_bytes: int) -> bytes:
+def _byte_range(path: Path, start: int, size_bytes: int) -> bytes:
     """Read a range. The file is opened for each one, so that none stays open when a download is aborted."""
     with path.open("rb") as file:
         file.seek(start)

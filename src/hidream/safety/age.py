@@ -36,7 +36,7 @@ _KANJI = {sign: value for value, sign in enumerate("一二三四五六七八九�
 
 
 def speaks_of_age_under_18(words: Sequence[str]) -> bool:
-    """Whether `words` hold an age under 18; a number alone, a price or a measure is none."""
+    """Whether `words` contain an age under 18; a number alone, a price or a measure is not an age."""
     for i, word in enumerate(words):
         if word not in NUMBERS and word.isalpha() and word.isascii():
             continue

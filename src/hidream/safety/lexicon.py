@@ -1,16 +1,16 @@
 """The words of the prompt check: data only, no rules.
 
-Entries are separated by commas. A plain entry matches as whole words, plural included; `stem*` matches
-any word that begins with it; an entry of several words matches them in a row. Spelling is normalised on
-both sides (case, accents, look-alikes: `spelling.py`), so each entry stands here once, in its ordinary
-form. `matching.py` reads these lists, `prompt.py` says what follows from a hit. Clinical terms are
-preferred; a vulgar term stands here only where it is the ordinary way to ask for what the list refuses.
+Entries are separated by commas. A plain entry matches whole words, including the plural. `stem*` matches any word that
+begins with it. An entry of several words matches them in sequence. Spelling is normalised on both sides (case, accents,
+look-alikes: `spelling.py`), so each entry is listed once, in its ordinary form. `matching.py` reads these lists;
+`prompt.py` decides what follows from a match. Clinical terms are preferred; a vulgar term is listed only if it is the
+usual way to ask for what the list refuses.
 """
 
 from __future__ import annotations
 
-# Sexual acts and pornography: refused for adults too, because an image of them is explicit whatever its
-# style. Ambiguous words (birds, names, Latin) are listed only inside phrases that settle their meaning.
+# Sexual acts and pornography: refused for adults too, because an image of them is explicit in any style.
+# Ambiguous words (birds, names, Latin) are listed only in phrases that make their meaning clear.
 EXPLICIT = """
 porn*, sex, sexx, hentai, xxx, xxxrated, x rated, nsfw, rule34, rule 34, pr0n, seggs, ecchi, masturbat*,
 fellatio, cunnilingus, anilingus, ejaculat*, orgasm*, coitus, intercourse, giving head, phuck*,
@@ -33,7 +33,7 @@ sesso, scopata, pompino, sexo oral, foder, fodendo, boquete, estupro, порно
 """
 
 # Nudity, underwear, anatomy and allure: allowed for adults (art, medicine, fashion; the image classifier
-# looks at the image), refused as soon as the prompt also speaks of a minor.
+# checks the image), refused if the prompt also mentions a minor.
 SUGGESTIVE = """
 nude, nudes, nudity, nudis*, naked*, unclothed, undressed, undressing, undresses, topless, disrob*,
 skinny dip*, without clothes, no clothes, without clothing, no clothing, wearing nothing,
@@ -200,12 +200,11 @@ white power line, white power bank, lynching memorial, national memorial lynchin
 
 # Words that join listed words in a string without spaces ("hotteenporn"); never a reason to refuse by
 # themselves.
-GLUE = """
+JOINED_WORDS = """
 girl, girls, woman, women, young, little, small, hot, video, videos, pics, photo, photos, free, with, and
 """
 
-# Long enough to be looked for in the prompt with everything but its letters taken out, whatever the
-# spacing.
+# Long enough to be searched in the letters of the prompt alone, whatever the spacing.
 ANYWHERE_EXPLICIT = "masturbat, pornograph, cunnilingus, ejaculat, gangbang, deepthroat, bestiality"
 ANYWHERE_MINOR_SEXUAL = "childporn, kiddieporn, pedophil, paedophil, toddlersex, childsex, preteensex, kinderporno"
 ANYWHERE_MINOR = "schoolgirl, schoolboy, preteen, toddler, underage, kindergarten"
@@ -213,8 +212,7 @@ ANYWHERE_SUGGESTIVE = """
 nudechild, nakedchild, sexychild, nudekid, nakedkid, sexykid, nakedlittle, nudelittle
 """
 
-# Chinese and Japanese have no spaces: these are looked for as substrings; katakana words only as whole
-# katakana runs.
+# Chinese and Japanese have no spaces, so these are searched as substrings; katakana words must be whole katakana runs.
 CJK_EXPLICIT = """
 色情, 做爱, 做愛, 性交, 口交, 肛交, 强奸, 強姦, 强暴, 轮奸, 輪姦, 手淫, 自慰, 淫荡, 淫蕩, 性爱, 性愛, 黄片,
 无码, 乱伦, 亂倫, ポルノ, セックス, フェラ, フェラチオ, 中出し, 手コキ, オナニー, レイプ, エロ動画,
@@ -241,7 +239,7 @@ CJK_HARMLESS = """
 性的平等
 """
 
-# Clothes, as beginnings of words: looked for in negative prompts only, beside a minor in the prompt.
+# Clothes, as beginnings of words: searched only in the negative prompt, if the prompt mentions a minor.
 CLOTHES = """
 cloth, dress, garment, outfit, attire, apparel, shirt, tshirt, blouse, sweater, hoodie, jacket, pants, trouser, jeans,
 shorts, skirt, uniform, costume, pajama, pyjama, robe, swimsuit, swimwear, bikini, underwear, underpants, diaper,

@@ -1,7 +1,7 @@
-"""Looks the readings of a prompt up in the lexicon, to say which kinds of words it holds.
+"""Finds which kinds of words of the lexicon a prompt contains, by looking up its readings.
 
-It knows how words are found (phrases, stems, compounds, harmless phrases, negation), not what follows from
-them: that is `prompt.py`. All look-ups are dictionary look-ups, so the work grows linearly with the prompt.
+It knows how words are found (phrases, stems, compounds, harmless phrases, negation). `prompt.py` decides what follows.
+All look-ups are in dictionaries, so the work grows linearly with the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hidream.safety.spelling import fragments, looks_spaced_out, native, reading
 
 
 class Kind(StrEnum):
-    """What a word of the lexicon says."""
+    """What a word of the lexicon is about."""
 
     EXPLICIT = "explicit"
     SUGGESTIVE = "suggestive"
@@ -42,9 +42,9 @@ _Entry = tuple[tuple[str, ...], Kind]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The kinds of words in a prompt: those `said`, and those `affirmed`: said without a "no" before."""
+    """The kinds of words in a prompt: all that are `named`, and those `affirmed`, without a negation before them."""
 
-    said: frozenset[Kind]
+    named: frozenset[Kind]
     affirmed: frozenset[Kind]
 
 
@@ -63,24 +63,24 @@ class _Index:
 
 
 def find(prompt: str) -> Found:
-    """Return which kinds of words a prompt holds, over all its readings."""
-    said: set[Kind] = set()
+    """Return which kinds of words a prompt contains in any of its readings."""
+    named: set[Kind] = set()
     affirmed: set[Kind] = set()
     for words in readings(prompt):
         for kind, negated in _hits(words):
-            said.add(kind)
+            named.add(kind)
             if not negated:
                 affirmed.add(kind)
-        said.update(_anywhere("".join(words)))
+        named.update(_anywhere("".join(words)))
         for run in fragments(words):
-            said.update(_spaced_out(run))
+            named.update(_spaced_out(run))
         if speaks_of_age_under_18(words):
-            said.add(Kind.MINOR)
+            named.add(Kind.MINOR)
     if any(char >= _CJK_FIRST for char in prompt):
         kinds = set(_cjk(native(prompt)))
-        said |= kinds
+        named |= kinds
         affirmed |= kinds
-    return Found(frozenset(said), frozenset(affirmed))
+    return Found(frozenset(named), frozenset(affirmed))
 
 
 @cache
@@ -98,7 +98,7 @@ def _with_plurals(word: str) -> list[str]:
 
 @cache
 def _index() -> _Index:
-    index = _Index(parts=set(_entries(lexicon.GLUE)))
+    index = _Index(parts=set(_entries(lexicon.JOINED_WORDS)))
     for kind in Kind:
         for entry in _entries(getattr(lexicon, kind.name)):
             *head, last = entry.split()
@@ -162,7 +162,7 @@ def _is_form(word: str, forms: Iterable[str]) -> bool:
 
 
 def _compound(word: str) -> list[str]:
-    """Split a word that is nothing but listed words run together; empty when it is not."""
+    """Split a word that consists of listed words only; empty if it does not."""
     index = _index()
     if len(word) < 2 * _PART_MIN or word[:_PART_MIN] not in index.part_heads or word in index.parts:
         return []
@@ -203,17 +203,17 @@ def _youth_words() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _anywhere(squeezed: str) -> Iterator[Kind]:
-    """Yield the kinds of the long stems that stand in the letters of the prompt, whatever lies between."""
+    """Yield the kinds of the long stems that are found in the letters of the prompt, whatever separates them."""
     for kind in (Kind.EXPLICIT, Kind.SUGGESTIVE, Kind.MINOR, Kind.MINOR_SEXUAL):
         if any(stem in squeezed for stem in _entries(getattr(lexicon, f"ANYWHERE_{kind.name}"))):
             yield kind
 
 
 def _spaced_out(run: Sequence[str]) -> Iterator[Kind]:
-    """Yield the kinds of the entries whose letters stand in a row of fragments, whatever stands before and behind.
+    """Yield the kinds of the entries whose letters are found in a sequence of fragments, at any place in it.
 
-    No gap tells where such words end ("x n u d e c h i l d y"), so "g r a p e" holds an entry too: for minors alone,
-    where no context is read.
+    No gap shows where such words end ("x n u d e c h i l d y"), so "g r a p e" contains an entry too. This is why only
+    the rule about minors uses it, which ignores context.
     """
     table, begun = _squeezed()
     for first in range(len(run)):
@@ -229,7 +229,7 @@ def _spaced_out(run: Sequence[str]) -> Iterator[Kind]:
 
 @cache
 def _squeezed() -> tuple[dict[str, Kind], frozenset[str]]:
-    """Give what is looked for in letters without gaps, with its kind, and all that such an entry begins with."""
+    """Return what is searched in letters without gaps, with its kind, and all prefixes of these entries."""
     table = {
         entry.replace(" ", "").removesuffix("*"): kind
         for kind in (Kind.EXPLICIT, Kind.SUGGESTIVE, Kind.MINOR, Kind.MINOR_SEXUAL)
@@ -241,19 +241,19 @@ def _squeezed() -> tuple[dict[str, Kind], frozenset[str]]:
 
 
 def _cjk(text: str) -> Iterator[Kind]:
-    """Yield the kinds of the Chinese and Japanese entries in `text`, with all that is no letter left out."""
+    """Yield the kinds of the Chinese and Japanese entries in `text`; only its letters are compared."""
     squeezed = "".join(filter(str.isalnum, text))
     for phrase in _entries(lexicon.CJK_HARMLESS):
         squeezed = squeezed.replace(phrase, "·")
     for kind in Kind:
         if kind is not Kind.HARMLESS:
             entries = _entries(getattr(lexicon, f"CJK_{kind.name}"))
-            if any(entry in squeezed and _katakana_whole(entry, squeezed) for entry in entries):
+            if any(entry in squeezed and _is_whole_katakana_word(entry, squeezed) for entry in entries):
                 yield kind
 
 
-def _katakana_whole(entry: str, text: str) -> bool:
-    """Whether a katakana entry stands in `text` by itself: ロリ does not stand in カロリー."""
+def _is_whole_katakana_word(entry: str, text: str) -> bool:
+    """Whether an entry is in `text`; a katakana entry only as a whole word: ロリ is not in カロリー."""
     before = f"(?<!{_KATAKANA})" if re.match(_KATAKANA, entry[0]) else ""
     after = f"(?!{_KATAKANA})" if re.match(_KATAKANA, entry[-1]) else ""
     return re.search(before + re.escape(entry) + after, text) is not None

@@ -1,20 +1,18 @@
-"""The prompt check: raises when a prompt asks for what is never generated, or for what the checker refuses.
+"""The prompt check: raises if a prompt asks for something that is never generated, or that the checker refuses.
 
-The rules, in full:
+The complete rules:
 
-1. Sexual content with minors is always refused: a word that says it by itself, or a word for a minor (an
-   age under 18 included) anywhere in a prompt that anywhere holds a sexual word, nudity and underwear
-   included. Context and negation are not read: no museum, no doctor and no "not" makes an exception; only
-   a harmless phrase, such as "naked mole rat", covers the word that it contains.
-2. While the checker is enabled, a prompt that holds a word for explicit sex, graphic gore, self-harm or
-   hateful propaganda is refused, unless each such word follows a negation ("no gore") or is part of a
-   harmless phrase.
-3. A prompt with a word for a minor is refused as in rule 1 when its negative prompt names clothes: what is named there
-   is what the image shall not have. Nothing else is looked for in a negative prompt; "nude" is welcome there.
-4. Everything else passes, nudity in adults' art included: the image classifier looks at the image.
+1. Sexual content with minors is always refused. That is a word that means it by itself, or a word for a minor
+   (including an age under 18) in a prompt that also contains a sexual word, including nudity and underwear. Context
+   and negation are ignored: a museum, a doctor or a "not" makes no exception. Only a harmless phrase, such as "naked
+   mole rat", excuses the word that it contains.
+2. While the checker is enabled, a prompt with a word for explicit sex, graphic gore, self-harm or hateful propaganda is
+   refused, unless each such word follows a negation ("no gore") or is part of a harmless phrase.
+3. A prompt with a word for a minor is also refused, as in rule 1, if its negative prompt names clothes, because the
+   image would not show them. Nothing else in a negative prompt is checked; "nude" is welcome there.
+4. Everything else is accepted, including nudity of adults in art; the image classifier checks the image.
 
-Standard library only. Words and phrases: `lexicon.py`. How they are found: `matching.py`, `spelling.py`,
-`age.py`.
+Standard library only. The words and phrases are in `lexicon.py`; `matching.py`, `spelling.py` and `age.py` find them.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from hidream.safety.spelling import native, readings, variants
 
 
 class Category(StrEnum):
-    """What a prompt is refused for; the value is what the user reads."""
+    """Why a prompt is refused; the user reads the value."""
 
     MINORS = "sexual content with minors"
     SEXUAL = "explicit sexual content"
@@ -48,7 +46,7 @@ _ALONE = {
 def check(prompt: str, negative_prompt: str = "", *, enabled: bool) -> None:
     """Raise PromptRefused, naming the category and never the prompt, if the prompt must not be used.
 
-    With `enabled` false only sexual content with minors is refused.
+    If `enabled` is false, only sexual content with minors is refused.
     """
     category = classify(prompt, negative_prompt)
     if category is Category.MINORS:
@@ -58,12 +56,12 @@ def check(prompt: str, negative_prompt: str = "", *, enabled: bool) -> None:
 
 
 def classify(prompt: str, negative_prompt: str = "") -> Category | None:
-    """Return the gravest category a prompt falls into (rules 1 to 3), or None."""
+    """Return the gravest category of a prompt (rules 1 to 3), or None if it is accepted."""
     found = find(prompt)
-    sexual = Kind.EXPLICIT in found.said or Kind.SUGGESTIVE in found.said
-    if Kind.MINOR_SEXUAL in found.said or (Kind.MINOR in found.said and sexual):
+    sexual = Kind.EXPLICIT in found.named or Kind.SUGGESTIVE in found.named
+    if Kind.MINOR_SEXUAL in found.named or (Kind.MINOR in found.named and sexual):
         return Category.MINORS
-    if Kind.MINOR in found.said and _names_clothes(negative_prompt):
+    if Kind.MINOR in found.named and _names_clothes(negative_prompt):
         return Category.MINORS
     return next((category for kind, category in _ALONE.items() if kind in found.affirmed), None)
 

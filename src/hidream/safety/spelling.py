@@ -1,7 +1,7 @@
-"""Undoes disguised spelling: one prompt in, its possible readings out, each a list of plain words.
+"""Undoes disguised spelling: returns the possible readings of a prompt, each as a list of plain words.
 
-Look-alike letters, digits for letters, accents, invisible characters, words spaced out letter by letter.
-It knows no list of words; `matching.py` looks the readings up. Every step is one pass over the text.
+It handles look-alike letters, digits for letters, accents, invisible characters, and words spaced out letter by letter.
+It knows no list of words; `matching.py` looks up the readings. Every step is one pass over the text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def _pairs(source: str, target: str) -> dict[int, str]:
     return {ord(s): t for s, t in zip(source, target, strict=True)}
 
 
-# Letters that look Latin. After Unicode's confusables.txt, reduced to the scripts met in practice.
+# Letters that look Latin, from Unicode's confusables.txt, limited to the scripts that occur in practice.
 LOOK_ALIKES = (
     _pairs("АВЕЅІЈКМНОРСТУХҮԌԚԜЗ", "ABESIJKMHOPCTYXYGQW3")
     | _pairs("авеѕіјкмнорстухүһԁӏԛԝпигьєз", "abesijkmhopctyxyhdlqwnurbe3")
@@ -28,18 +28,18 @@ LOOK_ALIKES = (
     | {0x1F1E6 + n: chr(97 + n) for n in range(26)}  # regional indicators
 )
 
-# Digits and signs for letters, in two readings, because 1, ! and | are written for i and for l.
+# Digits and signs that replace letters, in two readings, because 1, ! and | may replace i or l.
 _LEET_SIGNS = "013456789@$€+!|"
 LEET = tuple(_pairs(_LEET_SIGNS, f"o{il}easgtbgaset{il}{il}") for il in "il")
 
 _MARKS_MAX = 3
-"""Combining marks kept in a row: more is decoration, and to normalise long runs of them is quadratic."""
+"""Successive combining marks that are kept: more are decoration, and normalising long runs takes quadratic time."""
 
 _KEPT_TILDE = str.maketrans({"ñ": "\ue000", "Ñ": "\ue000"})  # niña is a child, Nina a name
 _EDGE = "!|+.,;:?()[]{}\"'"
 _FRAGMENT_MAX = 2
 _RUN_MIN = 3
-# Blanks that Unicode calls letters, and two ligatures that unfold to whole sentences.
+# Blanks that Unicode classifies as letters, and two ligatures that expand to whole sentences.
 _DROPPED = frozenset("\u115f\u1160\u3164\u034f\ufdfa\ufdfb")
 _ACCENTS = dict.fromkeys(range(0x300, 0x370))
 _WORD = re.compile(r"[^\W_]+(?:\*+[^\W_]+)*")
@@ -53,14 +53,14 @@ _VOWELS = "aeiou"
 
 def native(text: str) -> str:
     """Return the normal form that keeps each script: NFKC, lower case, no accents (but ñ), no invisibles."""
-    if text.isascii():  # which all of this leaves as it is
+    if text.isascii():  # nothing below changes ASCII
         return text.lower()
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFC", _visible(text)).translate(_KEPT_TILDE))
     return unicodedata.normalize("NFC", plain.translate(_ACCENTS)).casefold().replace("\ue000", "ñ")
 
 
 def latin(text: str) -> str:
-    """Return the normal form in which look-alikes of other scripts are the Latin letters they look like."""
+    """Return the normal form that replaces look-alikes of other scripts by the Latin letters they look like."""
     if text.isascii():
         return text.lower()
     plain = unicodedata.normalize("NFKD", _visible(text)).translate(_ACCENTS)
@@ -68,9 +68,9 @@ def latin(text: str) -> str:
 
 
 def readings(prompt: str) -> Iterator[list[str]]:
-    """Yield the different readings of a prompt as words; at the end, after "", its undone disguised words.
+    """Yield the different readings of a prompt as words, each followed by "" and its disguised words, undone.
 
-    Where letters are spaced out, one more reading has the words that the gaps between them tell.
+    If letters are spaced out, there is one more reading, with the words that the gaps between them indicate.
     """
     seen: list[list[str]] = []
     base = latin(prompt)
@@ -83,7 +83,7 @@ def readings(prompt: str) -> Iterator[list[str]]:
 
 
 def fragments(words: Iterable[str]) -> Iterator[list[str]]:
-    """Yield each row of words of one or two letters: spaced-out words may stand in it, without gaps between them."""
+    """Yield each sequence of words of one or two letters, which may contain spaced-out words without gaps between."""
     run: list[str] = []
     for word in (*words, "end"):
         if 0 < len(word) <= _FRAGMENT_MAX:
@@ -94,12 +94,12 @@ def fragments(words: Iterable[str]) -> Iterator[list[str]]:
 
 
 def looks_spaced_out(fragment_count: int, single_count: int) -> bool:
-    """Whether so many fragments, so many of them single letters, are a word: "a b" and "it is an" are none."""
+    """Whether fragments, some of them single letters, are likely a spaced-out word: "a b" and "it is an" are not."""
     return fragment_count >= _RUN_MIN and 2 * single_count >= fragment_count
 
 
 def variants(word: str) -> tuple[str, ...]:
-    """Return the word, also without stretched letters ("soooo"), and with a vowel for "*" ("w*rd")."""
+    """Return the word, its forms without stretched letters ("soooo"), and those with a vowel for "*" ("w*rd")."""
     if word.isalpha() and not _TRIPLE.search(word):
         return (word,)
     plain = word.replace("*", "")
@@ -129,7 +129,7 @@ def _is_dropped(char: str) -> bool:
 def _unleet(text: str, table: dict[int, str]) -> str:
     """Read digits and signs as letters; numbers stay, and signs at the edge of a word are punctuation.
 
-    Blanks stay as they are: they tell where spaced-out words end.
+    Blanks are kept, because they show where spaced-out words end.
     """
 
     def letters(found: re.Match[str]) -> str:
@@ -140,7 +140,7 @@ def _unleet(text: str, table: dict[int, str]) -> str:
 
 
 def _closed_up(text: str) -> str:
-    """Join spaced-out letters to words, which end at the wider gaps: "x. n u d e   1 5 y" is "x. nude   15 y"."""
+    """Join spaced-out letters to words that end at wider gaps: "x. n u d e   1 5 y" becomes "x. nude   15 y"."""
     words, gaps = _GAP.split(text)[::2], _GAP.findall(text)
     pairs = zip(gaps, itertools.pairwise(words), strict=True)
     inner = [gap if len(a) == len(b) == 1 and a.isdecimal() == b.isdecimal() else "" for gap, (a, b) in pairs]
@@ -149,9 +149,9 @@ def _closed_up(text: str) -> str:
 
 
 def _parts_words(inner: list[str], i: int) -> bool:
-    """Whether a gap parts words rather than letters: wider than one beside it, or unlike those, which are as wide.
+    """Whether a gap separates words, not letters: wider than a neighbour, or as wide as both but of other signs.
 
-    `inner` are the gaps between two letters, or two digits, and "" for all others.
+    `inner` has the gaps between two letters or two digits, and "" for all others.
     """
     if not inner[i]:
         return True

@@ -16,9 +16,9 @@ from starlette.types import Scope
 
 from hidream.errors import HiDreamError, Unauthorized
 from hidream.server.access_log import REQUEST_ID, AccessLog
-from hidream.server.answers import CLIENT_CLOSED_REQUEST, failure
 from hidream.server.bodies.long_bodies import LongBodies
 from hidream.server.limits.rates import RateLimitHeaders
+from hidream.server.responses import CLIENT_CLOSED_REQUEST, failure
 from hidream.server.routes import (
     account,
     deliveries,

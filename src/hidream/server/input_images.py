@@ -179,7 +179,7 @@ class InputImages:
 
     async def _looked(self, key_id: str, field: str, part: Part) -> ImageFormat:
         await part.flush()
-        return await self.look(field, part.path, key_id)
+        return await self.identify(field, part.path, key_id)
 
     async def _is(self, name: str, part: Part) -> bool:
         """Whether a part has the same bytes as the stored file."""
@@ -211,19 +211,19 @@ class InputImages:
             upload = await uploads.get(self._database, name) if is_name(name) else None
         return upload if upload and upload.stored else None
 
-    async def look(self, field: str, file: File, key_id: str) -> ImageFormat:
+    async def identify(self, field: str, file: File, key_id: str) -> ImageFormat:
         """Validate an image, given as bytes or a path. Raises InvalidInput, ObjectStoreUnavailable.
 
         The images of one key are validated one after the other.
         """
-        return await self._decoders.look(key_id, field, file)
+        return await self._decoders.identify(key_id, field, file)
 
-    async def shown_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
+    async def oriented_size(self, field: str, name: str, key_id: str) -> tuple[int, int]:
         """Read an upload's width and height after its EXIF orientation is applied.
 
         Raises InvalidInput, NotFound, ObjectStoreUnavailable.
         """
-        return await self._decoders.shown_size(key_id, field, partial(self._store.read, name))
+        return await self._decoders.oriented_size(key_id, field, partial(self._store.read, name))
 
     def stop(self) -> None:
         """Abort all validation after SHUTDOWN_S, because this process stops."""

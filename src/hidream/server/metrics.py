@@ -37,8 +37,8 @@ class Metrics:
     def __init__(self, database: Database, worker_seen_s: float) -> None:
         self._database = database
         self._worker_seen_s = worker_seen_s
-        self._ends: FinishedFeed | None = None
-        self._asking = asyncio.Lock()
+        self._finished_feed: FinishedFeed | None = None
+        self._scraping = asyncio.Lock()
         self._registry = registry = CollectorRegistry()
         task, sized = ("model", "status", "code"), ("model", "size")
         http = ("method", "route", "status")
@@ -55,16 +55,16 @@ class Metrics:
             "hidream_webhook_attempts", "Attempts to deliver a webhook", ("result",), registry=registry
         )
         self._webhook_s = Histogram(
-            "hidream_webhook_seconds", "Time of these attempts", buckets=WEBHOOK_S, registry=registry
+            "hidream_webhook_seconds", "Time of webhook delivery attempts", buckets=WEBHOOK_S, registry=registry
         )
         self._swept = Counter("hidream_swept", "What retention has removed", ("what",), registry=registry)
         self._queue = Gauge("hidream_queue_tasks", "Unfinished tasks", ("model", "size", "status"), registry=registry)
         self._oldest = Gauge(
-            "hidream_queue_oldest_seconds", "Age of the oldest task that waits", ("model",), registry=registry
+            "hidream_queue_oldest_seconds", "Age of the oldest waiting task", ("model",), registry=registry
         )
-        self._owed = Gauge("hidream_webhooks_owed", "Webhooks that are to be delivered", registry=registry)
+        self._pending_webhooks = Gauge("hidream_webhooks_owed", "Webhooks to be delivered", registry=registry)
         self._workers = Gauge("hidream_workers", "Workers with a loaded model", ("model",), registry=registry)
-        self._tasks = Counter("hidream_tasks", "Tasks that have ended", task, registry=registry)
+        self._tasks = Counter("hidream_tasks", "Finished tasks", task, registry=registry)
         self._steps = Counter("hidream_steps", "Denoising steps of completed tasks", ("model",), registry=registry)
         self._waited = Histogram(
             "hidream_task_waiting_seconds",
@@ -97,19 +97,19 @@ class Metrics:
 
     async def begin(self) -> None:
         """Count the tasks that finish from now on."""
-        self._ends = self._ends or FinishedFeed(self._database)
+        self._finished_feed = self._finished_feed or FinishedFeed(self._database)
 
     async def text(self) -> bytes:
         """Return all metrics as text. Raises DatabaseUnavailable."""
-        async with self._asking:
+        async with self._scraping:
             await self.begin()
-            assert self._ends is not None, "begun"
-            for end in await self._ends.read():
-                self._count(end)
-            await self._look()
+            assert self._finished_feed is not None, "begun"
+            for task in await self._finished_feed.read():
+                self._count(task)
+            await self._update_gauges()
         return generate_latest(self._registry)
 
-    async def _look(self) -> None:
+    async def _update_gauges(self) -> None:
         unfinished = await task_metrics.unfinished(self._database)
         for model in MODELS:
             for size in SizeClass:
@@ -122,7 +122,7 @@ class Metrics:
         for model in MODELS:
             self._workers.labels(model).set(serving[model])
             self._oldest.labels(model).set(self._age_s(model, unfinished))
-        self._owed.set(await task_metrics.pending_webhooks(self._database))
+        self._pending_webhooks.set(await task_metrics.pending_webhooks(self._database))
 
     def _age_s(self, model: str, unfinished: Sequence[UnfinishedCount]) -> float:
         """Return how long the oldest waiting task of a model has waited; 0 if none, or if another clock is ahead."""
@@ -130,12 +130,12 @@ class Metrics:
         waiting = [each for each in unfinished if each.model == model and each.status is Status.CREATED]
         return max([0, *(now - each.oldest_ms for each in waiting)]) / 1000
 
-    def _count(self, end: FinishedTask) -> None:
-        model = end.model if end.model in MODELS else "other"  # of another release
-        self._tasks.labels(model, end.status, end.code).inc()
-        self._total.labels(model, end.size).observe(end.total_ms / 1000)
-        if end.waited_ms is not None:
-            self._waited.labels(model, end.size).observe(end.waited_ms / 1000)
-        if end.status is Status.COMPLETED:
-            self._inferred.labels(model, end.size).observe(end.inference_ms / 1000)
-            self._steps.labels(model).inc(end.steps)
+    def _count(self, task: FinishedTask) -> None:
+        model = task.model if task.model in MODELS else "other"  # of another release
+        self._tasks.labels(model, task.status, task.code).inc()
+        self._total.labels(model, task.size).observe(task.total_ms / 1000)
+        if task.waited_ms is not None:
+            self._waited.labels(model, task.size).observe(task.waited_ms / 1000)
+        if task.status is Status.COMPLETED:
+            self._inferred.labels(model, task.size).observe(task.inference_ms / 1000)
+            self._steps.labels(model).inc(task.steps)

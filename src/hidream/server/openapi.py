@@ -22,9 +22,9 @@ Json = dict[str, Any]
 _MEDIA_TYPES = [file.media_type for file in FORMATS.values()]
 
 _TEXT: Json = {"type": "string"}
-_WHOLE: Json = {"type": "integer"}
+_INTEGER: Json = {"type": "integer"}
 _NUMBER: Json = {"type": "number"}
-_MAYBE_TEXT: Json = {"type": ["string", "null"]}
+_NULLABLE_TEXT: Json = {"type": ["string", "null"]}
 
 _REASONS = {
     400: "The request is not valid; the message names the parameter, its value and what is accepted.",
@@ -87,7 +87,7 @@ def _predictions() -> Json:
     wait = _parameter("wait_s", "query", {"type": "number", "minimum": 0, "maximum": 60})
     result = _operation("Read a task.", prediction, parameters=[_VERSION, id_, wait], errors=(422,))
     ended = _envelope(_object(id=_TEXT, status={"enum": [Status.CANCELLED, Status.DELETED]}))
-    count = _envelope(_object(deleted_count=_WHOLE))
+    count = _envelope(_object(deleted_count=_INTEGER))
     replayed = _envelope(_object(id=_TEXT, state={"enum": list(DeliveryState)}))
     deliveries = _envelope({"type": "array", "items": _delivery()})
     ids = _object(ids={"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 500})
@@ -124,7 +124,7 @@ def _account(upload_max_bytes: int) -> Json:
     size = {"type": "integer", "minimum": 1, "maximum": upload_max_bytes}
     announced = _object(filename=_text(), size=size, content_type=_types(), optional=("content_type",))
     ticket = _object(upload=_object(method=_TEXT, url=_TEXT, headers={"type": "object"}), download_url=_TEXT)
-    taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_WHOLE))
+    taken = _envelope(_object(type=_TEXT, download_url=_TEXT, filename=_TEXT, size=_INTEGER))
     taken_in = (400, 408, 413, 429, 507)
     form = _operation("Upload an image.", taken, [_VERSION], errors=taken_in)
     form["requestBody"] = {
@@ -155,8 +155,8 @@ def _openai() -> Json:
     body = _with_nulls({"type": "object", "properties": _openai_properties(), "required": ["prompt"]})
     image = {"type": "object", "properties": {"url": _TEXT, "b64_json": _TEXT}, "minProperties": 1}
     data, warnings = ({"type": "array", "items": each} for each in (image, _TEXT))
-    images = _object(created=_WHOLE, data=data, warnings=warnings, optional=("warnings",))
-    model = _object(id=_TEXT, object=_TEXT, created=_WHOLE, owned_by=_TEXT)
+    images = _object(created=_INTEGER, data=data, warnings=warnings, optional=("warnings",))
+    model = _object(id=_TEXT, object=_TEXT, created=_INTEGER, owned_by=_TEXT)
     listed = _object(object=_TEXT, data={"type": "array", "items": model})
     name = _parameter("name", "path", {"type": "string", "pattern": "^([a-z0-9-]{1,60}/)?[a-z0-9-]{1,60}$"})
     errors = (400, 408, 409, 413, 429, 500, 504, 507)
@@ -195,7 +195,7 @@ def _open() -> Json:
         file["responses"][status] = {"description": words, "content": images}
     file["responses"]["304"] = {"description": "The file has not changed since the client read it."}
     head = {**file, "responses": {status: _without_content(each) for status, each in file["responses"].items()}}
-    put = _operation("Upload the announced file.", _envelope(_object(filename=_TEXT, size=_WHOLE)), name)
+    put = _operation("Upload the announced file.", _envelope(_object(filename=_TEXT, size=_INTEGER)), name)
     put["responses"] |= _failures((400, 404, 408, 413, 429, 503, 507), "Error")
     put["requestBody"] = {
         "required": True,
@@ -294,7 +294,9 @@ def _with_nulls(described: Json) -> Json:
 def _page() -> Json:
     items = {"type": "array", "items": _reference("Prediction")}
     warnings = {"type": "array", "items": _TEXT}
-    return _object(page=_WHOLE, page_size=_WHOLE, total=_WHOLE, items=items, warnings=warnings, optional=("warnings",))
+    return _object(
+        page=_INTEGER, page_size=_INTEGER, total=_INTEGER, items=items, warnings=warnings, optional=("warnings",)
+    )
 
 
 def _prediction() -> Json:
@@ -303,7 +305,7 @@ def _prediction() -> Json:
         position={"type": "integer", "minimum": 1},
         estimated_seconds={"type": ["number", "null"]},
         workers={"type": "integer", "minimum": 0},
-        reason=_MAYBE_TEXT,
+        reason=_NULLABLE_TEXT,
     )
     return _object(
         id={"type": "string", "pattern": "^[0-9a-f]{32}$"},
@@ -314,11 +316,11 @@ def _prediction() -> Json:
         status={"enum": schema.SHOWN},
         created_at={"type": "string", "format": "date-time"},
         error=_TEXT,
-        executionTime=_WHOLE,
-        timings=_object(inference=_WHOLE),
-        seed=_WHOLE,
+        executionTime=_INTEGER,
+        timings=_object(inference=_INTEGER),
+        seed=_INTEGER,
         version=_TEXT,
-        code=_WHOLE,
+        code=_INTEGER,
         warnings=texts,
         queue=queue,
         input={"type": "object"},
@@ -331,18 +333,18 @@ def _delivery() -> Json:
         id=_TEXT,
         url=_TEXT,
         state={"enum": list(DeliveryState)},
-        attempts=_WHOLE,
+        attempts=_INTEGER,
         status_code={"type": ["integer", "null"]},
         error=_TEXT,
         created_at=_TEXT,
-        next_attempt_at=_MAYBE_TEXT,
-        finished_at=_MAYBE_TEXT,
+        next_attempt_at=_NULLABLE_TEXT,
+        finished_at=_NULLABLE_TEXT,
     )
 
 
 def _error() -> Json:
-    return _object(code=_WHOLE, message=_TEXT, data={"type": "null"}, error=_TEXT)
+    return _object(code=_INTEGER, message=_TEXT, data={"type": "null"}, error=_TEXT)
 
 
 def _openai_error() -> Json:
-    return _object(error=_object(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT))
+    return _object(error=_object(message=_TEXT, type=_TEXT, param=_NULLABLE_TEXT, code=_NULLABLE_TEXT))

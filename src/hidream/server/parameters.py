@@ -20,7 +20,7 @@ from math import sqrt
 from typing import Any, cast
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.parameter import AsItIs, Flag, Kind, Parameter, Schema, Text, Whole, by_name, refused
+from hidream.parameter import Boolean, Integer, Kind, Parameter, PlainJson, Schema, Text, by_name, refused
 from hidream.request import BY_NAME, MASK_ALONE, PARAMETERS, Dimensions, ImageRequest, random_seed
 from hidream.server.bodies.long_text import LongText
 from hidream.types import (
@@ -47,7 +47,7 @@ _IDEMPOTENCY_KEY = re.compile(r"[ -~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio(AsItIs):
+class Ratio(PlainJson):
     """An aspect as "W:H", or "auto" for DEFAULT_SIZE's."""
 
     @property
@@ -73,10 +73,10 @@ class Ratio(AsItIs):
 
 
 @dataclass(frozen=True, slots=True)
-class Sides(AsItIs):
+class Sides(PlainJson):
     """An object with width and height. Errors name a side with the parameter's name and a dot before it."""
 
-    side: Whole
+    side: Integer
 
     @property
     def accepted(self) -> str:
@@ -96,7 +96,7 @@ class Sides(AsItIs):
 
 
 @dataclass(frozen=True, slots=True)
-class Url(AsItIs):
+class Url(PlainJson):
     """A webhook's URL. `outbound/targets` decides whether it may be requested."""
 
     @property
@@ -115,7 +115,7 @@ class Url(AsItIs):
         return {"type": "string"}
 
 
-_SIDE = Whole(SIDE_MIN_PX, SIDE_MAX_PX)
+_SIDE = Integer(SIDE_MIN_PX, SIDE_MAX_PX)
 _WIDTH = Parameter(_SIDE, "With height, instead of a size.", name="width", documented=True, notes="instead of `size`")
 _HEIGHT = Parameter(_SIDE, "With width, instead of a size.", name="height", documented=True, notes="instead of `size`")
 _BESIDE: Mapping[str, tuple[Parameter, ...]] = {
@@ -196,8 +196,8 @@ V2 = Api(
     defaults={"enable_base64_output": True},
     kinds={
         "size": Dimensions(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
-        "width": Whole(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
-        "height": Whole(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
+        "width": Integer(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
+        "height": Integer(DOCUMENTED_MIN_PX, DOCUMENTED_MAX_PX),
     },
 )
 V3 = Api("v3", extras=True, defaults={"output_format": ImageFormat.JPEG})
@@ -310,7 +310,7 @@ def _size(given: dict[str, Any], api: Api) -> Size:
     return sizes.get("target_size") or sizes.get("aspect_ratio") or DEFAULT_SIZE
 
 
-def of_sides(given: dict[str, Any], width: Whole, height: Whole, place: str = "") -> Size:
+def of_sides(given: dict[str, Any], width: Integer, height: Integer, place: str = "") -> Size:
     """Read width and height, which must both be given. Raises InvalidInput, or MissingInput if one is absent."""
     sides = []
     for name, kind in (("width", width), ("height", height)):
@@ -330,4 +330,4 @@ def text(name: str, value: object, accepted: str) -> str:
 
 def flag(given: dict[str, Any], name: str, default: bool) -> bool:
     """Read a boolean of any route. Raises InvalidInput."""
-    return default if given.get(name) is None else Flag().read(name, given[name])
+    return default if given.get(name) is None else Boolean().read(name, given[name])

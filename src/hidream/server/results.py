@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request
 
 from hidream.errors import DatabaseUnavailable, NotFound
-from hidream.server.answers import prediction_data, queue_data
 from hidream.server.client_watch import watch_client
 from hidream.server.parameters import Api
+from hidream.server.responses import prediction_data, queue_data
 from hidream.server.service import Service, secret_of
 from hidream.store.prediction import Prediction
 from hidream.types import Status

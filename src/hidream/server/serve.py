@@ -153,7 +153,7 @@ async def _first_key(settings: Settings, database: Database) -> AsyncIterator[st
     except BaseException:
         with contextlib.suppress(DatabaseUnavailable):
             if await keys.delete_unused(database, key.id):
-                logger.warning("first_key_void id=%s because=%s", key.id, "the start failed; the next shows another")
+                logger.warning("first_key_void id=%s reason=%s", key.id, "the start failed; the next shows another")
         raise
 
 
@@ -191,7 +191,7 @@ def _url(host: str, listener: socket.socket) -> str:
 def _say(line: str) -> None:
     if sys.stdout is None:  # closed before Python started
         raise ConfigurationError(
-            "standard output is closed, and address and key are written to it; accepted: a file, or a pipe"
+            "standard output is closed, but the address and the key are written to it; accepted: a file, or a pipe"
         )
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -18,9 +18,9 @@ from hidream.outbound import targets
 from hidream.request import ImageRequest
 from hidream.safety import prompt as prompt_check
 from hidream.server import parameters, unused
-from hidream.server.answers import base_url
 from hidream.server.bodies.long_text import LongText
 from hidream.server.parameters import Api, Sources
+from hidream.server.responses import base_url
 from hidream.server.service import Service
 from hidream.store.admission import IdempotencyRecord, NewTask
 from hidream.store.keys import Key
@@ -50,7 +50,7 @@ def _read(
         submission = parameters.with_webhook(submission, body)
     sources = parameters.sources(body, api)
     idempotency_key = parameters.idempotency_key(request.headers.get("idempotency-key"))
-    idempotency = repeat_of(idempotency_key, [api.name, model, webhook, body])
+    idempotency = idempotency_record(idempotency_key, [api.name, model, webhook, body])
     if webhook:
         targets.check(webhook, service.allowlist)
     url = base_url(request, service.settings.server.public_url)
@@ -89,7 +89,7 @@ async def _with_images(service: Service, task: NewTask, source: str | LongText, 
     mask = None if sources.mask is None else await service.input_images.take(task.key, "mask", sources.mask)
     submission = replace(task.submission, image=image, mask=mask)
     if sources.sizes:
-        sides = await service.input_images.shown_size("image", image, task.key.id)
+        sides = await service.input_images.oriented_size("image", image, task.key.id)
         submission = replace(submission, size=Size.near(*sides))
     return replace(task, submission=submission)
 
@@ -103,7 +103,7 @@ def refusal_of(submission: ImageRequest) -> PromptRefused | None:
     return None
 
 
-def repeat_of(key: str | None, content: object) -> IdempotencyRecord | None:
+def idempotency_record(key: str | None, content: object) -> IdempotencyRecord | None:
     """Make the record of an Idempotency-Key. A repeated request is the same if its `content` is equal.
 
     The digest is taken of JSON with sorted names, so neither their order nor whitespace makes a different request.

@@ -135,7 +135,7 @@ async def _watch(child: Child, settings: Settings, database: Database) -> None:
         if child.loaded and silent_s > SILENT_LOCKED_S and not await _writable(database):
             limit_s = SILENT_LOCKED_S
         if silent_s > limit_s:
-            logger.error("worker_silent pid=%d silent_s=%.0f because=killed", child.process.pid, silent_s)
+            logger.error("worker_silent pid=%d silent_s=%.0f reason=killed", child.process.pid, silent_s)
             child.process.kill()
             return
 

@@ -134,7 +134,7 @@ def _guidance(given: Mapping[str, Any], variant: Variant) -> Iterator[str]:
     guidance, negative = given.get("guidance_scale"), "negative_prompt" in given
     if variant.guided:
         if negative and guidance is not None and guidance <= 1:
-            yield f"negative_prompt has no effect with a guidance_scale of {guidance}; it has above 1"
+            yield f"negative_prompt has no effect with a guidance_scale of {guidance}; it has one above 1"
         return
     for name, is_given in (("guidance_scale", guidance is not None and guidance > 1), ("negative_prompt", negative)):
         if is_given:

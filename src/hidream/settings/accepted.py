@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Between:
+class Range:
     """A range of numbers, ends included; it never contains infinity or NaN."""
 
     smallest: float
@@ -28,7 +28,7 @@ class Between:
 
 
 @dataclass(frozen=True, slots=True)
-class Like:
+class Pattern:
     """Texts that match a pattern completely, in ASCII; `words` describes them."""
 
     pattern: str

@@ -4,7 +4,7 @@
 Five variables are outside the tables: `HIDREAM_HOME` (the folder of all state), `HIDREAM_CONFIG` (the TOML file, by
 default `hidream.toml` in the home), `HIDREAM_MODEL` (short for `HIDREAM_MODELS_DEV`), `HIDREAM_API_KEY` (the first
 key) and `HIDREAM_BASE_URL` (the server of `hidream.Client`). An unknown key or a bad value is an error that names it;
-`_value` checks the values of all sources. Variables that Kubernetes or Docker set are ignored, and `passed_over`
+`_value` checks the values of all sources. Variables that Kubernetes or Docker set are ignored, and `ignored_variables`
 returns their names for the log.
 
 This module knows the settings and what they accept from `tables.py` only, and does not know what they mean.
@@ -44,7 +44,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, Mapping[str, object]] |
     return Settings(home=folder.resolve(), api_key=_api_key(environ), **tables)
 
 
-def passed_over(environ: Mapping[str, str]) -> list[str]:
+def ignored_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the names of variables that look like settings, but were set by Kubernetes or Docker."""
     return sorted(name for name, text in environ.items() if text and injected(name, text))
 

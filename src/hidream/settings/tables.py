@@ -13,7 +13,7 @@ from typing import Annotated, get_type_hints
 
 from hidream.errors import ConfigurationError
 from hidream.parts import NAMED_ALONE
-from hidream.settings.accepted import Between, Like
+from hidream.settings.accepted import Pattern, Range
 from hidream.types import Variant, WeightFormat
 
 DAY_S = 86_400
@@ -75,20 +75,20 @@ class Models:
 class Compute:
     """The device, types and memory of the model."""
 
-    device: Annotated[str, Like(r"auto|cpu|mps|cuda(:\d{1,2})?", "auto, cpu, mps, cuda or cuda:N")] = "auto"
+    device: Annotated[str, Pattern(r"auto|cpu|mps|cuda(:\d{1,2})?", "auto, cpu, mps, cuda or cuda:N")] = "auto"
     """A torch device; auto takes the first that is available of cuda, mps, cpu."""
-    dtype: Annotated[str, Like("auto|float32|bfloat16|float16", "auto, float32, bfloat16, float16")] = "auto"
+    dtype: Annotated[str, Pattern("auto|float32|bfloat16|float16", "auto, float32, bfloat16, float16")] = "auto"
     """float32, bfloat16 or float16; auto is float32 on a CPU, bfloat16 elsewhere."""
-    compiled: Annotated[str, Like("auto|on|off", "auto, on or off")] = "auto"
+    compiled: Annotated[str, Pattern("auto|on|off", "auto, on or off")] = "auto"
     """Whether to compile the transformer's blocks; auto is on for cuda, unless layers are streamed."""
-    storage: Annotated[str, Like("|".join(("auto", *WeightFormat)), ", ".join(("auto", *WeightFormat)))] = "auto"
+    storage: Annotated[str, Pattern("|".join(("auto", *WeightFormat)), ", ".join(("auto", *WeightFormat)))] = "auto"
     """Weight format of the large matrices: compute, stored, fp8, int8 or nf4; auto takes the best one that fits."""
-    memory_gb: Annotated[float, Between(1, 100_000, or_zero=True)] = 0.0  # CUDA itself takes most of 1 GB
+    memory_gb: Annotated[float, Range(1, 100_000, or_zero=True)] = 0.0  # CUDA itself takes most of 1 GB
     """GB of device memory that may be used; 0 is all of it."""
-    texts_together: Annotated[str, Like("on|off", "on or off")] = "off"
+    texts_together: Annotated[str, Pattern("on|off", "on or off")] = "off"
     """Whether prompts of requests that begin at the same time are encoded in one batch; then the last bits of an image
     depend on which requests began with it."""
-    threads: Annotated[int, Between(0, 1024)] = 0  # with tens of thousands, OpenMP aborts the process
+    threads: Annotated[int, Range(0, 1024)] = 0  # with tens of thousands, OpenMP aborts the process
     """CPU threads of the worker; 0 lets torch choose."""
 
 
@@ -96,15 +96,15 @@ class Compute:
 class Engine:
     """How a worker generates many images, one step at a time."""
 
-    policy: Annotated[str, Like("srpt|fifo", "srpt, fifo")] = "srpt"
+    policy: Annotated[str, Pattern("srpt|fifo", "srpt, fifo")] = "srpt"
     """Scheduling order: srpt, least remaining work first; fifo, first come, first served."""
-    tokens_per_step: Annotated[int, Between(0, 10_000_000)] = 0  # 1,000 images of 1536² are 9,216,000
+    tokens_per_step: Annotated[int, Range(0, 10_000_000)] = 0  # 1,000 images of 1536² are 9,216,000
     """Image and text tokens in one step; 0 measures at startup how many keep the device busy."""
-    requests_max: Annotated[int, Between(0, 1000)] = 0  # as many as a worker may claim
+    requests_max: Annotated[int, Range(0, 1000)] = 0  # as many as a worker may claim
     """Images of one variant in progress at a time; 0 is as many as memory allows."""
-    ageing: Annotated[float, Between(0.001, 1000)] = 0.1  # from almost none to almost fifo
+    ageing: Annotated[float, Range(0.001, 1000)] = 0.1  # from almost none to almost fifo
     """Tokens of work credited to a waiting image for each token computed; srpt only. Less makes large ones wait."""
-    memory_gb: Annotated[float, Between(0.01, 100_000, or_zero=True)] = 0.0  # 10 MB are a few small images of nano
+    memory_gb: Annotated[float, Range(0.01, 100_000, or_zero=True)] = 0.0  # 10 MB are a few small images of nano
     """GB for the state of images in progress; 0 is half of the memory that is free after loading, less one step."""
 
 
@@ -115,63 +115,66 @@ _ORIGIN = r"https?://[\w.:\[\]-]+"
 class Server:
     """The HTTP side."""
 
-    host: Annotated[str, Like(r"[\w:%-]{1,63}(\.[\w:%-]{1,63}){0,9}", "an address, or a host name")] = "127.0.0.1"
+    host: Annotated[str, Pattern(r"[\w:%-]{1,63}(\.[\w:%-]{1,63}){0,9}", "an address, or a host name")] = "127.0.0.1"
     """Address to listen on."""
-    port: Annotated[int, Between(0, 65_535)] = 8000
+    port: Annotated[int, Range(0, 65_535)] = 8000
     """Port to listen on; 0 takes a free one."""
     public_url: Annotated[
-        str, Like(r"(https?://[\w.:/\[\]%~-]+)?", "http://HOST or https://HOST, with a path or without")
+        str, Pattern(r"(https?://[\w.:/\[\]%~-]+)?", "http://HOST or https://HOST, with a path or without")
     ] = ""
     """Base of the URLs in responses; empty derives it from the headers of each request."""
-    queue_max: Annotated[int, Between(0, 1_000_000_000)] = 1000  # 0 accepts no tasks; the maximum is roughly SQLite's
+    queue_max: Annotated[int, Range(0, 1_000_000_000)] = 1000  # 0 accepts no tasks; the maximum is roughly SQLite's
     """Most unfinished tasks of all keys; further submissions get a 429."""
-    queue_share: Annotated[float, Between(0.01, 1)] = 0.5  # from a hundredth to the whole queue
+    queue_share: Annotated[float, Range(0.01, 1)] = 0.5  # from a hundredth to the whole queue
     """Largest share of queue_max for the tasks of one key; further submissions of the key get a 429."""
-    unserved_s: Annotated[float, Between(1, 365 * DAY_S, or_zero=True)] = float(DAY_S)
+    unserved_s: Annotated[float, Range(1, 365 * DAY_S, or_zero=True)] = float(DAY_S)
     """Seconds after which a task fails if no worker serves its model; 0 lets it wait."""
-    connections_max: Annotated[int, Between(8, 1_000_000)] = 2000
+    connections_max: Annotated[int, Range(8, 1_000_000)] = 2000
     """Most connections open at a time; beyond it the server answers only /healthz, /readyz and /metrics."""
-    streams_max: Annotated[int, Between(1, 1_000_000)] = 500
+    streams_max: Annotated[int, Range(1, 1_000_000)] = 500
     """Most event streams, long polls and sync-mode requests of one key open at a time, per API process."""
-    reads_per_minute: Annotated[int, Between(0, 1_000_000_000)] = 30_000  # 500 polls a second
+    reads_per_minute: Annotated[int, Range(0, 1_000_000_000)] = 30_000  # 500 polls a second
     """Requests of one key per minute and API process, not counting submissions and uploads; 0 is no limit."""
-    body_max_bytes: Annotated[int, Between(1024, 2**30)] = 16_777_216  # two photos as base64
+    body_max_bytes: Annotated[int, Range(1024, 2**30)] = 16_777_216  # two photos as base64
     """Largest JSON body of a request."""
-    upload_max_bytes: Annotated[int, Between(1024, 2**30)] = 20_971_520  # the JPEG of a photo has up to 20 MB
+    upload_max_bytes: Annotated[int, Range(1024, 2**30)] = 20_971_520  # the JPEG of a photo has up to 20 MB
     """Largest input image: as an upload, from a URL, or in a request body."""
-    sync_timeout_s: Annotated[float, Between(0, DAY_S)] = 90.0
+    sync_timeout_s: Annotated[float, Range(0, DAY_S)] = 90.0
     """Seconds that enable_sync_mode waits before it responds with code 5004."""
     cors_origins: Annotated[
-        str, Like(rf"(\*|{_ORIGIN}(, ?{_ORIGIN})*)?", "origins such as https://app.example, separated by commas, or *")
+        str,
+        Pattern(rf"(\*|{_ORIGIN}(, ?{_ORIGIN})*)?", "origins such as https://app.example, separated by commas, or *"),
     ] = ""
     """Origins whose pages may call the API from a browser; * is all origins."""
-    balance: Annotated[float, Between(0, 1_000_000_000)] = 1000.0  # some clients submit nothing without credit
+    balance: Annotated[float, Range(0, 1_000_000_000)] = 1000.0  # some clients submit nothing without credit
     """Amount that /balance reports; nothing is ever deducted from it."""
-    price: Annotated[float, Between(0, 1_000_000)] = 0.0
+    price: Annotated[float, Range(0, 1_000_000)] = 0.0
     """US dollars that the price routes report for an image; nothing is charged."""
-    log_format: Annotated[str, Like("text|json", "text or json")] = "text"
+    log_format: Annotated[str, Pattern("text|json", "text or json")] = "text"
     """Log format of every process: text for people, or one JSON object per line."""
-    metrics: Annotated[str, Like("open|admin|off", "open, admin or off")] = "open"
-    """Who may read /metrics: everybody (open), keys with the scope admin, or nobody (off)."""
+    metrics: Annotated[str, Pattern("open|admin|off", "open, admin or off")] = "open"
+    """Who may read /metrics: everyone (open), keys with the scope admin, or no one (off)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The process that owns the model."""
 
-    lease_s: Annotated[float, Between(1, DAY_S)] = 15.0  # with less, a worker that waits for the disk counts as dead
+    lease_s: Annotated[float, Range(1, DAY_S)] = 15.0  # with less, a worker that waits for the disk counts as dead
     """Seconds of silence after which another worker takes over a worker's tasks."""
-    attempts_max: Annotated[int, Between(1, 1000)] = 3
+    attempts_max: Annotated[int, Range(1, 1000)] = 3
     """Workers that a task may lose before it fails; a task beside it may have been the cause."""
-    tasks_max: Annotated[int, Between(1, 1000)] = 8
+    tasks_max: Annotated[int, Range(1, 1000)] = 8
     """Tasks that a worker runs at a time, plus up to half as many of keys that have none among these."""
-    pictures_max: Annotated[float, Between(0.01, 100_000)] = (
+    pictures_max: Annotated[float, Range(0.01, 100_000)] = (
         16.0  # from a small image of nano to more than any machine holds
     )
     """Remaining work that a worker holds, in images of 1024*1024 with 28 steps; a single task may exceed it."""
-    finish_s: Annotated[float, Between(0, DAY_S)] = 0.0
+    finish_s: Annotated[float, Range(0, DAY_S)] = 0.0
     """Seconds for which a stopping worker continues its tasks before it requeues the rest."""
-    serves: Annotated[str, Like(rf"({_VARIANT}( ?, ?{_VARIANT}){{0,2}})?", "dev, full, fast, separated by commas")] = ""
+    serves: Annotated[
+        str, Pattern(rf"({_VARIANT}( ?, ?{_VARIANT}){{0,2}})?", "dev, full, fast, separated by commas")
+    ] = ""
     """Variants that this worker loads and serves; empty is all configured variants."""
 
 
@@ -179,7 +182,7 @@ class Worker:
 class Safety:
     """The image classifier."""
 
-    nsfw_threshold: Annotated[float, Between(0, 1)] = 0.8
+    nsfw_threshold: Annotated[float, Range(0, 1)] = 0.8
     """Probability at or above which an image is flagged, 0 to 1."""
 
 
@@ -189,21 +192,19 @@ class Store:
 
     database_url: Annotated[
         str,
-        Like(
+        Pattern(
             r"(sqlite\+aiosqlite:///[^?#\x00-\x1f]+|postgresql\+asyncpg://[^\x00-\x20]+)?",
             "sqlite+aiosqlite:///FILE, or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
         ),
     ] = ""
     """SQLAlchemy URL; empty is the SQLite file hidream.db in the home."""
-    key_pepper: Annotated[str, Like("([ -~]{16,})?", "16 or more printable ASCII characters")] = field(
+    key_pepper: Annotated[str, Pattern("([ -~]{16,})?", "16 or more printable ASCII characters")] = field(
         default="", repr=False
     )
     """Secret outside the database, without which its key hashes are worthless; an API with another does not start."""
-    retention_days: Annotated[float, Between(0.01, 36_500, or_zero=True)] = (
-        7.0  # from a quarter of an hour to a century
-    )
+    retention_days: Annotated[float, Range(0.01, 36_500, or_zero=True)] = 7.0  # from a quarter of an hour to a century
     """Days after which predictions, images and uploads are removed; 0 keeps them for ever."""
-    free_min_mb: Annotated[int, Between(0, 1_000_000_000)] = 512
+    free_min_mb: Annotated[int, Range(0, 1_000_000_000)] = 512
     """MB that must be free on the disks of database and files, or submissions are refused; 0 disables the check."""
 
 
@@ -211,19 +212,19 @@ class Store:
 class Outputs:
     """Where images and uploads are stored: a folder, or a bucket of an S3-compatible object store."""
 
-    url: Annotated[str, Like(r"[^\x00-\x1f]*", "the path of a folder, file:///path or s3://bucket/prefix")] = ""
+    url: Annotated[str, Pattern(r"[^\x00-\x1f]*", "the path of a folder, file:///path or s3://bucket/prefix")] = ""
     """A folder's path, or s3://bucket/prefix; empty is the home. It contains outputs and uploads."""
-    endpoint: Annotated[str, Like(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
+    endpoint: Annotated[str, Pattern(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
     """URL of the object store; empty uses AWS_ENDPOINT_URL, or AWS itself."""
-    region: Annotated[str, Like(r"[\w-]*", "the name of a region")] = ""
+    region: Annotated[str, Pattern(r"[\w-]*", "the name of a region")] = ""
     """Region of the bucket; empty uses AWS_REGION."""
-    access_key_id: Annotated[str, Like("[!-~]*", "printable ASCII characters")] = ""
+    access_key_id: Annotated[str, Pattern("[!-~]*", "printable ASCII characters")] = ""
     """Access key of the object store; empty uses AWS_ACCESS_KEY_ID or the machine's role."""
-    secret_access_key: Annotated[str, Like("[!-~]*", "printable ASCII characters")] = field(default="", repr=False)
+    secret_access_key: Annotated[str, Pattern("[!-~]*", "printable ASCII characters")] = field(default="", repr=False)
     """The secret of this access key."""
-    signed_urls: Annotated[str, Like("on|off", "on or off")] = "off"
+    signed_urls: Annotated[str, Pattern("on|off", "on or off")] = "off"
     """Whether clients get signed URLs of the bucket instead of URLs of this server."""
-    public_endpoint: Annotated[str, Like(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
+    public_endpoint: Annotated[str, Pattern(r"(https?://[^\x00-\x20]+)?", "an http or https URL")] = ""
     """Endpoint in signed URLs, if clients reach the object store by another one."""
 
 
@@ -231,9 +232,9 @@ class Outputs:
 class Webhooks:
     """The targets of webhooks, and the number of deliveries at a time."""
 
-    allowed: Annotated[str, Like(r"[\w.:/, -]*", "networks, addresses and host names, separated by commas")] = ""
+    allowed: Annotated[str, Pattern(r"[\w.:/, -]*", "networks, addresses and host names, separated by commas")] = ""
     """Targets that are allowed although they are not public: 10.1.0.0/16, intranet.example."""
-    together_max: Annotated[int, Between(1, 1000)] = 32  # each has an open connection
+    together_max: Annotated[int, Range(1, 1000)] = 32  # each has an open connection
     """Concurrent deliveries of one API process."""
 
 
@@ -241,11 +242,11 @@ class Webhooks:
 class Mcp:
     """The server that `hidream mcp` connects to; its key is HIDREAM_API_KEY."""
 
-    url: Annotated[str, Like(r"https?://[\w.:/\[\]%~-]+", "http://HOST or https://HOST, with a path or without")] = (
+    url: Annotated[str, Pattern(r"https?://[\w.:/\[\]%~-]+", "http://HOST or https://HOST, with a path or without")] = (
         "http://127.0.0.1:8000"
     )
     """Base URL of a hidream server."""
-    timeout_s: Annotated[float, Between(1, DAY_S)] = 600.0  # for an image in a full queue; clients give up earlier
+    timeout_s: Annotated[float, Range(1, DAY_S)] = 600.0  # for an image in a full queue; clients give up earlier
     """Seconds to wait for an image."""
 
 

@@ -201,7 +201,7 @@ class Database:
         in_vain = self._timeouts
         async with self._writing:
             if self._timeouts != in_vain:
-                raise DatabaseUnavailable("the database does not answer: it has been locked, or away, for too long")
+                raise DatabaseUnavailable("the database does not answer: it was locked or unreachable for too long")
             try:
                 yield
             except (sa.exc.SQLAlchemyError, OSError) as error:

@@ -71,7 +71,7 @@ class ImageEngine(Protocol):
     def step(self) -> Sequence[Outcome]:
         """Run one step, and return the outcomes of the requests that ended."""
 
-    def rest(self) -> None:
+    def release_device(self) -> None:
         """Release the device to another engine until the next step."""
 
     def close(self) -> None:
@@ -243,7 +243,7 @@ class Bridge:
 
     def _step_engine(self, model: str) -> None:
         if self._latest_model not in (None, model):
-            self._engines[self._latest_model].rest()
+            self._engines[self._latest_model].release_device()
         self._latest_model = model
         self._virtual_time, begun = self._virtual_times[model], self._clock()
         try:
@@ -251,7 +251,7 @@ class Bridge:
         finally:
             self._virtual_times[model] += self._clock() - begun
         for outcome in outcomes:
-            _deliver(self._pending.pop(outcome.id), outcome.picture, outcome.error)
+            _deliver(self._pending.pop(outcome.id), outcome.image, outcome.error)
 
     def _fail_all(self, ids: Sequence[str], error: Exception) -> None:
         for id_ in ids:

@@ -10,7 +10,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_cpu.cpp", "all
 """Texts of RuntimeErrors from torch's allocators (CPU, CUDA, MPS, cuBLAS) and C++, in lower case."""
 
 
-TOO_LARGE = "the size is too large for the memory there is; accepted: a smaller size, or fewer images at a time"
+TOO_LARGE = "the size is too large for the available memory; accepted: a smaller size, or fewer images at a time"
 
 
 def reason(error: Exception, logged_as: str) -> str:

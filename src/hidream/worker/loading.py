@@ -29,7 +29,7 @@ from hidream.model.memory.candidates import HOST_RESERVE_BYTES
 from hidream.model.memory.candidates import Options as PlanOptions
 from hidream.model.memory.footprint import ModelShape
 from hidream.model.memory.hardware import hardware_of
-from hidream.model.memory.offload import held
+from hidream.model.memory.offload import own_tensors
 from hidream.model.memory.plan_input import PlanRequest, partial
 from hidream.model.model import Model
 from hidream.model.resolve import HOST, resolve_device
@@ -186,9 +186,7 @@ def _remaining_gb(compute: Compute, beside: Sequence[Model], shared: Sequence[Mo
         round(compute.memory_gb * 1e9) if device.type == "cuda" else hardware_of(device, compute.memory_gb).host_bytes
     )
     if limit <= taken:
-        raise ConfigurationError(
-            f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are all there is"
-        )
+        raise ConfigurationError(f"{_named(beside)} take {taken / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are available")
     return (limit - taken) / 1e9
 
 
@@ -198,7 +196,7 @@ def _check_together(models: Sequence[Model]) -> None:
     if len(models) > 1 and taken > budget:
         raise ConfigurationError(
             f"{_named(models)} take {taken / 1e9:.1f} GB of the machine's memory together, and "
-            f"{budget / 1e9:.1f} GB are available beside the system; {FEWER}"
+            f"{budget / 1e9:.1f} GB are available beside what the system needs; {FEWER}"
         )
 
 
@@ -211,7 +209,7 @@ def _taken(models: Sequence[Model], device: torch.device) -> int:
 def _values(modules: Iterable[nn.Module]) -> dict[int, Tensor | Quantized]:
     """Parameters, buffers and quantised weights, each once."""
     parts = (part for module in modules for part in module.modules())
-    return {id(value): value for part in parts for _, value in held(part)}
+    return {id(value): value for part in parts for _, value in own_tensors(part)}
 
 
 def _named(models: Sequence[Model]) -> str:

@@ -13,7 +13,7 @@ await answer({
   text_to_image: async ({ url, key, model, prompt, parameters, outputType, abort_ms }) => {
     const ask = (to, init) =>
       new URL(to).host === "huggingface.co" ? Promise.resolve(Response.json(hub(model))) : fetch(to, init);
-    const picture = await new InferenceClient(key).textToImage(
+    const image = await new InferenceClient(key).textToImage(
       {
         provider: "wavespeed",
         model: `${HF_MODEL}#${model}`, // the client remembers what the Hub has said of a model
@@ -23,6 +23,6 @@ await answer({
       },
       { fetch: ask, outputType, signal: abort_ms && AbortSignal.timeout(abort_ms) },
     );
-    return typeof picture === "string" ? picture : Buffer.from(await picture.arrayBuffer()).toString("base64");
+    return typeof image === "string" ? image : Buffer.from(await image.arrayBuffer()).toString("base64");
   },
 });

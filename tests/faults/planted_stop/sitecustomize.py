@@ -1,4 +1,4 @@
-"""Python imports this at its start: a worker then stops within a write transaction once the named file is there.
+"""Python imports this at its start. A worker then stops within a write transaction once the named file exists.
 
 With `WITHOUT_A_MODEL`, `hidream worker` loads what the fast worker has in place of a model: all else of it is real.
 """

@@ -65,7 +65,7 @@ def assign(module: nn.Module, tensors: Mapping[str, StoredTensor], target: Targe
             setattr(module.get_submodule(owner), leaf, kept)
 
 
-def settled(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
+def resolve_stored(storage: WeightFormat | None, tensors: Mapping[str, StoredTensor]) -> WeightFormat:
     """The requested weight format, or else the file's own if it has fewer than 16 bits, or else the compute type."""
     small = any(isinstance(tensor, Quantized) or tensor.element_size() == 1 for tensor in tensors.values())
     return storage or (WeightFormat.STORED if small else WeightFormat.COMPUTE)
@@ -92,7 +92,7 @@ def _check(wanted: Mapping[str, Size], tensors: Mapping[str, StoredTensor], wher
         ("missing", wanted.keys() - tensors.keys()),
         ("unexpected", tensors.keys() - wanted.keys()),
         ("of another shape", {key for key in common if wanted[key] != tensors[key].shape}),
-        ("of a type that is no float", {key for key in common if not _is_float(tensors[key])}),
+        ("of a type that is not a float", {key for key in common if not _is_float(tensors[key])}),
     ]
     texts = [f"{len(keys)} {what} ({_some(keys, wanted, tensors, what)})" for what, keys in problems if keys]
     if texts:
@@ -118,7 +118,7 @@ def _type(tensor: StoredTensor) -> str:
 
 
 def _matrix(layer: str, value: StoredTensor, target: Target) -> StoredTensor:
-    """The matrix of a linear layer where it lives, stored as asked."""
+    """The matrix of a linear layer on its device, in the requested weight format."""
     place = target.place(layer)
     if layer.endswith(target.float32) and target.float32:
         return _dense(value, place, torch.float32)

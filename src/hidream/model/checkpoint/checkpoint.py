@@ -1,12 +1,12 @@
-"""From published files to the transformer in memory: where each part lies, what its file states, and its digest.
+"""From published files to the transformer in memory: where each part is, what its file states, and its digest.
 
 A part is a folder of the diffusers layout (`transformer/`, `vae/`, `text_encoder{,_2,_3,_4}/`, `tokenizer{,_2,_3,_4}/`)
-or a single file in any format that `formats/detect.py` knows. They may come from one folder, or be named one by one:
-Llama has to be, since the official repositories do not include it. A part comes from where it was named, else from the
-checkpoint's own folder, else it is missing: nothing is looked for in other places.
+or a single file in any format that `formats/detect.py` knows. The parts may come from one folder, or be named one by
+one; Llama must be named, because the official repositories do not include it. A part comes from where it was named,
+else from the checkpoint's own folder. Otherwise it is missing; no other place is searched.
 
-Modules are built on the meta device and given the file's tensors (`assign.py`), so that nothing is initialised only to
-be replaced; on the CPU, what keeps its type stays in the mapped file.
+Modules are built on the meta device and given the file's tensors (`assign.py`), so no weight is initialised only to be
+replaced. On the CPU, weights that keep their type stay in the mapped file.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from hidream.errors import CheckpointError
 from hidream.formats.comfy_folder import parts_in
-from hidream.formats.detect import Published, class_in, config_of, files_of, read, read_json, stated_as
+from hidream.formats.detect import Published, class_in, config_of, files_of, metadata_object, read, read_json
 from hidream.formats.quantized import StoredTensor
-from hidream.model.checkpoint.assign import Target, assign, settled
+from hidream.model.checkpoint.assign import Target, assign, resolve_stored
 from hidream.model.checkpoint.inferred import transformer_config
 from hidream.model.memory.footprint import BLOCKS, part_of
 from hidream.model.network import matmul
@@ -47,7 +47,7 @@ TOKENIZER_HELP = (
     "Single files come without tokenizers: download `tokenizer*/` of "
     "HiDream-ai/HiDream-I1-Dev, and as tokenizer_4 the tokenizer.json and tokenizer_config.json of "
     "unsloth/Meta-Llama-3.1-8B-Instruct, into one folder, and name it with HIDREAM_MODELS_TOKENIZERS, "
-    "`[models] tokenizers` or --tokenizers. What a GGUF file has of one is not read."
+    "`[models] tokenizers` or --tokenizers. A tokenizer inside a GGUF file is not read."
 )
 UNQUANTISED = ("t_embedder", "p_embedder", "x_embedder", "final_layer")
 """Layers at both ends, a five-hundredth of the weights, for which a loss is not worth it."""
@@ -57,7 +57,7 @@ NOT_LINEAR = ("rms_norm.weight", "rms_norm_t.weight", "gate.weight")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where the parts of one model lie: each is a folder or a single file."""
+    """Where the parts of one model are: each is a folder or a single file."""
 
     folder: Path | None = None  # of all parts in the diffusers layout; or a single file, which then is the transformer
     llama: Path | None = None  # a folder with encoder and tokenizer, or a single file
@@ -96,7 +96,7 @@ class Checkpoint:
         return own
 
     def _tokenizer(self, name: str) -> Path | None:
-        """A folder of tokenizers names those that it has; Llama's may also lie beside its weights."""
+        """A folder of tokenizers provides those that it has; Llama's may also be beside its weights."""
         if self.tokenizers is not None:
             if not any((self.tokenizers / each).is_dir() for each in TOKENIZERS):
                 lacks = f"{self.tokenizers}, named for the tokenizers, has none of {', '.join(TOKENIZERS)}"
@@ -134,7 +134,7 @@ class Checkpoint:
         stated = config_of(path)
         if stated is None or path.is_dir():
             return stated
-        # beside a single file may lie another part's
+        # a file beside a single file may belong to another part
         return stated if class_in(stated) in PARTS[name].classes else None
 
     def index(self) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class Checkpoint:
             path = None if folder is None else folder / "model_index.json"
             if path is not None and path.is_file():
                 return read_json(path)
-        return stated_as("model_index", transformer) or {}
+        return metadata_object("model_index", transformer) or {}
 
     def weight_files(self) -> list[Path]:
-        """Every file of weights that decides the picture."""
+        """Every file of weights that decides the image."""
         return [file for name in PARTS for file in files_of(self.part(name))]
 
     def _missing(self, name: str) -> str:
@@ -185,7 +185,7 @@ def load_transformer(
     weights may be copied for speed. For `compiled`, call `compile_blocks` on the result.
     """
     published = checkpoint.read("transformer")
-    target = Target(device, dtype, settled(storage, published.tensors), placed, unquantised=UNQUANTISED)
+    target = Target(device, dtype, resolve_stored(storage, published.tensors), placed, unquantised=UNQUANTISED)
     kernels = choose(
         device.type,
         dtype,

@@ -1,6 +1,7 @@
 """One text encoder or tokenizer from published files, through the classes of `transformers`.
 
-From a folder with its configuration, or from a single file whose numbers `inferred.py` tells. Knows no prompts.
+They come from a folder with a configuration, or from a single file whose numbers `inferred.py` infers. Knows no
+prompts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hidream.errors import CheckpointError
 from hidream.formats.detect import Published
-from hidream.model.checkpoint.assign import Target, assign, settled
+from hidream.model.checkpoint.assign import Target, assign, resolve_stored
 from hidream.model.checkpoint.checkpoint import LLAMA_HELP, TOKENIZER_HELP, Checkpoint
 from hidream.model.checkpoint.inferred import Shapes, clip_config, llama_config, t5_config
 from hidream.model.network.config import TransformerConfig
@@ -30,7 +31,7 @@ CLASSES: dict[Kind, tuple[Any, Any, Callable[[Shapes], dict[str, Any]]]] = {
 }
 """Class, class of its configuration, and where that comes from when no file states it."""
 
-PASSED_OVER = (
+IGNORED_KEYS = (
     *("attn_implementation", "experts_implementation", "auto_map", "quantization_config", "per_layer_config"),
     *("return_dict", "use_return_dict", "output_attentions", "output_hidden_states", "torchscript"),
 )
@@ -52,7 +53,7 @@ def load_encoder(
     encoder, published = open_encoder(checkpoint, name)
     # T5's second products leave the range of float16 (transformers: T5PreTrainedModel._keep_in_fp32_modules)
     precise = (".wo",) if dtype is torch.float16 and name == T5.name else ()
-    storage = settled(storage, published.tensors)
+    storage = resolve_stored(storage, published.tensors)
     assign(encoder, published.tensors, Target(device, dtype, storage, float32=precise), published.path)
     _make_buffers(encoder, device)
     return encoder.eval().requires_grad_(False)
@@ -64,7 +65,7 @@ def open_encoder(checkpoint: Checkpoint, name: str) -> tuple[Any, Published]:
     stated = checkpoint.config(name)
     published = checkpoint.read(name)
     values = stated or infer({key: tensor.shape for key, tensor in published.tensors.items()})
-    values = {key: value for key, value in values.items() if key not in PASSED_OVER and not key.startswith("_")}
+    values = {key: value for key, value in values.items() if key not in IGNORED_KEYS and not key.startswith("_")}
     check_numbers(values, len(published.tensors), published.path)
     _check_width(name, values, published.path)
     try:
@@ -80,7 +81,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
     try:
         odd = [file.name for file in folder.iterdir() if not file.is_file() and not file.is_dir()]
         if odd:  # the reading of a pipe might never end
-            raise ValueError(f"{odd[0]!r:.100} is no file")
+            raise ValueError(f"{odd[0]!r:.100} is not a file")
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -88,7 +89,7 @@ def load_tokenizer(checkpoint: Checkpoint, name: str) -> Any:  # noqa: ANN401
         files = sorted(file.name for file in folder.glob("*"))[:FILES_SHOWN]
         help_text = LLAMA_HELP if name == LLAMA.tokenizer else TOKENIZER_HELP
         raise CheckpointError(
-            f"the tokenizer in {folder} cannot be loaded: torn or not whole ({', '.join(files) or 'empty'}); "
+            f"the tokenizer in {folder} cannot be loaded: damaged or incomplete ({', '.join(files) or 'empty'}); "
             f"accepted: tokenizer.json and tokenizer_config.json as published. {help_text}"
         ) from error
 
@@ -103,7 +104,7 @@ def check_fit(encoders: Sequence[Any], config: TransformerConfig) -> None:
     ]
     for name, width, wanted in widths:
         if width != wanted:
-            raise CheckpointError(f"{name} gives {width} channels; accepted by this transformer: {wanted}")
+            raise CheckpointError(f"{name} has {width} channels; accepted by this transformer: {wanted}")
     layers = max(config.llama_layers) + 1
     if llama.num_hidden_layers != layers:
         raise CheckpointError(f"Llama has {llama.num_hidden_layers} layers; accepted by this transformer: {layers}")
@@ -132,9 +133,9 @@ def _numbers(value: object) -> Iterator[float]:
 
 def _why(error: Exception) -> str:
     """What a configuration lacks: transformers names the field in the cause of its error, or the word it looked for."""
-    said = str(error.__cause__ or error).partition("\n")[0].partition(" doesn't match")[0]
-    if said.startswith("Field") or isinstance(error.__cause__ or error, ValueError):
-        return f"{said:.200}"
+    message = str(error.__cause__ or error).partition("\n")[0].partition(" doesn't match")[0]
+    if message.startswith("Field") or isinstance(error.__cause__ or error, ValueError):
+        return f"{message:.200}"
     return f"{error.args[0]!r} is not known" if isinstance(error, KeyError) else "its numbers do not fit together"
 
 

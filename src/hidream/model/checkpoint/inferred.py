@@ -1,8 +1,8 @@
-"""The numbers of a part whose file does not tell them: from the shapes of its tensors and from published constants.
+"""Infers the configuration of a part whose file has none, from the shapes of its tensors and published constants.
 
-ComfyUI's single files and GGUF files come without configuration. What shapes cannot tell (heads, activations, rotary
-frequencies) is taken from the published configurations, and only where the width is the published one: a guess would
-draw noise without any error.
+ComfyUI's single files and GGUF files come without configuration. What shapes do not show (heads, activations, rotary
+frequencies) is taken from the published configurations, and only if the width is the published one: with a wrong guess,
+the model would generate noise without any error.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def transformer_config(shapes: Shapes) -> TransformerConfig:
     dim, patch = _shape(shapes, "x_embedder.proj.weight")
     if dim != DIM:
         raise CheckpointError(
-            f"the transformer is {dim} wide, and its file does not say how many heads that is; "
+            f"the transformer is {dim} wide, and its file does not say how many heads it has; "
             f"accepted: {DIM} as published, or a config.json beside the file"
         )
     size = TransformerConfig().patch_size
@@ -167,7 +167,7 @@ def count(names: Iterable[str], prefix: str) -> int:
 
 def _shape(shapes: Shapes, name: str, dims: int = 2) -> Size:
     if name not in shapes:
-        raise CheckpointError(f"the key {name} is missing, without which the model's size is not known")
+        raise CheckpointError(f"the key {name} is missing, so the model's size is unknown")
     if len(shapes[name]) != dims or 0 in shapes[name]:
         raise CheckpointError(
             f"the key {name} has the shape {list(shapes[name])}; accepted: {dims} dimensions, none empty"

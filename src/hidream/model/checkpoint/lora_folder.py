@@ -1,8 +1,8 @@
-"""The folder of LoRAs that requests name: each file is read when it is first seen, and again once it has changed.
+"""The folder of the LoRAs that requests may name: a file is read when it is first seen, and again after each change.
 
-A name is looked up when a request is prepared: that costs a `stat` if the file is as it was, and its reading, on the
-thread that draws, if it is not. A LoRA that cannot be used fails the requests that name it, and nothing else. A request
-under way keeps the tensors that it began with; beside these, one version of each file is kept, of the latest used.
+A name is looked up when a request is prepared. That costs a `stat` if the file has not changed; otherwise the file is
+read on the model thread. A LoRA that cannot be used fails only the requests that name it. A running request keeps the
+tensors that it began with. Besides these, one version of each recently used file is cached.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hidream.model.network.lora import Layers, Lora, match, wants
 
 logger = logging.getLogger(__name__)
 
-ENDING = ".safetensors"
-KEPT_BYTES = 2**31
+SUFFIX = ".safetensors"
+CACHE_BYTES = 2**31
 """Of the LoRAs that are kept in host memory; the published model's have 0.1 to 1 GB each. The latest is always kept."""
 NAMES_SHOWN = 50
 
@@ -31,7 +31,7 @@ State = tuple[int, ...] | str
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _CacheEntry:
     """What came of reading a file."""
 
     state: State
@@ -49,7 +49,7 @@ class LoraFolder:
 
     def __init__(self, folder: Path | None = None, layers: Layers | None = None) -> None:
         self._folder, self._layers = folder, layers or {}
-        self._kept: dict[str, _Read] = {}  # the latest used is the last
+        self._cached: dict[str, _CacheEntry] = {}  # the latest used is the last
         for name in self._listed():
             with suppress(CheckpointError):  # the log has it
                 self.read(name)
@@ -78,10 +78,10 @@ class LoraFolder:
         """The LoRA of a name, from its file if that is new or has changed. Raises CheckpointError with the reason."""
         file = self._file(name)
         state = _state_of(file)
-        read = self._kept.pop(name, None)
+        read = self._cached.pop(name, None)
         if read is None or read.state != state:
             read = _read(name, file, state, self._layers)
-        self._keep(name, read)
+        self._cache(name, read)
         if read.lora is None:
             raise CheckpointError(read.reason)
         return read.lora
@@ -93,26 +93,26 @@ class LoraFolder:
         except CheckpointError as error:
             return f"cannot be used: {error.message}"
 
-    def _keep(self, name: str, read: _Read) -> None:
+    def _cache(self, name: str, read: _CacheEntry) -> None:
         """Keep what was read as the latest, and of the others as many as there is memory for."""
-        self._kept[name] = read
-        while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
+        self._cached[name] = read
+        while len(self._cached) > 1 and sum(each.nbytes for each in self._cached.values()) > CACHE_BYTES:
+            del self._cached[next(iter(self._cached))]
 
     def _listed(self) -> list[str]:
-        names = [file.name.removesuffix(ENDING) for file in lora_files(self._folder)]
-        return sorted(name for name in names if name and name.isprintable())  # others could not stand in an answer
+        names = [file.name.removesuffix(SUFFIX) for file in lora_files(self._folder)]
+        return sorted(name for name in names if name and name.isprintable())  # others could not be shown in a response
 
     def _file(self, name: str) -> Path:
         assert self._folder is not None, "without a folder there are no names"
-        return self._folder / f"{name}{ENDING}"
+        return self._folder / f"{name}{SUFFIX}"
 
     def _holds(self, name: str) -> bool:
         """Whether there is a file of this name in the folder itself: no name leads out of it, or into one within."""
         if self._folder is None or not name:
             return False
         file = self._file(name)
-        return file.name == f"{name}{ENDING}" and os.path.lexists(file)
+        return file.name == f"{name}{SUFFIX}" and os.path.lexists(file)
 
     def _accepted(self) -> str:
         if self._folder is None:
@@ -127,10 +127,10 @@ def lora_files(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     try:
-        return [file for file in folder.iterdir() if file.name.endswith(ENDING)]
+        return [file for file in folder.iterdir() if file.name.endswith(SUFFIX)]
     except OSError as error:
         raise ConfigurationError(
-            f"the folder of LoRAs {folder} cannot be read: {error.strerror}; accepted: a folder of {ENDING} files"
+            f"the folder of LoRAs {folder} cannot be read: {error.strerror}; accepted: a folder of {SUFFIX} files"
         ) from error
 
 
@@ -140,11 +140,11 @@ def _state_of(file: Path) -> State:
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
     if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe, whose reading might never end
-        return f"{file.name} is no file; accepted: a safetensors file"
+        return f"{file.name} is not a file; accepted: a safetensors file"
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(name: str, file: Path, state: State, layers: Layers) -> _Read:
+def _read(name: str, file: Path, state: State, layers: Layers) -> _CacheEntry:
     """Read a file whose state was looked at before: what is written meanwhile makes it another."""
     try:
         if isinstance(state, str):
@@ -152,8 +152,8 @@ def _read(name: str, file: Path, state: State, layers: Layers) -> _Read:
         lora = match(read_lora(file, wants(name, layers)), layers)
     except CheckpointError as error:
         logger.warning("lora_unusable name=%s reason=%s", name, error.message)
-        return _Read(state, None, error.message)
+        return _CacheEntry(state, None, error.message)
     matched, left_out = len(lora.parts), "; ".join(lora.notes) or None
     line = "lora_read name=%s format=%s layers=%d matched=%d left_out=%s"
     logger.info(line, name, lora.format, lora.layers, matched, left_out)
-    return _Read(state, lora, nbytes=lora.nbytes)
+    return _CacheEntry(state, lora, nbytes=lora.nbytes)

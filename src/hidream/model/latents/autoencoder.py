@@ -26,7 +26,7 @@ from hidream.model.checkpoint.inferred import autoencoder_config
 LEVELS_MAX = 8
 """Of an autoencoder, each half as large as the one before; FLUX's has four, nano's six."""
 CHANNELS_LAST = ("cpu",)
-"""Devices on which the channels of a pixel lie side by side, as oneDNN wants them: nano's decoder takes 16 % less time
+"""Devices with channels-last memory format, which oneDNN prefers: nano's decoder takes 16 % less time
 at 1024², at 512² and 256² 0 to 4 % (benchmarks/decode.py). On CUDA and MPS it was not measured."""
 
 
@@ -36,7 +36,7 @@ class Autoencoder:
 
     With `channels_last` what goes in is laid out so, and the layers pass it on; the weights stay as they are, so that
     those mapped from a file are not copied. The loader chooses it where the answer stays within 1e-5 of the largest
-    value: not for group norm, which then sums up a CPU's picture in plain float32 (torch 2.13). FLUX's decoder would
+    value: not for group norm, which then sums up a CPU's image in plain float32 (torch 2.13). FLUX's decoder would
     take 3 to 9 % less time and up to a fifth less memory, but be off by 1e-5 at 256² and by 6e-5 at 512².
     """
 
@@ -48,20 +48,20 @@ class Autoencoder:
 
     @property
     def tile_px(self) -> int:
-        """The side of the tiles in which it decodes; 0 where it decodes a picture whole."""
+        """The side of the tiles in which it decodes; 0 where it decodes an image whole."""
         if not getattr(self.module, "use_tiling", False):
             return 0
         names = ("tile_sample_min_size", "tile_sample_min_height")
         return next(int(getattr(self.module, name)) for name in names if hasattr(self.module, name))
 
-    def encode(self, picture: Tensor) -> Tensor:
-        """Turn a picture [B, 3, H, W] in −1 to 1 into the transformer's latent [B, C, H/factor, W/factor]."""
-        encoded = self.module.encode(self._laid(picture.to(self.module.dtype)))
+    def encode(self, image: Tensor) -> Tensor:
+        """Turn an image [B, 3, H, W] in −1 to 1 into the transformer's latent [B, C, H/factor, W/factor]."""
+        encoded = self.module.encode(self._in_memory_format(image.to(self.module.dtype)))
         latent: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
         return ((latent - self.shift) * self.scaling).contiguous()
 
     def tile(self, side_px: int) -> None:
-        """From now on encode and decode larger pictures in tiles of `side_px`, blended where they overlap.
+        """From now on encode and decode larger images in tiles of `side_px`, blended where they overlap.
 
         For where memory is short (`plan.py` decides): overlaps are computed twice, and each tile is normed by itself.
         """
@@ -73,12 +73,12 @@ class Autoencoder:
             self.module.enable_tiling(side_px, side_px, stride, stride)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Turn the transformer's latent [B, C, h, w] into a picture [B, 3, h·factor, w·factor] in about −1 to 1."""
+        """Turn the transformer's latent [B, C, h, w] into an image [B, 3, h·factor, w·factor] in about −1 to 1."""
         unscaled = latent.to(self.module.dtype) / self.scaling + self.shift
-        return self.module.decode(self._laid(unscaled), return_dict=False)[0]
+        return self.module.decode(self._in_memory_format(unscaled), return_dict=False)[0]
 
-    def _laid(self, x: Tensor) -> Tensor:
-        """Lay x [B, C, H, W] out as its device computes it best."""
+    def _in_memory_format(self, x: Tensor) -> Tensor:
+        """Return x [B, C, H, W] in the memory format that its device computes fastest."""
         if self.channels_last and x.device.type in CHANNELS_LAST:
             return x.contiguous(memory_format=torch.channels_last)
         return x
@@ -134,5 +134,5 @@ def _class(config: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - diff
     name = class_in(config)
     kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
     if kind is None:
-        raise CheckpointError(f"{path} says that it is of the class {name!r}; accepted: an autoencoder of diffusers")
+        raise CheckpointError(f"{path} names the class {name!r}; accepted: an autoencoder of diffusers")
     return kind

@@ -32,7 +32,7 @@ class Layer:
     it is opaque.
     """
 
-    picture: Tensor
+    image: Tensor
     mask: Tensor | None
     alpha: Tensor | None
 
@@ -40,10 +40,10 @@ class Layer:
         """Put the init image back over `generated` [3, H, W], of the same size, wherever the mask protects it."""
         if self.mask is None:
             return generated
-        share, picture = _feathered(self.mask.to(generated)), self.picture.to(generated)
+        share, image = _feathered(self.mask.to(generated)), self.image.to(generated)
         if self.alpha is not None:  # generated pixels replace the white background, which would leave a white seam
-            picture = picture + (1 - self.alpha.to(generated)) * (generated - WHITE)
-        return torch.where(share > 0, picture.lerp(generated, share), picture)
+            image = image + (1 - self.alpha.to(generated)) * (generated - WHITE)
+        return torch.where(share > 0, image.lerp(generated, share), image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class InitImage:
     def of(cls, prepared: Prepared) -> InitImage:
         """Wrap prepared planes, without a copy."""
         layers = {
-            size: Layer(torch.from_numpy(each.picture), _tensor(each.mask), _tensor(each.alpha))
+            size: Layer(torch.from_numpy(each.image), _tensor(each.mask), _tensor(each.alpha))
             for size, each in prepared.planes.items()
         }
         return cls(layers, prepared.warnings)
@@ -65,7 +65,7 @@ class InitImage:
     @property
     def nbytes(self) -> int:
         """Bytes that all layers hold."""
-        tensors = (tensor for each in self.layers.values() for tensor in (each.picture, each.mask, each.alpha))
+        tensors = (tensor for each in self.layers.values() for tensor in (each.image, each.mask, each.alpha))
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def at(self, size: Size) -> Layer:

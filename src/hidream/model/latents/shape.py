@@ -1,4 +1,4 @@
-"""Sizes: which shape the model draws for a size that was asked, and how the drawing becomes exactly that size.
+"""Sizes: which shape the model generates for a requested size, and how the result becomes exactly that size.
 
 Shapes are counted in tokens, rows × columns; a token covers `token_px` pixels along each side.
 """
@@ -16,7 +16,7 @@ from hidream.images.prepared import BICUBIC_REACH, SPARE
 from hidream.types import Render, Size
 
 AREA_WEIGHT = 0.5
-"""How much a deviation from the best area counts beside one from the asked aspect (both as logarithms)."""
+"""Weight of a deviation from the best area, relative to one from the requested aspect (both as logarithms)."""
 
 
 class Grid(NamedTuple):
@@ -27,7 +27,7 @@ class Grid(NamedTuple):
 
 
 def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max_tokens: int) -> Grid:
-    """Choose the shape to draw for `size`.
+    """Choose the shape to generate for `size`.
 
     `best_tokens` is the area the model was trained for, `max_tokens` the largest trained area; see `types.Render`, of
     which BEST and REFINE begin as SCALED does.
@@ -42,7 +42,7 @@ def render_grid(size: Size, render: Render, token_px: int, best_tokens: int, max
 
 
 def _nearest(size: Size, best_tokens: int, max_tokens: int) -> Grid:
-    """Weigh every shape of at most `max_tokens`: the asked aspect first, then the best area."""
+    """Compare all shapes of at most `max_tokens`: the requested aspect first, then the best area."""
     aspect = min(max(size.width / size.height, 1 / max_tokens), max_tokens)
 
     def deviation(grid: Grid) -> float:
@@ -59,34 +59,34 @@ def _nearest(size: Size, best_tokens: int, max_tokens: int) -> Grid:
     return min(candidates, key=deviation)
 
 
-def fit(picture: Tensor, size: Size) -> Tensor:
-    """Scale picture [C, H, W] to cover `size`, cut out the centre: [C, size.height, size.width]. Never stretches."""
-    scale, picture = _covering(picture, size), middle(picture, size)
+def fit(image: Tensor, size: Size) -> Tensor:
+    """Scale image [C, H, W] to cover `size`, cut out the centre: [C, size.height, size.width]. Never stretches."""
+    scale, image = _cover_scale(image, size), trim(image, size)
     if scale != 1:
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         height, width = (max(round(height * scale), size.height), max(round(width * scale), size.width))
-        picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
-    top, left = (picture.shape[-2] - size.height) // 2, (picture.shape[-1] - size.width) // 2
-    return picture[:, top : top + size.height, left : left + size.width]
+        image = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    top, left = (image.shape[-2] - size.height) // 2, (image.shape[-1] - size.width) // 2
+    return image[:, top : top + size.height, left : left + size.width]
 
 
-def middle(picture: Tensor, size: Size) -> Tensor:
-    """Cut off both ends of a picture [C, H, W], as far as they lie well outside of what `fit` makes of it.
+def trim(image: Tensor, size: Size) -> Tensor:
+    """Crop both ends of an image [C, H, W], as far as they are well outside of what `fit` keeps.
 
     Before anything is scaled: 2000 × 1 pixels would cover 1024² with two million columns. SPARE times the size stays.
     """
-    scale = _covering(picture, size)
-    height, width = picture.shape[-2:]
+    scale = _cover_scale(image, size)
+    height, width = image.shape[-2:]
     top = max(0, height // 2 - math.ceil(size.height / scale * SPARE / 2) - BICUBIC_REACH)
     left = max(0, width // 2 - math.ceil(size.width / scale * SPARE / 2) - BICUBIC_REACH)
-    return picture[:, top : height - top, left : width - left]
+    return image[:, top : height - top, left : width - left]
 
 
-def _covering(picture: Tensor, size: Size) -> float:
-    return max(size.width / picture.shape[-1], size.height / picture.shape[-2])
+def _cover_scale(image: Tensor, size: Size) -> float:
+    return max(size.width / image.shape[-1], size.height / image.shape[-2])
 
 
-def to_pixels(picture: Tensor) -> Tensor:
-    """Picture [3, H, W] in −1 to 1 to uint8 pixels [H, W, 3]."""
-    values = picture.float().div(2).add_(0.5).clamp_(0, 1).mul_(255).round_()  # one temporary, not five
+def to_pixels(image: Tensor) -> Tensor:
+    """Image [3, H, W] in −1 to 1 to uint8 pixels [H, W, 3]."""
+    values = image.float().div(2).add_(0.5).clamp_(0, 1).mul_(255).round_()  # one temporary, not five
     return values.to(torch.uint8).permute(1, 2, 0)

@@ -25,7 +25,7 @@ ECC_SHARE = 1 / 16
 MPS_SHARE = 0.75
 """What Metal lets the GPU have of the memory (recommendedMaxWorkingSetSize of the larger machines)."""
 TILE_PX = 512
-"""Side of the tiles in which a picture is decoded, where it cannot be decoded whole."""
+"""Side of the tiles in which an image is decoded, where it cannot be decoded whole."""
 LOSS = {WeightFormat.COMPUTE: 0, WeightFormat.STORED: 0, WeightFormat.INT8: 1, WeightFormat.FP8: 2, WeightFormat.NF4: 3}
 """Which weight format changes the weights more; STORED changes nothing in the file."""
 
@@ -134,7 +134,7 @@ def candidates(hardware: Hardware, options: Options) -> Iterator[Candidate]:
         places = [(device, device), (device, streamed), (sequential_offload, streamed)]
         if is_streamed:
             places = [(streamed, streamed)]
-        elif not _leaves(hardware, storage):
+        elif not _can_be_freed(hardware, storage):
             places = [(device, device)]
         vaes = [sequential_offload] if is_streamed else [device] + [sequential_offload] * hardware.separate
         for (text, encoders), tile_px, (blocks, others), vae in product(
@@ -162,7 +162,7 @@ def tiers(hardware: Hardware, options: Options) -> list[tuple[WeightFormat, bool
 def _storages(hardware: Hardware, options: Options, requested: WeightFormat | None) -> list[WeightFormat]:
     """Return the weight formats that a part may have, best first."""
     if requested is WeightFormat.FP8 and not hardware.fp8:
-        raise ConfigurationError(f"storage fp8 is asked for on {hardware.device}, which has none; accepted: int8, nf4")
+        raise ConfigurationError(f"storage is fp8, which {hardware.device} does not support; accepted: int8, nf4")
     if requested is not None:
         return [requested]
     exact = [WeightFormat.COMPUTE, WeightFormat.STORED] if hardware.device == "cpu" else [WeightFormat.COMPUTE]
@@ -190,7 +190,7 @@ def _encoder_placements(
         (place, each)
         for each in types
         for place in ((Placement.SEQUENTIAL,) if is_streamed else (Placement.DEVICE, Placement.SEQUENTIAL))
-        if place is Placement.DEVICE or all(_leaves(hardware, storage) for storage in each)
+        if place is Placement.DEVICE or all(_can_be_freed(hardware, storage) for storage in each)
     ]
     if hardware.separate:
         candidates += [(Placement.HOST, each) for each in types]
@@ -200,6 +200,6 @@ def _encoder_placements(
     return [(place, (exact[place], exact[place], *each)) for place, each in candidates]
 
 
-def _leaves(hardware: Hardware, storage: WeightFormat) -> bool:
+def _can_be_freed(hardware: Hardware, storage: WeightFormat) -> bool:
     """Whether a part can free its memory: on a CPU only as the mapping of a file, which holds no float32."""
     return hardware.device != "cpu" or storage is not WeightFormat.COMPUTE

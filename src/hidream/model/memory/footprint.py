@@ -1,4 +1,4 @@
-"""What the parts of a model weigh, and what computing with them takes: arithmetic only.
+"""The memory of a model's weights and of computing with them: arithmetic only.
 
 Knows no hardware and no decisions (`plan.py` makes them) and touches no tensor. The numbers of the transformer come
 from its configuration, those of the other parts from `measure` or, for the published checkpoints, from `PUBLISHED`;
@@ -220,7 +220,7 @@ def step_bytes(
 
 
 def decode_bytes(channels: int, pixels: int, compute_bytes: int) -> int:
-    """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the picture."""
+    """Working memory of decoding: in the last stage a tensor, its norm and its SiLU are alive, and the image."""
     return pixels * (3 * channels * compute_bytes + 2 * 3 * 4)
 
 

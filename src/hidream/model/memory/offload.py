@@ -27,10 +27,10 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     copies: dict[int, Any] = {}
     try:
         for part in module.modules():
-            for name, value in held(part):
+            for name, value in own_tensors(part):
                 host_copies.append((part, name, value))
                 if id(value) not in copies:
-                    copies[id(value)] = moved(value, device)
+                    copies[id(value)] = copy_to(value, device)
                 setattr(part, name, copies[id(value)])
         yield
     finally:
@@ -38,7 +38,7 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
             setattr(part, name, value)
 
 
-def held(part: nn.Module) -> list[tuple[str, Any]]:
+def own_tensors(part: nn.Module) -> list[tuple[str, Any]]:
     """Return one module's own parameters, buffers and quantised weight, by the name of the attribute."""
     values: list[tuple[str, Any]] = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
     if isinstance(part, Linear) and part.quantized is not None:
@@ -46,7 +46,7 @@ def held(part: nn.Module) -> list[tuple[str, Any]]:
     return values
 
 
-def moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - a parameter, a buffer or a Quantized
+def copy_to(value: Any, device: torch.device) -> Any:  # noqa: ANN401 - a parameter, a buffer or a Quantized
     """Return a copy on `device`; of a parameter, without its gradient."""
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to(device), requires_grad=False)

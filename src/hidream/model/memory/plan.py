@@ -38,14 +38,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The most that one phase of a picture takes on the device."""
+    """The most that one phase of an image takes on the device."""
 
     phase: str
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class MissedTier:
     """A tier that does not fit, and by how many bytes at least."""
 
     storage: WeightFormat
@@ -65,7 +65,7 @@ class Plan:
     resident: tuple[int, ...]  # numbers of the blocks that stay on the device while it denoises
     streamed_bytes: int  # brought to the device in each step
     tile_px: int | None  # side of the tiles for decoding; None decodes whole images
-    missed: tuple[Missed, ...] = ()  # the better tiers, which do not fit
+    missed: tuple[MissedTier, ...] = ()  # the better tiers, which do not fit
 
     def part(self, name: str) -> Part:
         """Find a part by its name."""
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes brought to the device for one picture whose prompt is new."""
+        """Bytes brought to the device for one image whose prompt is new."""
         once = sum(part.nbytes for part in self.parts if part.placement in (Placement.SEQUENTIAL, Placement.STREAMED))
         return once + self.streamed_bytes * (self.options.steps - 1)
 
@@ -105,11 +105,11 @@ def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
     Where nothing fits, the result is what comes nearest: `Plan.fits` is False, and `plan_report.verdict` says what
     would fit. Raises ConfigurationError on a requested weight format that the hardware cannot have.
     """
-    given = _given(hardware, model, options)
+    inputs = _plan_inputs(hardware, model, options)
     nearest: dict[tuple[WeightFormat, bool], Plan] = {}
     fitting = None
     for candidate in candidates(hardware, options):
-        answer = _account(candidate, given)
+        answer = _account(candidate, inputs)
         if answer.fits:
             fitting = answer
             break
@@ -117,7 +117,7 @@ def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
         nearest[tier] = min(nearest.get(tier, answer), answer, key=lambda plan: plan.shortfall)
     best = fitting or min(nearest.values(), key=lambda plan: plan.shortfall)
     missed = tuple(
-        Missed(storage, streamed, miss.shortfall)
+        MissedTier(storage, streamed, miss.shortfall)
         for (storage, streamed), miss in nearest.items()
         if fitting is None or (storage, streamed) != (best.part(BLOCKS).storage, best.streaming)
     )
@@ -125,7 +125,7 @@ def plan(hardware: Hardware, model: ModelShape, options: Options) -> Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _PlanInputs:
     """What is the same for every candidate."""
 
     hardware: Hardware
@@ -156,10 +156,10 @@ class _Given:
         return self.grid.rows * self.grid.columns * self.model.token_px**2
 
 
-def _given(hardware: Hardware, model: ModelShape, options: Options) -> _Given:
+def _plan_inputs(hardware: Hardware, model: ModelShape, options: Options) -> _PlanInputs:
     config, batch = model.transformer, 2 if options.guided else 1
     c = options.compute_bytes or hardware.compute_bytes
-    return _Given(
+    return _PlanInputs(
         hardware=hardware,
         model=model,
         options=options,
@@ -171,15 +171,15 @@ def _given(hardware: Hardware, model: ModelShape, options: Options) -> _Given:
     )
 
 
-def _account(candidate: Candidate, given: _Given) -> Plan:
+def _account(candidate: Candidate, inputs: _PlanInputs) -> Plan:
     """Add up the memory of a candidate in each phase."""
-    hardware, parts = given.hardware, _parts(candidate, given)
+    hardware, parts = inputs.hardware, _parts(candidate, inputs)
     always = sum(part.nbytes for part in parts if part.placement is Placement.DEVICE)
     base = always + (CONTEXT_BYTES if hardware.separate else 0)
-    text, embeds = _encoding(candidate, given), footprint.embeds_bytes(given.model, given.batch, given.c)
+    text, embeds = _encoding(candidate, inputs), footprint.embeds_bytes(inputs.model, inputs.batch, inputs.c)
     on_host = candidate.text is Placement.HOST
 
-    step, blocks = _step(candidate, given), _block_bytes(candidate, given)
+    step, blocks = _step(candidate, inputs), _block_bytes(candidate, inputs)
     resident, window = tuple(range(len(blocks))), 0
     if candidate.blocks is Placement.STREAMED:
         window = WINDOW * max(blocks)
@@ -188,13 +188,13 @@ def _account(candidate: Candidate, given: _Given) -> Plan:
     come = 0 if candidate.blocks is Placement.DEVICE else stay + window
     return Plan(
         hardware=hardware,
-        options=given.options,
+        options=inputs.options,
         parts=parts,
         peaks=(
             Peak("text", base + embeds + (0 if on_host else text)),
-            Peak("conditioning", base + embeds + _conditioning(candidate, given)),
+            Peak("conditioning", base + embeds + _conditioning(candidate, inputs)),
             Peak("denoising", base + come + step),
-            Peak("decoding", base + _decoding(candidate, given)),
+            Peak("decoding", base + _decoding(candidate, inputs)),
         ),
         host_bytes=sum(part.nbytes for part in parts) - always + (text if on_host else 0),
         resident=resident,
@@ -203,57 +203,61 @@ def _account(candidate: Candidate, given: _Given) -> Plan:
     )
 
 
-def _encoding(candidate: Candidate, given: _Given) -> int:
+def _encoding(candidate: Candidate, inputs: _PlanInputs) -> int:
     """Bytes beside what is always there: the encoder that takes most, with its weights where they are offloaded."""
     most = 0
-    for encoder, storage in zip(given.model.encoders, candidate.encoders, strict=True):
-        comes = encoder.weights.nbytes(storage, given.c, given.options.encoder_bits)
-        working = encoder.working_bytes(given.batch, given.c) + encoder.weights.dense_bytes(storage, given.c)
+    for encoder, storage in zip(inputs.model.encoders, candidate.encoders, strict=True):
+        comes = encoder.weights.nbytes(storage, inputs.c, inputs.options.encoder_bits)
+        working = encoder.working_bytes(inputs.batch, inputs.c) + encoder.weights.dense_bytes(storage, inputs.c)
         most = max(most, (comes if candidate.text is Placement.SEQUENTIAL else 0) + round(SLACK * working))
     return most
 
 
-def _conditioning(candidate: Candidate, given: _Given) -> int:
+def _conditioning(candidate: Candidate, inputs: _PlanInputs) -> int:
     """Bytes for projecting the captions and making all steps' modulations, of which the matrices may be streamed."""
-    weights = given.weights[MODULATIONS]
-    matrix = Weights(weights.largest, 0, weights.largest).nbytes(candidate.storage, given.c, given.options.stored_bits)
+    weights = inputs.weights[MODULATIONS]
+    matrix = Weights(weights.largest, 0, weights.largest).nbytes(
+        candidate.storage, inputs.c, inputs.options.stored_bits
+    )
     arriving = WINDOW * matrix if candidate.others is Placement.STREAMED else 0
     # twice: the captions and their norms, and the tables beside what they are cut from
-    return 2 * given.kept + weights.dense_bytes(candidate.storage, given.c) + arriving
+    return 2 * inputs.kept + weights.dense_bytes(candidate.storage, inputs.c) + arriving
 
 
-def _step(candidate: Candidate, given: _Given) -> int:
+def _step(candidate: Candidate, inputs: _PlanInputs) -> int:
     """Bytes of one denoising step beside the weights."""
     fused = candidate.storage is WeightFormat.COMPUTE and candidate.blocks is not Placement.STREAMED
-    lora = given.options.lora_bytes
+    lora = inputs.options.lora_bytes
     step = footprint.step_bytes(
-        given.model.transformer,
-        given.tokens,
-        given.batch,
-        given.c,
+        inputs.model.transformer,
+        inputs.tokens,
+        inputs.batch,
+        inputs.c,
         fused=fused,
         adapted=lora > 0,
-        per_expert=given.hardware.device == "cpu",
+        per_expert=inputs.hardware.device == "cpu",
     )
-    return round(SLACK * step) + given.kept + lora
+    return round(SLACK * step) + inputs.kept + lora
 
 
-def _decoding(candidate: Candidate, given: _Given) -> int:
+def _decoding(candidate: Candidate, inputs: _PlanInputs) -> int:
     """Bytes of decoding one image, whole or in tiles, which are then put together."""
     vae = (
-        given.model.vae.nbytes(WeightFormat.COMPUTE, given.vae_c, 16.0) if candidate.vae is Placement.SEQUENTIAL else 0
+        inputs.model.vae.nbytes(WeightFormat.COMPUTE, inputs.vae_c, 16.0)
+        if candidate.vae is Placement.SEQUENTIAL
+        else 0
     )
-    pixels = min(candidate.tile_px**2, given.pixels) if candidate.tile_px else given.pixels
-    together = 2 * 3 * given.vae_c * given.pixels if candidate.tile_px else 0
-    decoding = footprint.decode_bytes(given.model.vae_channels, pixels, given.vae_c)
-    return vae + given.kept + together + round(SLACK * decoding)
+    pixels = min(candidate.tile_px**2, inputs.pixels) if candidate.tile_px else inputs.pixels
+    together = 2 * 3 * inputs.vae_c * inputs.pixels if candidate.tile_px else 0
+    decoding = footprint.decode_bytes(inputs.model.vae_channels, pixels, inputs.vae_c)
+    return vae + inputs.kept + together + round(SLACK * decoding)
 
 
-def _block_bytes(candidate: Candidate, given: _Given) -> list[int]:
-    return [weights.nbytes(candidate.storage, given.c, given.options.stored_bits) for weights in given.blocks]
+def _block_bytes(candidate: Candidate, inputs: _PlanInputs) -> list[int]:
+    return [weights.nbytes(candidate.storage, inputs.c, inputs.options.stored_bits) for weights in inputs.blocks]
 
 
-def _parts(candidate: Candidate, given: _Given) -> tuple[Part, ...]:
+def _parts(candidate: Candidate, inputs: _PlanInputs) -> tuple[Part, ...]:
     """Every part with its bytes."""
     places = {
         BLOCKS: candidate.blocks,
@@ -263,16 +267,19 @@ def _parts(candidate: Candidate, given: _Given) -> tuple[Part, ...]:
     }
     transformer = [
         Part(
-            name, candidate.storage, places[name], weights.nbytes(candidate.storage, given.c, given.options.stored_bits)
+            name,
+            candidate.storage,
+            places[name],
+            weights.nbytes(candidate.storage, inputs.c, inputs.options.stored_bits),
         )
-        for name, weights in given.weights.items()
+        for name, weights in inputs.weights.items()
     ]
     encoders = [
-        Part(name, storage, candidate.text, encoder.weights.nbytes(storage, given.c, given.options.encoder_bits))
-        for name, encoder, storage in zip(ENCODERS, given.model.encoders, candidate.encoders, strict=True)
+        Part(name, storage, candidate.text, encoder.weights.nbytes(storage, inputs.c, inputs.options.encoder_bits))
+        for name, encoder, storage in zip(ENCODERS, inputs.model.encoders, candidate.encoders, strict=True)
     ]
     vae = Part(
-        VAE, WeightFormat.COMPUTE, candidate.vae, given.model.vae.nbytes(WeightFormat.COMPUTE, given.vae_c, 16.0)
+        VAE, WeightFormat.COMPUTE, candidate.vae, inputs.model.vae.nbytes(WeightFormat.COMPUTE, inputs.vae_c, 16.0)
     )
     return (*transformer, *encoders, vae)
 

@@ -1,4 +1,4 @@
-"""What a memory plan needs to know of a checkpoint: the sizes of its parts, and how its files store them.
+"""The input of a memory plan from a checkpoint: the sizes of its parts, and how its files store them.
 
 Builds modules on meta and reads headers; loads no weight. `plan.py` makes the plan, `loading.py` carries it out.
 """
@@ -16,7 +16,7 @@ import torch
 from hidream.errors import ConfigurationError
 from hidream.formats.lora_file import values_in
 from hidream.formats.quantized import StoredTensor
-from hidream.model.checkpoint.assign import settled
+from hidream.model.checkpoint.assign import resolve_stored
 from hidream.model.checkpoint.checkpoint import Checkpoint, config_of_transformer
 from hidream.model.checkpoint.encoders import check_fit, open_encoder
 from hidream.model.checkpoint.lora_folder import lora_files
@@ -61,7 +61,7 @@ def plan_checkpoint(checkpoint: Checkpoint, request: PlanRequest, hardware: Hard
     chosen = plan(hardware, shape, options)
     if not chosen.fits:
         verdict = plan_report.verdict(chosen, shape)
-        raise ConfigurationError(f"the model does not fit into the memory there is: {verdict}")
+        raise ConfigurationError(f"the model does not fit into the available memory: {verdict}")
     for reason in plan_report.reasons(chosen):
         logger.info("memory_plan %s", reason)
     return chosen
@@ -85,15 +85,15 @@ def partial(checkpoint: Checkpoint, request: PlanRequest) -> tuple[ModelShape, O
         published = checkpoint.read("transformer")
         transformer = published.tensors
         shape = dataclasses.replace(shape, transformer=config_of_transformer(checkpoint, published))
-    outlined = {name: open_encoder(checkpoint, name) for name in ENCODERS if checkpoint.has(name)}
-    if len(outlined) == len(ENCODERS):
-        check_fit([module for module, _ in outlined.values()], shape.transformer)
+    opened = {name: open_encoder(checkpoint, name) for name in ENCODERS if checkpoint.has(name)}
+    if len(opened) == len(ENCODERS):
+        check_fit([module for module, _ in opened.values()], shape.transformer)
     clip_l, clip_g, t5, llama = (
-        Encoder.of(outlined[name][0]) if name in outlined else usual
+        Encoder.of(opened[name][0]) if name in opened else usual
         for name, usual in zip(ENCODERS, shape.encoders, strict=True)
     )
-    for name in (name for name in QUANTIZED if name in outlined):
-        large |= {f"{name}.{key}": tensor for key, tensor in outlined[name][1].tensors.items()}
+    for name in (name for name in QUANTIZED if name in opened):
+        large |= {f"{name}.{key}": tensor for key, tensor in opened[name][1].tensors.items()}
     shape = dataclasses.replace(shape, encoders=(clip_l, clip_g, t5, llama))
     if checkpoint.has("vae"):
         vae, _ = open_autoencoder(checkpoint)
@@ -132,7 +132,7 @@ def lora_values(folder: Path | None, config: TransformerConfig) -> int:
 
 def _kept(tensors: Mapping[str, StoredTensor]) -> WeightFormat | None:
     """STORED for files of fewer than 16 bits."""
-    return WeightFormat.STORED if tensors and settled(None, tensors) is WeightFormat.STORED else None
+    return WeightFormat.STORED if tensors and resolve_stored(None, tensors) is WeightFormat.STORED else None
 
 
 def _bits(tensors: Mapping[str, StoredTensor]) -> float:

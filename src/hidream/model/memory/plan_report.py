@@ -18,14 +18,14 @@ HOSTS_GB = (16, 32, 48, 64, 96, 128)
 PHASES = ("text", "conditioning", "denoising", "decoding")
 
 
-def tell(
+def describe(
     memory_gb: Sequence[float],
     host_gb: float,
     options: Options,
     device: str = "cuda",
     model: ModelShape = PUBLISHED,
 ) -> str:
-    """Tell what would happen to a model, the published one unless said: a report for one machine, a table for several.
+    """Describe the plans of a model, by default the published one: a report for one machine, a table for several.
 
     `memory_gb` are cards in a machine of `host_gb`; for the device "cpu" or "mps" it is the machine's own memory.
     """
@@ -37,63 +37,65 @@ def tell(
     return report(plans[0][1], model) if len(plans) == 1 else plain(overview(plans, model))
 
 
-def report(answer: Plan, model: ModelShape) -> str:
+def report(chosen: Plan, model: ModelShape) -> str:
     """Tell everything of one plan, a line for each part, phase and decision."""
-    machine = answer.hardware
+    machine = chosen.hardware
     there = f"{_gb(machine.device_budget)} on {machine.device}"
     if machine.separate:
         there += f", {_gb(machine.host_budget)} in the host's memory"
     lines = [
-        f"{answer.options.size}, {answer.options.steps} steps{', guided' if answer.options.guided else ''}: {there}",
-        *(f"  {part.name:24}{part.storage:9}{part.placement:10}{_gb(part.nbytes):>9}" for part in answer.parts),
-        *(f"  peak, {peak.phase:36}{_gb(peak.nbytes):>9}" for peak in answer.peaks),
-        *(f"  {reason}" for reason in reasons(answer)),
+        f"{chosen.options.size}, {chosen.options.steps} steps{', guided' if chosen.options.guided else ''}: {there}",
+        *(f"  {part.name:24}{part.storage:9}{part.placement:10}{_gb(part.nbytes):>9}" for part in chosen.parts),
+        *(f"  peak, {peak.phase:36}{_gb(peak.nbytes):>9}" for peak in chosen.peaks),
+        *(f"  {reason}" for reason in reasons(chosen)),
     ]
-    if not answer.fits:
-        lines.append(f"  {verdict(answer, model)}")
+    if not chosen.fits:
+        lines.append(f"  {verdict(chosen, model)}")
     return "\n".join(lines)
 
 
-def reasons(answer: Plan) -> Iterator[str]:
+def reasons(chosen: Plan) -> Iterator[str]:
     """Say why a plan is as it is, one line for each decision."""
-    blocks, options = answer.part(BLOCKS), answer.options
-    missed = [f"{m.storage}{' streamed' * m.streamed} is short of {_gb(m.short_bytes)}" for m in answer.missed]
-    why = "; ".join(missed) or ("as asked" if options.transformer else "the best there is")
-    yield f"transformer in {blocks.storage}, {_place(answer)}: {why}"
-    others = answer.part(MODULATIONS)
+    blocks, options = chosen.part(BLOCKS), chosen.options
+    missed = [f"{m.storage}{' streamed' * m.streamed} is short of {_gb(m.short_bytes)}" for m in chosen.missed]
+    why = "; ".join(missed) or ("as requested" if options.transformer else "the best option")
+    yield f"transformer in {blocks.storage}, {_placement(chosen)}: {why}"
+    others = chosen.part(MODULATIONS)
     if others.placement is Placement.STREAMED:
-        size = _gb(others.nbytes + answer.part(CAPTIONS).nbytes)
-        yield f"modulations and captions: computed once per image for all steps, so that their {size} need not stay"
-    t5, llama = (answer.part(name) for name in ENCODERS[2:])
+        size = _gb(others.nbytes + chosen.part(CAPTIONS).nbytes)
+        yield f"modulations and captions: computed once per image for all steps, so their {size} need not stay"
+    t5, llama = (chosen.part(name) for name in ENCODERS[2:])
     yield f"encoders: T5 in {t5.storage}, Llama in {llama.storage}, {_encoder_place(llama.placement)}"
     if options.lora_bytes:
         yield f"LoRAs: room for {_gb(options.lora_bytes)}, the largest that one request may name together"
-    whole = "whole images" if answer.tile_px is None else f"tiles of {answer.tile_px} px, because a whole one is large"
-    yield f"decoding: {whole}"
-    if not answer.hardware.separate:
-        kinds = sorted({p.storage for p in answer.parts if p.placement in (Placement.SEQUENTIAL, Placement.STREAMED)})
-        if answer.hardware.device == "cpu" and kinds:
-            yield f"sequential means mapped: it needs files that are stored so ({', '.join(kinds)}; `hidream convert`)"
-    elif answer.moved_bytes:
-        yield f"{_gb(answer.moved_bytes)} go to the device for an image with a new prompt"
+    tiles = f"tiles of {chosen.tile_px} px, because a whole image takes too much memory"
+    yield f"decoding: {'whole images' if chosen.tile_px is None else tiles}"
+    if not chosen.hardware.separate:
+        kinds = sorted({p.storage for p in chosen.parts if p.placement in (Placement.SEQUENTIAL, Placement.STREAMED)})
+        if chosen.hardware.device == "cpu" and kinds:
+            types = ", ".join(kinds)
+            yield f"sequential means memory-mapped: the files must be stored in this type ({types}; `hidream convert`)"
+    elif chosen.moved_bytes:
+        yield f"{_gb(chosen.moved_bytes)} are copied to the device for an image with a new prompt"
 
 
-def verdict(answer: Plan, model: ModelShape) -> str:
+def verdict(chosen: Plan, model: ModelShape) -> str:
     """Say in one line that a plan works or, where it does not, what is missing and what would work."""
-    if answer.fits:
-        return f"fits: {_gb(answer.peak.nbytes)} at most, while {answer.peak.phase}"
-    machine = answer.hardware
-    text = f"does not fit: {_gb(answer.peak.nbytes)} while {answer.peak.phase}, there are {_gb(machine.device_budget)}"
+    if chosen.fits:
+        return f"fits: {_gb(chosen.peak.nbytes)} at most, while {chosen.peak.phase}"
+    machine = chosen.hardware
+    text = f"does not fit: {_gb(chosen.peak.nbytes)} needed while {chosen.peak.phase}"
+    text += f", {_gb(machine.device_budget)} available"
     if machine.separate:
-        text += f"; {_gb(answer.host_bytes)} in the host's memory, there are {_gb(machine.host_budget)}"
-    cures = "; ".join(_cures(answer, model)) or "none of: a larger card, more memory, fewer bits, 512*512"
-    return f"{text}; accepted: {cures}"
+        text += f"; {_gb(chosen.host_bytes)} needed in the host's memory, {_gb(machine.host_budget)} available"
+    remedies = "; ".join(_remedies(chosen, model)) or "none of: a larger card, more memory, fewer bits, 512*512"
+    return f"{text}; accepted: {remedies}"
 
 
 def overview(plans: Sequence[tuple[str, Plan]], model: ModelShape) -> list[list[str]]:
     """Rows of a table, the head first: one for each machine and its name."""
     head = ["memory", "transformer", "T5, Llama", *PHASES, "host", "moved per image", "what happens"]
-    return [head, *([name, *_cells(answer, model)] for name, answer in plans)]
+    return [head, *([name, *_cells(chosen, model)] for name, chosen in plans)]
 
 
 def plain(rows: Sequence[Sequence[str]]) -> str:
@@ -103,29 +105,29 @@ def plain(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cells(answer: Plan, model: ModelShape) -> list[str]:
-    t5, llama = (answer.part(name) for name in ENCODERS[2:])
-    peaks = [_gb(peak.nbytes) for peak in answer.peaks]
-    happens = "; ".join(_happens(answer)) if answer.fits else verdict(answer, model)
-    host = _gb(answer.host_bytes) if answer.hardware.separate else "–"
-    moved = _gb(answer.moved_bytes) if answer.hardware.separate else "–"
-    return [str(answer.part(BLOCKS).storage), f"{t5.storage}, {llama.storage}", *peaks, host, moved, happens]
+def _cells(chosen: Plan, model: ModelShape) -> list[str]:
+    t5, llama = (chosen.part(name) for name in ENCODERS[2:])
+    peaks = [_gb(peak.nbytes) for peak in chosen.peaks]
+    happens = "; ".join(_steps_in_words(chosen)) if chosen.fits else verdict(chosen, model)
+    host = _gb(chosen.host_bytes) if chosen.hardware.separate else "–"
+    moved = _gb(chosen.moved_bytes) if chosen.hardware.separate else "–"
+    return [str(chosen.part(BLOCKS).storage), f"{t5.storage}, {llama.storage}", *peaks, host, moved, happens]
 
 
-def _happens(answer: Plan) -> Iterator[str]:
-    yield f"transformer: {_place(answer)}"
-    yield f"encoders: {_encoder_place(answer.part(ENCODERS[3]).placement)}"
-    if answer.tile_px:
-        yield f"decoding in tiles of {answer.tile_px} px"
+def _steps_in_words(chosen: Plan) -> Iterator[str]:
+    yield f"transformer: {_placement(chosen)}"
+    yield f"encoders: {_encoder_place(chosen.part(ENCODERS[3]).placement)}"
+    if chosen.tile_px:
+        yield f"decoding in tiles of {chosen.tile_px} px"
 
 
-def _place(answer: Plan) -> str:
-    if answer.streaming:
-        count = len(answer.resident)
-        return f"streamed: {count} blocks stay, {_gb(answer.streamed_bytes)} come in each step"
-    if answer.part(BLOCKS).placement is Placement.DEVICE:
+def _placement(chosen: Plan) -> str:
+    if chosen.streaming:
+        count = len(chosen.resident)
+        return f"streamed: {count} blocks stay, {_gb(chosen.streamed_bytes)} come in each step"
+    if chosen.part(BLOCKS).placement is Placement.DEVICE:
         return "stays"
-    return "whole on the device while it denoises" if answer.hardware.separate else "mapped"
+    return "whole on the device while it denoises" if chosen.hardware.separate else "mapped"
 
 
 def _encoder_place(placement: Placement) -> str:
@@ -136,9 +138,9 @@ def _encoder_place(placement: Placement) -> str:
     }[placement]
 
 
-def _cures(answer: Plan, model: ModelShape) -> Iterator[str]:
+def _remedies(chosen: Plan, model: ModelShape) -> Iterator[str]:
     """Try what would make a plan fit."""
-    machine, options = answer.hardware, answer.options
+    machine, options = chosen.hardware, chosen.options
 
     def works(hardware: Hardware = machine, options: Options = options) -> bool:
         return plan(hardware, model, options).fits

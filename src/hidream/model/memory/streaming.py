@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from hidream.model.memory.offload import held, moved
+from hidream.model.memory.offload import copy_to, own_tensors
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,7 +40,7 @@ class LayerStream(Generic[M]):
     ) -> None:
         self._modules, self._device = list(modules), device
         self._host_copies = [
-            [(m, name, value) for part in parts(module) for m in part.modules() for name, value in held(m)]
+            [(m, name, value) for part in parts(module) for m in part.modules() for name, value in own_tensors(m)]
             for module in self._modules
         ]
         self._resident, self._on_device = frozenset(resident), set[int]()
@@ -77,9 +77,11 @@ class LayerStream(Generic[M]):
     def _copy(self, i: int) -> DeviceCopy:
         """Copy one module's weights to the device, on the thread."""
         if self._copy_stream is None:
-            return DeviceCopy([(m, name, moved(value, self._device)) for m, name, value in self._host_copies[i]], None)
+            return DeviceCopy(
+                [(m, name, copy_to(value, self._device)) for m, name, value in self._host_copies[i]], None
+            )
         with torch.cuda.stream(self._copy_stream):
-            values = [(m, name, moved(value, self._device)) for m, name, value in self._host_copies[i]]
+            values = [(m, name, copy_to(value, self._device)) for m, name, value in self._host_copies[i]]
             arrived = torch.cuda.Event()
             arrived.record(self._copy_stream)
         return DeviceCopy(values, arrived)

@@ -18,7 +18,7 @@ from hidream.model.network.kernels import Experts, Kernels
 from hidream.model.network.transformer import Transformer
 
 FASTER = 1.3
-"""How many times faster matrix products have to be for a copy to be made; all else gains less."""
+"""How many times faster matrix products must be for a copy to be made; everything else gains less."""
 ROWS, WIDTH, REPEATS = 256, 1024, 5
 """A matrix product that takes long enough (some milliseconds) to be measured beside the machine's other work."""
 COPY_KERNELS = Kernels(onednn=True, experts=Experts.PER_EXPERT, prepacked=True)

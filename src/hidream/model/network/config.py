@@ -29,7 +29,7 @@ def sampling_preset(
     sampler: Sampler | None = None,
     max_tokens: int = PUBLISHED_TOKENS,
 ) -> SamplingPreset:
-    """How `variant` is sampled, by the reference that is asked for and with another sampler if one is asked for.
+    """How `variant` is sampled, by the requested reference, and with another sampler if one is requested.
 
     The official pipeline gives UniPC a shift that follows from the model's largest shape, `max_tokens`, and passes
     over its own table's; diffusers has that argument commented out (0.42.1, pipeline_hidream_image.py, line 909).
@@ -80,7 +80,7 @@ class TransformerConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TransformerConfig:
-        """Read a published configuration; keys that only concern diffusers are passed over.
+        """Read a published configuration; keys that only concern diffusers are ignored.
 
         Raises CheckpointError when it describes another architecture.
         """
@@ -104,7 +104,7 @@ class TransformerConfig:
     def check_size(self, tensors: int) -> None:
         """Raise CheckpointError on more blocks and experts than a file of so many tensors can have.
 
-        To be asked before anything is made for each of them: a number in a text costs nothing, a million modules do.
+        Call it before anything is built for each of them: a number in a text costs nothing, a million modules do.
         """
         blocks = self.num_layers + self.num_single_layers
         if blocks * self.num_routed_experts > tensors:

@@ -35,7 +35,7 @@ class Kernels:
 
     onednn: bool = False  # oneDNN's matrix products, SwiGLU fused into them; for a CPU, without gradients
     experts: Experts = Experts.GROUPED
-    fused: bool = False  # weights that share an input lie in one tensor (`fused_weights.py`)
+    fused: bool = False  # weights that share an input are in one tensor (`fused_weights.py`)
     prepacked: bool = False  # the blocks keep copies of their weights in oneDNN's layout
     compiled: bool = False  # torch.compile makes a graph of each kind of block
 

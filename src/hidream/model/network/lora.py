@@ -29,15 +29,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidream.errors import CheckpointError, InvalidInput
-from hidream.formats.adapters import Adapter, Hadamard, LowRank, Outline, tensors_of
-from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, bare, some
+from hidream.formats.adapters import Adapter, AdapterSpec, Hadamard, LowRank, tensors_of
+from hidream.formats.lora_file import ACCEPTED, LoraFile, LoraFormat, Wants, first_keys, layer_name
 from hidream.model.network.linear import Linear, LoraDelta, LoraDeltas
 from hidream.model.network.moe import Gate
 from hidream.model.network.transformer import Transformer
 
 Layers = Mapping[str, Linear | Gate]
 """The layers that a LoRA can change, by published name."""
-BETWEEN = 4
+BETWEEN_MAX = 4
 """The most values of a token between both products of a LoKr, in multiples of the layer's inputs or outputs."""
 
 
@@ -105,10 +105,10 @@ def wants(lora: str, layers: Layers) -> Wants:
     """Return which layers of a file to read: those of the model, whose shape is checked before they are made."""
     names = _by_underscores(layers)
 
-    def wanted(key: str, outline: Outline) -> bool:
+    def wanted(key: str, spec: AdapterSpec) -> bool:
         name = _resolve(key, layers, names)
         if name is not None:
-            _check_shape(lora, name, outline.shape, layers[name])
+            _check_shape(lora, name, spec.shape, layers[name])
         return name is not None
 
     return wanted
@@ -133,11 +133,13 @@ def match(file: LoraFile, layers: Layers) -> Lora:
     if not found:
         example = next(iter(layers))
         raise CheckpointError(
-            f"the LoRA {file.name} matches no layer of this model: it changes {some(missing)}; "
+            f"the LoRA {file.name} matches no layer of this model: it changes {first_keys(missing)}; "
             f"accepted: layers such as {example}"
         )
     total = len(file.adapters) + len(file.others)
-    unmatched = [f"{len(missing)} of its {total} layers are not in this model ({some(missing)})"] if missing else []
+    unmatched = (
+        [f"{len(missing)} of its {total} layers are not in this model ({first_keys(missing)})"] if missing else []
+    )
     return Lora(file.name, file.format, found, total, (*unmatched, *file.notes))
 
 
@@ -169,7 +171,7 @@ class KroneckerDelta:
     def left_first(self) -> bool:
         """Whether `left` is multiplied first."""
         (o1, i1), (o2, i2) = self.left.shape, self.right.shape
-        return i1 * o2 > BETWEEN * max(o1 * o2, i1 * i2)
+        return i1 * o2 > BETWEEN_MAX * max(o1 * o2, i1 * i2)
 
     def __call__(self, x: Tensor, product: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
@@ -214,7 +216,7 @@ class HadamardDelta:
         return down.to(dtype), up.to(dtype)
 
 
-Plain = LowRankDelta | KroneckerDelta | HadamardDelta
+PlainDelta = LowRankDelta | KroneckerDelta | HadamardDelta
 """ΔW·x times the weight, without a magnitude."""
 
 
@@ -222,7 +224,7 @@ Plain = LowRankDelta | KroneckerDelta | HadamardDelta
 class RowDora:
     """w·(gain ⊙ (W + ΔW) − W)·x for a gain of each output."""
 
-    inner: Plain  # ΔW
+    inner: PlainDelta  # ΔW
     gain: Tensor  # w·gain [O]
     more: Tensor  # w·(gain − 1) [O]
 
@@ -235,7 +237,7 @@ class RowDora:
 class ColumnDora:
     """The same for a gain of each input, which takes a second product with the layer's weight."""
 
-    inner: Plain  # ΔW
+    inner: PlainDelta  # ΔW
     gain: Tensor  # w·gain [I]
     more: Tensor  # w·(gain − 1) [I]
     layer: Linear | Gate
@@ -245,7 +247,9 @@ class ColumnDora:
         return F.linear(self.more * x, _dense(self.layer, x.dtype)) + self.inner(self.gain * x, product)
 
 
-def _delta(part: LayerAdapter, weight: float, device: torch.device, dtype: torch.dtype) -> Plain | RowDora | ColumnDora:
+def _delta(
+    part: LayerAdapter, weight: float, device: torch.device, dtype: torch.dtype
+) -> PlainDelta | RowDora | ColumnDora:
     if part.gain is None:
         return _product(part.adapter, weight, device, dtype)
     gain = part.gain.flatten().to(device)
@@ -256,7 +260,7 @@ def _delta(part: LayerAdapter, weight: float, device: torch.device, dtype: torch
     return ColumnDora(inner, *gains, part.layer)
 
 
-def _product(adapter: Adapter, weight: float, device: torch.device, dtype: torch.dtype) -> Plain:
+def _product(adapter: Adapter, weight: float, device: torch.device, dtype: torch.dtype) -> PlainDelta:
     """ΔW·x times the weight; the factor is in one of the matrices, multiplied before they are rounded to `dtype`."""
 
     def scaled(matrix: Tensor) -> Tensor:
@@ -295,13 +299,13 @@ def _checked_bytes(lora: Lora, weight: float, device: torch.device, dtype: torch
     return nbytes
 
 
-def _nbytes(delta: Plain | RowDora | ColumnDora) -> int:
+def _nbytes(delta: PlainDelta | RowDora | ColumnDora) -> int:
     """Bytes of a delta's tensors."""
     inner = _nbytes(delta.inner) if isinstance(delta, RowDora | ColumnDora) else 0
     return sum(tensor.nbytes for tensor in tensors_of(delta)) + inner
 
 
-def _matrices(delta: Plain | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
+def _matrices(delta: PlainDelta | RowDora | ColumnDora, dtype: torch.dtype) -> list[Tensor]:
     if isinstance(delta, HadamardDelta):
         return list(delta.matrices(dtype))
     inner = _matrices(delta.inner, dtype) if isinstance(delta, RowDora | ColumnDora) else []
@@ -313,11 +317,11 @@ def _part(lora: str, name: str, layer: Linear | Gate, adapter: Adapter) -> Layer
     return LayerAdapter(layer, adapter, _gain(name, layer, adapter))
 
 
-def _check_shape(lora: str, name: str, made_for: tuple[int, int], layer: Linear | Gate) -> None:
+def _check_shape(lora: str, name: str, adapted_shape: tuple[int, int], layer: Linear | Gate) -> None:
     shape = (layer.out_features, layer.in_features) if isinstance(layer, Linear) else tuple(layer.weight.shape)
-    if made_for != shape:
+    if adapted_shape != shape:
         raise CheckpointError(
-            f"the LoRA {lora} is made for another model: it has {list(made_for)} for {name}, "
+            f"the LoRA {lora} is made for another model: it has {list(adapted_shape)} for {name}, "
             f"which is {list(shape)} (outputs, inputs)"
         )
 
@@ -345,7 +349,7 @@ def _dense(layer: Linear | Gate, dtype: torch.dtype) -> Tensor:
 
 def _resolve(key: str, layers: Layers, names: Mapping[str, list[str]]) -> str | None:
     """The published name of a file's layer; None if this model has none of that name."""
-    name = bare(key)
+    name = layer_name(key)
     if name in layers:
         return name
     candidates = names.get(name.replace(".", "_"), [])

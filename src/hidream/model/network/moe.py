@@ -131,7 +131,7 @@ class MixtureOfExperts(nn.Module):
         token = order // active
         counts = choice.bincount(minlength=len(self.experts)).tolist()
         parts = zip(self._routed(), x[token].split(counts), token.split(counts), strict=True)
-        outputs = [routed(rows, _among(own, adapters)) for routed, rows, own in parts if own.numel()]
+        outputs = [routed(rows, _select_rows(own, adapters)) for routed, rows, own in parts if own.numel()]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
         return weighted_sum(torch.cat(outputs), back, probability)
 
@@ -156,7 +156,7 @@ class MixtureOfExperts(nn.Module):
                     layer = cast(Linear, getattr(expert, name))
                     for rows, deltas in adapters:
                         with_delta = with_deltas(layer.published, x, parts[i], None, ((slice(None), deltas),))
-                        here = (owner == e) & _within(token, rows)
+                        here = (owner == e) & _is_within(token, rows)
                         parts[i] = torch.where(here[:, None], with_delta, parts[i])
             return torch.cat(parts, dim=-1)
 
@@ -238,7 +238,7 @@ def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return x.new_empty(*groups, x.shape[0], weight.shape[-1])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401 - torch's context
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401 - torch's context
     ctx.save_for_backward(*inputs)
 
 
@@ -248,7 +248,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: 
     return _grouped_mm(grad, weight.mT, ends), _grouped_mm(x.mT, grad, ends), None
 
 
-_grouped_mm.register_autograd(_gradients, setup_context=_keep)
+_grouped_mm.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 @contextmanager
@@ -279,14 +279,14 @@ def _note_imbalance(gate: Gate, inputs: tuple[Tensor], output: tuple[Tensor, Ten
     gate.imbalance = mean.shape[0] * (share * mean).sum()
 
 
-def _within(token: Tensor, rows: slice) -> Tensor:
-    """Which tokens lie in `rows`."""
+def _is_within(token: Tensor, rows: slice) -> Tensor:
+    """Which tokens are in `rows`."""
     if rows == slice(None):
         return torch.ones_like(token, dtype=torch.bool)
     return (token >= rows.start) & (token < rows.stop)
 
 
-def _among(token: Tensor, adapters: RowAdapters) -> RowAdapters:
+def _select_rows(token: Tensor, adapters: RowAdapters) -> RowAdapters:
     """Map the rows of `adapters` to rows among some tokens, whose numbers [R] ascend."""
     found = []
     for rows, deltas in adapters:

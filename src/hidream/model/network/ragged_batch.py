@@ -94,7 +94,7 @@ class Rows(NamedTuple):
 class RaggedBatch:
     """The conditionings of one step's requests, as rows; shape groups in the order of their first request."""
 
-    batch_order: tuple[int, ...]  # the numbers of the requests, as they stand in the rows
+    batch_order: tuple[int, ...]  # the numbers of the requests, in the order of their rows
     segments: tuple[int, ...]  # of each of them
     groups: tuple[ShapeGroup, ...]
     img: Rows

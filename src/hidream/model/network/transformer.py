@@ -308,8 +308,8 @@ class Transformer(nn.Module):
 
         The requests are those of `RaggedBatch.of`, in the same order; the velocities are [B, C, H, W].
         """
-        mods = self._cut(batch.modulation(modulations))
-        img = self.x_embedder["proj"](batch.in_batch_order([self._patches(x) for x in latents]), batch.img.adapters)
+        mods = self._split_modulation(batch.modulation(modulations))
+        img = self.x_embedder["proj"](batch.in_batch_order([self._patchify(x) for x in latents]), batch.img.adapters)
 
         txt, doubles, last = batch.txt_tokens, len(self.double_stream_blocks), len(mods) - 2
         x = img
@@ -323,24 +323,24 @@ class Transformer(nn.Module):
 
         # the published weights predict image − noise
         out = -self.final_layer(x, mods[-1], batch)
-        return [self._picture(part, x) for part, x in zip(batch.unbatch(out), latents, strict=True)]
+        return [self._unpatchify(part, x) for part, x in zip(batch.unbatch(out), latents, strict=True)]
 
     def _computing(self, block: DoubleBlock | SingleBlock, batch: RaggedBatch) -> Callable[..., Any]:
         """Return a block as it is compiled, if it is, but for batches that would make a new graph."""
         return block.forward if self.kernels.compiled and batch.image_rows is None else block
 
-    def _cut(self, modulation: Tensor) -> list[Tensor]:
+    def _split_modulation(self, modulation: Tensor) -> list[Tensor]:
         """[S, M] to each block's [S, k·D], and the final layer's."""
         d, doubles, singles = self.config.dim, len(self.double_stream_blocks), len(self.single_stream_blocks)
         return list(modulation.split([12 * d] * doubles + [6 * d] * singles + [2 * d], dim=-1))
 
-    def _patches(self, latent: Tensor) -> Tensor:
+    def _patchify(self, latent: Tensor) -> Tensor:
         """Latent [B, C, H, W] to tokens [B, N, p·p·C]."""
         size = self.config.patch_size
         return rearrange(latent, "b c (h p) (w q) -> b (h w) (p q c)", p=size, q=size)
 
-    def _picture(self, tokens: Tensor, like: Tensor) -> Tensor:
-        """Tokens [B, N, p·p·C] to a latent; what stands behind them is the pad token."""
+    def _unpatchify(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Tokens [B, N, p·p·C] to a latent; a further token is the pad token."""
         size = self.config.patch_size
         rows, columns = like.shape[2] // size, like.shape[3] // size
         tokens = tokens[:, : rows * columns]

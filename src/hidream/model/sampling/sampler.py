@@ -1,19 +1,20 @@
 """The samplers of HiDream-I1 as pure functions: `schedule` makes the noise levels, `step` takes one step.
 
-They never own the loop and draw nothing themselves: the noise of a step comes from the generator in the state, which
-belongs to one request. Latents are kept in float32 between the steps.
+They do not own the loop. The noise of a step comes from the generator in the state, which belongs to one request.
+Latents are kept in float32 between the steps.
 
-    σ  noise level, 1 (noise) to 0 (picture);  x_σ = (1 − σ)·x0 + σ·noise
+    σ  noise level, 1 (noise) to 0 (image);  x_σ = (1 − σ)·x0 + σ·noise
     v  velocity, the negated output of the transformer;  x0 = x − σ·v
 
 Sources: Flash is diffusers' FlowMatchLCMScheduler and the official `flash_flow_match.py`. UniPC is Zhao et al., arXiv
 2302.04867, B(h) = expm1(−h) ("bh2"), order 2, as diffusers' UniPCMultistepScheduler with flow sigmas and the official
 `fm_solvers_unipc.py`. Euler is diffusers' FlowMatchEulerDiscreteScheduler, on Flash's noise levels. The steps are the
-same in both references; what `Conformance` decides is in the schedule alone:
+same in both references; `Conformance` changes only the schedule:
 
-- Flash: officially the last step forgets to denoise, so that the picture still has the noise of the last level (3.5 %
-  with Dev's settings). What the model answers there is thrown away; here it is not asked: one call less.
-- UniPC: officially the even spacing runs from just below 1 to 0; in diffusers from 1 to 0.001, the first level lowered.
+- Flash: the official code does not denoise in its last step, so the image still has the noise of the last level (3.5 %
+  with Dev's settings). It discards the velocity of that step, so the model is not evaluated here: one call less.
+- UniPC: in the official code, the even spacing runs from just below 1 to 0; in diffusers from 1 to 0.001, with the
+  first level lowered.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ UNIPC_EPS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The noise levels of one picture: `sigmas` has one entry more than there are steps, `timesteps` one for each.
+    """The noise levels of one image: `sigmas` has one entry more than there are steps, `timesteps` one for each.
 
     The last level is 0, except that of the official Flash.
     """
@@ -67,7 +68,7 @@ class SamplerState:
 
 
 def schedule(sampler: Sampler, steps: int, shift: float, conformance: Conformance = Conformance.DIFFUSERS) -> Schedule:
-    """Noise levels and model times of `steps` steps; the official Flash asks the model one time less.
+    """Noise levels and model times of `steps` steps; the official Flash evaluates the model one time less.
 
     Raises InvalidInput when nothing would be left of it.
     """
@@ -75,7 +76,7 @@ def schedule(sampler: Sampler, steps: int, shift: float, conformance: Conformanc
     if sampler is Sampler.UNIPC:
         return _unipc_schedule(steps, shift, official)
     whole = _flash_schedule(steps, shift)
-    return _without_last(whole) if official and sampler is Sampler.FLASH else whole
+    return _without_last_step(whole) if official and sampler is Sampler.FLASH else whole
 
 
 def step(sampler: Sampler, x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tuple[Tensor, SamplerState]:
@@ -92,7 +93,7 @@ def generator_of(seed: int) -> torch.Generator:
     """Return a CPU generator for a seed of any size.
 
     Torch's reads only the lowest 32 bits of a seed; larger seeds are hashed to 32 bits first, so that they do not
-    repeat the pictures of the small ones. Below 2³² it is `torch.Generator().manual_seed(seed)`, as diffusers uses it.
+    repeat the images of the small ones. Below 2³² it is `torch.Generator().manual_seed(seed)`, as diffusers uses it.
     """
     if seed >= 2**32:
         seed = int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big")).digest()[:4], "big")
@@ -111,7 +112,7 @@ def _flash_schedule(steps: int, shift: float) -> Schedule:
     return Schedule(sigmas=(*sigmas.tolist(), 0.0), timesteps=tuple((sigmas * np.float32(TIMESTEPS)).tolist()))
 
 
-def _without_last(whole: Schedule) -> Schedule:
+def _without_last_step(whole: Schedule) -> Schedule:
     """End at the last level above 0, where the official Flash returns x as it is."""
     if whole.steps < 2:
         raise InvalidInput(
@@ -122,7 +123,7 @@ def _without_last(whole: Schedule) -> Schedule:
 
 
 def flash_step(x: Tensor, velocity: Tensor, state: SamplerState, i: int) -> tuple[Tensor, SamplerState]:
-    """Predict the picture, then noise it afresh to the next level: x' = (1 − σ')·x0 + σ'·ε."""
+    """Predict the image, then noise it afresh to the next level: x' = (1 − σ')·x0 + σ'·ε."""
     sigma, sigma_next = state.schedule.sigmas[i], state.schedule.sigmas[i + 1]
     x0 = x - sigma * velocity
     if sigma_next == 0.0:

@@ -31,8 +31,8 @@ SAVING: Mapping[Mode, float] = {Mode.EXACT: 1, Mode.BALANCED: 2, Mode.TURBO: 3.5
 FEWEST: Mapping[Sampler, int] = {Sampler.FLASH: 4, Sampler.UNIPC: 10, Sampler.EULER: 10}
 """Evaluations of an image from noise in any mode; one that starts at a lower noise level gets its share of them.
 
-With Flash and 4, nano draws what it is asked for, with a quarter less of the finest detail; with 2, its objects are
-blots. Without fresh noise nothing mends what too few calls miss: of 12 of Full's pictures the worst was at 34 dB (PSNR,
+With Flash and 4, nano generates what the prompt says, with a quarter less of the finest detail; with 2, its objects are
+blots. Without fresh noise nothing mends what too few calls miss: of 12 of Full's images the worst was at 34 dB (PSNR,
 against all 50 calls) with 14 calls, at 19 with 10 and at 17 with 8.
 """
 
@@ -66,7 +66,7 @@ def plan(mode: Mode, sampler: Sampler, schedule: Schedule, tokens: int) -> tuple
     """Settle which steps of a pass evaluate the model; the first one always does.
 
     `schedule` has all steps of the pass, `tokens` the image tokens of its grid. A schedule that begins below noise
-    level 1, as one that starts from a picture does, is spread like any other.
+    level 1, as one that starts from an image does, is spread like any other.
     """
     if mode is Mode.EXACT:
         return (True,) * schedule.steps

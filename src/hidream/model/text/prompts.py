@@ -1,11 +1,11 @@
-"""What of a prompt the four encoders do not read, and how it is told.
+"""Warnings about the part of a prompt that the four encoders do not read.
 
-Length policy: every encoder reads what the model was trained with, 128 tokens, and what goes beyond is left out where
-the reference leaves it out, but never silently. All four are cut at the same length because that is what was measured
-best: with T5 above 128 pictures wash out and end as noise (HiDream-I1#33, ComfyUI#7620 and #7622), with Llama at 256
-the validation loss rises a little (diffusion-pipe, docs/supported_models.md), and 218 tokens in all are "not tested"
-by the model's makers (HiDream-I1#18). Who needs more words spends them where they count: Llama carries nearly all the
-weight, and each encoder may be given a prompt of its own.
+Every encoder reads 128 tokens, as in the model's training. The rest is truncated where the reference truncates it, but
+never silently. All four have the same limit, because that gives the best results: with more than 128 tokens for T5,
+images wash out and end as noise (HiDream-I1#33, ComfyUI#7620 and #7622); with 256 for Llama, the validation loss rises
+a little (diffusion-pipe, docs/supported_models.md); and the model's makers have "not tested" 218 tokens in all
+(HiDream-I1#18). For longer prompts, note that Llama has nearly all the effect, and that each encoder may be given its
+own prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORD_MAX_CHARS = 30
 """Longest word that is named whole when it is cut in its middle (some scripts have no spaces)."""
 
 
-class Cut(NamedTuple):
+class Truncation(NamedTuple):
     """What an encoder did not read of a prompt."""
 
     limit: int  # tokens that it read
@@ -30,7 +30,7 @@ class Cut(NamedTuple):
     words: str  # the first words it did not read
 
 
-def cut_of(tokenizer: Any, text: str, limit: int) -> Cut | None:  # noqa: ANN401 - transformers is untyped here
+def truncation_of(tokenizer: Any, text: str, limit: int) -> Truncation | None:  # noqa: ANN401 - transformers is untyped here
     """Say what is lost of `text` when it is cut at `limit` tokens; None when nothing but white space is."""
     tokens = len(tokenizer(text, verbose=False)["input_ids"])  # verbose=False: it would warn of the length itself
     if tokens <= limit:
@@ -40,25 +40,25 @@ def cut_of(tokenizer: Any, text: str, limit: int) -> Cut | None:  # noqa: ANN401
     if not words:
         return None
     shown = " ".join(words[:WORDS_SHOWN])[:CHARS_SHOWN]
-    return Cut(limit, tokens, shown)
+    return Truncation(limit, tokens, shown)
 
 
 def warnings(prompts: Sequence[Prompts], tokenizers: Sequence[Any], limits: Sequence[int]) -> tuple[str, ...]:
     """Say of each prompt which encoders do not read all of it. The texts quote the prompt: not for a log."""
     texts: dict[str, None] = {}
     for prompt in prompts:
-        cuts: dict[Cut, list[str]] = {}
+        cuts: dict[Truncation, list[str]] = {}
         for part, tokenizer, limit, text in zip(ENCODERS, tokenizers, limits, prompt.each, strict=True):
-            if cut := cut_of(tokenizer, text, limit):
-                cuts.setdefault(cut, []).append(part.title)
-        texts |= dict.fromkeys(_sentence(names, cut) for cut, names in cuts.items())
+            if lost := truncation_of(tokenizer, text, limit):
+                cuts.setdefault(lost, []).append(part.title)
+        texts |= dict.fromkeys(_sentence(names, lost) for lost, names in cuts.items())
     return tuple(texts)
 
 
-def _sentence(names: list[str], cut: Cut) -> str:
+def _sentence(names: list[str], lost: Truncation) -> str:
     return (
-        f"the prompt is too long for {', '.join(names)}: {cut.tokens} tokens, of which {cut.limit} are read; "
-        f"left out from {cut.words!r} on"
+        f"the prompt is too long for {', '.join(names)}: {lost.tokens} tokens, of which {lost.limit} are read; "
+        f"ignored from {lost.words!r} on"
     )
 
 

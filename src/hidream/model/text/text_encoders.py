@@ -1,10 +1,10 @@
-"""The four text encoders: a prompt to what the transformer is conditioned on.
+"""The four text encoders: from a prompt to the embeddings that condition the transformer.
 
 Shapes: B prompts, L tokens of one encoder.
 
 Both CLIPs give their projected pooled output, T5 its last hidden state, Llama the hidden state after each of its
-layers. The encoders run through `transformers`; all pad to the same length, and `prompts` says what becomes of longer
-ones. Attention masks go to T5 and Llama, as in the reference, and never to the transformer.
+layers. The encoders run through `transformers`; all pad to the same length. `prompts` describes the truncation of
+longer prompts. Attention masks go to T5 and Llama, as in the reference, and never to the transformer.
 Source: diffusers 0.42.1, pipeline_hidream_image.py, lines 205-320.
 """
 
@@ -164,7 +164,7 @@ def _split(tokenizer: Any, texts: list[str], **how: Any) -> Any:  # noqa: ANN401
     except (Exception, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise RuntimeError(f"the tokenizer has given up a text ({type(error).__name__})") from None
+        raise RuntimeError(f"the tokenizer failed on a text ({type(error).__name__})") from None
 
 
 def _joined(parts: Sequence[Sequence[Tensor]]) -> TextEmbeds:
@@ -177,8 +177,8 @@ def _check_positions(name: str, encoder: Any, tokens: int) -> None:  # noqa: ANN
     positions = encoder.config.max_position_embeddings
     if positions < tokens:
         raise CheckpointError(
-            f"{name} has {positions} positions, {tokens} are needed: it is not HiDream's. Its CLIPs were trained anew "
-            "for longer texts, and others in their place draw black pictures; accepted: text_encoder and "
+            f"{name} has {positions} positions, and {tokens} are needed: it is not HiDream's. HiDream's CLIPs were "
+            "retrained for longer texts, and with others the images are black; accepted: text_encoder and "
             "text_encoder_2 of a HiDream-I1 repository, or ComfyUI's clip_l_hidream and clip_g_hidream"
         )
 

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hidream.errors import DatabaseUnavailable, HiDreamError, ObjectStoreUnavailable
-from hidream.server.answers import input_data, prediction_data
 from hidream.server.parameters import V3
+from hidream.server.responses import input_data, prediction_data
 from hidream.server.service import Service
 from hidream.store import history, outbox, webhook_secrets
 from hidream.store.outbox import Delivery, DeliveryState

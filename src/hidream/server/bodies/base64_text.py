@@ -79,4 +79,4 @@ def _unescaped(field: str, shown: str, pieces: Iterable[str]) -> Iterator[tuple[
 
 
 def _no_digit(field: str, shown: str, character: str, place: int) -> InvalidInput:
-    return InvalidInput(f"{field} is {shown:.60}, with {character!r} at {place}: no base64; {ACCEPTED}")
+    return InvalidInput(f"{field} is {shown:.60}, with {character!r} at {place}: not base64; {ACCEPTED}")

@@ -136,7 +136,7 @@ class Splitter:
             self._end()
             return end + 1
         if len(data) - end >= _ESCAPE_BYTES:
-            raise ValueError("it has an escape that JSON has not")
+            raise ValueError("it has an escape that JSON does not have")
         self._carry = data[end:]
         return len(data)
 

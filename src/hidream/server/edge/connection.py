@@ -20,11 +20,11 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
 from hidream.server.access_log import REQUEST_ID, new_request_id
-from hidream.server.answers import failure
 from hidream.server.bodies.long_bodies import KEY_ID, SHORT_BYTES
 from hidream.server.edge.fair_queue import DISCARDING, authorization_of
 from hidream.server.edge.reading_pace import ReadingPace
 from hidream.server.edge.strict_http import HEAD_MAX_BYTES, StrictConnection
+from hidream.server.responses import failure
 
 if TYPE_CHECKING:
     import socket
@@ -45,7 +45,7 @@ RETRY_AFTER_S = 2
 
 
 class Connection(H11Protocol):
-    """One connection; `look` closes it if its client takes too long."""
+    """One connection; `check` closes it if its client takes too long."""
 
     def __init__(
         self, connections: Connections, config: Config, server_state: ServerState, app_state: dict[str, Any]
@@ -290,7 +290,7 @@ class Connection(H11Protocol):
     def _should_upgrade(self) -> bool:
         return False  # uvicorn would log a line for each client that requests an upgrade
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Close if the client takes too long; called once a second."""
         client = self.transport.get_extra_info("socket")
         if self._pace.is_too_slow(self.conn.sent_bytes, self.unsent_bytes, client):
@@ -307,7 +307,7 @@ class Connection(H11Protocol):
             self._from = self._before = self._received
         elif self._received != self._before:
             self._heard, self._before = now, self._received
-        self._look_at_request(now, complete, self._timeouts.keep_alive_s if kept else self._timeouts.head_s)
+        self._check_request(now, complete, self._timeouts.keep_alive_s if kept else self._timeouts.head_s)
 
     def _has_begun(self) -> bool:
         """Whether the first bytes of a request's head were received."""
@@ -317,7 +317,7 @@ class Connection(H11Protocol):
         """Whether we wait for the client to send more of a body: it is incomplete, and reading is not paused."""
         return self.cycle.more_body and not (self.flow.read_paused or self.cycle.waiting_for_100_continue)
 
-    def _look_at_request(self, now: float, complete: bool, next_within_s: float) -> None:
+    def _check_request(self, now: float, complete: bool, next_within_s: float) -> None:
         took_s, silent_s, timeouts = now - self._since, now - self._heard, self._timeouts
         if self._ended or (complete and self.conn.their_state is h11.SEND_BODY):
             if took_s > timeouts.linger_s or silent_s > timeouts.linger_silent_s:

@@ -20,7 +20,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from hidream.logs import Seldom
+from hidream.logs import RateLimitedLog
 from hidream.server.edge.connection import Connection
 from hidream.server.edge.fair_queue import FairQueue
 from hidream.server.edge.listener import RESERVED_CONNECTIONS
@@ -87,9 +87,9 @@ class Connections:
         """Connections beyond the limit, oldest first."""
         self._late: list[Connection] = []
         """Connections whose clients were behind `crowded_rate` at the last check, furthest last."""
-        self._full = Seldom(logger, "connections_full")
-        self._malformed = Seldom(logger, "requests_refused")
-        self._abandoned = Seldom(logger, "requests_abandoned")
+        self._full = RateLimitedLog(logger, "connections_full")
+        self._malformed = RateLimitedLog(logger, "requests_refused")
+        self._abandoned = RateLimitedLog(logger, "requests_abandoned")
         self._ticking: asyncio.TimerHandle | None = None
 
     def connection(
@@ -132,20 +132,20 @@ class Connections:
             self.idle[connection] = None
             self.idle.move_to_end(connection)
 
-    def malformed(self, because: str) -> None:
+    def malformed(self, reason: str) -> None:
         """Log that malformed requests were refused."""
-        self._malformed.say(because)
+        self._malformed.warn(reason)
 
     def abandoned(self) -> None:
         """Log that clients disconnected before their requests were read."""
-        self._abandoned.say("the client closed the connection")
+        self._abandoned.warn("the client closed the connection")
 
     def _evict(self) -> bool:
         """Close a connection whose client reads too slowly, busy or not, or else the one idle for the longest.
 
         Connections with unread bytes of a new request are skipped. Returns False if none can be closed.
         """
-        self._full.say(f"{self.limit} are open")
+        self._full.warn(f"{self.limit} are open")
         while self._late:
             late = self._late.pop()
             if late in self.open and late not in self.reserved and late.unsent_bytes:
@@ -160,7 +160,7 @@ class Connections:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in list(self.open):
-            connection.look(now)
+            connection.check(now)
         late = (each for each in self.open if each.late_s > self.timeouts.crowded_grace_s)
         self._late = sorted(late, key=lambda each: each.late_s)
         self._ticking = loop.call_later(self.timeouts.tick_s, self._tick, loop) if self.open else None

@@ -17,7 +17,7 @@ import socket
 from typing import Any
 
 from hidream.errors import ConfigurationError
-from hidream.logs import Seldom
+from hidream.logs import RateLimitedLog
 from hidream.settings.tables import Server
 
 ACCEPTS_PER_ROUND = 2
@@ -40,7 +40,7 @@ class Listener(socket.socket):
         super().__init__(fileno=listening.detach())
         self._spare = os.open(os.devnull, os.O_RDONLY)
         self._taken = 0
-        self._out_of_descriptors = Seldom(logger, "descriptors_exhausted")
+        self._out_of_descriptors = RateLimitedLog(logger, "descriptors_exhausted")
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection. Raises BlockingIOError if there is none, or enough were accepted in this iteration."""
@@ -51,7 +51,7 @@ class Listener(socket.socket):
         except OSError as error:
             if error.errno not in _OUT_OF_RESOURCES:
                 raise
-            self._out_of_descriptors.say(error.strerror)
+            self._out_of_descriptors.warn(error.strerror)
             self._refuse_one()
             raise BlockingIOError(errno.EAGAIN, "out of descriptors") from error
         with contextlib.suppress(RuntimeError):  # a test may call this without a loop
@@ -119,5 +119,5 @@ def connection_limit(wanted: int, beside: int) -> int:
     possible = max(8, (soft - RESERVED_CONNECTIONS - OWN_DESCRIPTORS - beside) // 2)
     advice = f"{soft} descriptors; {needed} are needed: LimitNOFILE of systemd, `ulimit -n`"
     limit = min(possible, wanted)
-    logger.warning("connections_limited connections_max=%d instead_of=%d because=%s", limit, wanted, advice)
+    logger.warning("connections_limited connections_max=%d instead_of=%d reason=%s", limit, wanted, advice)
     return limit

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from hidream.errors import InvalidInput
 from hidream.request import BY_NAME
 from hidream.server import model_registry, parameters, schema, unused
-from hidream.server.answers import success
 from hidream.server.bodies.body import read_short_json
+from hidream.server.responses import success
 from hidream.server.service import AnyKey, Route, Service, Version, service_of
 from hidream.types import Variant
 

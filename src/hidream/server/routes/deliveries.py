@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import NotFound
-from hidream.server.answers import success, timestamp
+from hidream.server.responses import success, timestamp
 from hidream.server.results import unknown
 from hidream.server.service import Route, SubmitKey, Version, ViewKey, service_of
 from hidream.store import history, outbox

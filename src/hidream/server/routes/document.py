@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hidream.server import openapi
-from hidream.server.answers import base_url
+from hidream.server.responses import base_url
 from hidream.server.service import Route, service_of
 
 

@@ -23,9 +23,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from hidream.errors import DatabaseUnavailable, NotFound, ObjectStoreUnavailable
-from hidream.server.answers import base_url
 from hidream.server.client_watch import Revoked
 from hidream.server.embedded_files import JsonStream
+from hidream.server.responses import base_url
 from hidream.server.results import described
 from hidream.server.service import Route, Version, ViewKey, secret_of, service_of
 from hidream.store import history

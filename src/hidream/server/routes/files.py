@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from hidream.errors import NotFound
 from hidream.outputs.serving import Served, serve
-from hidream.server.answers import failure
+from hidream.server.responses import failure
 from hidream.server.service import Route, address_of, service_of
 
 

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from hidream.errors import DatabaseUnavailable, InvalidInput, NotFound
 from hidream.server import model_registry
-from hidream.server.answers import failure, no_worker, success
 from hidream.server.metrics import CONTENT_TYPE
+from hidream.server.responses import failure, no_worker, success
 from hidream.server.service import Route, key_of, service_of
 from hidream.store import workers
 from hidream.store.keys import Scope
@@ -38,7 +38,7 @@ async def readyz(request: Request) -> Response:
     if service.database.changes.stopped:
         return failure(503, "this process is stopping")
     if shortage := await service.disk_space.shortage():
-        return failure(503, f"nothing is taken in: {shortage}")
+        return failure(503, f"no new tasks are accepted: {shortage}")
     try:
         await service.database.check()
         ready = await workers.ready(service.database, within_s)
@@ -47,7 +47,7 @@ async def readyz(request: Request) -> Response:
     serving = workers.count_by_model(ready)
     missing = [model for model in named or service.models if not serving[model]]
     if missing and (named or len(missing) == len(service.models)):
-        others = f"; those that were serve {', '.join(sorted(serving))}" if ready else ""
+        others = f"; those that were seen serve {', '.join(sorted(serving))}" if ready else ""
         return failure(503, no_worker(missing, within_s) + others)
     return success(_state(service.models, ready))
 

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import BodyTooLarge, InvalidInput, MissingInput
-from hidream.parameter import Whole
+from hidream.parameter import Integer
 from hidream.server import parameters, unused
-from hidream.server.answers import base_url, success, upload_url
 from hidream.server.bodies.body import read_file, read_into, read_short_json
+from hidream.server.responses import base_url, success, upload_url
 from hidream.server.service import Route, SubmitKey, Version, address_of, service_of
 from hidream.types import FORMAT_NAMES, FORMATS, READABLE, ImageFormat
 
@@ -64,7 +64,7 @@ def _announced(body: dict[str, Any], max_bytes: int) -> tuple[str, ImageFormat, 
         raise MissingInput("filename or size is absent; accepted: a file's name, and its size in bytes")
     if not isinstance(filename, str):
         raise InvalidInput(f"filename is {filename!r:.100}; accepted: a text")
-    size = Whole(1, SIZE_MAX).read("size", body["size"])
+    size = Integer(1, SIZE_MAX).read("size", body["size"])
     if size > max_bytes:
         raise BodyTooLarge(f"size is {size}; accepted: up to {max_bytes} bytes")
     return parameters.text("filename", filename, "a file's name"), _format(filename, media_type), size

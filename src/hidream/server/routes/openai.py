@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from hidream.errors import InvalidInput, MissingInput, PromptRefused, Unauthorized
 from hidream.server import embedded_files, model_registry, openai_parameters, parameters
-from hidream.server.answers import base_url, no_worker, output_list
 from hidream.server.bodies.body import read_json
 from hidream.server.bodies.long_bodies import release
+from hidream.server.responses import base_url, no_worker, output_list
 from hidream.server.results import awaited, unknown
 from hidream.server.service import AnyKey, Route, Service, SubmitKey, service_of
-from hidream.server.submission import refusal_of, repeat_of, replayed
+from hidream.server.submission import idempotency_record, refusal_of, replayed
 from hidream.store import predictions
 from hidream.store.admission import NewTask
 from hidream.store.keys import Key
@@ -113,7 +113,7 @@ def _read(request: Request, key: Key, model: str, body: dict[str, Any]) -> NewTa
         model,
         submission,
         base_url(request, service.settings.server.public_url),
-        idempotency=repeat_of(idempotency_key, [PREFIX, model, body]),
+        idempotency=idempotency_record(idempotency_key, [PREFIX, model, body]),
         refusal=refusal_of(submission),
         warnings=tuple(openai_parameters.unused_of(body, request.query_params, values, variant, submission)),
     )
@@ -134,10 +134,10 @@ async def _not_completed(service: Service, prediction: Prediction, timeout_s: fl
         status = 400 if prediction.code in (InvalidInput.code, MissingInput.code) else 500
         return failure(status, prediction.error, NO_RETRY)
     if service.completion_waiter.stopped:
-        message = f"this server stops; the images are generated all the same: GET /api/v3/predictions/{prediction.id}"
+        message = f"this server is stopping; the images are still generated: GET /api/v3/predictions/{prediction.id}"
         return failure(503, message, NO_RETRY)
-    then = "was cancelled" if cancelled else "goes on: the same request with the same Idempotency-Key asks for it again"
-    message = f"the image was not done within {timeout_s:g} seconds, and {then}"
+    then = "was cancelled" if cancelled else "continues: repeat it with its Idempotency-Key to wait for it again"
+    message = f"the image was not finished within {timeout_s:g} seconds, and {then}"
     if not await service.worker_counts.workers(prediction.model):
         message += f"; {no_worker([prediction.model], service.worker_counts.seen_s)}"
     return failure(504, message, NO_RETRY)

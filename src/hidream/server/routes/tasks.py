@@ -11,9 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hidream.errors import InvalidInput, MissingInput
-from hidream.parameter import Whole
+from hidream.parameter import Integer
 from hidream.server import model_registry, parameters, schema, submission, unused
-from hidream.server.answers import (
+from hidream.server.bodies.body import read_json, read_short_json
+from hidream.server.bodies.long_bodies import release
+from hidream.server.removal import remove_files
+from hidream.server.responses import (
     base_url,
     input_data,
     prediction_data,
@@ -21,9 +24,6 @@ from hidream.server.answers import (
     success_with_files,
     sync_timeout,
 )
-from hidream.server.bodies.body import read_json, read_short_json
-from hidream.server.bodies.long_bodies import release
-from hidream.server.removal import remove_files
 from hidream.server.results import awaited, described, unknown
 from hidream.server.service import (
     ReadKey,
@@ -160,8 +160,8 @@ def _query(body: dict[str, Any]) -> history.Query:
     if status is not None and status not in listed:
         raise InvalidInput(f"status is {status!r:.100}; accepted: {', '.join(listed)}")
     return history.Query(
-        page=Whole(1, PAGE_MAX).read("page", given.get("page", 1)),
-        page_size=Whole(1, PAGE_SIZE_MAX).read("page_size", given.get("page_size", PAGE_SIZE)),
+        page=Integer(1, PAGE_MAX).read("page", given.get("page", 1)),
+        page_size=Integer(1, PAGE_SIZE_MAX).read("page_size", given.get("page_size", PAGE_SIZE)),
         created_after_ms=parameters.moment("created_after", given.get("created_after")),
         created_before_ms=parameters.moment("created_before", given.get("created_before")),
         model=model,

@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hidream.parameter import Whole
+from hidream.parameter import Integer
 from hidream.server import unused
-from hidream.server.answers import success, timestamp
 from hidream.server.bodies.body import read_short_json
+from hidream.server.responses import success, timestamp
 from hidream.server.service import ReadKey, Route, Version, service_of
 from hidream.store import webhook_secrets
 from hidream.store.webhook_secrets import OVERLAP_HOURS, OVERLAP_MAX_HOURS, WebhookSecrets
@@ -31,7 +31,7 @@ async def rotate(request: Request, api: Version, key: ReadKey) -> Response:
     has_no_body = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
     body = {} if has_no_body else await read_short_json(request)
     given = body.get("overlap_hours")
-    hours = OVERLAP_HOURS if given is None else Whole(0, OVERLAP_MAX_HOURS).read("overlap_hours", given)
+    hours = OVERLAP_HOURS if given is None else Integer(0, OVERLAP_MAX_HOURS).read("overlap_hours", given)
     unknown_names = unused.unknown(body, ("overlap_hours",), "this route")
     new_secret, actor = signature.new_secret(), f"key:{key.id}"
     rotated = await webhook_secrets.rotate(service.database, key.id, new_secret, hours * HOUR_MS, actor=actor)

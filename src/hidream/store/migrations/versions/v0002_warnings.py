@@ -1,4 +1,4 @@
-"""What the user of a picture should know, beside the picture.
+"""What the user of an image should know, beside the image.
 
 The default stands in the table because a server of the release before, which may still run, names no such column.
 """

@@ -1,6 +1,6 @@
 """By which pepper a key was made, so that another one is noticed before clients are refused.
 
-Of keys that there are nobody knows it: the column stays empty until such a key is used.
+For existing keys it is unknown: the column stays empty until such a key is used.
 """
 
 from __future__ import annotations

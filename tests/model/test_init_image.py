@@ -1,4 +1,4 @@
-"""An image to start from, and its mask: where it may change, at which sizes, in how much memory, and what is said."""
+"""The init image and its mask: what may change, at which sizes, in how much memory, and the warnings."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_it_is_what_pillow_scales_whole_and_cuts_then(source, size):
     whole = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (whole.width - size.width) // 2, (whole.height - size.height) // 2
     theirs = np.asarray(whole.crop((left, top, left + size.width, top + size.height))).astype(int)
-    assert np.abs(to_pixels(init_image(image, size=size).at(size).picture).numpy() - theirs).max() <= 1
+    assert np.abs(to_pixels(init_image(image, size=size).at(size).image).numpy() - theirs).max() <= 1
 
 
 def test_of_its_own_size_it_is_itself():
     image = photo(256, 256)
-    assert np.array_equal(to_pixels(init_image(image).at(SIZE).picture).numpy(), np.asarray(image))
+    assert np.array_equal(to_pixels(init_image(image).at(SIZE).image).numpy(), np.asarray(image))
 
 
 EXTREME = """
@@ -87,7 +87,7 @@ size = Size(1024, 1024)
 def opened(width, height):
     image, mask = saved(Image.new("RGB", (width, height), (200, 3, 4))), saved(Image.new("L", (width, height), 255))
     layer = open_init_image(ImageRequest("x", size, seed=1, image=image, mask=mask)).at(size)
-    assert (to_pixels(layer.picture) == torch.tensor([200, 3, 4])).all() and layer.mask.all()
+    assert (to_pixels(layer.image) == torch.tensor([200, 3, 4])).all() and layer.mask.all()
 opened(1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for shape in ((1, 1), (2000, 1), (1, 60000), (60000, 200)):
@@ -107,7 +107,7 @@ def test_nothing_is_kept_but_the_sizes_that_are_needed():
     opened = init_image(photo(1000, 1000), half(0, 255).resize((1000, 1000)))
     assert set(opened.layers) == {SIZE, Size(64, 96)}
     layer = opened.at(Size(64, 96))
-    assert (layer.picture.shape, layer.mask.shape) == ((3, 96, 64), (1, 96, 64))
+    assert (layer.image.shape, layer.mask.shape) == ((3, 96, 64), (1, 96, 64))
 
 
 # --- where it may change ---------------------------------------------------------------------------------------------
@@ -145,25 +145,25 @@ def test_what_is_transparent_in_an_image_without_a_mask_may_change(there):
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
     assert said == (
-        "image has transparent parts and comes without a mask: they alone may change, and begin white; "
-        "to let all of it change as it looks on white, give it without transparency"
+        "image has transparent parts and no mask: only they may change, starting from white; "
+        "to let all of it change as it looks on white, send it without transparency"
     )
     value = 255 - there
-    assert to_pixels(opened.at(SIZE).picture)[0, 0].tolist() == [value] * 3
+    assert to_pixels(opened.at(SIZE).image)[0, 0].tolist() == [value] * 3
 
 
 def test_an_image_that_is_nowhere_transparent_by_half_may_change_everywhere():
     opened = init_image(holed((200, 60, 40), 128))
     assert opened.at(SIZE).mask is None
     assert opened.warnings == (
-        "image is translucent, and nowhere by half: it is laid on white, and all of it may change",
+        "image is translucent, but nowhere by half: it is blended over white, and all of it may change",
     )
 
 
 def test_a_mask_counts_more_than_the_images_own_transparency():
     opened = init_image(holed((200, 60, 40)), half(0, 255))
     assert may_change(opened.at(SIZE)) == (False, True)
-    assert to_pixels(opened.at(SIZE).picture)[0, 0].tolist() == [255] * 3
+    assert to_pixels(opened.at(SIZE).image)[0, 0].tolist() == [255] * 3
     assert not opened.warnings
 
 
@@ -177,7 +177,7 @@ def test_a_mask_with_a_hole_and_light_says_which_of_them_was_taken():
     opened = init_image(photo(256, 256), holed((255, 255, 255)))
     assert may_change(opened.at(SIZE)) == (True, False)
     (said,) = opened.warnings
-    assert said.startswith("mask has transparent parts and light ones: the transparent ones may change, and no others;")
+    assert said.startswith("mask has transparent parts and light ones: only the transparent ones may change;")
 
 
 @pytest.mark.parametrize("alpha", [128, 255])
@@ -201,13 +201,13 @@ def test_a_mask_that_leaves_nothing_to_change_says_so(mask):
     opened = init_image(photo(256, 256), mask)
     assert not opened.at(SIZE).mask.any()
     (said,) = opened.warnings
-    assert said.startswith("the mask leaves nothing of the image to change;")
+    assert said.startswith("the mask lets no part of the image change;")
 
 
 def test_so_does_one_that_is_white_only_where_the_image_is_cut_off():
     mask = Image.new("L", (512, 256))
     mask.paste(255, (0, 0, 100, 256))
-    assert any("nothing" in said for said in init_image(photo(512, 256), mask).warnings)
+    assert any("lets no part of the image change" in said for said in init_image(photo(512, 256), mask).warnings)
 
 
 def test_both_are_turned_upright_before_they_are_compared():

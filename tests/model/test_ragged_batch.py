@@ -1,4 +1,4 @@
-"""Several requests as one sequence of rows: each gets what it gets alone, to the last bit, in as many products."""
+"""Several requests as one sequence of rows: each gets its own result to the last bit, with as few matrix products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks that visit the device: the same answers, two blocks away from home at most, home as it was afterwards."""
+"""Streamed blocks: the same results, at most two blocks on the device, and the host copies are unchanged."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_quantised_weights_travel_as_they_are():
 
 def test_two_blocks_at_most_are_away(streamed, monkeypatch):
     alive, most = weakref.WeakValueDictionary(), []
-    moved = streaming.moved
+    copy_to = streaming.copy_to
 
     def counted(value, device):
-        copy = moved(value, device)
+        copy = copy_to(value, device)
         alive[id(copy)] = copy
         return copy
 
-    monkeypatch.setattr(streaming, "moved", counted)
+    monkeypatch.setattr(streaming, "copy_to", counted)
     for block in streamed.streams.blocks:
         most.append(sum(tensor.nbytes for tensor in alive.values()))
         assert id(block.attn1.to_q.weight) in alive

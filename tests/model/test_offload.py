@@ -1,4 +1,4 @@
-"""A visiting module computes the same elsewhere and finds its own tensors again at home."""
+"""An offloaded module computes the same on the device, and has its own tensors again afterwards."""
 
 from __future__ import annotations
 

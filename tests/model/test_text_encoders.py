@@ -1,4 +1,4 @@
-"""The text encoders give what the stock pipeline's `encode_prompt` gives, and tell what is cut."""
+"""The text encoders equal the stock pipeline's `encode_prompt`, and report truncation."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_tokenizer_that_panics_fails_that_text_alone(dev):
     slow = copy.deepcopy(dev.text.tokenizers[0])
     slow.backend_tokenizer.normalizer = normalizers.Replace(Regex("(a|a)*$"), "")
     text = dataclasses.replace(dev.text, tokenizers=(slow, *dev.text.tokenizers[1:]), cache=None)
-    with pytest.raises(RuntimeError, match=r"^the tokenizer has given up a text \(PanicException\)$") as raised:
+    with pytest.raises(RuntimeError, match=r"^the tokenizer failed on a text \(PanicException\)$") as raised:
         text.embed(["a" * 40 + "b"])
     assert raised.value.__suppress_context__, "its words may quote the text"
     assert identical(text.embed(["frog"]).embeds, dev.text.embed(["frog"]).embeds)
@@ -151,7 +151,7 @@ def test_the_clip_of_other_models_is_refused(dev):
     assert stock_clip.config.max_position_embeddings == 77  # OpenAI's CLIP is transformers' default
     folder = embedded(Variant.DEV).folder / "tokenizer"
     long = transformers.AutoTokenizer.from_pretrained(folder, model_max_length=131072)
-    with pytest.raises(CheckpointError, match=r"CLIP-G has 77 positions, 128 are needed.*clip_g_hidream"):
+    with pytest.raises(CheckpointError, match=r"CLIP-G has 77 positions, and 128 are needed.*clip_g_hidream"):
         dataclasses.replace(
             dev.text,
             tokenizers=(long, long, long, long),

@@ -1,10 +1,10 @@
-"""Answers: the URL a client is told, whoever stands between."""
+"""Responses: the URL that a client sees, behind any proxy."""
 
 import pytest
 from starlette.requests import Request
 
 from hidream.errors import InvalidInput
-from hidream.server.answers import base_url
+from hidream.server.responses import base_url
 
 
 def request(**headers):

@@ -1,4 +1,4 @@
-"""The autoencoder: there and back, the scale of its latents, layout and tiles, for both classes of checkpoints."""
+"""The autoencoder: encoding and decoding, the scale of latents, layout and tiles, for both classes of checkpoints."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def lies_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def test_there_and_back_is_nearly_the_same_picture(dev):
+def test_there_and_back_is_nearly_the_same_image(dev):
     pixels = torch.from_numpy(generate(dev, ImageRequest("flat style a fox in the snow", Size(256, 256), 7)).pixels)
-    picture = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
-    latent = dev.vae.encode(picture)
+    image = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
+    latent = dev.vae.encode(image)
     assert latent.shape == (1, 16, 16, 16)
     assert 0.5 < float(latent.std()) < 2  # the scale that the transformer was trained with
-    assert float((dev.vae.decode(latent) - picture).abs().mean()) < 0.05
+    assert float((dev.vae.decode(latent) - image).abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderDC])
@@ -53,12 +53,12 @@ def test_equals_diffusers_in_the_references_convention(tmp_path, kind):
     ours, scaling = load_autoencoder(Checkpoint(tmp_path), CPU, torch.float32), module.config.scaling_factor
     latent = torch.randn(1, 16, 4, 6)
     with torch.no_grad():
-        picture = module.decode(latent / scaling + shift).sample
-        torch.testing.assert_close(ours.decode(latent), picture)
-        encoded = module.encode(picture)
+        image = module.decode(latent / scaling + shift).sample
+        torch.testing.assert_close(ours.decode(latent), image)
+        encoded = module.encode(image)
         mode = encoded.latent_dist.mode() if kind is AutoencoderKL else encoded.latent
-        torch.testing.assert_close(ours.encode(picture), (mode - shift) * scaling)
-    assert ours.factor == picture.shape[-1] // 6
+        torch.testing.assert_close(ours.encode(image), (mode - shift) * scaling)
+    assert ours.factor == image.shape[-1] // 6
 
 
 @pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderDC])
@@ -67,10 +67,10 @@ def test_channels_last_differ_by_rounding_only(dev, kind):
     plain = dataclasses.replace(ours, channels_last=False)
     latent = torch.randn(1, 16, 12, 20, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        picture, expected = ours.decode(latent), plain.decode(latent)
-        assert lies_last(picture)
+        image, expected = ours.decode(latent), plain.decode(latent)
+        assert lies_last(image)
         assert expected.is_contiguous()
-        assert tiny.relative(picture, expected) <= 1e-5
+        assert tiny.relative(image, expected) <= 1e-5
         encoded = ours.encode(expected)
         assert encoded.is_contiguous()  # what the sampler gets is laid out as ever
         assert tiny.relative(encoded, plain.encode(expected)) <= 1e-5
@@ -83,10 +83,14 @@ def test_channels_last_are_not_for_group_norm(tmp_path, dev):
 
 
 def test_another_device_keeps_the_layout_it_gets():
-    assert dataclasses.replace(kl(), channels_last=True)._laid(torch.empty(1, 16, 8, 8, device="meta")).is_contiguous()
+    assert (
+        dataclasses.replace(kl(), channels_last=True)
+        ._in_memory_format(torch.empty(1, 16, 8, 8, device="meta"))
+        .is_contiguous()
+    )
 
 
-def test_tiles_of_the_planned_side_give_nearly_the_same_picture():
+def test_tiles_of_the_planned_side_give_nearly_the_same_image():
     ours, cells, kept = kl(), TILE_PX // 8, TILE_PX * 3 // 4
     latent = torch.randn(1, 16, 80, 72, generator=torch.Generator().manual_seed(1))
     whole, first = ours.decode(latent), ours.decode(latent[..., :cells, :cells])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ALIGN = 64
 """Arrays begin at multiples of this."""
-SAID_MAX_BYTES = 2**16
+JSON_BYTES_MAX = 2**16
 """The maximum size of a result's JSON."""
 WARNING_MAX_CHARS, WARNINGS_MAX = 500, 8
 NO_MEMORY, BROKEN = 3, 4
@@ -59,32 +59,32 @@ class Result:
         """Map a file. Raises InvalidInput if the job refused the image, NoResult if the file is invalid."""
         try:
             self._memory = mmap.mmap(file, 0)
-            length = min(int.from_bytes(self._memory[-8:], "little"), SAID_MAX_BYTES)
-            self._said = json.loads(self._memory[-8 - length : -8])
+            length = min(int.from_bytes(self._memory[-8:], "little"), JSON_BYTES_MAX)
+            self._json = json.loads(self._memory[-8 - length : -8])
         except (ValueError, OSError, RecursionError) as error:
-            raise NoResult("no JSON where an answer should end") from error
-        if not isinstance(self._said, dict):
-            raise NoResult("no object where an answer should end")
-        if "refused" in self._said:
-            raise InvalidInput(_text(self._said["refused"], 1000))
+            raise NoResult("no JSON at the end of the result") from error
+        if not isinstance(self._json, dict):
+            raise NoResult("no object at the end of the result")
+        if "refused" in self._json:
+            raise InvalidInput(_text(self._json["refused"], 1000))
 
     def image_format(self) -> ImageFormat:
-        """Return the format from a `look` job. Raises NoResult."""
+        """Return the format from an `identify` job. Raises NoResult."""
         try:
-            return ImageFormat(self._said["format"])
+            return ImageFormat(self._json["format"])
         except (KeyError, ValueError, TypeError) as error:
-            raise NoResult("no format that there is") from error
+            raise NoResult("an unknown format") from error
 
     def size(self) -> tuple[int, int]:
-        """Return width and height from a `shown_size` job. Raises NoResult."""
-        match self._said.get("size"):
+        """Return width and height from an `oriented_size` job. Raises NoResult."""
+        match self._json.get("size"):
             case [int(width), int(height)] if min(width, height) >= 1 and max(width, height) <= FILE_SIDE_MAX_PX:
                 return width, height
         raise NoResult("no width and height")
 
     def prepared(self, sizes: Sequence[Size]) -> Prepared:
         """Return the planes from a `prepare` job for these sizes, without copying them. Raises NoResult."""
-        match self._said:
+        match self._json:
             case {"layers": [*layers], "warnings": [*warnings]} if len(layers) == len(sizes):
                 pass
             case _:
@@ -95,10 +95,10 @@ class Result:
         for size, layer in zip(sizes, layers, strict=True):
             match layer:
                 case [bool(has_mask), bool(has_alpha)]:
-                    picture, at = self._array(at, "float32", 3, size)
+                    image, at = self._array(at, "float32", 3, size)
                     mask, at = self._array(at, "uint8", 1, size) if has_mask else (None, at)
                     alpha, at = self._array(at, "float32", 1, size) if has_alpha else (None, at)
-                    planes[size] = Planes(picture, None if mask is None else mask != 0, alpha)
+                    planes[size] = Planes(image, None if mask is None else mask != 0, alpha)
                 case _:
                     raise NoResult("a layer of another form")
         return Prepared(planes, tuple(_text(warning, WARNING_MAX_CHARS) for warning in warnings[:WARNINGS_MAX]))
@@ -111,11 +111,11 @@ class Result:
         try:
             found = np.frombuffer(self._memory, dtype, count, at).reshape(channels, size.height, size.width)
         except ValueError as error:
-            raise NoResult("fewer numbers than the sizes have") from error
+            raise NoResult("fewer numbers than the sizes need") from error
         return found, at + found.nbytes + -found.nbytes % ALIGN
 
 
 def _text(value: object, max_chars: int) -> str:
     if not isinstance(value, str):
-        raise NoResult("no text where one should be")
+        raise NoResult("not a text")
     return value[:max_chars]

@@ -1,4 +1,4 @@
-"""What was converted computes and draws what it did before: to the last bit, or within the error of its type."""
+"""A converted model generates the same image: to the last bit, or within the error of its type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hidream.errors import CheckpointError, ConfigurationError
 from hidream.formats.convert import convert, format_of
 from hidream.formats.detect import read
 from hidream.formats.quantized import Quantized
-from hidream.formats.targets import Format, Wish
+from hidream.formats.targets import ConversionOptions, Format
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
 from hidream.model.checkpoint.inferred import published_config
 from hidream.model.latents.autoencoder import load_autoencoder
@@ -33,7 +33,9 @@ REQUEST = ImageRequest("flat style a fox in the snow", Size(256, 256), seed=7, s
 
 
 def converted(source, target, kind=None, to=None, shard_bytes=5 * 10**6):
-    convert(source, target, Wish(to or format_of(target), kind, shard_bytes), published_config, lambda *_: None)
+    convert(
+        source, target, ConversionOptions(to or format_of(target), kind, shard_bytes), published_config, lambda *_: None
+    )
     return target
 
 
@@ -41,7 +43,7 @@ def drawn(dev, transformer):
     return generate(dataclasses.replace(dev, transformer=transformer), REQUEST).pixels
 
 
-def test_through_all_formats_and_back_the_picture_is_the_same(dev, tmp_path):
+def test_through_all_formats_and_back_the_image_is_the_same(dev, tmp_path):
     path = NANO / "transformer"
     for name in ("a.safetensors", "b.gguf", "sharded", "c.gguf", "d.safetensors", "back"):
         path = converted(path, tmp_path / name)
@@ -51,7 +53,7 @@ def test_through_all_formats_and_back_the_picture_is_the_same(dev, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "kind", "most"), [("a.safetensors", "fp8_scaled", 10), ("a.gguf", "Q8_0", 4)])
-def test_fewer_bits_draw_nearly_the_same_picture(dev, tmp_path, name, kind, most):
+def test_fewer_bits_draw_nearly_the_same_image(dev, tmp_path, name, kind, most):
     path = converted(NANO / "transformer", tmp_path / name, kind)
     transformer = load_transformer(Checkpoint(transformer=path), CPU, F32)
     assert any(isinstance(getattr(module, "quantized", None), Quantized) for module in transformer.modules())
@@ -59,7 +61,7 @@ def test_fewer_bits_draw_nearly_the_same_picture(dev, tmp_path, name, kind, most
     assert 0 < difference.mean() < most  # of 255
 
 
-def test_comfys_files_of_a_whole_folder_draw_the_same_picture(dev, tmp_path):
+def test_comfys_files_of_a_whole_folder_draw_the_same_image(dev, tmp_path):
     converted(NANO, tmp_path, to=Format.COMFY)
     texts = tmp_path / "text_encoders"
     checkpoint = Checkpoint(
@@ -93,13 +95,13 @@ def test_a_tiny_transformer_answers_as_diffusers_own(tmp_path, name):
         assert tiny.relative(ours(*x), -model(*x, return_dict=False)[0]) <= 1e-5
 
 
-def picture(checkpoint):
+def generated_by(checkpoint):
     return generate(load(Variant.DEV, checkpoint), dataclasses.replace(REQUEST, size=Size(512, 512))).pixels
 
 
 @functools.cache
-def nanos_picture():
-    return picture(embedded(Variant.DEV))
+def nanos_image():
+    return generated_by(embedded(Variant.DEV))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,7 @@ def test_what_was_written_for_comfy_is_read_back(dev, comfy):
     """Case 21. With its tokenizers, and with the size that nano draws best, which stands in the file itself."""
     model = load(Variant.DEV, comfy)
     assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
-    assert np.array_equal(picture(comfy), nanos_picture())
+    assert np.array_equal(generated_by(comfy), nanos_image())
 
 
 def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
@@ -124,13 +126,13 @@ def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
         assert (back / part / "config.json").read_bytes() == (NANO / part / "config.json").read_bytes()
     for name in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer_4/tokenizer.json"):
         assert (back / name).read_bytes() == (NANO / name).read_bytes()
-    assert np.array_equal(picture(back), nanos_picture())
+    assert np.array_equal(generated_by(back), nanos_image())
 
     HiDreamImagePipeline.from_pretrained(back, dtype=torch.float16)
     again = converted(converted(back, tmp_path / "gguf", to=Format.GGUF), tmp_path / "again", to=Format.COMFY)
     retyped = converted(again, tmp_path / "retyped", "fp32", to=Format.COMFY)
     assert (retyped / "diffusion_models" / "gguf.safetensors").is_file()
-    assert np.array_equal(picture(retyped), nanos_picture())
+    assert np.array_equal(generated_by(retyped), nanos_image())
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "folder of shards", "again.safetensors"])
@@ -151,7 +153,7 @@ def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
     comfy = converted(tmp_path / "official", tmp_path / "models", to=Format.COMFY)
     back = converted(comfy, tmp_path / "back", to=Format.DIFFUSERS)
     own = Checkpoint(back, llama=NANO)
-    assert np.array_equal(picture(own), nanos_picture())
+    assert np.array_equal(generated_by(own), nanos_image())
     with pytest.raises(CheckpointError, match="no text_encoder_4 in text_encoders"):
         load(Variant.DEV, comfy)
     assert load(Variant.DEV, Checkpoint(comfy, llama=NANO)).best_tokens == load(Variant.DEV).best_tokens
@@ -159,7 +161,7 @@ def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
 
 def test_what_comfy_has_becomes_gguf_that_is_read(comfy, dev, tmp_path):
     path = converted(comfy, tmp_path / "gguf", to=Format.GGUF)
-    assert np.array_equal(picture(path), nanos_picture())
+    assert np.array_equal(generated_by(path), nanos_image())
 
 
 def test_a_folder_of_one_of_comfys_files_is_that_part(comfy, dev):
@@ -172,9 +174,9 @@ def test_a_models_folder_of_comfy_needs_tokenizers_from_elsewhere(tmp_path):
     folder = comfy_files.write_comfy_folder(tmp_path / "models")
     with pytest.raises(CheckpointError, match=r"`\[models\] tokenizers` or --tokenizers"):
         load(Variant.DEV, folder)
-    ours = picture(Checkpoint(folder, tokenizers=NANO))
+    ours = generated_by(Checkpoint(folder, tokenizers=NANO))
     converted(folder, tmp_path / "back", to=Format.DIFFUSERS)
-    assert np.array_equal(picture(Checkpoint(tmp_path / "back", tokenizers=NANO)), ours)
+    assert np.array_equal(generated_by(Checkpoint(tmp_path / "back", tokenizers=NANO)), ours)
 
 
 def test_two_variants_in_one_models_folder(comfy, tmp_path):
@@ -186,7 +188,13 @@ def test_two_variants_in_one_models_folder(comfy, tmp_path):
     assert full.part("vae") == folder / "vae" / "ae.safetensors"
     with pytest.raises(CheckpointError, match=r"2 files .*dev.safetensors.*full.safetensors; .* named with --variant"):
         converted(folder, tmp_path / "back", to=Format.DIFFUSERS)
-    convert(folder, tmp_path / "back", Wish(Format.DIFFUSERS, variant=Variant.FULL), published_config, lambda *_: None)
+    convert(
+        folder,
+        tmp_path / "back",
+        ConversionOptions(Format.DIFFUSERS, variant=Variant.FULL),
+        published_config,
+        lambda *_: None,
+    )
     ours = read(tmp_path / "back" / "transformer").tensors
     theirs = read(embedded(Variant.FULL).folder / "transformer").tensors
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

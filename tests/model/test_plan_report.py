@@ -1,4 +1,4 @@
-"""Memory plans in words: the page, the command, and what is said where nothing fits."""
+"""Memory plans in words: the page, the command, and the report if nothing fits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_memory_that_the_system_takes_is_none_and_never_less(machine):
     assert machine.host_budget == 0
     answer = plan(machine, PUBLISHED, Options())
     assert not answer.fits
-    assert "there are 0.0 GB" in report(answer, PUBLISHED)
+    assert "0.0 GB available" in report(answer, PUBLISHED)
 
 
 def test_the_command_prints_a_table_for_several_cards_and_a_report_for_one(capsys, monkeypatch, tmp_path):

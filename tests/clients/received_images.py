@@ -1,4 +1,4 @@
-"""Looking at what a client got: a picture of the size and the format that were asked for?"""
+"""Checks an image that a client received: its size and format."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def look(source):
-    """Decode a picture from its URL, the path of its file, or base64."""
+    """Decode an image from its URL, the path of its file, or base64."""
     image = Image.open(io.BytesIO(content(source)))
     image.load()
     return image
@@ -23,7 +23,7 @@ def content(source):
     return base64.b64decode(source, validate=True)
 
 
-def is_picture(source, size=(256, 256), kind="JPEG"):
+def is_image(source, size=(256, 256), kind="JPEG"):
     """Whether it is one of this size and format, and not all of one colour."""
     image = look(source)
     assert (image.size, image.format) == (size, kind)

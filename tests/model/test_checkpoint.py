@@ -1,4 +1,4 @@
-"""Checkpoints: parts, shards, single files, storage, errors that say what is wrong, and a name for their content."""
+"""Checkpoints: parts, shards, single files, storage, clear errors, and digests of their content."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_wrong_type_is_named(folder):
     state = load_file(file)
     state["final_layer.linear.weight"] = state["final_layer.linear.weight"].to(torch.int8)
     save_file(state, file)
-    with pytest.raises(CheckpointError, match=r"1 of a type that is no float \(final_layer.linear.weight: int8\)"):
+    with pytest.raises(CheckpointError, match=r"1 of a type that is not a float \(final_layer.linear.weight: int8\)"):
         load_transformer(Checkpoint(folder), CPU, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, and moved there when all has gone well."""
+"""Atomic writing of files and folders: written beside the target, and moved to it after success."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
 @contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """Give a path to write a file or a folder to, which takes `target`'s place at the end, or vanishes after an error.
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a path to write a file or folder to; it replaces `target` at the end, or is deleted after an error.
 
-    It lies in a folder of its own beside the target. Raises ConfigurationError when the disk is full or not ours.
+    It is in a folder of its own beside the target. Raises ConfigurationError if the disk is full or not writable.
     """
     workshop = target.with_name(target.name + PART)
     made = workshop / target.name
@@ -30,18 +30,18 @@ def appearing(target: Path) -> Iterator[Path]:
         made.replace(target)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigurationError(f"{target} cannot be written: {reason}; nothing has been left there") from error
+        raise ConfigurationError(f"{target} cannot be written: {reason}; nothing was left there") from error
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def copying(source: Path, target: Path) -> None:
-    """Copy a small file into a folder that may have to be made. Raises ConfigurationError when that fails."""
-    with appearing(target) as path:
+def atomic_copy(source: Path, target: Path) -> None:
+    """Copy a small file to a folder, which is created if necessary. Raises ConfigurationError if that fails."""
+    with atomic_write(target) as path:
         shutil.copyfile(source, path)
 
 
-def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[str] = ()) -> None:
+def check_target(target: Path, force: bool, is_folder: bool, renewed: Collection[str] = ()) -> None:
     """Raise ConfigurationError when something is in the way of a new file or folder that may not be replaced.
 
     With `force` may be: a file, or a folder with config.json and beside it only weights and files named in `renewed`.
@@ -49,8 +49,8 @@ def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[s
     leftover = target.with_name(target.name + PART)
     if leftover.exists() and not force:
         raise ConfigurationError(
-            f"{leftover} exists: somebody is writing {target.name}, or was ended while doing so; "
-            "accepted: none, or --force to begin anew"
+            f"{leftover} exists: another process is writing {target.name}, or was killed while doing so; "
+            "accepted: wait for it, or --force to start again"
         )
     if target.exists() and target.is_dir() is not is_folder:
         what, wanted = ("a folder", "the path of a file") if target.is_dir() else ("a file", "the path of a folder")
@@ -59,11 +59,11 @@ def check_free(target: Path, force: bool, is_folder: bool, renewed: Collection[s
         return
     if not force:
         raise ConfigurationError(f"{target} exists; accepted: a new path, or --force to replace it")
-    others = sorted(path.name for path in target.iterdir() if not _may_go(path, renewed)) if is_folder else []
+    others = sorted(path.name for path in target.iterdir() if not _is_replaceable(path, renewed)) if is_folder else []
     if others or (is_folder and not (target / "config.json").is_file()):
         shown = f"more than one part ({', '.join(others[:3])})" if others else "weights, but no config.json of one part"
         raise ConfigurationError(f"{target} holds {shown}, and --force would delete it all; accepted: a new path")
 
 
-def _may_go(path: Path, renewed: Collection[str]) -> bool:
+def _is_replaceable(path: Path, renewed: Collection[str]) -> bool:
     return path.is_file() and (path.name.endswith(WEIGHTS) or path.name in renewed)
