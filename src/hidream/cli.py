@@ -89,9 +89,9 @@ def _run(command: Command, given: Given) -> int:
 
 
 def _warn_about_ignored_variables() -> None:
-    if names := sources.passed_over(os.environ):
+    if names := sources.ignored_variables(os.environ):
         reason = "Kubernetes or Docker set them; `enableServiceLinks: false` in the pod's spec prevents that"
-        logger.warning("environment_passed_over names=%s because=%s", ",".join(names), reason)
+        logger.warning("environment_ignored names=%s reason=%s", ",".join(names), reason)
 
 
 def _keep_private(config: Settings) -> None:

@@ -19,18 +19,18 @@ from hidream.types import Variant
 def _convert(given: Given, config: Settings) -> int:
     let_threads_sleep()
     from hidream.formats.convert import convert, format_of
-    from hidream.formats.targets import Format, Wish
+    from hidream.formats.targets import ConversionOptions, Format
     from hidream.hub.locate import locate
     from hidream.model.checkpoint.inferred import published_config
 
     to = Format(given.to) if given.to else format_of(given.target)
-    wish = Wish(to, given.type, given.shard_size, given.force, given.variant)
+    options = ConversionOptions(to, given.type, given.shard_size, given.force, given.variant)
     with bytes_bar() as on_bytes:
 
         def tell(target: Path, done: int, total: int) -> None:
             on_bytes(target.name, done, total)
 
-        written = convert(locate(str(given.source)), given.target, wish, published_config, tell)
+        written = convert(locate(str(given.source)), given.target, options, published_config, tell)
     result(given, {"files": [str(path) for path in written]}, map(str, written))
     return 0
 

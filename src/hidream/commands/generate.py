@@ -161,9 +161,9 @@ def _check_inputs(todo: Sequence[Job], config: Settings) -> None:
     """Judge LoRAs, images and masks before minutes of loading. Raises InvalidInput."""
     loras = {use["name"] for job in todo for use in job.parameters.get("loras", ())}
     if loras:
-        from hidream.model.checkpoint.lora_folder import ENDING, lora_files
+        from hidream.model.checkpoint.lora_folder import SUFFIX, lora_files
 
-        known = sorted(file.name.removesuffix(ENDING) for file in lora_files(config.models.loras))
+        known = sorted(file.name.removesuffix(SUFFIX) for file in lora_files(config.models.loras))
         for name in sorted(loras - set(known)):
             accepted = ", ".join(known[:50]) or ("none, because the folder has none" if config.models.loras else "")
             raise InvalidInput(

@@ -93,7 +93,7 @@ def _plan(given: Given, config: Settings) -> int:
     request = PlanRequest(variant, size, storage, dtype, config.models.loras, given.bits or 4)
     shape, options, parts = plan_configured(request, config)
     cards = given.memory or values.cards(CARDS)
-    lines = [*parts, plan_report.tell(cards, given.host_memory or HOST_GB, options, device, shape)]
+    lines = [*parts, plan_report.describe(cards, given.host_memory or HOST_GB, options, device, shape)]
     data = {"variant": str(variant), "size": str(size), "parts": parts, "memory_gb": cards, "plan": lines[-1]}
     result(given, data, lines)
     return 0

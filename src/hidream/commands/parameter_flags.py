@@ -10,12 +10,12 @@ import click
 from hidream.commands import values
 from hidream.commands.grammar import Flag, Given
 from hidream.commands.values import PATH, TEXT, OneOf, Value
-from hidream.parameter import Choice, CommandFlag, Number, Parameter, Text, Whole
+from hidream.parameter import Choice, CommandFlag, Integer, Number, Parameter, Text
 from hidream.request import PARAMETERS, Dimensions, Loras, Source
 
 READERS: Mapping[type, click.ParamType[Any]] = {
     Text: TEXT,
-    Whole: Value(values.integer, "integer"),
+    Integer: Value(values.integer, "integer"),
     Number: Value(values.number, "number"),
     Source: PATH,
     Dimensions: Value(values.text, "size"),

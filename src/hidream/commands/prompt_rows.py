@@ -18,7 +18,7 @@ from typing import Any
 from hidream.commands import values
 from hidream.commands.grammar import suggestion
 from hidream.errors import InvalidInput, MissingInput
-from hidream.parameter import Choice, Flag, Number, Parameter, Whole
+from hidream.parameter import Boolean, Choice, Integer, Number, Parameter
 from hidream.request import BY_NAME, MASK_ALONE, PARAMETERS, Dimensions, Loras, LoraUse, Source
 
 DELIVERY = ("enable_base64_output", "enable_sync_mode")
@@ -156,11 +156,11 @@ def _to_json(kind: Any, value: Any) -> Any:  # noqa: ANN401
 def _of_text(found: Parameter, text: str) -> Any:  # noqa: ANN401
     """Convert what a person typed to a value of JSON."""
     match found.kind:
-        case Whole():
+        case Integer():
             return values.integer(text.strip())
         case Number():
             return values.number(text.strip())
-        case Flag():
+        case Boolean():
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
                 text.strip().lower(), text
             )
