@@ -143,7 +143,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
     ]
     assert cli.main([*asked, "--lora", "ink:0.1"]) == 0
     assert f"hidream: the LoRA ink is used in part: {left_out}\n" in capsys.readouterr().err
-    assert cli.main([*asked, "--lora", "torn"]) == 1
+    assert cli.main([*asked, "--force", "--lora", "torn"]) == 1
     assert "hidream: loras names 'torn', which cannot be used: torn.safetensors" in capsys.readouterr().err
 
 
@@ -241,7 +241,7 @@ SETTINGS = [
     "storage",
     "memory-gb",
     "threads",
-    *(part.replace("_", "-") for part in MODELS),
+    *(sources.flag_name("models", part).removeprefix("--") for part in MODELS),
 ]
 TYPED = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["", " ", "0", "-1", "7", "0.5", "1e400", "nan", "-inf", "9" * 400, "a" * 5000, "x:99", "x:y", "x:1", ":", "../..",

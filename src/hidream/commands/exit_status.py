@@ -26,4 +26,4 @@ class ExitStatus(IntEnum):
     DATABASE_GONE = DatabaseGone.exit_status, "a service lost its database file"
     CONFIGURATION = ConfigurationError.exit_status, "a service cannot start with this configuration"
     INTERRUPTED = 130, "interrupted by Ctrl-C (SIGINT)"
-    BROKEN_PIPE = 141, "the reader of standard output is gone, as in `hidream … | head -1`"
+    BROKEN_PIPE = 141, "the reader of standard output is gone, as in a pipe to `head`"

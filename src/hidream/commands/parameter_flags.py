@@ -9,6 +9,7 @@ import click
 
 from hidream.commands import values
 from hidream.commands.grammar import Flag, Given
+from hidream.commands.setting_flags import FORMER
 from hidream.commands.values import PATH, TEXT, OneOf, Value
 from hidream.parameter import Choice, CommandFlag, Integer, Number, Parameter, Text
 from hidream.request import PARAMETERS, Dimensions, Loras, Source
@@ -30,7 +31,8 @@ def parameter_flag(parameter: Parameter, flag: CommandFlag, **options: Any) -> F
     """Declare the flag of a parameter, under the name of the request's field; None or () if it is not given."""
     kind = parameter.kind
     names = [flag.name, *flag.short, parameter.attribute]
-    also = {f"--{name.replace('_', '-')}" for name in (parameter.name, parameter.attribute)} - {flag.name}
+    also = {f"--{name.replace('_', '-')}" for name in (parameter.name, parameter.attribute)}
+    also -= {flag.name, *(name for former in FORMER.values() for name in former)}
     about = (flag.help or parameter.description).replace("%(default)s", str(parameter.default))
     if isinstance(kind, Choice):
         options.setdefault("type", OneOf(kind.values.values(), {k: str(v) for k, v in kind.values.items()}))
