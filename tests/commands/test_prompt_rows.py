@@ -101,7 +101,10 @@ def test_a_key_finds_the_same_request_again_and_tells_repetitions_apart():
     again = plan([{"prompt": "an owl"}, {"prompt": "a fox", "seed": 7}, {"prompt": "a fox"}, {"prompt": "a fox"}])
     assert len({job.key for job in first}) == 3
     assert {job.key for job in first} < {job.key for job in again}
-    assert first[0].parameters["seed"] != first[1].parameters["seed"]  # random, once for each
+    seeds = [[job.parameters["seed"] for job in jobs.settled(first, salt)] for salt in ("one", "one", "two")]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert len(set(seeds[0])) == 3
+    assert seeds[0][2] == 7
     others = [plan([{"prompt": "a fox"}], identity={"model": "m"}), plan([{"prompt": "a fox"}], {"size": "256*256"})]
     assert not {job.key for other in others for job in other} & {job.key for job in first}
 

@@ -100,6 +100,10 @@ class Remote:
         self._client = hidream.Client(url, config.api_key or None, model=str(variant), timeout=None)
         self._folder_id = folder_id
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def generate(self, jobs: Sequence[Job], on_step: OnStep) -> Iterator[tuple[int, Finished | HiDreamError]]:
         """Keep some tasks submitted, and yield their images in order; with a single one, report its steps."""
         waiting, tasks = deque(enumerate(jobs)), deque[tuple[int, Any]]()

@@ -43,11 +43,10 @@ def _submit(given: Given, config: Settings) -> int:
         head = {"hidream_batch": FORMAT, "id": uuid.uuid4().hex, "server": given.server, "variant": given.variant}
         _append(path, head)
     variant = Variant(given.variant or head["variant"] or Variant.DEV)
-    asked = jobs.plan(rows, {}, identity={"variant": str(variant)})
+    asked = jobs.settled(jobs.plan(rows, {}, identity={"variant": str(variant)}), head["id"])
     known = {task["key"] for task in tasks}
-    client = _client(head, config, variant, given.server)
     todo = [job for job in asked if job.key not in known]
-    with bar("submitting", "tasks") as display:
+    with _client(head, config, variant, given.server) as client, bar("submitting", "tasks") as display:
         for done, job in enumerate(todo):
             display.show(done=done, total=len(todo))
             keywords = {name: Path(value) if name in FILES else value for name, value in job.parameters.items()}
@@ -62,8 +61,8 @@ def _submit(given: Given, config: Settings) -> int:
 
 def _status(given: Given, config: Settings) -> int:
     head, tasks = _read(given.batch)
-    client = _client(head, config, head["variant"], given.server)
-    states = Counter(_state(client, task["task"]) for task in tasks)
+    with _client(head, config, head["variant"], given.server) as client:
+        states = Counter(_state(client, task["task"]) for task in tasks)
     text = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no tasks"
     result(given, {"batch": str(given.batch), "tasks": len(tasks), "states": dict(states)}, f"{given.batch}: {text}")
     return ExitStatus.OK
@@ -78,10 +77,9 @@ def _state(client: Any, task: str) -> str:  # noqa: ANN401 - hidream.Client, whi
 
 def _fetch(given: Given, config: Settings) -> int:
     head, tasks = _read(given.batch)
-    client = _client(head, config, head["variant"], given.server)
     out = given.out or given.batch.with_name(given.batch.name.removesuffix(ENDING))
     manifest, counts, failures = Manifest(out), Counter[str](), []
-    with bar("fetching", "images") as display:
+    with _client(head, config, head["variant"], given.server) as client, bar("fetching", "images") as display:
         for done, entry in enumerate(tasks):
             display.show(done=done, total=len(tasks))
             if manifest.find(entry["key"]) is not None:

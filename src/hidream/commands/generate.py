@@ -7,10 +7,11 @@ found by its manifest (`manifest`) and not generated again.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def _generate(given: Given, config: Settings) -> int:
     single = len(asked) == 1 and not _wants_folder(given)
     out = _file(given) if single else _folder(given)
     if single:
-        asked = [_in_format_of(asked[0], out, given)]
-        return _one(given, config, asked[0], out)
+        (job,) = planning.settled([_in_format_of(asked[0], out, given)], secrets.token_hex())
+        return _one(given, config, job, out)
     return _many(given, config, asked, out)
 
 
@@ -139,7 +140,7 @@ def _in_format_of(job: Job, out: Path, given: Given) -> Job:
         raise InvalidInput(
             f"--format is {given.output_format}, and --out ends in {out.suffix}; accepted: one of the two"
         )
-    return Job({**job.parameters, "output_format": str(named)}, job.where, job.key, job.cell, job.file)
+    return job.changed(output_format=str(named))
 
 
 @contextmanager
@@ -147,8 +148,8 @@ def _backend(given: Given, config: Settings, todo: Sequence[Job], folder_id: str
     """Load the model or connect to the server, and show the progress of what follows."""
     if given.server is not None:
         variant = given.variant or Variant.DEV
-        with bar("waiting", "") as display:
-            yield Remote(given.server, variant, config, folder_id), display
+        with bar("waiting", "") as display, closing(Remote(given.server, variant, config, folder_id)) as remote:
+            yield remote, display
         return
     let_threads_sleep()
     _check_inputs(todo, config)
@@ -227,6 +228,7 @@ class _Tally:
 def _many(given: Given, config: Settings, asked: Sequence[Job], out: Path) -> int:
     """Generate images into a folder; those that are there already are left alone."""
     manifest, tally = Manifest(out), _Tally()
+    asked = planning.settled(asked, secrets.token_hex() if given.force else manifest.id)
     todo = [job for job in asked if given.force or manifest.find(job.key) is None]
     tally.there = len(asked) - len(todo)
     for job in asked:
@@ -253,7 +255,7 @@ def _many(given: Given, config: Settings, asked: Sequence[Job], out: Path) -> in
 
 
 def _fill(given: Given, config: Settings, manifest: Manifest, todo: Sequence[Job], tally: _Tally) -> None:
-    with _backend(given, config, todo, manifest.id) as (backend, display):
+    with _backend(given, config, todo, secrets.token_hex() if given.force else manifest.id) as (backend, display):
         display.show("generating", done=0, total=len(todo))
         for index, finished in backend.generate(todo, lambda done, of: None):
             job = todo[index]

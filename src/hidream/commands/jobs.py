@@ -1,4 +1,4 @@
-"""The images of one `hidream generate`: prompts × seeds × a grid, with parameters and keys.
+"""The images of one `hidream generate`: prompts × seeds × a grid.
 
 A key finds an image again in a later run.
 
@@ -7,6 +7,7 @@ Knows neither models nor servers.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -20,10 +21,12 @@ from typing import Any
 from hidream.commands import prompt_rows
 from hidream.commands.prompt_rows import FILES, Row
 from hidream.errors import InvalidInput
-from hidream.request import BY_NAME, random_seed
-from hidream.types import FORMATS, SEED_MAX, ImageFormat
+from hidream.request import BY_NAME
+from hidream.types import FORMATS, RANDOM_SEEDS, SEED_MAX, ImageFormat
 
 JOBS_MAX = 100_000
+RANDOM = -1
+"""The seed of a job that has none yet; `settled` chooses it."""
 _SLUG_CHARS = 40
 
 
@@ -40,6 +43,10 @@ class Job:
     key: str
     cell: tuple[str, ...]
     file: str
+
+    def changed(self, **parameters: object) -> Job:
+        """The same job with other values of some parameters."""
+        return dataclasses.replace(self, parameters={**self.parameters, **parameters})
 
     @property
     def output_format(self) -> ImageFormat:
@@ -106,12 +113,24 @@ def plan(
         digest = _digest(request, identity)
         key = f"{digest}-{seen[digest]}"
         seen[digest] += 1
-        parameters = {"output_format": str(ImageFormat.PNG), **request, "seed": random_seed() if seed is None else seed}
+        parameters = {"output_format": str(ImageFormat.PNG), **request, "seed": RANDOM if seed is None else seed}
         _check_quality(parameters, where)
         suffix = FORMATS[ImageFormat(parameters["output_format"])].suffixes[0]
         file = f"{number:0{digits}}-{_slug(parameters['prompt'])}.{suffix}"
         jobs.append(Job(parameters, where, key, labels, file))
     return jobs
+
+
+def settled(jobs: Sequence[Job], salt: str) -> list[Job]:
+    """Choose the random seeds, by the keys and a random `salt`: with the same salt, a later run has the same ones.
+
+    So a server finds the task of an interrupted run by its Idempotency-Key, with an equal request.
+    """
+    return [job if job.parameters["seed"] != RANDOM else job.changed(seed=_random_seed(salt, job.key)) for job in jobs]
+
+
+def _random_seed(salt: str, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{salt} {key}".encode()).digest()[:8]) % RANDOM_SEEDS
 
 
 def _each_seed(request: dict[str, Any], seeds: Sequence[int]) -> Iterable[tuple[dict[str, Any], int | None]]:
