@@ -37,9 +37,10 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-tables: $(READY) ## write the computed tables into docs/API.md and docs/MEMORY.md
+tables: $(READY) ## write the computed parts of docs/API.md, MEMORY.md and COMMANDS.md
 	$(BIN)/python tests/parameter_tables.py docs/API.md
 	$(BIN)/python tests/model/memory_tables.py docs/MEMORY.md
+	$(BIN)/python tests/commands/commands_page.py docs/COMMANDS.md
 
 docs: $(READY)  ## build the documents as a site, which the server serves at /docs and the wheel contains
 	$(BIN)/python docs/site/build.py

@@ -66,8 +66,9 @@ cat <<END
 The demo wrote two images. demo.png is the example request of WaveSpeed's documentation. Of that request, the embedded
 model (nano, 13 M parameters, runs on a CPU) knows a creature and a forest. demo-nano.png shows what nano has learnt.
 Next steps:
+    . $BIN/activate                            puts \`hidream\` on the path of this shell; then:
+    hidream generate "cartoon a cat in a meadow"    an image without a server
     make serve                                      a server that keeps running; it prints its first key
-    $BIN/hidream generate "cartoon a cat in a meadow"   an image without a server
     HIDREAM_MODEL=/path/to/HiDream-I1-Dev HIDREAM_MODELS_LLAMA=/path/to/Llama-3.1-8B-Instruct make serve
                                                     the real 17 B model
 END

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hidream import arguments, cli, mcp_server
+from hidream import cli, mcp_server
+from hidream.commands.setting_flags import MODELS, settings_of
 from hidream.errors import HiDreamError
 from hidream.formats.quantized import GGUF_WRITABLE
 from hidream.formats.targets import TYPES, Format
@@ -135,7 +136,7 @@ def test_commands_of_the_readme_are_commands(capsys):
     known = capsys.readouterr().out
     assert {"generate", "serve", "keys", "info"} <= commands
     for command in commands:
-        assert re.search(rf"^    {command}\b", known, re.MULTILINE), command
+        assert re.search(rf"^  {command}\b", known, re.MULTILINE), command
 
 
 def commands_of(name: str) -> list[list[str]]:
@@ -164,13 +165,13 @@ def test_commands_are_understood(name):
     commands = commands_of(name)
     assert commands
     for typed in commands:
-        sources.load({}, arguments.flags(arguments.parse(typed)))
+        sources.load({}, settings_of(cli.parse(typed)[1]))
 
 
 def test_models_names_every_way_to_name_a_part():
     text = read("docs/MODELS.md")
     used = {flag for typed in commands_of("docs/MODELS.md") for flag in typed if flag.startswith("--")}
-    assert {f"--{part.replace('_', '-')}" for part in arguments.MODELS} <= used
+    assert {sources.flag_name("models", part) for part in MODELS} <= used
     assert all(f"`{choice}`" in text for kind in (WeightFormat, Conformance, Render, Sampler) for choice in kind)
     for kind in (*GGUF_WRITABLE, *TYPES[Format.COMFY]):
         assert re.search(rf"\b{kind}\b", text), kind

@@ -21,14 +21,14 @@ _HEAD = ("time", "level", "logger", "event", "exception")
 _BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r", "\0": "\\0"})
 
 
-def configure(log_format: str, stream: TextIO | None = None) -> None:
-    """Write the log of this process to a stream, by default standard error, as `text` or `json`.
+def configure(log_format: str, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Write the log of this process, from a level on, to a stream, by default standard error, as `text` or `json`.
 
     If the program that imports hidream has set up logging already, that stays, unless `stream` is given.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else TextLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=stream is not None)
+    logging.basicConfig(level=level, handlers=[handler], force=stream is not None)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs every start like a migration
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns about what clients send
     for client in ("httpx", "httpx2", "mcp"):  # they log every request with its URL

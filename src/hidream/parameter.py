@@ -209,11 +209,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandFlag:
-    """How the command line says a parameter. Empty `help`: the description."""
+    """How the command line says a parameter: `short` are names such as -n. Empty `help`: the description."""
 
     name: str
     help: str = ""
     metavar: str | None = None
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Everything else is derived from it: how each version of the API reads a body (`server/parameters`), the OpenAPI document
 and the schema of `GET /models` (`server/schema`), the database row, the worker's request to the model, the flags of
-`hidream generate` (`arguments`), the schema of the MCP tool, and the tables in docs/API.md (`make tables`).
+`hidream generate` (`commands/parameter_flags`), the schema of the MCP tool, and the tables of docs/API.md
+(`make tables`).
 CONTRIBUTING.md describes how to add a parameter. Standard library only.
 """
 
@@ -297,13 +298,22 @@ class ImageRequest:
         ),
     ] = False
     output_format: Annotated[
-        ImageFormat, Parameter(Choice(ImageFormat, FORMAT_NAMES), "The file format of the images.", documented=True)
+        ImageFormat,
+        Parameter(
+            Choice(ImageFormat, FORMAT_NAMES),
+            "The file format of the images.",
+            documented=True,
+            flag=CommandFlag(name="--format", help="format of the files, if --out does not say it (default: png)"),
+        ),
     ] = ImageFormat.PNG
     num_images: Annotated[
         int,
         Parameter(
             Integer(1, IMAGES_MAX),
             "The number of images, with seed, seed + 1, and so on.",
+            flag=CommandFlag(
+                name="--num-images", short=("-n",), metavar="N", help="number of images, with seed, seed + 1, and so on"
+            ),
             notes="the images have the seeds `seed`, `seed` + 1, and so on",
         ),
     ] = 1
@@ -313,6 +323,9 @@ class ImageRequest:
             Integer(1, QUALITY_MAX),
             f"The quality of {_LOSSY} files.",
             shown_default=_QUALITIES,
+            flag=CommandFlag(
+                name="--quality", help=f"quality of {_LOSSY} files, 1 to {QUALITY_MAX} (default: {_QUALITIES})"
+            ),
             notes="PNG is lossless and has no quality",
         ),
     ] = None
@@ -404,7 +417,7 @@ class ImageRequest:
             Loras(LORAS_MAX),
             "LoRAs to apply.",
             flag=CommandFlag(
-                name="--lora", help="a LoRA from the folder --loras; may be repeated", metavar="NAME[:WEIGHT]"
+                name="--lora", help="a LoRA from the folder --lora-folder; may be repeated", metavar="NAME[:WEIGHT]"
             ),
             notes=f"or `path` for `name`; `scale` from −{LORA_WEIGHT_MAX:g} to {LORA_WEIGHT_MAX:g}, 1 if absent",
         ),

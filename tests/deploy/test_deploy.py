@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hidream import arguments
+from hidream import cli
 from hidream.errors import ConfigurationError
 from hidream.file_names import random_name
 from hidream.outputs.bucket import BucketAccess
@@ -94,7 +94,7 @@ def test_compose_runs_commands_with_settings_that_there_are(name, files):
     assert loaded.database_url == "postgresql+asyncpg://hidream:secret@database/hidream"
     assert (loaded.outputs.url, loaded.outputs.access_key_id) == ("s3://hidream", "key-id")
     assert (loaded.store.key_pepper != "") is (name == "api")  # a worker has no use for it
-    assert arguments.parse(services[0]["command"]).command == name
+    assert cli.parse(services[0]["command"])[1].command == name
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
@@ -120,7 +120,7 @@ def test_the_manifest_of_the_docs_runs_what_there_is_without_service_links():
     assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
     assert template["spec"]["enableServiceLinks"] is False
     (container,) = template["spec"]["containers"]
-    assert arguments.parse(container["args"]).command == "api"
+    assert cli.parse(container["args"])[1].command == "api"
     loaded = sources.load({"HIDREAM_HOME": "/nowhere"} | {each["name"]: each["value"] for each in container["env"]})
     (port,) = container["ports"]
     assert (loaded.server.host, loaded.server.port) == ("0.0.0.0", port["containerPort"])
@@ -269,7 +269,7 @@ def test_the_image_has_extras_and_commands_that_there_are():
     assert extras <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
     last = dict(instructions())
     assert json.loads(last["ENTRYPOINT"]) == ["hidream"]
-    assert arguments.parse(json.loads(last["CMD"])).command == "serve"
+    assert cli.parse(json.loads(last["CMD"]))[1].command == "serve"
     environ = dict(re.findall(r"(HIDREAM_\w+)=(\S+)", " ".join(rest for name, rest in instructions() if name == "ENV")))
     assert sources.load(environ).server.host == "0.0.0.0"
     assert last["EXPOSE"] == str(sources.load(environ).server.port)
@@ -308,7 +308,7 @@ def test_the_example_settings_are_settings(tmp_path):
 def test_units_run_commands_that_there_are(name):
     text = (DEPLOY / "systemd" / name).read_text()
     (typed,) = re.findall(r"^ExecStart=/opt/hidream/bin/hidream (.+)$", text, re.MULTILINE)
-    assert arguments.parse(shlex.split(typed)).command in name
+    assert cli.parse(shlex.split(typed))[1].command in name
     assert set(re.findall(r"\bHIDREAM_[A-Z_]+", text)) <= known_variables()
     assert f"RestartPreventExitStatus={ConfigurationError.exit_status}" in text
     (descriptors,) = re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)

@@ -63,7 +63,7 @@ def test_memory_that_the_system_takes_is_none_and_never_less(machine):
 
 def test_the_command_prints_a_table_for_several_cards_and_a_report_for_one(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HIDREAM_HOME", str(tmp_path))
-    assert cli.main(["info", "--plan", "--memory", "12,16,24,48,80", "--host", "64"]) == 0
+    assert cli.main(["info", "--plan", "--memory", "12,16,24,48,80", "--host-memory", "64"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["memory", "12 GB", "16 GB", "24 GB", "48 GB", "80 GB"]
     assert cli.main(["info", "--plan", "--memory", "24", "--device", "cpu", "--size", "512*512"]) == 0

@@ -11,7 +11,6 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 ROOTS = (
     "hidream",
-    "hidream.arguments",
     "hidream.client",
     "hidream.configured_stores",
     "hidream.engine.*",

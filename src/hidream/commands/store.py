@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from hidream.commands import progress
+from hidream.commands.grammar import Command, Entry, Flag, Given, Group
+from hidream.commands.printing import json_line
+from hidream.commands.values import TEXT
 from hidream.errors import InvalidInput
+from hidream.settings.tables import Settings
 
 if TYPE_CHECKING:
     from hidream.outputs.copy import CopiedFiles
-    from hidream.settings.tables import Settings
 
 ACCEPTED = (
     "accepted: two databases (postgresql+asyncpg://USER@HOST/DATABASE, sqlite+aiosqlite:///FILE or the path of a .db "
@@ -19,19 +28,26 @@ ACCEPTED = (
 )
 
 
-def copy(source: str, target: str, settings: Settings, *, dry_run: bool) -> int:
-    """Copy between two databases, or between two locations of files, and print what was copied.
+def _copy(given: Given, config: Settings) -> int:
+    copied = copied_between(given.source, given.target, config, dry_run=given.dry_run)
+    if given.json:
+        json_line(copied.as_json())
+    else:
+        click.echo(copied.told())
+    return 0
+
+
+def copied_between(source: str, target: str, settings: Settings, *, dry_run: bool) -> Rows | Files:
+    """Copy between two databases, or between two locations of files, and return what was copied.
 
     Raises InvalidInput, ConfigurationError, DatabaseUnavailable and ObjectStoreUnavailable.
     """
     databases = [database_url(text) for text in (source, target)]
     if all(databases):
-        _copy_database(*map(str, databases), dry_run=dry_run)
-    elif any(databases):
+        return _copy_database(*map(str, databases), dry_run=dry_run)
+    if any(databases):
         raise InvalidInput(f"one of FROM and TO is a database, and the other is not; {ACCEPTED}")
-    else:
-        _copy_files(source, target, settings, dry_run=dry_run)
-    return 0
+    return _copy_files(source, target, settings, dry_run=dry_run)
 
 
 def database_url(text: str) -> str | None:
@@ -44,26 +60,57 @@ def database_url(text: str) -> str | None:
     return None
 
 
-def _copy_database(source: str, target: str, *, dry_run: bool) -> None:
-    from tqdm import tqdm
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What was copied from one database to another: rows, by table."""
 
+    rows: Mapping[str, int]
+    dry_run: bool
+
+    def as_json(self) -> dict[str, object]:
+        """Return an object for --json."""
+        return {"rows": dict(self.rows), "dry_run": self.dry_run}
+
+    def told(self) -> str:
+        """Say it in one line."""
+        counts = ", ".join(f"{count} {table}" for table, count in self.rows.items() if count) or "no rows"
+        return f"would copy {counts}" if self.dry_run else f"copied and verified {counts}"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What was copied from one location of files to another."""
+
+    copied: CopiedFiles
+    dry_run: bool
+
+    def as_json(self) -> dict[str, object]:
+        """Return an object for --json."""
+        return {**dataclasses.asdict(self.copied), "dry_run": self.dry_run}
+
+    def told(self) -> str:
+        """Say it in one line."""
+        new = self.copied.files - self.copied.present
+        if self.dry_run:
+            return f"would copy {new} of {self.copied.files} files; TO has the others"
+        return (
+            f"copied {new} files ({self.copied.copied_bytes / 1e6:.1f} MB); TO had {self.copied.present}; compared all "
+            f"{self.copied.files}"
+        )
+
+
+def _copy_database(source: str, target: str, *, dry_run: bool) -> Rows:
     from hidream.store.copy import copy_database
 
-    with tqdm(unit="row", delay=0.2) as bar:
+    with progress.bar("rows", "rows") as bar:
 
         def on_rows(table: str, done: int, total: int) -> None:
-            bar.set_description(table, refresh=False)
-            bar.total = total
-            bar.update(done - bar.n)
+            bar.show(table, done=done, total=total)
 
-        rows = asyncio.run(copy_database(source, target, on_rows, dry_run=dry_run))
-    counts = ", ".join(f"{count} {table}" for table, count in rows.items() if count) or "no rows"
-    print(f"would copy {counts}" if dry_run else f"copied and verified {counts}")
+        return Rows(asyncio.run(copy_database(source, target, on_rows, dry_run=dry_run)), dry_run)
 
 
-def _copy_files(source: str, target: str, settings: Settings, *, dry_run: bool) -> None:
-    from tqdm import tqdm
-
+def _copy_files(source: str, target: str, settings: Settings, *, dry_run: bool) -> Files:
     from hidream.configured_stores import open_store_at
     from hidream.outputs.copy import copy_files
     from hidream.outputs.object_store import Namespace
@@ -71,21 +118,28 @@ def _copy_files(source: str, target: str, settings: Settings, *, dry_run: bool) 
     if source.rstrip("/") == target.rstrip("/"):
         raise InvalidInput(f"FROM and TO are both {source!r:.100}; {ACCEPTED}")
     originals, copies = ({each: open_store_at(url, settings, each) for each in Namespace} for url in (source, target))
-    with tqdm(unit="file", delay=0.2) as bar:
+    with progress.bar("files", "files") as bar:
 
         def on_files(doing: str, done: int, total: int) -> None:
-            bar.set_description(doing, refresh=False)
-            bar.total = total
-            bar.update(done - bar.n)
+            bar.show(doing, done=done, total=total)
 
-        copied = asyncio.run(copy_files(originals, copies, on_files, dry_run=dry_run))
-    print(_told(copied, dry_run))
+        return Files(asyncio.run(copy_files(originals, copies, on_files, dry_run=dry_run)), dry_run)
 
 
-def _told(copied: CopiedFiles, dry_run: bool) -> str:
-    if dry_run:
-        return f"would copy {copied.files - copied.present} of {copied.files} files; TO has the others"
-    return (
-        f"copied {copied.files - copied.present} files ({copied.copied_bytes / 1e6:.1f} MB); TO had "
-        f"{copied.present}; compared all {copied.files}"
-    )
+COPY = Command(
+    _copy,
+    [
+        click.Argument(["source"], type=TEXT, metavar="FROM"),
+        click.Argument(["target"], type=TEXT, metavar="TO"),
+        Flag(["--dry-run"], is_flag=True, help="only show what would be copied"),
+    ],
+    details="FROM is the URL of a database, or a folder or s3:// URL of files. TO is of the same kind; a database must "
+    "be empty or new. No server may use either database meanwhile.",
+    extras="server",
+    examples=[
+        "hidream store copy ~/.local/share/hidream/hidream.db postgresql+asyncpg://hidream@db/hidream --dry-run",
+        "hidream store copy ~/.local/share/hidream s3://bucket/hidream",
+    ],
+)
+
+STORE = Group({"Commands": {"copy": Entry(__name__, "COPY", "copy a database or all files, and verify the copy")}})

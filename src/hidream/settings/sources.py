@@ -68,7 +68,9 @@ def env_name(table: str, key: str) -> str:
 
 
 def flag_name(table: str, key: str) -> str:
-    """The flag of a setting; all variants' checkpoints have the flag `--model`."""
+    """The flag of a setting; all variants' checkpoints have the flag `--model`, and `--lora` names one of `loras`."""
+    if (table, key) == ("models", "loras"):
+        return "--lora-folder"
     return "--model" if table == "models" and key in list(Variant) else f"--{key.replace('_', '-')}"
 
 

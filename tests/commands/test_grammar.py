@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
+import shlex
 
 import pytest
 
-from hidream import arguments
+from hidream import cli
+from hidream.commands.grammar import Group
+from hidream.commands.index import TOP
+from hidream.commands.keys import LIMITS, SCOPES
+from hidream.commands.setting_flags import SettingFlag, settings_of
 from hidream.request import LoraUse
 from hidream.settings import sources, tables
 from hidream.store.keys import DEFAULT_SCOPES, Limits, Scope
@@ -16,47 +20,75 @@ from hidream.types import Variant
 
 KEYS = ["keys create", "keys limit", "keys list", "keys revoke", "keys rotate"]
 KEYS += ["keys rotate-webhook", "keys export", "keys erase"]
-COMMANDS = ["generate", "serve", "api", "worker", *KEYS, "audit", "store copy", "mcp", "info", "convert"]
+COMMANDS = [
+    "generate",
+    "inspect",
+    "batch submit",
+    "batch status",
+    "batch fetch",
+    "doctor",
+    "bench",
+    "completion",
+    "help",
+]
+COMMANDS += ["serve", "api", "worker", *KEYS, "audit", "store copy", "mcp", "info", "convert"]
 COMMANDS += ["models pull", "models list", "models show", "models verify", "models rm"]
 
 
 def parsed(*argv):
-    return arguments.parse(argv)
+    _, given = cli.parse(argv)
+    return given
 
 
-def parsers(top, name=""):
-    """Every command's own parser, by its name."""
-    nested = [action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction)]
-    if not nested:
+def commands(top=TOP, name=""):
+    """Every command, by its name."""
+    if not isinstance(top, Group):
         return {name.strip(): top}
-    return {k: v for word, below in nested[0].items() for k, v in parsers(below, f"{name} {word}").items()}
+    below = {word: entry.load(word) for word, entry in top.entries.items()}
+    return {k: v for word, command in below.items() for k, v in commands(command, f"{name} {word}").items()}
 
 
 def test_every_command_is_named_by_what_is_typed():
-    found = parsers(arguments.parser())
-    assert sorted(found) == sorted(COMMANDS)
-    assert all(below.get_default("command") == name for name, below in found.items())
+    assert sorted(commands()) == sorted(COMMANDS)
+    needed = {"convert": ["a", "b"], "completion": ["bash"], "models show": ["dev"], "inspect": ["x.png"]}
+    needed |= {name: ["dev"] for name in ("models pull", "models rm")} | {"keys export": ["k", "--out", "o.zip"]}
+    needed |= {name: ["f"] for name in ("batch submit", "batch status", "batch fetch")}
+    for name in commands():
+        rest = needed.get(name, ["k"] if name.startswith("keys ") and name not in ("keys create", "keys list") else [])
+        assert parsed(*name.split(), *rest).command == name
+
+
+def test_every_command_but_services_takes_json_and_has_examples_that_are_understood():
+    for name, command in commands().items():
+        assert command.service is ("--json" not in {opt for flag in command.flags for opt in flag.opts}), name
+        assert command.examples, name
+        for example in command.examples:
+            if example.startswith("hidream "):
+                typed = shlex.split(example.partition(" | ")[0], comments=True)
+                assert parsed(*typed[1:]).command == name
 
 
 def test_flags_that_are_settings_are_named_as_the_settings_say():
     fields = {(table, f.name) for table, kind in tables.TABLES.items() for f in dataclasses.fields(kind)}
-    seen = set()
-    for below in parsers(arguments.parser()).values():
-        for action in below._actions:
-            if "." in action.dest:
-                name = tuple(action.dest.split("."))
-                assert action.option_strings == [sources.flag_name(*name)]
-                assert action.type is None  # the settings read it
-                seen.add(name)
+    flags = [flag for command in commands().values() for flag in command.flags if isinstance(flag, SettingFlag)]
+    for flag in flags:
+        assert flag.opts == [sources.flag_name(*flag.setting)]
+    seen = {flag.setting for flag in flags}
     assert seen <= fields
     assert {("server", "port"), ("compute", "memory_gb"), ("models", "clip_l")} <= seen
 
 
+def test_no_name_of_a_flag_means_two_things_in_one_command():
+    for name, command in commands().items():
+        names = [each for flag in command.flags for each in (*flag.opts, *flag.also, *flag.former)]
+        assert len(names) == len(set(names)), name
+
+
 def test_flags_are_those_that_were_given():
-    assert arguments.flags(parsed("info")) == {}
+    assert settings_of(parsed("info")) == {}
     given = parsed("generate", "x", "--model", "/m", "--variant", "full", "--clip-l", "/c", "--threads", "2")
-    assert arguments.flags(given) == {"models": {"full": "/m", "clip_l": "/c"}, "compute": {"threads": "2"}}
-    assert arguments.flags(parsed("worker", "--model", "")) == {"models": {str(Variant.DEV): ""}}
+    assert settings_of(given) == {"models": {"full": "/m", "clip_l": "/c"}, "compute": {"threads": "2"}}
+    assert settings_of(parsed("worker", "--model", "")) == {"models": {str(Variant.DEV): ""}}
 
 
 def test_what_is_typed_becomes_values():
@@ -64,12 +96,12 @@ def test_what_is_typed_becomes_values():
         "generate", "x", "--lora", "a:-0.5", "--lora", "b", "--lora", "c:d:2", "--seed", "7", "--strength", "0.5"
     )
     assert (given.loras, given.seed, given.strength) == (
-        [LoraUse("a", -0.5), LoraUse("b", 1.0), LoraUse("c:d", 2.0)],
+        (LoraUse("a", -0.5), LoraUse("b", 1.0), LoraUse("c:d", 2.0)),
         7,
         0.5,
     )
-    plan = parsed("info", "--plan", "--memory", "12,15.5", "--host", "32")
-    assert (plan.memory, plan.host) == ([12.0, 15.5], 32.0)
+    plan = parsed("info", "--plan", "--memory", "12,15.5GB", "--host-memory", "32GB")
+    assert (plan.memory, plan.host_memory) == ([12.0, 15.5], 32.0)
     assert parsed("convert", "a", "b", "--shard-size", "500mb").shard_size == 500_000_000
 
 
@@ -86,23 +118,25 @@ def test_what_is_typed_becomes_values():
         (["generate", "x", "--steps", "2.5"], "--steps: '2.5' is not a whole number; accepted: such as 28"),
         (["generate", "x", "--guidance", ""], "--guidance: '' is not a number"),
         (["generate", "x", "--image", ""], "--image: '' is not a path; accepted: the path of a file or folder"),
-        (["generate", "\udcff"], r"prompt: '\udcff' is not UTF-8; accepted: text in UTF-8"),
-        (["generate", "x", "--render", "worst"], "--render: invalid choice: 'worst'"),
-        (["generate", "x", "--mode", "fast"], "--mode: invalid choice: 'fast'"),
+        (["generate", "\udcff"], r"prompts: '\udcff' is not UTF-8; accepted: text in UTF-8"),
+        (["generate", "x", "--render", "worst"], "--render: 'worst' is not one of the choices; accepted: best, scaled"),
+        (
+            ["generate", "x", "--mode", "fast"],
+            "--mode: 'fast' is not one of the choices; accepted: exact, balanced, turbo",
+        ),
         (["keys", "revoke", "\udcff"], "id: "),
         (["info", "--memory", "0,12"], "'0,12' is not a list of sizes; accepted: gigabytes such as 12,16,24"),
-        (["info", "--host", "nan"], "'nan' is not a size of host memory; accepted: gigabytes, 4 or more"),
-        (["info", "--host", "3.9"], "'3.9' is not a size of host memory"),
-        (["info", "--bits", "3"], "--bits: invalid choice: 3"),
-        (["info", "--memory", "12"], "hidream info: argument --memory: given without --plan; accepted: with it"),
-        (["info", "--host", "64"], "argument --host: given without --plan"),
-        (["info", "--variant", "full", "--size", "512*512"], "argument --size: given without --plan"),
-        (["info", "--bits", "4"], "argument --bits: given without --plan"),
+        (["info", "--host-memory", "nan"], "'nan' is not a size of host memory; accepted: gigabytes, 4 or more"),
+        (["info", "--host-memory", "3.9"], "'3.9' is not a size of host memory"),
+        (["info", "--bits", "3"], "--bits: '3' is not one of the choices; accepted: 16, 8, 4"),
+        (["info", "--memory", "12"], "hidream info: --memory: given without --plan; accepted: with it"),
+        (["info", "--host-memory", "64"], "--host-memory: given without --plan"),
+        (["info", "--variant", "full", "--size", "512*512"], "--size: given without --plan"),
+        (["info", "--bits", "4"], "--bits: given without --plan"),
         (["convert", "a", ""], "target: '' is not a path"),
         (["convert", "a", "b", "--shard-size", "5 apples"], "'5 apples' is not a size; accepted: such as 500MB or 5GB"),
-        (["generate", "x", "one\ntwo"], "unrecognized arguments: one two"),
-        (["keys"], "the following arguments are required: ACTION"),
-        ([], "the following arguments are required: COMMAND"),
+        (["api", "one\ntwo"], "unexpected argument: one two"),
+        (["keys"], "a command is missing; accepted: create, list, revoke"),
     ],
 )
 def test_what_is_not_understood_is_said_in_one_line(capsys, argv, said):
@@ -118,11 +152,11 @@ def test_a_keys_scopes_and_limits_are_read():
     given = parsed("keys", "create", "--scopes", "read, admin", "--tasks-max", "3")
     assert (given.scopes, given.tasks_max, given.requests_per_minute) == (("read", "admin"), 3, 0)
     assert parsed("keys", "create").scopes == ("submit", "read")
-    assert set(arguments.SCOPES) == set(Scope)
+    assert set(SCOPES) == set(Scope)
     assert set(parsed("keys", "create").scopes) == DEFAULT_SCOPES
     assert parsed("keys", "create").priority == 0
     assert parsed("keys", "create", "--priority", "-2").priority == -2
-    assert list(arguments.LIMITS) == [field.name for field in dataclasses.fields(Limits)]
+    assert list(LIMITS) == [field.name for field in dataclasses.fields(Limits)]
 
 
 def test_limits_that_are_not_said_stay_as_they_are():

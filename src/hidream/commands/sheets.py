@@ -1,0 +1,71 @@
+"""Sheets of many images: a contact sheet with labels below, or a grid with labelled axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL_PX, GAP_PX, TEXT_PX = 384, 12, 18
+PAPER, INK = (255, 255, 255), (30, 30, 30)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def contact_sheet(images: Sequence[tuple[Path, str]]) -> Image.Image:
+    """Put images, with a label below each, into about as many columns as rows."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    step = CELL_PX + GAP_PX
+    sheet = _paper(columns * step + GAP_PX, rows * (step + TEXT_PX + GAP_PX) + GAP_PX)
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for i, (path, label) in enumerate(images):
+        x, y = GAP_PX + i % columns * step, GAP_PX + i // columns * (step + TEXT_PX + GAP_PX)
+        _paste(sheet, path, x, y)
+        draw.text((x, y + CELL_PX + 4), _shortened(draw, label, font, CELL_PX), INK, font)
+    return sheet
+
+
+def grid_sheet(cells: Sequence[Sequence[Path | None]], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
+    """Put images into a grid: `columns` are the labels above, `rows` those at the left. None is an empty cell."""
+    probe, font = ImageDraw.Draw(_paper(1, 1)), _font()
+    left = GAP_PX + max(
+        (round(probe.textlength(_shortened(probe, row, font, CELL_PX), font)) for row in rows), default=0
+    )
+    step, top = CELL_PX + GAP_PX, GAP_PX + (TEXT_PX + GAP_PX) * any(columns)
+    sheet = _paper(left + GAP_PX + len(columns) * step, top + len(rows) * step)
+    draw = ImageDraw.Draw(sheet)
+    for x, label in enumerate(columns):
+        shown = _shortened(draw, label, font, CELL_PX)
+        draw.text((left + GAP_PX + x * step + CELL_PX // 2, GAP_PX), shown, INK, font, anchor="ma")
+    for y, label in enumerate(rows):
+        shown = _shortened(draw, label, font, CELL_PX)
+        draw.text((left, top + y * step + CELL_PX // 2), shown, INK, font, anchor="rm")
+        for x, path in enumerate(cells[y]):
+            if path is not None:
+                _paste(sheet, path, left + GAP_PX + x * step, top + y * step)
+    return sheet
+
+
+def _paper(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), PAPER)
+
+
+def _font() -> Font:
+    return ImageFont.load_default(TEXT_PX)
+
+
+def _paste(sheet: Image.Image, path: Path, x: int, y: int) -> None:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    image.thumbnail((CELL_PX, CELL_PX), Image.Resampling.LANCZOS)
+    sheet.paste(image, (x + (CELL_PX - image.width) // 2, y + (CELL_PX - image.height) // 2))
+
+
+def _shortened(draw: ImageDraw.ImageDraw, text: str, font: Font, width_px: int) -> str:
+    """Cut a text to a width."""
+    text = " ".join(text.split())
+    while draw.textlength(text, font) > width_px and len(text) > 1:
+        text = f"{text.rstrip('…')[:-1]}…"
+    return text
