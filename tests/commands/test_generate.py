@@ -157,22 +157,22 @@ def test_an_interrupted_run_goes_on(folder):
     assert not list((folder / "out").glob("*.part"))
 
 
+def read(terminal):
+    """What a terminal shows; nothing at its end, which Linux reports as an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
 @pytest.mark.integration
 def test_a_terminal_shows_progress_and_a_pipe_does_not(folder):
     typed = [sys.executable, "-m", "hidream.cli", "generate", "a fox", *SMALL, "--seeds", "1-2"]
     main, terminal = pty.openpty()
     with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=terminal, env=os.environ | {"TERM": "xterm"}) as run:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: read(main), b""))  # until the command has closed its end
         out, _ = run.communicate(timeout=120)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(main, 65536)
-        except OSError:  # Linux says so at the end
-            break
-        if not chunk:
-            break
-        shown += chunk
     os.close(main)
     assert run.returncode == 0
     assert b"loading hidream-i1-dev" in shown
