@@ -7,8 +7,6 @@ each page beside it, and `llms.txt` at the top. Without FOLDER the site goes whe
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import posixpath
 import pydoc
@@ -18,12 +16,11 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import hidream
 import http_reference
-from hidream import cli
 from hidream.server import model_registry, openapi
 from hidream.settings.tables import Models, Server
 
@@ -38,7 +35,6 @@ PUBLIC = [f"hidream.{name}" for name in hidream.__all__ if name != "__version__"
 
 _LINK = re.compile(r"\[([^]\n]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```(\w+) .*$", re.MULTILINE)
-_ENTRY = re.compile(r"^ {2,4}([a-z][a-z-]*)(?:  |$)", re.MULTILINE)
 
 
 def main() -> int:
@@ -73,7 +69,6 @@ def gather(docs: Path) -> dict[str, str]:
     models = model_registry.served(Models())
     described = openapi.document("http://127.0.0.1:8000", models, Server().upload_max_bytes)
     pages["reference/http.md"] = http_reference.page(described)
-    pages["reference/commands.md"] = commands_page()
     pages["reference/python.md"] = python_page(lambda path: f"::: {path}")
     for name, text in pages.items():
         (docs / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,26 +103,6 @@ def adapted(name: str, text: str, site_paths: dict[str, str]) -> str:
         return f"`{path}`" if words.strip("`") in (path, f"{path}/") else f"{words} (`{path}`)"
 
     return _LINK.sub(link, _FENCE.sub(r"```\1", text))
-
-
-def commands_page() -> str:
-    """Render `--help` of every command."""
-    sections = [f"## {' '.join(['hidream', *command])}\n\n```text\n{text}\n```\n" for command, text in helps([])]
-    introduction = "What `--help` says of every command. The [settings](../SETTINGS.md) have flags of the same names."
-    return "\n".join(["# Commands", "", introduction, "", *sections])
-
-
-def helps(command: list[str]) -> Iterator[tuple[list[str], str]]:
-    """Yield a command and those below it, each with its help."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
-    text = printed.getvalue().strip()
-    yield command, text
-    if re.search(r"COMMAND|ACTION", text.splitlines()[0]):
-        for name in _ENTRY.findall(text):
-            if name != "help":
-                yield from helps([*command, name])
 
 
 def python_page(describe: Callable[[str], str]) -> str:

@@ -52,6 +52,7 @@ def test_every_command_is_named_by_what_is_typed():
     assert sorted(commands()) == sorted(COMMANDS)
     needed = {"convert": ["a", "b"], "completion": ["bash"], "models show": ["dev"], "inspect": ["x.png"]}
     needed |= {name: ["dev"] for name in ("models pull", "models rm")} | {"keys export": ["k", "--out", "o.zip"]}
+    needed |= {"store copy": ["a.db", "b.db"]}
     needed |= {name: ["f"] for name in ("batch submit", "batch status", "batch fetch")}
     for name in commands():
         rest = needed.get(name, ["k"] if name.startswith("keys ") and name not in ("keys create", "keys list") else [])
