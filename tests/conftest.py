@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from hypothesis import settings
 from databases import Copies
 from guard import Guard
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it does not wait for
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a test starts can be interrupted
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("HF_HUB_CACHE", None)

@@ -3,9 +3,15 @@
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 
+from hidream.commands.grammar import Group
+from hidream.commands.index import TOP
+
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
 
 PACKAGES = ("torch", "numpy", "diffusers", "transformers", "fastapi", "starlette", "uvicorn", "sqlalchemy", "obstore")
@@ -68,6 +74,12 @@ def test_the_commands_of_the_model_need_no_package_of_the_server():
 
 
 def test_every_command_has_its_extras():
-    from hidream import cli
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    below = [entry.load(word) for word, entry in TOP.entries.items()]
+    commands = [c for each in below for c in (_all(each) if isinstance(each, Group) else [each])]
+    assert {extra for each in commands for extra in each.extras.split(",") if extra} == {"mcp", "server", "torch"}
+    assert {"mcp", "server", "torch"} <= known.keys()
 
-    assert cli.EXTRAS.keys() == {name.partition(" ")[0] for name in cli.COMMANDS}
+
+def _all(group):
+    return [entry.load(word) for word, entry in group.entries.items()]

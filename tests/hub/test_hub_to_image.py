@@ -31,7 +31,7 @@ def test_the_downloaded_model_generates_the_image_of_the_embedded_one(hub, hidre
     hidream.run("models", "pull", "llama", "--yes", HF_TOKEN=TOKEN)
     before = len(hub.requests)
     theirs, ours = hidream.folder / "theirs.png", hidream.folder / "ours.png"
-    _, err = hidream.run(*DRAW, "--out", str(theirs), **named)
+    _, err = hidream.run(*DRAW, "-v", "--out", str(theirs), **named)
     assert "llama_in_the_cache" in err
     hidream.run(*DRAW, "--out", str(ours))
     assert theirs.read_bytes() == ours.read_bytes()
