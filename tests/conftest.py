@@ -26,6 +26,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("soak.fleet", "clients.received_images", "received_images")  # what they assert is shown
+
 from databases import Copies
 from guard import Guard
 

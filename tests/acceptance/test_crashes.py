@@ -74,6 +74,7 @@ def test_random_kills_lose_nothing(tmp_path, seed, first_seed):
 
 
 def kill_worker(service):
+    until(lambda: not is_gone(service.worker_pid()), 60)  # the one killed before has a successor
     os.kill(service.worker_pid(), signal.SIGKILL)
 
 

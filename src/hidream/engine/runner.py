@@ -183,7 +183,9 @@ class Runner:
         failed: dict[str, Exception] = {}
         for transformer in dict.fromkeys(self._running[id_].evaluation.transformer for id_ in ids):
             own = [id_ for id_ in ids if self._running[id_].evaluation.transformer is transformer]
-            compute = self._batched if self._together else self._one_by_one
+            dtype = self._running[own[0]].evaluation.latent.dtype
+            together = self._together and transformer.kernels.keep_bits_in_batch(dtype)
+            compute = self._batched if together else self._one_by_one
             velocities, errors = compute(transformer, own)
             computed |= velocities
             failed |= errors

@@ -48,6 +48,14 @@ class Kernels:
         """The function that multiplies rows with a weight."""
         return matmul.onednn if self.onednn else matmul.linear
 
+    def keep_bits_in_batch(self, dtype: torch.dtype) -> bool:
+        """Whether a request's result has the same bits, alone and in a batch with others, if the device is a CPU.
+
+        Not with oneDNN's products in bfloat16: with AMX, the order in which it sums depends on the number of rows
+        (docs/LOG.md).
+        """
+        return not (self.onednn and dtype is torch.bfloat16)
+
 
 DEFAULT = Kernels()
 

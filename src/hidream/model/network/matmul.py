@@ -3,9 +3,10 @@
 Shapes: T rows, I inputs, O outputs, F hidden width.
 
 `torch.nn.functional.linear` leaves float32 on a CPU to MKL. On an AMD CPU with AVX-512, oneDNN reached 105 GFLOP/s on a
-core with large matrices and MKL 85 (benchmarks/transformer.py). Each row of oneDNN's result has the same bits whatever
-the other rows are and however many, from two rows on; MKL's has from four rows per thread on. That is why the engine
-generates the same image alone and in a batch.
+core with large matrices and MKL 85 (benchmarks/transformer.py). Each row of oneDNN's float32 result has the same bits
+whatever the other rows are and however many, from two rows on; MKL's has from four rows per thread on. That is why the
+engine generates the same image alone and in a batch. In bfloat16, oneDNN's do not on every CPU
+(`Kernels.keep_bits_in_batch`).
 
 The operators are those that torch.compile itself calls (torch/_inductor/mkldnn_ir.py); `linear` is their reference.
 """
