@@ -26,10 +26,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("soak.fleet", "clients.received_images", "received_images")  # what they assert is shown
-
 from databases import Copies
 from guard import Guard
+
+pytest.register_assert_rewrite("soak.fleet", "clients.received_images", "received_images")  # what they assert is shown
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it does not wait for
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a test starts can be interrupted
