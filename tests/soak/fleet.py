@@ -1,6 +1,7 @@
 """API processes and fast workers on one database, as real processes that a test may kill, stop and start."""
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -18,9 +19,10 @@ from hidream.store.schema import KEYS, PREDICTIONS, UPLOADS
 
 MODEL = "wavespeed-ai/hidream-i1-dev"
 KEY = "hd_the-key-of-a-fleet"
-TELLING = 6
-"""Characters that a text must have to be looked for: shorter ones are in logs by chance."""
+TELLING, DIFFERENT = 6, 4
+"""Characters that a text must have to be looked for, and different ones: others are in logs by chance."""
 TESTS = Path(__file__).parents[1]
+SOURCES = TESTS.parent / "src" / "hidream"
 
 
 class Member:
@@ -168,7 +170,20 @@ async def told(url):
     finally:
         await engine.dispose()
     words += [each[name] for each in inputs for name in ("prompt", "negative_prompt") if each.get(name)]
-    return {word for word in words if len(word) >= TELLING}
+    return {word for word in words if telling(word)}
+
+
+def telling(word):
+    """Whether a text in a log must have come from a client.
+
+    Hypothesis takes words from our sources ("connection"), which are in the lines of a log themselves.
+    """
+    return len(word) >= TELLING and len(set(word)) >= DIFFERENT and word not in own_words()
+
+
+@functools.cache
+def own_words():
+    return {word for path in SOURCES.rglob("*.py") for word in re.findall(r"\w+", path.read_text())}
 
 
 def until(condition, timeout_s=60):
