@@ -6,15 +6,15 @@ import errno
 import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Windows has no pipes at paths, so no O_NONBLOCK, and it alone has O_BINARY. Python adds what keeps a descriptor from
 child processes."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError if it is missing or no regular file: reading a pipe might never end.
 
     The open file is checked, not the path, so nothing can take its place in between.
