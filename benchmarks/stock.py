@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ from diffusers import (
 )
 from PIL import Image
 
+from hidream.formats.convert import stock_folder
 from hidream.model.checkpoint.checkpoint import NANO
+from hidream.model.checkpoint.inferred import published_config
 from hidream.model.model import Model
 from hidream.request import ImageRequest
 from hidream.types import SAMPLING_PRESETS, Sampler, SamplingPreset, Variant
@@ -110,6 +113,12 @@ SPEED_UPS = {
 }
 
 
+def transformer_of(folder: Path, kind: type, dtype: torch.dtype) -> HiDreamImageTransformer2DModel:
+    """Load a transformer of diffusers' classes; nano's Full and Fast are differences, which it does not read."""
+    with stock_folder(folder, published_config) as whole:
+        return kind.from_pretrained(whole, dtype=dtype)
+
+
 class Stock:
     """The stock pipeline; calling it draws an image."""
 
@@ -119,7 +128,7 @@ class Stock:
         self.preset, self.text_tokens = SAMPLING_PRESETS[variant], model.text.tokens
         self.pipeline = HiDreamImagePipeline.from_pretrained(
             shared,
-            transformer=speed_up.kind.from_pretrained(own / "transformer", dtype=model.dtype),
+            transformer=transformer_of(own / "transformer", speed_up.kind, model.dtype),
             scheduler=scheduler.from_pretrained(own / "scheduler"),
             dtype=model.dtype,
         ).to(model.device)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hidream.formats.detect import read
 from hidream.formats.safetensors_file import shards
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded
 from hidream.types import Variant
@@ -17,7 +18,8 @@ E4M3_MAX = 448.0
 
 
 def tensors_of(part: str, variant: Variant = Variant.DEV) -> dict[str, Tensor]:
-    return load_file(*shards(embedded(variant).part(part)))
+    folder = embedded(variant).part(part)
+    return load_file(*shards(folder)) if variant is Variant.DEV else dict(read(folder).tensors)
 
 
 def config_of(part: str, variant: Variant = Variant.DEV) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import hidream
-from folders import SHARED, stage_of, stage_of_variant
+from folders import SHARED, copy_whole, stage_of, stage_of_variant
 from hidream.types import Variant
 from pretrain import START
 from stage import arguments
@@ -42,11 +42,10 @@ def restore(nano: Path, runs: Path, again: Collection[str]) -> None:
     first = min((ORDER.index(variant) for variant in ORDER if variant in (*again, *missing)), default=len(ORDER))
     for variant in ORDER[:first]:
         stage = stage_of_variant(variant, runs)
-        shutil.copytree(nano / variant, stage / variant, ignore=shutil.ignore_patterns(*SHARED), dirs_exist_ok=True)
+        copy_whole(nano / variant, stage / variant)
         (stage / "done").touch()
     if first == 0:
-        full = runs / "pretrain" / START
-        shutil.copytree(nano / Variant.FULL / "transformer", full / "transformer", dirs_exist_ok=True)
+        copy_whole(nano / Variant.FULL, runs / "pretrain" / START)
 
 
 def main() -> None:

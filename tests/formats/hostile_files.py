@@ -34,6 +34,7 @@ from hidream.formats.convert import convert, format_of
 from hidream.formats.detect import config_of, read, read_shapes
 from hidream.formats.gguf_file import write_gguf
 from hidream.formats.lora_file import read_lora
+from hidream.formats.regular_file import sha256_of
 from hidream.formats.targets import ConversionOptions
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
 from hidream.model.checkpoint.encoders import load_encoder, load_tokenizer
@@ -343,6 +344,20 @@ def nf4(folder: Path) -> Part:
     return Part(folder, "transformer", whole, ".safetensors")
 
 
+def difference(folder: Path) -> Part:
+    """A transformer as the difference to another one, which lies two folders up (`Part.write` makes the first)."""
+    whole, base = tiny(), folder.parent / "dev" / "it" / "base.safetensors"
+    base.parent.mkdir(parents=True, exist_ok=True)
+    base.write_bytes(save({key: tensor.half() for key, tensor in whole.items()}))
+    tensors = {key: tensor for key, tensor in whole.items() if tensor.dim() != 2}
+    for key in whole.keys() - tensors.keys():
+        rows = len(whole[key])
+        tensors[f"{key}.difference"] = torch.ones(whole[key].shape, dtype=torch.int8)
+        tensors[f"{key}.scale"] = torch.full((rows, 1), 1e-3, dtype=torch.bfloat16)
+    stated = {"difference": json.dumps({"base": "dev", "sha256": sha256_of(base)})}
+    return Part(folder, "transformer", save(tensors, stated), ".safetensors")
+
+
 def tiny_transformer(folder: Path) -> Part:
     """A transformer with its configuration beside it."""
     import tiny as tiny_model
@@ -372,6 +387,7 @@ KINDS = {
     "vae": partial_of(comfy, part="vae"),
     "scaled": scaled,
     "nf4": nf4,
+    "difference": difference,
     "config-clip": partial_of(beside, part="text_encoder"),
     "config-vae": partial_of(beside, part="vae"),
     "config-transformer": tiny_transformer,

@@ -335,13 +335,13 @@ def tampered_with(tmp_path: Path, kinds: str, seed: int, count: int) -> list[str
 
 @pytest.mark.integration
 def test_files_that_were_tampered_with(tmp_path):
-    assert tampered_with(tmp_path, "lora,nf4,config-clip,gguf,gguf-llama", 0, 10) == []
+    assert tampered_with(tmp_path, "lora,nf4,difference,config-clip,gguf,gguf-llama", 0, 10) == []
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["lora", "tokenizer", "clip", "vae", "scaled", "nf4", "config-clip", "config-vae",
-                                  "config-transformer", "gguf", "gguf-llama", "gguf-t5"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["lora", "tokenizer", "clip", "vae", "scaled", "nf4", "difference", "config-clip",
+                                  "config-vae", "config-transformer", "gguf", "gguf-llama", "gguf-t5"])  # fmt: skip
 @pytest.mark.integration
 def test_many_files_that_were_tampered_with(tmp_path, kind, first_seed):
     assert tampered_with(tmp_path, kind, first_seed + 1, 400) == []

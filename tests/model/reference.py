@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from diffusers import (
 )
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hidream.formats.convert import stock_folder
 from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.checkpoint.inferred import published_config
 from hidream.types import Variant
 
 
@@ -33,7 +36,7 @@ def stock_pipeline(variant: Variant) -> HiDreamImagePipeline:
     kind = SeededLCM if variant is Variant.DEV else UniPCMultistepScheduler
     pipeline = HiDreamImagePipeline.from_pretrained(
         shared,
-        transformer=HiDreamImageTransformer2DModel.from_pretrained(own / "transformer", dtype=torch.float32),
+        transformer=stock_transformer(own / "transformer"),
         scheduler=kind.from_pretrained(own / "scheduler"),
         tokenizer_4=PreTrainedTokenizerFast.from_pretrained(shared / "tokenizer_4"),
         text_encoder_4=LlamaForCausalLM.from_pretrained(shared / "text_encoder_4", dtype=torch.float32),
@@ -42,6 +45,12 @@ def stock_pipeline(variant: Variant) -> HiDreamImagePipeline:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.default_sample_size = 16
     return pipeline
+
+
+def stock_transformer(folder: Path) -> HiDreamImageTransformer2DModel:
+    """The stock transformer in float32."""
+    with stock_folder(folder, published_config) as whole:
+        return HiDreamImageTransformer2DModel.from_pretrained(whole, dtype=torch.float32)
 
 
 def stock_image(pipeline: HiDreamImagePipeline, prompt: str, seed: int, **kwargs: Any) -> torch.Tensor:

@@ -96,8 +96,9 @@ def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
 
 
 def test_text_encoders_of_other_files_are_others(tmp_path):
-    shutil.copytree(NANO / "dev", tmp_path / "full")
+    shutil.copytree(NANO / "dev", tmp_path / "full", ignore=shutil.ignore_patterns("transformer"))
     shutil.copytree(NANO / "full", tmp_path / "full", dirs_exist_ok=True)  # with parts of its own: nothing is lent
+    shutil.copytree(NANO / "dev" / "transformer", tmp_path / "dev" / "transformer")  # its base
     config = Settings(home=tmp_path, models=Models(dev=NANO / "dev", full=tmp_path / "full"))
     models = load_served(config)
     assert models[Variant.DEV].text is not models[Variant.FULL].text

@@ -80,6 +80,8 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
     import diffusers
     import transformers
 
+    from hidream.formats.convert import stock_folder
+    from hidream.model.checkpoint.inferred import published_config
     from hidream.worker.loading import sources_configured
 
     parts = {name: source.path for name, source in sources_configured(variant, config).items()}
@@ -92,9 +94,11 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
+    with stock_folder(parts["transformer"], published_config) as folder:
+        transformer = diffusers.HiDreamImageTransformer2DModel.from_pretrained(folder, **load)
     pipeline = diffusers.HiDreamImagePipeline.from_pretrained(
         shared,
-        transformer=diffusers.HiDreamImageTransformer2DModel.from_pretrained(parts["transformer"], **load),
+        transformer=transformer,
         scheduler=kind.from_pretrained(scheduler),
         tokenizer_4=transformers.PreTrainedTokenizerFast.from_pretrained(parts["tokenizer_4"]),
         text_encoder_4=transformers.LlamaForCausalLM.from_pretrained(parts["text_encoder_4"], dtype=model.dtype),

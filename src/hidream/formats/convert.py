@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hidream.errors import ConfigurationError
 from hidream.formats.atomic_files import atomic_copy, atomic_write, check_target
 from hidream.formats.comfy_folder import TOKENIZERS, parts_in, root_of
 from hidream.formats.detect import Published, class_in, config_of, metadata_object, read, read_json
+from hidream.formats.difference import METADATA as DIFFERENCE
 from hidream.formats.retype import PLAIN
 from hidream.formats.targets import Config, ConversionOptions, Format, Infer, resolve_type, write
 from hidream.parts import ENCODERS, PARTS, TRANSFORMER, VAE, Kind
@@ -87,6 +90,21 @@ def convert(source: Path, target: Path, options: ConversionOptions, infer: Infer
     if model and options.to is not Format.COMFY:
         _write_model_files(model, target)
     return [job.target for job in jobs]
+
+
+@contextmanager
+def stock_folder(part: Path, infer: Infer) -> Iterator[Path]:
+    """The folder of a part as diffusers reads it: a temporary copy where it holds a difference, else the same.
+
+    Raises CheckpointError on a part that cannot be read.
+    """
+    if metadata_object(DIFFERENCE, part) is None:
+        yield part
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:  # Windows deletes no mapped file
+        whole = Path(made) / part.name
+        convert(part, whole, ConversionOptions(Format.DIFFUSERS), infer, lambda *_: None)
+        yield whole
 
 
 def format_of(target: Path) -> Format:

@@ -19,6 +19,7 @@ from hidream.errors import CheckpointError
 from hidream.formats import comfy
 from hidream.formats.bitsandbytes_file import fold
 from hidream.formats.comfy_scales import tensors_of_metadata, with_scales
+from hidream.formats.difference import is_difference, with_base
 from hidream.formats.gguf_file import open_gguf
 from hidream.formats.json_object import object_of, read_object, why
 from hidream.formats.quantized import StoredTensor
@@ -38,17 +39,20 @@ class Published:
 
     path: Path
     kind: Kind
-    tensors: dict[str, StoredTensor]  # views of the mapped files
+    tensors: dict[str, StoredTensor]  # views of the mapped files, but for sums of differences (`difference.py`)
 
 
-def read(path: Path, accepted: Iterable[Kind] = tuple(Kind)) -> Published:
-    """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else."""
-    return _published(path, with_scales(comfy.without_prefix(_open(path)), str(path)), tuple(accepted))
+def read(path: Path, accepted: Iterable[Kind] = tuple(Kind), *, values: bool = True) -> Published:
+    """Open a folder or a file. Raises CheckpointError when it cannot be read or holds something else.
+
+    Without `values` a difference is not added to its base, which takes time: only names, shapes and types are right.
+    """
+    return _published(path, with_scales(comfy.without_prefix(_open(path, values=values)), str(path)), tuple(accepted))
 
 
 def read_shapes(path: Path) -> Published:
     """Open a folder or a file as `read` does, but only for names and shapes: scales are neither read nor checked."""
-    return _published(path, comfy.without_prefix(_open(path)), tuple(Kind))
+    return _published(path, comfy.without_prefix(_open(path, values=False)), tuple(Kind))
 
 
 def files_of(path: Path) -> list[Path]:
@@ -174,7 +178,7 @@ def _published(path: Path, tensors: Mapping[str, StoredTensor], accepted: tuple[
         ) from error
 
 
-def _open(path: Path) -> dict[str, StoredTensor]:
+def _open(path: Path, *, values: bool) -> dict[str, StoredTensor]:
     if not os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers where it may not look
         raise CheckpointError(f"{path} does not exist; accepted: a folder, a .safetensors or a .gguf file")
     if not path.is_file() and not path.is_dir():
@@ -187,6 +191,8 @@ def _open(path: Path) -> dict[str, StoredTensor]:
         if _magic(file).startswith(PICKLE_MAGIC):
             raise CheckpointError(f"{file} is a PyTorch pickle, which may run programs; accepted: safetensors, GGUF")
         metadata, found = open_safetensors(file)
+        if is_difference(metadata):
+            found = with_base(metadata, found, file, values=values)
         found |= tensors_of_metadata(metadata, str(file))
         twice = sorted(tensors.keys() & found.keys())
         if twice:

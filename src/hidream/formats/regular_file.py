@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Windows has no pipes at paths, so no O_NONBLOCK, and it alone has O_BINARY. Python adds what keeps a descriptor from
 child processes."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError if it is missing or no regular file: reading a pipe might never end.
 
     The open file is checked, not the path, so nothing can take its place in between.
@@ -32,3 +33,9 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise OSError(errno.EFBIG, f"it has more than {most_bytes:,} bytes", str(path))
     return content
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits. Raises OSError as `open_regular` does."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -151,6 +151,13 @@ def shards(folder: Path) -> list[Path]:
     return files
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a text is the name of a file or a folder alone: no path, and nothing that is not printable."""
+    return (
+        Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) <= FILE_NAME_MAX_CHARS
+    )
+
+
 def _entry(stated: object, data: int) -> Entry:
     """What a header says of a tensor, whose offsets count from `data`; KeyError with what is wrong."""
     if not isinstance(stated, dict) or not {"dtype", "shape", "data_offsets"} <= stated.keys():
@@ -194,13 +201,7 @@ def _files_of_index(index: Path) -> list[Path]:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise CheckpointError(f"{index} cannot be read: it names no files; accepted: {accepted}")
     names = sorted(set(files.values()))
-    odd = next((name for name in names if not _is_plain(name)), None)
+    odd = next((name for name in names if not is_file_name(name)), None)
     if odd is not None:
         raise CheckpointError(f"{index} names {odd!r:.100}; accepted: files of its own folder, by their names alone")
     return [index.parent / name for name in names]
-
-
-def _is_plain(name: str) -> bool:
-    return (
-        Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) <= FILE_NAME_MAX_CHARS
-    )

@@ -25,6 +25,7 @@ from hidream.errors import CheckpointError
 from hidream.formats.comfy_folder import parts_in
 from hidream.formats.detect import Published, class_in, config_of, files_of, metadata_object, read, read_json
 from hidream.formats.quantized import StoredTensor
+from hidream.formats.regular_file import sha256_of
 from hidream.model.checkpoint.assign import Target, assign, resolve_stored
 from hidream.model.checkpoint.inferred import transformer_config
 from hidream.model.memory.footprint import BLOCKS, part_of
@@ -124,9 +125,12 @@ class Checkpoint:
         fields = {PARTS[part].setting if part in PARTS else part: path for part, path in found.items()}
         return replace(self, **{name: path for name, path in fields.items() if getattr(self, name) is None})
 
-    def read(self, name: str) -> Published:
-        """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else."""
-        return read(self.part(name), (PARTS[name].kind,))
+    def read(self, name: str, *, values: bool = True) -> Published:
+        """Open one part's tensors. Raises CheckpointError when it is nowhere, torn, or something else.
+
+        Without `values`, only names, shapes and types need to be right, as in `detect.read`.
+        """
+        return read(self.part(name), (PARTS[name].kind,), values=values)
 
     def config(self, name: str) -> dict[str, Any] | None:
         """What one part says of its own numbers; None where it says nothing, as single files mostly do."""
@@ -249,7 +253,7 @@ def digests(files: Sequence[Path], cache: Path | None) -> list[str]:
     for file in files:
         stat = file.stat()
         entry = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        made[entry] = known.get(entry) or _sha256(file)
+        made[entry] = known.get(entry) or sha256_of(file)
     if cache and not made.keys() <= known.keys():
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         cache.touch(mode=0o600)
@@ -310,8 +314,3 @@ def _within(path: Path, name: str) -> Path:
         help_text = f". {LLAMA_HELP}" if name in (LLAMA.name, LLAMA.tokenizer) else "; accepted: a folder or a file"
         raise CheckpointError(f"{path}, named for {name!r}, does not exist{help_text}")
     return path / name if (path / name).is_dir() else path
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

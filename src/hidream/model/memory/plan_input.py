@@ -82,7 +82,7 @@ def partial(checkpoint: Checkpoint, request: PlanRequest) -> tuple[ModelShape, O
     shape = PUBLISHED
     transformer, large = dict[str, StoredTensor](), dict[str, StoredTensor]()
     if checkpoint.has("transformer"):
-        published = checkpoint.read("transformer")
+        published = checkpoint.read("transformer", values=False)
         transformer = published.tensors
         shape = dataclasses.replace(shape, transformer=config_of_transformer(checkpoint, published))
     opened = {name: open_encoder(checkpoint, name) for name in ENCODERS if checkpoint.has(name)}
