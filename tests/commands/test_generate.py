@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from hidream import cli
-from hidream.commands import backends, terminal_image
+from hidream.commands import backends, sheets, terminal_image
+from hidream.commands.jobs import Job
 
 SMALL = ["--size", "256*256", "--steps", "1"]
 
@@ -109,6 +110,31 @@ def test_seeds_make_a_contact_sheet_and_axes_a_grid(folder, capsys):
         assert (255, 255, 255) not in images
     entries = lines((folder / "grid" / "manifest.jsonl").read_text())[1:]
     assert len({entry["sha256"] for entry in entries}) == 6
+
+
+@pytest.mark.parametrize("several", [["--seeds", "7,8"], ["--seed", "7", "-n", "2"]])
+def test_seeds_have_rows_of_their_own_in_a_grid(folder, several):
+    assert cli.main(["generate", "a fox", *several, *SMALL[:2], "--grid", "steps=1,2", "--out", "grid"]) == 0
+    with Image.open("grid/grid.png") as sheet:
+        assert sheet.height == 12 + 30 + 2 * 396
+        left = sheet.width - 2 * 396
+        shown = [
+            hashlib.sha256(sheet.crop((left + 396 * x, 42 + 396 * y, left + 396 * x + 384, 426 + 396 * y)).tobytes())
+            for y in range(2)
+            for x in range(2)
+        ]
+    assert len({each.hexdigest() for each in shown}) == 4
+
+
+def test_the_rows_of_a_grid_say_what_their_images_share():
+    def job(cell, seed, prompt="a fox"):
+        return Job({"prompt": prompt, "seed": seed}, "", f"{cell} {seed} {prompt}", cell, "x.png")
+
+    labels = sheets.row_labels
+    assert labels([job((c,), s) for c in "ab" for s in (7, 8)], []) == ["seed 7", "seed 8"]
+    assert labels([job((c,), s) for c, s in (("a", 1), ("a", 2), ("b", 3), ("b", 4))], []) == ["", ""]  # random seeds
+    assert labels([job((c, d), 7) for c in "ab" for d in "xy"], ["shift"]) == ["shift x", "shift y"]
+    assert labels([job((c,), 7, p) for p in ("a fox", "an owl") for c in "ab"], []) == ["a fox", "an owl"]
 
 
 def test_like_takes_the_parameters_of_an_image_and_the_next_seed(folder, capsys):
