@@ -65,6 +65,7 @@ def predictions() -> Json:
         f"{root}/delete": {"post": operation("Cancel or delete tasks.", count, [VERSION], ids, (400, 408, 413))},
         one: {"get": result, "delete": operation("Cancel or delete a task.", ended, [VERSION, id_])},
         f"{one}/result": {"get": result},
+        f"{one}/cancel": {"post": operation("Cancel a task that is not finished.", described, [VERSION, id_])},
         f"{one}/events": {"get": events},
         f"{one}/webhooks": {"get": operation("List the webhook deliveries of a task.", deliveries, [VERSION, id_])},
         f"{one}/webhooks/{{delivery_id}}/replay": {
