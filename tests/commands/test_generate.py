@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from hidream import cli
-from hidream.commands import backends, sheets, terminal_image
+from hidream.commands import backends, sheets
 from hidream.commands.jobs import Job
 
 SMALL = ["--size", "256*256", "--steps", "1"]
@@ -204,18 +204,3 @@ def test_a_terminal_shows_progress_and_a_pipe_does_not(folder):
     assert b"loading hidream-i1-dev" in shown
     assert b"2/2" in shown
     assert out == b"out: 2 images; out/manifest.jsonl says how each was made\n"
-
-
-def test_images_are_shown_only_where_a_terminal_is_known_to(folder):
-    kitty, iterm = {"KITTY_WINDOW_ID": "1"}, {"TERM_PROGRAM": "WezTerm"}
-    assert terminal_image.protocol(kitty, terminal=True) == "kitty"
-    assert terminal_image.protocol(iterm, terminal=True) == "iterm"
-    for environ in ({}, {"TERM": "xterm-256color"}, kitty | {"TMUX": "x"}, {"TERM": "dumb"} | iterm):
-        assert terminal_image.protocol(environ, terminal=True) is None
-    assert terminal_image.protocol(kitty, terminal=False) is None
-    file = io.BytesIO()
-    Image.effect_noise((300, 300), 90).save(file, "PNG")
-    shown = terminal_image.escapes("kitty", file.getvalue())
-    assert shown.startswith("\033_Ga=T,f=100,m=1;")
-    assert shown.count("m=0;") == 1
-    assert terminal_image.escapes("iterm", file.getvalue()).startswith("\033]1337;File=inline=1;size=")

@@ -216,7 +216,7 @@ def _database(config: Settings) -> Iterator[Finding]:
     yield Finding("database", State.OK, f"{shown} can be opened; it has {len(found)} keys")
 
 
-def _object_store(config: Settings) -> Iterator[Finding]:
+def _files(config: Settings) -> Iterator[Finding]:
     from hidream.configured_stores import open_configured_store
     from hidream.outputs.object_store import Namespace
 
@@ -254,7 +254,7 @@ CHECKS: tuple[Check, ...] = (
     _loras,
     _home,
     _database,
-    _object_store,
+    _files,
     _port,
 )
 
