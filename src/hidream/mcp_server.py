@@ -149,7 +149,13 @@ def _keyword(name: str, kind: Any, described: Schema, default: object) -> inspec
 
 def _result(made: Result) -> CallToolResult:
     task, (file,) = made.prediction, made.files
-    about = {"url": task.outputs[0], "seed": task.seed, "id": task.id, "model": task.model, "version": task.version}
+    about: dict[str, Any] = {
+        "url": task.outputs[0],
+        "seed": task.seed,
+        "id": task.id,
+        "model": task.model,
+        "version": task.version,
+    }
     if any(task.has_nsfw_contents):
         about["has_nsfw_contents"] = True
     if task.warnings:
