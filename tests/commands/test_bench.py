@@ -9,6 +9,7 @@ import hidream
 from hidream import cli
 from hidream.commands import bench
 
+pytestmark = pytest.mark.integration  # what says the name of the system runs `uname`
 RUN = ["bench", "--sizes", "256x256,512x256", "--steps", "1", "--rounds", "2"]
 SCHEMA = {
     "hidream": str,

@@ -15,6 +15,7 @@ from PIL import Image
 import hidream
 from hidream import cli
 from hidream.commands import doctor, reference
+from hidream.settings.sources import load
 from s3_server import KEY_ID, SECRET, S3Server
 
 pytestmark = pytest.mark.integration  # it looks whether a port is free, and asks databases and buckets
@@ -66,7 +67,7 @@ def test_a_machine_without_faults(folder, capsys):
     assert f"hidream {hidream.__version__}" in text["versions"]
     assert "torch" in text["versions"]
     assert "does not exist yet; `hidream serve` creates it" in text["database"]
-    assert not (folder / "home").exists()
+    assert [path.name for path in (folder / "home").iterdir()] == [load({}).hash_cache.name], "nothing else is made"
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("\nnothing is wrong\n")
 
