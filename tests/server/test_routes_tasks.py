@@ -505,6 +505,7 @@ async def test_a_task_is_cancelled_unless_it_is_finished(api):
         answer = await api.post(f"/api/v3/predictions/{id_}/cancel")
         assert (answer.status_code, answer.json()["data"]["status"]) == (200, "cancelled")
     assert await api.claim() is None
+    await api.submit(prompt="a")
     done = (await api.draw()).id
     before = (await api.get(f"/api/v2/predictions/{done}")).json()["data"]
     assert (await api.post(f"/api/v2/predictions/{done}/cancel")).json()["data"] == before
