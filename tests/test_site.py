@@ -73,6 +73,11 @@ def test_each_page_has_its_markdown_and_is_listed_for_language_models(built):
 def test_references_come_from_the_code(built):
     read = {name: (built / "reference" / f"{name}.md").read_text() for name in ("http", "python")}
     assert "## POST /v1/images/generations" in read["http"]
+    assert read["http"].count("\nSubmit a task.\n") == 1, "routes that are alike have one section"
+    assert "\n## POST /api/{v2,v3}/wavespeed-ai/{hidream-i1-dev,hidream-i1-full,hidream-i1-fast}\n" in read["http"]
+    assert (
+        "On `/api/{api}/predictions/{prediction_id}`, `/api/{api}/predictions/{prediction_id}/result`" in read["http"]
+    )
     assert "from_pretrained" in read["python"]
     assert "from_pretrained" in (built / "reference" / "python.html").read_text()
     assert "hidream keys create" in (built / "COMMANDS.md").read_text()

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import hidream
 import http_reference
-from hidream.server import model_registry, openapi
+from hidream.server import model_registry
+from hidream.server.openapi import document as openapi
 from hidream.settings.tables import Models, Server
 
 HERE = Path(__file__).parent

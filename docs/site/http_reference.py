@@ -1,4 +1,4 @@
-"""The HTTP reference as Markdown, from the OpenAPI document: one section per route, with its fields as tables."""
+"""The HTTP reference as Markdown, from the OpenAPI document: a section for each route, with its fields as tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 Json = dict[str, Any]
+Route = tuple[str, Json]
+"""A path, and what the document says about one of its methods."""
 
 INTRODUCTION = """# HTTP reference
 
@@ -19,24 +21,32 @@ it does not.
 def page(document: Json) -> str:
     """Render the page of an OpenAPI 3.1 document."""
     schemas = document["components"]["schemas"]
-    sections = [
-        _operation(method.upper(), path, operation, schemas)
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-        if method != "head"  # the status and headers of its GET
-    ]
+    groups: dict[str, list[Route]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if method != "head":  # the status and headers of its GET
+                groups.setdefault(_alike(method, operation), []).append((path, operation))
+    sections = [_section(key.partition(" ")[0], routes, schemas) for key, routes in groups.items()]
     return "\n".join([INTRODUCTION, *sections])
 
 
-def _operation(method: str, path: str, operation: Json, schemas: Json) -> str:
-    lines = [f"## {method} {path}", "", operation["summary"]]
+def _alike(method: str, operation: Json) -> str:
+    """A text that is equal for routes that differ in nothing but their path and their body, such as those of models."""
+    return f"{method.upper()} {json.dumps(operation | {'requestBody': None}, sort_keys=True)}"
+
+
+def _section(method: str, routes: list[Route], schemas: Json) -> str:
+    """Render routes that are alike: what they share, and the body of each where they differ."""
+    paths, operation = [path for path, _ in routes], routes[0][1]
+    lines = [f"## {method} {_in_one(paths)}", "", operation["summary"]]
     if operation.get("security") == []:
         lines[-1] += " No key is needed."
+    if len({path.count("/") for path in paths}) > 1:
+        lines += ["", f"On {_listed(paths)}."]
     if parameters := operation.get("parameters"):
         rows = [[f"`{each['name']}`", each["in"], _accepted(each["schema"])] for each in parameters]
         lines += ["", *_table(["parameter", "in", "accepted"], rows)]
-    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
-        lines += ["", f"Body, `{media_type}`:", "", *_fields(content["schema"], schemas)]
+    lines += _bodies(routes, schemas)
     answers = []
     for status, response in sorted(operation["responses"].items()):
         content = response.get("content", {})
@@ -45,6 +55,42 @@ def _operation(method: str, path: str, operation: Json, schemas: Json) -> str:
             lines += ["", "Answer:", "", *_fields(content["application/json"]["schema"], schemas)]
     lines += ["", *_table(["status", "meaning", "content"], answers), ""]
     return "\n".join(lines)
+
+
+def _in_one(paths: list[str]) -> str:
+    """Write paths as one, with the alternatives of a segment in braces; the first, if their lengths differ."""
+    segments = [path.split("/") for path in paths]
+    if len({len(each) for each in segments}) > 1:
+        return paths[0]
+    alternatives = [list(dict.fromkeys(each)) for each in zip(*segments, strict=True)]
+    return "/".join(each[0] if len(each) == 1 else f"{{{','.join(each)}}}" for each in alternatives)
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(f"`{path}`" for path in paths)
+
+
+def _bodies(routes: list[Route], schemas: Json) -> list[str]:
+    """Render the bodies that differ, with the paths that take each: the first whole, then what is new in the next."""
+    by_body: dict[str, list[str]] = {}
+    for path, operation in routes:
+        by_body.setdefault(json.dumps(operation.get("requestBody", {}).get("content", {})), []).append(path)
+    lines: list[str] = []
+    before: list[str] = []
+    for text, paths in by_body.items():
+        of = f" of {_listed(paths)}" if len(by_body) > 1 else ""
+        for media_type, content in json.loads(text).items():
+            rows = _fields(content["schema"], schemas)
+            new = [row for row in rows[2:] if row not in before]
+            assert len(by_body) == 1 or _names(before) <= _names(rows), "a body lacks a field of the one before"
+            since = ", has in addition, or in another form" if before else ""
+            lines += ["", f"Body{of}, `{media_type}`{since}:", "", *rows[:2], *new]
+            before = rows if of else []
+    return lines
+
+
+def _names(rows: list[str]) -> set[str]:
+    return {row.split(" | ")[0] for row in rows[2:]}
 
 
 def _fields(schema: Json, schemas: Json) -> list[str]:

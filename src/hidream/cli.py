@@ -68,7 +68,7 @@ def _run(command: Command, given: Given) -> int:
         _warn_about_ignored_variables()
         if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
             _keep_private(config)
-        with importing(f"`hidream {given.command}`", command.extras or "client"):
+        with importing(f"`hidream {given.command}`", command.extras_for(given) or "client"):
             return command.run(given, config)
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
+from hidream import arrays
 from hidream.errors import InvalidInput, MissingInput
 from hidream.nearest import nearest
 from hidream.parameter import Choice, Integer, Number, Parameter, refused
@@ -45,8 +46,7 @@ F = TypeVar("F")
 class Array(Protocol):
     """An array, such as NumPy's, which this module does not import."""
 
-    @property
-    def __array_interface__(self) -> dict[str, Any]: ...
+    def __array__(self) -> Any: ...  # noqa: ANN401 - an array of NumPy
 
 
 ImageSource: TypeAlias = "Image.Image | Array | os.PathLike[str] | str | bytes"
@@ -192,8 +192,7 @@ OF_PIPELINE = KeywordSet(
     names=tuple(Keywords.__annotations__),
     forms=FORMS
     | {
-        "image": "An image to start from: a PIL image, an array [height, width, 3 or 4] of uint8 or of floats from 0 "
-        "to 1, a path, or the bytes of a file.",
+        "image": f"An image to start from: a PIL image, {arrays.ACCEPTED}, a path, or the bytes of a file.",
         "loras": f"{_LORA_FORMS} The names are those of the folder that `from_pretrained(loras=...)` was given.",
         "mode": "How much quality may be traded for speed. Default: that of the pipeline.",
     },
@@ -215,8 +214,7 @@ OF_CLIENT = KeywordSet(
     names=tuple(Options.__annotations__),
     forms=FORMS
     | {
-        "image": "An image to start from: a PIL image, an array [height, width, 3 or 4] of uint8, a path, the bytes of "
-        "a file, or a URL.",
+        "image": f"An image to start from: a PIL image, {arrays.ACCEPTED}, a path, the bytes of a file, or a URL.",
         "loras": f"{_LORA_FORMS} The names are those that the server knows.",
     },
     elsewhere=CALLED_ELSEWHERE

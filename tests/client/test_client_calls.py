@@ -1,10 +1,12 @@
 """The calls: what they send and give, with servers that delay responses and servers that do not."""
 
 import io
+import re
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from world import DONE, TASK, World, in_turn, says
 
@@ -23,6 +25,7 @@ from hidream.errors import (
     TimedOut,
     Unauthorized,
 )
+from hidream.images import in_memory
 from hidream.request import LoraUse
 from hidream.types import Size
 
@@ -99,7 +102,11 @@ def test_a_size_may_be_given_by_its_sides():
         ({"image": "no such file.png"}, "image", "cannot be read: No such file"),
         ({"image": "a\0b"}, "image", "cannot be read"),
         ({"image": b""}, "image", "image is an empty file"),
-        ({"mask": np.zeros((4, 4))}, "mask", "mask is an array of <f8 [4, 4]; accepted: uint8"),
+        (
+            {"mask": np.zeros((4, 4), np.int64)},
+            "mask",
+            "mask is an array [4, 4] of int64; accepted: a PIL image",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_sent(options, field, said):
@@ -136,6 +143,36 @@ def test_pixels_become_a_png(mode):
     name, file = sent_file(Image.new(mode, (5, 4)))
     assert name == "image.png"
     assert Image.open(io.BytesIO(file)).size == (5, 4)
+
+
+ARRAYS = [
+    np.linspace(0, 1, 48).reshape(4, 4, 3),
+    np.linspace(0, 1, 64, dtype=np.float32).reshape(4, 4, 4),
+    np.linspace(0, 1, 16, dtype=np.float16).reshape(4, 4),
+    np.arange(16, dtype=np.uint8).reshape(4, 4, 1),
+    np.arange(96, dtype=np.uint8).reshape(4, 8, 3)[:, ::2],
+    np.eye(4, dtype=bool),
+    torch.linspace(0, 1, 48).reshape(4, 4, 3),
+    np.zeros((4, 4, 3), np.int16),
+    np.zeros((3, 4, 4), np.uint8),
+    np.zeros((0, 4, 3), np.uint8),
+    np.full((4, 4), 1.5),
+    np.full((4, 4), np.nan),
+    torch.zeros(4, 4, 3, requires_grad=True),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{list(array.shape)} {array.dtype}")
+def test_the_client_takes_the_arrays_that_the_library_takes_as_the_same_image(array):
+    try:
+        wanted = in_memory.file_bytes("image", array)
+    except InvalidInput as error:
+        said = error.message.partition("; accepted: ")[0]
+        with pytest.raises(InvalidInput, match=re.escape(f"{said}; accepted: ")) as raised:
+            sent_file(array)
+        assert raised.value.field == "image"
+    else:
+        assert sent_file(array)[1] == wanted
 
 
 def test_arrays_become_a_png():

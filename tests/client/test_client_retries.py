@@ -214,27 +214,49 @@ def test_whether_a_server_has_keys_is_asked_once():
     assert len(server.tasks) == 2
 
 
-def test_a_cancellation_whose_answer_is_lost_does_not_delete():
-    state = {"status": "processing", "deletes": 0}
+def test_a_cancellation_whose_answer_is_lost_is_repeated_and_deletes_nothing():
+    state = {"status": "processing", "lost": 2}
 
     def answer(request):
-        if request.method == "GET":
-            return says(TASK | {"status": state["status"]})
-        state["deletes"] += 1
-        state["status"] = "cancelled" if state["status"] == "processing" else "deleted"
-        return httpx.ReadError("reset")
+        assert (request.method, request.url) == ("POST", f"http://server/api/v3/predictions/{ID}/cancel")
+        state["status"] = "cancelled" if state["status"] == "processing" else state["status"]
+        state["lost"] -= 1
+        return httpx.ReadError("reset") if state["lost"] >= 0 else says(TASK | {"status": state["status"]})
 
     world = World(answer)
     connection = world.connection()
     assert world.run(calls.cancel(connection, ID, connection.deadline(None))).status == "cancelled"
-    assert state == {"status": "cancelled", "deletes": 1}
+    assert len(world.sent) == 3
 
 
 def test_a_finished_task_is_not_cancelled():
     world = World(in_turn(says(DONE)))
     connection = world.connection()
     assert world.run(calls.cancel(connection, ID, connection.deadline(None))).status == "completed"
-    assert [request.method for request in world.sent] == ["GET"]
+    assert [request.method for request in world.sent] == ["POST"]
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_that_cannot_cancel_gets_no_delete_in_its_place(status):
+    for task, ended in ((TASK, False), (DONE, True)):
+        world = World(lambda request, task=task: says(task) if request.method == "GET" else says("no route", status))
+        connection = world.connection()
+        steps = calls.cancel(connection, ID, connection.deadline(None))
+        if ended:
+            assert world.run(steps).status == "completed"
+        else:
+            with pytest.raises(ServerError, match="cannot cancel a task without deleting") as raised:
+                world.run(steps)
+            assert raised.value.task_id == ID
+        assert [request.method for request in world.sent] == ["POST", "GET"]
+
+
+def test_a_task_that_does_not_exist_cannot_be_cancelled():
+    world = World(in_turn(says("there is no prediction", 404)))
+    connection = world.connection()
+    with pytest.raises(NotFound) as raised:
+        world.run(calls.cancel(connection, ID, connection.deadline(None)))
+    assert raised.value.task_id == ID
 
 
 def test_deleting_is_not_repeated_because_it_would_delete_what_it_cancelled():

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from hidream import cli
-from hidream.commands import backends, terminal_image
+from hidream.commands import backends, sheets
+from hidream.commands.jobs import Job
 
 SMALL = ["--size", "256*256", "--steps", "1"]
 
@@ -111,6 +112,31 @@ def test_seeds_make_a_contact_sheet_and_axes_a_grid(folder, capsys):
     assert len({entry["sha256"] for entry in entries}) == 6
 
 
+@pytest.mark.parametrize("several", [["--seeds", "7,8"], ["--seed", "7", "-n", "2"]])
+def test_seeds_have_rows_of_their_own_in_a_grid(folder, several):
+    assert cli.main(["generate", "a fox", *several, *SMALL[:2], "--grid", "steps=1,2", "--out", "grid"]) == 0
+    with Image.open("grid/grid.png") as sheet:
+        assert sheet.height == 12 + 30 + 2 * 396
+        left = sheet.width - 2 * 396
+        shown = [
+            hashlib.sha256(sheet.crop((left + 396 * x, 42 + 396 * y, left + 396 * x + 384, 426 + 396 * y)).tobytes())
+            for y in range(2)
+            for x in range(2)
+        ]
+    assert len({each.hexdigest() for each in shown}) == 4
+
+
+def test_the_rows_of_a_grid_say_what_their_images_share():
+    def job(cell, seed, prompt="a fox"):
+        return Job({"prompt": prompt, "seed": seed}, "", f"{cell} {seed} {prompt}", cell, "x.png")
+
+    labels = sheets.row_labels
+    assert labels([job((c,), s) for c in "ab" for s in (7, 8)], []) == ["seed 7", "seed 8"]
+    assert labels([job((c,), s) for c, s in (("a", 1), ("a", 2), ("b", 3), ("b", 4))], []) == ["", ""]  # random seeds
+    assert labels([job((c, d), 7) for c in "ab" for d in "xy"], ["shift"]) == ["shift x", "shift y"]
+    assert labels([job((c,), 7, p) for p in ("a fox", "an owl") for c in "ab"], []) == ["a fox", "an owl"]
+
+
 def test_like_takes_the_parameters_of_an_image_and_the_next_seed(folder, capsys):
     assert cli.main(["generate", "a fox", "--seeds", "7,8", *SMALL, "--mode", "turbo", "--out", "out"]) == 0
     capsys.readouterr()
@@ -178,18 +204,3 @@ def test_a_terminal_shows_progress_and_a_pipe_does_not(folder):
     assert b"loading hidream-i1-dev" in shown
     assert b"2/2" in shown
     assert out == b"out: 2 images; out/manifest.jsonl says how each was made\n"
-
-
-def test_images_are_shown_only_where_a_terminal_is_known_to(folder):
-    kitty, iterm = {"KITTY_WINDOW_ID": "1"}, {"TERM_PROGRAM": "WezTerm"}
-    assert terminal_image.protocol(kitty, terminal=True) == "kitty"
-    assert terminal_image.protocol(iterm, terminal=True) == "iterm"
-    for environ in ({}, {"TERM": "xterm-256color"}, kitty | {"TMUX": "x"}, {"TERM": "dumb"} | iterm):
-        assert terminal_image.protocol(environ, terminal=True) is None
-    assert terminal_image.protocol(kitty, terminal=False) is None
-    file = io.BytesIO()
-    Image.effect_noise((300, 300), 90).save(file, "PNG")
-    shown = terminal_image.escapes("kitty", file.getvalue())
-    assert shown.startswith("\033_Ga=T,f=100,m=1;")
-    assert shown.count("m=0;") == 1
-    assert terminal_image.escapes("iterm", file.getvalue()).startswith("\033]1337;File=inline=1;size=")

@@ -311,6 +311,10 @@ def test_units_run_commands_that_there_are(name):
     assert cli.parse(shlex.split(typed))[1].command in name
     assert set(re.findall(r"\bHIDREAM_[A-Z_]+", text)) <= known_variables()
     assert f"RestartPreventExitStatus={ConfigurationError.exit_status}" in text
+    (cache,) = re.findall(r"\bHF_HOME=(\S+)", text)
+    assert "StateDirectory=hidream\n" in text
+    assert cache.startswith("/var/lib/hidream/"), "what ProtectSystem lets the service write"
+    assert f"HF_HOME={cache} /opt/hidream/bin/hidream models pull" in (ROOT / "docs" / "OPERATIONS.md").read_text()
     (descriptors,) = re.findall(r"^LimitNOFILE=(\d+)$", text, re.MULTILINE)
     assert int(descriptors) > 2 * tables.Server().connections_max
 

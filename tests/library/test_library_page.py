@@ -17,15 +17,23 @@ from hidream import cli
 ROOT = Path(__file__).parents[2]
 
 
+PEERS = ("diffusers", "replicate", "openai")
+"""Whose lines the pages show beside ours; these are only compiled."""
+
+
 def blocks(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"^```python ?(\S*)\n(.+?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return in_python((ROOT / page).read_text())
+
+
+def in_python(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```python ?(\S*)\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_library_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for mark, lines in blocks("docs/LIBRARY.md"):
-        assert mark in ("", "needs-files")
+        assert mark in ("", "needs-files", *PEERS)
         code = compile(lines, "docs/LIBRARY.md", "exec")
         if not mark:
             exec(code, names)
@@ -33,7 +41,26 @@ def test_the_library_page_runs(tmp_path, monkeypatch, capsys):
     said = re.findall(r"^    (\w+ - .+)$", (ROOT / "docs/LIBRARY.md").read_text(), re.MULTILINE)
     assert said
     assert all(line in printed for line in said)
-    assert {path.name for path in tmp_path.iterdir()} == {"fox.png", "fox.jpg", *(f"{i}.png" for i in range(4))}
+    several = {path.name for path in tmp_path.glob("fox-*.png")}
+    assert len(several) == 4
+    written = {"fox.png", "fox.jpg", "summer.png", *(f"{i}.png" for i in range(4))}
+    assert {path.name for path in tmp_path.iterdir()} == written | several
+
+
+def test_the_ten_tasks_have_as_many_lines_as_their_table_says():
+    page = (ROOT / "docs/LIBRARY.md").read_text()
+    tasks = page.partition("## Ten everyday tasks")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| (\d+)\. (.+?) \| (.+) \|$", tasks, re.MULTILINE)
+    sections = re.findall(r"^### (\d+)\. (.+?)\n(.+?)(?=^### |\Z)", tasks, re.MULTILINE | re.DOTALL)
+    assert [row[0] for row in table] == [section[0] for section in sections] == [str(n + 1) for n in range(10)]
+    for (_, task, cells), (_, title, section) in zip(table, sections, strict=True):
+        assert task == title[0].lower() + title[1:]
+        lines = dict.fromkeys(("hidream", *PEERS), "–")
+        for mark, code in in_python(section):
+            library = mark if mark in PEERS else "hidream"
+            counted = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
+            lines[library] = str(len(counted))
+        assert cells.split(" | ") == list(lines.values()), task
 
 
 def test_the_readme_runs(tmp_path, monkeypatch):

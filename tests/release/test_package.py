@@ -1,6 +1,7 @@
 """The package: what a wheel and an sdist contain, and that an installed wheel draws."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,9 +23,9 @@ BESIDE_SOURCE_MAX_BYTES = 5_000_000
 """What an sdist has beside `src`: documents and their images."""
 
 
-def files(builder):
+def files(builder, root=ROOT):
     """The files of a package, as paths within it and on the disk, without building it."""
-    return {each.distribution_path: Path(each.path) for each in builder(str(ROOT)).recurse_included_files()}
+    return {each.distribution_path: Path(each.path) for each in builder(str(root)).recurse_included_files()}
 
 
 def test_a_wheel_has_all_files_of_the_package_and_no_others():
@@ -47,6 +48,25 @@ def test_an_sdist_has_what_builds_the_wheel_and_no_tests():
     assert {name.partition("/")[0] for name in found if "/" in name} == {"src", "docs", "deploy", "examples"}
     beside = sum(path.stat().st_size for name, path in found.items() if not name.startswith("src/"))
     assert beside < BESIDE_SOURCE_MAX_BYTES
+
+
+def test_wheel_and_sdist_have_the_site_if_it_is_built(tmp_path):
+    """`python -m build` makes the wheel of the sdist."""
+    for name in ("pyproject.toml", ".gitignore", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    page = "hidream/server/site/index.html"
+    assert "src/hidream/server/site" in (ROOT / ".gitignore").read_text()
+    for each in ("hidream/__init__.py", page):
+        (tmp_path / "src" / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src" / each).write_text("")
+    assert page in files(WheelBuilder, tmp_path)
+    assert f"src/{page}" in files(SdistBuilder, tmp_path)
+
+
+def test_the_documented_steps_build_the_site_first():
+    steps = (ROOT / "CONTRIBUTING.md").read_text().partition("## Build a package")[2].partition("```\n")[2]
+    lines = [line.split("#")[0].strip() for line in steps.partition("```")[0].splitlines()]
+    assert lines == ["make docs", "python -m build", "twine check --strict dist/*"]
 
 
 @pytest.mark.long

@@ -109,6 +109,7 @@ async def test_answers_are_as_it_says(api, make_image):
     replayed = await api.post(f"/api/v3/predictions/{id_}/webhooks/{delivery}/replay")
     check(replayed, "post", f"{one}/webhooks/{{delivery_id}}/replay")
     check(await api.post("/api/v3/predictions", include_inputs=True), "post", "/api/{api}/predictions")
+    check(await api.post(f"/api/v3/predictions/{id_}/cancel"), "post", f"{one}/cancel")
     check(await api.delete(f"/api/v3/predictions/{id_}"), "delete", one)
     check(await api.delete(f"/api/v3/predictions/{id_}"), "delete", one)
     check(await api.post("/api/v3/predictions/delete", ids=[id_]), "post", "/api/{api}/predictions/delete")

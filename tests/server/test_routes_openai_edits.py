@@ -184,7 +184,11 @@ async def test_a_key_that_may_not_submit(api, make_image):
 
 
 async def test_what_open_webui_sends(open_api, make_image):
-    """`backend/open_webui/routers/images.py` at 02530d5: `image_generations` and `image_edits`."""
+    """`backend/open_webui/routers/images.py` at 02530d5: `image_generations` and `image_edits`.
+
+    Later versions send the same, with IMAGES_OPENAI_API_PARAMS as an operator sets them, and download a URL with the
+    headers of the request.
+    """
     async with open_api(model_aliases="gpt-image-1=hidream-i1-dev,dall-e-2=hidream-i1-dev") as api:
         generation = {"model": "dall-e-2", "prompt": "a hat", "n": 1, "size": "512x512", "response_format": "b64_json"}
         _, answer = await drawn(api, api.post("/v1/images/generations?api-version=2024-02-01", **generation))
@@ -193,6 +197,16 @@ async def test_what_open_webui_sends(open_api, make_image):
         generation = {"model": "gpt-image-1", "prompt": "a hat", "n": 1, "size": "auto"}
         _, answer = await drawn(api, api.post("/v1/images/generations", **generation))
         assert list(answer.json()["data"][0]) == ["b64_json"]
+        parameters = {"quality": "low", "steps": 8, "seed": 7, "output_format": "webp", "response_format": "url"}
+        task, answer = await drawn(api, api.post("/v1/images/generations", **generation, **parameters))
+        assert (task.input.mode, task.input.steps, task.input.seed) == (Mode.TURBO, 8, 7)
+        assert "warnings" not in answer.json()
+        forwarded = api.bearer | {"X-OpenWebUI-User-Name": "a user", "X-OpenWebUI-User-Role": "admin"}
+        downloaded = await api.client.get(answer.json()["data"][0]["url"], headers=forwarded)
+        assert (downloaded.status_code, downloaded.headers["content-type"]) == (200, "image/webp")
+        file = ("image[]", ("0f7a1d0e.png", make_image(), "image/png"))
+        task, answer = await drawn(api, edit(api, [file], model="gpt-image-1", prompt="a hat", background="auto"))
+        assert (task.input.num_images, list(answer.json()["data"][0])) == (1, ["b64_json"])
         for field in ("image", "image[]"):  # one image as a text, or a list of images
             fields = {"model": "dall-e-2", "prompt": "a hat", "n": "1", "size": "512x512"}
             fields |= {"background": "auto", "response_format": "b64_json"}
@@ -203,8 +217,15 @@ async def test_what_open_webui_sends(open_api, make_image):
 
 
 async def test_what_librechat_sends(open_api, make_image):
-    """`api/app/clients/tools/structured/OpenAIImageTools.js` and `DALLE3.js`: it reads `b64_json`, or `url`."""
-    async with open_api(model_aliases="gpt-image-1=hidream-i1-dev,dall-e-3=hidream-i1-dev") as api:
+    """`api/app/clients/tools/structured/OpenAIImageTools.js` at 8731432 and `DALLE3.js`.
+
+    The first reads only `b64_json`, with whatever model IMAGE_GEN_OAI_MODEL names; the second reads `url`.
+    """
+    aliases = "gpt-image-1=hidream-i1-dev,gpt-image-full=hidream-i1-full,dall-e-3=hidream-i1-dev"
+    async with open_api(model_aliases=aliases) as api:
+        named = {"model": "gpt-image-full", "prompt": "a hat", "n": 1, "background": "auto", "output_format": "png"}
+        task, answer = await drawn(api, api.post("/v1/images/generations", **named, quality="auto", size="auto"))
+        assert (task.model, list(answer.json()["data"][0])) == ("wavespeed-ai/hidream-i1-full", ["b64_json"])
         generation = {"model": "gpt-image-1", "prompt": "a hat", "n": 1, "background": "auto", "output_format": "webp"}
         generation |= {"output_compression": 100, "quality": "auto", "size": "auto"}
         _, answer = await drawn(api, api.post("/v1/images/generations", **generation))

@@ -499,10 +499,42 @@ async def test_an_unfinished_task_is_cancelled_and_a_finished_one_deleted(api):
     assert not await predictions.complete(api.database, task, [False], 1)
 
 
+async def test_a_task_is_cancelled_unless_it_is_finished(api):
+    id_ = (await api.submit(prompt="a")).json()["data"]["id"]
+    for _ in range(2):
+        answer = await api.post(f"/api/v3/predictions/{id_}/cancel")
+        assert (answer.status_code, answer.json()["data"]["status"]) == (200, "cancelled")
+    assert await api.claim() is None
+    await api.submit(prompt="a")
+    done = (await api.draw()).id
+    before = (await api.get(f"/api/v2/predictions/{done}")).json()["data"]
+    assert (await api.post(f"/api/v2/predictions/{done}/cancel")).json()["data"] == before
+    assert before["status"] == "completed"
+    assert (await api.client.get(before["outputs"][0])).status_code == 200
+    for nothing in (
+        await api.post(f"/api/v3/predictions/{'0' * 32}/cancel"),
+        await api.post("/api/v3/predictions/x/cancel"),
+    ):
+        assert (nothing.status_code, nothing.json()["code"]) == (404, 404)
+
+
+async def test_a_task_that_finishes_while_it_is_cancelled_is_one_of_the_two_and_never_deleted(api):
+    for _ in range(20):
+        id_ = (await api.submit(prompt="a")).json()["data"]["id"]
+        task = await api.claim()
+        completed, answer = await asyncio.gather(
+            predictions.complete(api.database, task, [False], 1), api.post(f"/api/v3/predictions/{id_}/cancel")
+        )
+        status = "completed" if completed else "cancelled"
+        assert answer.json()["data"]["status"] == status
+        assert (await api.get(f"/api/v3/predictions/{id_}")).json()["data"]["status"] == status
+
+
 async def test_another_keys_task_is_neither_cancelled_nor_deleted(api):
     id_ = (await api.submit(prompt="a")).json()["data"]["id"]
     other = await api.key()
     assert (await api.client.delete(f"/api/v3/predictions/{id_}", headers=other)).status_code == 404
+    assert (await api.client.post(f"/api/v3/predictions/{id_}/cancel", headers=other)).status_code == 404
     answer = await api.client.post("/api/v3/predictions/delete", json={"ids": [id_]}, headers=other)
     assert answer.json()["data"] == {"deleted_count": 0}
     assert await api.claim() is not None
@@ -563,6 +595,7 @@ async def test_a_key_that_may_only_look_can_change_nothing(api):
         assert (await api.client.get(url, headers=viewer)).status_code == 200
     for refused in (
         await api.client.delete(path, headers=viewer),
+        await api.client.post(f"{path}/cancel", headers=viewer),
         await api.client.post("/api/v3/predictions/delete", json={"ids": [made["id"]]}, headers=viewer),
         await api.client.get("/api/v3/webhook/secret", headers=viewer),
         await api.client.get(path, headers=submits),
@@ -672,6 +705,7 @@ async def test_ids_that_can_be_no_id_are_not_there(api, name):
         ("GET", f"/api/v3/predictions/{name}"),
         ("GET", f"/api/v3/predictions/{name}/result"),
         ("DELETE", f"/api/v3/predictions/{name}"),
+        ("POST", f"/api/v3/predictions/{name}/cancel"),
         ("GET", f"/api/v3/predictions/{name}/webhooks"),
         ("POST", f"/api/v3/predictions/{'0' * 32}/webhooks/{name}/replay"),
     ):

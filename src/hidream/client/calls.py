@@ -14,7 +14,7 @@ from hidream.client.input_files import file_of, url_of
 from hidream.client.prediction import Prediction, Result, embedded
 from hidream.client.responses import content_of, data_of
 from hidream.client.retries import call
-from hidream.errors import ConnectionFailed, HiDreamError, InvalidInput, ServerError, TimedOut
+from hidream.errors import HiDreamError, InvalidInput, ServerError, TimedOut
 from hidream.keywords import FILES, OF_CLIENT
 from hidream.request import BY_NAME
 
@@ -26,6 +26,9 @@ POLL_FIRST_S, POLL_LONGEST_S = 0.5, 2.0
 PAGE_SIZE = 100
 IDS_MAX = 500
 """The number of ids in one request, as the server limits it."""
+
+NO_ROUTE = (404, 405)
+"""Statuses of a path that a server does not have."""
 
 T = TypeVar("T")
 
@@ -131,22 +134,24 @@ def upload(connection: Connection, file: tuple[str, bytes], deadline: Deadline) 
 def cancel(connection: Connection, task_id: str, deadline: Deadline) -> Steps[Prediction]:
     """Cancel a task that is not finished, and return what became of it.
 
-    A second DELETE would delete the task. So after a broken connection, the task is read before another one is sent.
+    Raises ServerError if the server has no route for it, such as the hosted API: a DELETE would delete a task that has
+    finished meanwhile.
     """
-    for attempt in range(1, connection.retry.attempts + 1):
-        prediction = yield from get(connection, task_id, deadline)
+    request = api_request(connection, "POST", f"/predictions/{_id(task_id)}/cancel")
+    try:
+        return (yield from _about(task_id, call(connection, request, deadline, _prediction)))
+    except HiDreamError as error:
+        if error.status not in NO_ROUTE:
+            raise
+        prediction = yield from get(connection, task_id, deadline)  # which raises NotFound if there is no such task
         if prediction.ended:
             return prediction
-        request = api_request(connection, "DELETE", f"/predictions/{task_id}")
-        request = replace(request, repeat=Repeat.UNRECEIVED)
-        try:
-            ended = call(connection, request, deadline, lambda response: str(_value(response, "status")))
-            return replace(prediction, status=(yield from _about(task_id, ended)))
-        except (ConnectionFailed, ServerError):
-            if attempt == connection.retry.attempts:
-                raise
-        yield Sleep(min(connection.retry.pause_s(attempt), deadline.left_s))
-    raise AssertionError("the last attempt has returned or raised")
+        refused = ServerError(
+            f"{connection.base_url} cannot cancel a task without deleting one that has just finished; accepted: "
+            "`delete`, if its images are not wanted either"
+        )
+        refused.task_id = task_id
+        raise refused from error
 
 
 def delete(connection: Connection, ids: Iterable[str], deadline: Deadline) -> Steps[int]:

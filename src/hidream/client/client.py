@@ -203,7 +203,10 @@ class Task:
                 yield event
 
     def cancel(self) -> Self:
-        """Cancel it if it is not finished; `status` is then what became of it. A finished task stays as it is."""
+        """Cancel it if it is not finished; `status` is then what became of it. A finished task stays as it is.
+
+        Raises ServerError on a server that cannot do that, such as the hosted API; see `delete`.
+        """
         return self._renewed(calls.cancel(self._connection, self.id, self._connection.deadline(None)))
 
     def delete(self) -> int:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hidream import arrays
 from hidream.errors import InvalidInput, MissingInput
 from hidream.parameter import refused
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
-_ACCEPTED = "a PIL image, an array [height, width, 3 or 4] of uint8, the path of a file, its bytes, or a URL"
+_ACCEPTED = f"a PIL image, {arrays.ACCEPTED}, the path of a file, its bytes, or a URL"
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
@@ -52,14 +53,9 @@ def _image_of(field: str, value: Any) -> Image.Image:  # noqa: ANN401
 
     if isinstance(value, Image.Image):
         return value
-    interface = getattr(value, "__array_interface__", None)
-    if not isinstance(interface, dict):
+    if not arrays.is_array(value):
         raise refused(field, value, _ACCEPTED)
-    kind, shape = interface.get("typestr"), interface.get("shape", ())
-    if kind != "|u1" or 0 in shape or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))):
-        accepted = "accepted: uint8 of [height, width], [height, width, 3] or [height, width, 4]"
-        raise InvalidInput(f"{field} is an array of {kind} {[*shape]}; {accepted}", field=field)
-    return Image.fromarray(value)
+    return arrays.image_of(field, value, _ACCEPTED)
 
 
 def _png(image: Image.Image) -> bytes:

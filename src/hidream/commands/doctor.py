@@ -1,7 +1,8 @@
 """`hidream doctor`: what is wrong with this machine and its configuration, and how to mend it.
 
 Each check yields findings. The exit status is 1 if one of them is wrong; warnings do not change it. Nothing is changed,
-except that the object store's own check writes and deletes a small file where files are stored already.
+except that the digests of weight files are kept in the home folder, as every command does that reads them, and that the
+object store's own check writes and deletes a small file where files are stored already.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ def _database(config: Settings) -> Iterator[Finding]:
     yield Finding("database", State.OK, f"{shown} can be opened; it has {len(found)} keys")
 
 
-def _object_store(config: Settings) -> Iterator[Finding]:
+def _files(config: Settings) -> Iterator[Finding]:
     from hidream.configured_stores import open_configured_store
     from hidream.outputs.object_store import Namespace
 
@@ -254,7 +255,7 @@ CHECKS: tuple[Check, ...] = (
     _loras,
     _home,
     _database,
-    _object_store,
+    _files,
     _port,
 )
 

@@ -51,8 +51,8 @@ class Command(click.Command):
     """A command: its flags and arguments, examples of its use, and the function that runs it.
 
     `check` may refuse a combination of flags: it gets their values, and raises click.UsageError. `elsewhere` maps flags
-    of other tools to what they are called here. `extras` are those of `pyproject.toml` that it needs. `service`: it
-    runs until it is told to stop, and prints no result.
+    of other tools to what they are called here. `extras` are those of `pyproject.toml` that it needs on this machine.
+    `service`: it runs until it is told to stop, and prints no result.
     """
 
     def __init__(
@@ -73,6 +73,10 @@ class Command(click.Command):
         self.run, self.examples, self.details, self.check = run, examples, details, check
         self.elsewhere, self.unexpected, self.service = elsewhere or {}, unexpected, service
         self.extras = extras
+
+    def extras_for(self, given: Given) -> str:
+        """The extras that it needs as it is called: none with `--server`, where another machine does the work."""
+        return "" if getattr(given, "server", None) else self.extras
 
     @property
     def flags(self) -> list[Flag]:

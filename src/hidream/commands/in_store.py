@@ -32,6 +32,6 @@ def actor() -> str:
     """Who runs this command, for the audit log: the names of the user and the host."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a user id without a name, as in a container
-        user = f"uid-{os.getuid()}"
+    except (KeyError, OSError, ImportError):  # a user id without a name, as in a container; Windows without USERNAME
+        user = f"uid-{os.getuid()}" if hasattr(os, "getuid") else "unknown"
     return f"{user}@{socket.gethostname()}"

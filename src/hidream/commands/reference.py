@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,20 +91,20 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
         if not needed.is_file():
             raise ConfigurationError(f"there is no {needed}; accepted: a model folder in the diffusers layout")
     kind = getattr(diffusers, json.loads((scheduler / "scheduler_config.json").read_text())["_class_name"])
-    load: dict[str, Any] = {"torch_dtype": model.dtype}
+    load: dict[str, Any] = {"torch_dtype": model.dtype}  # 0.36 knows no other name
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
-    with stock_folder(parts["transformer"], published_config) as folder:
-        transformer = diffusers.HiDreamImageTransformer2DModel.from_pretrained(folder, **load)
-    pipeline = diffusers.HiDreamImagePipeline.from_pretrained(
-        shared,
-        transformer=transformer,
-        scheduler=kind.from_pretrained(scheduler),
-        tokenizer_4=transformers.PreTrainedTokenizerFast.from_pretrained(parts["tokenizer_4"]),
-        text_encoder_4=transformers.LlamaForCausalLM.from_pretrained(parts["text_encoder_4"], dtype=model.dtype),
-        **load,
-    )
+    with warnings.catch_warnings(), stock_folder(parts["transformer"], published_config) as folder:
+        warnings.simplefilter("ignore", FutureWarning)  # later versions say `dtype`, and accept this one until 1.0
+        pipeline = diffusers.HiDreamImagePipeline.from_pretrained(
+            shared,
+            transformer=diffusers.HiDreamImageTransformer2DModel.from_pretrained(folder, **load),
+            scheduler=kind.from_pretrained(scheduler),
+            tokenizer_4=transformers.PreTrainedTokenizerFast.from_pretrained(parts["tokenizer_4"]),
+            text_encoder_4=transformers.LlamaForCausalLM.from_pretrained(parts["text_encoder_4"], dtype=model.dtype),
+            **load,
+        )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.default_sample_size = side_of(model) // pipeline.vae_scale_factor
     if model.device.type == "cuda":

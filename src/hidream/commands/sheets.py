@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from hidream.commands.jobs import Job
 
 CELL_PX, GAP_PX, TEXT_PX = 384, 12, 18
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def contact_sheet_of(jobs: Sequence[Job], files: Mapping[str, Path]) -> Image.Image:
+    """Make a contact sheet of the files of jobs, by key; labels are seeds, and prompts if they differ."""
+    prompts = _have_several_prompts(jobs)
+    return contact_sheet([(files[job.key], _label(job, prompt=prompts)) for job in jobs if job.key in files])
+
+
+def grid_of(jobs: Sequence[Job], files: Mapping[str, Path], names: Sequence[str]) -> Image.Image:
+    """Make a grid of the files of jobs, by key; `names` are those of its axes.
+
+    Rows are the values of the second axis, the prompts, and the repetitions or seeds of each.
+    """
+    columns = list(dict.fromkeys(job.cell[0] for job in jobs))
+    rows = _rows(jobs)
+    cells = [[files.get(row[column].key) if column in row else None for column in columns] for row in rows]
+    return grid_sheet(cells, [f"{names[0]} {text}" for text in columns], row_labels(jobs, names[1:]))
+
+
+def row_labels(jobs: Sequence[Job], names: Sequence[str]) -> list[str]:
+    """Say what the images of each row share; the seed only if a cell has several images. `names`: the second axis."""
+    prompts, seeds = _have_several_prompts(jobs), any(before for *_, before in _places(jobs))
+    return [_row_label(list(row.values()), names, prompt=prompts, seed=seeds) for row in _rows(jobs)]
 
 
 def contact_sheet(images: Sequence[tuple[Path, str]]) -> Image.Image:
@@ -46,6 +73,41 @@ def grid_sheet(cells: Sequence[Sequence[Path | None]], columns: Sequence[str], r
             if path is not None:
                 _paste(sheet, path, left + GAP_PX + x * step, top + y * step)
     return sheet
+
+
+def _have_several_prompts(jobs: Sequence[Job]) -> bool:
+    return len({job.parameters["prompt"] for job in jobs}) > 1
+
+
+def _places(jobs: Sequence[Job]) -> list[tuple[Any, ...]]:
+    """The row of each job: second axis, prompt, line of the file, and how many jobs before it have the same cell."""
+    before: Counter[tuple[Any, ...]] = Counter()
+    places = []
+    for job in jobs:
+        one = (job.cell, job.parameters["prompt"], job.where)
+        places.append((*job.cell[1:], *one[1:], before[one]))
+        before[one] += 1
+    return places
+
+
+def _rows(jobs: Sequence[Job]) -> list[dict[str, Job]]:
+    """The rows of a grid: the job of each column."""
+    rows: dict[tuple[Any, ...], dict[str, Job]] = {}
+    for job, place in zip(jobs, _places(jobs), strict=True):
+        rows.setdefault(place, {})[job.cell[0]] = job
+    return list(rows.values())
+
+
+def _row_label(row: Sequence[Job], names: Sequence[str], *, prompt: bool, seed: bool) -> str:
+    parts = [f"{name} {value}" for name, value in zip(names, row[0].cell[1:], strict=True)]
+    seeds = {job.parameters["seed"] for job in row}
+    parts += [f"seed {min(seeds)}"] * (seed and len(seeds) == 1)
+    return ", ".join(parts + [row[0].parameters["prompt"]] * prompt)
+
+
+def _label(job: Job, *, prompt: bool) -> str:
+    seed = f"seed {job.parameters['seed']}"
+    return f"{seed}, {job.parameters['prompt']}" if prompt else seed
 
 
 def _paper(width: int, height: int) -> Image.Image:

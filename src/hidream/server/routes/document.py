@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hidream.server import openapi
+from hidream.server.openapi import document as openapi
 from hidream.server.responses import base_url
 from hidream.server.service import Route, service_of
 

@@ -125,6 +125,22 @@ async def delete(request: Request, prediction_id: str, api: Version, key: ReadKe
     raise unknown(prediction_id)
 
 
+async def cancel(request: Request, prediction_id: str, api: Version, key: ReadKey) -> Response:
+    """POST /api/{v2,v3}/predictions/{id}/cancel: cancel a task that is not finished; a finished one stays as it is.
+
+    The answer is the task as it is then. A repeated request changes nothing.
+    """
+    service = service_of(request)
+    async with service.read_limiter.slot(key.id):  # without the request: a client may disconnect before the response
+        await predictions.cancel(service.database, prediction_id, key.id)
+        prediction = await history.get(service.database, prediction_id, key.id)
+    if prediction is None:
+        raise unknown(prediction_id)
+    url = base_url(request, service.settings.server.public_url)
+    data = await described(service, prediction, api, url)
+    return await success_with_files(unused.with_warnings(data, unused.unknown(request.query_params, (), "the URL")))
+
+
 async def delete_many(request: Request, api: Version, key: ReadKey) -> Response:
     """POST /api/{v2,v3}/predictions/delete: cancel or delete several tasks; ids that do not exist are not counted."""
     service = service_of(request)
@@ -184,5 +200,6 @@ ROUTES: Sequence[Route] = (
     ("POST", "/api/{api}/predictions/delete", delete_many),
     ("GET", "/api/{api}/predictions/{prediction_id}", result),
     ("GET", "/api/{api}/predictions/{prediction_id}/result", result),
+    ("POST", "/api/{api}/predictions/{prediction_id}/cancel", cancel),
     ("DELETE", "/api/{api}/predictions/{prediction_id}", delete),
 )
