@@ -24,6 +24,7 @@ from hidream.commands.backends import Backend, Finished, Local, Remote
 from hidream.commands.exit_status import ExitStatus
 from hidream.commands.grammar import Command, Flag, Given, note
 from hidream.commands.jobs import Axis, Job
+from hidream.commands.journal import sole_writer
 from hidream.commands.manifest import NAME as MANIFEST
 from hidream.commands.manifest import Manifest
 from hidream.commands.parameter_flags import parameter_flags, parameters_of
@@ -40,6 +41,7 @@ from hidream.types import FORMAT_NAMES, ImageFormat, Variant
 SUFFIXES = {f".{name}": image_format for name, image_format in FORMAT_NAMES.items()}
 FILE, FOLDER = Path("out.png"), Path("out")
 """Where images go without `--out`: one image into a new file of this name, several into this folder."""
+GRID = "grid.png"
 STDOUT = "-"
 
 
@@ -50,7 +52,12 @@ def _generate(given: Given, config: Settings) -> int:
     if single:
         (job,) = planning.settled([_in_format_of(asked[0], out, given)], secrets.token_hex())
         return _one(given, config, job, out)
-    return _many(given, config, asked, out)
+    with sole_writer(out):
+        if given.sheet is not None or given.grid:
+            from hidream.commands import sheets
+
+            sheets.check(given.sheet or out / GRID, len(asked))
+        return _many(given, config, asked, out)
 
 
 def _asked(given: Given) -> list[Job]:
@@ -283,7 +290,7 @@ def _write_sheet(given: Given, manifest: Manifest, asked: Sequence[Job], out: Pa
     from hidream.commands.sheets import contact_sheet, grid_sheet
 
     files = {job.key: out / entry["file"] for job in asked if (entry := manifest.find(job.key))}
-    target = given.sheet or out / "grid.png"
+    target = given.sheet or out / GRID
     if not given.grid:
         several = len({job.parameters["prompt"] for job in asked}) > 1
         labelled = [(files[job.key], _label(job, prompt=several)) for job in asked if job.key in files]
