@@ -129,7 +129,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
             f"{path} cannot be read: {error.strerror}; accepted: a file of `hidream batch submit`"
         ) from error
     except journal.OfAnotherKindError as error:
-        raise InvalidInput(f"{path} is not a batch ({error}); accepted: a file of `hidream batch submit`") from error
+        raise InvalidInput(f"{path} is not a batch; accepted: a file of `hidream batch submit`") from error
 
 
 def _read_whole(path: Path) -> list[dict[str, Any]]:
