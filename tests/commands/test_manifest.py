@@ -119,6 +119,7 @@ def test_a_torn_head_is_written_again(tmp_path):
         {"sha256": None},
         {"key": ["k"]},
         {"parameters": 7},
+        {"hidream_manifest": 1, "id": "x"},
     ],
 )
 def test_an_entry_that_leads_elsewhere_is_refused(tmp_path, change):

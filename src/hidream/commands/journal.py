@@ -40,7 +40,7 @@ def read(path: Path, kind: str, check: Callable[[dict[str, Any]], object]) -> li
         try:
             entry = json.loads(line)
             check(entry)
-            if not found and entry[kind] != FORMAT:
+            if entry.get(kind) != (None if found else FORMAT):
                 raise KeyError(kind)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OfAnotherKindError(number) from error
