@@ -322,6 +322,15 @@ def test_a_list_of_one_moment_has_pages_too():
     }
 
 
+@pytest.mark.parametrize("created_at", ["2026-01-01T00:00:00.000Z", "", "yesterday"])
+def test_a_server_that_repeats_its_pages_is_not_listed_for_ever(created_at):
+    page = says({"items": [TASK | {"id": f"{i}", "created_at": created_at} for i in range(calls.PAGE_SIZE)]})
+    answers = iter([page] * 10)
+    world = World(lambda _: next(answers))
+    world.run(calls.listing(world.connection(), {}, None))
+    assert [task.id for task in world.emitted] == [f"{i}" for i in range(calls.PAGE_SIZE)]
+
+
 def test_many_ids_are_deleted_in_pieces():
     world = World(lambda request: says({"deleted_count": len(request.json["ids"])}))
     connection = world.connection()

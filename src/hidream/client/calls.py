@@ -172,11 +172,11 @@ def listing(connection: Connection, conditions: Mapping[str, Any], timeout_s: fl
         request = api_request(connection, "POST", "/predictions", {**body, "page": page, "page_size": PAGE_SIZE})
         deadline = connection.deadline(timeout_s)
         items = yield from call(connection, request, deadline, _items)
-        for item in items:
-            if item.id not in seen:
-                seen.add(item.id)
-                yield Emit(item)
-        if len(items) < PAGE_SIZE:
+        new = {item.id: item for item in items if item.id not in seen}
+        seen |= new.keys()
+        for item in new.values():
+            yield Emit(item)
+        if len(items) < PAGE_SIZE or (page > 1 and not new):  # a server that repeats its pages would do so for ever
             return
         bound = _just_after(items[-1].created_at)
         page = page + 1 if bound in (None, body.get("created_before")) else 1
