@@ -11,10 +11,10 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hidream.commands import values
 from hidream.commands.grammar import suggestion
@@ -30,6 +30,7 @@ _NAMES = {name: each for each in OFFERED for name in (each.name, each.attribute)
 _NAMES |= {each.flag.name.lstrip("-").replace("-", "_"): each for each in OFFERED if each.flag}
 """The parameters by all their names: the API's, the field's and the flag's."""
 PROMPTS_MAX_BYTES = 2**28
+STDIN = "standard input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def read_rows(path: Path) -> list[Row]:
     empty lines and those that begin with # are left out. Standard input, and a file of another name, that begins with
     `{` is JSONL. Raises InvalidInput, which names the line.
     """
-    name = "standard input" if str(path) == "-" else path.name
+    name = STDIN if str(path) == "-" else path.name
     text = _read(path, name)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -64,7 +65,10 @@ def read_rows(path: Path) -> list[Row]:
 
 def _read(path: Path, name: str) -> str:
     try:
-        with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+        opened: AbstractContextManager[BinaryIO] = (
+            nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb")
+        )
+        with opened as file:
             data = file.read(PROMPTS_MAX_BYTES + 1)  # not all of it: a device never ends
     except OSError as error:
         raise InvalidInput(f"--prompts: {path} cannot be read: {error.strerror}") from error
