@@ -30,7 +30,6 @@ _NAMES = {name: each for each in OFFERED for name in (each.name, each.attribute)
 _NAMES |= {each.flag.name.lstrip("-").replace("-", "_"): each for each in OFFERED if each.flag}
 """The parameters by all their names: the API's, the field's and the flag's."""
 PROMPTS_MAX_BYTES = 2**28
-STDIN = "standard input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
     empty lines and those that begin with # are left out. Standard input, and a file of another name, that begins with
     `{` is JSONL. Raises InvalidInput, which names the line.
     """
-    name = STDIN if str(path) == "-" else path.name
+    name = "standard input" if str(path) == "-" else path.name
     text = _read(path, name)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
