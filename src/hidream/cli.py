@@ -5,10 +5,12 @@ The commands are in `commands/`, whose `index` lists them. Nothing heavy is impo
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return shell_complete(TOP, {}, "hidream", COMPLETE_VARIABLE, os.environ[COMPLETE_VARIABLE])
     try:
+        _prepare_streams()
         command, given = parse(argv)
         return _run(command, given)
     except KeyboardInterrupt:
@@ -47,6 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at the end has a reader
         return ExitStatus.BROKEN_PIPE
+    except OSError as error:  # such as a full disk or a missing permission: the system's message is sufficient
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _prepare_streams() -> None:
+    """Open streams that the caller has closed, to nowhere.
+
+    What the encoding of standard output does not have is written as escapes, as on standard error.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Command, Given]:
@@ -69,17 +86,15 @@ def _run(command: Command, given: Given) -> int:
         if given.command in ("serve", "api") or (given.command == "worker" and not given.with_parent):
             _keep_private(config)
         with importing(f"`hidream {given.command}`", command.extras_for(given) or "client"):
-            return command.run(given, config)
+            status = command.run(given, config)
+        click.echo(nl=False)  # flushes: a full disk, or a reader that is gone, is noticed here
+        return status
     except HiDreamError as error:
         hopeless = isinstance(error, ConfigurationError) and given.command in SERVICES
         return _fail(error.message, ExitStatus.CONFIGURATION if hopeless else ExitStatus.FAILED)
     except click.ClickException as error:
         click.echo(grammar.one_line(error), err=True)
         return ExitStatus.USAGE
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # such as a full disk or a missing permission: the system's message is sufficient
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (RuntimeError, MemoryError) as error:
         from hidream.worker.failure import TOO_LARGE, out_of_memory
 

@@ -267,7 +267,11 @@ def declared(dataclass_type: type) -> tuple[Parameter, ...]:
 
 def refused(field: str, value: object, accepted: str) -> InvalidInput:
     """Make the error of a value that is not accepted."""
-    return InvalidInput(f"{field} is {value!r:.100}; accepted: {accepted}", field=field)
+    try:
+        shown = f"{value!r:.100}"
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        shown = f"a value of {type(value).__name__} that is too long to show"
+    return InvalidInput(f"{field} is {shown}; accepted: {accepted}", field=field)
 
 
 def in_words(names: Iterable[str], last: str = "and") -> str:

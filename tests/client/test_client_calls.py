@@ -2,8 +2,11 @@
 
 import io
 import re
-from datetime import UTC, datetime
+import struct
+import zlib
+from datetime import UTC, date, datetime
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,7 @@ def test_a_size_may_be_given_by_its_sides():
         ({"loras": [("ink", 11)]}, "loras[0].scale", "accepted: a number from -10 to 10"),
         ({"sampler": "ddim"}, "sampler", "accepted: flash, unipc, euler"),
         ({"image": 7}, "image", "image is 7; accepted: a PIL image"),
+        ({"seed": 10**5000}, "seed", "seed is a value of int that is too long to show; accepted: a whole number"),
         ({"image": "no such file.png"}, "image", "cannot be read: No such file"),
         ({"image": "a\0b"}, "image", "cannot be read"),
         ({"image": b""}, "image", "image is an empty file"),
@@ -173,6 +177,54 @@ def test_the_client_takes_the_arrays_that_the_library_takes_as_the_same_image(ar
         assert raised.value.field == "image"
     else:
         assert sent_file(array)[1] == wanted
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "PA"])
+def test_a_png_keeps_the_alpha_of_every_mode(mode):
+    whole = Image.new("RGBA", (2, 1), (200, 30, 60, 255))
+    whole.putpixel((1, 0), (0, 0, 0, 0))
+    given = {"La": lambda: whole.convert("LA").convert("La"), "RGBa": lambda: whole.convert("RGBa")}
+    _, file = sent_file(given.get(mode, lambda: whole.convert("PA"))())
+    assert [*Image.open(io.BytesIO(file)).getchannel("A").tobytes()] == [255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "sent"),
+    [
+        (np.array([[0, 300, 65535]], np.int32), [0, 300, 65535]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 20.4, 255]], np.float32), [0, 20, 255]),
+    ],
+)
+def test_greys_of_32_bits_are_not_cut(values, sent):
+    _, file = sent_file(Image.fromarray(values))
+    assert np.asarray(Image.open(io.BytesIO(file))).tolist() == [sent]
+
+
+@pytest.mark.parametrize("value", [-1, 65536, np.float32("nan"), np.float32(256)])
+def test_greys_that_no_png_has_are_refused(value):
+    with pytest.raises(InvalidInput, match=r"image is a PIL image of mode [IF] and 1\*1 pixels, which cannot be read"):
+        sent_file(Image.fromarray(np.array([[value]], np.float32 if isinstance(value, np.float32) else np.int32)))
+
+
+def test_a_pil_image_without_pixels_is_refused(tmp_path):
+    file = tmp_path / "photo.jpg"
+    Image.effect_noise((64, 64), 50).save(file)
+    closed, cut = Image.open(file), Image.open(io.BytesIO(file.read_bytes()[:600]))
+    closed.close()
+    for value in (closed, cut, Image.new("RGB", (0, 0))):
+        with pytest.raises(InvalidInput, match="which cannot be read") as raised:
+            sent_file(value)
+        assert raised.value.field == "image"
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "photo.jpg").write_bytes(image("JPEG"))
+    assert sent_file("~/photo.jpg") == ("photo.jpg", image("JPEG"))
+    with pytest.raises(InvalidInput, match="cannot be read: No such file"):
+        sent_file("~nobody-has-this-name/photo.jpg")
 
 
 def test_arrays_become_a_png():
@@ -307,6 +359,15 @@ def test_a_list_of_one_moment_has_pages_too():
     }
 
 
+@pytest.mark.parametrize("created_at", ["2026-01-01T00:00:00.000Z", "", "yesterday"])
+def test_a_server_that_repeats_its_pages_is_not_listed_for_ever(created_at):
+    page = says({"items": [TASK | {"id": f"{i}", "created_at": created_at} for i in range(calls.PAGE_SIZE)]})
+    answers = iter([page] * 10)
+    world = World(lambda _: next(answers))
+    world.run(calls.listing(world.connection(), {}, None))
+    assert [task.id for task in world.emitted] == [f"{i}" for i in range(calls.PAGE_SIZE)]
+
+
 def test_many_ids_are_deleted_in_pieces():
     world = World(lambda request: says({"deleted_count": len(request.json["ids"])}))
     connection = world.connection()
@@ -340,7 +401,91 @@ def test_an_address_that_is_none_is_refused(url):
         connected(url, "a")
 
 
+@pytest.mark.parametrize("value", ["600", True, float("nan"), 0, -1, httpx.Timeout(3)])
+def test_a_time_limit_that_is_none_is_refused_everywhere(value):
+    with pytest.raises(InvalidInput, match=r"timeout is .*; accepted: seconds above 0"):
+        connect("http://host", "a", "dev", value, Retry(), {})
+    with pytest.raises(InvalidInput, match=r"timeout is .*; accepted: seconds above 0"):
+        connected("http://host", "a").deadline(value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [((123, "a"), "base_url"), ((b"http://h", "a"), "base_url"), (("http://h", b"a"), "api_key")],
+)
+def test_values_of_another_type_are_refused(arguments, field):
+    with pytest.raises(InvalidInput) as raised:
+        connected(*arguments)
+    assert raised.value.field == field
+    with pytest.raises(InvalidInput, match="retry is 3; accepted: such as"):
+        connect("http://h", "a", "dev", None, 3, {})
+
+
+@pytest.mark.parametrize("ids", [None, 7, [None], ["a/b"]])
+def test_what_is_no_id_is_not_deleted(ids):
+    with pytest.raises(InvalidInput, match=r"id is .*; accepted: the id of a task"):
+        failed(World(None), lambda connection, deadline: calls.delete(connection, ids, deadline))
+
+
+def test_a_condition_that_the_api_cannot_say_is_refused():
+    for condition in ({"created_after": date(2026, 1, 1)}, {"status": 7}):
+        with pytest.raises(InvalidInput, match=f"{next(iter(condition))} is .*; accepted: a text"):
+            World(None).run(calls.listing(World(None).connection(), condition, None))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"outputs": "abc"},
+        {"outputs": {"a": 1}},
+        {"outputs": [None]},
+        {"outputs": [1]},
+        {"seed": "7"},
+        {"seed": float("nan")},
+        {"status": "failed", "code": [1]},
+        {"status": "failed", "error": {"a": 1}},
+        {"timings": {"inference": "x"}},
+        {"version": 7},
+    ],
+)
+def test_a_task_with_values_of_other_types_is_an_error_of_the_server(wrong):
+    world = World(lambda _: says(DONE | wrong))
+    with pytest.raises(ServerError, match="the server"):
+        failed(world, lambda connection, deadline: calls.result(connection, TASK["id"], deadline))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda connection, deadline: calls.account(connection, "/balance", "balance", float, deadline),
+        lambda connection, deadline: calls.delete(connection, "a", deadline),
+        lambda connection, deadline: calls.upload(connection, ("a", b"a"), deadline),
+        lambda connection, deadline: calls.listing(connection, {}, None),
+    ],
+)
+@pytest.mark.parametrize("value", [None, "abc", {"a": 1}])
+def test_an_answer_with_values_of_other_types_is_an_error_of_the_server(call, value):
+    names = ("balance", "deleted_count", "items") + ("download_url",) * (value != "abc")
+    with pytest.raises(ServerError, match="the server's answer has no"):
+        failed(World(lambda _: says(dict.fromkeys(names, value))), call)
+
+
+def test_a_file_that_is_no_image_is_an_error_of_the_server(tmp_path):
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    result = Result(Prediction("1", "m", "completed"), (b"\x89PNG\r\n\x1a\n" + b"".join(parts),))
+    with pytest.raises(ServerError, match="cannot be decoded: Image size"):
+        _ = result.image
+    assert result.save(tmp_path / "bomb.png")[0].read_bytes() == result.files[0]
+
+
 def test_no_error_shows_a_key_or_a_password():
+    with pytest.raises(InvalidInput, match=r"base_url looks like an API key; .* the key as api_key=") as raised:
+        connected("hd_secret_secret_secret")
+    assert "secret" not in raised.value.message
     for url, key in (("http://me:secret@host", "a"), ("http://host", "secret\n"), ("http://host", " secret")):
         with pytest.raises(InvalidInput) as raised:
             connected(url, key)

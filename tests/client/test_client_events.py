@@ -11,7 +11,7 @@ from world import DONE, TASK, World, in_turn, says
 
 from hidream.client import events as following
 from hidream.client.events import EVENT_MAX_BYTES, Parser
-from hidream.errors import ConnectionFailed, NotFound, ServerError, TimedOut, Unauthorized
+from hidream.errors import ConnectionFailed, NotFound, ServerError, TimedOut, TooMany, Unauthorized
 
 PREVIEW = {"step": 2, "image": "data:image/jpeg;base64," + base64.b64encode(b"jpeg").decode()}
 RUNNING = TASK | {"status": "processing"}
@@ -59,8 +59,8 @@ def follow(stream, current=lambda: TASK, **options):
 
 def whole(request):
     """What the server does: it begins after Last-Event-ID."""
-    last = request.headers.get("Last-Event-ID")
-    begin = 0 if last is None else [id_ for _, id_, _ in TOLD].index(last) + 1
+    last = request.headers.get("Last-Event-ID", b"").decode()
+    begin = [id_ for _, id_, _ in TOLD].index(last) + 1 if last else 0
     return wire(TOLD[begin:])
 
 
@@ -169,7 +169,14 @@ def test_a_silent_stream_does_not_go_on_beyond_the_time():
     assert (world.now_s, world.slept, streams) == (30, [], [])
 
 
-@pytest.mark.parametrize("data", ["", "{", "[]", '{"step": "x"}', '{"step": 1}'])
+def test_nobody_waits_for_hours_for_a_stream():
+    world = World(in_turn(says(TASK), says("later", 429, retry_after="999999999")))
+    with pytest.raises(TooMany, match="later"):
+        world.run(following.events(world.connection(timeout_s=None), TASK["id"], world.connection().deadline(None)))
+    assert world.slept == []
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", '{"step": "x"}', '{"step": 1}', '{"step": 1e999, "steps": 2}'])
 def test_events_that_cannot_be_read_are_an_error_of_the_server(data):
     with pytest.raises((ServerError, ConnectionFailed)):
         follow(lambda _: [f"event: progress\ndata: {data}\n\n".encode()])

@@ -1,6 +1,7 @@
 """Both clients on real sockets, against servers that drop connections, are slow, or answer nonsense."""
 
 import asyncio
+import gzip
 import io
 import json
 import logging
@@ -11,7 +12,7 @@ from PIL import Image
 from rude import RudeServer, http
 from world import DONE, TASK
 
-from hidream.client import calls, events
+from hidream.client import calls, events, runners
 from hidream.client.async_client import AsyncClient
 from hidream.client.client import Client
 from hidream.client.retries import Retry
@@ -182,6 +183,37 @@ def test_nor_does_one_that_answers_a_byte_at_a_time(use):
         never.set()
 
 
+def test_nor_does_an_error_in_place_of_a_stream(use):
+    never = threading.Event()
+    slow = [*(bytes([byte]) for byte in http(b"no", "500 Internal Server Error", length=3)), never]
+    with RudeServer(Scripted(**{"/events": [slow], "": [answer(TASK)]})) as server:
+        with pytest.raises(TimedOut):
+            use(server.url, ("get", TASK["id"]), ("events", 0.3))
+        never.set()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_response_that_is_too_long_is_not_read_to_its_end(use, compressed, monkeypatch):
+    monkeypatch.setattr(runners, "CONTENT_MAX_BYTES", 10**5)
+    long = gzip.compress(bytes(10**6)) if compressed else bytes(10**6)
+    encoding = {"Content_Encoding": "gzip"} if compressed else {}
+    with RudeServer(None) as server:
+        done = DONE | {"outputs": [f"{server.url}/1.png"]}
+        server.answer = Scripted(**{"/1.png": [[http(long, **encoding)]], "": [answer(done)]})
+        with pytest.raises(ServerError, match="the response has more than 100000 bytes"):
+            use(server.url, ("get", TASK["id"]), ("result",))
+
+
+def test_an_event_id_may_be_any_text(use):
+    begun = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    step = 'id: é\nevent: progress\ndata: {"step": 1, "steps": 2}\n\n'.encode()
+    end = f"event: status\ndata: {json.dumps(DONE)}\n\n".encode()
+    with RudeServer(Scripted(**{"/events": [[begun, step], [begun, end]], "": [answer(TASK)]})) as server:
+        states = [event.status for event in use(server.url, ("get", TASK["id"]), ("events",))]
+        assert states == ["created", "created", "completed"]
+        assert server.requests[-1][1]["last-event-id"].encode("latin-1").decode() == "é"
+
+
 def test_a_redirect_of_the_api_is_an_error_that_names_it(use):
     with (
         RudeServer(Scripted(GET=[answer("", "308 Permanent Redirect", Location="https://h/login")])) as server,
@@ -254,9 +286,10 @@ def test_nobody_downloads_half_an_image(use):
         assert use(server.url, ("get", TASK["id"]), ("result",)).files == (image(),)
 
 
-def test_an_output_that_is_no_address_is_an_error(use):
+@pytest.mark.parametrize("output", ["http://[/", "http://h/\ud800", "http://\ud800/", "http:///1.png"])
+def test_an_output_that_is_no_address_is_an_error(use, output):
     with (
-        RudeServer(Scripted(**{"/result": [answer(DONE | {"outputs": ["http://[/"]})]})) as server,
+        RudeServer(Scripted(**{"/result": [answer(DONE | {"outputs": [output]})]})) as server,
         pytest.raises(ConnectionFailed),
     ):
         use(server.url, ("get", TASK["id"]), ("result",))

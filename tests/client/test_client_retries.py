@@ -110,6 +110,16 @@ def test_a_retry_after_that_says_nothing_leaves_the_pause(text):
     assert world.slept == [0.5]
 
 
+@pytest.mark.parametrize(
+    "text", ["3601", "999999999", formatdate(EPOCH_S + 3601, usegmt=True), "Fri, 31 Dec 9999 23:59:59 GMT"]
+)
+def test_nobody_waits_for_hours_even_without_a_limit(text):
+    world = World(in_turn(says("later", 429, retry_after=text)))
+    with pytest.raises(TooMany, match="later"):
+        read(world, timeout_s=None)
+    assert world.slept == []
+
+
 def test_nobody_waits_in_vain_beyond_the_time_of_the_call():
     world = World(in_turn(says("later", 429, retry_after="120")))
     with pytest.raises(TooMany, match="later") as raised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import httpx
 import pytest
@@ -60,6 +61,28 @@ def test_a_server_that_is_not_there_is_one_line(folder, capsys):
     error = capsys.readouterr().err
     assert "127.0.0.1:1" in error
     assert error.count("\n") == 1
+
+
+def test_a_batch_whose_server_is_gone_is_one_line(service, folder, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (folder / "p.txt").write_text("a fox\nan owl\n")
+    assert cli.main(["batch", "submit", "p.txt", "--server", service.url]) == 0
+    capsys.readouterr()
+    assert cli.main(["batch", "fetch", "p.batch.jsonl", "--server", "http://127.0.0.1:1"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "http://127.0.0.1:1 cannot be reached" in printed.err
+
+
+def test_a_batch_that_was_killed_at_its_beginning_is_begun_again(service, folder, capsys):
+    (folder / "p.txt").write_text("a fox\n")
+    (folder / "p.batch.jsonl").write_text('{"hidream_ba')
+    assert cli.main(["batch", "status", "p.batch.jsonl"]) == 1
+    assert "is not a batch yet: its submission was interrupted" in capsys.readouterr().err
+    assert cli.main(["batch", "submit", "p.txt", "--server", service.url]) == 0
+    (folder / "notes.txt").write_text("mine")
+    assert cli.main(["batch", "submit", "p.txt", "--server", service.url, "--batch", "notes.txt"]) == 1
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_batch_is_submitted_once_and_fetched_later(service, folder, capsys):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hidream.commands.journal import sole_writer
 from hidream.commands.manifest import Manifest, entry_of
 from hidream.errors import InvalidInput
 
@@ -95,6 +98,58 @@ def test_names_are_not_shared(tmp_path):
     assert manifest.add("k-1", "1.png", b"image", ABOUT)["file"] == "1-3.png"
     assert manifest.add("k-0", "1.png", b"again", ABOUT)["file"] == "1-2.png"
     assert (tmp_path / "1.png").read_bytes() == b"the user's"
+
+
+def test_a_torn_head_is_written_again(tmp_path):
+    whole = Manifest(tmp_path).path.read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "manifest.jsonl").write_bytes(whole[:length])
+        Manifest(tmp_path).add("k-0", "1.png", b"image", ABOUT)
+        assert Manifest(tmp_path).find("k-0"), length
+        (tmp_path / "1.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "../1.png"},
+        {"file": "/tmp/1.png"},
+        {"file": 7},
+        {"file": "."},
+        {"sha256": None},
+        {"key": ["k"]},
+        {"parameters": 7},
+        {"hidream_manifest": 1, "id": "x"},
+    ],
+)
+def test_an_entry_that_leads_elsewhere_is_refused(tmp_path, change):
+    manifest = Manifest(tmp_path)
+    manifest.add("k-0", "1.png", b"image", ABOUT)
+    head, entry = manifest.path.read_text().splitlines()
+    manifest.path.write_text(f"{head}\n{json.dumps(json.loads(entry) | change)}\n")
+    with pytest.raises(InvalidInput, match="line 2 is not one of a manifest"):
+        Manifest(tmp_path)
+    assert entry_of(tmp_path / "1.png") is None
+
+
+@pytest.mark.parametrize("content", ["hello", '{"a": 1}\n{"b"', "[" * 100_000 + "\n"])
+def test_a_file_of_another_program_is_not_cut(tmp_path, content):
+    (tmp_path / "manifest.jsonl").write_text(content)
+    with pytest.raises(InvalidInput, match="line 1 is not one of a manifest"):
+        Manifest(tmp_path)
+    assert (tmp_path / "manifest.jsonl").read_text() == content
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path):
+    with sole_writer(tmp_path / "out"):
+        script = "from pathlib import Path; from hidream.commands.journal import sole_writer\n"
+        script += f"with sole_writer(Path({str(tmp_path / 'out')!r})): pass"
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        assert "which another process is filling; accepted: another folder, or later" in other.stderr
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="which is a file; accepted: a folder"), sole_writer(tmp_path / "file"):
+        pass
 
 
 @pytest.mark.parametrize("content", ["{}\n", "hello\n", '{"hidream_manifest": 2, "id": "x"}\n', "[1]\n"])

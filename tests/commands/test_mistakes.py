@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hidream import cli
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 
 MISTAKES = [
     # what is typed, what the answer says
@@ -38,8 +46,21 @@ MISTAKES = [
     (["generate", "a fox", "--out", "there.png"], "which is there already; accepted: a new file, or --force"),
     (["generate", "a fox", "--out", "x.jpg", "--format", "webp"], "--format is webp, and --out ends in .jpg"),
     (["generate", "a fox", "--out", "x.png", "--quality", "80"], "--quality is given, and PNG is lossless"),
+    (["generate", ""], "prompt is empty; accepted: a text of 1 to 10000 characters"),
+    (["generate", "a " * 5001], "prompt has 10002 characters; accepted: a text of 1 to 10000 characters"),
+    (["generate", "a fox", "--negative", "a " * 5001], "--negative has 10002 characters"),
+    (["generate", "--like", "odd.png"], "'steppes' is no parameter"),
+    (
+        ["generate", "a fox", "--seeds", "1,2", "--sheet", "s.xyz"],
+        "--sheet is 's.xyz'; accepted: a name that ends in .png",
+    ),
+    (["generate", "a fox", "--seeds", "1,2", "--sheet", "sheet"], "--sheet is 'sheet'; accepted: a name that ends in"),
+    (["generate", "a fox", "--sheet", "no/s.png"], "--sheet is 'no/s.png'; accepted: a file in a folder that exists"),
+    (["generate", "a fox", "--seeds", "1-2000", "--sheet", "s.png"], "a sheet of 2,000 images is asked for; accepted"),
+    (["generate", "a fox", "--seeds", "1-2000", "--grid", "steps=1"], "a sheet of 2,000 images is asked for; accepted"),
+    (["generate", "--prompts", "-"], "standard input has no prompt"),
     (["generate", "--prompts", "absent.txt"], "--prompts: absent.txt cannot be read: No such file"),
-    (["generate", "--prompts", "bad.csv"], "bad.csv line 2: 'stpes' is no parameter; the nearest is steps"),
+    (["generate", "--prompts", "bad.csv"], "bad.csv line 1: 'stpes' is no parameter; the nearest is steps"),
     (["generate", "--prompts", "bad.jsonl"], "bad.jsonl line 2: size is 'big'; accepted: width*height"),
     (["generate", "a fox", "--grid", "steps"], "--grid is 'steps'; accepted: NAME=VALUE,VALUE such as steps=8,16,28"),
     (["generate", "a fox", "--grid", "steps=8,x"], "--grid steps: 'x' is not a whole number"),
@@ -64,12 +85,70 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (256, 256)).save("there.png")
     Image.new("RGB", (64, 64)).save("small.png")
+    _save_odd()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     (tmp_path / "photo.txt").write_text("no image")
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "ink.safetensors").write_bytes(b"")
     (tmp_path / "bad.csv").write_text("prompt,stpes\na fox,8\n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a fox"}\n{"prompt": "a cat", "size": "big"}\n')
     return tmp_path
+
+
+def _save_odd():
+    """An image whose manifest has a parameter that there is not."""
+    texts = PngInfo()
+    for name, text in (("Software", "hidream"), ("version", "hidream-i1-dev/x"), ("seed", "7")):
+        texts.add_text(name, text)
+    Image.new("RGB", (256, 256)).save("odd.png", pnginfo=texts)
+    digest = hashlib.sha256(Path("odd.png").read_bytes()).hexdigest()
+    entry = {
+        "file": "odd.png",
+        "sha256": digest,
+        "key": "k",
+        "parameters": {"prompt": "ein Füchschen 狐", "steppes": 1},
+    }
+    Path("manifest.jsonl").write_text(f'{{"hidream_manifest": 1, "id": "a"}}\n{json.dumps(entry)}\n')
+
+
+@pytest.mark.parametrize("texts", [{}, {"seed": "x"}, {"seed": "9" * 5000}])
+def test_an_image_with_other_metadata_is_refused(capsys, texts):
+    made = PngInfo()
+    for name, text in ({"Software": "hidream", "version": "v"} | texts).items():
+        made.add_text(name, text)
+    Image.new("RGB", (8, 8)).save("odd.png", pnginfo=made)
+    assert cli.main(["inspect", "odd.png"]) == 1
+    assert "odd.png is not an image that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors as a POSIX shell does")
+@pytest.mark.parametrize(
+    ("typed", "status", "said"),
+    [
+        ("generate --prompts - <&-", 1, "standard input has no prompt"),
+        ("models rm dev <&-", 1, "the Hub's cache has no"),
+        ("--help >&-", 0, ""),
+        ("generate --prompts p.txt --server http://127.0.0.1:1 >&- 2>&-", 1, ""),
+        pytest.param("--help >/dev/full", 1, "hidream: [Errno 28] No space left", marks=FULL),
+        pytest.param("models list >/dev/full", 1, "hidream: [Errno 28] No space left", marks=FULL),
+    ],
+)
+def test_streams_may_be_closed_or_full(folder, typed, status, said):
+    (folder / "p.txt").write_text("a fox")
+    line = f'exec "{sys.executable}" -m hidream.cli {typed}'
+    ended = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == status
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_every_text_can_be_written_in_every_encoding(folder, encoding):
+    environ = os.environ | {"PYTHONIOENCODING": encoding}
+    for typed in (["generate", "--help"], ["inspect", "odd.png"]):
+        command = [sys.executable, "-m", "hidream.cli", *typed]
+        ended = subprocess.run(command, env=environ, capture_output=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("typed", "said"), MISTAKES, ids=[" ".join(typed)[:60] for typed, _ in MISTAKES])

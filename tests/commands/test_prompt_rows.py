@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def test_any_parameter_may_stand_in_a_row(tmp_path):
             '{"prompt": "x", "steps": 0}\n',
             "p.jsonl line 1: steps is 0; accepted: a whole number from 1 to 200",
         ),
+        (
+            "p.jsonl",
+            '{"prompt": "x", "steps": 1, "steps": 2}',
+            "p.jsonl line 1: 'steps' is given twice; accepted: once",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "x", "steps": 1, "num_inference_steps": 2}',
+            "line 1: 'num_inference_steps' is given twice",
+        ),
+        ("p.csv", "prompt,prompt\nx,y\n", "p.csv line 1: 'prompt' is given twice"),
         ("p.csv", "prompt,seed\nx,1,2\n", "p.csv line 2 has more cells than the head"),
         ("p.csv", "prompt,seed\nx,often\n", "p.csv line 2: seed: 'often' is not a whole number"),
         ("p.csv", "prompt,enable_sync_mode\nx,true\n", "'enable_sync_mode' is no parameter"),
@@ -72,6 +84,23 @@ def test_any_parameter_may_stand_in_a_row(tmp_path):
 def test_a_bad_row_is_named(tmp_path, name, text, said):
     with pytest.raises(InvalidInput, match=said):
         rows(tmp_path, name, text)
+
+
+@pytest.mark.parametrize("name", ["\0", "\ud800", "a" * 5000, "."])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, name):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "x", "image": name}))
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        jobs.plan(prompt_rows.read_rows(path), {}, identity={})
+
+
+def test_a_file_of_prompts_may_not_be_endless(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_rows, "PROMPTS_MAX_BYTES", 10)
+    (tmp_path / "p.txt").write_text("12345678901")
+    with pytest.raises(InvalidInput, match=r"p.txt has more than 10 bytes; accepted: fewer"):
+        prompt_rows.read_rows(tmp_path / "p.txt")
+    (tmp_path / "p.txt").write_text("1234567890")
+    assert len(prompt_rows.read_rows(tmp_path / "p.txt")) == 1
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

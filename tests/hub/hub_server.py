@@ -59,6 +59,8 @@ class Hub(ThreadingHTTPServer):
         self.released = threading.Event()
         self.statuses: dict[str, list[int]] = {}  # by path: what the next GETs are answered with; 0 is as usual
         self.replaced: dict[str, bytes] = {}  # by path: what is sent instead of the content
+        self.etags: dict[str, str] = {}  # by path: what the headers say instead of the digest
+        self.description: bytes | None = None  # what is sent instead of the description of a repository
 
     @property
     def url(self) -> str:
@@ -136,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             gated = "manual" if repository.gated else False
             data = {"id": name, "modelId": name, "sha": commit, "gated": gated, "private": False}
             card = {"cardData": {"license": repository.licence}, "siblings": siblings}
-            self.send(200, json.dumps(data | card).encode(), {"Content-Type": "application/json"})
+            described = self.server.description or json.dumps(data | card).encode()
+            self.send(200, described, {"Content-Type": "application/json"})
 
     def sibling(self, repository: Repository, path: str, content: bytes):
         size = repository.sizes.get(path, len(content))
@@ -157,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound")
             return
         content = repository.commits[commit][file]
-        digest = repository.digests.get(file) or digest_of(file, content)
+        digest = self.server.etags.get(file) or repository.digests.get(file) or digest_of(file, content)
         common = {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
         if len(digest) == 64:
             size = str(repository.sizes.get(file, len(content)))

@@ -28,6 +28,8 @@ from hidream.hub.names import ModelId, as_id, parse
         ("owner /name", None),
         ("owner/name@../x", None),
         ("owner/name@", None),
+        pytest.param(f"owner/name@{'x' * 5000}", None, id="long"),
+        ("owner/name@\0", None),
         ("", None),
     ],
 )

@@ -224,6 +224,50 @@ def test_a_digest_that_is_none_is_refused(hub, hidream, dev):
     assert "the Hub says neither size nor digest of model_index.json" in err
 
 
+@pytest.mark.parametrize("etag", ["e" * 64, "e" * 40, "../../../../outside"])
+def test_an_etag_that_is_not_the_digest_changes_nothing(hub, hidream, dev, etag):
+    hub.etags[WEIGHTS] = etag
+    hidream.run("models", "pull", "dev", "--yes")
+    snapshot = hidream.cache / "models--HiDream-ai--HiDream-I1-Dev" / "snapshots" / COMMIT
+    assert (snapshot / WEIGHTS).resolve().name == digest_of(WEIGHTS, CONTENT)
+    assert not list(hidream.folder.rglob("outside*"))
+    assert sum(each.sent for each in hub.bodies(WEIGHTS)) == len(CONTENT), "it is downloaded once"
+
+
+@pytest.mark.parametrize(
+    "description",
+    [b"<html>", b'{"id": ', b"[]", b"null", b"{}", b'{"id": "a", "siblings": 7}', b'{"id": "a", "siblings": [7]}'],
+)
+def test_a_description_that_is_none_is_an_error(hub, hidream, dev, description):
+    hub.description = description
+    _, err = hidream.run("models", "pull", "dev", "--yes", status=1)
+    assert f"hidream: {hub.url} answers for {DEV}, but not with the description" in err or "the Hub names" in err
+
+
+def test_two_processes_pull_one_model(hub, hidream, dev):
+    processes = [hidream.start("models", "pull", "dev", "--yes") for _ in range(4)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    hidream.run("models", "verify", "dev")
+    assert sum(each.sent for each in hub.bodies(WEIGHTS)) == len(CONTENT), "it is downloaded once"
+    assert not [*hidream.cache.rglob("*.new"), *hidream.cache.rglob("*.incomplete")]
+
+
+def test_whoever_waits_for_another_process_can_be_interrupted(hub, hidream, dev):
+    hub.held[WEIGHTS] = 1000
+    with hidream.start("models", "pull", "dev", "--yes", HF_HUB_DOWNLOAD_TIMEOUT="60") as first:
+        until(lambda: partial(hidream).exists() and partial(hidream).stat().st_size == 1000)
+        with hidream.start("models", "pull", "dev", "--yes") as second:
+            until(lambda: sum(each.path.startswith("api/models/") for each in hub.requests) == 2)
+            second.send_signal(signal.SIGINT)
+            second.communicate(timeout=30)
+        assert second.returncode == 130
+        hub.released.set()
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +293,12 @@ def test_an_unknown_repository_is_an_error(hub, hidream):
     for environ in ({}, {"HF_TOKEN": hub_server.TOKEN}):
         _, err = hidream.run("models", "pull", "somebody/nothing", "--yes", status=1, **environ)
         assert "the Hub has no somebody/nothing, or not for you" in err
+
+
+@pytest.mark.parametrize("name", ["owner/a--b", "owner/a..b", "owner/a.git"])
+def test_an_id_that_the_hub_cannot_have_is_an_error(hidream, name):
+    _, err = hidream.run("models", "pull", name, status=1)
+    assert f"{name} is no id of the Hub" in err
 
 
 def test_an_unknown_name_is_an_error(hidream):

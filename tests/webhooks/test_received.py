@@ -48,6 +48,23 @@ def test_without_a_secret_nothing_is_verified(secret):
         verify(signed(), BODY, secret)
 
 
+@pytest.mark.parametrize("body", [None, 7, {"id": "6488c275"}])
+def test_a_body_that_was_parsed_is_refused(body):
+    with pytest.raises(InvalidInput, match="accepted: the bytes exactly as received, not parsed"):
+        verify(signed(), body, SECRET)
+
+
+def test_a_text_that_no_utf_8_is_was_not_signed():
+    with pytest.raises(InvalidSignature):
+        verify(signed(), "\ud800", SECRET)
+
+
+def test_no_clock_lets_an_old_message_pass():
+    for now_s in (float("nan"), float("inf"), -1, time.time() + 301):
+        with pytest.raises(InvalidSignature):
+            verify(signed(), BODY, SECRET, now_s)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b"[" * 10**5])
 def test_a_body_that_is_no_object_is_refused_after_it_was_verified(body):
     with pytest.raises(InvalidInput, match="accepted: a JSON object"):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -24,6 +24,8 @@ from hidream.client.prediction import Prediction, Result
 from hidream.client.retries import Retry
 from hidream.client.runners import LIMITS, AsyncRunner
 from hidream.keywords import OF_CLIENT, ImageSource, Options
+
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -140,19 +142,19 @@ class AsyncClient:
 
     async def models(self) -> Any:  # noqa: ANN401 - the server's objects
         """The models that the server serves, as objects with `model_id` and the schema of their requests."""
-        return await self._account("/models")
+        return await self._runner.run(calls.models(self._connection, self._connection.deadline(None)))
 
     async def balance(self) -> float:
         """The balance of the account."""
-        return float(await self._account("/balance", "balance"))
+        return await self._account("/balance", "balance", float)
 
     async def webhook_secret(self) -> str:
         """The secret of this key for `hidream.webhooks.verify`."""
-        return str(await self._account("/webhook/secret", "secret"))
+        return await self._account("/webhook/secret", "secret", str)
 
-    async def _account(self, path: str, name: str = "") -> Any:  # noqa: ANN401
+    async def _account(self, path: str, name: str, kind: type[T]) -> T:
         deadline = self._connection.deadline(None)
-        return await self._runner.run(calls.account(self._connection, path, deadline, name))
+        return await self._runner.run(calls.account(self._connection, path, name, kind, deadline))
 
     async def _task(self, steps: Steps[Prediction]) -> AsyncTask:
         return AsyncTask(self, await self._runner.run(steps))

@@ -128,7 +128,7 @@ def download(connection: Connection, url: str, deadline: Deadline) -> Steps[byte
 def upload(connection: Connection, file: tuple[str, bytes], deadline: Deadline) -> Steps[str]:
     """Upload an image file; return its URL. A second upload after a failure is harmless: unused ones are deleted."""
     request = replace(api_request(connection, "POST", "/media/upload/binary"), file=file)
-    return (yield from call(connection, request, deadline, lambda response: str(_value(response, "download_url"))))
+    return (yield from call(connection, request, deadline, lambda response: _value(response, "download_url", str)))
 
 
 def cancel(connection: Connection, task_id: str, deadline: Deadline) -> Steps[Prediction]:
@@ -156,11 +156,12 @@ def cancel(connection: Connection, task_id: str, deadline: Deadline) -> Steps[Pr
 
 def delete(connection: Connection, ids: Iterable[str], deadline: Deadline) -> Steps[int]:
     """Delete finished tasks with their images, and cancel others; return how many there were."""
-    wanted, count = [_id(each) for each in ([ids] if isinstance(ids, str) else ids)], 0
+    each_id = ids if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
+    wanted, count = [_id(each) for each in each_id], 0
     for first in range(0, len(wanted), IDS_MAX):
         body = {"ids": wanted[first : first + IDS_MAX]}
         request = replace(api_request(connection, "POST", "/predictions/delete", body), repeat=Repeat.UNRECEIVED)
-        count += yield from call(connection, request, deadline, lambda response: int(_value(response, "deleted_count")))
+        count += yield from call(connection, request, deadline, lambda found: _value(found, "deleted_count", int))
     return count
 
 
@@ -169,18 +170,18 @@ def listing(connection: Connection, conditions: Mapping[str, Any], timeout_s: fl
 
     A page begins where the one before ended, by time. So tasks that are submitted or deleted meanwhile shift nothing.
     """
-    body = {name: _time(value) for name, value in conditions.items() if value is not None}
+    body = {name: _condition(name, value) for name, value in conditions.items() if value is not None}
     seen: set[str] = set()
     page = 1
     while True:
         request = api_request(connection, "POST", "/predictions", {**body, "page": page, "page_size": PAGE_SIZE})
         deadline = connection.deadline(timeout_s)
         items = yield from call(connection, request, deadline, _items)
-        for item in items:
-            if item.id not in seen:
-                seen.add(item.id)
-                yield Emit(item)
-        if len(items) < PAGE_SIZE:
+        new = {item.id: item for item in items if item.id not in seen}
+        seen |= new.keys()
+        for item in new.values():
+            yield Emit(item)
+        if len(items) < PAGE_SIZE or (page > 1 and not new):  # a server that repeats its pages would do so for ever
             return
         bound = _just_after(items[-1].created_at)
         page = page + 1 if bound in (None, body.get("created_before")) else 1
@@ -188,12 +189,15 @@ def listing(connection: Connection, conditions: Mapping[str, Any], timeout_s: fl
             body["created_before"] = bound
 
 
-def account(connection: Connection, path: str, deadline: Deadline, name: str = "") -> Steps[Any]:
-    """Read what a route without parameters says, or one of its values."""
+def models(connection: Connection, deadline: Deadline) -> Steps[Any]:
+    """Read what the server says about its models."""
+    return (yield from call(connection, api_request(connection, "GET", "/models"), deadline, data_of))
+
+
+def account(connection: Connection, path: str, name: str, kind: type[T], deadline: Deadline) -> Steps[T]:
+    """Read one of the values that a route without parameters says."""
     request = api_request(connection, "GET", path)
-    return (
-        yield from call(connection, request, deadline, lambda found: _value(found, name) if name else data_of(found))
-    )
+    return (yield from call(connection, request, deadline, lambda found: _value(found, name, kind)))
 
 
 def api_request(connection: Connection, method: str, path: str, json: object = None) -> Request:
@@ -222,20 +226,27 @@ def _prediction(response: Response) -> Prediction:
 
 
 def _items(response: Response) -> list[Prediction]:
-    items = _value(response, "items")
-    return [Prediction.of(item) for item in items] if isinstance(items, list) else []
+    return [Prediction.of(item) for item in _value(response, "items", list)]
 
 
-def _value(response: Response, name: str) -> Any:  # noqa: ANN401 - what JSON says
+def _value(response: Response, name: str, kind: type[T]) -> T:
+    """Return a value of an answer; a whole number is a float too. Raises ServerError if it is not there."""
     data = data_of(response)
-    if not isinstance(data, dict) or name not in data:
+    value = data.get(name) if isinstance(data, dict) else None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, kind):
         raise ServerError(f"the server's answer has no {name}: {data!r:.200}")
-    return data[name]
+    return value
 
 
-def _time(value: object) -> object:
-    """Write a time as the API does; without an offset, it is local time, as everywhere in Python."""
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value
+def _condition(name: str, value: object) -> str | bool:
+    """Write a condition as the API does; a time without an offset is local time, as everywhere in Python."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if not isinstance(value, str | bool):
+        raise InvalidInput(f"{name} is {value!r:.100}; accepted: a text, or for a time a datetime", field=name)
+    return value
 
 
 def _just_after(created_at: str) -> str | None:

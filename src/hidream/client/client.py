@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -24,6 +24,8 @@ from hidream.client.prediction import Prediction, Result
 from hidream.client.retries import Retry
 from hidream.client.runners import LIMITS, Runner
 from hidream.keywords import OF_CLIENT, ImageSource, Options
+
+T = TypeVar("T")
 
 
 class Client:
@@ -140,18 +142,19 @@ class Client:
 
     def models(self) -> Any:  # noqa: ANN401 - the server's objects
         """The models that the server serves, as objects with `model_id` and the schema of their requests."""
-        return self._account("/models")
+        return self._runner.run(calls.models(self._connection, self._connection.deadline(None)))
 
     def balance(self) -> float:
         """The balance of the account."""
-        return float(self._account("/balance", "balance"))
+        return self._account("/balance", "balance", float)
 
     def webhook_secret(self) -> str:
         """The secret of this key for `hidream.webhooks.verify`."""
-        return str(self._account("/webhook/secret", "secret"))
+        return self._account("/webhook/secret", "secret", str)
 
-    def _account(self, path: str, name: str = "") -> Any:  # noqa: ANN401
-        return self._runner.run(calls.account(self._connection, path, self._connection.deadline(None), name))
+    def _account(self, path: str, name: str, kind: type[T]) -> T:
+        deadline = self._connection.deadline(None)
+        return self._runner.run(calls.account(self._connection, path, name, kind, deadline))
 
     def _task(self, steps: Steps[Prediction]) -> Task:
         return Task(self, self._runner.run(steps))

@@ -44,8 +44,8 @@ class Connection:
         }
 
     def deadline(self, timeout_s: float | None) -> Deadline:
-        """The end of a call that begins now; `timeout_s` of None is the client's own."""
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        """The end of a call that begins now; `timeout_s` of None is the client's own. Raises InvalidInput."""
+        limit_s = self.timeout_s if timeout_s is None else _seconds(timeout_s)
         return Deadline(self.clock_s, math.inf if limit_s is None else self.clock_s() + limit_s)
 
 
@@ -72,21 +72,20 @@ def connect(
 ) -> Connection:
     """Read arguments and environment. Raises InvalidInput, or Unauthorized without a key; neither shows the key."""
     url = _base_url(base_url or environ.get("HIDREAM_BASE_URL") or BASE_URL)
+    if not isinstance(retry, Retry):
+        raise InvalidInput(f"retry is {retry!r:.100}; accepted: such as hidream.Retry(attempts=3)", field="retry")
     variable = "WAVESPEED_API_KEY" if urlsplit(url).hostname == HOSTED else "HIDREAM_API_KEY"
     key = api_key or environ.get(variable, "")
     if not key:
         raise Unauthorized(f"there is no API key; accepted: the argument api_key, or the variable {variable}")
-    if key != key.strip() or not key.isprintable():
+    if not isinstance(key, str) or key != key.strip() or not key.isprintable():
         raise InvalidInput(
-            "api_key starts or ends with a space, or has characters that are not printable; accepted: a key as "
-            "`hidream keys create` prints it",
+            "api_key is no text, starts or ends with a space, or has characters that are not printable; accepted: a "
+            "key as `hidream keys create` prints it",
             field="api_key",
         )
-    if timeout_s is not None and not timeout_s > 0:
-        raise InvalidInput(
-            f"timeout is {timeout_s!r}; accepted: seconds above 0, or None for no limit", field="timeout"
-        )
-    return Connection(url, key, model_name(model), timeout_s, retry)
+    limit_s = None if timeout_s is None else _seconds(timeout_s)
+    return Connection(url, key, model_name(model), limit_s, retry)
 
 
 def model_name(model: str) -> str:
@@ -98,9 +97,21 @@ def model_name(model: str) -> str:
     return model if "/" in model else f"{VENDOR}/{model}"
 
 
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InvalidInput(
+            f"timeout is {value!r:.100}; accepted: seconds above 0, or None for no limit", field="timeout"
+        )
+    return value
+
+
 def _base_url(text: str) -> str:
-    """Check a base URL; one that ends with the path of the API is accepted too."""
+    """Check a base URL; one that ends with the path of the API is accepted too. No error shows what may be a key."""
     accepted = "accepted: http://HOST or https://HOST, with a path or without"
+    if not isinstance(text, str):
+        raise InvalidInput(f"base_url is {text!r:.100}; {accepted}", field="base_url")
+    if re.fullmatch(r"\w{20,}", text):
+        raise InvalidInput(f"base_url looks like an API key; {accepted}, and the key as api_key=", field="base_url")
     try:
         parts = urlsplit(text)
         valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)

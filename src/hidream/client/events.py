@@ -20,7 +20,7 @@ from hidream.client.connection import Connection, Deadline
 from hidream.client.effects import Close, Emit, Open, Read, Request, Response, Sleep, Steps
 from hidream.client.prediction import Prediction, opened
 from hidream.client.responses import error_of
-from hidream.client.retries import TRANSIENT
+from hidream.client.retries import RETRY_AFTER_MAX_S, TRANSIENT
 from hidream.errors import ConnectionFailed, HiDreamError, ServerError
 from hidream.retry_after import retry_after_s
 
@@ -167,7 +167,7 @@ def _poll(task: _Followed) -> Steps[None]:
 def _pause(task: _Followed, failure: HiDreamError, failures: int, wanted_s: float) -> Steps[None]:
     """Wait before the next connection. Raises the failure if there have been too many without an event."""
     pause_s = task.connection.retry.pause_s(failures, wanted_s)
-    hopeful = failure.status is None or failure.status in TRANSIENT
+    hopeful = wanted_s <= RETRY_AFTER_MAX_S and (failure.status is None or failure.status in TRANSIENT)
     failure.task_id = task.task_id
     if not hopeful or failures >= task.connection.retry.attempts:
         raise failure
@@ -178,7 +178,7 @@ def _pause(task: _Followed, failure: HiDreamError, failures: int, wanted_s: floa
 
 def _stream(task: _Followed) -> Request:
     request = api_request(task.connection, "GET", f"/predictions/{task.task_id}/events")
-    accept = {"Accept": "text/event-stream"} | ({"Last-Event-ID": task.last_id} if task.last_id else {})
+    accept = {"Accept": "text/event-stream"} | ({"Last-Event-ID": task.last_id.encode()} if task.last_id else {})
     return replace(request, headers={**request.headers, **accept})
 
 
@@ -208,7 +208,7 @@ def _after(last: Event, message: Message) -> Event:
             return replace(last, step=int(data["step"]), steps=int(data["steps"]), preview_file=None)
         if message.name == "preview":
             return replace(last, preview_file=base64.b64decode(data["image"].partition(",")[2], validate=True))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ServerError(f"the server's event cannot be read: {message.data!r:.200}") from error
     return last
 

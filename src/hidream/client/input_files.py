@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _ACCEPTED = f"a PIL image, {arrays.ACCEPTED}, the path of a file, its bytes, or a URL"
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_NUMBERS = {"I": 65535, "F": 255}
+"""The largest value of Pillow's modes for greys of 32 bits. Floats are from 0 to 1, or to 255 if any is above 1."""
+_CONVERTED = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA", "I": "I;16"}
+"""The PNG mode that keeps alpha and depth of one of Pillow's other modes; for the rest it is RGB."""
 
 
 def url_of(value: object) -> str:
@@ -33,13 +37,13 @@ def file_of(field: str, value: Any) -> tuple[str, bytes]:  # noqa: ANN401 - what
     if isinstance(value, bytes | bytearray | memoryview):
         return _filled(field, "image", bytes(value))
     if isinstance(value, str | os.PathLike):
-        path = Path(value)
+        path = Path(os.path.expanduser(value))  # noqa: PTH111 - it leaves a "~" without a home as it is
         try:
             return _filled(field, path.name, path.read_bytes())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             why = error.strerror if isinstance(error, OSError) else error
             raise InvalidInput(f"{field} is {str(value)!r:.200}, which cannot be read: {why}", field=field) from error
-    return "image.png", _png(_image_of(field, value))
+    return "image.png", _png(field, _image_of(field, value))
 
 
 def _filled(field: str, name: str, content: bytes) -> tuple[str, bytes]:
@@ -58,7 +62,26 @@ def _image_of(field: str, value: Any) -> Image.Image:  # noqa: ANN401
     return arrays.image_of(field, value, _ACCEPTED)
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(field: str, image: Image.Image) -> bytes:
     file = io.BytesIO()
-    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG", compress_level=1)
+    try:
+        _in_png_mode(image).save(file, "PNG", compress_level=1)
+    except (OSError, ValueError) as error:  # a closed or truncated file behind it, no pixels, or numbers out of range
+        said = f"{field} is a PIL image of mode {image.mode} and {image.width}*{image.height} pixels"
+        raise InvalidInput(f"{said}, which cannot be read ({error}); accepted: {_ACCEPTED}", field=field) from error
     return file.getvalue()
+
+
+def _in_png_mode(image: Image.Image) -> Image.Image:
+    """Convert an image to a mode that PNG has. Raises ValueError for numbers that Pillow's conversion would clip."""
+    if image.mode in _PNG_MODES:
+        return image
+    if image.mode in _NUMBERS:
+        extrema: Any = image.getextrema()  # of the only channel
+        (smallest, largest), most = extrema, _NUMBERS[image.mode]
+        if not 0 <= smallest <= largest <= most:  # nor NaN
+            raise ValueError(f"its values are from {smallest:g} to {largest:g}, not from 0 to {most}")
+    if image.mode == "F":
+        scale = 255 if largest <= 1 else 1
+        return image.point(lambda value: value * scale + 0.5).convert("L")  # which rounds down
+    return image.convert(_CONVERTED.get(image.mode, "RGB"))

@@ -33,6 +33,7 @@ FAILURES: dict[int, type[HiDreamError]] = {
     each.code: each for each in (PromptRefused, MissingInput, InvalidInput, NotFinite)
 }
 """The errors of failed tasks by `code`; any other is TaskFailed."""
+_NAMES = ("id", "model", "status")
 _TEXTS = ("version", "created_at", "error")
 _LISTS = ("outputs", "has_nsfw_contents", "warnings")
 
@@ -72,12 +73,11 @@ class Prediction:
     def of(cls, data: Any) -> Self:  # noqa: ANN401 - what JSON says
         """Read the server's description. Raises ServerError if it is none."""
         try:
-            known = {name: data[name] for name in ("id", "model", "status")}
-            if not all(isinstance(value, str) and value for value in known.values()):
-                raise TypeError("id, model or status is no text")
+            known = {name: data[name] for name in _NAMES}
             texts: dict[str, Any] = {name: data.get(name) or "" for name in _TEXTS}
             lists: dict[str, Any] = {name: tuple(data.get(name) or ()) for name in _LISTS}
             others: dict[str, Any] = {name: data.get(name) for name in ("seed", "code", "queue", "input")}
+            _check_types(data, texts, others)
             inference_ms, execution_ms = (data.get("timings") or {}).get("inference"), data.get("executionTime")
             timings = Timings((inference_ms or 0) / 1000, (execution_ms or 0) / 1000)
         except (KeyError, TypeError, AttributeError) as error:
@@ -147,7 +147,7 @@ class Result:
         Several images are numbered by their seeds: `fox.png` becomes `fox-7.png`, `fox-8.png`. Raises InvalidInput if
         the suffix is that of another format than the file's.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))  # noqa: PTH111 - it leaves a "~" without a home as it is
         for file in self.files:
             _check_suffix(path, file)
         first = 1 if self.seed is None else self.seed
@@ -158,6 +158,18 @@ class Result:
         return paths
 
 
+def _check_types(data: Mapping[str, Any], texts: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Raise TypeError if one of the server's values has another type than `Prediction` says."""
+    if not all(isinstance(data[name], str) and data[name] for name in _NAMES):
+        raise TypeError("id, model or status is no text")
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise TypeError("a text is none")
+    if not all(isinstance(data.get(name) or [], list) for name in _LISTS):
+        raise TypeError("a list is none")
+    if not all(numbers[name] is None or type(numbers[name]) is int for name in ("seed", "code")):
+        raise TypeError("a whole number is none")
+
+
 def opened(file: bytes) -> Image.Image:
     """Decode an image file. Raises ServerError if it is none."""
     from PIL import Image
@@ -165,13 +177,15 @@ def opened(file: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file))
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are none
+    except Exception as error:  # whatever Pillow says about the bytes of a stranger
         raise ServerError(f"the server's image cannot be decoded: {error}") from error
     return image
 
 
 def embedded(output: str) -> bytes | None:
     """Return the file that an output contains as base64 or a data: URI; None if it is a URL."""
+    if not isinstance(output, str):
+        raise ServerError(f"the server's output is {output!r:.100}, which is no text")
     if output.startswith(("http://", "https://")):
         return None
     try:
@@ -191,7 +205,7 @@ def _check_suffix(path: Path, file: bytes) -> None:
         raise InvalidInput(f"path is {str(path)!r:.200}; accepted: a file name that ends with {accepted}", field="path")
     try:
         found = str(Image.open(io.BytesIO(file)).format).lower()
-    except OSError:  # no format that is known here
+    except Exception:  # no format that is known here, or whatever else Pillow says about the bytes of a stranger
         return
     if found in list(ImageFormat) and FORMAT_NAMES[suffix] != found:
         cure = f'request output_format="{FORMAT_NAMES[suffix]}", or name a file that ends with .{found}'

@@ -32,6 +32,9 @@ REFUSED = 429
 TRANSIENT = (408, REFUSED, 502, 503, 504)
 """Statuses after which the same request may succeed."""
 
+RETRY_AFTER_MAX_S = 3600.0
+"""The longest pause that a server gets: the limits of hidream's own last a minute."""
+
 T = TypeVar("T")
 
 
@@ -40,7 +43,8 @@ class Retry:
     """How often a request is sent in all, and how long the pauses are.
 
     The pause doubles from `first_s` up to `longest_s`. Up to half of it is left out at random, so that clients that
-    failed together do not come back together. A `Retry-After` of the server makes the pause longer, never shorter.
+    failed together do not come back together. A `Retry-After` of the server makes the pause longer, never shorter; for
+    one beyond `RETRY_AFTER_MAX_S`, nobody waits.
     """
 
     attempts: int = 6
@@ -81,7 +85,8 @@ def call(connection: Connection, request: Request, deadline: Deadline, read: Cal
             failure, hopeful, received = error, True, True
         failure.request_id = failure.request_id or str(request.headers.get("X-Request-ID", ""))
         pause_s = connection.retry.pause_s(attempt, wanted_s)
-        last = not hopeful or attempt >= connection.retry.attempts or pause_s > deadline.left_s
+        hopeful = hopeful and wanted_s <= RETRY_AFTER_MAX_S and pause_s <= deadline.left_s
+        last = not hopeful or attempt >= connection.retry.attempts
         if last or not (yield from _may_repeat(connection, request, deadline, received=received)):
             raise failure
         yield Sleep(pause_s)

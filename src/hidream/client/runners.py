@@ -12,9 +12,12 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from hidream.client.effects import Close, Effect, Emit, Open, Read, Request, Response, Send, Sleep, Steps
+from hidream.errors import ServerError
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 """Each thread or task of the user may have a request of its own; 20 is httpx's default."""
+CONTENT_MAX_BYTES = 2**29
+"""The longest response that is read. Four images of 2048² as base64, the most that a task has, are a seventh of it."""
 
 T = TypeVar("T")
 Outcome = tuple[Any, Exception | None]
@@ -65,9 +68,9 @@ class Runner:
     def _outcome(self, effect: Effect, stream: Stream) -> Outcome:
         try:
             return self._reply(effect, stream), None
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             return None, httpx.UnsupportedProtocol(str(error))
-        except httpx.RequestError as error:
+        except (httpx.RequestError, ServerError) as error:
             return None, error
 
     def _reply(self, effect: Effect, stream: Stream) -> Any:  # noqa: ANN401
@@ -86,11 +89,7 @@ class Runner:
 
     def _send(self, request: Request, until_s: float) -> Response:
         with self.http.stream(**_arguments(request, until_s), follow_redirects=request.redirects) as response:
-            content = bytearray()
-            for data in response.iter_bytes():
-                content += data
-                _check_time(until_s, response)
-        return _whole(response, bytes(content))
+            return _whole(response, _content(response, until_s))
 
 
 class Stream:
@@ -106,7 +105,7 @@ class Stream:
         sent = self.http.build_request(**_arguments(request, until_s))
         self.response = response = self.http.send(sent, stream=True)
         self._data = response.iter_bytes()
-        return _whole(response, b"" if response.is_success else response.read())
+        return _whole(response, b"" if response.is_success else _content(response, until_s))
 
     def read(self) -> bytes:
         """Read what has arrived; b"" at the end."""
@@ -146,9 +145,9 @@ class AsyncRunner:
     async def _outcome(self, effect: Effect, stream: AsyncStream) -> Outcome:
         try:
             return await self._reply(effect, stream), None
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             return None, httpx.UnsupportedProtocol(str(error))
-        except httpx.RequestError as error:
+        except (httpx.RequestError, ServerError) as error:
             return None, error
 
     async def _reply(self, effect: Effect, stream: AsyncStream) -> Any:  # noqa: ANN401
@@ -169,11 +168,7 @@ class AsyncRunner:
 
     async def _send(self, request: Request, until_s: float) -> Response:
         async with self.http.stream(**_arguments(request, until_s), follow_redirects=request.redirects) as response:
-            content = bytearray()
-            async for data in response.aiter_bytes():
-                content += data
-                _check_time(until_s, response)
-        return _whole(response, bytes(content))
+            return _whole(response, await _content_async(response, until_s))
 
 
 class AsyncStream:
@@ -189,7 +184,7 @@ class AsyncStream:
         sent = self.http.build_request(**_arguments(request, until_s))
         self.response = response = await self.http.send(sent, stream=True)
         self._data = response.aiter_bytes()
-        return _whole(response, b"" if response.is_success else await response.aread())
+        return _whole(response, b"" if response.is_success else await _content_async(response, until_s))
 
     async def read(self) -> bytes:
         """Read what has arrived; b"" at the end."""
@@ -209,10 +204,31 @@ def _arguments(request: Request, until_s: float) -> dict[str, Any]:
     return request.arguments(left_s)
 
 
-def _check_time(until_s: float, response: httpx.Response) -> None:
-    """Raise ReadTimeout if a response comes in so slowly that the time is over; httpx only limits each silence."""
+def _content(response: httpx.Response, until_s: float) -> bytes:
+    content = bytearray()
+    for data in response.iter_bytes():
+        content += data
+        _check(len(content), until_s, response)
+    return bytes(content)
+
+
+async def _content_async(response: httpx.Response, until_s: float) -> bytes:
+    content = bytearray()
+    async for data in response.aiter_bytes():
+        content += data
+        _check(len(content), until_s, response)
+    return bytes(content)
+
+
+def _check(size_bytes: int, until_s: float, response: httpx.Response) -> None:
+    """Raise ReadTimeout if a response comes in so slowly that the time is over; httpx only limits each silence.
+
+    Raises ServerError if it is too long, which a few compressed bytes can be.
+    """
     if time.monotonic() > until_s:
         raise httpx.ReadTimeout("the response was not complete in time", request=response.request)
+    if size_bytes > CONTENT_MAX_BYTES:
+        raise ServerError(f"the response has more than {CONTENT_MAX_BYTES} bytes")
 
 
 def _whole(response: httpx.Response, content: bytes) -> Response:

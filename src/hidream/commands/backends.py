@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from hidream.commands.jobs import Job
 from hidream.commands.prompt_rows import FILES
-from hidream.errors import HiDreamError, InvalidInput
+from hidream.errors import ConnectionFailed, HiDreamError, InvalidInput
 from hidream.settings.tables import Settings
 from hidream.types import Variant
 
@@ -120,9 +120,9 @@ class Remote:
                     for event in task.events():
                         on_step(event.step, event.steps)
                 result = task.result()
+            except ConnectionFailed:
+                raise  # the server is gone: every further task would end so
             except HiDreamError as error:
-                if error.task_id == "" and error.status is None:
-                    raise  # the server is gone: every further task would end so
                 yield index, error
                 continue
             seconds = {"model": result.timings.inference_s}

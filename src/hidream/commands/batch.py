@@ -6,17 +6,15 @@ task. The id is part of every Idempotency-Key, so that a submission that was int
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hidream.commands import jobs, prompt_rows
+from hidream.commands import jobs, journal, prompt_rows
 from hidream.commands.exit_status import ExitStatus
 from hidream.commands.grammar import Command, Entry, Flag, Given, Group, note
 from hidream.commands.manifest import Manifest
@@ -25,11 +23,11 @@ from hidream.commands.progress import bar
 from hidream.commands.prompt_rows import FILES
 from hidream.commands.setting_flags import variant_flag
 from hidream.commands.values import PATH, TEXT
-from hidream.errors import HiDreamError, InvalidInput, NotFound
+from hidream.errors import ConnectionFailed, HiDreamError, InvalidInput, NotFound
 from hidream.settings.tables import Settings
 from hidream.types import Variant
 
-FORMAT = 1
+KIND = "hidream_batch"
 ENDING = ".batch.jsonl"
 
 
@@ -38,10 +36,11 @@ def _submit(given: Given, config: Settings) -> int:
     path = given.batch or given.file.with_name(f"{given.file.stem}{ENDING}")
     if str(given.file) == "-" and given.batch is None:
         raise InvalidInput("--batch is absent; accepted: a file for the batch, because the requests come from a pipe")
-    head, tasks = _read(path) if path.exists() else (None, [])
-    if head is None:
-        head = {"hidream_batch": FORMAT, "id": uuid.uuid4().hex, "server": given.server, "variant": given.variant}
-        _append(path, head)
+    known_lines = _read(path) if path.exists() else []
+    if not known_lines:
+        known_lines = [{KIND: journal.FORMAT, "id": uuid.uuid4().hex, "server": given.server, "variant": given.variant}]
+        journal.append(path, known_lines[0])
+    head, *tasks = known_lines
     variant = Variant(given.variant or head["variant"] or Variant.DEV)
     asked = jobs.settled(jobs.plan(rows, {}, identity={"variant": str(variant)}), head["id"])
     known = {task["key"] for task in tasks}
@@ -52,7 +51,7 @@ def _submit(given: Given, config: Settings) -> int:
             keywords = {name: Path(value) if name in FILES else value for name, value in job.parameters.items()}
             task = client.submit(keywords.pop("prompt"), idempotency_key=f"{head['id']}-{job.key}", **keywords)
             entry = {"task": task.id, "key": job.key, "file": job.file, "parameters": dict(job.parameters)}
-            _append(path, entry)
+            journal.append(path, entry)
     earlier = f", {len(known)} earlier" if known else ""
     text = f"{path}: {len(todo)} tasks submitted{earlier}; next: hidream batch fetch {path}"
     result(given, {"batch": str(path), "submitted": len(todo), "tasks": len(todo) + len(known)}, text)
@@ -60,7 +59,7 @@ def _submit(given: Given, config: Settings) -> int:
 
 
 def _status(given: Given, config: Settings) -> int:
-    head, tasks = _read(given.batch)
+    head, *tasks = _read_whole(given.batch)
     with _client(head, config, head["variant"], given.server) as client:
         states = Counter(_state(client, task["task"]) for task in tasks)
     text = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no tasks"
@@ -76,8 +75,15 @@ def _state(client: Any, task: str) -> str:  # noqa: ANN401 - hidream.Client, whi
 
 
 def _fetch(given: Given, config: Settings) -> int:
-    head, tasks = _read(given.batch)
+    head, *tasks = _read_whole(given.batch)
     out = given.out or given.batch.with_name(given.batch.name.removesuffix(ENDING))
+    with journal.sole_writer(out):
+        return _fetch_into(given, config, head, tasks, out)
+
+
+def _fetch_into(
+    given: Given, config: Settings, head: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], out: Path
+) -> int:
     manifest, counts, failures = Manifest(out), Counter[str](), []
     with _client(head, config, head["variant"], given.server) as client, bar("fetching", "images") as display:
         for done, entry in enumerate(tasks):
@@ -91,9 +97,9 @@ def _fetch(given: Given, config: Settings) -> int:
                     counts["unfinished"] += 1
                     continue
                 finished = task.result()
+            except ConnectionFailed:
+                raise  # the server is gone: every further task would end so
             except HiDreamError as error:
-                if error.task_id == "" and error.status is None:
-                    raise
                 counts["failed"] += 1
                 failures.append(f"{entry['parameters']['prompt']!r:.60}: {in_one_line(error.message)}")
                 continue
@@ -114,31 +120,33 @@ def _client(head: Mapping[str, Any], config: Settings, variant: str | None, serv
     return hidream.Client(url, config.api_key or None, model=variant or str(Variant.DEV), timeout=None)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read a batch file; a line that a crash has torn is cut off. Raises InvalidInput on another file."""
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Read the head and the tasks of a batch; nothing if a crash has torn the head. Raises InvalidInput."""
     try:
-        data = path.read_bytes()
+        return journal.read(path, KIND, _check)
     except OSError as error:
         raise InvalidInput(
             f"{path} cannot be read: {error.strerror}; accepted: a file of `hidream batch submit`"
         ) from error
-    whole = data[: data.rfind(b"\n") + 1]
-    try:
-        head, *tasks = map(json.loads, whole.splitlines())
-        if head["hidream_batch"] != FORMAT or not all("task" in task for task in tasks):
-            raise KeyError("hidream_batch")
-    except (ValueError, KeyError, TypeError) as error:
+    except journal.OfAnotherKindError as error:
         raise InvalidInput(f"{path} is not a batch; accepted: a file of `hidream batch submit`") from error
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return head, tasks
 
 
-def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    with path.open("ab") as file:
-        file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _read_whole(path: Path) -> list[dict[str, Any]]:
+    """Read a batch that has its head. Raises InvalidInput."""
+    lines = _read(path)
+    if not lines:
+        raise InvalidInput(f"{path} is not a batch yet: its submission was interrupted; accepted: after another one")
+    return lines
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless an entry is a head or a task."""
+    names = ("id", "server", "variant") if KIND in entry else ("task", "key", "file", "parameters")
+    for name in names:
+        _ = entry[name]
+    if KIND not in entry and Path(entry["file"]).name != entry["file"]:
+        raise ValueError("the file is in another folder")
 
 
 def _server() -> Flag:

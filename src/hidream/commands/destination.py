@@ -13,6 +13,7 @@ from hidream.types import FORMAT_NAMES, ImageFormat
 SUFFIXES = {f".{name}": image_format for name, image_format in FORMAT_NAMES.items()}
 FILE, FOLDER = Path("out.png"), Path("out")
 """Where images go without `--out`: one image into a new file of this name, several into this folder."""
+GRID = "grid.png"
 STDOUT = "-"
 
 
@@ -51,6 +52,11 @@ def folder(given: Given) -> Path:
     if str(out) == STDOUT or out.suffix.lower() in SUFFIXES:
         raise InvalidInput(f"--out is {str(out)!r:.100}, and several images are asked for; accepted: a folder")
     return out
+
+
+def sheet(given: Given, out: Path) -> Path:
+    """The file of a sheet or grid: the one that was named, or one in the folder of its images."""
+    return given.sheet or out / GRID
 
 
 def in_format_of(job: Job, out: Path, given: Given) -> Job:

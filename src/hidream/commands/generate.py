@@ -16,6 +16,7 @@ from hidream.commands import jobs as planning
 from hidream.commands.destination import SUFFIXES
 from hidream.commands.grammar import Command, Flag, Given
 from hidream.commands.jobs import Axis, Job
+from hidream.commands.journal import sole_writer
 from hidream.commands.parameter_flags import parameter_flags, parameters_of
 from hidream.commands.prompt_rows import Row
 from hidream.commands.setting_flags import model_flags, variant_flag
@@ -28,7 +29,13 @@ from hidream.types import Variant
 def _generate(given: Given, config: Settings) -> int:
     asked = _asked(given)
     if len(asked) > 1 or destination.wants_folder(given):
-        return generation.many(given, config, asked, destination.folder(given))
+        out = destination.folder(given)
+        with sole_writer(out):
+            if given.sheet is not None or given.grid:
+                from hidream.commands import sheets
+
+                sheets.check(destination.sheet(given, out), len(asked))
+            return generation.many(given, config, asked, out)
     out = destination.file(given)
     (job,) = planning.settled([destination.in_format_of(asked[0], out, given)], secrets.token_hex())
     return generation.one(given, config, job, out)

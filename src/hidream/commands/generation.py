@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from hidream.commands import destination
 from hidream.commands import jobs as planning
 from hidream.commands.backends import Backend, Finished, Local, Remote
 from hidream.commands.destination import STDOUT
@@ -181,7 +182,7 @@ def _write_sheet(given: Given, manifest: Manifest, asked: Sequence[Job], out: Pa
         sheet = sheets.contact_sheet_of(asked, files)
     else:
         return
-    target = given.sheet or out / "grid.png"
+    target = destination.sheet(given, out)
     sheet.save(target)
     if given.json:
         json_line({"sheet": str(target)})

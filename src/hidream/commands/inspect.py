@@ -30,13 +30,15 @@ def embedded(path: Path) -> dict[str, Any]:
             if "version" not in texts:
                 comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
                 texts = json.loads(comment.removeprefix(_ASCII_COMMENT)) if comment else {}
+            ours = texts["Software"] == "hidream" if isinstance(texts, dict) and "Software" in texts else False
+            facts |= {"seed": int(texts["seed"]), "version": str(texts["version"])} if ours else {}
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist; accepted: an image of hidream") from None
     except Exception as error:  # whatever Pillow or JSON say about the bytes of a stranger
         raise InvalidInput(f"{path} is not an image that can be read; accepted: an image of hidream") from error
-    if not isinstance(texts, dict) or texts.get("Software") != "hidream":
+    if not ours:
         raise InvalidInput(f"{path} does not say how it was made: not from hidream, or its metadata was removed")
-    return {**facts, "seed": int(texts["seed"]), "version": texts["version"]}
+    return facts
 
 
 def made_with(path: Path) -> dict[str, Any]:

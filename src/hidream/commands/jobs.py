@@ -165,8 +165,9 @@ def _digest(request: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
 def _file_digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or what is no text of the file system
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInput(f"{str(path)!r:.200} cannot be read: {why}") from error
 
 
 def _slug(prompt: str) -> str:

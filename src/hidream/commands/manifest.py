@@ -8,17 +8,17 @@ the folder, because of the order of `add`: the whole file under a temporary name
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hidream.commands import journal
 from hidream.errors import InvalidInput
 
 NAME = "manifest.jsonl"
-FORMAT = 1
+KIND = "hidream_manifest"
 _PART = ".part"
 
 
@@ -28,38 +28,25 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         """Open a folder, or create it. Raises InvalidInput if it is a file or of another kind."""
         self.folder, self.path = folder, folder / NAME
-        if folder.exists() and not folder.is_dir():
-            raise InvalidInput(f"--out is {str(folder)!r:.100}, which is a file; accepted: a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        journal.make_folder(folder)
         self.entries: dict[str, dict[str, Any]] = {}
         self.id = ""
         self._read()
         if not self.id:
             self.id = uuid.uuid4().hex
-            self._append({"hidream_manifest": FORMAT, "id": self.id})
+            journal.append(self.path, {KIND: journal.FORMAT, "id": self.id})
 
     def _read(self) -> None:
-        """Read the lines; one that a crash has torn is cut off. Raises InvalidInput on a file of another kind."""
+        """Read the lines. Raises InvalidInput on a file of another kind."""
         try:
-            data = self.path.read_bytes()
+            head, *entries = journal.read(self.path, KIND, _check) or [{"id": ""}]
         except FileNotFoundError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                if number == 1:
-                    if entry["hidream_manifest"] != FORMAT:
-                        raise KeyError("hidream_manifest")
-                    self.id = entry["id"]
-                else:
-                    self.entries[entry["key"]] = entry
-            except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInput(
-                    f"{self.path} line {number} is not one of a manifest of hidream; accepted: another folder"
-                ) from error
+        except journal.OfAnotherKindError as error:
+            raise InvalidInput(
+                f"{self.path} {error} is not one of a manifest of hidream; accepted: another folder"
+            ) from error
+        self.id, self.entries = head["id"], {entry["key"]: entry for entry in entries}
 
     def find(self, key: str) -> dict[str, Any] | None:
         """The entry of an image that is there, whole; a file that only lacks its final name gets it."""
@@ -80,7 +67,7 @@ class Manifest:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._append(entry)
+        journal.append(self.path, entry)
         part.replace(self.folder / name)
         self.entries[key] = entry
         return entry
@@ -93,21 +80,27 @@ class Manifest:
         names = (name if i == 1 else f"{stem}-{i}{dot}{suffix}" for i in range(1, 10**6))
         return next(each for each in names if each == own or (each not in taken and not (self.folder / each).exists()))
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+
+def _check(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError unless an entry is the head, or describes a file of its folder."""
+    if KIND in entry:
+        found = [entry["id"]]
+    else:
+        found = [entry["file"], entry["sha256"], entry["key"]]
+        dict(entry["parameters"])
+        if Path(entry["file"]).name != entry["file"]:
+            raise ValueError("the file is in another folder")
+    if not all(isinstance(text, str) for text in found):
+        raise TypeError("a text is none")
 
 
 def entry_of(file: Path) -> dict[str, Any] | None:
     """The entry of an image file in the manifest of its folder; None if there is none that fits its content."""
     try:
-        lines = (file.parent / NAME).read_bytes().splitlines()
+        entries = journal.read(file.parent / NAME, KIND, _check)[1:]
         digest = _sha256(file)
-        entries = [json.loads(line) for line in lines[1:]]
         return next((entry for entry in reversed(entries) if entry["sha256"] == digest), None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
 
 

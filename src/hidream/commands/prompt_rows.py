@@ -11,9 +11,10 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hidream.commands import values
 from hidream.commands.grammar import suggestion
@@ -63,11 +64,15 @@ def read_rows(path: Path) -> list[Row]:
 
 def _read(path: Path, name: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        opened: AbstractContextManager[BinaryIO] = (
+            nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb")
+        )
+        with opened as file:
+            data = file.read(PROMPTS_MAX_BYTES + 1)  # not all of it: a device never ends
     except OSError as error:
         raise InvalidInput(f"--prompts: {path} cannot be read: {error.strerror}") from error
     if len(data) > PROMPTS_MAX_BYTES:
-        raise InvalidInput(f"{name} has {len(data):,} bytes; accepted: up to {PROMPTS_MAX_BYTES:,}")
+        raise InvalidInput(f"{name} has more than {PROMPTS_MAX_BYTES:,} bytes; accepted: fewer")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,7 +91,9 @@ def _jsonl(text: str, name: str) -> Iterator[Row]:
             continue
         where = f"{name} line {number}"
         try:
-            values = json.loads(line)
+            values = json.loads(line, object_pairs_hook=_once_each)
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}: {error.message}", field=error.field) from error
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{where} is not JSON: {error}") from error
         if isinstance(values, str):
@@ -98,9 +105,26 @@ def _jsonl(text: str, name: str) -> Iterator[Row]:
         yield _row(values, where, typed=False)
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON. Raises InvalidInput if a name is in it twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _twice(name: str) -> InvalidInput:
+    return InvalidInput(f"{name!r:.100} is given twice; accepted: once", field=name)
+
+
 def _csv(text: str, name: str, delimiter: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
+        head = [name.strip() for name in reader.fieldnames or ()]
+        if name_twice := next((each for each in head if each and head.count(each) > 1), ""):
+            raise InvalidInput(f"{name} line 1: {_twice(name_twice).message}", field=name_twice)
+        _check_head(head, f"{name} line 1")
         for values in reader:
             where = f"{name} line {reader.line_num}"
             if None in values:
@@ -110,11 +134,26 @@ def _csv(text: str, name: str, delimiter: str) -> Iterator[Row]:
         raise InvalidInput(f"{name} line {reader.line_num}: {error}") from error
 
 
+def _check_head(head: list[str], where: str) -> None:
+    for each in filter(None, head):
+        try:
+            parameter(each)
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}: {error.message}", field=error.field) from error
+
+
 def _row(values: Mapping[str, Any], where: str, *, typed: bool) -> Row:
     try:
-        return Row(dict(read(name, value, typed=typed) for name, value in values.items() if value is not None), where)
+        read_values: dict[str, Any] = {}
+        for name, value in values.items():
+            if value is not None:
+                read_name, read_value = read(name, value, typed=typed)
+                if read_name in read_values:
+                    raise _twice(name)
+                read_values[read_name] = read_value
+        return Row(read_values, where)
     except InvalidInput as error:
-        raise InvalidInput(f"{where}: {error.message}", field=error.field) from error
+        raise type(error)(f"{where}: {error.message}" if where else error.message, field=error.field) from error
 
 
 def _anchored(row: Row, path: Path) -> Row:
@@ -190,9 +229,10 @@ def of_flags(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(row: Mapping[str, Any], where: str) -> None:
-    """Check what concerns several parameters of a request. Raises InvalidInput."""
+    """Check a request, which flags, rows, the axes of a grid and another image have made. Raises InvalidInput."""
     prefix = f"{where}: " if where else ""
     if "prompt" not in row:
         raise MissingInput(f"{prefix}prompt is absent; accepted: a text that describes the image", field="prompt")
+    _row(row, where, typed=False)
     if "mask" in row and "image" not in row:
         raise MissingInput(f"{prefix}{MASK_ALONE}", field="mask")

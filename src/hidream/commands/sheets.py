@@ -11,10 +11,25 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from hidream.commands.jobs import Job
+from hidream.errors import InvalidInput
+from hidream.types import FORMAT_NAMES
 
 CELL_PX, GAP_PX, TEXT_PX = 384, 12, 18
+IMAGES_MAX = 1024
+"""A sheet of so many takes 0.5 GB of memory."""
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def check(target: Path, images: int) -> None:
+    """Raise InvalidInput if a sheet of so many images cannot be written there, before they are generated."""
+    if target.suffix.lower().removeprefix(".") not in FORMAT_NAMES:
+        suffixes = ", ".join(f".{name}" for name in FORMAT_NAMES)
+        raise InvalidInput(f"--sheet is {str(target)!r:.100}; accepted: a name that ends in {suffixes}")
+    if target.is_dir() or not target.parent.is_dir():
+        raise InvalidInput(f"--sheet is {str(target)!r:.100}; accepted: a file in a folder that exists")
+    if images > IMAGES_MAX:
+        raise InvalidInput(f"a sheet of {images:,} images is asked for; accepted: up to {IMAGES_MAX:,}")
 
 
 def contact_sheet_of(jobs: Sequence[Job], files: Mapping[str, Path]) -> Image.Image:
@@ -127,7 +142,7 @@ def _paste(sheet: Image.Image, path: Path, x: int, y: int) -> None:
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, font: Font, width_px: int) -> str:
     """Cut a text to a width."""
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:width_px]  # no character is narrower than a pixel
     while draw.textlength(text, font) > width_px and len(text) > 1:
         text = f"{text.rstrip('…')[:-1]}…"
     return text

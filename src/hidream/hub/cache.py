@@ -85,7 +85,15 @@ def missing(snapshot: Path, parts: Iterable[str], *, complete: bool) -> list[str
 
 def unfinished(repository: str) -> int:
     """The bytes of files that have arrived only in part."""
-    return sum(_size(path) for path in (folder_of(repository) / "blobs").glob("*.incomplete"))
+    return sum(size_of(path) for path in (folder_of(repository) / "blobs").glob("*.incomplete"))
+
+
+def size_of(file: Path) -> int:
+    """The bytes of a file; 0 without it."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def files_of(snapshot: Path) -> dict[str, Path]:
@@ -137,10 +145,3 @@ def _missing_tokenizer(folder: Path) -> list[str]:
     there = any((folder / name).is_file() for name in vocabularies)
     dangling = [path.name for path in sorted(folder.glob("tokenizer*")) if path.is_symlink() and not path.exists()]
     return dangling if there else dangling or [vocabularies[0]]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

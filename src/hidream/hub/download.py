@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**20
 WAITS_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 """Before each further attempt, counted from the last byte that arrived."""
+LOCK_S = 0.5
+"""How long a lock is waited for before `stop` is looked at."""
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas of this kind
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
@@ -69,11 +72,12 @@ def download(transfer: Transfer, on_bytes: Callable[[int], None], stop: Event) -
     The count is negative when bytes that had arrived turn out to be wrong. Raises HubError if the content is not what
     the Hub announced, or the disk is full; Interrupted after `stop`; and the errors of `huggingface_hub`.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     for path in (transfer.blob, transfer.lock):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(transfer.lock):
+    with ExitStack() as held:
+        while not _is_locked(held, transfer.lock):
+            if stop.is_set():
+                raise Interrupted(f"the download of {transfer.file.path} was interrupted")
         if is_there(transfer.blob, transfer.file):
             return
         try:
@@ -85,6 +89,17 @@ def download(transfer: Transfer, on_bytes: Callable[[int], None], stop: Event) -
                 f"no space is left for {transfer.file.path} in {transfer.blob.parent}; free some, or set HF_HOME to "
                 "another disk, and run the command again: it goes on where it stopped"
             ) from error
+
+
+def _is_locked(held: ExitStack, lock: Path) -> bool:
+    """Take a lock until the end of `held`; False if another process still has it after `LOCK_S`."""
+    from huggingface_hub.utils import WeakFileLock
+
+    try:
+        held.enter_context(WeakFileLock(lock, timeout=LOCK_S))
+    except TimeoutError:
+        return False
+    return True
 
 
 def is_there(blob: Path, file: RemoteFile) -> bool:

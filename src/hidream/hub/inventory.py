@@ -90,8 +90,7 @@ def removal(model: ModelId) -> Removal:
         raise InvalidInput(
             f"{model} is one revision, and a repository is removed as a whole; accepted: {name_of(model.repository)}"
         )
-    sizes = (path.stat().st_size for path in (folder / "blobs").glob("*") if path.is_file())
-    return Removal(model, folder, sum(sizes))
+    return Removal(model, folder, sum(map(cache.size_of, (folder / "blobs").glob("*"))))
 
 
 def remove(removal: Removal) -> None:
@@ -104,7 +103,7 @@ def _row(model: ModelId, used_by: tuple[str, ...]) -> Row:
     name = name_of(model.repository) if model.revision == names.MAIN else str(model)
     size = cache.unfinished(model.repository)
     if folder is not None:
-        size += sum(blob.stat().st_size for blob in {file.resolve() for file in cache.files_of(folder).values()})
+        size += sum(cache.size_of(blob) for blob in {file.resolve() for file in cache.files_of(folder).values()})
     try:
         locate.snapshot(model)
     except CheckpointError as error:
@@ -119,7 +118,7 @@ def _row(model: ModelId, used_by: tuple[str, ...]) -> Row:
 def _row_of_path(key: str, path: Path) -> Row:
     there = path.exists()
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    size = sum(each.stat().st_size for each in files)
+    size = sum(map(cache.size_of, files))
     note = _llama_note(path) if there else "there is no such file or folder"
     kind = "absent" if not there else "folder" if path.is_dir() else "file"
     return Row(key, str(path), kind, size, "", path, (f"[models] {key}",), note)

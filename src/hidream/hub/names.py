@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ def as_id(model: str | Path) -> ModelId | None:
     """The id that a text may be; None if only a path can be meant, or if there is such a file or folder."""
     text = model.as_posix() if isinstance(model, Path) else model
     match = _ID.fullmatch(text)
-    if not match or match[1].endswith(WEIGHTS) or Path(text).exists():
+    if not match or match[1].endswith(WEIGHTS) or os.path.exists(text):  # noqa: PTH110 - Path's refuses long texts
         return None
     return ModelId(match[1], match[2] or MAIN) if match[2] is None or _is_revision(match[2]) else None
 

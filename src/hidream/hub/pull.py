@@ -6,7 +6,9 @@ meant before, and never half of one.
 
 from __future__ import annotations
 
+import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -107,10 +109,11 @@ def pull(plan: Plan, on_bytes: Callable[[int], None], token: str | None = None) 
     try:
         transfers = [_transfer(plan, file, token) for file in missing.values()]
         _all([pool.submit(_download, plan.listing.model, each, on_bytes, stop) for each in transfers])
-        _all([pool.submit(_link, plan, each.file, token) for each in plan.files])
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+    for each in plan.files:
+        _link(plan, each.file)
     _name_commit(plan)
     return plan.snapshot
 
@@ -118,8 +121,7 @@ def pull(plan: Plan, on_bytes: Callable[[int], None], token: str | None = None) 
 def _planned(file: RemoteFile, folder: Path, commit: str) -> PlannedFile:
     blob = folder / "blobs" / file.digest
     cached = is_there(blob, file) or is_there(folder / "snapshots" / commit / file.path, file)
-    partial_file = blob.with_name(f"{blob.name}.incomplete")
-    arrived = partial_file.stat().st_size if partial_file.is_file() else 0
+    arrived = cache.size_of(blob.with_name(f"{blob.name}.incomplete"))
     return PlannedFile(file, cached, arrived if arrived <= file.size_bytes else 0)
 
 
@@ -143,12 +145,30 @@ def _download(model: ModelId, transfer: Transfer, on_bytes: Callable[[int], None
         download(transfer, on_bytes, stop)
 
 
-def _link(plan: Plan, file: RemoteFile, token: str | None) -> None:
-    """Have `huggingface_hub` put a file whose blob is there into the snapshot; that asks for its metadata only."""
-    from huggingface_hub import hf_hub_download
+def _link(plan: Plan, file: RemoteFile) -> None:
+    """Put a file whose blob is there into the snapshot, as `huggingface_hub` does: as a link to the blob.
 
-    with remote.refusals_of(plan.listing.model):
-        hf_hub_download(plan.listing.model.repository, file.path, revision=plan.listing.commit, token=token)
+    Where a system has no symbolic links, it is a hard link or a copy. `hf_hub_download` would do it too, but downloads
+    a file again, unchecked, whose ETag is not the announced digest.
+    """
+    link, blob = plan.snapshot / file.path, plan.folder / "blobs" / file.digest
+    if is_there(link, file):
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    made = _new_name(plan)
+    try:
+        made.symlink_to(os.path.relpath(blob, link.parent))
+    except OSError:
+        try:
+            made.hardlink_to(blob)
+        except OSError:
+            shutil.copyfile(blob, made)
+    made.replace(link)
+
+
+def _new_name(plan: Plan) -> Path:
+    """A name for a file until it is whole: no other process has it."""
+    return plan.folder / f"{uuid.uuid4().hex}.new"
 
 
 def _all(futures: Sequence[Future[None]]) -> None:
@@ -169,7 +189,7 @@ def _name_commit(plan: Plan) -> None:
         return
     ref = plan.folder / "refs" / revision
     ref.parent.mkdir(parents=True, exist_ok=True)
-    written = ref.with_name(f"{ref.name}.new")
+    written = _new_name(plan)
     written.write_text(plan.listing.commit)
     written.replace(ref)
 

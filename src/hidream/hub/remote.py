@@ -42,7 +42,7 @@ def listing(model: ModelId, token: str | None = None) -> Listing:
     """Ask the Hub for the files of a repository. Raises HubError, or InvalidInput if there is no such repository."""
     from huggingface_hub import HfApi
 
-    with refusals_of(model):
+    with refusals_of(model), _readable(model):
         info = HfApi(token=token, library_name="hidream", library_version=__version__).model_info(
             model.repository, revision=model.revision, files_metadata=True, timeout=METADATA_TIMEOUT_S
         )
@@ -64,6 +64,22 @@ def check_access(listing: Listing, token: str | None = None) -> None:
 
 
 @contextlib.contextmanager
+def _readable(model: ModelId) -> Iterator[None]:
+    """Raise HubError for a description that `huggingface_hub` cannot read, such as a page of HTML."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HubError(
+            f"{_endpoint()} answers for {model}, but not with the description of a repository ({_short(error)}); "
+            "accepted: a Hub, which HF_ENDPOINT names"
+        ) from error
+
+
+@contextlib.contextmanager
 def refusals_of(model: ModelId) -> Iterator[None]:
     """Turn the errors of `huggingface_hub` into ours, which name the cure."""
     from huggingface_hub import errors
@@ -81,6 +97,8 @@ def refusals_of(model: ModelId) -> Iterator[None]:
             f"the Hub has no {model.repository}, or not for you; accepted: an id as its page shows it, and for a "
             "private repository a token that may read it (`hf auth login` or HF_TOKEN)"
         ) from error
+    except errors.HFValidationError as error:
+        raise InvalidInput(f"{model} is no id of the Hub: {_short(error)}; accepted: as its page shows it") from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError(f"HF_HUB_OFFLINE is set, so the Hub is not asked for {model}; accepted: without it") from error
     except errors.HfHubHTTPError as error:

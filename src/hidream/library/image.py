@@ -56,7 +56,7 @@ class Image:
         An existing file is replaced, as PIL does. quality: 1 to 100, of the lossy formats. The bytes are those that the
         server delivers. Raises InvalidInput on another suffix, and OSError if the file cannot be written.
         """
-        target = Path(path).expanduser()
+        target = Path(os.path.expanduser(path))  # noqa: PTH111 - it leaves a "~" without a home as it is
         suffix = target.suffix.removeprefix(".").lower()
         if suffix not in FORMAT_NAMES:
             suffixes = ", ".join(f".{name}" for name in FORMAT_NAMES)

@@ -213,6 +213,8 @@ class Pipeline:
         """
         if errors not in ("raise", "return"):
             raise refused("errors", errors, '"raise" or "return"')
+        if isinstance(requests, str | Prompts | Mapping) or not isinstance(requests, Iterable):
+            raise refused("requests", requests, f"a list, or another iterable; each is {ONE_REQUEST}")
         OF_PIPELINE.check_names(options)
         results = self._map(requests, options)
         if errors == "raise":

@@ -65,7 +65,7 @@ class Reader:
         """Return the name of a LoRA; of a file in the model's folder its name there."""
         if not isinstance(given, os.PathLike) and not (isinstance(given, str) and given.endswith(LORA_ENDING)):
             return given
-        file = Path(given).expanduser()
+        file = Path(os.path.expanduser(given))  # noqa: PTH111 - it leaves a "~" without a home as it is
         beside = self.lora_folder is not None and file.parent.resolve() == self.lora_folder.resolve()
         if not beside or file.suffix != LORA_ENDING:
             folder = self.lora_folder or "none was given"

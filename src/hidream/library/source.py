@@ -140,7 +140,7 @@ def _path(field: str, given: object) -> tuple[Path, bool]:
     """Read a path, or a Hub id as one, and whether it is an id. Raises InvalidInput."""
     if not isinstance(given, str | os.PathLike) or not os.fspath(given):
         raise InvalidInput(f"{field} is {given!r:.100}; accepted: {ACCEPTED}", field=field)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111 - it leaves a "~" without a home as it is
     if isinstance(given, os.PathLike) or os.path.exists(path):  # noqa: PTH110 - unlike Path's it answers anywhere
         return path, False
     if not _HUB_ID.fullmatch(given):
@@ -216,7 +216,7 @@ def lora_folder(loras: str | os.PathLike[str] | None) -> Path | None:
     """Read the folder of LoRAs. Raises ConfigurationError if it is none."""
     if loras is None:
         return None
-    folder = Path(loras).expanduser()
+    folder = Path(os.path.expanduser(loras))  # noqa: PTH111 - it leaves a "~" without a home as it is
     if folder.is_file():
         raise ConfigurationError(
             f"loras is {str(loras)!r:.100}, which is a file; accepted: the folder with it, and loras="

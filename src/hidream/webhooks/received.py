@@ -27,20 +27,22 @@ def verify(headers: Mapping[str, str], body: bytes | str, secret: str, now_s: fl
     Raises InvalidSignature if the message was not signed with the secret, was changed, or is more than TOLERANCE_S old;
     answer it with its `http_status`, 401. Raises InvalidInput without a secret, and for a body that is no JSON object.
     """
-    data = body.encode() if isinstance(body, str) else bytes(body)
+    if not isinstance(body, bytes | bytearray | memoryview | str):
+        raise InvalidInput(f"body is {body!r:.100}; accepted: the bytes exactly as received, not parsed", field="body")
+    data = body.encode(errors="surrogatepass") if isinstance(body, str) else bytes(body)
     check(headers, data, secret, time.time() if now_s is None else now_s)
     return _message(data)
 
 
 def check(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> None:
     """Verify any bytes. Raises InvalidSignature, or InvalidInput without a secret."""
-    if not isinstance(secret, str) or not secret.removeprefix(PREFIX):
-        raise InvalidInput("secret is empty; accepted: the secret of GET /webhook/secret", field="secret")
+    if not isinstance(secret, str) or not secret.removeprefix(PREFIX) or not secret.isascii():
+        raise InvalidInput("secret is empty, or no ASCII; accepted: the secret of GET /webhook/secret", field="secret")
     found = {str(name).lower(): str(value) for name, value in headers.items()}
     if absent := [name for name in (ID, TIMESTAMP) if not found.get(name, "").isascii() or not found.get(name)]:
         raise InvalidSignature(f"the webhook has no header {absent[0]}, or one that is not ASCII")
     timestamp = found[TIMESTAMP]
-    if not _UNIX_S.fullmatch(timestamp) or abs(now_s - int(timestamp)) > TOLERANCE_S:
+    if not _UNIX_S.fullmatch(timestamp) or not abs(now_s - int(timestamp)) <= TOLERANCE_S:  # NaN is no time
         raise InvalidSignature(f"{TIMESTAMP} is {timestamp!r:.40}; accepted: {TOLERANCE_S} s around this clock")
     expected = sign(secret, found[ID], int(timestamp), body).encode()
     same = [hmac.compare_digest(expected, found.get(name, "").encode(errors="replace")) for name in (SIGNATURE, NEXT)]
