@@ -62,6 +62,7 @@ def test_gguf_draws_the_same_image(dev, comfy, tmp_path):
     assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder", "llama"])
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE])
