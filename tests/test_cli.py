@@ -71,6 +71,7 @@ def test_the_collector_leaves_what_was_loaded_alone_and_goes_on_after_an_error()
     assert done.stdout == "1 True True\n"
 
 
+@pytest.mark.slow
 def test_an_image_decides_the_size_that_is_not_said(home, capsys):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

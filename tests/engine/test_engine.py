@@ -128,8 +128,8 @@ def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> t
 @pytest.mark.parametrize(
     ("first", "schedules", "seeds"),
     [
-        (0, 2, 12),
-        pytest.param(2, 5, 12, marks=pytest.mark.slow),
+        (0, 1, 12),
+        pytest.param(1, 6, 12, marks=pytest.mark.slow),
         pytest.param(0, 20, 24, marks=pytest.mark.long),
         *(pytest.param(20 + 48 * i, 48, 24, marks=pytest.mark.long) for i in range(10)),
     ],

@@ -50,6 +50,7 @@ def test_without_a_seed_each_image_has_its_own_which_makes_it_again(pipe):
     assert equal(pipe("a fox", seed=first.seed, **SMALL), first.pixels)
 
 
+@pytest.mark.slow
 def test_several_images_have_seeds_that_follow_each_other(pipe):
     images = pipe("a fox", seed=SEED_MAX, num_images=3, **SMALL)
     assert [image.seed for image in images] == [SEED_MAX, 0, 1]

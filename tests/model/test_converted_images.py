@@ -53,6 +53,7 @@ def test_through_all_formats_and_back_the_image_is_the_same(dev, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "most"), [("a.safetensors", "fp8_scaled", 10), ("a.gguf", "Q8_0", 4)])
 def test_fewer_bits_draw_nearly_the_same_image(dev, tmp_path, name, kind, most):
     path = converted(NANO / "transformer", tmp_path / name, kind)

@@ -65,7 +65,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("size", [pytest.param(Size(256, 256), marks=pytest.mark.slow), Size(320, 192)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [Size(256, 256), Size(320, 192)])
 def test_draws_the_image_of_stock_diffusers(folder, size):
     model = load(Variant.DEV, folder)
     assert (model.text.tokens, model.token_px, model.best_tokens) == (128, 16, 256)

@@ -30,7 +30,7 @@ def request(**changes: object) -> ImageRequest:
 @pytest.mark.parametrize(
     ("variant", "ours", "theirs"),
     [
-        (Variant.DEV, {}, {"num_inference_steps": 28, "guidance_scale": 0.0}),
+        pytest.param(Variant.DEV, {}, {"num_inference_steps": 28, "guidance_scale": 0.0}, marks=pytest.mark.slow),
         (
             Variant.FULL,
             {"steps": 10, "guidance": 4.0, "negative_prompt": "red"},

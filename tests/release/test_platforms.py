@@ -159,6 +159,7 @@ def posix_names(module):
     return found
 
 
+@pytest.mark.slow
 def test_nothing_that_the_library_reaches_needs_posix():
     found = {(module, name) for module in reachable(ROOTS) for name in posix_names(module)}
     assert found == ALLOWED.keys()

@@ -86,6 +86,7 @@ def test_what_is_served_is_what_is_named_or_all_there_is(tmp_path, models, serve
     assert served(Settings(home=tmp_path, models=models, worker=Worker(serves=serves))) == expected
 
 
+@pytest.mark.slow
 def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
     models = load_served(Settings(home=tmp_path, compute=Compute(device="cpu", texts_together="on")))
     dev, full = models[Variant.DEV], models[Variant.FULL]
