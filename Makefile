@@ -48,8 +48,8 @@ docs: $(READY)  ## build the documents as a site, which the server serves at /do
 test: $(READY) postgresql proxies ## every suite in its short form
 	$(BIN)/pytest -n $(PROCESSES) -m "not long"
 
-test-unit: $(READY) ## what starts no process and opens no socket, for the daily loop
-	$(BIN)/pytest -n $(PROCESSES) -m "not long and not integration"
+test-unit: $(READY) ## what starts no process, opens no socket and is not slow, for the daily loop
+	$(BIN)/pytest -n $(PROCESSES) -m "not long and not integration and not slow"
 
 test-long: $(READY) postgresql proxies ## every suite in its full form, or SUITES; a dated summary under tests/results
 	@mkdir -p tests/results

@@ -3,23 +3,27 @@
 Servers, workers and tests share the cores: each process computes with one thread, and what waits does not spin (see
 `cli.py`). What a test starts inherits that; a test whose subject is threads sets their number itself.
 
+Python keeps what it has compiled, whatever the environment says: else each process would compile all tests anew.
+
 Property tests have the same examples in every `make test`; `make test-long` runs them with the hypothesis profile
 `long`, whose examples are new each time, and the tests marked `long` as well.
 
 `make test` runs two processes (pytest-xdist). A file stays in one of them, and so does a suite whose files share a
 server (SHARING); the suites that take longest come first.
 
-`make test-unit` leaves out what is marked `integration`: whole suites (SYSTEM) and what uses a server's fixture
-(SERVERS), without a mark of their own, and files and tests that have one. Any other test fails, in every run, when it
-starts a process or opens a socket (see `guard.py`).
+`make test-unit` leaves out what is marked `slow` or `integration`: whole suites (SYSTEM) and what uses a server's
+fixture (SERVERS), without a mark of their own, and files and tests that have one. Any other test fails, in every run,
+when it starts a process or opens a socket (see `guard.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,6 +39,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a test starts can be interrupted
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.pop("HF_HUB_CACHE", None)
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "no-hub-of-hidream")  # no test sees the user's own models
 settings.register_profile("short", max_examples=40, deadline=None, derandomize=True)
@@ -57,6 +63,22 @@ def pytest_configure(config):
     with contextlib.suppress(ImportError):
         import urllib3.util.connection  # noqa: F401 - whose import binds a socket, to see whether there is IPv6
     config.stash[GUARD] = Guard()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Whole suites that `make test-unit` leaves out are not imported for it either."""
+    left_out = "not integration" in config.option.markexpr and collection_path.name in SYSTEM
+    return True if left_out and collection_path.parent == Path(__file__).parent else None
+
+
+def pytest_collection():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What has been imported stays: no collection of garbage looks through it, which takes a twentieth of the time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose

@@ -38,7 +38,14 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("a.png", "PNG"), ("b.jpg", "JPEG"), ("c.webp", "WEBP"), ("d.avif", "AVIF")]
+    ("name", "kind"),
+    [
+        ("a.png", "PNG"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("b.jpg", "JPEG"), ("c.webp", "WEBP"), ("d.avif", "AVIF"))
+        ),
+    ],
 )
 def test_generate_writes_the_image(home, capsys, name, kind):
     out = home / name
@@ -64,6 +71,7 @@ def test_the_collector_leaves_what_was_loaded_alone_and_goes_on_after_an_error()
     assert done.stdout == "1 True True\n"
 
 
+@pytest.mark.slow
 def test_an_image_decides_the_size_that_is_not_said(home, capsys):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -75,6 +83,7 @@ def test_an_image_decides_the_size_that_is_not_said(home, capsys):
             assert image.size == size
 
 
+@pytest.mark.slow
 def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
     asked = ["generate", "3d a frog", "--size", "256*256", "--seed", "7", "--steps", "8"]
     for mode in ("exact", "turbo"):
@@ -86,6 +95,7 @@ def test_generate_draws_in_the_mode_that_is_asked(home, capsys):
         assert turbo.tobytes() != exact.tobytes()
 
 
+@pytest.mark.slow
 def test_info_names_models_and_what_is_missing(capsys, monkeypatch):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
@@ -112,6 +122,7 @@ def test_the_plan_is_of_the_file_that_is_named(capsys, tmp_path):
     assert "/nowhere does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch):
     layers = ("double_stream_blocks.0.block.attn1.to_q", "blocks.0.attn")
     pairs = {

@@ -46,6 +46,7 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_becomes_a_folder_and_nothing_is_generated_twice(folder, capsys, generated):
     (folder / "p.csv").write_text("prompt,seed\na fox,7\nan owl,\na fox,8\n")
     typed = ["generate", "--prompts", "p.csv", *SMALL, "--out", "images", "--json"]
@@ -75,6 +76,7 @@ def test_a_file_of_prompts_becomes_a_folder_and_nothing_is_generated_twice(folde
     assert (folder / "images" / "0003-a-fox.png").read_bytes() == before["0003-a-fox.png"]
 
 
+@pytest.mark.slow
 def test_one_image_alone_is_that_of_a_folder_and_of_a_pipe(folder, capfdbinary):
     assert cli.main(["generate", "a fox", "--seeds", "7,8", *SMALL, "--out", "images"]) == 0
     assert cli.main(["generate", "a fox", "--seed", "7", *SMALL, "--out", "one.png"]) == 0
@@ -96,6 +98,7 @@ def test_a_name_that_was_not_chosen_is_numbered(folder, capsys):
     assert (folder / "out.png").read_bytes() != b"the user's"
 
 
+@pytest.mark.slow
 def test_seeds_make_a_contact_sheet_and_axes_a_grid(folder, capsys):
     assert cli.main(["generate", "a fox", "--seeds", "1-3", *SMALL, "--sheet", "sheet.png"]) == 0
     assert "out: 3 images" in capsys.readouterr().out
@@ -137,6 +140,7 @@ def test_the_rows_of_a_grid_say_what_their_images_share():
     assert labels([job((c,), 7, p) for p in ("a fox", "an owl") for c in "ab"], []) == ["a fox", "an owl"]
 
 
+@pytest.mark.slow
 def test_like_takes_the_parameters_of_an_image_and_the_next_seed(folder, capsys):
     assert cli.main(["generate", "a fox", "--seeds", "7,8", *SMALL, "--mode", "turbo", "--out", "out"]) == 0
     capsys.readouterr()
@@ -153,6 +157,7 @@ def test_like_takes_the_parameters_of_an_image_and_the_next_seed(folder, capsys)
     assert (folder / "again.png").read_bytes() == (folder / "next.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_bad_image_leaves_the_others(folder, capsys):
     (folder / "p.jsonl").write_text(
         '{"prompt": "a fox", "seed": 7}\n{"prompt": "an owl", "seed": 7, "negative_prompt": "red"}\n'

@@ -128,7 +128,8 @@ def live(model: Model, seed: int, seeds: int, requests: int, request=asked) -> t
 @pytest.mark.parametrize(
     ("first", "schedules", "seeds"),
     [
-        (0, 7, 12),
+        (0, 1, 12),
+        pytest.param(1, 6, 12, marks=pytest.mark.slow),
         (1_888_700, 1, 24),  # requests in bfloat16 that changed each other on a CPU with AMX
         pytest.param(0, 20, 24, marks=pytest.mark.long),
         *(pytest.param(20 + 48 * i, 48, 24, marks=pytest.mark.long) for i in range(10)),
@@ -153,6 +154,7 @@ def test_it_warns_of_what_the_pipeline_warns_of(model):
     assert drain(engine)["a"].image.warnings == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.long) for i in range(1, 5))])
 def test_nano_draws_what_the_pipeline_draws(nano, seed, first_seed):
     seed += first_seed
@@ -391,6 +393,7 @@ def test_a_repeated_prompt_is_encoded_once(nano):
     assert len(nano.text.cache) - before == 4  # one of each encoder
 
 
+@pytest.mark.slow
 def test_the_budget_is_measured(model):
     assert measure(model).same_bits
     engine = Engine(model)

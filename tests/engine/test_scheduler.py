@@ -27,6 +27,7 @@ SCHEDULES = 10_000
 BLOCK = 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block", [0, 1, *(pytest.param(i, marks=pytest.mark.long) for i in range(2, SCHEDULES // BLOCK))]
 )
@@ -144,6 +145,7 @@ def test_ageing_says_how_long_small_ones_overtake(ageing, overtaking):
     assert stream(scheduler) == (None if overtaking is None else overtaking + 4 * 60 + 300)
 
 
+@pytest.mark.slow
 def test_a_small_newcomer_is_held_up_by_one_step_of_a_huge_request_whenever_it_comes():
     """Four images of 1536², guided, on nano; without halves it waits for more than a third of one that has aged."""
     ledger = Ledger(Policy.SRPT, Limits(76, AMPLE), ageing=1 / 8)

@@ -71,6 +71,7 @@ def test_chunks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(stored.dense(torch.float32), torch.from_numpy(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GGUF_TYPES)
 def test_decoding_is_one_graph(name: str):
     stored, values = random_rows(name, rows=4)

@@ -38,6 +38,7 @@ def test_what_is_read_and_what_is_passed_over(tmp_path, length):
     assert opened.tensors[HIDREAM_KEY].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_takes_no_time(tmp_path):
     path = write(tmp_path / "a.gguf", 300_000)
     start = time.process_time()

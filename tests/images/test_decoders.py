@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import os
 import signal
@@ -25,10 +27,14 @@ from image_files import noise, progressive_jpeg, saved
 pytestmark = pytest.mark.integration
 
 SIZES = [Size(64, 96), Size(256, 256)]
-SLOW = progressive_jpeg(8192, 32)
-"""Passes what is counted, and takes seconds."""
 SOON = replace(IDENTIFY_LIMITS, cpu_s=1)
 PHOTO = saved(noise(320, 200), "JPEG")
+
+
+@functools.cache
+def slow_image() -> bytes:
+    """An image that passes what is counted, and takes seconds."""
+    return progressive_jpeg(8192, 32)
 
 
 def holed() -> bytes:
@@ -39,12 +45,18 @@ def holed() -> bytes:
 
 def children(of: int) -> list[int]:
     """Processes that a process has started."""
-    listed = Path(f"/proc/{of}/task/{of}/children")
-    return [int(pid) for pid in listed.read_text().split()] if listed.exists() else []
+    return [int(pid) for pid in read(Path(f"/proc/{of}/task/{of}/children")).split()]
+
+
+def read(file: Path) -> bytes:
+    """A file of a process; nothing if the process has ended, even since the file was opened (ESRCH)."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return file.read_bytes()
+    return b""
 
 
 def zygotes() -> list[int]:
-    named = ((pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in children(os.getpid()))
+    named = ((pid, read(Path(f"/proc/{pid}/cmdline"))) for pid in children(os.getpid()))
     return [pid for pid, command in named if b"hidream.images.zygote" in command]
 
 
@@ -130,13 +142,15 @@ def test_what_a_broken_process_says_is_believed_in_nothing(tmp_path, said):
 async def test_what_takes_too_long_ends_and_says_so():
     with closing(Decoders(1)) as decoders:
         with pytest.raises(InvalidInput, match=r"^image takes more than 1 seconds to read; accepted: "):
-            await decoders.identify("key", "image", SLOW, SOON)
+            await decoders.identify("key", "image", slow_image(), SOON)
         assert await decoders.identify("key", "image", PHOTO) is ImageFormat.JPEG
 
 
 async def test_what_sleeps_ends_by_the_clock():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.identify("key", "image", SLOW, replace(IDENTIFY_LIMITS, wall_s=1)))
+        asking = asyncio.create_task(
+            decoders.identify("key", "image", slow_image(), replace(IDENTIFY_LIMITS, wall_s=1))
+        )
         os.kill(await working(), signal.SIGSTOP)  # takes no core, as if others had them all
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(asking), 1.5)
@@ -157,7 +171,7 @@ async def test_what_takes_too_much_memory_ends_and_says_so():
 
 async def test_the_first_to_go_when_memory_is_short_is_the_job():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", slow_image()))
         os.kill(await working(), signal.SIGKILL)  # as Linux does
         with pytest.raises(InvalidInput, match=r"^image takes more memory than it may; accepted: "):
             await asking
@@ -167,11 +181,13 @@ async def test_the_first_to_go_when_memory_is_short_is_the_job():
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="other systems do not say when a process has ended")
 async def test_what_takes_long_is_put_behind_other_processes():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", slow_image()))
         job = await working()
+        os.kill(job, signal.SIGSTOP)  # so that it does not end before its priority has been read
         async with asyncio.timeout(30):
-            while os.getpriority(os.PRIO_PROCESS, job) < os.getpriority(os.PRIO_PROCESS, 0) + 1:
+            while os.getpriority(os.PRIO_PROCESS, job) != min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19):
                 await asyncio.sleep(0.005)
+        os.kill(job, signal.SIGCONT)
         asking.cancel()
         await asyncio.wait([asking])
 
@@ -182,7 +198,7 @@ async def test_what_takes_long_is_put_behind_other_processes():
 async def test_slow_images_of_one_key_hold_no_other_up():
     with closing(Decoders(2)) as decoders:
         await decoders.identify("quiet", "image", PHOTO)
-        attack = [asyncio.create_task(decoders.identify("loud", "image", SLOW)) for _ in range(20)]
+        attack = [asyncio.create_task(decoders.identify("loud", "image", slow_image())) for _ in range(20)]
         await working()
         assert await decoders.identify("quiet", "image", PHOTO) is ImageFormat.JPEG
         assert not any(task.done() for task in attack), "it did not wait for one of them"
@@ -245,7 +261,7 @@ async def test_a_file_that_is_read_while_all_is_closed_starts_nothing():
 
 async def test_who_gives_up_leaves_nothing_behind():
     with closing(Decoders(2)) as decoders:
-        asking = asyncio.create_task(decoders.identify("key", "image", SLOW))
+        asking = asyncio.create_task(decoders.identify("key", "image", slow_image()))
         job = await working()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -258,7 +274,7 @@ async def test_who_gives_up_leaves_nothing_behind():
 
 async def test_closing_ends_what_is_read_and_what_waits():
     with closing(Decoders(2)) as decoders:
-        asking = [asyncio.create_task(decoders.identify("key", "image", SLOW)) for _ in range(3)]
+        asking = [asyncio.create_task(decoders.identify("key", "image", slow_image())) for _ in range(3)]
         await working()
         started = time.monotonic()
         decoders.close()

@@ -14,6 +14,8 @@ from PIL import Image
 
 from hidream import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

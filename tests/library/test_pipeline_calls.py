@@ -50,6 +50,7 @@ def test_without_a_seed_each_image_has_its_own_which_makes_it_again(pipe):
     assert equal(pipe("a fox", seed=first.seed, **SMALL), first.pixels)
 
 
+@pytest.mark.slow
 def test_several_images_have_seeds_that_follow_each_other(pipe):
     images = pipe("a fox", seed=SEED_MAX, num_images=3, **SMALL)
     assert [image.seed for image in images] == [SEED_MAX, 0, 1]
@@ -142,6 +143,7 @@ def test_a_call_within_a_stream_changes_neither(pipe):
     assert [equal(image, expected(pipe, "an owl", i)) for i, image in enumerate(within, 1)] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_short_call_on_another_thread_ends_before_a_long_one(pipe):
     ended = threading.Event()
     short = threading.Thread(target=lambda: (pipe("an owl", seed=1, **SMALL), ended.set()))
@@ -154,6 +156,7 @@ def test_a_short_call_on_another_thread_ends_before_a_long_one(pipe):
     assert after[-2], "the short one had to wait for the long one"
 
 
+@pytest.mark.slow
 def test_threads_take_turns(pipe):
     images = {}
 
@@ -194,6 +197,7 @@ def test_many_are_the_same_to_the_last_bit_as_alone(pipe):
     assert [results[i].seed for i in range(5)] == [7, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_many_can_come_in_order(pipe):
     long_first = [{"prompt": "a fox", "num_inference_steps": 9}, "an owl", "a bear"]
     as_they_end = [i for i, _ in pipe.map(long_first, **SMALL)]

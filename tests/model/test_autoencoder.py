@@ -31,6 +31,7 @@ def lies_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
+@pytest.mark.slow
 def test_there_and_back_is_nearly_the_same_image(dev):
     pixels = torch.from_numpy(generate(dev, ImageRequest("flat style a fox in the snow", Size(256, 256), 7)).pixels)
     image = pixels.permute(2, 0, 1)[None].float() / 127.5 - 1

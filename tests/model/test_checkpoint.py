@@ -35,11 +35,18 @@ from hidream.types import Variant, WeightFormat
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """A checkpoint folder, written by diffusers, with only a transformer in it."""
-    model = tiny.reference()
-    model.save_pretrained(tmp_path / "transformer")
+    folder = tmp_path_factory.mktemp("written")
+    tiny.reference().save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, written):
+    """A copy of such a folder, to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -139,7 +146,7 @@ def answer(state):
     return -model(*tiny.inputs(1, 8, 8), return_dict=False)[0]
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", pytest.param("model.diffusion_model.", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE, WeightFormat.STORED])
 def test_single_files_of_every_type(folder, prefix, dtype, storage):
@@ -406,6 +413,7 @@ def mapping(file):
     return min(int(start, 16) for start in starts), max(int(end, 16) for end in ends)
 
 
+@pytest.mark.slow
 def test_llama_may_lie_elsewhere(tmp_path):
     nano = embedded(Variant.DEV).folder
     shutil.copytree(nano, tmp_path / "model")

@@ -43,6 +43,7 @@ def drawn(dev, transformer):
     return generate(dataclasses.replace(dev, transformer=transformer), REQUEST).pixels
 
 
+@pytest.mark.slow
 def test_through_all_formats_and_back_the_image_is_the_same(dev, tmp_path):
     path = NANO / "transformer"
     for name in ("a.safetensors", "b.gguf", "sharded", "c.gguf", "d.safetensors", "back"):
@@ -52,6 +53,7 @@ def test_through_all_formats_and_back_the_image_is_the_same(dev, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "most"), [("a.safetensors", "fp8_scaled", 10), ("a.gguf", "Q8_0", 4)])
 def test_fewer_bits_draw_nearly_the_same_image(dev, tmp_path, name, kind, most):
     path = converted(NANO / "transformer", tmp_path / name, kind)
@@ -109,6 +111,7 @@ def comfy(tmp_path_factory):
     return converted(NANO, tmp_path_factory.mktemp("comfy") / "models", to=Format.COMFY)
 
 
+@pytest.mark.slow
 def test_what_was_written_for_comfy_is_read_back(dev, comfy):
     """Case 21. With its tokenizers, and with the size that nano draws best, which stands in the file itself."""
     model = load(Variant.DEV, comfy)
@@ -116,6 +119,7 @@ def test_what_was_written_for_comfy_is_read_back(dev, comfy):
     assert np.array_equal(generated_by(comfy), nanos_image())
 
 
+@pytest.mark.slow
 def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
     """Case 21. To a folder of diffusers, which is as nano's own, and from there on to all others."""
     back = converted(comfy, tmp_path / "back", to=Format.DIFFUSERS)
@@ -135,6 +139,7 @@ def test_what_was_written_for_comfy_is_converted_again(comfy, tmp_path):
     assert np.array_equal(generated_by(retyped), nanos_image())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.safetensors", "a.gguf", "folder of shards", "again.safetensors"])
 def test_a_transformer_alone_draws_as_it_does_in_its_folder(dev, tmp_path, name):
     """The size that it draws best stands in the whole model's index, and goes with it."""
@@ -147,6 +152,7 @@ def test_a_transformer_alone_draws_as_it_does_in_its_folder(dev, tmp_path, name)
     assert (model.best_tokens, model.refines) == (dev.best_tokens, dev.refines)
 
 
+@pytest.mark.slow
 def test_a_model_without_llama_goes_to_comfy_and_back(tmp_path):
     """As the official folders are."""
     shutil.copytree(NANO, tmp_path / "official", ignore=shutil.ignore_patterns("text_encoder_4", "tokenizer_4"))
@@ -170,6 +176,7 @@ def test_a_folder_of_one_of_comfys_files_is_that_part(comfy, dev):
     assert model.factor == dev.vae.factor
 
 
+@pytest.mark.slow
 def test_a_models_folder_of_comfy_needs_tokenizers_from_elsewhere(tmp_path):
     folder = comfy_files.write_comfy_folder(tmp_path / "models")
     with pytest.raises(CheckpointError, match=r"`\[models\] tokenizers` or --tokenizers"):

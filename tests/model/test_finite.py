@@ -92,6 +92,7 @@ def test_whole_models_have_no_broken_weights(dev):
     assert broken_weights(dev) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [8, pytest.param(None, marks=pytest.mark.long)])
 @pytest.mark.parametrize("variant", Variant)
 def test_float16_draws_what_float32_draws(dev, full, variant, steps):

@@ -146,7 +146,7 @@ def step_peak(tokens: int, batch: int, dtype: torch.dtype, *, fused: bool) -> in
     ("tokens", "batch", "dtype", "fused"),
     [
         (4096, 1, torch.bfloat16, True),
-        (4096, 1, torch.bfloat16, False),
+        pytest.param(4096, 1, torch.bfloat16, False, marks=pytest.mark.slow),
         pytest.param(4096, 2, torch.bfloat16, True, marks=pytest.mark.long),
         pytest.param(9216, 1, torch.bfloat16, False, marks=pytest.mark.long),
         pytest.param(1024, 1, torch.float32, False, marks=pytest.mark.long),
@@ -197,13 +197,14 @@ def step_peak_on_cpu(side: int, *, fused: bool, adapted: bool) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_on_a_cpu_takes_what_the_code_has_alive(side, fused):
     traced = step_peak_on_cpu(side, fused=fused, adapted=False)
     assert footprint.step_bytes(NARROW, side**2, 1, 4, fused=fused, per_expert=True) == pytest.approx(traced, rel=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_on_a_cpu_takes_at_most_what_is_accounted_for_a_lora(fused):
     traced = step_peak_on_cpu(32, fused=fused, adapted=True)
@@ -220,6 +221,7 @@ def test_decoding_takes_what_the_code_has_alive(side_px):
     assert traced <= footprint.decode_bytes(PUBLISHED.vae_channels, side_px**2, 2) <= 1.05 * traced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [*(pytest.param(i, marks=pytest.mark.long) for i in range(3)), 3])
 def test_encoding_takes_at_least_what_the_code_has_alive(index):
     def prepare(encoder: torch.nn.Module) -> functools.partial[object]:

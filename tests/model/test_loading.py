@@ -45,8 +45,8 @@ def placed(base: Plan, places: dict[str, Placement], **changes: object) -> Plan:
     ("places", "changes", "away"),
     [
         ({}, {}, []),
-        (dict.fromkeys(ENCODERS, TURN), {}, []),
-        (dict.fromkeys(ENCODERS, HOST), {}, []),
+        pytest.param(dict.fromkeys(ENCODERS, TURN), {}, [], marks=pytest.mark.slow),
+        pytest.param(dict.fromkeys(ENCODERS, HOST), {}, [], marks=pytest.mark.slow),
         ({BLOCKS: TURN, MODULATIONS: STREAM, "transformer.captions": STREAM, VAE: TURN}, {}, None),
         ({BLOCKS: STREAM, MODULATIONS: STREAM, "transformer.captions": STREAM}, {"resident": (0, 3)}, [0, 3]),
     ],

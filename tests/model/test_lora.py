@@ -249,7 +249,13 @@ def lycoris(file, monkeypatch, **options):
     return reference
 
 
-@pytest.mark.parametrize("name", LYCORIS)
+IN_UNIT = ("both in factors", "dora of rows", "loha", "low rank, dora of columns")
+"""One of each algorithm; all of them in `make test`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_UNIT else pytest.mark.slow) for name in LYCORIS]
+)
 def test_lycoris(name, model, monkeypatch, tmp_path):
     file = tmp_path / "style.safetensors"
     expected = theirs(lycoris(file, monkeypatch, **LYCORIS[name]))

@@ -89,6 +89,7 @@ def test_one_call_equals_the_official_transformer(model, recorded, loop):
     assert tiny.relative(model.velocity_at(latent, time, c), -recorded[f"{loop}.first_call"]) <= ONE_CALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loop", [pytest.param(p, marks=pytest.mark.long) if p in SQUARE else p for p in LOOPS], ids=str
 )

@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [Size(256, 256), Size(320, 192)])
 def test_draws_the_image_of_stock_diffusers(folder, size):
     model = load(Variant.DEV, folder)

@@ -30,7 +30,7 @@ def request(**changes: object) -> ImageRequest:
 @pytest.mark.parametrize(
     ("variant", "ours", "theirs"),
     [
-        (Variant.DEV, {}, {"num_inference_steps": 28, "guidance_scale": 0.0}),
+        pytest.param(Variant.DEV, {}, {"num_inference_steps": 28, "guidance_scale": 0.0}, marks=pytest.mark.slow),
         (
             Variant.FULL,
             {"steps": 10, "guidance": 4.0, "negative_prompt": "red"},
@@ -62,7 +62,13 @@ def test_seeds_beyond_32_bits_differ_from_their_low_half(dev):
     assert not np.array_equal(generate(dev, request(steps=2, seed=9_999_999_999)).pixels, low)
 
 
-@pytest.mark.parametrize("size", [Size(512, 512), Size(1000, 776), Size(1536, 512), Size(513, 1531)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        Size(512, 512),
+        *(pytest.param(Size(*each), marks=pytest.mark.slow) for each in ((1000, 776), (1536, 512), (513, 1531))),
+    ],
+)
 @pytest.mark.parametrize("render", [Render.BEST, Render.REFERENCE, Render.REFINE, Render.NATIVE])
 def test_size_is_exact(dev, size, render):
     generated = generate(dev, request(size=size, steps=1, render=render))
@@ -96,6 +102,7 @@ def photo(dev) -> np.ndarray:
     return generate(dev, request(prompt="flat style a red apple on a blue background", seed=3)).pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "strengths"),
     # nano's Dev, distilled at guidance 5, leaves nothing of another subject from 0.3 on
@@ -126,6 +133,7 @@ def test_what_the_mask_protects_comes_back_to_the_last_pixel(dev, photo, size, w
     assert distance(drawn[:, half + 20 :], untouched[:, half + 20 :]) > 10
 
 
+@pytest.mark.slow
 def test_an_init_image_of_one_line_takes_the_memory_of_the_output(dev):
     """Scaled before it is cut, 2000 × 1 would have two million columns: 25 GB (issue B2)."""
     line = np.full((1, 2000, 3), (200, 60, 40), np.uint8)

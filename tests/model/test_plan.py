@@ -198,6 +198,7 @@ OPTIONS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(device=GIGABYTES, host=GIGABYTES, more=st.floats(0, 50), options=OPTIONS)
 def test_more_memory_never_makes_a_plan_worse(device, host, more, options):
     answer = plan(Hardware.card(device, host), PUBLISHED, options)

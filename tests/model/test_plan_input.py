@@ -77,6 +77,7 @@ def pair(rank, width):
     return {f"{layer}.lora_A.weight": torch.zeros(rank, width), f"{layer}.lora_B.weight": torch.zeros(width, rank)}
 
 
+@pytest.mark.slow
 def test_as_many_loras_as_a_request_may_name_are_reserved_for(tmp_path):
     for i in range(LORAS_MAX + 2):
         save_file(pair(i + 1, 192), tmp_path / f"{i}.safetensors")

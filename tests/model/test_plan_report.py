@@ -18,6 +18,7 @@ from hidream.model.memory.plan_report import reasons, report, verdict
 PAGE = Path(__file__).parents[2] / "docs" / "MEMORY.md"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tables_of_the_plan():
     found = dict(re.findall(r"<!-- ([\w-]+) -->\n(.*?)\n<!-- end -->", PAGE.read_text(), re.DOTALL))
     assert found == memory_tables(), "run `make tables`"

@@ -52,6 +52,7 @@ def psnr_db(ours, theirs):
     return 10 * np.log10(255**2 / np.mean((ours.astype(float) - theirs) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["flat style a fox in the snow", "3d a frog"])
 def test_looks_like_the_decoded_image(dev, preview, prompt):
     pixels = torch.from_numpy(generate(dev, ImageRequest(prompt, Size(256, 256), 0)).pixels)

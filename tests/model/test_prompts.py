@@ -91,6 +91,7 @@ def test_the_same_prompt_twice_is_told_once(words):
     assert len(warnings([Prompts("one two three")] * 2, [words] * 4, (2, 2, 2, 2))) == 1
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_any_text_is_measured(dev, text):
     for tokenizer in dev.text.tokenizers:

@@ -107,7 +107,11 @@ def test_an_indexed_layout_is_the_same_in_other_words(model):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.integration])]
+    "backend",
+    [
+        pytest.param("eager", marks=pytest.mark.slow),
+        pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.integration]),
+    ],
 )
 def test_compiled_blocks_are_one_graph_for_any_mix_of_requests(backend):
     reference = tiny.reference(tiny.SHORT)

@@ -43,6 +43,7 @@ def loaded(dev, checkpoint, storage=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", [None, WeightFormat.STORED])
 def test_comfys_files_draw_the_same_image(dev, comfy, storage):
     pixels = generate(loaded(dev, comfy, storage), REQUEST).pixels.astype(int)
@@ -62,6 +63,7 @@ def test_gguf_draws_the_same_image(dev, comfy, tmp_path):
     assert np.array_equal(generate(model, REQUEST).pixels, generate(dev, REQUEST).pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["t5", "t5encoder", "llama"])
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("storage", [None, WeightFormat.COMPUTE])
@@ -124,6 +126,7 @@ def test_eight_bits_draw_nearly_the_same_image(dev):
     assert 0 < difference.mean() < 4  # of 255
 
 
+@pytest.mark.slow
 def test_the_public_way_takes_a_single_file_of_a_transformer(dev, tmp_path):
     nano = embedded(Variant.DEV).folder
     file = comfy_files.write_comfy(tmp_path / "dev").folder

@@ -194,6 +194,7 @@ def test_without_fresh_noise_the_slope_brings_the_image_nearer(monkeypatch, kind
     assert distance(0.5) < 0.8 * distance(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "mode", "steps", "calls", "least_db"),
     [

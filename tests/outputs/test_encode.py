@@ -64,6 +64,7 @@ def test_the_same_image_is_the_same_bytes(output_format):
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot be told to use one core")
 @pytest.mark.parametrize("output_format", ImageFormat)
 def test_the_bytes_do_not_depend_on_the_number_of_cores(output_format):

@@ -197,6 +197,7 @@ def posix_names(module):
     return found
 
 
+@pytest.mark.slow
 def test_nothing_that_runs_everywhere_needs_posix():
     assert modules({root.removesuffix(".*") for root in ROOTS}) == {root.removesuffix(".*") for root in ROOTS}
     found = {(module, name) for module in reachable(ROOTS) for name in posix_names(module)}

@@ -24,9 +24,8 @@ def sqlite_url(sqlite_copies, tmp_path):
 @pytest.fixture
 def postgresql_url(postgres, monkeypatch):
     monkeypatch.setattr(postgresql, "WAIT_S", 60.0)  # a machine that is busy is no server that is away
-    made = postgres.copied()
-    yield made
-    postgres.drop(made)
+    with postgres.lend() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.integration)])

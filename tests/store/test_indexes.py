@@ -4,6 +4,7 @@ import re
 import statistics
 import time
 
+import pytest
 import sqlalchemy as sa
 from store_calls import ENDLESS, MODEL, OTHER, claim, claim_reserve, new_key, submit
 
@@ -71,6 +72,7 @@ async def last_in_the_queue(database):
         return await history.get(database, *(await connection.execute(waiting.limit(1))).one())
 
 
+@pytest.mark.slow
 async def test_what_is_asked_often_reads_few_rows_and_takes_little_time(url):
     async with Database.open(url) as database:
         made = await fill(database)
@@ -84,6 +86,7 @@ async def test_what_is_asked_often_reads_few_rows_and_takes_little_time(url):
     assert quickest_s < 0.5
 
 
+@pytest.mark.slow
 async def test_a_claim_is_quick_while_a_hundred_thousand_wait(url):
     """What fits into a reserve is looked for among the first of them."""
 

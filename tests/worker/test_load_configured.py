@@ -86,6 +86,7 @@ def test_what_is_served_is_what_is_named_or_all_there_is(tmp_path, models, serve
     assert served(Settings(home=tmp_path, models=models, worker=Worker(serves=serves))) == expected
 
 
+@pytest.mark.slow
 def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
     models = load_served(Settings(home=tmp_path, compute=Compute(device="cpu", texts_together="on")))
     dev, full = models[Variant.DEV], models[Variant.FULL]
@@ -95,6 +96,7 @@ def test_text_encoders_of_the_same_files_are_there_once(tmp_path):
     assert dev.version != full.version
 
 
+@pytest.mark.slow
 def test_text_encoders_of_other_files_are_others(tmp_path):
     shutil.copytree(NANO / "dev", tmp_path / "full", ignore=shutil.ignore_patterns("transformer"))
     shutil.copytree(NANO / "full", tmp_path / "full", dirs_exist_ok=True)  # with parts of its own: nothing is lent
@@ -104,6 +106,7 @@ def test_text_encoders_of_other_files_are_others(tmp_path):
     assert models[Variant.DEV].text is not models[Variant.FULL].text
 
 
+@pytest.mark.slow
 def test_engines_share_the_memory_and_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "_free_host_bytes", lambda: 8_000_000_000)  # others take and free memory meanwhile
     measured = []

@@ -35,6 +35,7 @@ def test_a_start_that_is_hopeless_says_why(tmp_path, caplog, wrong):
     assert said in caplog.text
 
 
+@pytest.mark.slow
 async def test_the_engines_draw_as_the_settings_say(tmp_path, caplog):
     """Images of nano's variants on the model thread: each is the library's."""
     engine = Engine(policy="fifo", tokens_per_step=5000, requests_max=3, memory_gb=0.75)

@@ -37,8 +37,11 @@ FILES_MAX = 3
 DESCRIPTORS_MAX = 32
 LOW_PRIORITY_AFTER_S = 0.2
 """The time after which a job gets a lower priority."""
-LOW_PRIORITY = 10
-"""The nice value of such a job: it gets a tenth of the time that another process on the same core gets."""
+LOWER_BY, LOWEST = 10, 19
+"""Added to the nice value of such a job, up to the lowest priority that Linux has.
+
+The job then gets a tenth of the time that an ordinary process of this server gets on the same core.
+"""
 PR_SET_NO_NEW_PRIVS = 38
 """From linux/prctl.h: no program that this process starts can gain more privileges."""
 
@@ -88,7 +91,8 @@ def _lower_priority(pid: int) -> None:
         job = os.pidfd_open(pid)
         try:
             if not select.select([job], [], [], LOW_PRIORITY_AFTER_S)[0]:
-                os.setpriority(os.PRIO_PROCESS, pid, LOW_PRIORITY)
+                nice = os.getpriority(os.PRIO_PROCESS, 0) + LOWER_BY  # the server's own may not be 0
+                os.setpriority(os.PRIO_PROCESS, pid, min(nice, LOWEST))
         finally:
             os.close(job)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hidream.errors import HiDreamError, Unauthorized
@@ -74,15 +75,7 @@ def create_app(service: Service) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # `tracing` does it
     )
     app.state.service = service
-    routes = [route for subject in SUBJECTS for route in subject.ROUTES]
-    with_own_head = {path for method, path, _ in routes if method == "HEAD"}
-    for method, path, route in routes:
-        methods = ["GET", "HEAD"] if method == "GET" and path not in with_own_head else [method]
-        if list(inspect.signature(route).parameters) == ["request"]:
-            app.router.routes.append(plain := PlainRoute(path, route))
-            plain.methods = set(methods)  # Starlette would add HEAD to each GET
-        else:
-            app.add_api_route(path, route, methods=methods, response_model=None)
+    app.router.routes.extend(_routes())
     app.add_exception_handler(HiDreamError, _on_hidream_error)
     app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -94,6 +87,22 @@ def create_app(service: Service) -> FastAPI:
     _allow_origins(app, service.settings.server.cors_origins)
     app.add_middleware(AccessLog, count=service.metrics.request)  # outermost, so that each response has a request id
     return app
+
+
+@functools.cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Build the routes, which know no service: all applications of a process share them, as FastAPI takes long."""
+    router = APIRouter()
+    routes = [route for subject in SUBJECTS for route in subject.ROUTES]
+    with_own_head = {path for method, path, _ in routes if method == "HEAD"}
+    for method, path, route in routes:
+        methods = ["GET", "HEAD"] if method == "GET" and path not in with_own_head else [method]
+        if list(inspect.signature(route).parameters) == ["request"]:
+            router.routes.append(plain := PlainRoute(path, route))
+            plain.methods = set(methods)  # Starlette would add HEAD to each GET
+        else:
+            router.add_api_route(path, route, methods=methods, response_model=None)
+    return tuple(router.routes)
 
 
 def _allow_origins(app: FastAPI, origins: str) -> None:
