@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from measure import Spread, interleaved, ratio, report
 from PIL import Image
 from process import forget_peak, fresh, load_average, status_bytes
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from hidream.model.checkpoint.checkpoint import embedded
 from hidream.model.latents.autoencoder import load_autoencoder
+from hidream.model.latents.autoencoder_kl import AutoencoderKL, Config
 from hidream.model.latents.preview import fit_preview
 from hidream.model.latents.shape import fit, to_pixels
 from hidream.model.loading import load
@@ -58,15 +58,13 @@ DRAWN = 3
 """Of the prompts' images, those whose files are measured."""
 STEPS = (1, 10, 20, 28)
 """Of Dev's 28, those after which previews are looked at."""
-FLUX: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
+FLUX = Config(
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=16,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+)
 """vae/config.json of FLUX.1 and HiDream-I1."""
 LAYOUTS = (("nano", 16), ("nano", 32), ("nano", 64), ("FLUX's size", 32))
 """Autoencoders, and sides of what they decode in latent cells: of 16 pixels for nano's, of 8 for FLUX's."""
@@ -140,14 +138,14 @@ def decoders(name: str, cells: int, device: torch.device) -> dict[str, Callable[
         module = load_autoencoder(embedded(Variant.DEV), device, dtype).module
     else:
         torch.manual_seed(0)
-        module = AutoencoderKL(**FLUX).to(device, dtype).eval().requires_grad_(False)
+        module = AutoencoderKL(FLUX).to(device, dtype).eval().requires_grad_(False)
     plain = torch.randn(1, 16, cells, cells, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     laid, relaid = plain.contiguous(memory_format=torch.channels_last), copy.deepcopy(module)
     relaid.to(memory_format=torch.channels_last)
     return {
-        "contiguous": lambda: module.decode(plain, return_dict=False)[0],
-        "channels last": lambda: module.decode(laid, return_dict=False)[0],
-        "weights too": lambda: relaid.decode(laid, return_dict=False)[0],
+        "contiguous": lambda: module.decode(plain),
+        "channels last": lambda: module.decode(laid),
+        "weights too": lambda: relaid.decode(laid),
     }
 
 

@@ -52,7 +52,12 @@ def test_the_import_of_the_package_loads_nothing():
 
 
 @pytest.mark.parametrize(
-    ("command", "package", "extras"), [(["info"], "torch", "torch"), (["keys", "list"], "sqlalchemy", "server")]
+    ("command", "package", "extras"),
+    [
+        (["info"], "torch", "torch"),
+        (["keys", "list"], "sqlalchemy", "server"),
+        (["doctor", "--reference"], "diffusers", "reference"),
+    ],
 )
 def test_a_command_names_the_extras_that_it_needs(tmp_path, command, package, extras):
     code = f"""

@@ -8,7 +8,7 @@ import gc
 import io
 import random
 import weakref
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Lock
 
 import numpy as np
@@ -359,14 +359,11 @@ def test_a_size_that_can_never_fit_is_refused_by_name(model, monkeypatch):
 
 
 def test_decoding_in_tiles_needs_less(nano):
-    engine = Engine(nano, Options(tokens=4000, memory_bytes=2**33, together=True))
     prepared = pipeline.prepare(nano, request(size=Size(2048, 2048), render=Render.NATIVE))
-    whole = engine._runner.peak_bytes(prepared)
-    nano.vae.tile(512)
-    try:
-        assert engine._runner.peak_bytes(prepared) * 4 < whole
-    finally:
-        nano.vae.module.disable_tiling()
+    tiled = dataclasses.replace(nano, vae=dataclasses.replace(nano.vae, tile_px=512))
+    options = Options(tokens=4000, memory_bytes=2**33, together=True)
+    with closing(Engine(nano, options)) as engine, closing(Engine(tiled, options)) as in_tiles:
+        assert in_tiles._runner.peak_bytes(prepared) * 4 < engine._runner.peak_bytes(prepared)
 
 
 @pytest.mark.parametrize("bytes_", [2**55, 2**62])

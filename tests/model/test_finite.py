@@ -98,7 +98,7 @@ def test_whole_models_have_no_broken_weights(dev):
 def test_float16_draws_what_float32_draws(dev, full, variant, steps):
     """Where float16 does not reach (nano's decoder multiplies 18,000 into more), float32 is used."""
     half = load(variant, device="cpu", dtype="float16")
-    assert half.vae.module.dtype is torch.float32
+    assert half.vae.dtype is torch.float32
     request = asked(size=Size(512, 512), steps=steps)
     exact = {Variant.DEV: dev, Variant.FULL: full}.get(variant) or load(variant, device="cpu")
     drawn, expected = (generate(model, request).pixels.astype(int) for model in (half, exact))

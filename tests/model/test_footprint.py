@@ -9,11 +9,11 @@ import pytest
 import tiny
 import torch
 import transformers
-from diffusers import AutoencoderKL
 from live_bytes import LiveBytes, peak_of
 
 from hidream.formats.quantized import Quantized, Scheme, quantize
 from hidream.model.checkpoint.checkpoint import embedded
+from hidream.model.latents.autoencoder_kl import AutoencoderKL, Config
 from hidream.model.memory import footprint
 from hidream.model.memory.footprint import PUBLISHED, TEXT_TOKENS, ModelShape
 from hidream.model.network.config import TransformerConfig
@@ -64,14 +64,13 @@ def encoders() -> tuple[torch.nn.Module, ...]:
 def flux_vae() -> AutoencoderKL:
     """FLUX's autoencoder, as HiDream-I1's `vae/config.json` describes it."""
     return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=16,
-        sample_size=1024,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        Config(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
     )
 
 

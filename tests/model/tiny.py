@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, HiDreamImageTransformer2DModel
 from torch import Tensor
 
+from hidream.model.latents import autoencoder_kl as kl
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.kernels import Kernels
 from hidream.model.network.transformer import Transformer
@@ -60,6 +61,12 @@ def autoencoder_kl() -> AutoencoderKL:
         scaling_factor=0.3611,
         shift_factor=0.1159,
     )
+
+
+def our_autoencoder_kl() -> kl.AutoencoderKL:
+    """The same network of ours, with random weights of its own."""
+    config = kl.Config(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=16)
+    return kl.AutoencoderKL(config).eval().requires_grad_(False)
 
 
 def inputs(batch: int, height: int, width: int, tokens: int = 16, seed: int = 0) -> tuple[Tensor, ...]:

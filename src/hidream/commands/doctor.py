@@ -35,8 +35,10 @@ from hidream.settings import private
 from hidream.settings.tables import Settings
 from hidream.types import DEFAULT_SIZE
 
-PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "gguf", "fastapi", "sqlalchemy", "obstore")
+PACKAGES = ("torch", "transformers", "safetensors", "gguf", "fastapi", "sqlalchemy", "obstore")
 """Packages whose versions people need in a report."""
+COMPARED = ("diffusers",)
+"""Packages that only --reference needs."""
 DISK_LOW_BYTES = 2**30
 SQLITE = "sqlite+aiosqlite:///"
 
@@ -106,9 +108,9 @@ def _say(finding: Finding) -> None:
 
 def _versions(config: Settings) -> Iterator[Finding]:
     text = f"hidream {__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
-    installed = {name: _version(name) for name in PACKAGES}
+    installed = {name: _version(name) for name in (*PACKAGES, *COMPARED)}
     yield Finding("versions", State.OK, f"{text}, {', '.join(f'{k} {v}' for k, v in installed.items() if v)}")
-    if missing := [name for name, found in installed.items() if found is None]:
+    if missing := [name for name in PACKAGES if installed[name] is None]:
         cure = "pip install 'hidream[torch]' for the model, 'hidream[server]' for the server"
         yield Finding("versions", State.WARNING, f"not installed: {', '.join(missing)}", cure)
 
@@ -265,7 +267,7 @@ DOCTOR = Command(
         Flag(
             ["--reference"],
             is_flag=True,
-            help="compare instead images of ours with those of diffusers, from the same files and seed",
+            help="compare instead our images with those of diffusers (extra: reference), from the same files and seed",
         ),
         Flag(["--prompt"], metavar="PROMPT", help="with --reference: the prompt (default: a fox in the snow)"),
         Flag(["--seed"], type=int, help="with --reference: the seed (default: 7)"),

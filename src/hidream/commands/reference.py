@@ -2,7 +2,8 @@
 
 The stock pipeline is used as it is, with one addition: its scheduler gets the request's generator, which the pipeline
 forgets to pass on (docs/REFERENCES.md), so that both sides see the same noise. It reads folders in the diffusers layout
-only. Both models are not in memory at the same time.
+only. Both models are not in memory at the same time. Nothing else in the package needs diffusers, which is an extra of
+its own, `reference`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hidream.commands.grammar import Given
 from hidream.commands.printing import result
 from hidream.commands.setting_flags import configured
 from hidream.errors import ConfigurationError
+from hidream.missing import importing
 from hidream.request import ImageRequest
 from hidream.settings.tables import Settings
 from hidream.types import Render, Size, Variant
@@ -33,7 +35,12 @@ PROMPT, SEED = "a fox in the snow", 7
 
 
 def compare(given: Given, config: Settings) -> int:
-    """Generate with both, and say how much they differ. Raises ConfigurationError without a diffusers folder."""
+    """Generate with both, and say how much they differ.
+
+    Raises ConfigurationError without a diffusers folder, MissingPackage without diffusers, before anything is loaded.
+    """
+    with importing("`hidream doctor --reference`", "reference"):
+        import diffusers  # noqa: F401
     from hidream.model.pipeline import generate
     from hidream.worker.loading import load_configured
 

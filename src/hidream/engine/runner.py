@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hidream.engine.request import Work
-from hidream.model.memory.footprint import conditioning_bytes, decode_bytes, decoder_channels, step_bytes, table_bytes
+from hidream.model.memory.footprint import conditioning_bytes, decode_bytes, step_bytes, table_bytes
 from hidream.model.model import Model
 from hidream.model.network.ragged_batch import RaggedBatch
 from hidream.model.network.transformer import Transformer
@@ -101,7 +101,7 @@ class Runner:
         last = prepared.passes[-1].grid
         pixels = last.rows * last.columns * model.token_px**2
         decoded = min(pixels, vae.tile_px**2) if vae.tile_px else pixels
-        decode = decode_bytes(decoder_channels(vae.module), decoded, vae.module.dtype.itemsize)
+        decode = decode_bytes(vae.module.widest, decoded, vae.dtype.itemsize)
         return max(step, decode)
 
     def expect(self, prepared: PreparedRequest) -> None:

@@ -82,8 +82,7 @@ def load_planned(
     loader = _Loader(plan, checkpoint, device, request.dtype)
     transformer = loader.transformer(compiled)
     vae = load_autoencoder(checkpoint, loader.place(VAE), AUTOENCODER_DTYPES.get(request.dtype, request.dtype))
-    if plan.tile_px:
-        vae.tile(plan.tile_px)
+    vae = dataclasses.replace(vae, tile_px=plan.tile_px)
     storage = plan.part(BLOCKS).storage
     compute = f"{device.type}-{str(request.dtype).removeprefix('torch.')}"
     stored = f"-{storage}" * (storage is not WeightFormat.COMPUTE)

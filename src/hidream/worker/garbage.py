@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def gc_frozen() -> Iterator[None]:
     """Import and load without garbage collection, and exclude what was loaded from later collections.
 
-    Torch, transformers and diffusers are 420,000 objects. While they are imported, Python's collector scans all of them
-    six times: 0.8 s on an EPYC (docs/LOG.md). For processes that end soon, or load once.
+    Torch and transformers are hundreds of thousands of objects. While they are imported, Python's collector scans them
+    all several times (docs/LOG.md). For processes that end soon, or load once.
     """
     gc.disable()
     try:

@@ -1,18 +1,17 @@
-"""The autoencoder: latents to pixels and back, by the diffusers class that the checkpoint's `vae/config.json` names.
+"""The autoencoder: latents to pixels and back, by the network that the checkpoint's `vae/config.json` names.
 
 HiDream-I1 uses FLUX's AutoencoderKL (16 channels, 8×), the embedded model an AutoencoderDC (16 channels, 16×).
 """
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,16 @@ from hidream.model.checkpoint.assign import Target, assign
 from hidream.model.checkpoint.checkpoint import Checkpoint
 from hidream.model.checkpoint.encoders import check_numbers
 from hidream.model.checkpoint.inferred import autoencoder_config
+from hidream.model.latents import autoencoder_dc, autoencoder_kl
+from hidream.model.latents.autoencoder_dc import AutoencoderDC
+from hidream.model.latents.autoencoder_kl import AutoencoderKL
+from hidream.model.latents.tiles import in_tiles
 
+CLASSES: Mapping[str, tuple[Any, Any]] = {
+    "AutoencoderKL": (AutoencoderKL, autoencoder_kl.Config),
+    "AutoencoderDC": (AutoencoderDC, autoencoder_dc.Config),
+}
+"""Networks and their configurations, by diffusers' names of the classes."""
 LEVELS_MAX = 8
 """Of an autoencoder, each half as large as the one before; FLUX's has four, nano's six."""
 CHANNELS_LAST = ("cpu",)
@@ -32,50 +40,40 @@ at 1024², at 512² and 256² 0 to 4 % (benchmarks/decode.py). On CUDA and MPS i
 
 @dataclass(frozen=True, slots=True)
 class Autoencoder:
-    """A diffusers autoencoder and the numbers that lead from its latents to the transformer's.
+    """A network, the numbers that lead from its latents to the transformer's, and how it computes.
 
     With `channels_last` what goes in is laid out so, and the layers pass it on; the weights stay as they are, so that
     those mapped from a file are not copied. The loader chooses it where the answer stays within 1e-5 of the largest
     value: not for group norm, which then sums up a CPU's image in plain float32 (torch 2.13). FLUX's decoder would
     take 3 to 9 % less time and up to a fifth less memory, but be off by 1e-5 at 256² and by 6e-5 at 512².
+
+    With `tile_px` it encodes and decodes larger images in tiles of that side, blended where they overlap. It is for
+    where memory is short (`plan.py` decides): overlaps are computed twice, and each tile is normed by itself.
     """
 
-    module: Any
+    module: AutoencoderKL | AutoencoderDC
     factor: int  # pixels per latent cell, along one side
     scaling: float
     shift: float
     channels_last: bool = False  # on the devices of CHANNELS_LAST
+    tile_px: int | None = None  # None decodes whole images
 
     @property
-    def tile_px(self) -> int:
-        """The side of the tiles in which it decodes; 0 where it decodes an image whole."""
-        if not getattr(self.module, "use_tiling", False):
-            return 0
-        names = ("tile_sample_min_size", "tile_sample_min_height")
-        return next(int(getattr(self.module, name)) for name in names if hasattr(self.module, name))
+    def dtype(self) -> torch.dtype:
+        """The type in which it computes."""
+        return next(self.module.parameters()).dtype
 
     def encode(self, image: Tensor) -> Tensor:
         """Turn an image [B, 3, H, W] in −1 to 1 into the transformer's latent [B, C, H/factor, W/factor]."""
-        encoded = self.module.encode(self._in_memory_format(image.to(self.module.dtype)))
-        latent: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        x, encode = self._in_memory_format(image.to(self.dtype)), self.module.encode
+        latent = in_tiles(encode, x, self.tile_px, self.tile_px // self.factor) if self.tile_px else encode(x)
         return ((latent - self.shift) * self.scaling).contiguous()
-
-    def tile(self, side_px: int) -> None:
-        """From now on encode and decode larger images in tiles of `side_px`, blended where they overlap.
-
-        For where memory is short (`plan.py` decides): overlaps are computed twice, and each tile is normed by itself.
-        """
-        if hasattr(self.module, "tile_latent_min_size"):  # AutoencoderKL
-            self.module.tile_sample_min_size, self.module.tile_latent_min_size = side_px, side_px // self.factor
-            self.module.enable_tiling()
-        else:
-            stride = side_px * 3 // 4
-            self.module.enable_tiling(side_px, side_px, stride, stride)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Turn the transformer's latent [B, C, h, w] into an image [B, 3, h·factor, w·factor] in about −1 to 1."""
-        unscaled = latent.to(self.module.dtype) / self.scaling + self.shift
-        return self.module.decode(self._in_memory_format(unscaled), return_dict=False)[0]
+        x = self._in_memory_format(latent.to(self.dtype) / self.scaling + self.shift)
+        decode = self.module.decode
+        return in_tiles(decode, x, self.tile_px // self.factor, self.tile_px) if self.tile_px else decode(x)
 
     def _in_memory_format(self, x: Tensor) -> Tensor:
         """Return x [B, C, H, W] in the memory format that its device computes fastest."""
@@ -98,12 +96,14 @@ def load_autoencoder(checkpoint: Checkpoint, device: torch.device, dtype: torch.
 def open_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
     """Build the autoencoder on the meta device, and open its files."""
     stated = checkpoint.config("vae")
-    kind = _class(stated, checkpoint.part("vae")) if stated is not None else diffusers.AutoencoderKL
+    name = _class_name(stated, checkpoint.part("vae")) if stated is not None else "AutoencoderKL"
     published = checkpoint.read("vae")
     config = stated or autoencoder_config({name: tensor.shape for name, tensor in published.tensors.items()})
-    known = inspect.signature(kind.__init__).parameters
+    kind, config_kind = CLASSES[name]
+    known = {field.name for field in dataclasses.fields(config_kind)}
     given = {key: value for key, value in config.items() if key in known}
     check_numbers(given, len(published.tensors), published.path)
+    _check_words(config, config_kind.ACCEPTED, published.path)
     levels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
     scaling, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
     is_scaled = all(isinstance(number, int | float) and math.isfinite(number) for number in (scaling, shift))
@@ -114,11 +114,11 @@ def open_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
         )
     try:
         with torch.device("meta"):
-            module = kind(**given)
-    except Exception as error:  # nothing narrower: the library asserts, divides, looks up what a stranger wrote
+            module = kind(config_kind(**given))
+    except Exception as error:  # nothing narrower: torch asserts, divides, looks up what a stranger wrote
         raise CheckpointError(
             f"the configuration of {published.path} cannot be used: its numbers do not fit together; "
-            f"accepted: that of {kind.__name__} as published"
+            f"accepted: that of {name} as published"
         ) from error
     autoencoder = Autoencoder(
         module=module,
@@ -130,9 +130,20 @@ def open_autoencoder(checkpoint: Checkpoint) -> tuple[Autoencoder, Published]:
     return autoencoder, published
 
 
-def _class(config: Mapping[str, Any], path: Path) -> Any:  # noqa: ANN401 - diffusers is untyped here
+def _class_name(config: Mapping[str, Any], path: Path) -> str:
     name = class_in(config)
-    kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
-    if kind is None:
-        raise CheckpointError(f"{path} names the class {name!r}; accepted: an autoencoder of diffusers")
-    return kind
+    if name not in CLASSES:
+        raise CheckpointError(f"{path} names the class {name!r}; accepted: {' or '.join(CLASSES)}")
+    return name
+
+
+def _check_words(config: Mapping[str, Any], accepted: Mapping[str, tuple[str, ...]], path: Path) -> None:
+    """Raise CheckpointError on a kind of layer that the network does not have."""
+    for key in accepted.keys() & config.keys():
+        words = config[key] if isinstance(config[key], list) else [config[key]]
+        odd = next((word for word in words if word not in accepted[key]), None)
+        if odd is not None:
+            raise CheckpointError(
+                f"the configuration of {path} cannot be used: it has {key} = {odd!r:.100}; "
+                f"accepted: {' or '.join(accepted[key])}"
+            )

@@ -19,6 +19,8 @@ from torch import nn
 
 from hidream import parts
 from hidream.formats.blocks import DEVICE_CHUNK
+from hidream.model.latents.autoencoder_dc import AutoencoderDC
+from hidream.model.latents.autoencoder_kl import AutoencoderKL
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.moe import MULTIPLE_OF
 from hidream.types import WeightFormat
@@ -90,11 +92,15 @@ class ModelShape:
 
     @classmethod
     def of(
-        cls, transformer: TransformerConfig, encoders: Sequence[nn.Module], vae: nn.Module, factor: int
+        cls,
+        transformer: TransformerConfig,
+        encoders: Sequence[nn.Module],
+        vae: AutoencoderKL | AutoencoderDC,
+        factor: int,
     ) -> ModelShape:
-        """Measure modules, which may be on meta: text encoders of transformers, an autoencoder of diffusers."""
+        """Measure modules, which may be on meta: the text encoders of transformers, and the autoencoder."""
         clip_l, clip_g, t5, llama = (Encoder.of(module) for module in encoders)
-        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, decoder_channels(vae))
+        return cls(transformer, (clip_l, clip_g, t5, llama), measure(vae), factor, vae.widest)
 
     @property
     def token_px(self) -> int:
@@ -122,12 +128,6 @@ def measure(module: nn.Module) -> Weights:
     matrices = [layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear)]
     total = sum(parameter.numel() for parameter in module.parameters())
     return Weights(sum(matrices), total - sum(matrices), max(matrices, default=0))
-
-
-def decoder_channels(vae: nn.Module) -> int:
-    """Channels of the widest tensor at full size of an autoencoder of diffusers."""
-    config: Any = vae.config
-    return int((getattr(config, "block_out_channels", None) or config.decoder_block_out_channels)[1])
 
 
 def part_of(key: str) -> str:

@@ -23,7 +23,7 @@ from hidream.model.checkpoint.lora_folder import lora_files
 from hidream.model.latents.autoencoder import open_autoencoder
 from hidream.model.memory import plan_report
 from hidream.model.memory.candidates import Hardware, Options
-from hidream.model.memory.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, decoder_channels, measure
+from hidream.model.memory.footprint import ENCODERS, PUBLISHED, Encoder, ModelShape, measure
 from hidream.model.memory.plan import Plan, plan
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.lora import layers, wants
@@ -97,8 +97,8 @@ def partial(checkpoint: Checkpoint, request: PlanRequest) -> tuple[ModelShape, O
     shape = dataclasses.replace(shape, encoders=(clip_l, clip_g, t5, llama))
     if checkpoint.has("vae"):
         vae, _ = open_autoencoder(checkpoint)
-        widest = decoder_channels(vae.module)
-        shape = dataclasses.replace(shape, vae=measure(vae.module), vae_factor=vae.factor, vae_channels=widest)
+        measured, widest = measure(vae.module), vae.module.widest
+        shape = dataclasses.replace(shape, vae=measured, vae_factor=vae.factor, vae_channels=widest)
     return shape, _options(request, shape.transformer, transformer, large)
 
 
