@@ -140,6 +140,7 @@ def test_a_file_of_another_program_is_not_cut(tmp_path, content):
     assert (tmp_path / "manifest.jsonl").read_text() == content
 
 
+@pytest.mark.integration
 def test_one_process_at_a_time_fills_a_folder(tmp_path):
     with sole_writer(tmp_path / "out"):
         script = "from pathlib import Path; from hidream.commands.journal import sole_writer\n"

@@ -121,6 +121,7 @@ def test_an_image_with_other_metadata_is_refused(capsys, texts):
     assert "odd.png is not an image that can be read" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors as a POSIX shell does")
 @pytest.mark.parametrize(
     ("typed", "status", "said"),
@@ -142,6 +143,7 @@ def test_streams_may_be_closed_or_full(folder, typed, status, said):
     assert ended.stderr.count("\n") == bool(said)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_every_text_can_be_written_in_every_encoding(folder, encoding):
     environ = os.environ | {"PYTHONIOENCODING": encoding}
