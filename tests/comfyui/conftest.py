@@ -10,6 +10,9 @@ import pytest
 import standin_comfyui
 from running_comfyui import RunningComfyUI
 
+sys.path.append(str(Path(__file__).parents[1] / "acceptance"))
+from service import Service
+
 SKIPPED = "no ComfyUI is named: COMFYUI=path make test-comfyui runs this"
 
 
@@ -31,6 +34,15 @@ def comfyui(comfyui_checkout, tmp_path_factory):
     running = RunningComfyUI(comfyui_checkout, tmp_path_factory.mktemp("comfyui"))
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """A hidream server with the embedded model."""
+    service = Service(tmp_path_factory.mktemp("served") / "home", HIDREAM_WORKER_SERVES="dev")
+    service.wait_until_ready()
+    yield service
+    assert service.stop() == 0
 
 
 @pytest.fixture

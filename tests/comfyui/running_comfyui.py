@@ -188,6 +188,17 @@ class RunningComfyUI:
             yield FrontEnd(self, socket, client_id)
 
 
+def until_idle(comfyui, timeout_s=240):
+    """Wait until nothing is queued and nothing runs."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        queue = comfyui.http.get("/queue").raise_for_status().json()
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return
+        assert time.monotonic() < deadline, f"ComfyUI is still busy: {queue}"
+        time.sleep(0.2)
+
+
 class FrontEnd:
     """One websocket, and the prompts that are queued for it."""
 

@@ -29,6 +29,7 @@ SECTIONS = {
         "models": _entry("models", "download models from the Hugging Face Hub; list, show, verify and remove them"),
         "info": _entry("info", "show models, parameters, memory and device"),
         "convert": _entry("convert", "convert weights to another format or type"),
+        "comfyui": _entry("comfyui", "put the nodes for ComfyUI into it, take them out, and check them"),
     },
     "Server": {
         "serve": Entry("hidream.commands.services", "SERVE", "serve the HTTP API, and run a worker"),

@@ -1,0 +1,63 @@
+"""Writes the example workflows from their API JSON, with ComfyUI's own front end.
+
+    COMFYUI=path python tests/comfyui/write_workflows.py [NAME ...]
+
+For each `comfyui/example_workflows/api/NAME.json`, in a ComfyUI that it starts:
+
+- `comfyui/example_workflows/NAME.json`: the UI JSON, which ComfyUI offers as a template;
+- `docs/comfyui/NAME.png`: a screenshot of the graph.
+
+With `--run`, also `comfyui/example_workflows/NAME.png`: the image that the workflow generates, which carries it.
+A remote workflow needs a hidream server: HIDREAM_BASE_URL and HIDREAM_API_KEY.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+
+import front_end_page
+from running_comfyui import ROOT, RunningComfyUI, until_idle
+
+WORKFLOWS = ROOT / "comfyui" / "example_workflows"
+SCREENSHOTS = ROOT / "docs" / "comfyui"
+PLACES = {"remote": {"1": [40, 120, 320, 130], "2": [420, 40, 420, 900], "3": [900, 120, 420, 460]}}
+"""Where nodes are shown, by workflow: x, y, width, height; the front end places the others itself."""
+
+
+def write(comfyui, name, *, run):
+    """Write the files of one workflow."""
+    api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+    with front_end_page.opened(comfyui) as page:
+        page.load_api(api, name)
+        page.place(PLACES.get(name, {}))
+        workflow = page.workflow()
+        (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n")
+        if run:
+            before = set((comfyui.base / "output").rglob("*.png"))
+            page.queue()
+            until_idle(comfyui)
+            (made,) = set((comfyui.base / "output").rglob("*.png")) - before
+            (WORKFLOWS / f"{name}.png").write_bytes(made.read_bytes())
+        SCREENSHOTS.mkdir(exist_ok=True)
+        page.screenshot(SCREENSHOTS / f"{name}.png")
+
+
+def main():
+    """Write the workflows that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--run", action="store_true")
+    arguments = parser.parse_args()
+    server = {name: os.environ[name] for name in ("HIDREAM_BASE_URL", "HIDREAM_API_KEY") if name in os.environ}
+    with tempfile.TemporaryDirectory() as base:
+        comfyui = RunningComfyUI(os.environ["COMFYUI"], base, **server)
+        try:
+            for name in arguments.names or sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")):
+                write(comfyui, name, run=arguments.run)
+        finally:
+            comfyui.stop()
+
+
+if __name__ == "__main__":
+    main()
