@@ -29,7 +29,6 @@ SECTIONS = {
         "models": _entry("models", "download models from the Hugging Face Hub; list, show, verify and remove them"),
         "info": _entry("info", "show models, parameters, memory and device"),
         "convert": _entry("convert", "convert weights to another format or type"),
-        "comfyui": _entry("comfyui", "put the nodes for ComfyUI into it, take them out, and check them"),
     },
     "Server": {
         "serve": Entry("hidream.commands.services", "SERVE", "serve the HTTP API, and run a worker"),
@@ -49,6 +48,7 @@ SECTIONS = {
             "doctor", "check device, memory, model, database and files: what is wrong, and how to mend it"
         ),
         "bench": _entry("bench", "measure the seconds that an image takes on this machine"),
+        "comfyui": _entry("comfyui", "put the nodes for ComfyUI into it, take them out, and check them"),
         "completion": Entry("hidream.commands.shell", "COMPLETION", "print the completion script of a shell"),
         "help": Entry("hidream.commands.shell", "HELP", "show the help of a command"),
     },
