@@ -38,11 +38,15 @@ def comfyui(comfyui_checkout, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory):
-    """A hidream server with the embedded model."""
+    """A hidream server with the embedded model, in our own Python where ComfyUI's is another one."""
+    Service.python = os.environ.get("SERVER_PYTHON", sys.executable)
     service = Service(tmp_path_factory.mktemp("served") / "home", HIDREAM_WORKER_SERVES="dev")
-    service.wait_until_ready()
-    yield service
-    assert service.stop() == 0
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        status = service.stop()
+    assert status == 0
 
 
 @pytest.fixture

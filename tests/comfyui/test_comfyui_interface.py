@@ -11,7 +11,9 @@ import standin_comfyui
 pytestmark = pytest.mark.integration
 ASKED = """
 import inspect, json, sys
-sys.path.insert(0, "."); sys.argv = sys.argv[:1]
+sys.path.insert(0, "."); sys.argv = [sys.argv[0], "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
 from comfy_api.v0_0_2 import ComfyExtension, io
 import comfy.model_management, comfy.utils, folder_paths
 def names(function): return [name for name in inspect.signature(function).parameters if name != "self"]

@@ -17,6 +17,8 @@ from hidream.errors import ConnectionFailed, InvalidInput, PromptRefused, TimedO
 
 pytestmark = pytest.mark.integration
 SMALL = {"width": 256, "height": 256, "num_inference_steps": 4, "seed": 7}
+WATCHED = {"width": 1024, "height": 1024, "num_inference_steps": 60}
+"""Takes seconds: a worker looks twice a second whether somebody watches a task, and makes previews then."""
 LONG = {"width": 2048, "height": 2048, "num_inference_steps": 200, "render": "native"}
 
 
@@ -66,10 +68,10 @@ async def test_the_images_are_the_servers(node, service):
 
 
 async def test_progress_previews_and_texts(node):
-    await node(**SMALL | {"num_inference_steps": 12})
+    await node(**SMALL | WATCHED)
     steps = [step for step, _ in node.standin.progress]
     assert steps == sorted(steps)
-    assert {of for _, of in node.standin.progress} == {12}
+    assert {of for _, of in node.standin.progress} == {60}
     assert node.standin.previews
     assert all((kind, image.mode, size) == ("JPEG", "RGB", None) for kind, image, size in node.standin.previews)
     assert {node_id for node_id, _ in node.standin.texts} == {"7"}

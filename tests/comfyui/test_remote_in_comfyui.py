@@ -18,6 +18,8 @@ import hidream
 
 pytestmark = pytest.mark.integration
 API = ROOT / "comfyui" / "example_workflows" / "api" / "remote.json"
+WATCHED = {"width": 1024, "height": 1024, "num_inference_steps": 60}
+"""Takes seconds: a worker looks twice a second whether somebody watches a task, and makes previews then."""
 LONG = {"width": 2048, "height": 2048, "num_inference_steps": 200, "render": "native"}
 START_S = 0.2
 """How much our nodes may add to the start of ComfyUI."""
@@ -65,15 +67,15 @@ def statuses(service):
 
 async def test_the_workflow_generates_the_servers_image(remote, service):
     async with remote.client() as front_end:
-        run = await front_end.run(workflow(), extra_pnginfo={"workflow": {"nodes": []}})
+        run = await front_end.run(workflow(**WATCHED), extra_pnginfo={"workflow": {"nodes": []}})
     assert run.end["type"] == "execution_success"
     with hidream.Client(service.url, service.key) as client:
-        theirs = client(workflow()["2"]["inputs"]["prompt"], size="256x256", seed=7, num_inference_steps=8).image
+        theirs = client(workflow()["2"]["inputs"]["prompt"], size="1024x1024", seed=7, num_inference_steps=60).image
     saved = remote.file(run.images[0])
     assert np.array_equal(pixels(Image.open(io.BytesIO(saved))), pixels(theirs))
     steps = run.progress("2")
     assert steps == sorted(steps)
-    assert steps[-1] == (8, 8)
+    assert steps[-1] == (60, 60)
     assert {node for node, _ in run.previews} == {"2"}
     assert run.texts[-1][0] == "2"
     assert run.texts[-1][1].startswith("seed 7, ")
