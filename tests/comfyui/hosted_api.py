@@ -1,6 +1,7 @@
 """A server with v3 as the hosted API has it: no events, no Idempotency-Keys, no parameters beyond its documents.
 
 It answers one poll with `processing`, then with the image. `bodies` are the submissions, `keys` the keys that it saw.
+`SlowServer` is one that is stopped amid a submission.
 """
 
 import io
@@ -13,6 +14,31 @@ from PIL import Image
 
 ID = "6488c2754f6f4dfea924382fa14d11bd"
 DOCUMENTED = {"prompt", "size", "seed", "output_format", "enable_base64_output", "enable_sync_mode"}
+
+
+class SlowServer:
+    """A server that has received a submission and has not answered it yet; the second one it answers at once.
+
+    `submitted` has the Idempotency-Keys of the submissions, `cancelled` the tasks that were cancelled.
+    """
+
+    def __init__(self):
+        self.received, self.release = threading.Event(), threading.Event()
+        self.submitted, self.cancelled, self.keys, self.url = [], [], set(), ""
+
+    def answer(self, method, path, body, headers):
+        """The response to a request, as a status, a content type and bytes."""
+        if method == "POST":
+            self.submitted.append(headers["idempotency-key"])
+            self.received.set()
+            assert len(self.submitted) > 1 or self.release.wait(60)
+        elif method == "DELETE":
+            self.cancelled.append(path.rpartition("/")[2])
+        elif not path.endswith("/result"):
+            return 404, "application/json", b'{"code": 404, "message": "not found"}'
+        status = "cancelled" if self.cancelled else "created"
+        data = {"id": ID, "model": "wavespeed-ai/hidream-i1-dev", "outputs": [], "status": status}
+        return 200, "application/json", json.dumps({"code": 200, "message": "success", "data": data}).encode()
 
 
 class Hosted:
@@ -31,7 +57,7 @@ class Hosted:
         """The state of the task."""
         return "completed" if done else "processing"
 
-    def answer(self, method, path, body):
+    def answer(self, method, path, body, headers):
         """The response to a request, as a status, a content type and bytes."""
         if method == "POST":
             self.bodies.append(json.loads(body))
@@ -49,15 +75,14 @@ class Hosted:
 
 
 @contextmanager
-def hosted_api():
-    """Run the server on a free port."""
-    state = Hosted()
+def served(state):
+    """Run a server on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             state.keys.add(self.headers.get("authorization"))
-            status, content_type, content = state.answer(self.command, self.path, body)
+            status, content_type, content = state.answer(self.command, self.path, body, self.headers)
             self.send_response(status)
             self.send_header("content-type", content_type)
             self.send_header("content-length", str(len(content)))

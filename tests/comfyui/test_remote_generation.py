@@ -7,8 +7,9 @@ import threading
 
 import numpy as np
 import pytest
+import standin_comfyui
 import torch
-from hosted_api import hosted_api
+from hosted_api import ID, Hosted, SlowServer, served
 from loaded_nodes import module
 from service import PROMPT, until
 
@@ -85,8 +86,7 @@ async def test_image_and_mask_are_uploaded(node, service):
     mask[:, :, 128:] = 1
     options = {**SMALL, "num_inference_steps": 8, "strength": 1.0}
     images, _, _ = await node(**options, image=image, mask=mask)
-    kept = images[0, :, :96] - image[0, :, :96]
-    assert kept.abs().mean() < 0.05
+    assert (images[0, :, :96] - image[0, :, :96]).abs().mean() < 0.05
     assert not torch.allclose(images[0, :, 160:], image[0, :, 160:], atol=0.05)
     own_size, _, _ = await node(**options | {"width": 0, "height": 0}, image=torch.rand(1, 264, 328, 3))
     assert tuple(own_size.shape) == (1, 264, 328, 3)
@@ -108,41 +108,52 @@ async def test_an_interruption_cancels_the_task(node):
     running = asyncio.ensure_future(node(**LONG))
     await asyncio.to_thread(until, lambda: node.standin.progress or running.done(), 240)
     node.standin.interruption.set()
-    with pytest.raises(Exception) as stopped:  # noqa: PT011 - ComfyUI's class is not importable here
+    with pytest.raises(standin_comfyui.InterruptProcessingException):
         await running
-    assert type(stopped.value).__name__ == "InterruptProcessingException"
     assert node.statuses()[0] == "cancelled"
 
 
-@pytest.mark.parametrize("submitted", [True, False])
-def test_comfyui_that_cancels_everything_cancels_the_task(node, submitted):
-    """As when another node of the same prompt fails: `asyncio.run` cancels all tasks, also amid a submission."""
-    before = len(node.statuses())
+def cancelled_by_comfyui(node, when, **values):
+    """Run the node as ComfyUI does when another node of the prompt fails: `asyncio.run` cancels what is left."""
+    left = []
 
     async def prompt():
-        running = asyncio.ensure_future(node(**LONG))
-        if submitted:
-            while not node.standin.texts and not node.standin.progress:
-                await asyncio.sleep(0.01)
-        else:
-            while not any("submit" in task.get_coro().__qualname__ for task in asyncio.all_tasks()):
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)  # it has begun
-        return running
+        left.append(asyncio.ensure_future(node(**values)))
+        while not when():
+            await asyncio.sleep(0.01)
 
-    failures = []
-
-    def run():
-        try:
-            failures.append(asyncio.run(prompt()))
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=asyncio.run, args=(prompt(),))
     thread.start()
     thread.join(120)
-    assert failures[0].cancelled()
-    assert set(node.statuses()[: len(node.statuses()) - before]) <= {"cancelled"}
+    assert left[0].cancelled()
+
+
+def test_comfyui_that_cancels_everything_cancels_the_task(node):
+    cancelled_by_comfyui(node, lambda: node.standin.texts or node.standin.progress, **LONG)
+    assert node.statuses()[0] == "cancelled"
+
+
+def test_a_submission_that_comfyui_cancels_halfway_leaves_no_task(node, monkeypatch):
+    """Whether the server has it is not known: the same Idempotency-Key gives the same task, which is cancelled."""
+    with served(SlowServer()) as slow:
+        node.use(slow.url, "a key", monkeypatch)
+        cancelled_by_comfyui(node, slow.received.is_set)
+        slow.release.set()
+        assert len(slow.submitted) == 2
+        assert len(set(slow.submitted)) == 1
+        assert slow.cancelled == [ID]
+
+
+async def test_a_submission_that_is_interrupted_halfway_leaves_no_task(node, monkeypatch):
+    with served(SlowServer()) as slow:
+        node.use(slow.url, "a key", monkeypatch)
+        running = asyncio.ensure_future(node())
+        assert await asyncio.to_thread(slow.received.wait, 60)
+        node.standin.interruption.set()
+        slow.release.set()
+        with pytest.raises(standin_comfyui.InterruptProcessingException):
+            await running
+        assert (len(slow.submitted), slow.cancelled) == (1, [ID])
 
 
 async def test_a_timeout_cancels_the_task(node):
@@ -171,7 +182,7 @@ async def test_errors_say_what_is_wrong_and_never_the_key(node, service, monkeyp
 
 async def test_the_hosted_api_is_polled(node, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    with hosted_api() as hosted:
+    with served(Hosted()) as hosted:
         node.use(hosted.url, "hosted key", monkeypatch)
         images, seed, _ = await node(width=64 * 8, height=32 * 16)
         assert tuple(images.shape) == (1, 32, 64, 3)
