@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comfy_api.v0_0_2 import io
 
@@ -17,6 +17,17 @@ from .server import HidreamServer, Server
 if TYPE_CHECKING:
     from hidream.client.events import Event
     from hidream.client.prediction import Result
+
+
+Details = io.Custom("HIDREAM_DETAILS")
+"""How images came about, for their files: a list with `seed` and `version` for each image, as the local nodes have."""
+
+
+class Detail(NamedTuple):
+    """How one image came about; None if the server does not say it."""
+
+    seed: int | None
+    version: str | None
 
 
 class GenerateNode(io.ComfyNode):
@@ -43,6 +54,7 @@ class GenerateNode(io.ComfyNode):
                 io.Image.Output(display_name="images"),
                 io.Int.Output(display_name="seed", tooltip="The seed of the first image; the next one has the next."),
                 io.String.Output(display_name="info", tooltip="Seed, version, warnings and timings, as JSON."),
+                Details.Output(display_name="details", tooltip="Seeds and version, for `Save HiDream image`."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -73,7 +85,8 @@ class GenerateNode(io.ComfyNode):
         except Interruption:
             raise comfy.model_management.InterruptProcessingException from None
         shown.text(_summary(result))
-        return io.NodeOutput(batch(result.images), -1 if result.seed is None else result.seed, _info(result))
+        seed = -1 if result.seed is None else result.seed
+        return io.NodeOutput(batch(result.images), seed, _info(result), _details(result))
 
 
 class Shown:
@@ -113,6 +126,12 @@ def _summary(result: Result) -> str:
     if any(result.prediction.has_nsfw_contents):
         lines.append("the safety check flagged an image")
     return "\n".join(lines)
+
+
+def _details(result: Result) -> list[Detail]:
+    """One entry for each image, with its own seed."""
+    first = result.seed
+    return [Detail(None if first is None else first + i, result.version or None) for i in range(len(result.files))]
 
 
 def _info(result: Result) -> str:

@@ -52,8 +52,8 @@ class Run:
 
     @property
     def end(self):
-        """The message that ended it."""
-        return self.messages[-1]
+        """The message that ended it, which others may follow; None before."""
+        return next((message for message in self.messages if message["type"] in LAST), None)
 
     @property
     def error(self):
@@ -221,7 +221,7 @@ class FrontEnd:
         """Wait for the end of a prompt, whatever it is."""
         run = self._runs[prompt_id]
         async with asyncio.timeout(timeout_s):
-            while not (run.messages and run.end["type"] in LAST):
+            while run.end is None:
                 await self._receive(on_message)
         return run
 
@@ -249,7 +249,7 @@ class FrontEnd:
             if run is not None:
                 run.previews.append((described["node_id"], content))
         else:  # which says no prompt: that of the one that runs
-            run = next((run for run in self._runs.values() if not (run.messages and run.end["type"] in LAST)), None)
+            run = next((run for run in self._runs.values() if run.end is None), None)
             if run is not None and kind == TEXT:
                 run.texts.append((head.decode(), content.decode()))
         return run, {"type": "preview" if kind == PREVIEW else "text"}

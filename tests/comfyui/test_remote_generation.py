@@ -41,7 +41,9 @@ class Node:
         server = module("remote.server").Server("", "HIDREAM_API_KEY", timeout_s)
         values = self.defaults | {"model": "dev"} | values
         done = await self.node.prepared("7").execute(server=server, **values | {"prompt": prompt})
-        images, seed, info = done.args
+        images, seed, info, details = done.args
+        assert [each.seed for each in details] == [None if seed == -1 else seed + i for i in range(len(images))]
+        assert {each.version for each in details} == {json.loads(info)["version"] or None}
         return images, seed, json.loads(info)
 
     def statuses(self):
