@@ -15,12 +15,18 @@ from .parameters import keywords, widgets
 from .server import HidreamServer, Server
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from hidream.client.events import Event
     from hidream.client.prediction import Result
 
 
 Details = io.Custom("HIDREAM_DETAILS")
 """How images came about, for their files: a list with `seed` and `version` for each image, as the local nodes have."""
+
+
+PREVIEW_PX = 512
+"""The longer side of a preview at most, unless the server's is larger: as of ComfyUI's own."""
 
 
 class Detail(NamedTuple):
@@ -108,7 +114,7 @@ class Shown:
         if event.steps:
             self.text(f"step {event.step} of {event.steps}")
             preview = event.preview
-            image = None if preview is None else ("JPEG", preview.convert("RGB"), None)
+            image = None if preview is None else ("JPEG", _enlarged(preview), None)
             self._bar.update_absolute(event.step, event.steps, image)
 
     def text(self, text: str) -> None:
@@ -118,6 +124,12 @@ class Shown:
         if text != self._said:
             PromptServer.instance.send_progress_text(text, self._node_id)
             self._said = text
+
+
+def _enlarged(preview: Image.Image) -> Image.Image:
+    """Enlarge a preview, which has one pixel for each cell of the latent; the front end shows it as large as it is."""
+    scale = max(1, PREVIEW_PX // max(preview.size))
+    return preview.convert("RGB").resize((preview.width * scale, preview.height * scale))
 
 
 def _summary(result: Result) -> str:

@@ -35,6 +35,8 @@ PLACE = """(places) => {
         const [x, y, width, height] = places[node.id] ?? [node.pos[0], node.pos[1], node.size[0], node.size[1]];
         node.pos = [x, y];
         node.setSize([width, Math.max(height, node.computeSize()[1])]);
+        for (const widget of node.widgets ?? [])
+            if (widget.name === "control_after_generate") widget.value = "fixed";
     }
     window.app.graph.setDirtyCanvas(true, true);
 }"""
@@ -83,7 +85,7 @@ class FrontEndPage:
         self.page.evaluate(DROP, [base64.b64encode(file).decode(), name])
 
     def place(self, places):
-        """Put nodes where they are easy to read: `places` has x, y, width and height by id."""
+        """Put nodes where they are easy to read: `places` has x, y, width and height by id. Seeds stay as they are."""
         self.page.evaluate(PLACE, {str(node): place for node, place in places.items()})
 
     def types(self):

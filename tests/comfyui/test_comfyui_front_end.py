@@ -9,6 +9,7 @@ from running_comfyui import ROOT
 
 pytestmark = pytest.mark.integration
 WORKFLOWS = ROOT / "comfyui" / "example_workflows"
+IMAGES = ROOT / "docs" / "comfyui"
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 
 
@@ -45,7 +46,7 @@ def test_the_workflow_of_the_front_end_is_that_of_the_api(page, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_that_is_dropped_loads_its_workflow(page, name):
     page.page.evaluate("() => window.app.graph.clear()")
-    page.drop((WORKFLOWS / f"{name}.png").read_bytes())
+    page.drop((IMAGES / f"{name}-image.png").read_bytes())
     page.wait_for(sorted(node["class_type"] for node in api(name).values()))
     assert without_titles(page.prompt()) == api(name)
 

@@ -77,6 +77,7 @@ async def test_progress_previews_and_texts(node):
     assert {of for _, of in node.standin.progress} == {60}
     assert node.standin.previews
     assert all((kind, image.mode, size) == ("JPEG", "RGB", None) for kind, image, size in node.standin.previews)
+    assert {image.size for _, image, _ in node.standin.previews} == {(512, 512)}
     assert {node_id for node_id, _ in node.standin.texts} == {"7"}
     assert node.standin.texts[-1][1].startswith("seed 7, ")
 

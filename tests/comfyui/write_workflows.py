@@ -7,7 +7,7 @@ For each `comfyui/example_workflows/api/NAME.json`, in a ComfyUI that it starts:
 - `comfyui/example_workflows/NAME.json`: the UI JSON, which ComfyUI offers as a template;
 - `docs/comfyui/NAME.png`: a screenshot of the graph.
 
-With `--run`, also `comfyui/example_workflows/NAME.png`: the image that the workflow generates, which carries it.
+With `--run`, also `docs/comfyui/NAME-image.png`: the image that the workflow generates, which carries it.
 A remote workflow needs a hidream server: HIDREAM_BASE_URL and HIDREAM_API_KEY.
 """
 
@@ -20,7 +20,7 @@ import front_end_page
 from running_comfyui import ROOT, RunningComfyUI, until_idle
 
 WORKFLOWS = ROOT / "comfyui" / "example_workflows"
-SCREENSHOTS = ROOT / "docs" / "comfyui"
+IMAGES = ROOT / "docs" / "comfyui"
 PLACES = {"remote": {"1": [40, 120, 320, 130], "2": [420, 40, 420, 900], "3": [900, 120, 420, 460]}}
 """Where nodes are shown, by workflow: x, y, width, height; the front end places the others itself."""
 
@@ -38,9 +38,8 @@ def write(comfyui, name, *, run):
             page.queue()
             until_idle(comfyui)
             (made,) = set((comfyui.base / "output").rglob("*.png")) - before
-            (WORKFLOWS / f"{name}.png").write_bytes(made.read_bytes())
-        SCREENSHOTS.mkdir(exist_ok=True)
-        page.screenshot(SCREENSHOTS / f"{name}.png")
+            (IMAGES / f"{name}-image.png").write_bytes(made.read_bytes())
+        page.screenshot(IMAGES / f"{name}.png")
 
 
 def main():
