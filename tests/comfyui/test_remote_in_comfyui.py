@@ -115,15 +115,14 @@ async def test_a_strangers_workflow_does_not_get_the_key(remote):
 
 
 async def test_two_nodes_generate_at_once(remote):
-    both = workflow(num_inference_steps=30)
+    both = workflow()
     both["4"] = {**both["2"], "inputs": {**both["2"]["inputs"], "seed": 8}}
     both["5"] = {**both["3"], "inputs": {**both["3"]["inputs"], "images": ["4", 0]}}
     async with remote.client() as front_end:
         run = await front_end.run(both)
     assert len(run.images) == 2
-    order = [each["data"]["node"] for each in run.messages if each["type"] == "progress"]
-    assert order.index("4") < len(order) - 1 - order[::-1].index("2")
-    assert order.index("2") < len(order) - 1 - order[::-1].index("4")
+    states = [each["data"]["nodes"] for each in run.messages if each["type"] == "progress_state"]
+    assert [each for each in states if {each.get(node, {}).get("state") for node in "24"} == {"running"}]
 
 
 async def test_two_prompts_queued(remote):
