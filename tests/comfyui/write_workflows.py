@@ -7,7 +7,8 @@ For each `comfyui/example_workflows/api/NAME.json`, in a ComfyUI that it starts:
 - `comfyui/example_workflows/NAME.json`: the UI JSON, which ComfyUI offers as a template;
 - `docs/comfyui/NAME.png`: a screenshot of the graph.
 
-With `--run`, also `docs/comfyui/NAME-image.png`: the image that the workflow generates, which carries it.
+`--models FOLDER` is ComfyUI's folder of models, for local workflows. With `--run`, also `docs/comfyui/NAME-image.png`:
+the image that the workflow generates, which carries it.
 A remote workflow needs a hidream server: HIDREAM_BASE_URL and HIDREAM_API_KEY.
 """
 
@@ -15,13 +16,22 @@ import argparse
 import json
 import os
 import tempfile
+from pathlib import Path
 
 import front_end_page
 from running_comfyui import ROOT, RunningComfyUI, until_idle
 
 WORKFLOWS = ROOT / "comfyui" / "example_workflows"
 IMAGES = ROOT / "docs" / "comfyui"
+LOCAL = {
+    "1": [40, 120, 340, 260],
+    "2": [420, 120, 380, 220],
+    "5": [420, 420, 380, 220],
+    "3": [840, 120, 340, 440],
+    "4": [1220, 120, 380, 480],
+}
 PLACES = {"remote": {"1": [40, 120, 320, 130], "2": [420, 40, 420, 900], "3": [900, 120, 420, 460]}}
+PLACES |= dict.fromkeys(("dev", "full", "fast", "lora"), LOCAL)
 """Where nodes are shown, by workflow: x, y, width, height; the front end places the others itself."""
 
 
@@ -47,9 +57,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--run", action="store_true")
+    parser.add_argument("--models", type=Path)
     arguments = parser.parse_args()
     server = {name: os.environ[name] for name in ("HIDREAM_BASE_URL", "HIDREAM_API_KEY") if name in os.environ}
     with tempfile.TemporaryDirectory() as base:
+        if arguments.models:
+            (Path(base) / "models").symlink_to(arguments.models.resolve())
         comfyui = RunningComfyUI(os.environ["COMFYUI"], base, **server)
         try:
             for name in arguments.names or sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json")):
