@@ -47,8 +47,9 @@ def write(comfyui, name, *, run):
             before = set((comfyui.base / "output").rglob("*.png"))
             page.queue()
             until_idle(comfyui)
-            (made,) = set((comfyui.base / "output").rglob("*.png")) - before
-            (IMAGES / f"{name}-image.png").write_bytes(made.read_bytes())
+            made = set((comfyui.base / "output").rglob("*.png")) - before
+            assert len(made) == 1, f"{name} has made {len(made)} images:\n{comfyui.log.read_text()[-3000:]}"
+            (IMAGES / f"{name}-image.png").write_bytes(made.pop().read_bytes())
         page.screenshot(IMAGES / f"{name}.png")
 
 
