@@ -36,7 +36,7 @@ class Widget:
 
     def given(self, value: object) -> bool:
         """Whether a value says something that the server would not assume; arrays do, if they are there."""
-        return value is not None if self.absent is None else value != self.absent
+        return value is not None and (self.absent is None or value != self.absent)
 
 
 @cache
