@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ class Autoencoder:
         else:
             stride = side_px * 3 // 4
             self.module.enable_tiling(side_px, side_px, stride, stride)
+
+    @contextmanager
+    def in_tiles(self, side_px: int) -> Iterator[None]:
+        """Within the block, encode and decode in tiles of `side_px`; 0 leaves it as it is."""
+        before = {name: value for name, value in vars(self.module).items() if "til" in name}
+        if side_px:
+            self.tile(side_px)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self.module, name, value)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Turn the transformer's latent [B, C, h, w] into an image [B, 3, h·factor, w·factor] in about −1 to 1."""

@@ -1,0 +1,29 @@
+"""HiDream-I1 for ComfyUI: generates on this computer, or on a hidream server.
+
+Imports nothing heavy: ComfyUI imports this at its start, and each node what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy_api.v0_0_2 import ComfyExtension
+
+logger = logging.getLogger(__name__)
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """Name the nodes of this package; ComfyUI calls this at its start."""
+    from comfy_api.v0_0_2 import ComfyExtension, io
+
+    from .local.index import nodes as local_nodes
+
+    class Extension(ComfyExtension):
+        async def get_node_list(self) -> list[type[io.ComfyNode]]:
+            nodes = [*local_nodes()]
+            logger.info("hidream: %d nodes", len(nodes))
+            return nodes
+
+    return Extension()
