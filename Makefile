@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 SUITES ?= tests
 PROCESSES ?= 2
 
-.PHONY: help setup demo serve check format tables test test-unit test-long postgresql proxies bench docs clean
+.PHONY: help setup demo serve check format tables test test-unit test-long test-comfyui postgresql proxies bench docs clean
 
 help:           ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -55,6 +55,14 @@ test-long: $(READY) postgresql proxies ## every suite in its full form, or SUITE
 	@mkdir -p tests/results
 	@set -o pipefail; commit=$$(git describe --always --dirty); { echo "$$commit: $(SUITES)"; \
 		$(BIN)/pytest $(SUITES) --hypothesis-profile=long --durations=10; } 2>&1 \
+		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' >> tests/results/$$(date -u +%F).txt
+
+test-comfyui: $(READY) ## the nodes in a real ComfyUI, whose checkout COMFYUI names; a dated summary under tests/results
+	@test -f "$(COMFYUI)/main.py" || { echo "COMFYUI is '$(COMFYUI)'; accepted: a checkout of ComfyUI" >&2; exit 1; }
+	@mkdir -p tests/results
+	@set -o pipefail; python=$$($(BIN)/python tests/comfyui/comfyui_environment.py "$(COMFYUI)") || exit 1; \
+		commit=$$(git describe --always --dirty); { echo "$$commit: tests/comfyui"; \
+		COMFYUI="$(COMFYUI)" $$python -m pytest tests/comfyui --durations=10; } 2>&1 \
 		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' >> tests/results/$$(date -u +%F).txt
 
 postgresql:

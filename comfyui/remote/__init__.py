@@ -1,0 +1,1 @@
+"""Nodes that generate on a server: a hidream server, or the hosted API."""

@@ -1,0 +1,30 @@
+"""A running ComfyUI for the tests that need a real one: `COMFYUI=path make test-comfyui`. Others skip, and say so."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from running_comfyui import RunningComfyUI
+
+SKIPPED = "no ComfyUI is named: COMFYUI=path make test-comfyui runs this"
+
+
+@pytest.fixture(scope="session")
+def comfyui_checkout():
+    """The folder of a ComfyUI."""
+    named = os.environ.get("COMFYUI")
+    if not named:
+        pytest.skip(SKIPPED)
+    checkout = Path(named).resolve()
+    assert (checkout / "main.py").is_file(), f"COMFYUI is {named!r}; accepted: a checkout of ComfyUI"
+    assert importlib.util.find_spec("aiohttp"), f"{SKIPPED} in an environment that has ComfyUI's requirements"
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_checkout, tmp_path_factory):
+    """A ComfyUI with our nodes, in a base directory of its own."""
+    running = RunningComfyUI(comfyui_checkout, tmp_path_factory.mktemp("comfyui"))
+    yield running
+    running.stop()
