@@ -103,6 +103,19 @@ def test_tiles_of_the_planned_side_give_nearly_the_same_image():
     assert torch.equal(ours.decode(small), first)  # what fits into a tile is not cut
 
 
+@torch.no_grad()
+def test_tiles_for_a_while(dev):
+    """Of both classes: within the block they are tiles, and afterwards all is as before."""
+    for ours, latent in ((kl(), torch.randn(1, 16, 40, 40)), (dev.vae, torch.randn(1, 16, 24, 24))):
+        whole, side = ours.decode(latent), 16 * ours.factor
+        with ours.in_tiles(side):
+            assert ours.tile_px == side
+            assert not torch.equal(ours.decode(latent), whole)
+        assert not ours.tile_px
+        with ours.in_tiles(0):
+            assert torch.equal(ours.decode(latent), whole)
+
+
 def test_another_class_is_named(tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
