@@ -7,7 +7,6 @@ import math
 import re
 from pathlib import Path
 
-import comfyui
 import numpy as np
 import pytest
 import stock
@@ -15,6 +14,7 @@ import torch
 from measure import interleaved
 from pipeline import OURS, SAME_IMAGE_DB, Side, note, psnr, row, seen_of_ours
 
+import comfyui
 from hidream.model.loading import load
 from hidream.model.pipeline import generate
 from hidream.request import ImageRequest

@@ -96,5 +96,5 @@ def test_only_the_latest_prompts_are_remembered(theirs):
 
 
 def test_a_model_without_our_layers_is_refused(theirs):
-    with pytest.raises(CheckpointError, match="no layer double_stream_blocks.1.block.adaLN_modulation.1"):
+    with pytest.raises(CheckpointError, match=r"no layer double_stream_blocks\.1\.block\.adaLN_modulation\.1"):
         borrow(dataclasses.replace(CONFIG, num_layers=2, llama_layers=(0, 0, 1, 1)), theirs)
