@@ -63,10 +63,19 @@ def where(field: str) -> str:
 
 
 def tokenizers(beside: Path) -> Path | None:
-    """Find a folder with `tokenizer/` .. `tokenizer_4/` in ComfyUI's folders of models, or that of a file."""
-    roots = {Path(folder).parent: None for kind in ("diffusion_models", "text_encoders") for folder in _roots(kind)}
+    """Find a folder with `tokenizer/` .. `tokenizer_4/` in ComfyUI's folders of models, or that of a file.
+
+    Otherwise ComfyUI's own are laid out in its user folder; None if it lacks some.
+    """
+    import comfy.sd1_clip
+
+    from .tokenizers import lay_out
+
+    roots = {folder.parent: None for kind in ("diffusion_models", "text_encoders") for folder in _roots(kind)}
     candidates = [beside.parent, *roots, *(root / "tokenizers" for root in roots)]
-    return next((folder for folder in candidates if (folder / "tokenizer").is_dir()), None)
+    found = next((folder for folder in candidates if (folder / "tokenizer").is_dir()), None)
+    own = Path(folder_paths.get_user_directory()) / "hidream" / "tokenizers"
+    return found or lay_out(Path(comfy.sd1_clip.__file__).parent, own)
 
 
 def _diffusers() -> dict[str, Path]:
