@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
+import loaded_nodes
 import pytest
+import standin_comfyui
 from running_comfyui import RunningComfyUI
 
 SKIPPED = "no ComfyUI is named: COMFYUI=path make test-comfyui runs this"
@@ -28,3 +31,15 @@ def comfyui(comfyui_checkout, tmp_path_factory):
     running = RunningComfyUI(comfyui_checkout, tmp_path_factory.mktemp("comfyui"))
     yield running
     running.stop()
+
+
+@pytest.fixture
+def standin(monkeypatch, tmp_path):
+    """The stand-in of a ComfyUI, with our nodes loaded into it."""
+    comfyui = standin_comfyui.installed(monkeypatch, tmp_path / "user")
+    before = set(sys.modules)
+    loaded_nodes.load(monkeypatch)
+    yield comfyui
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] == loaded_nodes.NAME:
+            del sys.modules[name]
