@@ -8,6 +8,7 @@ import sys
 import time
 
 import launch_comfyui
+import loaded_nodes
 import pytest
 import torch
 
@@ -19,21 +20,19 @@ TEXT_TOKENS = 20
 @pytest.fixture(scope="module")
 def nano(comfyui_checkout):
     """The custom node that builds nano, with ComfyUI's packages importable as its main.py has them."""
-    launch_comfyui.tolerate_missing_operators()
-    root = launch_comfyui.Path(__file__).parents[2]
-    sys.path[:0] = [str(comfyui_checkout), str(root)]
-    own, sys.argv = sys.argv, ["main.py", "--cpu"]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.library, "register_fake", torch.library.register_fake)  # undone in the end
+        launch_comfyui.tolerate_missing_operators()
+        patch.syspath_prepend(str(comfyui_checkout))
+        patch.setattr(sys, "argv", ["main.py", "--cpu"])
         importlib.import_module("comfy.options").enable_args_parsing()
-        importlib.import_module("comfy.cli_args")
-    finally:
-        sys.argv = own
-    importlib.import_module("comfy.sample")
-    return importlib.import_module("nano_native")
+        importlib.import_module("comfy.sample")
+        loaded_nodes.load(patch)
+        yield importlib.import_module("nano_native")
 
 
 def accelerated(model, mode="exact"):
-    return importlib.import_module("comfyui.local.accelerate").accelerated(model, mode)
+    return loaded_nodes.module("local.accelerate").accelerated(model, mode)
 
 
 def conditioning(seed):
