@@ -54,7 +54,7 @@ class LoadHiDream(io.ComfyNode):
                 ),
                 *parts,
             ],
-            outputs=[HiDreamModel.Output("hidream")],
+            outputs=[HiDreamModel.Output(display_name="hidream")],
         )
 
     @classmethod
@@ -66,17 +66,8 @@ class LoadHiDream(io.ComfyNode):
         clip_l: str = files.AUTO,
         clip_g: str = files.AUTO,
         vae: str = files.AUTO,
-    ) -> bool | str:
-        """Say of each file that is not there where it should be; ComfyUI itself would list all that are."""
-        from hidream.errors import InvalidInput
-
-        chosen = {"model": model, "llama": llama, "t5": t5, "clip_l": clip_l, "clip_g": clip_g, "vae": vae}
-        try:
-            for name, choice in chosen.items():
-                if choice not in (files.AUTO, files.NANO):
-                    files.path_of(name, choice)
-        except InvalidInput as error:
-            return error.message
+    ) -> bool:
+        """Leave the names to `execute`, which says where a file should be; ComfyUI would list all that there are."""
         return True
 
     @classmethod

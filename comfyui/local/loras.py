@@ -29,22 +29,12 @@ class LoraStackHiDream(io.ComfyNode):
             category=CATEGORY,
             description="LoRAs for Sample HiDream, applied in this order. Changing them does not reload the model.",
             inputs=[HiDreamLoras.Input("loras", optional=True, tooltip="another stack, before this one"), *slots],
-            outputs=[HiDreamLoras.Output("loras")],
+            outputs=[HiDreamLoras.Output(display_name="loras")],
         )
 
     @classmethod
-    def validate_inputs(
-        cls, lora_1: str = NONE, lora_2: str = NONE, lora_3: str = NONE, lora_4: str = NONE
-    ) -> bool | str:
-        """Say of each file that is not there where it should be."""
-        from hidream.errors import InvalidInput
-
-        try:
-            for choice in (lora_1, lora_2, lora_3, lora_4):
-                if choice != NONE:
-                    files.path_of("lora", choice)
-        except InvalidInput as error:
-            return error.message
+    def validate_inputs(cls, lora_1: str = NONE, lora_2: str = NONE, lora_3: str = NONE, lora_4: str = NONE) -> bool:
+        """Leave the names to `execute`, which says where a file should be; ComfyUI would list all that there are."""
         return True
 
     @classmethod

@@ -95,7 +95,7 @@ class SampleHiDream(io.ComfyNode):
                 ),
                 io.Boolean.Input("previews", default=True, tooltip="show a small image after each step"),
             ],
-            outputs=[io.Latent.Output(), io.Image.Output(), HiDreamDetails.Output("details")],
+            outputs=[io.Latent.Output(), io.Image.Output(), HiDreamDetails.Output(display_name="details")],
         )
 
     @classmethod

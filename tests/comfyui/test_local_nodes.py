@@ -206,8 +206,8 @@ def test_a_stack_of_loras_follows_the_one_before(standin, tmp_path):
     before = ((tmp_path / "other.safetensors", 0.5),)
     (stack,) = node.execute(before, **slots | {"lora_3": "ink.safetensors", "weight_3": -0.25}).args
     assert stack == (*before, (tmp_path / "ink.safetensors", -0.25))
-    assert node.validate_inputs(lora_1="ink.safetensors") is True
-    assert str(tmp_path) in node.validate_inputs(lora_2="gone.safetensors")
+    with pytest.raises(InvalidInput, match=f"lora names 'gone.safetensors', which is not there; .* {tmp_path}"):
+        node.execute(**slots | {"lora_1": "gone.safetensors"})
 
 
 def test_every_node_describes_itself(standin):
