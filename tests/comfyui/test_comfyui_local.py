@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def convert(variant, target):
             (whole / part.name).unlink(missing_ok=True)
             (whole / part.name).symlink_to(part)
     hidream_cli = [sys.executable, "-m", "hidream.cli", "convert", str(whole), str(target), "--to", "comfy"]
-    subprocess.run([*hidream_cli, "--variant", variant], check=True, env={"PYTHONPATH": str(ROOT / "src")})
+    subprocess.run(hidream_cli, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     (file,) = (target / "diffusion_models").iterdir()
     file.rename(file.with_name(f"{variant}.safetensors"))
 
