@@ -25,14 +25,18 @@ from process import load_average
 from torch import Tensor
 
 from comfyui import OPTIONS, version
-from hidream.model.loading import load
-from hidream.model.model import Model
-from hidream.model.pipeline import generate_latent, initial_noise, prepare
-from hidream.model.sampling import sampler
-from hidream.request import ImageRequest
-from hidream.types import Render, Sampler, Size, Variant
 
 TESTS = Path(__file__).parents[1] / "tests" / "comfyui"
+sys.path.insert(0, str(TESTS))
+importlib.import_module("launch_comfyui").tolerate_missing_operators()  # before anything imports transformers
+
+from hidream.model.loading import load  # noqa: E402
+from hidream.model.model import Model  # noqa: E402
+from hidream.model.pipeline import generate_latent, initial_noise, prepare  # noqa: E402
+from hidream.model.sampling import sampler  # noqa: E402
+from hidream.request import ImageRequest  # noqa: E402
+from hidream.types import Render, Sampler, Size, Variant  # noqa: E402
+
 EQUAL = 1e-4
 """Largest difference of two latents, relative to the largest value."""
 PROMPT = "a red circle on a white background"
@@ -62,8 +66,7 @@ def main() -> None:
 
 def set_up(checkout: Path) -> Any:
     """Make ComfyUI importable from a checkout, and our nodes as it loads them; return the module that builds nano."""
-    sys.path[:0] = [str(checkout), str(TESTS)]
-    importlib.import_module("launch_comfyui").tolerate_missing_operators()
+    sys.path.insert(0, str(checkout))
     own, sys.argv = sys.argv, ["main.py", *OPTIONS["cpu"]]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()

@@ -103,7 +103,7 @@ class Forward:
     def __init__(self, diffusion_model: Any, config: Any) -> None:
         self._native, self._config = diffusion_model, config
         self._borrowed: BorrowedTransformer | None = None
-        self._lent = False
+        self._lent = self._copied = False
         self.patch = config.patch_size
 
     def __call__(
@@ -131,25 +131,35 @@ class Forward:
         padded = pad_to_patch_size(x, (self.patch, self.patch))
         llama = encoder_hidden_states_llama3.movedim(1, 0)
         times = t.reshape(-1).expand(x.shape[0])
-        velocity = self._transformer(x.device.type).velocity(padded, times, context, llama, y)
+        velocity = self._transformer(x).velocity(padded, times, context, llama, y)
         return velocity[:, :, :height, :width]
 
     def forget(self, *_: Any) -> None:
-        """Forget prompts, at the start and the end of a run, and where weights change; what reads them, if that has."""
+        """Forget prompts, at the start and end of a run, and where weights change; and copies that have become old."""
+        from hidream.model.network.borrowed import is_copy
+
         if self._borrowed is None:
             return
         self._borrowed.forget()
-        if self._lent and not lendable(self._native):
+        stale = self._lent and not lendable(self._native)
+        if stale or (self._copied and not is_copy(self._borrowed.transformer, self._native, lent)):
             self._borrowed = None
 
-    def _transformer(self, device: str) -> BorrowedTransformer:
-        """Build ours around the native layers."""
+    def _transformer(self, x: torch.Tensor) -> BorrowedTransformer:
+        """Build ours around the native layers; of a small model on a CPU with copies, for kernels that want some."""
+        from hidream.model.loading import COPIES_SHARE
+        from hidream.model.memory.hardware import host_bytes
         from hidream.model.network import matmul
-        from hidream.model.network.borrowed import BorrowedTransformer, borrow
+        from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, size_of
 
         if self._borrowed is None:
-            self._lent = device == "cpu" and matmul.onednn_available() and lendable(self._native)
-            self._borrowed = BorrowedTransformer(borrow(self._config, self._native, lent if self._lent else None))
+            self._lent = x.device.type == "cpu" and matmul.onednn_available() and lendable(self._native)
+            self._copied = self._lent and size_of(self._native, x.dtype) < COPIES_SHARE * host_bytes()
+            if self._copied:
+                transformer = copy_of(self._config, self._native, lent, x.dtype)
+            else:
+                transformer = borrow(self._config, self._native, lent if self._lent else None)
+            self._borrowed = BorrowedTransformer(transformer)
         return self._borrowed
 
 
@@ -175,7 +185,7 @@ def lent(layer: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | N
         return layer.weight, layer.bias
     from comfy.ops import cast_bias_weight
 
-    return cast_bias_weight(layer, dtype=dtype, device=layer.weight.device)
+    return cast_bias_weight(layer, dtype=dtype, device=layer.weight.device, bias_dtype=dtype)
 
 
 class _Steps:

@@ -5,10 +5,14 @@ import os
 import sys
 from pathlib import Path
 
+import launch_comfyui
 import loaded_nodes
 import pytest
 import standin_comfyui
 from running_comfyui import RunningComfyUI
+
+if os.environ.get("COMFYUI"):  # its environment has a torchvision, which transformers imports
+    launch_comfyui.tolerate_missing_operators()
 
 SKIPPED = "no ComfyUI is named: COMFYUI=path make test-comfyui runs this"
 

@@ -148,7 +148,7 @@ def test_a_noise_mask_keeps_what_is_outside(standin, dev):
         ({"latent": {"samples": torch.zeros(1, 4, 32, 32)}}, r"latent has the shape \[1, 4, 32, 32\]; accepted"),
         ({"latent": {"samples": torch.zeros(1, 16, 16, 32)}}, "is 256x256, and the latent is one of 512x256 pixels"),
         ({"guidance": 4.0}, "guidance_scale is 4, and hidream-i1-dev was distilled to do without guidance"),
-        ({"negative": "the positive"}, "negative is connected, and without guidance above 1 it is not used"),
+        ({"negative": "the positive"}, "negative_prompt is 'a red circle', and hidream-i1-dev was distilled"),
         ({"steps": 201}, "num_inference_steps is 201; accepted"),
     ],
 )  # fmt: skip
@@ -157,6 +157,12 @@ def test_what_is_not_used_is_refused(standin, dev, given, words):
     given = {name: positive if value == "the positive" else value for name, value in given.items()}
     with pytest.raises(InvalidInput, match=words):
         sampled(dev, positive, **given)
+
+
+def test_a_negative_prompt_without_guidance_is_refused(standin, full):
+    positive, negative = encoded(full).args[0], encoded(full, "blue").args[0]
+    with pytest.raises(InvalidInput, match="negative is connected, and without guidance above 1 it is not used"):
+        sampled(full, positive, negative=negative, guidance=1.0)
 
 
 @pytest.mark.parametrize(

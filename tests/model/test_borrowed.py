@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hidream.errors import CheckpointError
-from hidream.model.network.borrowed import BorrowedTransformer, borrow
+from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, is_copy, size_of
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.transformer import Transformer
 
@@ -98,3 +98,16 @@ def test_only_the_latest_prompts_are_remembered(theirs):
 def test_a_model_without_our_layers_is_refused(theirs):
     with pytest.raises(CheckpointError, match=r"no layer double_stream_blocks\.1\.block\.adaLN_modulation\.1"):
         borrow(dataclasses.replace(CONFIG, num_layers=2, llama_layers=(0, 0, 1, 1)), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_computes_the_same_and_knows_when_it_is_old(theirs, dtype):
+    theirs.to(dtype)
+    copy = copy_of(CONFIG, theirs, lend, torch.float32)
+    assert sum(each.numel() for each in copy.parameters()) * 4 == size_of(theirs, torch.float32)
+    with torch.inference_mode():
+        ours = BorrowedTransformer(copy)
+        torch.testing.assert_close(ours.velocity(*inputs()), theirs.float()(*inputs()))
+    assert is_copy(copy, theirs, lend)
+    theirs.single_stream_blocks[1]["block"].ff_i.experts[3].w2.weight.data[0, 0] += 1e-3
+    assert not is_copy(copy, theirs, lend)

@@ -8,6 +8,9 @@ program's layer of the same published name, when it computes. What remains ours 
 the reference computes and discards, computes once per prompt what does not change from step to step, and uses the
 matrix products of `matmul.py` where the other program can say what a layer multiplies with (`Lend`).
 
+On a CPU, matrix products of few rows are faster with weights in a layout of their own. So a small model is copied
+(`copy_of`), which takes milliseconds, and the copy is compared with the weights before each run (`is_copy`).
+
 Knows nothing of ComfyUI, whose adapter is `comfyui/local/accelerate.py`. The plain version is the other program's own.
 """
 
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from hidream.errors import CheckpointError
 from hidream.model.network.attention import RMSNorm
 from hidream.model.network.config import TransformerConfig
-from hidream.model.network.kernels import Experts, Kernels
+from hidream.model.network.kernels import Experts, Kernels, Weights, choose
 from hidream.model.network.linear import NO_ADAPTERS, Linear, RowAdapters
 from hidream.model.network.matmul import Matmul
 from hidream.model.network.moe import Gate, best
@@ -101,6 +104,46 @@ def _layer(theirs: Mapping[str, nn.Module], name: str) -> nn.Module:
     if layer is None or not hasattr(layer, "weight"):
         raise CheckpointError(f"the other program's model has no layer {name}; accepted: a HiDream-I1 transformer")
     return layer
+
+
+def copy_of(config: TransformerConfig, layers: nn.Module, lend: Lend, dtype: torch.dtype) -> Transformer:
+    """Copy the weights, as they are now, into a transformer on the CPU that computes in `dtype`.
+
+    Raises CheckpointError where a layer is missing.
+    """
+    kernels = choose("cpu", dtype, Weights(dense=True, mapped=False, small=True), onednn=True)
+    with torch.device("meta"):
+        transformer = Transformer(config, kernels)
+    state = {name: weight.clone() for name, weight in _weights(transformer, layers, lend, dtype).items()}
+    transformer.load_state_dict(state, assign=True)
+    transformer.prepare_weights()
+    return transformer.eval().requires_grad_(False)
+
+
+def is_copy(transformer: Transformer, layers: nn.Module, lend: Lend) -> bool:
+    """Whether a transformer of `copy_of` still has the weights of `layers`."""
+    own = transformer.state_dict()
+    dtype = own["x_embedder.proj.weight"].dtype
+    theirs = _weights(transformer, layers, lend, dtype)
+    return all(torch.equal(own[name], weight) for name, weight in theirs.items())
+
+
+def size_of(layers: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of a copy in `dtype`."""
+    return sum(parameter.numel() for parameter in layers.parameters()) * dtype.itemsize
+
+
+def _weights(transformer: Transformer, layers: nn.Module, lend: Lend, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Borrow all weights that a transformer has, by their published names."""
+    theirs, found = dict(layers.named_modules()), dict[str, Tensor]()
+    for name, module in transformer.named_modules():
+        if isinstance(module, Linear | Gate | RMSNorm):
+            layer = _layer(theirs, name)
+            weight, bias = lend(layer, dtype) if isinstance(module, Linear) else (layer.weight, None)
+            found[f"{name}.weight"] = weight.to(dtype)  # type: ignore[operator]
+            if bias is not None:
+                found[f"{name}.bias"] = bias.to(dtype)
+    return found
 
 
 class _Known(NamedTuple):
