@@ -62,7 +62,7 @@ test-comfyui: $(READY) ## the nodes in a real ComfyUI, whose checkout COMFYUI na
 	@mkdir -p tests/results
 	@set -o pipefail; python=$$($(BIN)/python tests/comfyui/comfyui_environment.py "$(COMFYUI)") || exit 1; \
 		commit=$$(git describe --always --dirty); { echo "$$commit: tests/comfyui"; \
-		COMFYUI="$(COMFYUI)" $$python -m pytest tests/comfyui --durations=10; } 2>&1 \
+		COMFYUI="$(COMFYUI)" SERVER_PYTHON=$(BIN)/python $$python -m pytest tests/comfyui --durations=10; } 2>&1 \
 		| tee -a /dev/stderr | sed -n '1p;/slowest/,$$p' >> tests/results/$$(date -u +%F).txt
 
 postgresql:

@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comfy_api.v0_0_2 import io
 
@@ -15,8 +15,25 @@ from .parameters import keywords, widgets
 from .server import HidreamServer, Server
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from hidream.client.events import Event
     from hidream.client.prediction import Result
+
+
+Details = io.Custom("HIDREAM_DETAILS")
+"""How images came about, for their files: a list with `seed` and `version` for each image, as the local nodes have."""
+
+
+PREVIEW_PX = 512
+"""The longer side of a preview at most, unless the server's is larger: as of ComfyUI's own."""
+
+
+class Detail(NamedTuple):
+    """How one image came about; None if the server does not say it."""
+
+    seed: int | None
+    version: str | None
 
 
 class GenerateNode(io.ComfyNode):
@@ -43,6 +60,7 @@ class GenerateNode(io.ComfyNode):
                 io.Image.Output(display_name="images"),
                 io.Int.Output(display_name="seed", tooltip="The seed of the first image; the next one has the next."),
                 io.String.Output(display_name="info", tooltip="Seed, version, warnings and timings, as JSON."),
+                Details.Output(display_name="details", tooltip="Seeds and version, for `Save HiDream image`."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -73,7 +91,8 @@ class GenerateNode(io.ComfyNode):
         except Interruption:
             raise comfy.model_management.InterruptProcessingException from None
         shown.text(_summary(result))
-        return io.NodeOutput(batch(result.images), -1 if result.seed is None else result.seed, _info(result))
+        seed = -1 if result.seed is None else result.seed
+        return io.NodeOutput(batch(result.images), seed, _info(result), _details(result))
 
 
 class Shown:
@@ -95,7 +114,7 @@ class Shown:
         if event.steps:
             self.text(f"step {event.step} of {event.steps}")
             preview = event.preview
-            image = None if preview is None else ("JPEG", preview.convert("RGB"), None)
+            image = None if preview is None else ("JPEG", _enlarged(preview), None)
             self._bar.update_absolute(event.step, event.steps, image)
 
     def text(self, text: str) -> None:
@@ -107,12 +126,24 @@ class Shown:
             self._said = text
 
 
+def _enlarged(preview: Image.Image) -> Image.Image:
+    """Enlarge a preview, which has one pixel for each cell of the latent; the front end shows it as large as it is."""
+    scale = max(1, PREVIEW_PX // max(preview.size))
+    return preview.convert("RGB").resize((preview.width * scale, preview.height * scale))
+
+
 def _summary(result: Result) -> str:
     seed = "" if result.seed is None else f"seed {result.seed}, "
     lines = [f"{seed}{result.timings.inference_s:.1f} s", *result.warnings]
     if any(result.prediction.has_nsfw_contents):
         lines.append("the safety check flagged an image")
     return "\n".join(lines)
+
+
+def _details(result: Result) -> list[Detail]:
+    """One entry for each image, with its own seed."""
+    first = result.seed
+    return [Detail(None if first is None else first + i, result.version or None) for i in range(len(result.files))]
 
 
 def _info(result: Result) -> str:

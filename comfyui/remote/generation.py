@@ -56,9 +56,17 @@ async def generate(
                     raise Interruption
             return work.result()
         except BaseException:
-            work.cancel()
+            await _ended(work)
             await generation.stop(keyed=not _hosted(server.url))
             raise
+
+
+async def _ended(work: asyncio.Future[Result]) -> None:
+    """Cancel what follows a task, and wait until its connections are closed."""
+    work.cancel()
+    await asyncio.wait({work}, timeout=CANCEL_S)
+    if work.done() and not work.cancelled():
+        work.exception()  # it was raised already, or an interruption came first
 
 
 class _Generation:
@@ -103,13 +111,10 @@ class _Generation:
         ComfyUI may have cancelled the submission itself, so that its fate is unknown. A server that knows
         Idempotency-Keys is then asked again, and answers with the same task.
         """
-        from hidream.errors import HiDreamError
-
         assert self._submission is not None, "it was submitted"
         (done,), _ = await asyncio.wait({self._submission})
         if not done.cancelled():
-            failed = done.exception()
-            return None if isinstance(failed, HiDreamError) else done.result()
+            return None if done.exception() else done.result()
         if not keyed:
             logger.warning("hidream: a submission was stopped halfway; the server may have a task of it")
             return None

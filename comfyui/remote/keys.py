@@ -84,7 +84,7 @@ def _keys(file: Path) -> dict[str, Credentials]:
     from hidream.errors import ConfigurationError
 
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors of Windows write a mark first
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -35,8 +35,8 @@ class Widget:
     absent: object
 
     def given(self, value: object) -> bool:
-        """Whether a value says something that the server would not assume."""
-        return value is not None and value != self.absent
+        """Whether a value says something that the server would not assume; arrays do, if they are there."""
+        return value is not None and (self.absent is None or value != self.absent)
 
 
 @cache

@@ -74,6 +74,7 @@ def gather(docs: Path) -> dict[str, str]:
         (docs / name).parent.mkdir(parents=True, exist_ok=True)
         (docs / name).write_text(text)
     for name, path in images.items():
+        (docs / site_paths[name]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, docs / site_paths[name])
     return pages
 

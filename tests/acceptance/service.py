@@ -18,6 +18,8 @@ HANGS_S = 240
 class Service:
     """A server on a free port and the worker it keeps, with a home of their own."""
 
+    python = sys.executable
+
     def __init__(self, home, **environ):
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("HIDREAM_")}
         self.environ |= {"HIDREAM_HOME": str(home)} | environ
@@ -28,7 +30,7 @@ class Service:
     def start(self):
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hidream.cli", "serve", "--port", "0"],
+                [self.python, "-m", "hidream.cli", "serve", "--port", "0"],
                 env=self.environ,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -50,7 +52,7 @@ class Service:
 
     def command(self, *arguments):
         """Run `hidream ...` in the same home, and return what it prints."""
-        command = [sys.executable, "-m", "hidream.cli", *arguments]
+        command = [self.python, "-m", "hidream.cli", *arguments]
         done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout

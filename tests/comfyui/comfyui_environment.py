@@ -15,7 +15,8 @@ import venv
 from importlib.metadata import version
 from pathlib import Path
 
-CACHE = Path(__file__).parents[2] / ".cache" / "comfyui"
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "comfyui"
 BROWSER = "playwright>=1.50"
 """Drives Chromium, in which the front end's own tests run."""
 
@@ -33,7 +34,8 @@ def python_for(checkout):
         shutil.rmtree(CACHE, ignore_errors=True)
         venv.create(CACHE, with_pip=True, symlinks=True)
         site = sysconfig.get_path("purelib", vars={"base": str(CACHE)})
-        (Path(site) / "hidream_environment.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        # Two lines: of a folder that a .pth file names, Python reads no .pth file, and so no editable hidream.
+        (Path(site) / "hidream_environment.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT / 'src'}\n")
         (CACHE / "constraints.txt").write_text(f"torch=={version('torch').partition('+')[0]}\n")
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         print(f"installing the requirements of {checkout} into {CACHE}", file=sys.stderr)  # noqa: T201

@@ -11,6 +11,9 @@ import pytest
 import standin_comfyui
 from running_comfyui import RunningComfyUI
 
+sys.path.append(str(Path(__file__).parents[1] / "acceptance"))
+from service import Service
+
 if os.environ.get("COMFYUI"):  # its environment has a torchvision, which transformers imports
     launch_comfyui.tolerate_missing_operators()
 
@@ -35,6 +38,19 @@ def comfyui(comfyui_checkout, tmp_path_factory):
     running = RunningComfyUI(comfyui_checkout, tmp_path_factory.mktemp("comfyui"))
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """A hidream server with the embedded model, in our own Python where ComfyUI's is another one."""
+    Service.python = os.environ.get("SERVER_PYTHON", sys.executable)
+    service = Service(tmp_path_factory.mktemp("served") / "home", HIDREAM_WORKER_SERVES="dev")
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        status = service.stop()
+    assert status == 0
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ class Run:
 
     @property
     def end(self):
-        """The message that ended it."""
-        return self.messages[-1]
+        """The message that ended it, which others may follow; None before."""
+        return next((message for message in self.messages if message["type"] in LAST), None)
 
     @property
     def error(self):
@@ -188,6 +188,17 @@ class RunningComfyUI:
             yield FrontEnd(self, socket, client_id)
 
 
+def until_idle(comfyui, timeout_s=240):
+    """Wait until nothing is queued and nothing runs."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        queue = comfyui.http.get("/queue").raise_for_status().json()
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return
+        assert time.monotonic() < deadline, f"ComfyUI is still busy: {queue}"
+        time.sleep(0.2)
+
+
 class FrontEnd:
     """One websocket, and the prompts that are queued for it."""
 
@@ -210,7 +221,7 @@ class FrontEnd:
         """Wait for the end of a prompt, whatever it is."""
         run = self._runs[prompt_id]
         async with asyncio.timeout(timeout_s):
-            while not (run.messages and run.end["type"] in LAST):
+            while run.end is None:
                 await self._receive(on_message)
         return run
 
@@ -238,7 +249,7 @@ class FrontEnd:
             if run is not None:
                 run.previews.append((described["node_id"], content))
         else:  # which says no prompt: that of the one that runs
-            run = next((run for run in self._runs.values() if not (run.messages and run.end["type"] in LAST)), None)
+            run = next((run for run in self._runs.values() if run.end is None), None)
             if run is not None and kind == TEXT:
                 run.texts.append((head.decode(), content.decode()))
         return run, {"type": "preview" if kind == PREVIEW else "text"}

@@ -18,7 +18,7 @@ def find(standin):
         if file is not None:
             path = standin.user_folder / keys.FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(file)
+            path.write_text(file, encoding="utf-8")
         return keys.credentials(url, name, environ, standin.user_folder)
 
     return find
@@ -43,6 +43,7 @@ def test_keys_of_the_environment(find, environ, name, url, found):
 def test_keys_of_the_user_folder(find):
     assert find("", "STUDIO_KEY", STUDIO).url == "https://images.example.com"
     assert find("https://images.example.com", "STUDIO_KEY").key == KEY
+    assert find("", "STUDIO_KEY", f"\ufeff{STUDIO}").key == KEY  # as Notepad writes it
 
 
 def test_the_user_folder_comes_first(find):

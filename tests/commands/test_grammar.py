@@ -33,6 +33,7 @@ COMMANDS = [
 ]
 COMMANDS += ["serve", "api", "worker", *KEYS, "audit", "store copy", "mcp", "info", "convert"]
 COMMANDS += ["models pull", "models list", "models show", "models verify", "models rm"]
+COMMANDS += ["comfyui install", "comfyui uninstall", "comfyui doctor"]
 
 
 def parsed(*argv):
@@ -54,6 +55,7 @@ def test_every_command_is_named_by_what_is_typed():
     needed |= {name: ["dev"] for name in ("models pull", "models rm")} | {"keys export": ["k", "--out", "o.zip"]}
     needed |= {"store copy": ["a.db", "b.db"]}
     needed |= {name: ["f"] for name in ("batch submit", "batch status", "batch fetch")}
+    needed |= {f"comfyui {name}": ["d"] for name in ("install", "uninstall", "doctor")}
     for name in commands():
         rest = needed.get(name, ["k"] if name.startswith("keys ") and name not in ("keys create", "keys list") else [])
         assert parsed(*name.split(), *rest).command == name

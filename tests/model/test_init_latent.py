@@ -23,7 +23,7 @@ def latent_of(model, asked, start=None):
 
 
 def test_it_is_the_image_whose_latent_it_is(dev):
-    asked = request(image=saved(Image.new("RGB", SIZE, (200, 30, 30))), strength=0.5)
+    asked = request(image=saved(Image.new("RGB", (256, 256), (200, 30, 30))), strength=0.5)
     from_image, prepared = latent_of(dev, asked)
     with torch.inference_mode():
         latent = encode(dev, open_init_image(asked, init_image_sizes(dev, asked)), prepared.passes[0].grid)

@@ -27,10 +27,11 @@ def files(builder):
 
 
 def test_a_wheel_has_all_files_of_the_package_and_no_others():
-    package = ROOT / "src" / "hidream"
+    roots = {"hidream": ROOT / "src" / "hidream", "hidream/comfyui": ROOT / "comfyui"}
     wanted = {
-        path.relative_to(package.parent).as_posix(): path
-        for path in package.rglob("*")
+        f"{name}/{path.relative_to(root).as_posix()}": path
+        for name, root in roots.items()
+        for path in root.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
     assert files(WheelBuilder) == wanted
@@ -40,10 +41,11 @@ def test_a_wheel_has_all_files_of_the_package_and_no_others():
 
 def test_an_sdist_has_what_builds_the_wheel_and_no_tests():
     found = files(SdistBuilder)
-    assert files(WheelBuilder).keys() <= {name.removeprefix("src/") for name in found}
+    within = {f"hidream/{name}" if name.startswith("comfyui/") else name.removeprefix("src/") for name in found}
+    assert files(WheelBuilder).keys() <= within
     assert {"README.md", "LICENSE", "NOTICE", "requirements.lock"} <= found.keys()
-    assert {name.partition("/")[0] for name in found if "/" in name} == {"src", "docs", "deploy", "examples"}
-    beside = sum(path.stat().st_size for name, path in found.items() if not name.startswith("src/"))
+    assert {name.partition("/")[0] for name in found if "/" in name} == {"src", "comfyui", "docs", "deploy", "examples"}
+    beside = sum(path.stat().st_size for name, path in found.items() if not name.startswith(("src/", "comfyui/")))
     assert beside < BESIDE_SOURCE_MAX_BYTES
 
 
@@ -72,6 +74,9 @@ def test_an_installed_wheel_draws(tmp_path):
     where = [python, "-c", "import hidream; print(hidream.__file__)"]
     found = subprocess.run(where, check=True, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert Path(found.stdout.strip()).is_relative_to(site)
+    (tmp_path / "custom_nodes").mkdir()
+    subprocess.run([venv / "bin" / "hidream", "comfyui", "install", tmp_path], check=True, env=environ, timeout=100)
+    assert (tmp_path / "custom_nodes" / "hidream").resolve() == site / "hidream" / "comfyui"
     for variant in ("dev", "full", "fast"):
         command = [venv / "bin" / "hidream", "generate", "a fox", "--seed", "7", "--steps", "2", "--size", "256*256"]
         command += ["--variant", variant, "--out", tmp_path / f"{variant}.png"]

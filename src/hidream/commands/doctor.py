@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -68,12 +68,16 @@ def _doctor(given: Given, config: Settings) -> int:
         from hidream.commands.reference import compare
 
         return compare(given, config)
+    return report(given, (finding for check in CHECKS for finding in _findings(check, config)))
+
+
+def report(given: Given, findings: Iterable[Finding]) -> int:
+    """Print findings as they come, or with `--json` at the end; return the exit status."""
     found = []
-    for check in CHECKS:
-        for finding in _findings(check, config):
-            found.append(finding)
-            if not given.json:
-                _say(finding)
+    for finding in findings:
+        found.append(finding)
+        if not given.json:
+            _say(finding)
     wrong = [finding for finding in found if finding.state is State.WRONG]
     if given.json:
         json_line({"ok": not wrong, "findings": [dataclasses.asdict(finding) for finding in found]})

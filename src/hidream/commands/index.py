@@ -48,6 +48,7 @@ SECTIONS = {
             "doctor", "check device, memory, model, database and files: what is wrong, and how to mend it"
         ),
         "bench": _entry("bench", "measure the seconds that an image takes on this machine"),
+        "comfyui": _entry("comfyui", "put the nodes for ComfyUI into it, take them out, and check them"),
         "completion": Entry("hidream.commands.shell", "COMPLETION", "print the completion script of a shell"),
         "help": Entry("hidream.commands.shell", "HELP", "show the help of a command"),
     },
