@@ -12,6 +12,7 @@ Run it with the Python of `make test-comfyui`, which has ComfyUI's requirements.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 import time
@@ -32,6 +33,8 @@ importlib.import_module("launch_comfyui").tolerate_missing_operators()  # before
 
 from hidream.model.loading import load  # noqa: E402
 from hidream.model.model import Model  # noqa: E402
+from hidream.model.network.config import TransformerConfig  # noqa: E402
+from hidream.model.network.transformer import Transformer  # noqa: E402
 from hidream.model.pipeline import generate_latent, initial_noise, prepare  # noqa: E402
 from hidream.model.sampling import sampler  # noqa: E402
 from hidream.request import ImageRequest  # noqa: E402
@@ -59,6 +62,7 @@ def main() -> None:
         for variant, side_px in CASES:
             sides = sides_of(nano, load(variant, device="cpu"), side_px, arguments.steps)
             rows += compare(f"{variant} {side_px}²", sides, arguments.rounds, clock)
+        rows += compare("width 2560, 512²", wide_sides(nano), max(arguments.rounds // 2, 2), clock)
     settings = {"steps": arguments.steps, "rounds": arguments.rounds, "threads": arguments.threads}
     settings |= {"clock": clock.__name__, "load": load_average(), "comfyui": version(arguments.comfyui)}
     report("comfyui_nodes", rows, settings)
@@ -111,6 +115,29 @@ def sides_of(nano: Any, model: Model, side_px: int, steps: int) -> dict[str, Cal
 
     sides = {name: lambda patcher=patcher: sampled(patcher) for name, patcher in models.items()}
     return {**sides, "our sampler": lambda: generate_latent(model, prepared, embeds, lambda *_: None)}
+
+
+def wide_sides(nano: Any) -> dict[str, Callable[[], Tensor]]:
+    """Return one evaluation of a double and a single block of the published width, with random weights, on each side."""
+    numbers = dataclasses.asdict(TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in Transformer(TransformerConfig(**numbers)).state_dict().items()}
+    state = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes.items()}
+    native = nano.built({name: list(v) if isinstance(v, tuple) else v for name, v in numbers.items()}, state)
+    accelerated = importlib.import_module("loaded_nodes").module("local.accelerate").accelerated(native, "exact")
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x, texts = noise(1, 16, 64, 64), {"y": noise(1, 2048), "context": noise(1, 128, 4096)}
+    texts["encoder_hidden_states_llama3"] = noise(1, 2, 128, 4096)
+    forward = accelerated.object_patches["diffusion_model._forward"]
+    times = torch.tensor([700.0])
+    return {
+        "ComfyUI": lambda: native.model.diffusion_model(x, times, **texts),
+        "accelerated": lambda: forward(x, times, **texts),
+    }
 
 
 def compare(

@@ -67,9 +67,15 @@ def accelerated(model: Any, mode: str) -> Any:
     forward = Forward(diffusion_model, config_of(model))
     clone = model.clone()
     clone.add_object_patch(FORWARD, forward)
-    for call in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP, CallbacksMP.ON_APPLY_HOOKS, CallbacksMP.ON_LOAD):
+    calls = {
+        CallbacksMP.ON_PRE_RUN: forward.check,
+        CallbacksMP.ON_APPLY_HOOKS: forward.check,
+        CallbacksMP.ON_LOAD: forward.forget,
+        CallbacksMP.ON_CLEANUP: forward.forget,
+    }
+    for call, function in calls.items():
         clone.remove_callbacks_with_key(call, KEY)
-        clone.add_callback_with_key(call, KEY, forward.forget)
+        clone.add_callback_with_key(call, KEY, function)
     for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE):
         clone.remove_wrappers_with_key(kind, KEY)
     if Mode(mode) is not Mode.EXACT:
@@ -135,7 +141,12 @@ class Forward:
         return velocity[:, :, :height, :width]
 
     def forget(self, *_: Any) -> None:
-        """Forget prompts, at the start and end of a run, and where weights change; and copies that have become old."""
+        """Forget prompts, at the end of a run and when weights are loaded."""
+        if self._borrowed is not None:
+            self._borrowed.forget()
+
+    def check(self, *_: Any) -> None:
+        """Before a run, and when hooks have changed weights within one: forget what depends on others than these."""
         from hidream.model.network.borrowed import is_copy
 
         if self._borrowed is None:

@@ -33,13 +33,17 @@ class NanoLatent(comfy.latent_formats.LatentFormat):
 def native(variant="dev", dtype=torch.float32, compute=None):
     """A ModelPatcher of nano, stored in `dtype` and computed in `compute`, or as stored."""
     folder = NANO / variant / "transformer"
-    numbers = json.loads((folder / "config.json").read_text())
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    return built(json.loads((folder / "config.json").read_text()), state, dtype, compute)
+
+
+def built(numbers, state, dtype=torch.float32, compute=None):
+    """A ModelPatcher of a transformer with these numbers and weights."""
     unet = {key: value for key, value in numbers.items() if not key.startswith("_")} | {"image_model": "hidream"}
     config = comfy.supported_models.HiDream(unet)
     config.latent_format = NanoLatent()
     config.set_inference_dtype(dtype, compute)
     model = comfy.model_base.HiDream(config, device=torch.device("cpu"))
-    state = load_file(folder / "diffusion_pytorch_model.safetensors")
     model.diffusion_model.load_state_dict({key: value.to(dtype) for key, value in state.items()})
     model.eval()
     return comfy.model_patcher.ModelPatcher(
