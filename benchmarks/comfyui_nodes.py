@@ -118,7 +118,7 @@ def sides_of(nano: Any, model: Model, side_px: int, steps: int) -> dict[str, Cal
 
 
 def wide_sides(nano: Any) -> dict[str, Callable[[], Tensor]]:
-    """Return one evaluation of a double and a single block of the published width, with random weights, on each side."""
+    """Return one evaluation of a double and a single block of the published width, random weights, on each side."""
     numbers = dataclasses.asdict(TransformerConfig(num_layers=1, num_single_layers=1, llama_layers=(0, 1)))
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
