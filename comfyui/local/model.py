@@ -8,9 +8,11 @@ the files, which usually are in the operating system's cache.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,7 @@ class HiDream(torch.nn.Module):
         self.loras.clear()
         self.preview = None
         gc.collect()
+        _return_memory()
 
 
 class Resident(comfy.model_patcher.ModelPatcher):
@@ -85,7 +88,6 @@ class LocalModel:
 
     patcher: Resident
     variant: str
-    _used: int = field(default=0, init=False)
 
     def load(self) -> Model:
         """Have ComfyUI make room and load the model, unless it is loaded."""
@@ -134,6 +136,14 @@ def open_model(source: Path | None, variant: str | None, parts: dict[str, Path],
     )
     hash_cache = None if source is None else Settings(home=sources.home(os.environ)).hash_cache
     return LocalModel(Resident(planned, hash_cache), str(settled))
+
+
+def _return_memory() -> None:
+    """Return freed memory to the system, where the C library keeps it otherwise: glibc does."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _budget_gb(device: torch.device) -> float:

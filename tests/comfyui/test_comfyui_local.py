@@ -133,7 +133,7 @@ async def pixels_of(local, workflow):
     ("variant", "settings", "keywords"),
     [
         ("dev", {}, {}),
-        ("dev", {"width": 300, "height": 200, "seed": 9_999_999_999, "mode": "turbo"}, {"mode": "turbo"}),
+        ("dev", {"width": 300, "height": 260, "seed": 9_999_999_999, "mode": "turbo"}, {"mode": "turbo"}),
         ("dev", {"sampler": "euler", "steps": 6, "shift": 2.0}, {"sampler": "euler", "steps": 6, "shift": 2}),
         ("full", {"steps": 8}, {"steps": 8}),
         ("full", {"steps": 4, "guidance": 1.0, "render": "native"}, {"steps": 4, "guidance": 1, "render": "native"}),
@@ -183,6 +183,7 @@ async def test_native_samplers_take_our_conditioning_and_are_accelerated(local):
     empty = graph.add("EmptySD3LatentImage", width=SIZE // 2, height=SIZE // 2, batch_size=1)  # 8 pixels a cell there
     positive = graph.encode(loaded)
     for model, name in ((native, "native"), (fast, "fast")):
+        model = graph.add("ModelSamplingSD3", model=(model, 0), shift=6.0)
         sampled = graph.add(
             "KSampler",
             model=(model, 0),
@@ -190,13 +191,13 @@ async def test_native_samplers_take_our_conditioning_and_are_accelerated(local):
             negative=(positive, 0),
             latent_image=(empty, 0),
             seed=7,
-            steps=16,
+            steps=28,
             cfg=1.0,
             sampler_name="lcm",
             scheduler="normal",
             denoise=1.0,
         )
-        graph.add("SaveLatent", samples=(sampled, 0), filename_prefix=name)
+        graph.add("SaveLatent", samples=(sampled, 0), filename_prefix=f"latent-{name}")
         decoded = graph.add("HidreamDecode", hidream=(loaded, 0), latent=(sampled, 0), tile=0)
         graph.add("HidreamSave", images=(decoded, 0), filename_prefix=name, file_format="png", quality=0)
     finished = await run(local, graph.nodes)
@@ -222,7 +223,7 @@ async def test_image_to_image_and_inpainting(local):
     inpainted = graph.sample(loaded, positive, **own | {"latent": (masked, 0), "seed": 8})
     for name, sampled in (("first", first), ("again", again), ("inpainted", inpainted)):
         graph.save(sampled, filename_prefix=name)
-        graph.add("SaveLatent", samples=(sampled, 0), filename_prefix=name)
+        graph.add("SaveLatent", samples=(sampled, 0), filename_prefix=f"latent-{name}")
     finished = await run(local, graph.nodes)
     assert finished.end["type"] == "execution_success", finished.end
     latents = {name: latent(local, name) for name in ("first", "again", "inpainted")}
@@ -236,7 +237,7 @@ async def test_image_to_image_and_inpainting(local):
 
 
 def latent(local, name):
-    return load_file(local.base / "output" / f"{name}_00001_.latent")["latent_tensor"]
+    return load_file(local.base / "output" / f"latent-{name}_00001_.latent")["latent_tensor"]
 
 
 async def test_a_batch_of_latents_gives_as_many_images(local, library):

@@ -12,9 +12,9 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io
-from safetensors.torch import load_file
 
-from hidream.model.checkpoint.checkpoint import NANO
+from hidream.model.checkpoint.checkpoint import NANO, embedded
+from hidream.types import Variant
 
 VAE = json.loads((NANO / "dev" / "vae" / "config.json").read_text())
 
@@ -32,9 +32,8 @@ class NanoLatent(comfy.latent_formats.LatentFormat):
 
 def native(variant="dev", dtype=torch.float32, compute=None):
     """A ModelPatcher of nano, stored in `dtype` and computed in `compute`, or as stored."""
-    folder = NANO / variant / "transformer"
-    state = load_file(folder / "diffusion_pytorch_model.safetensors")
-    return built(json.loads((folder / "config.json").read_text()), state, dtype, compute)
+    checkpoint = embedded(Variant(variant))
+    return built(checkpoint.config("transformer"), checkpoint.read("transformer").tensors, dtype, compute)
 
 
 def built(numbers, state, dtype=torch.float32, compute=None):
