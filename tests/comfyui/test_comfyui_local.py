@@ -19,7 +19,7 @@ import hidream
 
 pytestmark = pytest.mark.integration
 
-PROMPT = "a red circle on a white background"
+PROMPT = "cartoon a fox in the snow"
 SIZE = 256
 LOG_LOADS = "Requested to load HiDream"
 
@@ -174,7 +174,7 @@ async def test_a_lora_is_applied_as_in_the_library(local, library):
     assert not np.array_equal(shown, library("dev")(PROMPT, **options).pixels)
 
 
-async def test_native_samplers_take_our_conditioning_and_are_accelerated(local):
+async def test_native_samplers_take_our_conditioning_and_are_accelerated(local, library):
     """Native, accelerated: the same latent; and our autoencoder decodes it to an image of the prompt."""
     graph = Graph()
     loaded = graph.load()
@@ -204,9 +204,10 @@ async def test_native_samplers_take_our_conditioning_and_are_accelerated(local):
     assert finished.end["type"] == "execution_success", finished.end
     latents = [latent(local, name) for name in ("native", "fast")]
     assert (latents[0] - latents[1]).abs().max() <= 1e-4 * latents[0].abs().max()
-    middle, corner = (np.asarray(local.image(finished.images[0]))[at] for at in ((SIZE // 2, SIZE // 2), (4, 4)))
-    assert int(middle[0]) > int(middle[2]) + 60, "a red circle"
-    assert corner.min() > 150, "a white background"
+    shown = np.asarray(local.image(finished.images[0])).astype(float)
+    ours = library("dev")(PROMPT, seed=7, size=(SIZE, SIZE)).pixels
+    apart, varied = np.abs(shown - ours).mean(), np.abs(ours - ours.mean((0, 1))).mean()
+    assert apart < 0.4 * varied, "the same image, but for the noise of the later steps"
 
 
 async def test_image_to_image_and_inpainting(local):
@@ -215,7 +216,7 @@ async def test_image_to_image_and_inpainting(local):
     positive = graph.encode(loaded)
     first = graph.sample(loaded, positive, steps=8)
     own = {"width": 0, "height": 0, "steps": 8, "latent": (first, 0)}
-    again = graph.sample(loaded, graph.encode(loaded, "a blue circle on a white background"), strength=0.4, **own)
+    again = graph.sample(loaded, graph.encode(loaded, "cartoon an owl"), strength=0.4, **own)
     mask = graph.add("SolidMask", value=1.0, width=SIZE // 2, height=SIZE)
     nothing = graph.add("SolidMask", value=0.0, width=SIZE, height=SIZE)
     right = graph.add("MaskComposite", destination=(nothing, 0), source=(mask, 0), x=SIZE // 2, y=0, operation="add")
