@@ -43,10 +43,10 @@ def local(comfyui_checkout, tmp_path_factory):
 
 
 def convert(variant, target):
-    """Nano as ComfyUI's files; its variants share all parts but the transformer."""
+    """Nano as ComfyUI's files; its variants share all parts but the transformer, and stand beside dev."""
     nano = ROOT / "src" / "hidream" / "nano"
-    whole = target.with_suffix(".diffusers")
-    whole.mkdir()
+    whole = target.parent / "sources" / variant
+    whole.mkdir(parents=True)
     for source in (nano / "dev", nano / variant):
         for part in source.iterdir():
             (whole / part.name).unlink(missing_ok=True)
