@@ -3,6 +3,7 @@
 Two things differ from `python main.py`:
 
 - PyPI's torchvision registers shapes for operators that a torch without CUDA does not have; these failures are ignored.
+  PyPI's torchaudio cannot be loaded there; it is hidden, and ComfyUI goes on without it.
 - ComfyUI listens on a port of the system's choice (`--port 0`), whose number is written to PORT_FILE when it listens.
 """
 
@@ -30,8 +31,8 @@ def tolerate_missing_operators():
     torch.library.register_fake = register_fake
     try:
         import torchaudio  # noqa: F401
-    except (ImportError, OSError):  # one for CUDA beside a torch without: as if it were not installed
-        sys.modules["torchaudio"] = None
+    except (ImportError, OSError):
+        sys.modules["torchaudio"] = None  # as if it were not there: transformers imports what it finds
 
 
 def report_port(file):
