@@ -1,4 +1,4 @@
-"""Decode HiDream latent, and Save HiDream image."""
+"""Encode image for HiDream, Decode HiDream latent, and Save HiDream image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,62 @@ if TYPE_CHECKING:
 
 EXIF_MAX_BYTES = 60_000
 """Of a workflow in a file that is no PNG: JPEG's EXIF ends at 64 KiB."""
+
+
+class EncodeImageHiDream(io.ComfyNode):
+    """Encodes images with the model's own autoencoder, with a mask of what may change."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            "HidreamEncodeImage",
+            display_name="Encode image for HiDream",
+            category=CATEGORY,
+            description="The latent of an image, for image to image; with a mask for inpainting.",
+            inputs=[
+                HiDreamModel.Input("hidream"),
+                io.Image.Input(
+                    "image", tooltip="its sides are cut to whole tokens: multiples of 16 pixels, nano's of 32"
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="of the size of the image; 1 where it may change"),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, hidream: Any, image: torch.Tensor, mask: torch.Tensor | None = None) -> io.NodeOutput:
+        """Encode each image of the batch."""
+        import torch
+
+        from .sample import unscaled
+
+        model = hidream.load()
+        rows, columns = _whole_tokens(image, mask, model.token_px)
+        planes = image[:, rows, columns, :3].movedim(-1, 1).float() * 2 - 1
+        with torch.inference_mode(), model.phases.autoencoding():
+            samples = [unscaled(model, model.vae.encode(each[None].to(model.device)).float()).cpu() for each in planes]
+        latent = {"samples": torch.cat(samples)}
+        if mask is not None:
+            latent["noise_mask"] = mask.reshape(-1, *mask.shape[-2:])[:, rows, columns]
+        return io.NodeOutput(latent)
+
+
+def _whole_tokens(image: torch.Tensor, mask: torch.Tensor | None, token_px: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the middle of an image that are whole tokens. Raises InvalidInput."""
+    from hidream.errors import InvalidInput
+
+    height, width = image.shape[1:3]
+    if mask is not None and tuple(mask.shape[-2:]) != (height, width):
+        raise InvalidInput(
+            f"mask has {mask.shape[-1]}x{mask.shape[-2]} pixels, and the image {width}x{height}; accepted: the same size",
+            field="mask",
+        )
+    if min(height, width) < token_px:
+        raise InvalidInput(f"image has {width}x{height} pixels; accepted: {token_px} or more a side", field="image")
+    tops = [(side % token_px) // 2 for side in (height, width)]
+    sides = [side - side % token_px for side in (height, width)]
+    return slice(tops[0], tops[0] + sides[0]), slice(tops[1], tops[1] + sides[1])
 
 
 class DecodeHiDream(io.ComfyNode):

@@ -6,7 +6,7 @@ from comfy_api.v0_0_2 import io
 
 from .accelerate import AccelerateHiDream
 from .encode import EncodeHiDream
-from .images import DecodeHiDream, SaveHiDream
+from .images import DecodeHiDream, EncodeImageHiDream, SaveHiDream
 from .load import LoadHiDream
 from .loras import LoraStackHiDream
 from .sample import SampleHiDream
@@ -18,6 +18,7 @@ def nodes() -> list[type[io.ComfyNode]]:
         LoadHiDream,
         EncodeHiDream,
         LoraStackHiDream,
+        EncodeImageHiDream,
         SampleHiDream,
         DecodeHiDream,
         SaveHiDream,

@@ -241,6 +241,23 @@ def latent(local, name):
     return load_file(local.base / "output" / f"latent-{name}_00001_.latent")["latent_tensor"]
 
 
+async def test_an_uploaded_image_is_changed_where_its_mask_says(local):
+    """As Load Image gives both: transparent is where it may change."""
+    drawn = Image.new("RGBA", (SIZE, SIZE), (230, 180, 60, 255))
+    drawn.paste((230, 180, 60, 0), (SIZE // 2, 0, SIZE, SIZE))
+    graph = Graph()
+    loaded = graph.load()
+    image = graph.add("LoadImage", image=local.upload(drawn, "masked.png"))
+    latent_in = graph.add("HidreamEncodeImage", hidream=(loaded, 0), image=(image, 0), mask=(image, 1))
+    own = {"width": 0, "height": 0, "latent": (latent_in, 0), "seed": 71}
+    graph.save(graph.sample(loaded, graph.encode(loaded), **own))
+    shown = await pixels_of(local, graph.nodes)
+    assert shown.shape == (SIZE, SIZE, 3)
+    apart = np.abs(shown.astype(float) - (230, 180, 60)).mean((0, 2))
+    assert apart[: SIZE // 2 - 16].mean() < 12, "the autoencoder's own error"
+    assert apart[SIZE // 2 + 16 :].mean() > 30
+
+
 async def test_a_batch_of_latents_gives_as_many_images(local, library):
     graph = Graph()
     loaded = graph.load()

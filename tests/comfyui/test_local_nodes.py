@@ -140,6 +140,25 @@ def test_a_noise_mask_keeps_what_is_outside(standin, dev):
     assert not torch.allclose(again["samples"][:, :, 8:], first["samples"][:, :, 8:], rtol=0.1)
 
 
+def test_an_image_becomes_a_latent_and_comes_back(standin, dev):
+    images = loaded_nodes.module("local.images")
+    drawn = torch.zeros(2, 70, 100, 3)
+    drawn[:, 20:, :, 0] = 1
+    mask = torch.zeros(2, 70, 100)
+    mask[:, :, 50:] = 1
+    (latent,) = images.EncodeImageHiDream.execute(dev, drawn, mask).args
+    assert latent["samples"].shape == (2, 16, 4, 6)
+    assert latent["noise_mask"].shape == (2, 64, 96)
+    (shown,) = images.DecodeHiDream.execute(dev, latent, 0).args
+    assert (shown - drawn[:, 3:67, 2:98]).abs().mean() < 0.05
+    (latent,) = images.EncodeImageHiDream.execute(dev, drawn).args
+    assert "noise_mask" not in latent
+    with pytest.raises(InvalidInput, match="mask has 100x70 pixels, and the image 100x64; accepted: the same size"):
+        images.EncodeImageHiDream.execute(dev, drawn[:, 6:], mask)
+    with pytest.raises(InvalidInput, match="image has 100x31 pixels; accepted: 32 or more a side"):
+        images.EncodeImageHiDream.execute(dev, drawn[:, :31])
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -227,4 +246,4 @@ def test_every_node_describes_itself(standin):
                 names.add(schema.node_id)
                 ids = [each.id for each in schema.inputs]
                 assert len(set(ids)) == len(ids)
-    assert len(names) == 7
+    assert len(names) == 8
