@@ -63,7 +63,8 @@ def _whole_tokens(image: torch.Tensor, mask: torch.Tensor | None, token_px: int)
     height, width = image.shape[1:3]
     if mask is not None and tuple(mask.shape[-2:]) != (height, width):
         raise InvalidInput(
-            f"mask has {mask.shape[-1]}x{mask.shape[-2]} pixels, and the image {width}x{height}; accepted: the same size",
+            f"mask has {mask.shape[-1]}x{mask.shape[-2]} pixels, and the image {width}x{height}; accepted: the same "
+            "size",
             field="mask",
         )
     if min(height, width) < token_px:
