@@ -109,7 +109,7 @@ class Forward:
     def __init__(self, diffusion_model: Any, config: Any) -> None:
         self._native, self._config = diffusion_model, config
         self._borrowed: BorrowedTransformer | None = None
-        self._lent = self._copied = False
+        self._plain = self._copied = False
         self.patch = config.patch_size
 
     def __call__(
@@ -152,7 +152,7 @@ class Forward:
         if self._borrowed is None:
             return
         self._borrowed.forget()
-        stale = self._lent and not lendable(self._native)
+        stale = self._plain and not lendable(self._native)
         if stale or (self._copied and not is_copy(self._borrowed.transformer, self._native, lent)):
             self._borrowed = None
 
@@ -160,16 +160,16 @@ class Forward:
         """Build ours around the native layers; of a small model on a CPU with copies, for kernels that want some."""
         from hidream.model.loading import COPIES_SHARE
         from hidream.model.memory.hardware import host_bytes
-        from hidream.model.network import matmul
-        from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, size_of
+        from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, onednn_is_faster, size_of
 
         if self._borrowed is None:
-            self._lent = x.device.type == "cpu" and matmul.onednn_available() and lendable(self._native)
-            self._copied = self._lent and size_of(self._native, x.dtype) < COPIES_SHARE * host_bytes()
+            self._plain = x.device.type == "cpu" and lendable(self._native)
+            onednn = self._plain and onednn_is_faster(x.dtype)
+            self._copied = self._plain and size_of(self._native, x.dtype) < COPIES_SHARE * host_bytes()
             if self._copied:
-                transformer = copy_of(self._config, self._native, lent, x.dtype)
+                transformer = copy_of(self._config, self._native, lent, x.dtype, onednn=onednn)
             else:
-                transformer = borrow(self._config, self._native, lent if self._lent else None)
+                transformer = borrow(self._config, self._native, lent if onednn else None)
             self._borrowed = BorrowedTransformer(transformer)
         return self._borrowed
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hidream.errors import CheckpointError
-from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, is_copy, size_of
+from hidream.model.network.borrowed import BorrowedTransformer, borrow, copy_of, is_copy, onednn_is_faster, size_of
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.transformer import Transformer
 
@@ -100,10 +100,11 @@ def test_a_model_without_our_layers_is_refused(theirs):
         borrow(dataclasses.replace(CONFIG, num_layers=2, llama_layers=(0, 0, 1, 1)), theirs)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_computes_the_same_and_knows_when_it_is_old(theirs, dtype):
+def test_a_copy_computes_the_same_and_knows_when_it_is_old(theirs, dtype, onednn):
     theirs.to(dtype)
-    copy = copy_of(CONFIG, theirs, lend, torch.float32)
+    copy = copy_of(CONFIG, theirs, lend, torch.float32, onednn=onednn)
     assert sum(each.numel() for each in copy.parameters()) * 4 == size_of(theirs, torch.float32)
     with torch.inference_mode():
         ours = BorrowedTransformer(copy)
@@ -112,3 +113,8 @@ def test_a_copy_computes_the_same_and_knows_when_it_is_old(theirs, dtype):
     with torch.inference_mode():
         theirs.single_stream_blocks[1]["block"].ff_i.experts[3].w2.weight[0, 0] += 1e-3
     assert not is_copy(copy, theirs, lend)
+
+
+def test_products_are_measured_where_there_are_two_kinds():
+    assert onednn_is_faster(torch.float32) in (True, False)
+    assert not onednn_is_faster(torch.float64)

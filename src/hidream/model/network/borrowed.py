@@ -8,14 +8,17 @@ program's layer of the same published name, when it computes. What remains ours 
 the reference computes and discards, computes once per prompt what does not change from step to step, and uses the
 matrix products of `matmul.py` where the other program can say what a layer multiplies with (`Lend`).
 
-On a CPU, matrix products of few rows are faster with weights in a layout of their own. So a small model is copied
-(`copy_of`), which takes milliseconds, and the copy is compared with the weights before each run (`is_copy`).
+On a CPU, matrix products of few rows are faster with fused weights, and oneDNN's with a layout of their own. So a small
+model is copied (`copy_of`), which takes a tenth of a second for nano, and the copy is compared with the weights before
+each run (`is_copy`). Which products are faster depends on the CPU, and is measured (`onednn_is_faster`).
 
 Knows nothing of ComfyUI, whose adapter is `comfyui/local/accelerate.py`. The plain version is the other program's own.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from hidream.errors import CheckpointError
+from hidream.model.network import matmul
 from hidream.model.network.attention import RMSNorm
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.kernels import Experts, Kernels, Weights, choose
@@ -35,6 +39,8 @@ from hidream.model.network.transformer import Transformer
 Lend = Callable[[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]]
 """A layer of the other program, and the type of its input, to its weight [O, I] and bias [O] as they are now."""
 
+ROWS, WIDTH, REPEATS = 256, 1024, 4
+"""Matrix products that take milliseconds each."""
 REMEMBERED = 4
 """Prompts whose conditioning is kept during a run: with guidance there are two, with areas of an image a few more."""
 
@@ -42,9 +48,9 @@ REMEMBERED = 4
 class _Linear(Linear):
     """Computes what the other program's layer does: by our product if it can be lent, else by calling the layer."""
 
-    def __init__(self, layer: nn.Module, matmul: Matmul, lend: Lend | None) -> None:
+    def __init__(self, layer: nn.Module, product: Matmul, lend: Lend | None) -> None:
         nn.Module.__init__(self)
-        self.layer, self.matmul, self.lend = [layer], matmul, lend  # in a list: not a module of ours
+        self.layer, self.matmul, self.lend = [layer], product, lend  # in a list: not a module of ours
 
     def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """[..., I] to [..., O]."""
@@ -106,12 +112,29 @@ def _layer(theirs: Mapping[str, nn.Module], name: str) -> nn.Module:
     return layer
 
 
-def copy_of(config: TransformerConfig, layers: nn.Module, lend: Lend, dtype: torch.dtype) -> Transformer:
+@torch.inference_mode()
+def onednn_is_faster(dtype: torch.dtype) -> bool:
+    """Measure whether oneDNN multiplies faster than torch's own products on this CPU: on AMD's it does, on some not."""
+    if not matmul.onednn_available() or dtype not in matmul.ONEDNN_DTYPES:
+        return False
+    x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+    best = dict.fromkeys((matmul.onednn, matmul.linear), math.inf)
+    for _ in range(1 + REPEATS):  # interleaved; the first warms up
+        for product in best:
+            started = time.process_time()
+            product(x, weight, None)
+            best[product] = min(best[product], time.process_time() - started)
+    return best[matmul.onednn] < best[matmul.linear]
+
+
+def copy_of(
+    config: TransformerConfig, layers: nn.Module, lend: Lend, dtype: torch.dtype, *, onednn: bool
+) -> Transformer:
     """Copy the weights, as they are now, into a transformer on the CPU that computes in `dtype`.
 
     Raises CheckpointError where a layer is missing.
     """
-    kernels = choose("cpu", dtype, Weights(dense=True, mapped=False, small=True), onednn=True)
+    kernels = choose("cpu", dtype, Weights(dense=True, mapped=False, small=True), onednn=onednn)
     with torch.device("meta"):
         transformer = Transformer(config, kernels)
     state = {name: weight.clone() for name, weight in _weights(transformer, layers, lend, dtype).items()}
@@ -139,8 +162,8 @@ def _weights(transformer: Transformer, layers: nn.Module, lend: Lend, dtype: tor
     for name, module in transformer.named_modules():
         if isinstance(module, Linear | Gate | RMSNorm):
             layer = _layer(theirs, name)
-            weight, bias = lend(layer, dtype) if isinstance(module, Linear) else (layer.weight, None)
-            found[f"{name}.weight"] = weight.to(dtype)  # type: ignore[operator]
+            weight, bias = lend(layer, dtype) if isinstance(module, Linear) else (layer.get_parameter("weight"), None)
+            found[f"{name}.weight"] = weight.to(dtype)
             if bias is not None:
                 found[f"{name}.bias"] = bias.to(dtype)
     return found
