@@ -20,11 +20,12 @@ async def comfy_entrypoint() -> ComfyExtension:
     from comfy_api.v0_0_2 import ComfyExtension, io
 
     _check_hidream()
+    from .local.index import nodes as local_nodes
     from .remote.index import nodes as remote_nodes
 
     class Extension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            nodes = [*remote_nodes()]
+            nodes = [*local_nodes(), *remote_nodes()]
             logger.info("hidream: %d nodes", len(nodes))
             return nodes
 

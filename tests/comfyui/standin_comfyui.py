@@ -32,10 +32,13 @@ INPUTS = {
     "Boolean": ("BOOLEAN", WIDGET),
     "Int": ("INT", (*WIDGET, "min", "max", "step", "control_after_generate")),
     "Float": ("FLOAT", (*WIDGET, "min", "max", "step", "round")),
-    "String": ("STRING", (*WIDGET, "multiline", "placeholder")),
+    "String": ("STRING", (*WIDGET, "multiline", "placeholder", "dynamic_prompts", "force_input")),
     "Combo": ("COMBO", (*WIDGET, "options")),
     "Image": ("IMAGE", COMMON),
     "Mask": ("MASK", COMMON),
+    "Model": ("MODEL", COMMON),
+    "Conditioning": ("CONDITIONING", COMMON),
+    "Latent": ("LATENT", COMMON),
 }
 """The types of inputs and outputs, and the options of an input."""
 
@@ -51,7 +54,15 @@ class Schema:
     """The description of a node."""
 
     def __init__(
-        self, node_id, display_name=None, category="sd", inputs=None, outputs=None, hidden=None, description=""
+        self,
+        node_id,
+        display_name=None,
+        category="sd",
+        inputs=None,
+        outputs=None,
+        hidden=None,
+        description="",
+        is_output_node=False,
     ):
         self.node_id, self.display_name, self.category, self.description = node_id, display_name, category, description
         self.inputs, self.outputs, self.hidden = inputs or [], outputs or [], hidden or []
@@ -60,8 +71,8 @@ class Schema:
 class NodeOutput:
     """What a node returns."""
 
-    def __init__(self, *args):
-        self.args = args
+    def __init__(self, *args, ui=None):
+        self.args, self.ui = args, ui
 
 
 class ComfyNode:
@@ -88,6 +99,7 @@ class ComfyUI:
 
     def __init__(self, user_folder):
         self.user_folder = Path(user_folder)
+        self.folders = {}  # of models, by their kind
         self.progress, self.previews, self.texts = [], [], []
         self.interruption = threading.Event()
 
@@ -112,21 +124,27 @@ class ComfyUI:
         PromptServer.instance = PromptServer()
         types_of_io = {name: io_type(*row) for name, row in INPUTS.items()}
         io = module("io", **types_of_io, Schema=Schema, NodeOutput=NodeOutput, ComfyNode=ComfyNode, Custom=io_type)
-        io.Hidden = types.SimpleNamespace(unique_id="UNIQUE_ID")
+        io.Hidden = types.SimpleNamespace(unique_id="UNIQUE_ID", prompt="PROMPT", extra_pnginfo="EXTRA_PNGINFO")
+        ui = module("ui", PreviewText=lambda value: {"text": (value,)})
         management = module(
             "comfy.model_management",
             InterruptProcessingException=InterruptProcessingException,
             processing_interrupted=self.interruption.is_set,
+            throw_exception_if_processing_interrupted=self.throw_exception_if_processing_interrupted,
         )
         utils = module("comfy.utils", ProgressBar=ProgressBar)
-        api = module("comfy_api.v0_0_2", io=io, ComfyExtension=ComfyExtension)
+        api = module("comfy_api.v0_0_2", io=io, ui=ui, ComfyExtension=ComfyExtension)
         return {
             "comfy": module("comfy", model_management=management, utils=utils),
             "comfy.model_management": management,
             "comfy.utils": utils,
             "comfy_api": module("comfy_api", v0_0_2=api),
             "comfy_api.v0_0_2": api,
-            "folder_paths": module("folder_paths", get_user_directory=lambda: str(self.user_folder)),
+            "folder_paths": module(
+                "folder_paths",
+                get_user_directory=lambda: str(self.user_folder),
+                get_folder_paths=lambda folder_name: [str(folder) for folder in self.folders[folder_name]],
+            ),
             "server": module("server", PromptServer=PromptServer),
         }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hidream.errors import CheckpointError
-from hidream.formats.comfy_folder import parts_in, root_of
+from hidream.formats.comfy_folder import encoders_and_vae, parts_in, root_of
 from hidream.parts import PARTS
 from hidream.types import Variant
 
@@ -187,3 +187,15 @@ def test_a_file_that_links_lead_to_twice_is_one_file(tmp_path):
     (tmp_path / "vae" / "vae.safetensors").symlink_to(wanted["vae"])
     found = parts_in(tmp_path, Variant.DEV, {})
     assert {part: path.resolve() for part, path in found.items()} == wanted
+
+
+def test_parts_are_found_among_files_of_any_folders(tmp_path):
+    """ComfyUI's extra_model_paths.yaml names further folders, in any layout."""
+    wanted = published(tmp_path / "elsewhere")
+    others = [hollow(tmp_path / "here" / name, shapes) for name, shapes in FOREIGN.items()]
+    (tmp_path / "here" / "torn.safetensors").write_bytes(b"no header")
+    files = [*others, tmp_path / "here" / "torn.safetensors", *wanted.values()]
+    transformer = wanted.pop("transformer")
+    assert encoders_and_vae(files, transformer) == {part: [file] for part, file in wanted.items()}
+    with pytest.raises(CheckpointError, match="is not a complete HiDream-I1 transformer"):
+        encoders_and_vae([], wanted["vae"])

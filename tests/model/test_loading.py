@@ -11,7 +11,7 @@ import torch
 
 from hidream.errors import ConfigurationError
 from hidream.model.checkpoint.checkpoint import embedded
-from hidream.model.loading import load, load_planned
+from hidream.model.loading import load, load_planned, plan_model
 from hidream.model.memory import plan_input
 from hidream.model.memory.candidates import Hardware, Options, Placement
 from hidream.model.memory.footprint import BLOCKS, ENCODERS, MODULATIONS, VAE, ModelShape
@@ -93,3 +93,19 @@ def test_storage_is_part_of_the_version(dev):
     with pytest.raises(ConfigurationError, match="int3"):
         load(Variant.DEV, storage="int3")
     assert model.transformer.blocks[0].attn1.to_q.quantized.scheme == WeightFormat.INT8
+
+
+def test_a_planned_model_is_loaded_as_often_as_it_is_wanted(dev, tmp_path):
+    planned = plan_model(Variant.DEV, device="cpu")
+    assert not list(tmp_path.iterdir())
+    first = planned.load(tmp_path / "hashes.json")
+    expected = generate(first, REQUEST).pixels
+    del first
+    second = planned.load(tmp_path / "hashes.json")
+    assert second.version == dev.version
+    assert np.array_equal(generate(second, REQUEST).pixels, expected)
+
+
+def test_a_plan_reads_no_weights(tmp_path):
+    with pytest.raises(ConfigurationError, match="does not fit"):
+        plan_model(Variant.DEV, device="cpu", memory_gb=0.01)

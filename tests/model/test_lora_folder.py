@@ -331,3 +331,13 @@ def test_a_folder_that_is_not_there(tmp_path):
         LoraFolder().named("ink")
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         LoraFolder(tmp_path, LAYERS).read("ink")
+
+
+def test_a_lazy_folder_reads_what_is_named_and_nothing_else(tmp_path, caplog):
+    save_file(tensors_of(), tmp_path / "ink.safetensors")
+    (tmp_path / "of another model.safetensors").write_bytes(b"torn")
+    with caplog.at_level(logging.INFO, "hidream.model.checkpoint.lora_folder"):
+        folder = LoraFolder(tmp_path, LAYERS, lazy=True)
+        assert not caplog.records
+        assert value_of(folder.named("ink")) == 1.0
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["name=ink"]

@@ -115,3 +115,25 @@ def test_a_drawing_is_smaller_as_png_than_by_the_quickest_level_of_zlib():
     Image.fromarray(pixels).save(quickest, "PNG", compress_level=1)
     ours = encode(pixels, ImageFormat.PNG, seed=1, version=VERSION)
     assert len(ours) < 0.95 * len(quickest.getvalue())
+
+
+WORKFLOW = {"prompt": '{"1": {}}', "workflow": '{"nodes": []}'}
+
+
+@pytest.mark.parametrize("kind", list(ImageFormat))
+def test_comfyuis_workflow_is_where_comfyui_has_it(kind):
+    data = encode(gradient(), kind, seed=7, version=VERSION, workflow=WORKFLOW)
+    image = Image.open(io.BytesIO(data))
+    assert metadata(image)["seed"] == "7"
+    if kind is ImageFormat.PNG:
+        assert {name: image.text[name] for name in WORKFLOW} == WORKFLOW
+    else:
+        exif = image.getexif()
+        assert exif[0x0110] == f"prompt:{WORKFLOW['prompt']}"
+        assert exif[0x010F] == f"workflow:{WORKFLOW['workflow']}"
+
+
+@pytest.mark.parametrize("kind", list(ImageFormat))
+def test_what_is_not_known_is_left_out(kind):
+    image = Image.open(io.BytesIO(encode(gradient(), kind, seed=None, version=None)))
+    assert dict(metadata(image)) == {"Software": "hidream"}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,23 @@ def parts_in(
             raise CheckpointError(_not_one(root, part, files, others))
         found[part] = files[0]
     return found | _tokenizers(root)
+
+
+def encoders_and_vae(files: Iterable[Path], transformer: Path) -> dict[str, list[Path]]:
+    """Find among some files, wherever they are, those that would do for each other part of a transformer's model.
+
+    Files of other models, and files that cannot be read, are ignored. Raises CheckpointError on a transformer that is
+    none.
+    """
+    widths, parts = _widths(transformer), dict[str, list[Path]]()
+    for file in files:
+        try:
+            part = _part_of(read_shapes(file), widths)
+        except CheckpointError:
+            continue
+        if part is not None:
+            parts.setdefault(part, []).append(file)
+    return parts
 
 
 def _transformer(root: Path, variant: Variant | None) -> Path:

@@ -39,6 +39,22 @@ TEXT_CACHE_BYTES = 2**29
 """For embeddings of earlier prompts, in host memory: about a dozen of the published model's, 35 MB each."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """A checkpoint whose headers were read: what it will take, and how it will be loaded, as often as it is wanted."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    request: PlanRequest
+    device: torch.device
+    compiled: bool
+
+    def load(self, hash_cache: Path | None = None) -> Model:
+        """Load every part; for `hash_cache` see `load`. Raises CheckpointError where a file does not fit."""
+        digest = weights_hash(self.checkpoint.weight_files(), hash_cache)
+        return load_planned(self.plan, self.checkpoint, self.request, self.device, digest, compiled=self.compiled)
+
+
 def load(
     variant: Variant,
     checkpoint: Checkpoint | Path | None = None,
@@ -62,6 +78,31 @@ def load(
     Raises CheckpointError when a part is missing or does not fit; ConfigurationError on an unknown device, dtype or
     storage, and when there is not enough memory.
     """
+    planned = plan_model(
+        variant,
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        storage=storage,
+        memory_gb=memory_gb,
+        loras=loras,
+        compiled=compiled,
+    )
+    return planned.load(hash_cache)
+
+
+def plan_model(
+    variant: Variant,
+    checkpoint: Checkpoint | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    storage: str = "auto",
+    memory_gb: float = 0.0,
+    loras: Path | None = None,
+    compiled: bool | None = None,
+) -> PlannedModel:
+    """Do all of `load` that reads no weights: find the parts, read headers, plan the memory. Raises as it does."""
     if checkpoint is None:
         checkpoint = embedded(variant)
     elif isinstance(checkpoint, Path):
@@ -71,8 +112,7 @@ def load(
     kind = resolve_dtype(dtype, where)
     request = PlanRequest(variant, PLANNED_SIZE, resolve_weight_format(storage), kind, loras)
     plan = plan_checkpoint(checkpoint, request, hardware_of(where, memory_gb))
-    digest = weights_hash(checkpoint.weight_files(), hash_cache)
-    return load_planned(plan, checkpoint, request, where, digest, compiled=_is_compiled(compiled, plan, where))
+    return PlannedModel(plan, checkpoint, request, where, _is_compiled(compiled, plan, where))
 
 
 def load_planned(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hidream.model.finite import not_finite
 from hidream.model.latents.init_image import InitImage, cells, open_init_image
+from hidream.model.latents.init_latent import InitLatent
 from hidream.model.latents.shape import Grid, fit, render_grid, to_pixels
 from hidream.model.model import Model
 from hidream.model.network.config import sampling_preset
@@ -84,7 +85,7 @@ class PreparedRequest:
     request: ImageRequest
     preset: SamplingPreset
     passes: tuple[Pass, ...]
-    init_image: InitImage | None
+    init_image: InitImage | InitLatent | None
     loras: tuple[tuple[Lora, float], ...]  # in host memory, with their weights
     lora_bytes: int  # of their deltas on the device, while it is denoised
     warnings: tuple[str, ...]  # for the user, before anything is computed
@@ -133,32 +134,48 @@ def generate(model: Model, request: ImageRequest, on_step: OnStep | None = None)
         if on_step:
             on_step(Step(done, prepared.steps))
 
-    denoising = denoise(model, prepared, text.embeds, after_step)
+    latent = generate_latent(model, prepared, text.embeds, after_step)
+    denoised = now(model.device)
+
+    pixels = finish(model, prepared, latent)
+    done = now(model.device)
+    timings = Timings(embedded - started, denoised - embedded, done - denoised)
+    return GeneratedImage(pixels, timings, prepared.warnings + text.warnings)
+
+
+@torch.inference_mode()
+def generate_latent(model: Model, prepared: PreparedRequest, text: TextEmbeds, after_step: AfterStep) -> Tensor:
+    """Run the steps of a prepared request whose `prompts` are embedded: the final latent [1, C, h, w], float32.
+
+    Raises whatever `after_step` raises.
+    """
+    denoising = denoise(model, prepared, text, after_step)
     current: ModelEvaluation | Tensor = next(denoising)
     with model.phases.denoising():
         while isinstance(current, ModelEvaluation):
             batch = current.transformer.batch([current.conditioning])
             (velocity,) = current.transformer.velocity([current.latent], [current.modulation], batch)
             current = resume(denoising, velocity)
-    denoised = now(model.device)
-
-    pixels = finish(model, prepared, current)
-    done = now(model.device)
-    timings = Timings(embedded - started, denoised - embedded, done - denoised)
-    return GeneratedImage(pixels, timings, prepared.warnings + text.warnings)
+    return current
 
 
-def prepare(model: Model, request: ImageRequest, init_image: InitImage | None = None) -> PreparedRequest:
+def prepare(
+    model: Model,
+    request: ImageRequest,
+    init_image: InitImage | InitLatent | None = None,
+    more_loras: Sequence[tuple[Lora, float]] = (),
+) -> PreparedRequest:
     """Settle what can be settled before anything is computed.
 
-    `init_image` is the request's image, decoded elsewhere, or that of an equal request; without it, the request's
-    files are read here. Raises InvalidInput on files that are no images, and on LoRAs that cannot be used.
+    `init_image` is the request's image, decoded elsewhere, or that of an equal request, or a latent in its place;
+    without it, the request's files are read here. `more_loras` are applied with those that the request names. Raises
+    InvalidInput on files that are no images, and on LoRAs that cannot be used.
     """
     preset = resolve(model, request)
-    passes = plan_passes(model, request, preset)
+    passes = plan_passes(model, request, preset, from_latent=isinstance(init_image, InitLatent))
     _, dtype = model.transformer_of(request.mode)
     init_image = init_image or open_init_image(request, _sizes(model, passes))
-    loras = model.weighted_loras(request.loras)
+    loras = (*model.weighted_loras(request.loras), *more_loras)
     lora_bytes, left_out = checked_bytes(loras, model.device, dtype), lora_warnings(loras)
     warnings = left_out if init_image is None else init_image.warnings + left_out
     return PreparedRequest(request, preset, passes, init_image, loras, lora_bytes, warnings)
@@ -190,7 +207,7 @@ def denoise(model: Model, prepared: PreparedRequest, text: TextEmbeds, after_ste
         start = init_latent if x0 is None else enlarge(x0, noise)
         blend: Blend = _no_blend
         if init_image is not None and init_latent is not None:
-            blend = inpainting_blend(model, init_image, each.grid, init_latent, noise)
+            blend = inpainting_blend(changes(model, init_image, each.grid), init_latent, noise)
         x = noised(start, noise, each.schedule)
         sigmas = each.schedule.sigmas
         state, history = SamplerState(each.schedule, generator), History(sigmas, SLOPE[preset.sampler])
@@ -239,7 +256,7 @@ def finish(model: Model, prepared: PreparedRequest, x0: Tensor) -> np.ndarray:
         decoded = model.vae.decode(x0)[0].float()
         finite = torch.stack((torch.isfinite(x0).all(), torch.isfinite(decoded).all()))
         generated = fit(decoded, size)
-    blended = generated if init_image is None else init_image.at(size).blend(generated)
+    blended = init_image.at(size).blend(generated) if isinstance(init_image, InitImage) else generated
     pixels = to_pixels(blended).cpu().numpy()
     latent_finite, pixels_finite = finite.tolist()  # after the copy above, which has waited for the device
     if not (latent_finite and pixels_finite):
@@ -254,8 +271,13 @@ def resolve(model: Model, request: ImageRequest) -> SamplingPreset:
     return dataclasses.replace(preset, **{name: value for name, value in own.items() if value is not None})
 
 
-def plan_passes(model: Model, request: ImageRequest, preset: SamplingPreset) -> tuple[Pass, ...]:
-    """Settle grids, noise levels and evaluations: one pass, or a second one that refines on the size's own grid."""
+def plan_passes(
+    model: Model, request: ImageRequest, preset: SamplingPreset, *, from_latent: bool = False
+) -> tuple[Pass, ...]:
+    """Settle grids, noise levels and evaluations: one pass, or a second one that refines on the size's own grid.
+
+    `from_latent`: whether a latent takes the place of the request's image.
+    """
 
     def grid(render: Render) -> Grid:
         return render_grid(request.size, render, model.token_px, model.best_tokens, model.transformer.config.max_tokens)
@@ -265,7 +287,7 @@ def plan_passes(model: Model, request: ImageRequest, preset: SamplingPreset) -> 
         return Pass(grid, schedule, step_cache.plan(request.mode, preset.sampler, schedule, tokens))
 
     complete = sampler.schedule(preset.sampler, preset.steps, preset.shift, request.conformance)
-    share = 1.0 if request.image is None else request.strength
+    share = request.strength if from_latent or request.image is not None else 1.0
     first = one(grid(request.render), _tail(complete, complete.steps - max(1, int(complete.steps * share))))
     native = grid(Render.NATIVE)
     larger = native.rows * native.columns / (first.grid.rows * first.grid.columns)
@@ -299,8 +321,11 @@ def enlarge(x0: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x0, like.shape[-2:], mode="bicubic")
 
 
-def encode(model: Model, init_image: InitImage, grid: Grid) -> Tensor:
+def encode(model: Model, init_image: InitImage | InitLatent, grid: Grid) -> Tensor:
     """Encode the init image for a grid: its latent [1, C, h, w], float32."""
+    if isinstance(init_image, InitLatent):
+        patch = model.transformer.config.patch_size
+        return init_image.at(grid.rows * patch, grid.columns * patch).to(model.device)
     image = init_image.at(size_of(model, grid)).image
     with model.phases.autoencoding():
         return model.vae.encode(image[None].to(model.device)).float()
@@ -311,15 +336,24 @@ def size_of(model: Model, grid: Grid) -> Size:
     return Size(width=grid.columns * model.token_px, height=grid.rows * model.token_px)
 
 
-def inpainting_blend(model: Model, init_image: InitImage, grid: Grid, init_latent: Tensor, noise: Tensor) -> Blend:
-    """Make the function that resets everything outside the mask to `init_latent`, at any noise level."""
+def changes(model: Model, init_image: InitImage | InitLatent, grid: Grid) -> Tensor | None:
+    """Return the latent cells of a grid that may change [1, 1, h, w], 1 or 0; None for all."""
+    patch = model.transformer.config.patch_size
+    rows, columns = grid.rows * patch, grid.columns * patch
+    if isinstance(init_image, InitLatent):
+        return init_image.changes(rows, columns)
     mask = init_image.at(size_of(model, grid)).mask
-    if mask is None:
+    return None if mask is None else cells(mask, rows, columns)
+
+
+def inpainting_blend(changed: Tensor | None, init_latent: Tensor, noise: Tensor) -> Blend:
+    """Make the function that resets everything but the changed cells to `init_latent`, at any noise level."""
+    if changed is None:
         return _no_blend
-    changes = cells(mask, *init_latent.shape[-2:]).to(init_latent.device)
+    within = changed.to(init_latent.device) > 0
 
     def blend(x: Tensor, sigma: float) -> Tensor:
-        return torch.where(changes > 0, x, (1 - sigma) * init_latent + sigma * noise)
+        return torch.where(within, x, (1 - sigma) * init_latent + sigma * noise)
 
     return blend
 

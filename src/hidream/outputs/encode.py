@@ -35,24 +35,36 @@ WebP: method 0 makes 26 KiB in 29 ms, 4 and 6 make 21 in 80 and 108.
 AVIF: with more threads libavif cuts the image into tiles, and the bytes would depend on the machine. Speed 6 saves 12 %
 in 3.5 times the time, 10 costs 4 % and saves a fifth of it; halved colours save nothing."""
 
+_WORKFLOW_TAGS = (ExifTags.Base.Model, ExifTags.Base.Make, ExifTags.Base.ImageDescription)
+"""Where ComfyUI has its texts in EXIF, the prompt first (comfy_api/latest/_ui.py, `_create_webp_metadata`)."""
 _ASCII_COMMENT = b"ASCII\0\0\0"
 """What EXIF wants in front of a UserComment, to name its character code."""
 
 
 def encode(
-    pixels: np.ndarray, output_format: ImageFormat, *, seed: int, version: str, output_quality: int | None = None
+    pixels: np.ndarray,
+    output_format: ImageFormat,
+    *,
+    seed: int | None,
+    version: str | None,
+    output_quality: int | None = None,
+    workflow: Mapping[str, str] | None = None,
 ) -> bytes:
     """Encode uint8 pixels [height, width, 3].
 
+    seed, version: None where they are not known, of images that others generated.
     output_quality: 1 to 100, of the lossy formats; None: what is best for most. PNG loses nothing, whatever it says.
+    workflow: ComfyUI's own texts by name ("prompt", "workflow"), where ComfyUI writes and reads them.
     """
     assert output_quality is None or 1 <= output_quality <= 100, f"checked where requests are: {output_quality}"
-    metadata = {"Software": "hidream", "seed": str(seed), "version": version}
+    known = {"Software": "hidream", "seed": None if seed is None else str(seed), "version": version}
+    metadata = {name: text for name, text in known.items() if text is not None}
     options = {**OPTIONS[output_format]}
     if output_format is ImageFormat.PNG:
-        options["pnginfo"] = _text_chunks(metadata)
+        options["pnginfo"] = _text_chunks(metadata | dict(workflow or {}))
     else:
-        options |= {"quality": output_quality or FORMATS[output_format].quality, "exif": _exif(metadata)}
+        exif = _exif(metadata, workflow or {})
+        options |= {"quality": output_quality or FORMATS[output_format].quality, "exif": exif}
     file = io.BytesIO()
     pil_image(pixels).save(file, output_format.upper(), **options)
     return file.getvalue()
@@ -73,8 +85,10 @@ def _text_chunks(metadata: dict[str, str]) -> PngInfo:
     return chunks
 
 
-def _exif(metadata: dict[str, str]) -> Image.Exif:
+def _exif(metadata: dict[str, str], workflow: Mapping[str, str]) -> Image.Exif:
     exif = Image.Exif()
+    for tag, (name, text) in zip(_WORKFLOW_TAGS, workflow.items(), strict=False):
+        exif[tag] = f"{name}:{text}"
     exif[ExifTags.Base.Software] = metadata["Software"]
     comment = _ASCII_COMMENT + json.dumps(metadata).encode("ascii")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment

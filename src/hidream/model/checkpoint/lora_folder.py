@@ -43,14 +43,15 @@ class _CacheEntry:
 class LoraFolder:
     """The LoRAs of a folder, for a model whose `layers` they change; without a folder there are none.
 
-    All that are there are read at once, so that the log says early what is wrong with them. For one thread. Raises
-    ConfigurationError when the folder cannot be read.
+    All that are there are read at once, so that the log says early what is wrong with them; with `lazy`, for a folder
+    that has those of other models, too, each when it is first named. For one thread. Raises ConfigurationError when the
+    folder cannot be read.
     """
 
-    def __init__(self, folder: Path | None = None, layers: Layers | None = None) -> None:
+    def __init__(self, folder: Path | None = None, layers: Layers | None = None, *, lazy: bool = False) -> None:
         self._folder, self._layers = folder, layers or {}
         self._cached: dict[str, _CacheEntry] = {}  # the latest used is the last
-        for name in self._listed():
+        for name in [] if lazy else self._listed():
             with suppress(CheckpointError):  # the log has it
                 self.read(name)
 

@@ -57,6 +57,14 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return turned.flatten(-2).type_as(x)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalises in the type of its input; its weight has another while it is trained, in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] to [T, D]."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Projection(NamedTuple):
     """The six modules of one side of an attention, image or text."""
 
@@ -64,8 +72,8 @@ class Projection(NamedTuple):
     k: Linear
     v: Linear
     out: Linear
-    q_norm: nn.RMSNorm
-    k_norm: nn.RMSNorm
+    q_norm: RMSNorm
+    k_norm: RMSNorm
 
 
 class Attention(nn.Module):
@@ -79,7 +87,7 @@ class Attention(nn.Module):
             for name in ("to_q", "to_k", "to_v", "to_out"):
                 self.add_module(name + side, Linear(dim, dim, matmul=kernels.matmul))
             for name in ("q_rms_norm", "k_rms_norm"):
-                self.add_module(name + side, nn.RMSNorm(dim, eps=RMS_EPS))
+                self.add_module(name + side, RMSNorm(dim, eps=RMS_EPS))
         self.fused: dict[str, tuple[Tensor, Tensor]] = {}  # side to weight [3D, D] and bias [3D] of q, k and v
         self.prepacked: dict[tuple[str, int], Tensor] = {}  # side and number of last matrices to their prepacked copy
 
@@ -105,18 +113,18 @@ class Attention(nn.Module):
         """Project x [T, D] to q, k and v, each [T, H, K], q and k normalised over the whole width."""
         p = self.side(side)
         q, k, v = self._project(x, side, (p.q, p.k, p.v), adapters)
-        return self._split(_normed(q, p.q_norm)), self._split(_normed(k, p.k_norm)), self._split(v)
+        return self._split(p.q_norm(q)), self._split(p.k_norm(k)), self._split(v)
 
     def kv(self, x: Tensor, side: str = "", adapters: RowAdapters = NO_ADAPTERS) -> tuple[Tensor, Tensor]:
         """Project x [T, D] to k and v only, for tokens that are attended to but do not attend."""
         p = self.side(side)
         k, v = self._project(x, side, (p.k, p.v), adapters)
-        return self._split(_normed(k, p.k_norm)), self._split(v)
+        return self._split(p.k_norm(k)), self._split(v)
 
     def q(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """Project x [T, D] to q [T, H, K] only."""
         p = self.side("")
-        return self._split(_normed(p.q(x, adapters), p.q_norm))
+        return self._split(p.q_norm(p.q(x, adapters)))
 
     def out(self, x: Tensor, side: str = "", adapters: RowAdapters = NO_ADAPTERS) -> Tensor:
         """Bring attended heads x [T, H, K] back to [T, D]."""
@@ -134,11 +142,6 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))  # [T, H, K]
-
-
-def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """Normalise x [T, D] in its own type; its weight has another while it is trained, in float32."""
-    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -86,9 +86,13 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor, adapters: RowAdapters = NO_ADAPTERS) -> tuple[Tensor, Tensor]:
         """Tokens [T, D] to the probabilities [T, A] and the numbers [T, A] of their best experts."""
-        logits = with_deltas(self.published, x, self.matmul(x, self.weight, None), None, adapters)
-        probability, expert = logits.softmax(dim=-1).topk(self.active, dim=-1, sorted=False)
-        return probability, expert
+        return best(with_deltas(self.published, x, self.matmul(x, self.weight, None), None, adapters), self.active)
+
+
+def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor]:
+    """Turn a gate's logits [T, E] into the probabilities and the numbers of each token's best experts, [T, A] each."""
+    probability, expert = logits.softmax(dim=-1).topk(active, dim=-1, sorted=False)
+    return probability, expert
 
 
 class MixtureOfExperts(nn.Module):
