@@ -48,7 +48,9 @@ class Receiver:
         task = asyncio.current_task()
         self._talking.add(task)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(
+                OSError, asyncio.IncompleteReadError
+            ):  # the other side was killed: not each is a ConnectionError
                 await self._talk(reader, writer)
         finally:
             self._talking.discard(task)
