@@ -50,7 +50,7 @@ class Receiver:
         try:
             with suppress(
                 OSError, asyncio.IncompleteReadError
-            ):  # the other side was killed: not each is a ConnectionError
+            ):  # ENOTCONN is no ConnectionError
                 await self._talk(reader, writer)
         finally:
             self._talking.discard(task)
