@@ -48,9 +48,7 @@ class Receiver:
         task = asyncio.current_task()
         self._talking.add(task)
         try:
-            with suppress(
-                OSError, asyncio.IncompleteReadError
-            ):  # ENOTCONN is no ConnectionError
+            with suppress(OSError, asyncio.IncompleteReadError):  # ENOTCONN is no ConnectionError
                 await self._talk(reader, writer)
         finally:
             self._talking.discard(task)
