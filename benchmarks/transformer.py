@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import comfyui
 import torch
 from arithmetic import peak_flops, peak_products, peak_rates, step_flops
 from diffusers import HiDreamImageTransformer2DModel
@@ -37,6 +36,7 @@ from measure import Spread, interleaved, ratio, report
 from process import load_average
 from torch import Tensor, nn
 
+import comfyui
 from hidream.model.checkpoint.checkpoint import Checkpoint, embedded, load_transformer
 from hidream.model.network.config import TransformerConfig
 from hidream.model.network.ragged_batch import RaggedBatch
