@@ -183,6 +183,17 @@ def test_weights_that_change_between_two_runs(nano):
     assert_equal(sample(ours), sample(native))
 
 
+def test_an_unloaded_model_leaves_no_copy(nano):
+    native = nano.native()
+    ours = accelerated(native)
+    expected = sample(ours)
+    forward = ours.object_patches["diffusion_model._forward"]
+    assert forward._borrowed is not None
+    importlib.import_module("comfy.model_management").unload_all_models()
+    assert forward._borrowed is None
+    assert torch.equal(sample(ours), expected)
+
+
 def test_layers_of_another_package(nano):
     """Layers that compute in their own way are called, as those that read GGUF."""
     native = nano.native()
