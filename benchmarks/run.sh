@@ -10,12 +10,17 @@ log=$(mktemp)
 trap 'rm -f "$log" "$log.txt"' EXIT
 failed=
 # large wants 10 GB of disk, 12 of memory, and minutes
-for script in transformer pipeline modes start decode load server long_queue loading large; do
+for script in transformer pipeline modes start decode load server long_queue loading large comfyui_nodes; do
     echo "== $script"
-    arguments=()
+    arguments=() python=../$BIN/python
     [[ $script == transformer && -n $checkout ]] && arguments=(--comfyui "$checkout")
+    if [[ $script == comfyui_nodes ]]; then
+        [[ -n $checkout ]] || { echo "not run: COMFYUI names no checkout"; continue; }
+        python=$("$python" ../tests/comfyui/comfyui_environment.py "$checkout") || exit
+        arguments=(--comfyui "$checkout")
+    fi
     result=results/$(date -u +%F)-$script.txt
-    if ! "../$BIN/python" "$script.py" "${arguments[@]}" 2>"$log" | tee "$log.txt" | grep -v '^{'; then
+    if ! "$python" "$script.py" "${arguments[@]}" 2>"$log" | tee "$log.txt" | grep -v '^{'; then
         failed+=" $script"
         tail -n 5 "$log"
         continue

@@ -72,6 +72,7 @@ def accelerated(model: Any, mode: str) -> Any:
         CallbacksMP.ON_APPLY_HOOKS: forward.check,
         CallbacksMP.ON_LOAD: forward.forget,
         CallbacksMP.ON_CLEANUP: forward.forget,
+        CallbacksMP.ON_DETACH: forward.drop,
     }
     for call, function in calls.items():
         clone.remove_callbacks_with_key(call, KEY)
@@ -144,6 +145,11 @@ class Forward:
         """Forget prompts, at the end of a run and when weights are loaded."""
         if self._borrowed is not None:
             self._borrowed.forget()
+
+    def drop(self, _patcher: Any, unloaded: bool) -> None:
+        """Let copies go with the model that ComfyUI unloads."""
+        if unloaded:
+            self._borrowed = None
 
     def check(self, *_: Any) -> None:
         """Before a run, and when hooks have changed weights within one: forget what depends on others than these."""

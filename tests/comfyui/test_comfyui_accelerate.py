@@ -1,11 +1,11 @@
 """Accelerate HiDream in this process, on ComfyUI's own modules: equal to the native forward pass, whatever the weights.
 
-Runs nano, whose model class is built from its configuration (`nano_native`).
+Runs nano, whose model class is built from its configuration (`nano_native`). How much faster it is:
+benchmarks/comfyui_nodes.py.
 """
 
 import importlib
 import sys
-import time
 
 import loaded_nodes
 import pytest
@@ -134,14 +134,16 @@ def test_areas_masks_and_batches(nano):
     assert_equal(sample(accelerated(native), noise_mask=mask), sample(native, noise_mask=mask))
 
 
-@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_weights_that_are_cast(nano, compute):
-    native = nano.native(dtype=torch.bfloat16, compute=None if compute is torch.bfloat16 else compute)
-    ours, theirs = sample(accelerated(native)), sample(native)
-    if compute is torch.float32:
-        assert_equal(ours, theirs)
-    else:  # rounding to 8 bits in another order
-        assert (ours - theirs).abs().max() <= 0.1 * theirs.abs().max()
+def test_weights_that_are_cast(nano):
+    native = nano.native(dtype=torch.bfloat16, compute=torch.float32)
+    assert_equal(sample(accelerated(native)), sample(native))
+
+
+def test_bfloat16_is_no_further_from_float32_than_the_native_pass(nano):
+    exact = sample(nano.native(dtype=torch.bfloat16, compute=torch.float32))
+    native = nano.native(dtype=torch.bfloat16)
+    ours, theirs = (float((sample(each) - exact).pow(2).mean()) for each in (accelerated(native), native))
+    assert 0 < ours < 1.5 * theirs
 
 
 def test_fp8_weights(nano):
@@ -179,6 +181,17 @@ def test_weights_that_change_between_two_runs(nano):
     with torch.no_grad():
         native.model.diffusion_model.caption_projection[0].linear.weight.mul_(1.5)
     assert_equal(sample(ours), sample(native))
+
+
+def test_an_unloaded_model_leaves_no_copy(nano):
+    native = nano.native()
+    ours = accelerated(native)
+    expected = sample(ours)
+    forward = ours.object_patches["diffusion_model._forward"]
+    assert forward._borrowed is not None
+    importlib.import_module("comfy.model_management").unload_all_models()
+    assert forward._borrowed is None
+    assert torch.equal(sample(ours), expected)
 
 
 def test_layers_of_another_package(nano):
@@ -252,19 +265,3 @@ def test_another_model_is_refused(nano):
     model.add_object_patch("diffusion_model", torch.nn.Linear(1, 1))
     with pytest.raises(InvalidInput, match="model is a Linear; accepted: a HiDream-I1 model"):
         accelerated(model)
-
-
-def test_it_is_faster(nano, record_property):
-    """Interleaved, the fastest of some runs of each."""
-    native = nano.native()
-    ours = accelerated(native)
-    seconds = {native: [], ours: []}
-    for _ in range(5):
-        for model, taken in seconds.items():
-            started = time.perf_counter()
-            sample(model, size=(32, 32), steps=8)
-            taken.append(time.perf_counter() - started)
-    ratio = min(seconds[native]) / min(seconds[ours])
-    record_property("native_over_accelerated", round(ratio, 2))
-    print(f"native {min(seconds[native]):.3f} s, accelerated {min(seconds[ours]):.3f} s, ratio {ratio:.2f}")  # noqa: T201
-    assert ratio > 1

@@ -254,8 +254,8 @@ async def test_an_uploaded_image_is_changed_where_its_mask_says(local):
     shown = await pixels_of(local, graph.nodes)
     assert shown.shape == (SIZE, SIZE, 3)
     apart = np.abs(shown.astype(float) - (230, 180, 60)).mean((0, 2))
-    assert apart[: SIZE // 2 - 16].mean() < 12, "the autoencoder's own error"
-    assert apart[SIZE // 2 + 16 :].mean() > 30
+    assert apart[: SIZE // 2 - 16].mean() < 5, "the autoencoder's own error"
+    assert apart[SIZE // 2 + 16 :].mean() > 10, "a fox"
 
 
 async def test_a_batch_of_latents_gives_as_many_images(local, library):
