@@ -62,7 +62,7 @@ def main() -> None:
         for variant, side_px in CASES:
             sides = sides_of(nano, load(variant, device="cpu"), side_px, arguments.steps)
             rows += compare(f"{variant} {side_px}²", sides, arguments.rounds, clock)
-        rows += compare("width 2560, 512²", wide_sides(nano), max(arguments.rounds // 2, 2), clock)
+        rows += compare("width 2560, 512²", wide_sides(nano), arguments.rounds, clock)
     settings = {"steps": arguments.steps, "rounds": arguments.rounds, "threads": arguments.threads}
     settings |= {"clock": clock.__name__, "load": load_average(), "comfyui": version(arguments.comfyui)}
     report("comfyui_nodes", rows, settings)
