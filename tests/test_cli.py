@@ -167,7 +167,7 @@ def test_info_lists_loras_and_why_some_cannot_be_used(home, capsys, monkeypatch)
         (["generate", " "], "prompt is empty"),
         (["generate", "x", "--steps", "0"], "steps is 0"),
         (["generate", "x", "--strength", "nan"], "strength is nan"),
-        (["generate", "x", "--image", "/nowhere"], "/nowhere cannot be read"),
+        (["generate", "x", "--image", "/nowhere"], "'/nowhere' cannot be read"),
         (["generate", "x", "--image", __file__], "image is not an image that can be read"),
         (["generate", "x", "--model", "/nowhere"], "/nowhere"),
         (["generate", "x", "--model", ""], "--model is ''; accepted: a path"),

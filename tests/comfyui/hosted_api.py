@@ -28,12 +28,12 @@ class SlowServer:
 
     def answer(self, method, path, body, headers):
         """The response to a request, as a status, a content type and bytes."""
-        if method == "POST":
+        if method == "POST" and path.endswith("/cancel"):
+            self.cancelled.append(path.split("/")[-2])
+        elif method == "POST":
             self.submitted.append(headers["idempotency-key"])
             self.received.set()
             assert len(self.submitted) > 1 or self.release.wait(60)
-        elif method == "DELETE":
-            self.cancelled.append(path.rpartition("/")[2])
         elif not path.endswith("/result"):
             return 404, "application/json", b'{"code": 404, "message": "not found"}'
         status = "cancelled" if self.cancelled else "created"

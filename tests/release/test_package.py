@@ -56,6 +56,7 @@ def test_wheel_and_sdist_have_the_site_if_it_is_built(tmp_path):
     """`python -m build` makes the wheel of the sdist."""
     for name in ("pyproject.toml", ".gitignore", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "comfyui").mkdir()
     page = "hidream/server/site/index.html"
     assert "src/hidream/server/site" in (ROOT / ".gitignore").read_text()
     for each in ("hidream/__init__.py", page):

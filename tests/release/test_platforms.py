@@ -270,6 +270,8 @@ sys.meta_path.insert(0, Missing())
 disk, pair, unix = shutil.disk_usage("."), socket.socketpair, socket.AF_UNIX
 shutil.disk_usage = lambda path: disk  # the standard library has its own ways for these on Windows
 socket.socketpair = lambda: pair(unix)
+import filelock
+filelock.FileLock = filelock.SoftFileLock  # as that library does where there is no fcntl
 for module, names in NAMES.items():
     for name in names:
         if hasattr(sys.modules[module], name):

@@ -11,6 +11,9 @@ from __future__ import annotations
 import gc
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,11 +102,7 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
             raise ConfigurationError(f"there is no {needed}; accepted: a model folder in the diffusers layout")
     kind = getattr(diffusers, json.loads((scheduler / "scheduler_config.json").read_text())["_class_name"])
     load: dict[str, Any] = {"torch_dtype": model.dtype}  # 0.36 knows no other name
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    with warnings.catch_warnings(), stock_folder(parts["transformer"], published_config) as folder:
-        warnings.simplefilter("ignore", FutureWarning)  # later versions say `dtype`, and accept this one until 1.0
+    with _silence(diffusers, transformers), stock_folder(parts["transformer"], published_config) as folder:
         pipeline = diffusers.HiDreamImagePipeline.from_pretrained(
             shared,
             transformer=diffusers.HiDreamImageTransformer2DModel.from_pretrained(folder, **load),
@@ -117,6 +116,24 @@ def _stock(variant: Variant, config: Settings, model: Model) -> Any:  # noqa: AN
     if model.device.type == "cuda":
         pipeline.enable_sequential_cpu_offload()
     return pipeline
+
+
+@contextmanager
+def _silence(*libraries: ModuleType) -> Iterator[None]:
+    """Within the block, diffusers and transformers show no progress and no warnings."""
+    loggers = [library.utils.logging for library in libraries]
+    before = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.disable_progress_bar()
+        logger.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # later versions say `dtype`, and accept this one until 1.0
+            yield
+    finally:
+        for logger, verbosity in zip(loggers, before, strict=True):
+            logger.enable_progress_bar()
+            logger.set_verbosity(verbosity)
 
 
 def _theirs(pipeline: Any, request: ImageRequest, variant: Variant, tokens: int) -> np.ndarray:  # noqa: ANN401
