@@ -81,6 +81,9 @@ COMMANDS = {
     "keys erase": ([KEY, "--yes"], 1, KEY),
     "audit": ([], 0, "keys create"),
     "store copy": (["home/hidream.db", "copy.db"], 0, "copied"),
+    "comfyui install": (["home"], 1, "home"),
+    "comfyui uninstall": (["home"], 1, "home"),
+    "comfyui doctor": (["home"], 1, "home"),
     "doctor": ([], 0, "nothing is wrong"),
 }
 """Each command with arguments, its exit status and a part of what it says, where its extras are installed.
