@@ -90,6 +90,7 @@ class GenerateNode(io.ComfyNode):
             result = await generate(found, request, server.timeout_s, shown.event, interrupted)
         except Interruption:
             raise comfy.model_management.InterruptProcessingException from None
+        shown.end()
         shown.text(_summary(result))
         seed = -1 if result.seed is None else result.seed
         return io.NodeOutput(batch(result.images), seed, _info(result), _details(result))
@@ -103,7 +104,7 @@ class Shown:
 
         self._node_id = node_id
         self._bar = comfy.utils.ProgressBar(1)
-        self._said = ""
+        self._said, self._steps = "", 1
 
     def event(self, event: Event) -> None:
         """Show how far the task is. Raises ComfyUI's own error when it was interrupted."""
@@ -115,7 +116,12 @@ class Shown:
             self.text(f"step {event.step} of {event.steps}")
             preview = event.preview
             image = None if preview is None else ("JPEG", _enlarged(preview), None)
+            self._steps = event.steps
             self._bar.update_absolute(event.step, event.steps, image)
+
+    def end(self) -> None:
+        """Fill the bar: a server need not tell of every step."""
+        self._bar.update_absolute(self._steps, self._steps)
 
     def text(self, text: str) -> None:
         """Show a line in the node."""
